@@ -1,0 +1,71 @@
+"""The depth transformer: the codebooks of one frame, one after the other, unrolled into a single graph."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pplex.export.layers import Linear, RMSNorm, SwiGLU, embed, sample
+from pplex.runtime.config import ModelConfig, TransformerConfig
+
+
+class DepthStep(nn.Module):
+    """The weights of one step: every projection, and nothing that is shared between steps."""
+
+    def __init__(self, config: ModelConfig, step: int):
+        super().__init__()
+        stack, card = config.depth, config.text_card if step == 0 else config.audio_card
+        self.input = Linear(config.temporal.dim, stack.dim)
+        self.emb = nn.Parameter(torch.empty(card + 1, stack.dim))
+        self.in_proj = nn.ModuleList(Linear(stack.dim, 3 * stack.dim) for _ in range(stack.layers))
+        self.out_proj = nn.ModuleList(Linear(stack.dim, stack.dim) for _ in range(stack.layers))
+        self.gating = nn.ModuleList(SwiGLU(stack.dim, stack.hidden) for _ in range(stack.layers))
+        self.output = Linear(stack.dim, config.audio_card)
+
+
+class Depth(nn.Module):
+    """Inputs and outputs as in the `depth` GraphSpec; keys and values live inside one call."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        stack = config.depth
+        self.stack = stack
+        self.norm1 = nn.ModuleList(RMSNorm(stack.dim) for _ in range(stack.layers))
+        self.norm2 = nn.ModuleList(RMSNorm(stack.dim) for _ in range(stack.layers))
+        self.steps = nn.ModuleList(DepthStep(config, k) for k in range(config.depth_steps))
+
+    def forward(
+        self,
+        hidden: Tensor,
+        text_token: Tensor,
+        forced_audio: Tensor,
+        audio_noise: Tensor,
+        audio_temperature: Tensor,
+        audio_top_k: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(self.stack.layers)]
+        token, tokens, all_logits = text_token, [], []
+        for k, step in enumerate(self.steps):
+            x = step.input(hidden) + embed(step.emb, token)  # [B, dim]
+            for layer in range(self.stack.layers):
+                x = x + self.attend(step, layer, self.norm1[layer](x), past[layer])
+                x = x + step.gating[layer](self.norm2[layer](x))
+            logits = step.output(x).float()
+            token = sample(logits, audio_noise[:, k], audio_temperature, audio_top_k, forced_audio[:, k])
+            tokens.append(token)
+            all_logits.append(logits)
+        return torch.stack(tokens, 1), torch.stack(all_logits, 1)
+
+    def attend(self, step: DepthStep, layer: int, x: Tensor, past: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Attention of the newest step to the steps so far; appends its key and value to `past`."""
+        q, k, v = _heads(step.in_proj[layer](x), self.stack)
+        past.append((k, v))
+        # The reference's ring holds one entry per step and, once full, hides its oldest: see layers.ring_mask.
+        visible = past[len(past) == self.stack.capacity :]
+        keys, values = (torch.cat(parts, 2) for parts in zip(*visible, strict=True))  # [B, H, k+1, D]
+        y = F.scaled_dot_product_attention(q, keys, values)
+        return step.out_proj[layer](y.flatten(1))
+
+
+def _heads(qkv: Tensor, stack: TransformerConfig) -> tuple[Tensor, ...]:
+    """[B, 3 dim] -> query, key and value, [B, H, 1, D] each."""
+    return qkv.unflatten(-1, (3, stack.heads, 1, stack.head_dim)).unbind(1)

@@ -1,0 +1,133 @@
+"""Building blocks of the exported graphs: torch code that runs eagerly and traces to one standard ONNX op each."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pplex.runtime.config import TransformerConfig
+
+
+class Linear(nn.Module):
+    """x @ weight, weight [inputs, outputs]: the layout of ONNX's MatMul, so that no transpose is left in the graph."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class RMSNorm(nn.Module):
+    """x * weight / sqrt(mean(x^2) + 1e-8), computed in float32."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-8).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """out(silu(gate) * value), gate and value being the halves of one projection."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.linear_in, self.linear_out = Linear(dim, 2 * hidden), Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.linear_in(x).chunk(2, dim=-1)
+        return self.linear_out(F.silu(gate) * value)
+
+
+def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
+    """Write update [B, H, T, D] into ring [B, H, C, D] at step index[b], ..., index[b] + T - 1, which must not wrap."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            "TensorScatter",
+            (ring, update, index),
+            attrs={"axis": 2, "mode": "linear"},
+            dtype=ring.dtype,
+            shape=ring.shape,
+            version=24,
+        )
+    steps = index[:, None] + torch.arange(update.shape[2])  # [B, T]
+    return ring.scatter(2, steps[:, None, :, None].expand_as(update), update)
+
+
+def ring_mask(position: Tensor, steps: int, capacity: int, whole_write: bool) -> Tensor:
+    """Which ring entries each of the `steps` queries at position[b], position[b] + 1, ... may read: [B, 1, T, C] bool.
+
+    After a write that ends at step E (exclusive) the reference takes entry E % C, the oldest, for step E itself and
+    masks it as not yet seen. C = 4, E = 6:
+
+        entry       0   1   2   3
+        holds step  4   5   2   3
+        read as     4   5   6   3      so the window is 3 steps: capacity - 1
+
+    `whole_write`: the reference steps all T at once, as in the codec, and E is the same for every query. Without it the
+    result is that of T calls of one step each, as long as the ring is not yet full.
+    """
+    query = position[:, None] + torch.arange(steps)  # [B, T]
+    last = position[:, None] + (steps - 1)  # [B, 1]
+    end = last + 1 if whole_write else query + 1
+    held = last - (last - torch.arange(capacity)) % capacity  # [B, C] the step each entry holds; below 0: none yet
+    held = held[:, None, :]
+    visible = (held >= 0) & (held <= query[:, :, None]) & (held > end[:, :, None] - capacity)
+    return visible[:, None]
+
+
+def rope(position: Tensor, steps: int, stack: TransformerConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, T, D/2] in float32 of the angles at position[b], position[b] + 1, ..."""
+    pairs = torch.arange(stack.head_dim // 2, dtype=torch.float32)
+    frequency = torch.exp(pairs * (-math.log(stack.max_period) * 2 / stack.head_dim))
+    angle = (position[:, None] + torch.arange(steps)).float()[:, :, None] * frequency
+    return torch.cos(angle), torch.sin(angle)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (2i, 2i + 1) of x [B, H, T, D] by their angles, in float32."""
+    return torch.onnx.ops.rotary_embedding(x.float(), cos, sin, interleaved=True).to(x.dtype)
+
+
+class RingAttention(nn.Module):
+    """Self-attention over a ring of past keys and values: (x, ring_k, ring_v) -> (y, ring_k, ring_v)."""
+
+    def __init__(self, stack: TransformerConfig):
+        super().__init__()
+        self.heads, self.head_dim = stack.heads, stack.head_dim
+        self.in_proj, self.out_proj = Linear(stack.dim, 3 * stack.dim), Linear(stack.dim, stack.dim)
+
+    def forward(
+        self, x: Tensor, ring_k: Tensor, ring_v: Tensor, index: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.in_proj(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
+        q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
+        ring_k, ring_v = tensor_scatter(ring_k, k, index), tensor_scatter(ring_v, v, index)
+        y = F.scaled_dot_product_attention(q, ring_k, ring_v, attn_mask=mask)
+        return self.out_proj(y.transpose(1, 2).flatten(2)), ring_k, ring_v
+
+
+def sample(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, forced: Tensor) -> Tensor:
+    """Draw a token from softmax(logits / temperature) cut to the top k, or take the forced one: [B] int64.
+
+    logits [B, card] float32; noise [B, N] ~ Exp(1), entry i for the i-th most probable candidate; temperature, top_k,
+    forced [B]. argmax(p / noise) draws exactly from p (the exponential race), and as only the ratios of p count, the
+    softmax's denominator is left out.
+    """
+    candidates = min(noise.shape[-1], logits.shape[-1])
+    values, tokens = torch.topk(logits, candidates, dim=-1)
+    weight = torch.exp((values - values[:, :1]) / temperature[:, None])
+    race = weight / noise[:, :candidates]
+    race = torch.where(torch.arange(candidates) < top_k[:, None], race, -1.0)
+    winner = torch.argmax(race, dim=-1, keepdim=True)
+    return torch.where(forced >= 0, forced, tokens.gather(1, winner)[:, 0])
+
+
+def embed(table: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of table [card, dim] for tokens [...]; a token of -1 gives zeros."""
+    rows = F.embedding(tokens.clamp(min=0), table)
+    return torch.where((tokens >= 0)[..., None], rows, 0.0)

@@ -1,0 +1,69 @@
+"""The temporal transformer: one 80 ms step of the language model for B slots, or a chunk of forced steps."""
+
+import torch
+from torch import Tensor, nn
+
+from pplex.export.layers import Linear, RingAttention, RMSNorm, SwiGLU, embed, ring_mask, rope, sample
+from pplex.runtime.config import ModelConfig, TransformerConfig
+
+
+class TemporalLayer(nn.Module):
+    """Pre-norm attention and gated feed-forward, each added to the stream."""
+
+    def __init__(self, stack: TransformerConfig):
+        super().__init__()
+        self.norm1, self.attention = RMSNorm(stack.dim), RingAttention(stack)
+        self.norm2, self.gating = RMSNorm(stack.dim), SwiGLU(stack.dim, stack.hidden)
+
+    def forward(self, x: Tensor, ring_k: Tensor, ring_v: Tensor, *where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, ring_k, ring_v = self.attention(self.norm1(x), ring_k, ring_v, *where)
+        x = x + y
+        return x + self.gating(self.norm2(x)), ring_k, ring_v
+
+
+class Temporal(nn.Module):
+    """Inputs and outputs as in the `temporal` GraphSpec; `rings` are k and v of each layer, [B, H, C, D]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        stack = config.temporal
+        self.stack, self.audio_rows = stack, config.audio_card + 1
+        self.text_emb = nn.Parameter(torch.empty(config.text_card + 1, stack.dim))
+        self.audio_emb = nn.Parameter(torch.empty((config.num_streams - 1) * self.audio_rows, stack.dim))
+        self.layers = nn.ModuleList(TemporalLayer(stack) for _ in range(stack.layers))
+        self.out_norm = RMSNorm(stack.dim)
+        self.text_linear = Linear(stack.dim, config.text_card)
+
+    def forward(
+        self,
+        codes: Tensor,
+        embedding: Tensor,
+        position: Tensor,
+        forced_text: Tensor,
+        text_noise: Tensor,
+        text_temperature: Tensor,
+        text_top_k: Tensor,
+        *rings: Tensor,
+    ) -> tuple[Tensor, ...]:
+        steps, capacity = codes.shape[1], rings[0].shape[2]
+        x = self.embed_streams(codes) + embedding  # [B, T, dim]
+        where = (
+            position % capacity,
+            ring_mask(position, steps, capacity, whole_write=False),
+            *rope(position, steps, self.stack),
+        )
+        present: list[Tensor] = []
+        for layer, ring_k, ring_v in zip(self.layers, rings[::2], rings[1::2], strict=True):
+            x, ring_k, ring_v = layer(x, ring_k, ring_v, *where)
+            present += [ring_k, ring_v]
+        hidden = self.out_norm(x[:, -1])  # [B, dim]
+        logits = self.text_linear(hidden).float()
+        token = sample(logits, text_noise, text_temperature, text_top_k, forced_text)
+        return hidden, token, logits, *present
+
+    def embed_streams(self, codes: Tensor) -> Tensor:
+        """Sum of the embeddings of all streams: [B, T, 17] -> [B, T, dim]."""
+        audio = codes[..., 1:]
+        offset = torch.arange(audio.shape[-1]) * self.audio_rows
+        rows = torch.where(audio >= 0, audio + offset, -1)
+        return embed(self.audio_emb, rows).sum(2) + embed(self.text_emb, codes[..., 0])

@@ -1,0 +1,167 @@
+"""Where each parameter of an exported graph comes from: checkpoint keys, and what is done with their tensors."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.depth import Depth
+from pplex.export.mimi import MimiDecoder, MimiEncoder
+from pplex.export.temporal import Temporal
+from pplex.runtime.config import CODEBOOKS, ModelConfig
+from pplex.runtime.errors import CheckpointError
+from pplex.runtime.graphs import Seanet, downsample, seanet_decoder, seanet_encoder, upsample
+
+MODULES: dict[str, type[nn.Module]] = {
+    "mimi_encode": MimiEncoder,
+    "temporal": Temporal,
+    "depth": Depth,
+    "mimi_decode": MimiDecoder,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parameter's checkpoint keys, and the function of their tensors that gives it."""
+
+    keys: tuple[str, ...]
+    make: Callable[..., Tensor]
+
+    def read(self, checkpoint: Checkpoint) -> Tensor:
+        """The parameter in float32, contiguous."""
+        return self.make(*(checkpoint.read(key) for key in self.keys)).to(torch.float32).contiguous()
+
+
+Sources = Iterator[tuple[str, Source]]
+
+
+def sources(graph: str, config: ModelConfig, depth_sets: int) -> dict[str, Source]:
+    """Parameter name -> Source for one graph. Raises CheckpointError where the checkpoint's depth sets do not suffice."""
+    if config.depth_steps > depth_sets:
+        raise CheckpointError(f"The checkpoint holds {depth_sets} depth steps: {config.depth_steps} cannot be exported.")
+    table = {
+        "mimi_encode": _mimi_encode(config),
+        "temporal": _temporal(config),
+        "depth": _depth(config, depth_sets),
+        "mimi_decode": _mimi_decode(config),
+    }
+    return dict(table[graph])
+
+
+def load(graph: str, checkpoint: Checkpoint, config: ModelConfig | None = None) -> nn.Module:
+    """The graph's torch module in float32 with the checkpoint's weights, ready to call."""
+    config = config or checkpoint.config
+    with torch.device("meta"):
+        module = MODULES[graph](config)
+    weights = {name: source.read(checkpoint) for name, source in sources(graph, config, checkpoint.depth_sets).items()}
+    module.load_state_dict(weights, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _same(*keys: str) -> Source:
+    return Source(keys, lambda tensor: tensor)
+
+
+def _flat(key: str) -> Source:
+    return Source((key,), torch.Tensor.flatten)
+
+
+def _linear(key: str) -> Source:
+    return Source((key,), torch.t)
+
+
+def _linear_part(key: str, part: int, parts: int) -> Source:
+    return Source((key,), lambda tensor: tensor.chunk(parts)[part].t())
+
+
+def _pointwise(key: str) -> Source:
+    return Source((key,), lambda tensor: tensor[..., 0].t())
+
+
+def _gating(name: str, key: str) -> Sources:
+    for part in ("linear_in", "linear_out"):
+        yield f"{name}.{part}.weight", _linear(f"{key}.{part}.weight")
+
+
+def _temporal(config: ModelConfig) -> Sources:
+    yield "text_emb", _same("text_emb.weight")
+    keys = tuple(f"emb.{i}.weight" for i in range(config.num_streams - 1))
+    yield "audio_emb", Source(keys, lambda *tables: torch.cat(tables))
+    for i in range(config.temporal.layers):
+        name, key = f"layers.{i}", f"transformer.layers.{i}"
+        yield f"{name}.norm1.weight", _flat(f"{key}.norm1.alpha")
+        yield f"{name}.norm2.weight", _flat(f"{key}.norm2.alpha")
+        yield f"{name}.attention.in_proj.weight", _linear(f"{key}.self_attn.in_proj_weight")
+        yield f"{name}.attention.out_proj.weight", _linear(f"{key}.self_attn.out_proj.weight")
+        yield from _gating(f"{name}.gating", f"{key}.gating")
+    yield "out_norm.weight", _flat("out_norm.alpha")
+    yield "text_linear.weight", _linear("text_linear.weight")
+
+
+def _depth(config: ModelConfig, depth_sets: int) -> Sources:
+    for i in range(config.depth.layers):
+        for norm in ("norm1", "norm2"):
+            yield f"{norm}.{i}.weight", _flat(f"depformer.layers.{i}.{norm}.alpha")
+    for k in range(config.depth_steps):
+        yield f"steps.{k}.input.weight", _linear(f"depformer_in.{k}.weight")
+        yield f"steps.{k}.emb", _same("depformer_text_emb.weight" if k == 0 else f"depformer_emb.{k - 1}.weight")
+        yield f"steps.{k}.output.weight", _linear(f"linears.{k}.weight")
+        for i in range(config.depth.layers):
+            key = f"depformer.layers.{i}"
+            yield f"steps.{k}.in_proj.{i}.weight", _linear_part(f"{key}.self_attn.in_proj_weight", k, depth_sets)
+            yield f"steps.{k}.out_proj.{i}.weight", _linear_part(f"{key}.self_attn.out_proj.weight", k, depth_sets)
+            yield from _gating(f"steps.{k}.gating.{i}", f"{key}.gating.{k}")
+
+
+def _mimi_encode(config: ModelConfig) -> Sources:
+    yield from _seanet(seanet_encoder(config.mimi))
+    yield from _codec_transformer(config, "encoder_transformer.transformer")
+    yield "downsample.weight", _same(f"{downsample(config.mimi).key}.weight")
+    yield from _quantizer("input_proj")
+
+
+def _mimi_decode(config: ModelConfig) -> Sources:
+    yield from _quantizer("output_proj")
+    yield "upsample.weight", _same(f"{upsample(config.mimi).key}.weight")
+    yield from _codec_transformer(config, "decoder_transformer.transformer")
+    yield from _seanet(seanet_decoder(config.mimi))
+
+
+def _seanet(layout: Seanet) -> Sources:
+    named = [("first", layout.first), ("last", layout.last)]
+    for i, stage in enumerate(layout.stages):
+        named += [(f"stages.{i}.resample", stage.resample)]
+        named += [(f"stages.{i}.residual.convs.{j}", conv) for j, conv in enumerate(stage.residual)]
+    for name, conv in named:
+        for part in ("weight", "bias"):
+            yield f"seanet.{name}.{part}", _same(f"{conv.key}.{part}")
+
+
+def _codec_transformer(config: ModelConfig, key: str) -> Sources:
+    for i in range(config.mimi.transformer.layers):
+        name, layer = f"transformer.layers.{i}", f"{key}.layers.{i}"
+        for n in (1, 2):
+            yield f"{name}.norm{n}.weight", _same(f"{layer}.norm{n}.weight")
+            yield f"{name}.norm{n}.bias", _same(f"{layer}.norm{n}.bias")
+            yield f"{name}.scale{n}", _same(f"{layer}.layer_scale_{n}.scale")
+            yield f"{name}.linear{n}.weight", _linear(f"{layer}.linear{n}.weight")
+        yield f"{name}.attention.in_proj.weight", _linear(f"{layer}.self_attn.in_proj_weight")
+        yield f"{name}.attention.out_proj.weight", _linear(f"{layer}.self_attn.out_proj.weight")
+
+
+def _quantizer(projection: str) -> Sources:
+    yield "quantizer.semantic.weight", _pointwise(f"quantizer.rvq_first.{projection}.weight")
+    yield "quantizer.acoustic.weight", _pointwise(f"quantizer.rvq_rest.{projection}.weight")
+    yield "quantizer.codebooks.0", _codebook("quantizer.rvq_first.vq.layers.0._codebook")
+    for i in range(CODEBOOKS - 1):
+        yield f"quantizer.codebooks.{i + 1}", _codebook(f"quantizer.rvq_rest.vq.layers.{i}._codebook")
+
+
+def _codebook(key: str) -> Source:
+    """Entries are running means: their sum over how often each was used."""
+    return Source(
+        (f"{key}.embedding_sum", f"{key}.cluster_usage"),
+        lambda total, usage: total.float() / usage.float().clamp(min=1e-5)[:, None],
+    )

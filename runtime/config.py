@@ -1,0 +1,289 @@
+"""The model's sizes: one frozen description, read by the exporter, the engines and the runtime."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pplex.runtime.errors import ConfigError
+
+SAMPLE_RATE_HZ = 24_000
+
+# Codes that stand for half a second of silence and for the 440 Hz tone the model was trained to hear while it is
+# primed (reference: models/lm.py). They belong to the released codec, and the tiny checkpoints keep them.
+SILENCE_CODES = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
+SINE_CODES = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
+SILENCE_FRAMES = 6
+
+CODEBOOKS = 8  # codebooks per speaker in a conversation
+MAX_CANDIDATES = 512  # the largest top-k on offer: the width of every noise input
+
+
+def _swiglu_hidden(dim: int, feedforward: int) -> int:
+    """Hidden size of a gated block whose two halves cost what one plain block of `feedforward` would."""
+    return 21 * dim // 8 if feedforward == 4 * dim else 2 * feedforward // 3
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """One transformer stack; `hidden` is the width inside its feed-forward block, `capacity` its ring in steps."""
+
+    dim: int
+    layers: int
+    heads: int
+    hidden: int
+    capacity: int
+    max_period: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True)
+class MimiConfig:
+    """The codec: SEANet, two transformers at 25 Hz, and a split residual quantizer at 12.5 Hz."""
+
+    dim: int
+    filters: int
+    ratios: tuple[int, ...]  # decoder order; the encoder uses them reversed
+    kernel: int
+    residual_kernel: int
+    last_kernel: int
+    compress: int
+    transformer: TransformerConfig
+    codebook_dim: int
+    codebook_size: int
+    stored_codebooks: int  # in the checkpoint; a conversation uses the first CODEBOOKS
+
+    @property
+    def hop(self) -> int:
+        """Samples per transformer step."""
+        return math.prod(self.ratios)
+
+    @property
+    def steps_per_frame(self) -> int:
+        return 2
+
+    @property
+    def frame_size(self) -> int:
+        """Samples per frame."""
+        return self.hop * self.steps_per_frame
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides a shape. Source of the released values: the reference's models/loaders.py."""
+
+    temporal: TransformerConfig
+    depth: TransformerConfig
+    mimi: MimiConfig
+    text_card: int
+    audio_card: int
+    text_padding: int
+    delays: tuple[int, ...]
+    stored_depth_sets: int  # per-step weight sets the checkpoint is said to hold; a file may hold CODEBOOKS
+    depth_steps: int = CODEBOOKS  # steps of the exported depth graph: CODEBOOKS, or all for teacher-forced checks
+
+    @property
+    def num_streams(self) -> int:
+        """Text, agent audio, user audio."""
+        return len(self.delays)
+
+    @property
+    def max_delay(self) -> int:
+        return max(self.delays)
+
+    @property
+    def frame_size(self) -> int:
+        return self.mimi.frame_size
+
+    @property
+    def frame_ms(self) -> float:
+        return 1000 * self.frame_size / SAMPLE_RATE_HZ
+
+    @property
+    def initial_tokens(self) -> tuple[int, ...]:
+        """What every stream holds before its first frame."""
+        return (self.text_card,) + (self.audio_card,) * (self.num_streams - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
+        """Inverse of `to_dict`; raises ConfigError on unknown or missing keys."""
+        return _from_dict(cls, data)
+
+    @classmethod
+    def from_checkpoint(cls, config_path: Path) -> "ModelConfig":
+        """Sizes from a checkpoint's config.json where it has them, else the released preset.
+
+        Raises ConfigError for a file that is not JSON, or that describes another architecture.
+        """
+        if not config_path.exists():
+            return RELEASED
+        try:
+            data = json.loads(config_path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{config_path} is not readable as JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{config_path} must hold a JSON object.")
+        lm, mimi = data.get("lm", {}), data.get("mimi", {})
+        try:
+            lm = _merged(RELEASED_ARGUMENTS["lm"], lm, "lm")
+            parts = {name: _merged(RELEASED_ARGUMENTS[name], mimi.get(name, {}), f"mimi.{name}") for name in MIMI_PARTS}
+            config = _from_arguments(lm, *parts.values())
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ConfigError(f"{config_path}: a size has the wrong type: {error}.") from error
+        except ConfigError as error:
+            raise ConfigError(f"{config_path}: {error}") from None
+        return config
+
+
+def _from_dict(cls: type, data: Mapping[str, Any]) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    wrong = sorted(set(known) ^ set(data))
+    if wrong:
+        raise ConfigError(f"{cls.__name__}: unknown or missing keys: {', '.join(wrong)}.")
+    nested = {"temporal": TransformerConfig, "depth": TransformerConfig, "mimi": MimiConfig, "transformer": TransformerConfig}
+    values = {k: _from_dict(nested[k], v) if k in nested else tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return cls(**values)
+
+
+# The released model's constructor arguments, under the reference's names (models/loaders.py): config.json uses the same
+# ones, so a checkpoint's file overrides these key by key.
+MIMI_PARTS = ("seanet", "transformer", "quantizer")
+RELEASED_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "lm": {
+        "dim": 4096, "text_card": 32000, "existing_text_padding_id": 3, "n_q": 16, "dep_q": 16, "card": 2048,
+        "num_heads": 32, "num_layers": 32, "hidden_scale": 4.125, "causal": True, "layer_scale": None, "context": 3000,
+        "max_period": 10000, "gating": "silu", "norm": "rms_norm_f32", "positional_embedding": "rope",
+        "depformer_dim": 1024, "depformer_dim_feedforward": 4224, "depformer_num_heads": 16, "depformer_num_layers": 6,
+        "depformer_causal": True, "depformer_layer_scale": None, "depformer_multi_linear": True, "depformer_context": 8,
+        "depformer_max_period": 10000, "depformer_gating": "silu", "depformer_pos_emb": "none",
+        "depformer_weights_per_step": True, "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
+    },
+    "seanet": {
+        "channels": 1, "dimension": 512, "causal": True, "n_filters": 64, "n_residual_layers": 1, "activation": "ELU",
+        "compress": 2, "dilation_base": 2, "disable_norm_outer_blocks": 0, "kernel_size": 7, "residual_kernel_size": 3,
+        "last_kernel_size": 3, "norm": "none", "pad_mode": "constant", "ratios": [8, 6, 5, 4], "true_skip": True,
+    },
+    "transformer": {
+        "d_model": 512, "num_heads": 8, "num_layers": 8, "causal": True, "layer_scale": 0.01, "context": 250,
+        "conv_layout": True, "max_period": 10000, "gating": "none", "norm": "layer_norm", "positional_embedding": "rope",
+        "dim_feedforward": 2048, "input_dimension": 512, "output_dimensions": [512],
+    },
+    "quantizer": {"dimension": 256, "n_q": 32, "bins": 2048, "input_dimension": 512, "output_dimension": 512},
+}  # fmt: skip
+
+# Arguments that choose sizes; every other one chooses an architecture, and only the released one is implemented.
+_SIZES = {
+    "lm": {
+        "dim", "text_card", "existing_text_padding_id", "dep_q", "card", "num_heads", "num_layers", "hidden_scale", "context",
+        "max_period", "depformer_dim", "depformer_dim_feedforward", "depformer_num_heads", "depformer_num_layers",
+        "depformer_context", "depformer_max_period", "delays",
+    },
+    "mimi.seanet": {
+        "dimension", "n_filters", "compress", "kernel_size", "residual_kernel_size", "last_kernel_size", "ratios",
+        "dilation_base",
+    },
+    "mimi.transformer": {
+        "d_model", "num_heads", "num_layers", "layer_scale", "context", "max_period", "dim_feedforward", "input_dimension",
+        "output_dimensions",
+    },
+    "mimi.quantizer": {"dimension", "n_q", "bins", "input_dimension", "output_dimension"},
+}  # fmt: skip
+
+
+def _merged(released: Mapping[str, Any], given: Mapping[str, Any], part: str) -> dict[str, Any]:
+    unknown = sorted(set(given) - set(released))
+    if unknown:
+        raise ConfigError(f"unknown keys in {part}: {', '.join(unknown)}.")
+    other = [
+        f"{part}.{key} is {value!r}, and only {released[key]!r} is implemented"
+        for key, value in given.items()
+        if key not in _SIZES[part] and value != released[key]
+    ]
+    if other:
+        raise ConfigError("; ".join(other) + ".")
+    return {**released, **given}
+
+
+def _from_arguments(
+    lm: Mapping[str, Any], seanet: Mapping[str, Any], transformer: Mapping[str, Any], quantizer: Mapping[str, Any]
+) -> ModelConfig:
+    config = ModelConfig(
+        temporal=TransformerConfig(
+            dim=lm["dim"],
+            layers=lm["num_layers"],
+            heads=lm["num_heads"],
+            hidden=_swiglu_hidden(lm["dim"], int(lm["hidden_scale"] * lm["dim"])),
+            capacity=lm["context"],
+            max_period=lm["max_period"],
+        ),
+        depth=TransformerConfig(
+            dim=lm["depformer_dim"],
+            layers=lm["depformer_num_layers"],
+            heads=lm["depformer_num_heads"],
+            hidden=_swiglu_hidden(lm["depformer_dim"], lm["depformer_dim_feedforward"]),
+            capacity=lm["dep_q"],  # the reference ignores depformer_context: its ring has one entry per step
+            max_period=lm["depformer_max_period"],
+        ),
+        mimi=MimiConfig(
+            dim=seanet["dimension"],
+            filters=seanet["n_filters"],
+            ratios=tuple(seanet["ratios"]),
+            kernel=seanet["kernel_size"],
+            residual_kernel=seanet["residual_kernel_size"],
+            last_kernel=seanet["last_kernel_size"],
+            compress=seanet["compress"],
+            transformer=TransformerConfig(
+                dim=transformer["d_model"],
+                layers=transformer["num_layers"],
+                heads=transformer["num_heads"],
+                hidden=transformer["dim_feedforward"],
+                capacity=transformer["context"],
+                max_period=transformer["max_period"],
+            ),
+            codebook_dim=quantizer["dimension"],
+            codebook_size=quantizer["bins"],
+            stored_codebooks=quantizer["n_q"],
+        ),
+        text_card=lm["text_card"],
+        audio_card=lm["card"],
+        text_padding=lm["existing_text_padding_id"],
+        delays=tuple(lm["delays"]),
+        stored_depth_sets=lm["dep_q"],
+    )
+    _check(config, widths=(transformer["d_model"], transformer["input_dimension"], *transformer["output_dimensions"],
+                           quantizer["input_dimension"], quantizer["output_dimension"]))  # fmt: skip
+    return config
+
+
+def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
+    """Raise ConfigError with everything that does not fit together."""
+    mimi = config.mimi
+    stacks = {"lm": config.temporal, "depformer": config.depth, "mimi.transformer": mimi.transformer}
+    rules = {
+        f"delays must be {2 * CODEBOOKS + 1} numbers of 0 or more": len(config.delays) == 2 * CODEBOOKS + 1
+        and min(config.delays) >= 0,
+        f"dep_q must be {CODEBOOKS} or {2 * CODEBOOKS}": config.stored_depth_sets in (CODEBOOKS, 2 * CODEBOOKS),
+        "card must equal quantizer.bins": config.audio_card == mimi.codebook_size,
+        f"quantizer.n_q must be at least {CODEBOOKS}": mimi.stored_codebooks >= CODEBOOKS,
+        f"the codec's widths must all be seanet.dimension ({mimi.dim})": set(widths) == {mimi.dim},
+        "text padding must be a text token": 0 <= config.text_padding < config.text_card,
+        "mimi.transformer.context must be a multiple of the 2 steps of a frame": mimi.transformer.capacity % 2 == 0,
+        **{f"{name}: every size must be positive": min(s.dim, s.layers, s.heads, s.hidden, s.capacity) > 0
+           for name, s in stacks.items()},
+        **{f"{name}: heads must divide the width into even head sizes": s.heads > 0 and s.dim % (2 * s.heads) == 0
+           for name, s in stacks.items()},
+    }  # fmt: skip
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise ConfigError("; ".join(broken) + ".")
+
+
+RELEASED = _from_arguments(*RELEASED_ARGUMENTS.values())

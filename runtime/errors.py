@@ -1,0 +1,33 @@
+"""The errors a user can meet, under one base class; every other module raises these."""
+
+
+class PplexError(Exception):
+    """Base of all errors whose message tells the user what is wrong and what to do."""
+
+
+class ConfigError(PplexError):
+    """A model configuration that is incomplete, inconsistent or of another architecture."""
+
+
+class CheckpointError(PplexError):
+    """A checkpoint that is missing, damaged or does not fit its configuration."""
+
+
+class BundleError(PplexError):
+    """A bundle that is missing, damaged, or made by another version."""
+
+
+class AudioError(PplexError):
+    """Audio that cannot be read or used."""
+
+
+class PromptError(PplexError):
+    """A voice or a persona that does not exist or does not fit."""
+
+
+class SlotError(PplexError):
+    """A session asked for where no slot is free, or used after it was closed."""
+
+
+class BuildError(PplexError):
+    """A graph or an engine that could not be made."""

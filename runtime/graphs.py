@@ -1,0 +1,209 @@
+"""The four graphs' contract: names, shapes, dtypes and state, written once for exporter, engines, runtime and validation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, MimiConfig, ModelConfig, TransformerConfig
+
+Dim = int | str  # a number, or a symbolic axis: B slots, T steps, C ring capacity
+
+MAX_STEPS = 256  # the longest chunk of forced steps one temporal call takes
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: `shape` with B first, `dtype` a numpy name."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One buffer a graph carries from call to call: row b is slot b's.
+
+    A ring is written at a few positions of a large buffer and is bound in place, past and present at one address. What is
+    not a ring (conv tails, positions) is small and has several readers in the graph, so its present is a buffer of its
+    own that is copied back after the call.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    ring: bool
+
+    @property
+    def past(self) -> str:
+        return f"past.{self.name}"
+
+    @property
+    def present(self) -> str:
+        return f"present.{self.name}"
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph of a bundle. State follows the inputs (as `past.*`) and the outputs (as `present.*`)."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: tuple[StateSpec, ...] = ()
+
+    @property
+    def all_inputs(self) -> tuple[TensorSpec, ...]:
+        return self.inputs + tuple(TensorSpec(s.past, s.dtype, s.shape) for s in self.state)
+
+    @property
+    def all_outputs(self) -> tuple[TensorSpec, ...]:
+        return self.outputs + tuple(TensorSpec(s.present, s.dtype, s.shape) for s in self.state)
+
+
+GRAPH_NAMES = ("mimi_encode", "temporal", "depth", "mimi_decode")
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One causal convolution of the codec; `key` is its place in the checkpoint."""
+
+    key: str
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int = 1
+    transposed: bool = False
+    depthwise: bool = False
+    bias: bool = True
+
+    @property
+    def state(self) -> StateSpec | None:
+        """What is carried: the last inputs of a convolution, the unfinished overlap of a transposed one."""
+        length = self.kernel - self.stride
+        if length == 0:
+            return None
+        channels = self.outputs if self.transposed else self.inputs
+        return StateSpec(self.key, "float32", ("B", channels, length), ring=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution of SEANet: a strided convolution and the two convolutions of its residual block."""
+
+    resample: Conv
+    residual: tuple[Conv, Conv]
+
+
+@dataclass(frozen=True)
+class Seanet:
+    """SEANet's layers in order: `first`, the stages, `last`."""
+
+    first: Conv
+    stages: tuple[Stage, ...]
+    last: Conv
+
+    def convs(self) -> Iterator[Conv]:
+        yield self.first
+        for stage in self.stages:
+            yield from (stage.resample, *stage.residual)
+        yield self.last
+
+
+def seanet_encoder(mimi: MimiConfig) -> Seanet:
+    """Encoder: conv, then (residual block, strided conv) per ratio with the channels doubling, then conv."""
+    stages, channels = [], mimi.filters
+    for i, ratio in enumerate(reversed(mimi.ratios)):
+        down = Conv(f"encoder.model.{3 + 3 * i}.conv.conv", channels, 2 * channels, 2 * ratio, ratio)
+        stages.append(Stage(down, _residual(f"encoder.model.{1 + 3 * i}", channels, mimi)))
+        channels *= 2
+    return Seanet(
+        Conv("encoder.model.0.conv.conv", 1, mimi.filters, mimi.kernel),
+        tuple(stages),
+        Conv(f"encoder.model.{2 + 3 * len(stages)}.conv.conv", channels, mimi.dim, mimi.last_kernel),
+    )
+
+
+def seanet_decoder(mimi: MimiConfig) -> Seanet:
+    """Decoder: conv, then (transposed conv, residual block) per ratio with the channels halving, then conv."""
+    stages, channels = [], mimi.filters * 2 ** len(mimi.ratios)
+    first = Conv("decoder.model.0.conv.conv", mimi.dim, channels, mimi.kernel)
+    for i, ratio in enumerate(mimi.ratios):
+        key = f"decoder.model.{2 + 3 * i}.convtr.convtr"
+        up = Conv(key, channels, channels // 2, 2 * ratio, ratio, transposed=True)
+        channels //= 2
+        stages.append(Stage(up, _residual(f"decoder.model.{3 + 3 * i}", channels, mimi)))
+    last = Conv(f"decoder.model.{2 + 3 * len(stages)}.conv.conv", channels, 1, mimi.last_kernel)
+    return Seanet(first, tuple(stages), last)
+
+
+def _residual(key: str, channels: int, mimi: MimiConfig) -> tuple[Conv, Conv]:
+    inner = channels // mimi.compress
+    return (
+        Conv(f"{key}.block.1.conv.conv", channels, inner, mimi.residual_kernel),
+        Conv(f"{key}.block.3.conv.conv", inner, channels, 1),
+    )
+
+
+def downsample(mimi: MimiConfig) -> Conv:
+    """25 Hz to 12.5 Hz; starts with its first sample repeated instead of zeros."""
+    return Conv("downsample.conv.conv.conv", mimi.dim, mimi.dim, 4, 2, bias=False)
+
+
+def upsample(mimi: MimiConfig) -> Conv:
+    """12.5 Hz to 25 Hz, one filter per channel."""
+    return Conv("upsample.convtr.convtr.convtr", mimi.dim, mimi.dim, 4, 2, transposed=True, depthwise=True, bias=False)
+
+
+def _rings(stack: TransformerConfig, capacity: Dim, dtype: str) -> tuple[StateSpec, ...]:
+    shape: tuple[Dim, ...] = ("B", stack.heads, capacity, stack.head_dim)
+    return tuple(StateSpec(f"{kv}.{i}", dtype, shape, ring=True) for i in range(stack.layers) for kv in "kv")
+
+
+def _codec_state(convs: tuple[Conv, ...], mimi: MimiConfig) -> tuple[StateSpec, ...]:
+    position = StateSpec("position", "int64", ("B",), ring=False)
+    tails = tuple(conv.state for conv in convs if conv.state is not None)
+    return (position, *tails, *_rings(mimi.transformer, mimi.transformer.capacity, "float32"))
+
+
+def graph_specs(config: ModelConfig, dtype: str = "float32") -> dict[str, GraphSpec]:
+    """The four graphs by name; `dtype` is the language model's activation dtype, the codec is float32."""
+    mimi, text_card, steps = config.mimi, config.text_card, config.depth_steps
+    pcm, codes = TensorSpec("pcm", "float32", ("B", 1, config.frame_size)), TensorSpec("codes", "int64", ("B", CODEBOOKS))
+    active = TensorSpec("active", "bool", ("B",))
+    hidden = TensorSpec("hidden", dtype, ("B", config.temporal.dim))
+    text_token = TensorSpec("text_token", "int64", ("B",))
+    encoder, decoder = seanet_encoder(mimi), seanet_decoder(mimi)
+    specs = (
+        GraphSpec("mimi_encode", (pcm, active), (codes,), _codec_state((*encoder.convs(), downsample(mimi)), mimi)),
+        GraphSpec(
+            "temporal",
+            (
+                TensorSpec("codes", "int64", ("B", "T", config.num_streams)),
+                TensorSpec("embedding", dtype, ("B", "T", config.temporal.dim)),
+                TensorSpec("position", "int64", ("B",)),
+                TensorSpec("forced_text", "int64", ("B",)),
+                TensorSpec("text_noise", "float32", ("B", MAX_CANDIDATES)),
+                TensorSpec("text_temperature", "float32", ("B",)),
+                TensorSpec("text_top_k", "int64", ("B",)),
+            ),
+            (hidden, text_token, TensorSpec("text_logits", "float32", ("B", text_card))),
+            _rings(config.temporal, "C", dtype),
+        ),
+        GraphSpec(
+            "depth",
+            (
+                hidden,
+                text_token,
+                TensorSpec("forced_audio", "int64", ("B", steps)),
+                TensorSpec("audio_noise", "float32", ("B", steps, MAX_CANDIDATES)),
+                TensorSpec("audio_temperature", "float32", ("B",)),
+                TensorSpec("audio_top_k", "int64", ("B",)),
+            ),
+            (
+                TensorSpec("audio_tokens", "int64", ("B", steps)),
+                TensorSpec("audio_logits", "float32", ("B", steps, config.audio_card)),
+            ),
+        ),
+        GraphSpec("mimi_decode", (codes, active), (pcm,), _codec_state((upsample(mimi), *decoder.convs()), mimi)),
+    )
+    return {spec.name: spec for spec in specs}
