@@ -58,6 +58,12 @@ def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
     return ring.scatter(2, steps[:, None, :, None].expand_as(update), update)
 
 
+def ring_index(position: Tensor, capacity: int) -> Tensor:
+    """Where in the ring a step is written."""
+    # A tensor, because the exporter has no remainder by a symbolic number.
+    return position % torch.full((), capacity, dtype=torch.int64)
+
+
 def ring_mask(position: Tensor, steps: int, capacity: int, whole_write: bool) -> Tensor:
     """Which ring entries each of the `steps` queries at position[b], position[b] + 1, ... may read: [B, 1, T, C] bool.
 
@@ -74,7 +80,7 @@ def ring_mask(position: Tensor, steps: int, capacity: int, whole_write: bool) ->
     query = position[:, None] + torch.arange(steps)  # [B, T]
     last = position[:, None] + (steps - 1)  # [B, 1]
     end = last + 1 if whole_write else query + 1
-    held = last - (last - torch.arange(capacity)) % capacity  # [B, C] the step each entry holds; below 0: none yet
+    held = last - ring_index(last - torch.arange(capacity), capacity)  # [B, C] the step each entry holds; below 0: none yet
     held = held[:, None, :]
     visible = (held >= 0) & (held <= query[:, :, None]) & (held > end[:, :, None] - capacity)
     return visible[:, None]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RingAttention, ring_mask, rope
+from pplex.export.layers import Linear, RingAttention, ring_index, ring_mask, rope
 from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
 from pplex.runtime.graphs import Conv, Seanet, Stage, downsample, seanet_decoder, seanet_encoder, upsample
 
@@ -161,7 +161,7 @@ class CodecTransformer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, rings: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         steps, capacity, present = x.shape[-1], self.stack.capacity, list[Tensor]()
         mask = ring_mask(position, steps, capacity, whole_write=True)
-        where = (position % capacity, mask, *rope(position, steps, self.stack))
+        where = (ring_index(position, capacity), mask, *rope(position, steps, self.stack))
         x = x.transpose(1, 2)
         for layer, ring_k, ring_v in zip(self.layers, rings[::2], rings[1::2], strict=True):
             x, ring_k, ring_v = layer(x, ring_k, ring_v, *where)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RingAttention, RMSNorm, SwiGLU, embed, ring_mask, rope, sample
+from pplex.export.layers import Linear, RingAttention, RMSNorm, SwiGLU, embed, ring_index, ring_mask, rope, sample
 from pplex.runtime.config import ModelConfig, TransformerConfig
 
 
@@ -48,7 +48,7 @@ class Temporal(nn.Module):
         steps, capacity = codes.shape[1], rings[0].shape[2]
         x = self.embed_streams(codes) + embedding  # [B, T, dim]
         where = (
-            position % capacity,
+            ring_index(position, capacity),
             ring_mask(position, steps, capacity, whole_write=False),
             *rope(position, steps, self.stack),
         )

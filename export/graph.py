@@ -1,0 +1,134 @@
+"""From a torch module to an ONNX graph on disk: traced on fake tensors, its weights written one at a time."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common
+import onnxscript.optimizer
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from pplex.runtime.errors import BuildError
+from pplex.runtime.graphs import MAX_STEPS, GraphSpec, TensorSpec
+
+OPSET = 24
+MAX_SLOTS = 256
+EXTERNAL_DATA_BYTES = 1 << 20  # a graph with more weights than this keeps them in a file of their own
+
+# Sizes the symbolic axes are traced at: above 1, which torch.export would take for a constant.
+_TRACED = {"B": 2, "T": 3, "C": 64}
+_AXES = {"B": Dim("B", min=1, max=MAX_SLOTS), "T": Dim("T", min=1, max=MAX_STEPS), "C": Dim("C", min=1, max=1 << 20)}
+
+
+def trace(spec: GraphSpec, module_type: type[nn.Module], *module_args: Any) -> ir.Model:
+    """The module's graph, optimised, its weights being inputs after those of the spec. Needs no memory for weights.
+
+    Raises BuildError if an op outside the ONNX standard comes out.
+    """
+    with FakeTensorMode(shape_env=ShapeEnv()), torch.device("cpu"):
+        module = module_type(*module_args).eval().requires_grad_(False)
+        inputs = tuple(_example(tensor) for tensor in spec.all_inputs)
+    dims: list[Any] = [_dynamic(tensor) for tensor in spec.all_inputs]
+    own = len(spec.inputs)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in spec.all_inputs],
+            output_names=[tensor.name for tensor in spec.all_outputs],
+            dynamic_shapes=(*dims[:own], tuple(dims[own:])) if spec.state else tuple(dims),
+            optimize=False,
+        )
+    assert program is not None
+    model = program.model
+    for name in _weights(model):
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+    onnxscript.optimizer.optimize_ir(model)
+    ir.passes.common.ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of this machine
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph if node.domain})
+    if foreign or model.functions:
+        raise BuildError(f"{spec.name}: ops outside the ONNX standard: {', '.join(foreign)}.")
+    model.graph.name = spec.name
+    model.producer_name = "pplex-export"
+    return model
+
+
+def save(model: ir.Model, spec: GraphSpec, weights: Mapping[str, ir.TensorProtocol], path: Path) -> list[Path]:
+    """Give the traced graph its weights, write it and check it; returns the files written.
+
+    A graph with more than a megabyte of weights keeps them beside it in NAME.data, each tensor read as it is written.
+    """
+    names = [value.name for value in model.graph.inputs[len(spec.all_inputs) :]]
+    if set(names) != set(weights):
+        raise BuildError(f"{spec.name}: weights that do not match the graph: {sorted(set(names) ^ set(weights))}.")
+    while len(model.graph.inputs) > len(spec.all_inputs):
+        value = model.graph.inputs.pop()
+        value.const_value = weights[value.name]
+        model.graph.initializers[value.name] = value
+    external = sum(tensor.nbytes for tensor in weights.values()) > EXTERNAL_DATA_BYTES
+    data = path.with_suffix(".data")
+    ir.save(model, path, external_data=data.name if external else None)
+    check(path)
+    return [path, data] if external else [path]
+
+
+def check(path: Path) -> None:
+    """ONNX's checker with full shape inference; raises BuildError with its words."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BuildError(f"{path.name} is not valid ONNX: {error}") from error
+
+
+def lazy_weight(name: str, read: Any, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """A float32 initializer that is read when it is written, and not kept."""
+
+    def load() -> ir.TensorProtocol:
+        tensor: Tensor = read()
+        return ir.tensor(tensor.numpy(), name=name)
+
+    return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name, cache=False)
+
+
+def _weights(model: ir.Model) -> list[str]:
+    """Initializers that stand for parameters, in order; the others are constants of the traced code."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return [n for n, v in model.graph.initializers.items() if isinstance(getattr(v.const_value, "raw", None), FakeTensor)]
+
+
+def _example(tensor: TensorSpec) -> Tensor:
+    shape = [_TRACED[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+    return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+
+
+def _dynamic(tensor: TensorSpec) -> dict[int, Any]:
+    return {axis: _AXES[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter prints its progress and warns about its own internals: neither is for our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
