@@ -1,0 +1,158 @@
+"""The `pplex-export` command: each subcommand parses, calls one function of the package and prints its result.
+
+Heavy imports sit inside the commands, so that --help answers at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
+from pplex.runtime.errors import PplexError
+
+DEFAULT_VOICE = "NATF2"
+DEFAULT_PERSONA = (  # the reference's
+    "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."
+)
+
+
+class _Group(click.Group):
+    """Shows our errors as a message and exit code 1; anything else is a defect and keeps its traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except PplexError as error:
+            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output has gone
+            raise SystemExit(1) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="pplex-export")
+def main() -> None:
+    """Make NVIDIA's PersonaPlex deployable: export it, compile it, run it without PyTorch."""
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--size", type=click.Choice(["tiny", "full"]), default="tiny", help="full: the released model's, 17 GB.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the weights.")
+def synth(out: Path, size: str, seed: int) -> None:
+    """Write a random checkpoint in the hub's layout to the folder OUT, for tests, demos and benchmarks."""
+    from pplex.cli.progress import bytes_bar
+    from pplex.export.synth import checkpoint_nbytes, synthesize
+
+    with bytes_bar("synth", checkpoint_nbytes(size)) as bar:
+        synthesize(out, size, seed, bar.update)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
+@click.option("--revision", help="Commit, tag or branch of a hub repository.  [default: its main branch, now]")
+@click.option(
+    "--depth-steps",
+    type=click.Choice([str(CODEBOOKS), str(2 * CODEBOOKS)]),
+    default=str(CODEBOOKS),
+    help="Steps of the depth graph. The user's 8 change no output and only serve teacher-forced checks.",
+)
+def build(source: str, out: Path, revision: str | None, depth_steps: str) -> None:
+    """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle."""
+    from pplex.cli.progress import build_progress
+    from pplex.export.build import build as build_bundle
+    from pplex.export.source import resolve
+
+    with build_progress() as progress:
+        build_bundle(resolve(source, revision), out, int(depth_steps), progress)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--input-wav", required=True, help="The user's side: wav, flac or ogg, any rate; - for standard input.")
+@click.option("--output-wav", required=True, help="The agent's side, as long as the input; - for standard output.")
+@click.option("--output-text", required=True, help="JSON list with the text piece of each frame; - for standard output.")
+@click.option(
+    "--voice",
+    "--voice-prompt",
+    default=DEFAULT_VOICE,
+    help="One of the bundle's voices, an audio file of the voice to take on, or none.",
+)
+@click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona.")
+@click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Of the sampling; -1: another one each time.")
+@click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")
+@click.option("--temp-audio", type=float, default=0.8, help="Temperature of the audio tokens.")
+@click.option("--temp-text", type=float, default=0.7, help="Temperature of the text tokens.")
+@click.option("--topk-audio", type=click.IntRange(1, MAX_CANDIDATES), default=250, help="Audio tokens to choose from.")
+@click.option("--topk-text", type=click.IntRange(1, MAX_CANDIDATES), default=25, help="Text tokens to choose from.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print the timings as JSON on standard error.")
+def run(
+    bundle: Path,
+    input_wav: str,
+    output_wav: str,
+    output_text: str,
+    voice: str,
+    text_prompt: str,
+    seed: int,
+    greedy: bool,
+    temp_audio: float,
+    temp_text: float,
+    topk_audio: int,
+    topk_text: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Let the model of BUNDLE listen to a recording: its speech and its text come out."""
+    from pplex.cli.progress import frames_bar
+    from pplex.runtime.offline import Conversation, run_offline
+    from pplex.runtime.session import GREEDY, Sampling
+
+    if output_wav == output_text == "-":
+        raise click.UsageError("Only one of --output-wav and --output-text can be standard output.")
+    conversation = Conversation(
+        voice=None if voice == "none" else voice,
+        persona=text_prompt,
+        seed=None if seed == -1 else seed,
+        sampling=GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio),
+    )
+    report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, frames_bar)
+    click.echo(json.dumps(report.to_dict()) if as_json else report.to_text(), err=True)
+
+
+@main.group()
+def bench() -> None:
+    """Measure: latency per stage with median and p99, and memory."""
+
+
+@bench.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> None:
+    """The codec of CHECKPOINT: its exported graphs against our torch modules (eager), frame by frame in one run."""
+    from pplex.bench.codec import bench_codec
+
+    report = bench_codec(checkpoint, frames, threads)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--sessions", type=click.IntRange(min=1), default=1, help="Conversations stepped together.")
+@click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def frame(bundle: Path, sessions: int, frames: int, threads: int | None, as_json: bool) -> None:
+    """A whole frame of BUNDLE: every stage, with primed sessions that sample at the default settings."""
+    from pplex.bench.frame import bench_frame
+
+    report = bench_frame(bundle, sessions, frames, threads)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())

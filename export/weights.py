@@ -50,6 +50,12 @@ def sources(graph: str, config: ModelConfig, depth_sets: int) -> dict[str, Sourc
     return dict(table[graph])
 
 
+def shapes(graph: str, config: ModelConfig) -> dict[str, torch.Size]:
+    """Parameter name -> shape for one graph."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in MODULES[graph](config).named_parameters()}
+
+
 def load(graph: str, checkpoint: Checkpoint, config: ModelConfig | None = None) -> nn.Module:
     """The graph's torch module in float32 with the checkpoint's weights, ready to call."""
     config = config or checkpoint.config

@@ -1,0 +1,1 @@
+"""Measurements: each prints what was measured, on which machine, with which versions."""

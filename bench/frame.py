@@ -1,0 +1,42 @@
+"""A whole frame of a bundle, stage by stage, with every session speaking at once."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
+from pplex.runtime.session import Runtime
+
+PERSONA = "You enjoy having a good conversation."
+
+
+def bench_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -> BenchReport:
+    """Time `frames` frames of `sessions` primed sessions, which hear noise and sample at the default settings."""
+    began = time.perf_counter()
+    runtime = Runtime.load(bundle, slots=sessions, threads=threads)
+    loaded = time.perf_counter()
+    opened = [runtime.open(runtime.bundle.voices[0], PERSONA, seed=0)]
+    primed = time.perf_counter()
+    opened += [runtime.open(runtime.bundle.voices[0], PERSONA, seed=i) for i in range(1, sessions)]
+    noise = np.random.default_rng(0).normal(0, 0.05, (frames, runtime.config.frame_size)).astype(np.float32)
+    stages: dict[str, list[float]] = {name: [] for name in runtime.stages.seconds}
+    whole = []
+    for frame in np.concatenate([noise[:WARM_UP_FRAMES], noise]):
+        before, start = dict(runtime.stages.seconds), time.perf_counter()
+        runtime.step(dict.fromkeys(opened, frame))
+        whole.append(time.perf_counter() - start)
+        for name, seconds in runtime.stages.seconds.items():
+            stages[name].append(seconds - before[name])
+    rest = np.array(whole) - np.sum(list(stages.values()), axis=0)
+    rows = {**stages, "host": rest, "frame": whole}
+    timings = {name: Timing.of(seconds[WARM_UP_FRAMES:]) for name, seconds in rows.items()}
+    figures = {
+        "sessions": sessions,
+        "frames": frames,
+        "late frames": int((np.array(whole[WARM_UP_FRAMES:]) * 1000 > runtime.config.frame_ms).sum()),
+        "load s": round(loaded - began, 2),
+        "prime s": round(primed - loaded, 2),
+        "peak memory MB": peak_memory_mb(),
+    }
+    return BenchReport(f"frame of {bundle}", timings, figures, machine(threads, "onnxruntime", "numpy"))

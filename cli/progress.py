@@ -1,0 +1,33 @@
+"""Progress bars on standard error."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+@contextmanager
+def bytes_bar(name: str, total: int) -> Iterator[Any]:
+    """A bar that counts bytes up to `total`."""
+    with tqdm(desc=name, total=total, unit="B", unit_scale=True, mininterval=0.2) as bar:
+        yield bar
+
+
+@contextmanager
+def build_progress() -> Iterator[Callable[[str, int], None]]:
+    """A bar that names what `export.build` is at, and counts the bytes of weights written."""
+    with tqdm(unit="B", unit_scale=True, mininterval=0.2) as bar:
+
+        def progress(stage: str, done: int) -> None:
+            bar.set_description(stage, refresh=done == 0)
+            bar.update(done)
+
+        yield progress
+
+
+@contextmanager
+def frames_bar(total: int) -> Iterator[Callable[[], Any]]:
+    """A bar that counts frames."""
+    with tqdm(desc="run", total=total, unit="frame", mininterval=0.2) as bar:
+        yield lambda: bar.update(1)

@@ -1,0 +1,165 @@
+"""From a checkpoint to a bundle: written to a folder beside the target and renamed when whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pplex.export import graph, weights
+from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
+from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
+from pplex.export.source import Source
+from pplex.export.voices import read_voices, write_voices
+from pplex.runtime.bundle import (
+    MANIFEST_FILE,
+    SCHEMA,
+    TOKENIZER_FILE,
+    VOICES_FILE,
+    file_sha256,
+    manifest_digest,
+    open_bundle,
+)
+from pplex.runtime.config import CODEBOOKS, ModelConfig
+from pplex.runtime.errors import BuildError
+from pplex.runtime.graphs import graph_specs
+
+Progress = Callable[[str, int], None]  # what is being done, and how many bytes of weights are done since the last call
+
+
+def build(source: Source, out: Path, depth_steps: int = CODEBOOKS, progress: Progress = lambda stage, done: None) -> Path:
+    """Export a checkpoint's four graphs with tokenizer and voices into the bundle `out`; returns `out`.
+
+    An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
+    by tensor. Raises CheckpointError for an unfit checkpoint, BuildError for a graph or a target that cannot be written.
+    """
+    _check_target(out)
+    with open_checkpoint(source.folder) as checkpoint, _staging(out) as folder:
+        config = replace(checkpoint.config, depth_steps=depth_steps)
+        _check_space(folder, weights_nbytes(checkpoint, config))
+        graphs = {name: export_graph(name, checkpoint, config, folder, progress) for name in graph_specs(config)}
+        voices = read_voices(checkpoint.path(VOICES_ARCHIVE), config)
+        write_voices(voices, folder / VOICES_FILE)
+        shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
+        progress("hash", 0)
+        _write_manifest(folder, source, checkpoint, config, graphs, sorted(voices))
+        open_bundle(folder, verify=False)
+    return out
+
+
+def weights_nbytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
+    """Bytes of weights the graphs will hold."""
+    tables = (weights.shapes(name, config) for name in graph_specs(config))
+    return sum(4 * shape.numel() for table in tables for shape in table.values())
+
+
+def export_graph(
+    name: str, checkpoint: Checkpoint, config: ModelConfig, folder: Path, progress: Progress = lambda stage, done: None
+) -> Path:
+    """Trace one graph and write it to `folder` with its weights; returns the ONNX file."""
+    progress(name, 0)
+    spec = graph_specs(config)[name]
+    model = graph.trace(spec, weights.MODULES[name], config)
+    shapes = weights.shapes(name, config)
+
+    def lazy(parameter: str, source: weights.Source) -> Any:
+        def read() -> Any:
+            tensor = source.read(checkpoint)
+            progress(name, tensor.nbytes)
+            return tensor
+
+        return graph.lazy_weight(parameter, read, tuple(shapes[parameter]))
+
+    table = weights.sources(name, config, checkpoint.depth_sets)
+    path = folder / f"{name}.onnx"
+    graph.save(model, spec, {parameter: lazy(parameter, source) for parameter, source in table.items()}, path)
+    return path
+
+
+def _write_manifest(
+    folder: Path,
+    source: Source,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    graphs: dict[str, Path],
+    voices: list[str],
+) -> None:
+    files = {
+        path.name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())
+    }
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "made_by": f"pplex-export {version('pplex-export')}",
+        "checkpoint": {
+            "repo": source.repo,
+            "revision": source.revision,
+            "files": {name: file_sha256(checkpoint.path(name)) for name in REQUIRED_FILES},
+        },
+        "config": config.to_dict(),
+        "precision": dict.fromkeys(graphs, "fp32"),
+        "engines": {
+            name: {"kind": "onnxruntime", "file": path.name, "sm": None, "made_with": f"torch {version('torch')}"}
+            for name, path in graphs.items()
+        },
+        "voices": voices,
+        "parity": None,
+        "files": files,
+    }
+    manifest["digest"] = manifest_digest(manifest)
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not (out / MANIFEST_FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise BuildError(f"{out} exists and is not a bundle: it would be overwritten. Choose another --out, or remove it.")
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(f"{out.parent} cannot be created: {error}") from error
+
+
+def _check_space(folder: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise BuildError(f"The bundle takes {nbytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free.")
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is removed when it does not."""
+    out = out.absolute()
+    _remove_leftovers(out)
+    folder = out.with_name(f".{out.name}.building-{os.getpid()}")
+    folder.mkdir()
+    try:
+        yield folder
+        old = folder.with_name(f".{out.name}.replaced-{os.getpid()}")
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what builds of the same bundle left behind when they were killed."""
+    for kind in ("building", "replaced"):
+        for folder in out.parent.glob(f".{out.name}.{kind}-*"):
+            pid = folder.name.rpartition("-")[2]
+            if not (pid.isdigit() and _is_running(int(pid))):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,121 @@
+"""A bundle on disk: its manifest, the checks made before it is used, and its voices."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.errors import BundleError, ConfigError
+
+SCHEMA = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.model"
+VOICES_FILE = "voices.safetensors"
+
+_KEYS = {"schema", "made_by", "checkpoint", "config", "precision", "engines", "voices", "parity", "files", "digest"}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A recorded voice prompt: embeddings [T, dim] float32, and the token ring [17, 4] int64 to continue from."""
+
+    embeddings: npt.NDArray[np.float32]
+    cache: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read and whose files have been checked."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    config: ModelConfig
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """The voices' names, in alphabetical order."""
+        return tuple(self.manifest["voices"])
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def graph_path(self, graph: str) -> Path:
+        return self.folder / self.manifest["engines"][graph]["file"]
+
+    def voice(self, name: str) -> Voice:
+        """One voice by a name out of `voices`."""
+        with safe_open(self.path(VOICES_FILE), framework="np") as file:
+            return Voice(file.get_tensor(f"{name}.embeddings"), file.get_tensor(f"{name}.cache"))
+
+
+def open_bundle(folder: Path, verify: bool = True) -> Bundle:
+    """Read a bundle's manifest and check every file's size and, with `verify`, its SHA-256.
+
+    Raises BundleError that names every mismatch at once.
+    """
+    manifest = _read_manifest(folder / MANIFEST_FILE)
+    problems = [problem for problem in _file_problems(folder, manifest["files"], verify) if problem]
+    if problems:
+        raise BundleError(
+            f"{folder} is damaged:\n  " + "\n  ".join(problems) + "\nCopy it again, or rebuild it: pplex-export build"
+        )
+    try:
+        config = ModelConfig.from_dict(manifest["config"])
+    except (ConfigError, AttributeError, TypeError) as error:
+        raise BundleError(f"{folder / MANIFEST_FILE}: {error}") from error
+    return Bundle(folder, manifest, config)
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest without its own digest, in a canonical form."""
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(f"{path.parent} is not a bundle: it has no {MANIFEST_FILE}. Make one: pplex-export build")
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. Copy the bundle again, or rebuild it.") from error
+    if not isinstance(manifest, dict) or "schema" not in manifest:
+        raise BundleError(f"{path} is not a manifest. Copy the bundle again, or rebuild it.")
+    if manifest["schema"] != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {manifest['schema']}, this version reads schema {SCHEMA}. Rebuild it: pplex-export build"
+        )
+    if set(manifest) != _KEYS:
+        raise BundleError(f"{path}: unknown or missing keys: {', '.join(sorted(set(manifest) ^ _KEYS))}. Rebuild it.")
+    if manifest["digest"] != manifest_digest(manifest):
+        raise BundleError(f"{path} was changed after the bundle was built. Copy the bundle again, or rebuild it.")
+    return manifest
+
+
+def _file_problems(folder: Path, files: Mapping[str, Mapping[str, Any]], verify: bool) -> Iterator[str | None]:
+    def problem(item: tuple[str, Mapping[str, Any]]) -> str | None:
+        name, expected = item
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["nbytes"]:
+            return f"{name} has {path.stat().st_size} bytes, expected {expected['nbytes']}"
+        if verify and file_sha256(path) != expected["sha256"]:
+            return f"{name} has another SHA-256 than the manifest says"
+        return None
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        yield from pool.map(problem, files.items())

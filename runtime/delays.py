@@ -1,0 +1,85 @@
+"""The token ring: what each stream holds at each step, its delay included, for every slot at once."""
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.intp]
+
+FREE = -1  # a target that is sampled, not forced
+
+
+class DelayRing:
+    """Four columns of tokens per slot (with a delay of 1); column t % 4 holds step t.
+
+    A stream with delay 1 speaks of frame f in column f + 1. What is provided for step t lands in column t + delay:
+
+        step t = 5          column   3   4   5   6
+        text          d=0            .   m   P   .      m  model input: column t - 1
+        agent, first  d=0            .   m   P   .      P  provided now, or sampled into column t (the target)
+        agent, rest   d=1            .   m   t   P      t  target: provided at step t - 1, or sampled
+        output of step t: for a stream of delay d, column t - 1 + d. Source: the reference's LMGen.
+
+    Rows are slots; every method takes the rows it works on and does all of them together.
+    """
+
+    def __init__(self, slots: int, delays: tuple[int, ...], initial_tokens: tuple[int, ...]):
+        self.delays = np.array(delays, np.int64)  # [K]
+        self.initial = np.array(initial_tokens, np.int64)  # [K]
+        self.max_delay = int(self.delays.max())
+        self.columns = self.max_delay + 3
+        self._streams = np.arange(len(delays))
+        self.tokens = np.zeros((slots, len(delays), self.columns), np.int64)
+        self.provided = np.zeros(self.tokens.shape, np.bool_)
+        self.step = np.zeros(slots, np.int64)  # the step to come
+        for row in range(slots):
+            self.reset(row)
+
+    def reset(self, row: int) -> None:
+        """Set-up, which is step 0: every stream holds its initial token, and the first real step is 1."""
+        self.tokens[row] = 0
+        self.tokens[row, :, 0] = self.initial
+        self.provided[row] = False
+        self.step[row] = 1
+
+    def provide(self, rows: Rows, first_stream: int, tokens: Tokens) -> None:
+        """Give tokens [n, k] for streams first_stream, ..., first_stream + k - 1 at the step to come."""
+        streams = self._streams[first_stream : first_stream + tokens.shape[1]]
+        column = (self.step[rows, None] + self.delays[streams]) % self.columns  # [n, k]
+        self.tokens[rows[:, None], streams, column] = tokens
+        self.provided[rows[:, None], streams, column] = True
+
+    def begin(self, rows: Rows) -> tuple[Tokens, Tokens]:
+        """The model's input [n, K] and the forced targets [n, K], FREE where the target is to be sampled."""
+        step = self.step[rows]
+        target = step % self.columns
+        starting = step[:, None] <= self.delays  # [n, K] delayed streams have no frame to speak of yet
+        if starting.any():
+            n, k = np.nonzero(starting)
+            self.tokens[rows[n], k, target[n]] = self.initial[k]
+            self.provided[rows[n], k, target[n]] = True
+        source = (step - 1) % self.columns
+        forced = np.where(self.provided[rows, :, target], self.tokens[rows, :, target], FREE)
+        return self.tokens[rows, :, source], forced
+
+    def commit(self, rows: Rows, tokens: Tokens) -> Tokens:
+        """Store the step's tokens [n, k], sampled or forced, of the first k streams; returns the frame [n, K] it completes.
+
+        The frame means something once step > max_delay, which `has_output` tells before the call.
+        """
+        step = self.step[rows]
+        self.provided[rows, :, (step - 1) % self.columns] = False
+        self.tokens[rows, : tokens.shape[1], step % self.columns] = tokens
+        column = (step[:, None] - self.max_delay + self.delays) % self.columns  # [n, K]
+        self.step[rows] += 1
+        return self.tokens[rows[:, None], self._streams, column]
+
+    def has_output(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether the step to come completes a frame, per row."""
+        return self.step[rows] > self.max_delay
+
+    def save(self, row: int) -> tuple[Tokens, npt.NDArray[np.bool_], int]:
+        return self.tokens[row].copy(), self.provided[row].copy(), int(self.step[row])
+
+    def restore(self, row: int, saved: tuple[Tokens, npt.NDArray[np.bool_], int]) -> None:
+        self.tokens[row], self.provided[row], self.step[row] = saved

@@ -1,0 +1,109 @@
+"""A recording in, the agent's recording and text out: what the reference's offline script does."""
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pplex.runtime.audio import check_writable, frames, read_audio, write_audio
+from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.runtime.errors import AudioError
+from pplex.runtime.session import Pcm, Runtime, Sampling, Session
+
+FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Who the agent is and how it is sampled; as the arguments of `Runtime.open`."""
+
+    voice: str | None = None
+    persona: str = ""
+    seed: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class OfflineReport:
+    """Seconds per stage of one run, and of the audio."""
+
+    audio_s: float
+    seconds: dict[str, float]
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of computing per second of audio, loading and priming left out."""
+        return self.seconds["frames"] / self.audio_s
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "real_time_factor": self.real_time_factor}
+
+    def to_text(self) -> str:
+        stages = "  ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+        return f"{stages}\n{self.audio_s:.2f} s of audio, real-time factor {self.real_time_factor:.3f}"
+
+
+def run_offline(
+    bundle: Path,
+    input_wav: str,
+    output_wav: str,
+    output_text: str,
+    conversation: Conversation,
+    threads: int | None = None,
+    bar: FrameBar = lambda total: nullcontext(lambda: None),
+) -> OfflineReport:
+    """Play a recording to the agent; write its speech, as long as the input, and a JSON list of its text pieces.
+
+    Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Outputs are written when both are
+    whole. Raises AudioError, BundleError, PromptError.
+    """
+    for target in (output_wav, output_text):
+        check_writable(target)
+    pcm = read_audio(input_wav)
+    began = time.perf_counter()
+    runtime = Runtime.load(bundle, slots=1, threads=threads)
+    loaded = time.perf_counter()
+    session = runtime.open(conversation.voice, conversation.persona, conversation.seed, conversation.sampling)
+    primed = time.perf_counter()
+    before = dict(runtime.stages.seconds)
+    heard, pieces = _converse(runtime, session, frames(pcm, runtime.config.frame_size), bar)
+    stages = {name: seconds - before[name] for name, seconds in runtime.stages.seconds.items()}
+    seconds = {"load": loaded - began, "prime": primed - loaded, "frames": time.perf_counter() - primed, **stages}
+    write_audio(output_wav, heard[: len(pcm)])
+    _write_text(output_text, pieces)
+    return OfflineReport(len(pcm) / SAMPLE_RATE_HZ, seconds)
+
+
+def _converse(runtime: Runtime, session: Session, user: Pcm, bar: FrameBar) -> tuple[Pcm, list[str]]:
+    """The agent's pcm [F * 1920] and text pieces [F] for the user's frames [F, 1920]."""
+    heard, pieces = [], []
+    with bar(len(user)) as advance:
+        for frame in user:
+            reply = session.step(frame)
+            heard.append(reply.pcm)
+            pieces.append(runtime.tokenizer.piece(int(reply.tokens[0])))
+            advance()
+    return np.concatenate(heard), pieces
+
+
+def _write_text(target: str, pieces: list[str]) -> None:
+    text = json.dumps(pieces, ensure_ascii=False)
+    if target == "-":
+        sys.stdout.write(text + "\n")
+        return
+    path = Path(target)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise AudioError(f"{path} cannot be written: {error.strerror}. Name another file.") from error

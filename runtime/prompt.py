@@ -1,0 +1,73 @@
+"""What a session is primed with: voice, silence, persona, silence, as steps in which every token is forced."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pplex.runtime.bundle import Voice
+from pplex.runtime.config import CODEBOOKS, SILENCE_CODES, SILENCE_FRAMES, SINE_CODES, ModelConfig
+from pplex.runtime.errors import PromptError
+
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The steps that prime a session.
+
+    A recorded voice comes first: its embeddings [V, dim] take the place of the summed token embeddings, and then its
+    token ring `cache` [17, 4] that of the session's. `tokens` [n, 17] are the forced frames that follow.
+    """
+
+    voice: Voice | None
+    tokens: Tokens
+
+    @property
+    def voice_steps(self) -> int:
+        return 0 if self.voice is None else len(self.voice.embeddings)
+
+    @property
+    def steps(self) -> int:
+        """Calls of the temporal transformer, which is also the ring entries taken."""
+        return self.voice_steps + len(self.tokens)
+
+
+def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequence[int]) -> Prompt:
+    """The prompt for a voice (recorded, or the codes [F, 8] of its audio) and a persona's text tokens.
+
+        text    padding   padding         persona     padding
+        agent   voice     0.5 s silence   silence     0.5 s silence
+        user    440 Hz tone all along
+
+    Raises PromptError if it does not fit into the ring, or a token is none of the model's.
+    """
+    wrong = [token for token in persona if not 0 <= token <= config.text_card]
+    if wrong:
+        raise PromptError(f"The persona holds token {wrong[0]}; this model's text tokens are 0 to {config.text_card}.")
+    silence = [_frame(config.text_padding, SILENCE_CODES)] * SILENCE_FRAMES
+    frames = [*silence, *(_frame(token, SILENCE_CODES) for token in persona), *silence]
+    recorded = voice if isinstance(voice, Voice) else None
+    if recorded is None:
+        codes = [] if voice is None else [tuple(int(code) for code in frame) for frame in np.asarray(voice)]
+        frames = [*(_frame(config.text_padding, frame) for frame in codes), *frames]
+        del frames[0]  # the reference spends its first call on setting up, and drops the frame it was given
+    prompt = Prompt(recorded, np.array(frames, np.int64).reshape(-1, 1 + 2 * CODEBOOKS))
+    _check_length(config, prompt, len(persona))
+    return prompt
+
+
+def _frame(text: int, agent: Sequence[int]) -> tuple[int, ...]:
+    return (text, *agent, *SINE_CODES)
+
+
+def _check_length(config: ModelConfig, prompt: Prompt, persona_tokens: int) -> None:
+    # The window is capacity - 1 steps, the conversation's first one included: see export/layers.py, ring_mask.
+    room = config.temporal.capacity - 2
+    if prompt.steps > room:
+        others = prompt.steps - persona_tokens
+        raise PromptError(
+            f"The prompt takes {prompt.steps} steps (persona {persona_tokens}, voice and silences {others}) and the model "
+            f"remembers {room}. Shorten the persona to {max(0, room - others)} tokens, or choose a shorter voice."
+        )

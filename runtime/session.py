@@ -1,0 +1,368 @@
+"""The loop: sessions in slots, and what happens to an 80 ms frame of each."""
+
+import hashlib
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pplex.runtime import noise
+from pplex.runtime.audio import check_pcm, frames, normalize_loudness, read_audio
+from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, Voice, open_bundle
+from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
+from pplex.runtime.delays import DelayRing, Tokens
+from pplex.runtime.engine import Array
+from pplex.runtime.errors import PromptError, SlotError
+from pplex.runtime.noise import FrameNoise
+from pplex.runtime.prompt import Prompt, make_prompt
+from pplex.runtime.stages import Stages
+from pplex.runtime.text import TextStream, Tokenizer
+
+Pcm = npt.NDArray[np.float32]
+
+AGENT, USER = 1, 1 + CODEBOOKS  # first stream of each speaker
+PRIMING_STEPS = 64  # forced steps in one call: a few frames' worth of work, so that priming can be interleaved
+VOICE_FILES = (".wav", ".flac", ".ogg")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the defaults are the reference's. A top-k of 1 is greedy."""
+
+    text_temperature: float = 0.7
+    text_top_k: int = 25
+    audio_temperature: float = 0.8
+    audio_top_k: int = 250
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} is {value}, and must be more than 0"
+            for name, value in (("text_temperature", self.text_temperature), ("audio_temperature", self.audio_temperature))
+            if not 0 < value < float("inf")
+        ] + [
+            f"{name} is {value}, and must be 1 to {MAX_CANDIDATES}"
+            for name, value in (("text_top_k", self.text_top_k), ("audio_top_k", self.audio_top_k))
+            if not 1 <= value <= MAX_CANDIDATES
+        ]
+        if wrong:
+            raise PromptError("; ".join(wrong) + ".")
+
+
+GREEDY = Sampling(1.0, 1, 1.0, 1)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the agent does in one frame: pcm [1920] float32, text "" or a piece, tokens [17] (text, agent, user)."""
+
+    pcm: Pcm
+    text: str
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """A primed slot, ready to be copied: its ring entries, its token ring, the steps it took."""
+
+    rings: Mapping[str, Array]
+    ring: Any
+    steps: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.rings.values())
+
+
+class Session:
+    """One conversation: a slot of a Runtime plus a small record on the host. Made by `Runtime.open`."""
+
+    def __init__(self, runtime: "Runtime", row: int, seed: int, sampling: Sampling):
+        self.runtime, self.row, self.seed, self.sampling = runtime, row, seed, sampling
+        self.frame = 0  # frames stepped so far; also the noise counter
+        self.text = TextStream(runtime.tokenizer)
+        self.is_open = True
+
+    def step(self, pcm: Pcm) -> Reply:
+        """One frame of the user, [1920] float32 at 24 kHz, for one frame of the agent. Raises AudioError, SlotError."""
+        return self.runtime.step({self: pcm})[self]
+
+    def step_codes(self, codes: Tokens, frame_noise: FrameNoise | None = None) -> Tokens:
+        """One frame as codes: the user's [8] in, all streams' [17] out, past the codec; recorded noise can be given."""
+        return self.runtime.step_codes({self: codes}, {self: frame_noise} if frame_noise else {})[self]
+
+    def close(self) -> None:
+        """Free the slot. A closed session cannot be stepped; closing it again does nothing."""
+        self.runtime.close(self)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Runtime:
+    """A loaded bundle that steps up to `slots` conversations together. Not for use by several threads at once."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        slots: int = 8,
+        threads: int | None = None,
+        batches: Sequence[int] | None = None,
+        prefix_bytes: int = 1 << 30,
+    ):
+        """`batches`: engine batch sizes to use, the largest at least `slots`; powers of two by default.
+
+        `prefix_bytes`: memory for primed prompts, so that a pair of voice and persona seen before starts by a copy.
+        """
+        if slots < 1:
+            raise SlotError(f"{slots} slots: a runtime needs at least 1.")
+        self.bundle, self.config, self.slots = bundle, bundle.config, slots
+        self.batches = sorted(batches or _powers_of_two(slots))
+        if self.batches[-1] < slots:
+            raise SlotError(f"{slots} slots need a batch size of at least {slots}; the largest given is {self.batches[-1]}.")
+        self.tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE))
+        self.stages = Stages(bundle, self.batches[-1], threads)
+        self.ring = DelayRing(self.batches[-1], self.config.delays, self.config.initial_tokens)
+        self._sessions: list[Session | None] = [None] * slots
+        self._prefixes: OrderedDict[Any, _Prefix] = OrderedDict()
+        self._prefix_bytes = prefix_bytes
+        for batch in self.batches:  # first calls are slow: they lay out memory
+            for graph in self.stages.engines:
+                self.stages.run(graph, batch)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], slots: int = 8, **options: Any) -> "Runtime":
+        """Open, check and load the bundle in `folder`; `options` as in the constructor. Raises BundleError."""
+        return cls(open_bundle(Path(folder)), slots, **options)
+
+    # One frame.
+
+    def step(self, pcm: Mapping[Session, Pcm]) -> dict[Session, Reply]:
+        """One frame [1920] of each given session, in one call per graph. Nothing is stepped if any frame is refused.
+
+        Raises AudioError for a wrong shape or samples that are not finite, SlotError for a closed session.
+        """
+        rows = self._rows(pcm)
+        checked = [check_pcm(frame, self.config.frame_size) for frame in pcm.values()]
+        if not checked:
+            return {}
+        stages, batch = self.stages, self._batch()
+        stages.active[:batch] = False
+        stages.active[rows] = True
+        stages.pcm_in[rows, 0] = checked
+
+        stages.run("mimi_encode", batch)
+        tokens = self._step_language(pcm, rows, stages.user_codes[rows], {})  # [n, 17]
+        stages.agent_codes[rows] = tokens[:, AGENT:USER]
+        stages.run("mimi_decode", batch)
+
+        heard = stages.pcm_out[rows, 0]  # [n, 1920], a copy
+        return {s: Reply(heard[i], s.text.push(int(tokens[i, 0])), tokens[i]) for i, s in enumerate(pcm)}
+
+    def step_codes(
+        self, codes: Mapping[Session, Tokens], recorded: Mapping[Session, FrameNoise] | None = None
+    ) -> dict[Session, Tokens]:
+        """As `step`, without the codec: the user's codes [8] in, the tokens of all streams [17] out."""
+        rows = self._rows(codes)
+        if not codes:
+            return {}
+        user = np.stack([np.asarray(frame, np.int64) for frame in codes.values()])
+        if user.shape[1:] != (CODEBOOKS,) or user.min() < 0 or user.max() >= self.config.audio_card:
+            raise PromptError(f"A frame is {CODEBOOKS} codes from 0 to {self.config.audio_card - 1}.")
+        tokens = self._step_language(codes, rows, user, recorded or {})
+        return {session: tokens[i] for i, session in enumerate(codes)}
+
+    def _step_language(
+        self, sessions: Mapping[Session, Any], rows: Array, user_codes: Tokens, recorded: Mapping[Session, FrameNoise]
+    ) -> Tokens:
+        """User codes [n, 8] to the frame [n, 17] this step completes: read the ring, two engine calls, write the ring."""
+        stages, batch, audio = self.stages, self._batch(), slice(AGENT, AGENT + self.config.depth_steps)
+        self.ring.provide(rows, USER, user_codes)
+        stages.codes[rows, 0], forced = self.ring.begin(rows)
+        stages.forced_text[rows], stages.forced_audio[rows] = forced[:, 0], forced[:, audio]
+        stages.position[:batch] = self.ring.step[:batch] - 1
+        for session in sessions:
+            self._draw_noise(session, recorded.get(session))
+
+        stages.run("temporal", batch)
+        stages.run("depth", batch)
+
+        tokens = np.concatenate([stages.text_token[rows, None], stages.audio_tokens[rows]], axis=1)
+        return self.ring.commit(rows, tokens)
+
+    def _draw_noise(self, session: Session, recorded: FrameNoise | None) -> None:
+        text, audio = self.stages.text_noise[session.row], self.stages.audio_noise[session.row]
+        if recorded is not None:
+            noise.replay(recorded, text, audio)
+        elif session.sampling.text_top_k > 1 or session.sampling.audio_top_k > 1:
+            noise.draw(session.seed, session.frame, text, audio)
+        session.frame += 1
+
+    def _rows(self, sessions: Mapping[Session, Any]) -> Array:
+        for session in sessions:
+            if not session.is_open or session.runtime is not self:
+                raise SlotError("This session is closed, or belongs to another runtime. Open one: runtime.open(...)")
+        return np.fromiter((session.row for session in sessions), np.intp, len(sessions))
+
+    def _batch(self) -> int:
+        """The smallest batch size that holds the highest slot in use."""
+        highest = max(row for row, session in enumerate(self._sessions) if session is not None)
+        return next(batch for batch in self.batches if batch > highest)
+
+    # Sessions.
+
+    def open(
+        self,
+        voice: str | os.PathLike[str] | None = None,
+        persona: str | Sequence[int] = "",
+        seed: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    ) -> Session:
+        """A primed session in the lowest free slot.
+
+        voice: one of the bundle's names, an audio file of the voice to take on, or None. persona: text, or its tokens.
+        seed: of the sampling noise; random when None. Raises SlotError when every slot is taken, PromptError for a voice
+        or a persona that cannot be used, AudioError for an unreadable voice file.
+        """
+        opening = self.begin(voice, persona, seed, sampling)
+        try:
+            while True:
+                next(opening)
+        except StopIteration as end:
+            session: Session = end.value
+            return session
+
+    def begin(
+        self,
+        voice: str | os.PathLike[str] | None = None,
+        persona: str | Sequence[int] = "",
+        seed: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    ) -> Generator[None, None, Session]:
+        """As `open`, as a generator that yields between chunks of the priming and returns the session.
+
+        Other sessions can be stepped between two chunks. A generator that is closed early frees its slot.
+        """
+        row = next((row for row, session in enumerate(self._sessions) if session is None), None)
+        if row is None:
+            raise SlotError(f"All {self.slots} slots are taken. Close a session, or load the bundle with more slots.")
+        tokens = self.tokenizer.encode_persona(persona) if isinstance(persona, str) else list(persona)
+        session = Session(self, row, secrets.randbits(63) if seed is None else _checked_seed(seed), sampling)
+        self._sessions[row] = session
+        try:
+            self._set_sampling(row, sampling)
+            yield from self._prime(row, voice, tokens)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def close(self, session: Session) -> None:
+        """Free a session's slot and clear what it wrote."""
+        if session.is_open:
+            session.is_open = False
+            self.stages.reset(session.row, int(self.ring.step[session.row]))
+            self.ring.reset(session.row)
+            self._set_sampling(session.row, GREEDY)
+            self._sessions[session.row] = None
+
+    def _set_sampling(self, row: int, sampling: Sampling) -> None:
+        self.stages.text_temperature[row], self.stages.text_top_k[row] = sampling.text_temperature, sampling.text_top_k
+        self.stages.audio_temperature[row], self.stages.audio_top_k[row] = sampling.audio_temperature, sampling.audio_top_k
+
+    # Priming.
+
+    def _prime(self, row: int, voice: str | os.PathLike[str] | None, persona: list[int]) -> Generator[None, None, None]:
+        key, recorded = yield from self._voice(row, voice)
+        prefix = self._prefixes.get((key, *persona))
+        if prefix is None:
+            prompt = make_prompt(self.config, recorded, persona)
+            yield from self._run_prompt(row, prompt)
+            rings = self.stages.engines["temporal"].save(row, prompt.steps)
+            self._keep((key, *persona), _Prefix(rings, self.ring.save(row), prompt.steps))
+        else:
+            self._prefixes.move_to_end((key, *persona))
+            self.stages.engines["temporal"].restore(row, prefix.rings)
+            self.ring.restore(row, prefix.ring)
+
+    def _run_prompt(self, row: int, prompt: Prompt) -> Generator[None, None, None]:
+        """Step a slot through a prompt in chunks of forced steps."""
+        codes, embedding = self._prompt_inputs(row, prompt)
+        for start in range(0, prompt.steps, PRIMING_STEPS):
+            chunk = slice(start, start + PRIMING_STEPS)
+            self.stages.run_forced(row, start, codes[chunk], embedding[chunk])
+            yield
+
+    def _prompt_inputs(self, row: int, prompt: Prompt) -> tuple[Tokens, Pcm]:
+        """The temporal transformer's inputs for a prompt, codes [T, 17] and embedding [T, dim]; moves the token ring."""
+        codes = np.full((prompt.steps, self.config.num_streams), -1, np.int64)
+        embedding = np.zeros((prompt.steps, self.config.temporal.dim), np.float32)
+        rows = np.array([row])
+        if prompt.voice is not None:
+            embedding[: prompt.voice_steps] = prompt.voice.embeddings
+            for _ in range(prompt.voice_steps):
+                self._force(rows, self.ring.initial)
+            self.ring.tokens[row] = prompt.voice.cache
+        for step, frame in enumerate(prompt.tokens, start=prompt.voice_steps):
+            codes[step] = self._force(rows, frame)
+        return codes, embedding
+
+    def _force(self, rows: Array, frame: Tokens) -> Tokens:
+        """One step of the token ring in which every stream is provided; returns the model's input [17]."""
+        self.ring.provide(rows, 0, frame[None])
+        codes, forced = self.ring.begin(rows)
+        self.ring.commit(rows, forced)
+        return codes[0]
+
+    def _voice(self, row: int, voice: str | os.PathLike[str] | None) -> Generator[None, None, tuple[Any, Voice | Tokens | None]]:
+        """A voice's key for the prefix cache, and what make_prompt takes."""
+        if voice is None:
+            return None, None
+        name = os.fspath(voice).removesuffix(".pt")
+        if name in self.bundle.voices:
+            return name, self.bundle.voice(name)
+        if Path(name).suffix.lower() not in VOICE_FILES:
+            raise PromptError(
+                f"There is no voice {name!r}. This bundle has {', '.join(self.bundle.voices)}; "
+                f"or name an audio file ({', '.join(VOICE_FILES)})."
+            )
+        pcm = normalize_loudness(read_audio(name))
+        codes = yield from self._encode(row, frames(pcm, self.config.frame_size))
+        return hashlib.sha256(codes.tobytes()).hexdigest(), codes
+
+    def _encode(self, row: int, pcm: Pcm) -> Generator[None, None, Tokens]:
+        """Codes [F, 8] of pcm [F, 1920] by a slot's own encoder, which is new again afterwards."""
+        stages, codes = self.stages, []
+        for frame in pcm:
+            stages.active[row], stages.pcm_in[row, 0] = True, frame
+            stages.run("mimi_encode", 1, row)
+            codes.append(stages.user_codes[row].copy())
+            yield
+        stages.engines["mimi_encode"].reset(row, 2 * len(pcm))
+        return np.stack(codes)
+
+    def _keep(self, key: Any, prefix: _Prefix) -> None:
+        """Store a primed prompt, dropping those unused for longest until all fit."""
+        self._prefixes[key] = prefix
+        while sum(kept.nbytes for kept in self._prefixes.values()) > self._prefix_bytes:
+            self._prefixes.popitem(last=False)
+
+
+def _powers_of_two(slots: int) -> list[int]:
+    """1, 2, 4, ... below `slots`, and `slots` itself."""
+    return [1 << i for i in range((slots - 1).bit_length())] + [slots]
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 1 << 64:
+        raise PromptError(f"The seed is {seed}, and must be 0 to 2^64 - 1.")
+    return seed

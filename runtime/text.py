@@ -1,0 +1,85 @@
+"""Text in and out: personas to tokens, and a session's text tokens, one at a time, to what is said.
+
+Called by the runtime's sessions and the command line.
+"""
+
+import codecs
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from pplex.runtime.errors import BundleError, PromptError
+
+RESERVED = ("EPAD", "BOS", "EOS", "PAD")  # what tokens 0-3 mean to the model, whatever the tokenizer's file calls them
+UNKNOWN = "\ufffd"  # for a token that stands for no text: a model may have more of them than its tokenizer
+SYSTEM_TAG = "<system>"
+
+
+def wrap_persona(text: str) -> str:
+    """`text` between the tags the model expects, unless it has them; "" where there is nothing to wrap."""
+    text = text.strip()
+    tagged = text.startswith(SYSTEM_TAG) and text.endswith(SYSTEM_TAG)
+    return text if tagged or not text else f"{SYSTEM_TAG} {text} {SYSTEM_TAG}"
+
+
+class Tokenizer:
+    """A SentencePiece file and tables of what each of its tokens stands for. Raises BundleError if it cannot be read."""
+
+    def __init__(self, path: Path):
+        try:
+            self._processor = SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise BundleError(
+                f"The text tokenizer {path} is missing or damaged: {error}\nCopy it again, or rebuild the bundle."
+            ) from error
+        ids = list(range(self._processor.vocab_size()))
+        names = [name.replace("\u2581", " ") for name in self._processor.id_to_piece(ids)]
+        self._pieces = [*RESERVED, *names[len(RESERVED) :]]
+        self._bytes = {token: bytes([int(names[token][1:-1], 16)]) for token in ids if self._processor.is_byte(token)}
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`; raises PromptError if it holds half a surrogate pair, which no text can."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"The text is damaged at character {error.start}: it is half of a pair. Give it anew.") from error
+        tokens: list[int] = self._processor.encode(text)
+        return tokens
+
+    def encode_persona(self, text: str) -> list[int]:
+        """Tokens of a persona between its tags; none for an empty one."""
+        return self.encode(wrap_persona(text))
+
+    def piece(self, token: int) -> str:
+        """What a token stands for: "PAD" and such for 0-3, a piece with its spaces, "<0xE2>" for a byte."""
+        assert token >= 0, f"token {token} was never generated"
+        return self._pieces[token] if token < len(self._pieces) else UNKNOWN
+
+    def byte(self, token: int) -> bytes | None:
+        """The byte a token stands for, None for every other token."""
+        return self._bytes.get(token)
+
+
+class TextStream:
+    """What one session says, token by token.
+
+    A character the tokenizer has no piece for comes as the bytes of its UTF-8 form, and is given out with the last one.
+    Tokens 0-3 say nothing and may come in the middle of it; a piece that does leaves U+FFFD in the character's place.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, "" if none; words start with a space."""
+        if token < len(RESERVED):
+            return ""
+        byte = self._tokenizer.byte(token)
+        if byte is not None:
+            return self._decoder.decode(byte)
+        return self.flush() + self._tokenizer.piece(token)
+
+    def flush(self) -> str:
+        """U+FFFD if a character was left unfinished, else ""; for the end of a conversation."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,288 @@
+"""Reading, writing and checking audio, with real files, pipes and pyloudnorm."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyloudnorm
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pplex.runtime.audio import FORMATS, Pcm, check_pcm, frames, normalize_loudness, read_audio, write_audio
+from pplex.runtime.errors import AudioError
+
+RATE_HZ = 24_000
+VOICE = Path(__file__).parents[1] / "golden/tiny/checkpoint/voices/synthetic.wav"
+
+
+def tone(seconds: float, rate_hz: int = RATE_HZ, hz: float = 440.0, level: float = 0.5) -> Pcm:
+    return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+def inner(pcm: Pcm) -> Pcm:
+    """Without the edges, where a resampler has only one side to look at."""
+    return pcm[1000:-1000]
+
+
+class TestRead:
+    def test_golden_voice_keeps_its_samples(self) -> None:
+        pcm = read_audio(VOICE)
+        expected, _ = soundfile.read(VOICE, dtype="float32")
+        assert pcm.dtype == np.float32
+        np.testing.assert_array_equal(pcm, expected)
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    @pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000, 96000])
+    def test_any_rate_is_resampled_to_24_khz(self, tmp_path: Path, rate_hz: int, suffix: str) -> None:
+        path = tmp_path / f"tone{suffix}"
+        soundfile.write(path, tone(1.0, rate_hz), rate_hz)
+        pcm = read_audio(path)
+        assert abs(len(pcm) - RATE_HZ) <= 1
+        tolerance = 0.02 if suffix == ".ogg" else 1e-3
+        np.testing.assert_allclose(inner(pcm), inner(tone(1.0))[: len(inner(pcm))], atol=tolerance)
+
+    def test_channels_are_averaged(self, tmp_path: Path) -> None:
+        path = tmp_path / "three.wav"
+        left, right = tone(0.2, level=0.3), tone(0.2, hz=100.0, level=0.4)
+        soundfile.write(path, np.stack([left, right, np.zeros_like(left)], axis=1), RATE_HZ, subtype="FLOAT")
+        np.testing.assert_allclose(read_audio(path), (left + right) / 3, atol=1e-7)
+
+    def test_longer_than_one_block(self, tmp_path: Path) -> None:
+        path = tmp_path / "long.wav"
+        pcm = np.random.default_rng(0).uniform(-1, 1, 200_001).astype(np.float32)
+        soundfile.write(path, pcm, RATE_HZ, subtype="FLOAT")
+        np.testing.assert_array_equal(read_audio(path), pcm)
+
+    def test_open_file_and_path_as_text_and_memory_agree(self) -> None:
+        with VOICE.open("rb") as file:
+            from_file = read_audio(file)
+        np.testing.assert_array_equal(from_file, read_audio(str(VOICE)))
+        np.testing.assert_array_equal(from_file, read_audio(io.BytesIO(VOICE.read_bytes())))
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    def test_named_pipe(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe.wav"
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_bytes, args=(VOICE.read_bytes(),))
+        writer.start()
+        pcm = read_audio(pipe)
+        writer.join()
+        np.testing.assert_array_equal(pcm, read_audio(VOICE))
+
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            ("missing.wav", None, "does not exist. Name a wav"),
+            ("notes.wav", b"these are notes, not audio", "no audio that can be read (Format not recognised)"),
+            ("notes.raw", b"these are notes, not audio", "no audio that can be read"),
+            ("nothing.wav", b"", "holds no samples"),
+            ("cut.flac", b"fLaC\x00\x00\x00\x22", "damaged"),
+        ],
+    )
+    def test_refusals_name_the_file(self, tmp_path: Path, name: str, content: bytes | None, sentence: str) -> None:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(AudioError) as refusal:
+            read_audio(path)
+        assert str(path) in str(refusal.value)
+        assert sentence in str(refusal.value)
+
+    def test_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(AudioError, match="is a folder"):
+            read_audio(tmp_path)
+
+    @pytest.mark.parametrize("rate_hz", [RATE_HZ, 48000])
+    def test_no_samples(self, tmp_path: Path, rate_hz: int) -> None:
+        path = tmp_path / "empty.wav"
+        soundfile.write(path, np.zeros(0, np.float32), rate_hz)
+        with pytest.raises(AudioError, match=r"empty\.wav holds no samples"):
+            read_audio(path)
+
+    def test_fewer_samples_than_one_of_ours(self, tmp_path: Path) -> None:
+        path = tmp_path / "one.wav"
+        soundfile.write(path, np.zeros(1, np.float32), 192_000)
+        with pytest.raises(AudioError, match="holds no samples"):
+            read_audio(path)
+
+    def test_samples_not_finite_are_counted(self, tmp_path: Path) -> None:
+        path = tmp_path / "broken.wav"
+        pcm = np.zeros((48_000, 2), np.float32)
+        pcm[12_000, 0], pcm[30_000] = np.nan, (np.inf, -np.inf)
+        soundfile.write(path, pcm, 48_000, subtype="FLOAT")
+        with pytest.raises(AudioError, match=r"NaN or infinite samples: 2 of 48000, the first at 0\.250 s"):
+            read_audio(path)
+
+    def test_truncated_flac(self, tmp_path: Path) -> None:
+        whole, cut = tmp_path / "whole.flac", tmp_path / "cut.flac"
+        soundfile.write(whole, np.random.default_rng(0).uniform(-0.5, 0.5, 48_000), RATE_HZ)
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+        with pytest.raises(AudioError, match=r"cut\.flac is damaged"):
+            read_audio(cut)
+
+    @pytest.mark.parametrize("count", [b"\x0f\xff\xff\xff\xff", bytes(5)], ids=["over a terabyte", "unknown"])
+    def test_flac_whose_count_of_samples_is_wrong(self, tmp_path: Path, count: bytes) -> None:
+        path = tmp_path / "claims.flac"
+        soundfile.write(path, tone(0.5), RATE_HZ)
+        data = bytearray(path.read_bytes())
+        data[21:26] = bytes([data[21] & 0xF0 | count[0]]) + count[1:]  # in the stream's header, 36 bits
+        path.write_bytes(data)
+        with pytest.raises(AudioError, match="damaged"):
+            read_audio(path)
+
+    def test_wav_streamed_without_its_length(self) -> None:
+        data = bytearray(VOICE.read_bytes())
+        assert data[36:40] == b"data"
+        data[4:8] = data[40:44] = b"\xff" * 4
+        np.testing.assert_array_equal(read_audio(io.BytesIO(data)), read_audio(VOICE))
+
+    def test_rate_too_low_to_be_true(self, tmp_path: Path) -> None:
+        path = tmp_path / "slow.wav"
+        soundfile.write(path, tone(0.1), 7)
+        with pytest.raises(AudioError, match="sampled at 7 Hz"):
+            read_audio(path)
+
+
+class TestWrite:
+    @pytest.mark.parametrize("suffix", [*FORMATS, ".WAV"])
+    def test_round_trip(self, tmp_path: Path, suffix: str) -> None:
+        path = tmp_path / f"out{suffix}"
+        write_audio(path, tone(1.0))
+        info = soundfile.info(path)
+        assert (info.samplerate, info.channels, info.frames) == (RATE_HZ, 1, RATE_HZ)
+        assert info.subtype == FORMATS[suffix.lower()][1]
+        tolerance = 0.02 if suffix == ".ogg" else 1e-4
+        np.testing.assert_allclose(inner(read_audio(path)), inner(tone(1.0)), atol=tolerance)
+
+    def test_replaces_a_file_and_leaves_nothing_else(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.wav"
+        path.write_bytes(b"old")
+        write_audio(str(path), tone(0.1))
+        assert os.listdir(tmp_path) == ["out.wav"]
+        assert len(read_audio(path)) == 2400
+
+    def test_samples_are_clipped_not_wrapped(self, tmp_path: Path) -> None:
+        path = tmp_path / "loud.wav"
+        write_audio(path, np.array([-3.0, -1.0, 0.0, 1.0, 3.0]))
+        np.testing.assert_allclose(read_audio(path), [-1, -1, 0, 1, 1], atol=1e-4)
+
+    def test_minutes_of_ogg(self, tmp_path: Path) -> None:
+        """libsndfile crashes the process when this is handed over in one call."""
+        path = tmp_path / "long.ogg"
+        write_audio(path, np.zeros(120 * RATE_HZ, np.float32))
+        assert soundfile.info(path).frames == 120 * RATE_HZ
+
+    @pytest.mark.parametrize("name", ["out.mp3", "out", "out.wav.txt"])
+    def test_unknown_suffix(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(AudioError, match=r"one of \.wav, \.flac, \.ogg"):
+            write_audio(tmp_path / name, tone(0.1))
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(AudioError, match="there is no folder"):
+            write_audio(tmp_path / "no" / "out.wav", tone(0.1))
+
+    def test_target_is_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "out.wav").mkdir()
+        with pytest.raises(AudioError, match="cannot be written"):
+            write_audio(tmp_path / "out.wav", tone(0.1))
+        assert os.listdir(tmp_path) == ["out.wav"]
+
+    @pytest.mark.parametrize(
+        ("pcm", "sentence"),
+        [
+            (np.array([0.0, np.nan]), "infinite samples: 1 of 2, the first at 0"),
+            (np.zeros((2, 10)), r"array of shape \[2, 10\]"),
+            (np.zeros(0), r"array of shape \[0\]"),
+        ],
+    )
+    def test_unusable_samples_leave_the_old_file(self, tmp_path: Path, pcm: Pcm, sentence: str) -> None:
+        path = tmp_path / "out.wav"
+        path.write_bytes(b"old")
+        with pytest.raises(AudioError, match=sentence):
+            write_audio(path, pcm)
+        assert path.read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["out.wav"]
+
+
+def test_standard_input_to_standard_output() -> None:
+    copy = "from pplex.runtime.audio import read_audio, write_audio; write_audio('-', read_audio('-'))"
+    done = subprocess.run([sys.executable, "-c", copy], input=VOICE.read_bytes(), capture_output=True, check=True)
+    np.testing.assert_allclose(read_audio(io.BytesIO(done.stdout)), read_audio(VOICE), atol=1e-4)
+
+
+class TestFrames:
+    @given(samples=st.integers(0, 40), frame_size=st.integers(1, 12))
+    def test_all_samples_in_order_then_zeros(self, samples: int, frame_size: int) -> None:
+        pcm = np.arange(1, samples + 1, dtype=np.float32)
+        cut = frames(pcm, frame_size)
+        assert cut.shape == (-(-samples // frame_size), frame_size)
+        assert cut.dtype == np.float32
+        np.testing.assert_array_equal(cut.ravel()[:samples], pcm)
+        assert not cut.ravel()[samples:].any()
+
+
+class TestCheckPcm:
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_float_frames_become_float32(self, dtype: type) -> None:
+        frame = check_pcm(np.full(1920, 0.5, dtype), 1920)
+        assert frame.dtype == np.float32
+        np.testing.assert_array_equal(frame, 0.5)
+
+    def test_float32_is_not_copied(self) -> None:
+        pcm = np.zeros(1920, np.float32)
+        assert check_pcm(pcm, 1920) is pcm
+
+    @pytest.mark.parametrize(
+        ("pcm", "sentence"),
+        [
+            (np.zeros(1919, np.float32), r"\[1920\] samples, mono at 24 kHz; this one is \[1919\]"),
+            (np.zeros((1, 1920), np.float32), r"this one is \[1, 1920\]"),
+            (np.zeros(1920, np.int16), "not int16"),
+            (np.zeros(1920, np.complex64), "not complex64"),
+            ([0.0] * 1920, "not list"),
+            (np.full(1920, np.nan, np.float32), "NaN or infinite"),
+            (np.full(1920, 1e300), "NaN or infinite"),
+        ],
+    )
+    def test_refusals(self, pcm: Pcm, sentence: str) -> None:
+        with pytest.raises(AudioError, match=sentence):
+            check_pcm(pcm, 1920)
+
+
+class TestLoudness:
+    @pytest.mark.parametrize("lufs", [-24.0, -12.0])
+    def test_reaches_the_loudness_as_pyloudnorm_does(self, lufs: float) -> None:
+        pcm = read_audio(VOICE)
+        meter = pyloudnorm.Meter(RATE_HZ)
+        scaled = normalize_loudness(pcm, lufs)
+        assert scaled.dtype == np.float32
+        assert meter.integrated_loudness(scaled) == pytest.approx(lufs, abs=0.01)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = pyloudnorm.normalize.loudness(pcm, meter.integrated_loudness(pcm), lufs)
+        np.testing.assert_array_equal(scaled, expected.astype(np.float32))
+
+    def test_may_exceed_one_without_a_warning(self) -> None:
+        pcm = tone(1.0, level=0.01)
+        pcm[::2400] = 1.0
+        assert np.abs(normalize_loudness(pcm, 0.0)).max() > 1.0
+
+    @pytest.mark.parametrize("pcm", [np.zeros(48_000, np.float32), tone(2.0, level=1e-6)])
+    def test_silence(self, pcm: Pcm) -> None:
+        with pytest.raises(AudioError, match="is silent"):
+            normalize_loudness(pcm)
+
+    @pytest.mark.parametrize("samples", [0, 1, 9599])
+    def test_too_short(self, samples: int) -> None:
+        with pytest.raises(AudioError, match=r"needs 0\.4 s to be measured"):
+            normalize_loudness(tone(1.0)[:samples])
+
+    def test_shortest(self) -> None:
+        assert len(normalize_loudness(tone(1.0)[:9600])) == 9600

@@ -1,0 +1,183 @@
+"""Holds a bundle to recorded outputs of the reference: codec, teacher-forced steps, whole conversations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from pplex.export import weights
+from pplex.export.checkpoint import Checkpoint, open_checkpoint
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import CODEBOOKS
+from pplex.runtime.noise import FrameNoise
+from pplex.runtime.session import GREEDY, Runtime, Sampling
+from pplex.runtime.stages import Stages
+
+Floats = npt.NDArray[np.floating[Any]]
+Tokens = npt.NDArray[np.int64]
+
+PCM_TOLERANCE = 1e-4  # absolute: 70 dB below full scale is not heard, and float32 sums of another order reach 1e-6
+LOGITS_TOLERANCE = 1e-3  # of the expected values' range: float32 sums of another order reach 1e-5
+TIE_TOLERANCE = 1e-5  # of the squared distance: two entries this close are told apart by rounding
+
+CONVERSATIONS: dict[str, tuple[str, Sampling]] = {  # name -> voice, sampling; see the golden folder's README
+    "greedy": ("NATF0", GREEDY),
+    "sampled": ("NATM1", Sampling()),
+    "wav_voice": ("synthetic.wav", GREEDY),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: `worst` is the largest difference, in the unit of `tolerance`."""
+
+    name: str
+    worst: float
+    tolerance: float
+    compared: int
+
+    @property
+    def passed(self) -> bool:
+        return self.compared > 0 and self.worst <= self.tolerance
+
+
+def check_golden(bundle: Bundle, golden: Path) -> Iterator[Check]:
+    """Every check of the golden folder, through the bundle's engines; `bundle` must come from its checkpoint."""
+    with open_checkpoint(golden / "checkpoint") as checkpoint:
+        yield from check_codec(bundle, checkpoint, golden)
+    yield from check_teacher_forced(bundle, golden)
+    for name in CONVERSATIONS:
+        yield from check_conversation(bundle, golden, name)
+
+
+def check_codec(bundle: Bundle, checkpoint: Checkpoint, golden: Path) -> Iterator[Check]:
+    """Codes of the recorded PCM, and PCM of the recorded codes, frame by frame."""
+    expected = load_file(golden / "expected" / "mimi_stream.safetensors")
+    stages = Stages(bundle, slots=1)
+    codes = encode(stages, expected["pcm_in"].reshape(-1, bundle.config.frame_size))
+    wrong = sum(_wrong_codes(checkpoint, codes, expected["codes"].T.astype(np.int64), expected["latent"].T))
+    yield Check("mimi codes, but for ties", wrong, 0, codes.size)
+    pcm = decode(stages, expected["codes"].T)
+    yield _close("mimi pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
+
+
+def check_teacher_forced(bundle: Bundle, golden: Path) -> Iterator[Check]:
+    """Hidden state and logits of a fixed code sequence, past the end of the ring."""
+    expected = load_file(golden / "expected" / "lm_teacher_forced.safetensors")
+    kept = {int(step): i for i, step in enumerate(expected["steps"])}
+    hidden, text, audio = teacher_forced(Stages(bundle, slots=1), bundle, expected["codes"].T.astype(np.int64), kept)
+    yield _close("hidden", hidden, expected["hidden"], LOGITS_TOLERANCE)
+    yield _close("text logits", text, expected["text_logits"], LOGITS_TOLERANCE)
+    yield _close("audio logits", audio, expected["audio_logits"][:, : audio.shape[1]], LOGITS_TOLERANCE)
+
+
+def check_conversation(bundle: Bundle, golden: Path, name: str) -> Iterator[Check]:
+    """A primed session fed the recorded user codes, and the recorded noise where tokens were sampled."""
+    expected = load_file(golden / "expected" / f"conversation_{name}.safetensors")
+    voice, sampling = CONVERSATIONS[name]
+    if "." in voice:
+        voice = str(golden / "checkpoint" / "voices" / voice)
+    runtime = Runtime(bundle, slots=1)
+    session = runtime.open(voice, expected["prompt_text_tokens"].tolist(), seed=0, sampling=sampling)
+    steps = int(runtime.ring.step[session.row])
+    yield Check(f"{name}: prompt steps", abs(steps - int(expected["prompt_steps"][0])), 0, 1)
+    tokens = np.stack(
+        [
+            session.step_codes(codes.astype(np.int64), _recorded_noise(expected, frame))
+            for frame, codes in enumerate(expected["user_codes"].T)
+        ]
+    )
+    yield Check(f"{name}: tokens", int((tokens != expected["tokens"]).sum()), 0, tokens.size)
+    pcm = decode(Stages(bundle, slots=1), tokens[:, 1 : 1 + CODEBOOKS])
+    yield _close(f"{name}: pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
+
+
+def encode(stages: Stages, pcm: Floats) -> Tokens:
+    """Codes [F, 8] of pcm [F, 1920], by slot 0."""
+    codes = []
+    stages.active[0] = True
+    for frame in pcm:
+        stages.pcm_in[0, 0] = frame
+        stages.run("mimi_encode", 1)
+        codes.append(stages.user_codes[0].copy())
+    return np.stack(codes)
+
+
+def decode(stages: Stages, codes: Tokens) -> Floats:
+    """PCM [F * 1920] of codes [F, 8], by slot 0."""
+    pcm = []
+    stages.active[0] = True
+    for frame in codes:
+        stages.agent_codes[0] = frame
+        stages.run("mimi_decode", 1)
+        pcm.append(stages.pcm_out[0, 0].copy())
+    return np.concatenate(pcm)
+
+
+def teacher_forced(stages: Stages, bundle: Bundle, codes: Tokens, kept: dict[int, int]) -> tuple[Floats, Floats, Floats]:
+    """Step through codes [T, 17]; hidden [S, dim], text [S, card] and audio [S, K, card] logits of the kept steps.
+
+    `kept` maps a step to its place in the result. The depth transformer of step t is fed column t + 1, -1 taken as 0.
+    """
+    config, hidden, text, audio = bundle.config, [], [], []
+    text_logits = np.empty((1, config.text_card), np.float32)
+    audio_logits = np.empty((1, config.depth_steps, config.audio_card), np.float32)
+    temporal = stages.engines["temporal"].bind({**_first_row(stages, "temporal"), "text_logits": text_logits}, 0, 1)
+    depth = stages.engines["depth"].bind({**_first_row(stages, "depth"), "audio_logits": audio_logits}, 0, 1)
+    for step in range(max(kept) + 1):
+        target = codes[step + 1].clip(min=0)
+        stages.codes[0, 0], stages.position[0] = codes[step], step
+        stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + config.depth_steps]
+        temporal()
+        if step in kept:
+            depth()
+            hidden.append(stages.hidden[0].copy())
+            text.append(text_logits[0].copy())
+            audio.append(audio_logits[0].copy())
+    order = [kept[step] for step in sorted(kept)]
+    return tuple(np.stack(rows)[np.argsort(order)] for rows in (hidden, text, audio))  # type: ignore[return-value]
+
+
+def _first_row(stages: Stages, graph: str) -> dict[str, Any]:
+    return {name: buffer[:1] for name, buffer in stages.tensors(graph).items()}
+
+
+def _recorded_noise(expected: dict[str, Any], frame: int) -> FrameNoise | None:
+    if "text_noise" not in expected:
+        return None
+    return FrameNoise(expected["text_noise"][frame], expected["audio_noise"][frame])
+
+
+def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: float | None = None) -> Check:
+    """Largest difference relative to the expected values' range, or to `scale`."""
+    scale = float(np.ptp(expected)) if scale is None else scale
+    same_shape = got.shape == expected.shape
+    worst = float(np.abs(got - expected).max()) / scale if same_shape else np.inf
+    return Check(name, worst, tolerance, got.size)
+
+
+def _wrong_codes(checkpoint: Checkpoint, got: Tokens, expected: Tokens, latent: Floats) -> Iterator[int]:
+    """Per frame, how many codes differ where no tie explains it; after a tie the later acoustic codes are free."""
+    table = weights.sources("mimi_encode", checkpoint.config, checkpoint.depth_sets)
+    read = {name: table[f"quantizer.{name}"].read(checkpoint).numpy() for name in ("semantic.weight", "acoustic.weight")}
+    books = [table[f"quantizer.codebooks.{i}"].read(checkpoint).numpy() for i in range(CODEBOOKS)]
+    for frame in np.flatnonzero((got != expected).any(axis=1)):
+        wrong = 0
+        if got[frame, 0] != expected[frame, 0]:
+            wrong += not _tied(latent[frame] @ read["semantic.weight"], books[0], got[frame, 0], expected[frame, 0])
+        residual = latent[frame] @ read["acoustic.weight"]
+        for i in range(1, CODEBOOKS):
+            if got[frame, i] != expected[frame, i]:
+                wrong += not _tied(residual, books[i], got[frame, i], expected[frame, i])
+                break
+            residual = residual - books[i][expected[frame, i]]
+        yield wrong
+
+
+def _tied(x: Floats, book: Floats, first: int, second: int) -> bool:
+    near, far = (float(((x - book[entry]) ** 2).sum()) for entry in (first, second))
+    return abs(near - far) <= TIE_TOLERANCE * max(near, far, 1e-12)
