@@ -68,7 +68,8 @@ def _take_turns(inputs: Array, *steps: Step) -> tuple[list[Array], list[list[flo
 def _torch_step(checkpoint: Checkpoint, name: str) -> Step:
     module, spec = weights.load(name, checkpoint), graph_specs(checkpoint.config)[name]
     state = [
-        torch.zeros([1 if dim == "B" else int(dim) for dim in s.shape], dtype=getattr(torch, s.dtype)) for s in spec.state
+        torch.zeros([1 if dim == "B" else int(dim) for dim in s.shape], dtype=getattr(torch, s.dtype))
+        for s in spec.state
     ]
     active = torch.ones(1, dtype=torch.bool)
 

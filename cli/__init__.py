@@ -77,7 +77,9 @@ def build(source: str, out: Path, revision: str | None, depth_steps: str) -> Non
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--input-wav", required=True, help="The user's side: wav, flac or ogg, any rate; - for standard input.")
 @click.option("--output-wav", required=True, help="The agent's side, as long as the input; - for standard output.")
-@click.option("--output-text", required=True, help="JSON list with the text piece of each frame; - for standard output.")
+@click.option(
+    "--output-text", required=True, help="JSON list with the text piece of each frame; - for standard output."
+)
 @click.option(
     "--voice",
     "--voice-prompt",

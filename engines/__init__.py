@@ -1,0 +1,1 @@
+"""Compiling a bundle's graphs into engines for a named GPU."""

@@ -33,7 +33,9 @@ def build_engine(path: Path, spec: GraphSpec, capacity: int, sm: int, slots: int
     config.set_compute_capability(_capability(trt, sm), 0)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise BuildError(f"TensorRT-RTX {trt.__version__} cannot build {path.name} for sm_{sm}: {messages.last_error()}")
+        raise BuildError(
+            f"TensorRT-RTX {trt.__version__} cannot build {path.name} for sm_{sm}: {messages.last_error()}"
+        )
     return bytes(engine)
 
 
@@ -51,7 +53,7 @@ class _Messages:
     def __init__(self, trt: Any):
         errors: list[str] = []
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
+        class Logger(trt.ILogger):
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
@@ -91,10 +93,10 @@ def _has_steps(spec: GraphSpec) -> bool:
 def _profile(builder: Any, spec: GraphSpec, capacity: int, slots: int, steps: tuple[int, int, int]) -> Any:
     profile = builder.create_optimization_profile()
     for tensor in spec.all_inputs:
-        ends = (
-            {"B": batch, "T": t, "C": capacity} for batch, t in zip((1, 1, slots), steps, strict=True)
+        ends = ({"B": batch, "T": t, "C": capacity} for batch, t in zip((1, 1, slots), steps, strict=True))
+        profile.set_shape(
+            tensor.name, *([end.get(d, d) if isinstance(d, str) else d for d in tensor.shape] for end in ends)
         )
-        profile.set_shape(tensor.name, *([end.get(d, d) if isinstance(d, str) else d for d in tensor.shape] for end in ends))
     return profile
 
 

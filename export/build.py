@@ -31,7 +31,9 @@ from pplex.runtime.graphs import graph_specs
 Progress = Callable[[str, int], None]  # what is being done, and how many bytes of weights are done since the last call
 
 
-def build(source: Source, out: Path, depth_steps: int = CODEBOOKS, progress: Progress = lambda stage, done: None) -> Path:
+def build(
+    source: Source, out: Path, depth_steps: int = CODEBOOKS, progress: Progress = lambda stage, done: None
+) -> Path:
     """Export a checkpoint's four graphs with tokenizer and voices into the bundle `out`; returns `out`.
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
@@ -115,7 +117,9 @@ def _write_manifest(
 
 def _check_target(out: Path) -> None:
     if out.exists() and not (out / MANIFEST_FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise BuildError(f"{out} exists and is not a bundle: it would be overwritten. Choose another --out, or remove it.")
+        raise BuildError(
+            f"{out} exists and is not a bundle: it would be overwritten. Choose another --out, or remove it."
+        )
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -79,7 +79,9 @@ def mimi_tensors(config: ModelConfig) -> Shapes:
 
 
 def _conv(conv: Conv) -> Shapes:
-    inputs, outputs = (conv.inputs, 1 if conv.depthwise else conv.outputs) if conv.transposed else (conv.outputs, conv.inputs)
+    inputs, outputs = (
+        (conv.inputs, 1 if conv.depthwise else conv.outputs) if conv.transposed else (conv.outputs, conv.inputs)
+    )
     shapes: Shapes = {f"{conv.key}.weight": (inputs, outputs, conv.kernel)}
     if conv.bias:
         shapes[f"{conv.key}.bias"] = (conv.outputs,)
@@ -163,9 +165,10 @@ def _differences(file_name: str, file: Any, expected: Shapes) -> list[tuple[str,
 def _table(folder: Path, rows: list[tuple[str, str, str, str]]) -> str:
     header = ("file", "tensor", "expected", "found")
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(3)]
-    lines = ["  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3])) for row in (header, *rows)]
+    lines = [
+        "  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3])) for row in (header, *rows)
+    ]
     return (
         f"{folder} does not fit its configuration ({len(rows)} tensors):\n" + "\n".join(lines) + "\n"
         f"Check {CONFIG_FILE}, or fetch the checkpoint again."
     )
-

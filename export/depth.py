@@ -45,6 +45,7 @@ class Depth(nn.Module):
         past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(self.stack.layers)]
         token, tokens, all_logits = text_token, [], []
         for k, step in enumerate(self.steps):
+            assert isinstance(step, DepthStep)
             x = step.input(hidden) + embed(step.emb, token)  # [B, dim]
             for layer in range(self.stack.layers):
                 x = x + self.attend(step, layer, self.norm1[layer](x), past[layer])

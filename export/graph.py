@@ -72,13 +72,13 @@ def save(model: ir.Model, spec: GraphSpec, weights: Mapping[str, ir.TensorProtoc
 
     A graph with more than a megabyte of weights keeps them beside it in NAME.data, each tensor read as it is written.
     """
-    names = [value.name for value in model.graph.inputs[len(spec.all_inputs) :]]
-    if set(names) != set(weights):
-        raise BuildError(f"{spec.name}: weights that do not match the graph: {sorted(set(names) ^ set(weights))}.")
+    names = {str(value.name) for value in model.graph.inputs[len(spec.all_inputs) :]}
+    if names != set(weights):
+        raise BuildError(f"{spec.name}: weights that do not match the graph: {sorted(names ^ set(weights))}.")
     while len(model.graph.inputs) > len(spec.all_inputs):
         value = model.graph.inputs.pop()
-        value.const_value = weights[value.name]
-        model.graph.initializers[value.name] = value
+        value.const_value = weights[str(value.name)]
+        model.graph.initializers.add(value)
     external = sum(tensor.nbytes for tensor in weights.values()) > EXTERNAL_DATA_BYTES
     data = path.with_suffix(".data")
     ir.save(model, path, external_data=data.name if external else None)
@@ -108,7 +108,9 @@ def _weights(model: ir.Model) -> list[str]:
     """Initializers that stand for parameters, in order; the others are constants of the traced code."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    return [n for n, v in model.graph.initializers.items() if isinstance(getattr(v.const_value, "raw", None), FakeTensor)]
+    return [
+        n for n, v in model.graph.initializers.items() if isinstance(getattr(v.const_value, "raw", None), FakeTensor)
+    ]
 
 
 def _example(tensor: TensorSpec) -> Tensor:

@@ -80,7 +80,9 @@ def ring_mask(position: Tensor, steps: int, capacity: int, whole_write: bool) ->
     query = position[:, None] + torch.arange(steps)  # [B, T]
     last = position[:, None] + (steps - 1)  # [B, 1]
     end = last + 1 if whole_write else query + 1
-    held = last - ring_index(last - torch.arange(capacity), capacity)  # [B, C] the step each entry holds; below 0: none yet
+    held = last - ring_index(
+        last - torch.arange(capacity), capacity
+    )  # [B, C] the step each entry holds; below 0: none yet
     held = held[:, None, :]
     visible = (held >= 0) & (held <= query[:, :, None]) & (held > end[:, :, None] - capacity)
     return visible[:, None]

@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,13 +23,13 @@ from torch import Tensor
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CheckpointError
 
-MAX_UNPACKED_NBYTES = 2 << 30
+MAX_UNPACKED_NBYTES = 1 << 30  # the released voices take a few megabytes each
 MAX_MEMBERS = 1000
 MAX_VOICE_FRAMES = 7500  # ten minutes, several times what the released model remembers
 SUFFIX = ".pt"
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-_ADVICE = "Fetch the checkpoint again, and trust no archive that does not come from its publisher."
+_ADVICE = "Fetch the checkpoint again from its publisher."
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def read_voices(
 
 def write_voices(voices: Mapping[str, Voice], path: Path) -> None:
     """Write `voices` as safetensors, under the keys "NAME.embeddings" and "NAME.cache"."""
-    tensors = {f"{name}.{part}": getattr(voice, part) for name, voice in voices.items() for part in ("embeddings", "cache")}
+    tensors = {
+        f"{name}.{part}": getattr(voice, part) for name, voice in voices.items() for part in ("embeddings", "cache")
+    }
     save_file(tensors, path)
 
 
@@ -114,7 +117,7 @@ def _members(tgz: Path, max_nbytes: int, max_members: int) -> Iterator[tuple[tar
         raise CheckpointError(f"{tgz} unpacks to more than {limits}: no archive of voices does. {_ADVICE}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"There are no voices: {tgz} does not exist. {_ADVICE}") from error
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:  # ValueError: numbers in headers
         raise CheckpointError(f"{tgz} is damaged or no tar.gz: {error}. {_ADVICE}") from error
 
 
@@ -151,18 +154,27 @@ def _voice(data: bytes, config: ModelConfig) -> Voice:
 
 def _unpickled(data: bytes) -> Any:
     """What torch.save stored, tensors and containers only: code in a pickle is refused, not run."""
+    try:
+        _refuse_compressed(data)
+        with warnings.catch_warnings(action="ignore"):  # of other pickle protocols: what cannot be read is reported
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except _Unfit:
+        raise
+    except pickle.UnpicklingError as error:
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"calls {called[1]}" if called else "is damaged or holds something other than tensors"
+        raise _Unfit(f"its pickle {what}; it was refused, not run") from error
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        reason = str(error).partition(". ")[0]
+        raise _Unfit(f"it is damaged ({type(error).__name__}: {reason})") from error
+
+
+def _refuse_compressed(data: bytes) -> None:
+    """torch.save stores its zip archives as they are; a compressed one could unpack to any size."""
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > len(data):
                 raise _Unfit("it is compressed, which torch.save does not do")
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"its pickle calls {reason[1]}, which was not run" if reason else "its pickle is damaged"
-        raise _Unfit(f"it holds something other than tensors: {found}") from error
-    except Exception as error:  # damaged bytes can make the unpickler raise anything
-        raise _Unfit(f"it is damaged ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})") from error
 
 
 def _plain(value: Any, name: str) -> Tensor:

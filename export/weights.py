@@ -40,7 +40,9 @@ Sources = Iterator[tuple[str, Source]]
 def sources(graph: str, config: ModelConfig, depth_sets: int) -> dict[str, Source]:
     """Parameter name -> Source for one graph. Raises CheckpointError where the checkpoint's depth sets do not suffice."""
     if config.depth_steps > depth_sets:
-        raise CheckpointError(f"The checkpoint holds {depth_sets} depth steps: {config.depth_steps} cannot be exported.")
+        raise CheckpointError(
+            f"The checkpoint holds {depth_sets} depth steps: {config.depth_steps} cannot be exported."
+        )
     table = {
         "mimi_encode": _mimi_encode(config),
         "temporal": _temporal(config),

@@ -42,7 +42,9 @@ def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
         if not data:
             raise AudioError(f"{name} is empty: it holds no samples. Give a recording.") from error
         reason = error.error_string.strip(" .")
-        raise AudioError(f"{name} is damaged or no audio that can be read ({reason}). Give a wav, flac or ogg file.") from error
+        raise AudioError(
+            f"{name} is damaged or no audio that can be read ({reason}). Give a wav, flac or ogg file."
+        ) from error
     _check_finite(pcm, name, rate_hz)
     pcm = _resampled(pcm, name, rate_hz)
     if not len(pcm):

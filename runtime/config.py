@@ -148,8 +148,15 @@ def _from_dict(cls: type, data: Mapping[str, Any]) -> Any:
     wrong = sorted(set(known) ^ set(data))
     if wrong:
         raise ConfigError(f"{cls.__name__}: unknown or missing keys: {', '.join(wrong)}.")
-    nested = {"temporal": TransformerConfig, "depth": TransformerConfig, "mimi": MimiConfig, "transformer": TransformerConfig}
-    values = {k: _from_dict(nested[k], v) if k in nested else tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    nested = {
+        "temporal": TransformerConfig,
+        "depth": TransformerConfig,
+        "mimi": MimiConfig,
+        "transformer": TransformerConfig,
+    }
+    values = {
+        k: _from_dict(nested[k], v) if k in nested else tuple(v) if isinstance(v, list) else v for k, v in data.items()
+    }
     return cls(**values)
 
 

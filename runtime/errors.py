@@ -21,6 +21,10 @@ class AudioError(PplexError):
     """Audio that cannot be read or used."""
 
 
+class OutputError(PplexError):
+    """A result that cannot be written where it was asked for."""
+
+
 class PromptError(PplexError):
     """A voice or a persona that does not exist or does not fit."""
 

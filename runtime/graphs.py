@@ -168,7 +168,10 @@ def _codec_state(convs: tuple[Conv, ...], mimi: MimiConfig) -> tuple[StateSpec, 
 def graph_specs(config: ModelConfig, dtype: str = "float32") -> dict[str, GraphSpec]:
     """The four graphs by name; `dtype` is the language model's activation dtype, the codec is float32."""
     mimi, text_card, steps = config.mimi, config.text_card, config.depth_steps
-    pcm, codes = TensorSpec("pcm", "float32", ("B", 1, config.frame_size)), TensorSpec("codes", "int64", ("B", CODEBOOKS))
+    pcm, codes = (
+        TensorSpec("pcm", "float32", ("B", 1, config.frame_size)),
+        TensorSpec("codes", "int64", ("B", CODEBOOKS)),
+    )
     active = TensorSpec("active", "bool", ("B",))
     hidden = TensorSpec("hidden", dtype, ("B", config.temporal.dim))
     text_token = TensorSpec("text_token", "int64", ("B",))

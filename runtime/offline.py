@@ -1,8 +1,6 @@
 """A recording in, the agent's recording and text out: what the reference's offline script does."""
 
 import json
-import os
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pplex.runtime.audio import check_writable, frames, read_audio, write_audio
+from pplex.runtime.audio import frames, read_audio, write_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.errors import AudioError
+from pplex.runtime.files import STANDARD_STREAM, check_writable, write_whole
 from pplex.runtime.session import Pcm, Runtime, Sampling, Session
 
 FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
@@ -96,14 +94,7 @@ def _converse(runtime: Runtime, session: Session, user: Pcm, bar: FrameBar) -> t
 
 def _write_text(target: str, pieces: list[str]) -> None:
     text = json.dumps(pieces, ensure_ascii=False)
-    if target == "-":
+    if target == STANDARD_STREAM:
         sys.stdout.write(text + "\n")
-        return
-    path = Path(target)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise AudioError(f"{path} cannot be written: {error.strerror}. Name another file.") from error
+    else:
+        write_whole(Path(target), text.encode())

@@ -44,7 +44,10 @@ class Sampling:
     def __post_init__(self) -> None:
         wrong = [
             f"{name} is {value}, and must be more than 0"
-            for name, value in (("text_temperature", self.text_temperature), ("audio_temperature", self.audio_temperature))
+            for name, value in (
+                ("text_temperature", self.text_temperature),
+                ("audio_temperature", self.audio_temperature),
+            )
             if not 0 < value < float("inf")
         ] + [
             f"{name} is {value}, and must be 1 to {MAX_CANDIDATES}"
@@ -104,7 +107,9 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -128,7 +133,9 @@ class Runtime:
         self.bundle, self.config, self.slots = bundle, bundle.config, slots
         self.batches = sorted(batches or _powers_of_two(slots))
         if self.batches[-1] < slots:
-            raise SlotError(f"{slots} slots need a batch size of at least {slots}; the largest given is {self.batches[-1]}.")
+            raise SlotError(
+                f"{slots} slots need a batch size of at least {slots}; the largest given is {self.batches[-1]}."
+            )
         self.tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE))
         self.stages = Stages(bundle, self.batches[-1], threads)
         self.ring = DelayRing(self.batches[-1], self.config.delays, self.config.initial_tokens)
@@ -277,7 +284,10 @@ class Runtime:
 
     def _set_sampling(self, row: int, sampling: Sampling) -> None:
         self.stages.text_temperature[row], self.stages.text_top_k[row] = sampling.text_temperature, sampling.text_top_k
-        self.stages.audio_temperature[row], self.stages.audio_top_k[row] = sampling.audio_temperature, sampling.audio_top_k
+        self.stages.audio_temperature[row], self.stages.audio_top_k[row] = (
+            sampling.audio_temperature,
+            sampling.audio_top_k,
+        )
 
     # Priming.
 
@@ -323,7 +333,9 @@ class Runtime:
         self.ring.commit(rows, forced)
         return codes[0]
 
-    def _voice(self, row: int, voice: str | os.PathLike[str] | None) -> Generator[None, None, tuple[Any, Voice | Tokens | None]]:
+    def _voice(
+        self, row: int, voice: str | os.PathLike[str] | None
+    ) -> Generator[None, None, tuple[Any, Voice | Tokens | None]]:
         """A voice's key for the prefix cache, and what make_prompt takes."""
         if voice is None:
             return None, None

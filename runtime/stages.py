@@ -81,7 +81,7 @@ class Stages:
 
     def tensors(self, graph: str) -> Mapping[str, Array]:
         """A graph's inputs and outputs by name, [S, ...] each."""
-        return {
+        tensors: dict[str, dict[str, Array]] = {
             "mimi_encode": {"pcm": self.pcm_in, "active": self.active, "codes": self.user_codes},
             "temporal": {
                 "codes": self.codes,
@@ -104,4 +104,5 @@ class Stages:
                 "audio_tokens": self.audio_tokens,
             },
             "mimi_decode": {"codes": self.agent_codes, "active": self.active, "pcm": self.pcm_out},
-        }[graph]
+        }
+        return tensors[graph]

@@ -42,7 +42,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise PromptError(f"The text is damaged at character {error.start}: it is half of a pair. Give it anew.") from error
+            raise PromptError(
+                f"The text is damaged at character {error.start}: it is half of a pair. Give it anew."
+            ) from error
         tokens: list[int] = self._processor.encode(text)
         return tokens
 

@@ -1,0 +1,1 @@
+"""Whether a bundle is still the same model."""

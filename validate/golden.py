@@ -118,7 +118,9 @@ def decode(stages: Stages, codes: Tokens) -> Floats:
     return np.concatenate(pcm)
 
 
-def teacher_forced(stages: Stages, bundle: Bundle, codes: Tokens, kept: dict[int, int]) -> tuple[Floats, Floats, Floats]:
+def teacher_forced(
+    stages: Stages, bundle: Bundle, codes: Tokens, kept: dict[int, int]
+) -> tuple[Floats, Floats, Floats]:
     """Step through codes [T, 17]; hidden [S, dim], text [S, card] and audio [S, K, card] logits of the kept steps.
 
     `kept` maps a step to its place in the result. The depth transformer of step t is fed column t + 1, -1 taken as 0.
@@ -163,7 +165,9 @@ def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: fl
 def _wrong_codes(checkpoint: Checkpoint, got: Tokens, expected: Tokens, latent: Floats) -> Iterator[int]:
     """Per frame, how many codes differ where no tie explains it; after a tie the later acoustic codes are free."""
     table = weights.sources("mimi_encode", checkpoint.config, checkpoint.depth_sets)
-    read = {name: table[f"quantizer.{name}"].read(checkpoint).numpy() for name in ("semantic.weight", "acoustic.weight")}
+    read = {
+        name: table[f"quantizer.{name}"].read(checkpoint).numpy() for name in ("semantic.weight", "acoustic.weight")
+    }
     books = [table[f"quantizer.codebooks.{i}"].read(checkpoint).numpy() for i in range(CODEBOOKS)]
     for frame in np.flatnonzero((got != expected).any(axis=1)):
         wrong = 0

@@ -1,0 +1,86 @@
+"""Building a bundle: whole or not at all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from folders import TINY
+
+from pplex.export.build import build
+from pplex.export.checkpoint import LM_FILE, VOICES_FILE
+from pplex.export.source import Source
+from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.errors import BuildError, CheckpointError
+
+
+def source(folder: Path) -> Source:
+    return Source(folder, None, None)
+
+
+def start_build(checkpoint: Path, out: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """A build in a process of its own, and its staging folder once the first graph is written."""
+    code = "from pplex.cli import main; main()"
+    command = [sys.executable, "-c", code, "build", str(checkpoint), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for folder in out.parent.glob(f".{out.name}.building-*"):
+            if (folder / "mimi_encode.data").exists():
+                return process, folder
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError("the build wrote no graph in two minutes")
+
+
+def test_a_killed_build_leaves_the_old_bundle_and_the_next_one_cleans_up(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.folder, out)
+    process, staging = start_build(TINY / "checkpoint", out)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert staging.exists()
+    assert open_bundle(out).manifest == tiny_bundle.manifest
+    broken = shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint")
+    (broken / VOICES_FILE).write_bytes(b"no archive")
+    with pytest.raises(CheckpointError):
+        build(source(broken), out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "checkpoint"]
+    assert open_bundle(out).manifest == tiny_bundle.manifest
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    process, _ = start_build(TINY / "checkpoint", out)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 1 and b"Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
+    os.truncate(broken / LM_FILE, 1_000_000)
+    with pytest.raises(CheckpointError, match="damaged"):
+        build(source(broken), tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(BuildError, match="not a bundle"):
+        build(source(TINY / "checkpoint"), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_manifest_tells_where_the_bundle_comes_from(tiny_bundle: Bundle) -> None:
+    manifest = tiny_bundle.manifest
+    assert manifest["checkpoint"]["files"][LM_FILE]
+    assert manifest["precision"] == dict.fromkeys(("mimi_encode", "temporal", "depth", "mimi_decode"), "fp32")
+    assert set(manifest["files"]) == {path.name for path in tiny_bundle.folder.iterdir()} - {"manifest.json"}
+    assert tiny_bundle.voices == ("NATF0", "NATM1", "VARF2")

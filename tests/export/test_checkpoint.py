@@ -1,0 +1,112 @@
+"""Checkpoints that do not fit are refused with everything that is wrong with them."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from folders import TINY
+from safetensors.torch import load_file, save_file
+
+from pplex.export import weights
+from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, MIMI_FILE, VOICES_FILE, open_checkpoint
+from pplex.runtime.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint to spoil."""
+    return Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
+
+
+def edit_lm(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Replace tensors of the language model's file, or remove them with None."""
+    tensors = load_file(folder / LM_FILE)
+    for key, tensor in changes.items():
+        tensors.pop(key) if tensor is None else tensors.__setitem__(key, tensor)
+    save_file(tensors, folder / LM_FILE)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught, open_checkpoint(folder):
+        pass
+    return str(caught.value)
+
+
+def test_all_differences_come_in_one_table(checkpoint: Path) -> None:
+    text_emb = load_file(checkpoint / LM_FILE)["text_emb.weight"]
+    edit_lm(
+        checkpoint,
+        **{"text_emb.weight": None, "text_embedding.weight": text_emb, "out_norm.alpha": torch.ones(1, 1, 31)},
+    )
+    lines = refusal(checkpoint).splitlines()
+    rows = {line.split()[1]: line for line in lines if line.startswith(LM_FILE)}
+    assert rows.keys() == {"text_emb.weight", "text_embedding.weight", "out_norm.alpha"}
+    assert rows["text_emb.weight"].endswith("missing") and "(401, 32)" in rows["text_emb.weight"]
+    assert "no such tensor" in rows["text_embedding.weight"]
+    assert "(1, 1, 32)" in rows["out_norm.alpha"] and "(1, 1, 31)" in rows["out_norm.alpha"]
+
+
+@pytest.mark.parametrize("name", [LM_FILE, MIMI_FILE])
+@pytest.mark.parametrize("keep", [0, 5, 3000, -1])
+def test_truncated_file(checkpoint: Path, name: str, keep: int) -> None:
+    path = checkpoint / name
+    path.write_bytes(path.read_bytes()[:keep])
+    message = refusal(checkpoint)
+    assert name in message and "damaged" in message
+
+
+def test_missing_files_are_all_named(checkpoint: Path) -> None:
+    (checkpoint / MIMI_FILE).unlink()
+    (checkpoint / VOICES_FILE).unlink()
+    message = refusal(checkpoint)
+    assert MIMI_FILE in message and VOICES_FILE in message and LM_FILE not in message
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"lm": {"dimension": 32}}, "unknown keys in lm: dimension"),
+        ({"lm": {"norm": "layer_norm"}}, "only 'rms_norm_f32' is implemented"),
+        ({"lm": {"dim": "big"}}, "wrong type"),
+        ({"lm": {"delays": [0, 1]}}, "17 numbers"),
+        ({"lm": {"num_heads": 3}}, "heads must divide"),
+        ({"mimi": {"transformer": {"context": 25}}}, "multiple of the 2 steps"),
+    ],
+)
+def test_unfit_configuration(checkpoint: Path, change: dict[str, dict[str, object]], words: str) -> None:
+    config = json.loads((checkpoint / CONFIG_FILE).read_text())
+    for part, values in change.items():
+        for key, value in values.items():
+            config[part][key] = {**config[part][key], **value} if isinstance(value, dict) else value
+    (checkpoint / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=words), open_checkpoint(checkpoint):
+        pass
+
+
+def test_configuration_that_is_not_json(checkpoint: Path) -> None:
+    (checkpoint / CONFIG_FILE).write_text("{")
+    with pytest.raises(ConfigError, match="not readable as JSON"), open_checkpoint(checkpoint):
+        pass
+
+
+def test_eight_depth_sets_give_the_same_first_eight_steps(checkpoint: Path) -> None:
+    with open_checkpoint(checkpoint) as sixteen:
+        expected = weights.load("depth", sixteen).state_dict()
+    tensors = load_file(checkpoint / LM_FILE)
+    halved = {
+        key: tensor.chunk(2)[0].contiguous() if key.startswith("depformer.") and "self_attn" in key else tensor
+        for key, tensor in tensors.items()
+        if not any(f".{k}." in f".{key}" for k in range(8, 16)) and key != "depformer_emb.7.weight"
+        or key.startswith("emb.")
+    }  # fmt: skip
+    save_file(halved, checkpoint / LM_FILE)
+    with open_checkpoint(checkpoint) as eight:
+        assert eight.depth_sets == 8
+        found = weights.load("depth", eight).state_dict()
+        with pytest.raises(CheckpointError, match="holds 8 depth steps: 16 cannot be exported"):
+            weights.load("depth", eight, replace(eight.config, depth_steps=16))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

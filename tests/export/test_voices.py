@@ -1,0 +1,274 @@
+"""Reading voices.tgz: the golden archive, and archives built to do harm."""
+
+import gzip
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from pplex.export.voices import MAX_VOICE_FRAMES, Voice, read_voices, write_voices
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.errors import CheckpointError
+
+CHECKPOINT = Path(__file__).parents[1] / "golden/tiny/checkpoint"
+CONFIG = ModelConfig.from_checkpoint(CHECKPOINT / "config.json")
+DIM, FRAMES = CONFIG.temporal.dim, 5
+RING = (1, CONFIG.num_streams, CONFIG.max_delay + 3)
+
+
+def state(**changes: Any) -> dict[str, Any]:
+    return {"embeddings": torch.ones(FRAMES, 1, 1, DIM), "cache": torch.ones(RING, dtype=torch.int64), **changes}
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    data = io.BytesIO()
+    torch.save(value, data, **options)
+    return data.getvalue()
+
+
+GOOD = saved(state())
+
+
+def packed(path: Path, members: Mapping[str, bytes] | list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    """A tar.gz at `path` of files by name, or of entries with whatever their headers claim."""
+    entries = (
+        members if isinstance(members, list) else [(tarfile.TarInfo(name), data) for name, data in members.items()]
+    )
+    with tarfile.open(path, "w:gz") as archive:
+        for entry, data in entries:
+            if entry.isreg():
+                entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def refusal(tgz: Path, **limits: int) -> str:
+    with pytest.raises(CheckpointError) as error:
+        read_voices(tgz, CONFIG, **limits)
+    assert str(tgz) in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def tgz(tmp_path: Path) -> Path:
+    return tmp_path / "voices.tgz"
+
+
+class TestRead:
+    def test_golden_voices(self) -> None:
+        voices = read_voices(CHECKPOINT / "voices.tgz", CONFIG)
+        assert list(voices) == sorted(path.stem for path in (CHECKPOINT / "voices").glob("*.pt"))
+        for name, voice in voices.items():
+            stored = torch.load(CHECKPOINT / f"voices/{name}.pt", weights_only=True)
+            assert voice.embeddings.dtype == torch.float32
+            assert voice.cache.dtype == torch.int64
+            assert torch.equal(voice.embeddings, stored["embeddings"][:, 0, 0].float())
+            assert torch.equal(voice.cache, stored["cache"][0])
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_embeddings_become_float32(self, tgz: Path, dtype: torch.dtype) -> None:
+        packed(tgz, {"voices/A.pt": saved(state(embeddings=torch.full((FRAMES, 1, 1, DIM), 0.1, dtype=dtype)))})
+        voice = read_voices(tgz, CONFIG)["A"]
+        assert voice.embeddings.shape == (FRAMES, DIM)
+        assert torch.equal(voice.embeddings, torch.full((FRAMES, DIM), 0.1, dtype=dtype).float())
+
+    def test_what_training_leaves_in_a_tensor_is_dropped(self, tgz: Path) -> None:
+        wide = torch.nn.Parameter(torch.ones(FRAMES, 1, 1, 2 * DIM))
+        packed(tgz, {"A.pt": saved(state(embeddings=wide[..., :DIM], note="kept by nobody"))})
+        embeddings = read_voices(tgz, CONFIG)["A"].embeddings
+        assert not embeddings.requires_grad
+        assert embeddings.untyped_storage().nbytes() == 4 * FRAMES * DIM
+
+    def test_other_files_and_folders_are_ignored(self, tgz: Path) -> None:
+        folder = tarfile.TarInfo("./voices")
+        folder.type = tarfile.DIRTYPE
+        names = ["./voices/A.pt", "voices/A.wav", "voices/._A.pt", "README"]
+        packed(tgz, [(folder, b""), *((tarfile.TarInfo(name), GOOD) for name in names)])
+        assert list(read_voices(tgz, CONFIG)) == ["A"]
+
+    def test_tokens_at_the_edges(self, tgz: Path) -> None:
+        cache = torch.tensor(CONFIG.initial_tokens)[None, :, None].repeat(1, 1, RING[2])
+        cache[..., 0] = -1
+        packed(tgz, {"A.pt": saved(state(cache=cache.to(torch.int32)))})
+        assert torch.equal(read_voices(tgz, CONFIG)["A"].cache, cache[0])
+
+
+class TestHostile:
+    class Evil:
+        def __init__(self, path: Path):
+            self.path = path
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(self.path),)
+
+    @pytest.mark.parametrize(
+        "save",
+        [saved, lambda value: saved(value, _use_new_zipfile_serialization=False), pickle.dumps],
+        ids=["zip", "legacy", "plain pickle"],
+    )
+    def test_code_is_not_run(self, tmp_path: Path, tgz: Path, save: Any) -> None:
+        target = tmp_path / "was run"
+        evil = save(state(embeddings=self.Evil(target)))
+        message = refusal(packed(tgz, {"voices/A.pt": evil}))
+        assert "voices/A.pt: its pickle" in message
+        assert "refused, not run" in message
+        assert "weights_only" not in message  # torch's own advice is to run it
+        assert not target.exists()
+
+    def test_code_is_named(self, tmp_path: Path, tgz: Path) -> None:
+        assert "calls posix.mkdir" in refusal(packed(tgz, {"A.pt": saved(self.Evil(tmp_path / "was run"))}))
+
+    @pytest.mark.parametrize("name", ["../A.pt", "voices/../../A.pt", "/A.pt", "../note.txt"])
+    def test_paths_out_of_the_archive(self, tmp_path: Path, tgz: Path, name: str) -> None:
+        message = refusal(packed(tgz, {name: GOOD, "voices/B.pt": GOOD}))
+        assert f"{name}: its path leads out of the archive" in message
+        assert os.listdir(tmp_path) == ["voices.tgz"]
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+    def test_links_and_devices(self, tgz: Path, kind: bytes) -> None:
+        link = tarfile.TarInfo("voices/A.pt")
+        link.type, link.linkname = kind, "../../etc/hostname"
+        assert "voices/A.pt: it is a link or a device" in refusal(packed(tgz, [(link, b"")]))
+
+    def test_bomb_within_a_member(self, tgz: Path) -> None:
+        packed(tgz, {"voices/A.pt": GOOD, "voices/zeros.bin": bytes(1 << 24)})
+        assert tgz.stat().st_size < 1 << 16
+        assert "unpacks to more than 0.00105 GB" in refusal(tgz, max_nbytes=1 << 20)
+
+    def test_bomb_after_the_last_member(self, tgz: Path) -> None:
+        """No header speaks of these zeros."""
+        packed(tgz, {"voices/A.pt": GOOD})
+        tgz.write_bytes(tgz.read_bytes() + gzip.compress(bytes(1 << 24)))
+        assert "unpacks to more" in refusal(tgz, max_nbytes=1 << 20)
+
+    def test_bomb_in_a_header(self, tgz: Path) -> None:
+        entry = tarfile.TarInfo("voices/A.pt")
+        entry.pax_headers = {"comment": "0" * (1 << 24)}
+        packed(tgz, [(entry, GOOD)])
+        assert "unpacks to more" in refusal(tgz, max_nbytes=1 << 20)
+
+    def test_size_that_is_only_claimed(self, tgz: Path) -> None:
+        entry = tarfile.TarInfo("voices/A.pt")
+        entry.size = 1 << 40
+        with gzip.open(tgz, "wb") as file:
+            file.write(entry.tobuf() + bytes(1 << 12))
+        assert "unpacks to more" in refusal(tgz)
+
+    def test_too_many_members(self, tgz: Path) -> None:
+        packed(tgz, {f"voices/{i}.txt": b"" for i in range(11)})
+        assert "or 10 files" in refusal(tgz, max_members=10)
+
+    def test_compressed_pickle(self, tgz: Path) -> None:
+        squeezed = io.BytesIO()
+        with (
+            zipfile.ZipFile(io.BytesIO(saved(state(embeddings=torch.zeros(1000, 1, 1, DIM))))) as whole,
+            zipfile.ZipFile(squeezed, "w", zipfile.ZIP_DEFLATED) as smaller,
+        ):
+            for entry in whole.infolist():
+                smaller.writestr(entry.filename, whole.read(entry))
+        assert "it is compressed" in refusal(packed(tgz, {"A.pt": squeezed.getvalue()}))
+
+    def test_tensor_larger_than_its_storage(self, tgz: Path) -> None:
+        endless = torch.zeros(1).expand(1 << 40, 1, 1, DIM)
+        assert "lasts 1099511627776 frames" in refusal(packed(tgz, {"A.pt": saved(state(embeddings=endless))}))
+
+
+class TestUnfit:
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"embeddings": torch.ones(FRAMES, DIM)}, f"embeddings are float32 [{FRAMES}, {DIM}], expected floats"),
+            ({"embeddings": torch.ones(FRAMES, 1, 1, DIM + 1)}, f"expected floats [T, 1, 1, {DIM}]"),
+            ({"embeddings": torch.ones(FRAMES, 1, 1, DIM, dtype=torch.int32)}, "embeddings are int32"),
+            ({"embeddings": torch.tensor(1.0)}, "embeddings are float32 []"),
+            ({"embeddings": torch.ones(0, 1, 1, DIM)}, "it lasts 0 frames, expected 1 to"),
+            ({"embeddings": torch.ones(MAX_VOICE_FRAMES + 1, 1, 1, DIM)}, f"it lasts {MAX_VOICE_FRAMES + 1} frames"),
+            ({"embeddings": torch.full((FRAMES, 1, 1, DIM), torch.nan)}, f"{FRAMES * DIM} of its embeddings' numbers"),
+            ({"embeddings": torch.ones(FRAMES, 1, 1, DIM).to_sparse()}, "embeddings is no plain tensor"),
+            ({"embeddings": torch.empty(FRAMES, 1, 1, DIM, device="meta")}, "embeddings is no plain tensor"),
+            ({"cache": [1, 2]}, "cache is no plain tensor"),
+            ({"cache": torch.ones(RING)}, f"cache is float32 {list(RING)}, expected integers"),
+            ({"cache": torch.ones(RING[1:], dtype=torch.int64)}, f"expected integers {list(RING)}"),
+            ({"cache": torch.full(RING, -2)}, "cache holds [-2, -2, -2, -2] for stream 0, expected -1 to 400"),
+            ({"cache": torch.full(RING, 401)}, "for stream 0, expected -1 to 400"),
+            (
+                {"cache": torch.full(RING, 2049)},
+                "cache holds [2049, 2049, 2049, 2049] for stream 16, expected -1 to 2048",
+            ),
+        ],
+    )
+    def test_what_does_not_fit(self, tgz: Path, changes: dict[str, Any], sentence: str) -> None:
+        assert sentence in refusal(packed(tgz, {"voices/A.pt": saved(state(**changes))}))
+
+    @pytest.mark.parametrize(
+        ("data", "sentence"),
+        [
+            (saved({"embeddings": torch.ones(1)}), "expected the keys embeddings and cache, found ['embeddings']"),
+            (saved([1, 2]), "found list"),
+            (GOOD[: len(GOOD) // 2], "it is damaged (RuntimeError"),
+            (b"", "it is damaged (EOFError"),
+            (b"no pickle", "damaged"),
+            (b"PK\x03\x04" + bytes(100), "damaged"),
+        ],
+    )
+    def test_what_is_no_voice(self, tgz: Path, data: bytes, sentence: str) -> None:
+        assert sentence in refusal(packed(tgz, {"voices/A.pt": data}))
+
+    def test_every_problem_of_every_voice_at_once(self, tgz: Path) -> None:
+        both = saved(state(embeddings=torch.ones(1), cache=torch.ones(1)))
+        message = refusal(
+            packed(tgz, {"voices/A.pt": both, "voices/B.pt": GOOD, "other/B.pt": GOOD, "voices/ü.pt": GOOD})
+        )
+        assert message.count("\n  ") == 3
+        for problem in (
+            "A.pt: embeddings are",
+            "; cache is",
+            "other/B.pt: there is another voice B",
+            "ü.pt: a voice's name",
+        ):
+            assert problem in message
+
+    def test_no_voice(self, tgz: Path) -> None:
+        assert "holds no voice" in refusal(packed(tgz, {"voices/A.wav": b"RIFF"}))
+
+    def test_missing_archive(self, tgz: Path) -> None:
+        assert "does not exist" in refusal(tgz)
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip", "empty"])
+    def test_damaged_archive(self, tgz: Path, damage: str) -> None:
+        packed(tgz, {f"voices/{name}.pt": GOOD for name in "ABC"})
+        whole = tgz.read_bytes()
+        flipped = whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]  # in the checksum, behind the last member
+        tgz.write_bytes({"cut": whole[:-20], "flipped": flipped, "no gzip": b"plain", "empty": b""}[damage])
+        assert "is damaged or no tar.gz" in refusal(tgz)
+
+    def test_header_that_is_no_number(self, tgz: Path) -> None:
+        entry = tarfile.TarInfo("voices/A.pt")
+        entry.pax_headers = {"GNU.sparse.map": "x,y"}
+        assert "is damaged or no tar.gz" in refusal(packed(tgz, [(entry, GOOD)]))
+
+
+def test_written_voices_are_read_without_torch(tmp_path: Path) -> None:
+    voices = read_voices(CHECKPOINT / "voices.tgz", CONFIG)
+    write_voices(voices, tmp_path / "voices.safetensors")
+    stored = safetensors.numpy.load_file(tmp_path / "voices.safetensors")
+    assert stored.keys() == {f"{name}.{part}" for name in voices for part in ("embeddings", "cache")}
+    for name, voice in voices.items():
+        np.testing.assert_array_equal(stored[f"{name}.embeddings"], voice.embeddings.numpy())
+        np.testing.assert_array_equal(stored[f"{name}.cache"], voice.cache.numpy())
+
+
+def test_written_voices_do_not_depend_on_their_order(tmp_path: Path) -> None:
+    a, b = (Voice(torch.full((3, DIM), value), torch.zeros(RING[1:], dtype=torch.int64)) for value in (1.0, 2.0))
+    write_voices({"A": a, "B": b}, tmp_path / "ab")
+    write_voices({"B": b, "A": a}, tmp_path / "ba")
+    assert (tmp_path / "ab").read_bytes() == (tmp_path / "ba").read_bytes()

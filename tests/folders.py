@@ -1,0 +1,15 @@
+"""Where the golden data lie."""
+
+import os
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = GOLDEN / "tiny"
+
+
+def golden_folders() -> list[Path]:
+    """The folders named in PPLEX_GOLDEN, a path list, or those of tests/golden."""
+    named = os.environ.get("PPLEX_GOLDEN")
+    return (
+        [Path(name) for name in named.split(os.pathsep)] if named else sorted(p for p in GOLDEN.iterdir() if p.is_dir())
+    )

@@ -1,0 +1,99 @@
+"""The bundle of every golden folder gives what the reference gave: codes, PCM, hidden states, logits, tokens."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import TINY, golden_folders
+from safetensors.numpy import load_file, save_file
+
+from pplex.export.build import export_graph
+from pplex.export.checkpoint import open_checkpoint
+from pplex.runtime.bundle import Bundle
+from pplex.validate.golden import (
+    CONVERSATIONS,
+    Check,
+    check_codec,
+    check_conversation,
+    check_golden,
+    check_teacher_forced,
+)
+
+each_golden = pytest.mark.parametrize("golden", golden_folders(), ids=lambda folder: folder.name)
+BundleOf = Callable[[Path], Bundle]
+
+
+def all_pass(checks: Iterable[Check]) -> bool:
+    checks = list(checks)
+    assert checks and all(check.passed for check in checks), [check for check in checks if not check.passed]
+    return True
+
+
+@each_golden
+def test_codec_frame_by_frame(bundle_of: BundleOf, golden: Path) -> None:
+    with open_checkpoint(golden / "checkpoint") as checkpoint:
+        assert all_pass(check_codec(bundle_of(golden), checkpoint, golden))
+
+
+@each_golden
+def test_teacher_forced_past_the_rings_end(bundle_of: BundleOf, golden: Path) -> None:
+    bundle = bundle_of(golden)
+    steps = load_file(golden / "expected" / "lm_teacher_forced.safetensors")["steps"]
+    assert steps.max() > bundle.config.temporal.capacity
+    assert all_pass(check_teacher_forced(bundle, golden))
+
+
+@each_golden
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_conversation(bundle_of: BundleOf, golden: Path, name: str) -> None:
+    assert all_pass(check_conversation(bundle_of(golden), golden, name))
+
+
+@each_golden
+def test_all_sixteen_depth_steps(bundle_of: BundleOf, golden: Path, tmp_path: Path) -> None:
+    """The depth graph with the user's steps too: the last one shows the reference's full-ring rule."""
+    eight = bundle_of(golden)
+    config = replace(eight.config, depth_steps=eight.config.stored_depth_sets)
+    for path in eight.folder.iterdir():
+        if not path.name.startswith("depth."):
+            os.symlink(path, tmp_path / path.name)
+    with open_checkpoint(golden / "checkpoint") as checkpoint:
+        export_graph("depth", checkpoint, config, tmp_path)
+    assert all_pass(check_teacher_forced(Bundle(tmp_path, eight.manifest, config), golden))
+
+
+@pytest.mark.parametrize(
+    "file, tensor",
+    [
+        ("mimi_stream", "codes"),
+        ("mimi_stream", "pcm_out"),
+        ("lm_teacher_forced", "hidden"),
+        ("lm_teacher_forced", "text_logits"),
+        ("lm_teacher_forced", "audio_logits"),
+        ("conversation_greedy", "tokens"),
+        ("conversation_sampled", "tokens"),
+        ("conversation_sampled", "pcm_out"),
+        ("conversation_wav_voice", "tokens"),
+        ("conversation_wav_voice", "prompt_steps"),
+    ],
+)
+def test_one_changed_value_fails(tiny_bundle: Bundle, tmp_path: Path, file: str, tensor: str) -> None:
+    os.symlink(TINY / "checkpoint", tmp_path / "checkpoint")
+    (tmp_path / "expected").mkdir()
+    values = load_file(TINY / "expected" / f"{file}.safetensors")
+    flat = values[tensor].reshape(-1)
+    flat[0] = flat[0] + 1 if np.issubdtype(flat.dtype, np.integer) else flat[0] + 0.01 * np.ptp(flat)
+    save_file(values, tmp_path / "expected" / f"{file}.safetensors")
+    assert not all(check.passed for check in checks_of(file, tiny_bundle, tmp_path))
+
+
+def checks_of(file: str, bundle: Bundle, golden: Path) -> Iterable[Check]:
+    if file == "lm_teacher_forced":
+        return check_teacher_forced(bundle, golden)
+    if file.startswith("conversation_"):
+        return check_conversation(bundle, golden, file.removeprefix("conversation_"))
+    with open_checkpoint(golden / "checkpoint") as checkpoint:
+        return list(check_codec(bundle, checkpoint, golden))
