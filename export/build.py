@@ -27,6 +27,7 @@ from pplex.runtime.bundle import (
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import graph_specs
+from pplex.runtime.text import Tokenizer
 
 Progress = Callable[[str, int], None]  # what is being done, and how many bytes of weights are done since the last call
 
@@ -43,10 +44,12 @@ def build(
     with open_checkpoint(source.folder) as checkpoint, _staging(out) as folder:
         config = replace(checkpoint.config, depth_steps=depth_steps)
         _check_space(folder, weights_nbytes(checkpoint, config))
-        graphs = {name: export_graph(name, checkpoint, config, folder, progress) for name in graph_specs(config)}
+        # The small parts first: what is wrong with them is known before the long work.
         voices = read_voices(checkpoint.path(VOICES_ARCHIVE), config)
         write_voices(voices, folder / VOICES_FILE)
         shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
+        Tokenizer(folder / TOKENIZER_FILE)
+        graphs = {name: export_graph(name, checkpoint, config, folder, progress) for name in graph_specs(config)}
         progress("hash", 0)
         _write_manifest(folder, source, checkpoint, config, graphs, sorted(voices))
         open_bundle(folder, verify=False)

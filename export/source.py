@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a folder, or a Hugging Face repository fetched into the hub's cache at a fixed revision.
+"""Where a checkpoint comes from: a folder, or a Hugging Face repository fetched into the hub's cache at one commit.
 
 Called by the command line; what it returns goes into the bundle's manifest.
 """
@@ -21,52 +21,44 @@ class Source:
 
 
 def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Source:
-    """The folder `source` if there is one, else the repository of that name, fetched at `revision` (a branch, tag or commit).
+    """The folder `source` if there is one, else the repository of that name, fetched at `revision`.
 
-    Files already in the hub's cache are not fetched again, and serve when the hub cannot be reached. Raises
-    CheckpointError where there is neither, access is refused, or a needed file is missing or was cut short.
+    `revision` is a branch, tag or commit. Files already in the hub's cache are not fetched again, and serve when the
+    hub cannot be reached. Raises CheckpointError where there is neither, access is refused, or a needed file is missing
+    or was cut short.
     """
     name = os.fspath(source)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():  # Path("") is the working folder
         if revision is not None:
             raise CheckpointError(
-                f"{name} is a folder and has no revisions. Leave {revision} out, or name a repository."
+                f"{name} is a folder and has no revision {revision}. Leave it out, or name a repository."
             )
         return Source(Path(name), None, None)
-    _check_repo(name)
     folder = _fetch(name, revision)
     missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(
-            f"The repository {name} at revision {folder.name} is no checkpoint of this model: it lacks {', '.join(missing)}.\n"
+            f"{name} at revision {folder.name} is no checkpoint of this model: it lacks {', '.join(missing)}.\n"
             "Name one in the layout of nvidia/personaplex-7b-v1, or another revision of it."
         )
     return Source(folder, name, folder.name)
 
 
-def _check_repo(name: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-        valid = name.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid or Path(name).exists():
-        raise CheckpointError(
-            f"{name} is neither a folder nor the name of a repository.\n"
-            "Give a checkpoint's folder, a repository as ORGANISATION/NAME, or make one: pplex-export synth OUT"
-        )
-
-
 def _fetch(repo: str, revision: str | None) -> Path:
     """The hub's own folder for the commit that `revision` names now, which it is called after."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
+        if repo.count("/") != 1 or Path(repo).exists():  # other names are none of this model's, or a file's
+            raise HFValidationError
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[CONFIG_FILE, *REQUIRED_FILES]))
-    except Exception as error:  # its HTTP library, and with it the errors' base class, changes with the hub's version
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{repo} is neither a folder nor the name of a repository.\n"
+            "Give a checkpoint's folder, a repository as ORGANISATION/NAME, or make one: pplex-export synth OUT"
+        ) from error
+    except Exception as error:  # the hub's HTTP library, and so its errors' base class, differs from version to version
         raise CheckpointError(_advice(repo, revision, error)) from error
 
 
@@ -84,14 +76,13 @@ def _advice(repo: str, revision: str | None, error: BaseException) -> str:
     page = f"{constants.ENDPOINT}/{repo}"
     login = "log in (hf auth login, or set HF_TOKEN)"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
-        return f"There is no folder {repo}, and no repository either unless it is private. Check {page}, and {login} if so."
     if isinstance(error, GatedRepoError) or status == 403:
         return f"Access to {repo} is restricted. Accept its licence on {page}, then {login} and run this again."
+    if isinstance(error, RepositoryNotFoundError) or status == 401:
+        advice = f"Check {page}; if it is private, or your token has expired, {login}."
+        return f"There is no folder {repo}, and no repository of that name that you may see. {advice}"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no revision {revision}. Its branches and commits are listed on {page}/tree/main."
-    if status == 401:
-        return f"{constants.ENDPOINT} refuses your token: {login} again."
     reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     return (
         f"{repo} could not be fetched from {constants.ENDPOINT}, and the cache holds no whole copy of it.\n{reason}\n"

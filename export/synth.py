@@ -1,7 +1,7 @@
 """A random checkpoint in the hub's layout, for tests, demos and benchmarks: called by `pplex-export synth`.
 
-Its weights mean nothing but behave: activations keep their scale through every layer, a frame of sound changes the codes,
-codes decode to audible sound, and the logits prefer some tokens without settling on one.
+Its weights mean nothing but behave: activations keep their scale through every layer, a change of sound changes the
+codes, codes decode to audible sound, and the logits prefer some tokens without settling on one.
 """
 
 import gzip
@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
+from sentencepiece import SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 from torch import Tensor
 
 from pplex.export.checkpoint import (
@@ -59,7 +61,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Size:
-    """What a size name stands for: the reference's arguments that differ from the released ones, and a voice's length."""
+    """What a size name stands for: the reference's arguments that are not the released ones, and a voice's length."""
 
     arguments: dict[str, dict[str, Any]]
     voice_frames: int
@@ -82,12 +84,12 @@ SIZES = {"tiny": Size(TINY_ARGUMENTS, voice_frames=29), "full": Size({}, voice_f
 
 VOICE_NAMES = (*(f"NAT{sex}{i}" for sex in "FM" for i in range(4)), *(f"VAR{sex}{i}" for sex in "FM" for i in range(5)))
 
-# A matrix of gain 1 keeps the deviation of what it multiplies. With a gain of 1.5 in all of them, 32 layers multiply a
-# rounding error by 10; with 1 it is less than 2, as in a trained model, and the logits get their spread at the end.
-IN_GAIN, OUT_GAIN = 1.7, 0.7
-LM_GAIN, TEXT_GAIN, AUDIO_GAIN, EMBEDDING_STD = 1.0, 3.0, 1.5, 0.5
+# A matrix of gain 1 keeps the deviation of what it multiplies. At these gains 32 layers multiply a rounding error by
+# 2.5 (by 10 if all were 1.5), and one wrong entry in a ring of 90 moves the hidden state by 8 %: a mistake shows.
+GAIN, EMBEDDING_STD = 1.0, 0.5
+LM_GAINS = {"in_proj": 1.3, "out_proj": 0.8, "text_linear": 3.0, "linears": 1.5}
 # ELU takes off a third of a unit normal's power, and a residual block adds to its stream.
-CONV_GAIN, RESIDUAL_GAIN, CODEC_GAIN = 1.25, 0.6, 1.0
+CONV_GAIN, RESIDUAL_GAIN = 1.25, 0.6
 SAMPLES_GAIN = 8.0  # of the convolution that reads samples, whose deviation in speech is about 0.1
 NORM_STD, BIAS_STD, LAYER_SCALE = 0.1, 0.1, 0.3
 
@@ -104,7 +106,7 @@ def synthesize(
 ) -> Path:
     """Write a random checkpoint of `size` ("tiny" or "full") into the folder `out` and return `out`.
 
-    The same seed gives the same bytes. `progress` is told of every few megabytes written, `checkpoint_nbytes` in all.
+    The same seed gives the same bytes. `progress` is told bytes as they are written, `checkpoint_nbytes` in all.
     Raises CheckpointError for another size or number of depth sets, a folder in use, or a disk that is too full.
     """
     progress = progress or (lambda nbytes: None)
@@ -139,6 +141,8 @@ def _check_folder(out: Path, nbytes: int) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder.\nName a new folder, or remove this one first.")
     parent = next(path for path in out.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise CheckpointError(f"{out} cannot be made: {parent} is a file.\nName another folder.")
     free = shutil.disk_usage(parent).free
     if free < nbytes:
         raise CheckpointError(
@@ -150,9 +154,10 @@ def _check_folder(out: Path, nbytes: int) -> None:
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name when the block ends well, and goes when it does not."""
+    out = out.resolve()
     folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    folder.mkdir(parents=True)
     try:
-        folder.mkdir(parents=True)
         yield folder
         folder.replace(out)  # an empty folder of that name gives way
     except BaseException:
@@ -210,8 +215,7 @@ def _lm_moments(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 1.0, NORM_STD
     if re.search(r"(^|_)emb\.", key):
         return 0.0, EMBEDDING_STD
-    gains = {"in_proj": IN_GAIN, "out_proj": OUT_GAIN, "text_linear": TEXT_GAIN, "linears": AUDIO_GAIN}
-    gain = next((gain for part, gain in gains.items() if part in key), LM_GAIN)
+    gain = next((gain for part, gain in LM_GAINS.items() if part in key), GAIN)
     return 0.0, gain / math.sqrt(shape[-1])
 
 
@@ -254,7 +258,7 @@ def _codec_gain(key: str) -> float:
         return SAMPLES_GAIN
     if ".block.3." in key:
         return RESIDUAL_GAIN
-    return CONV_GAIN if ".model." in key else CODEC_GAIN
+    return CONV_GAIN if ".model." in key else GAIN
 
 
 def _calibrate(tensors: dict[str, Tensor], config: ModelConfig, seed: int) -> None:
@@ -265,7 +269,8 @@ def _calibrate(tensors: dict[str, Tensor], config: ModelConfig, seed: int) -> No
     encoder = load("mimi_encode", checkpoint)
     assert isinstance(encoder, MimiEncoder)
     latents = stream_codec("mimi_encode", config, encoder.latent, pcm)  # [B, F, dim]
-    codes = _set_codebooks(tensors, encoder.quantizer, latents.flatten(0, 1), seed).unflatten(0, latents.shape[:2])
+    codes = _set_codebooks(tensors, encoder.quantizer, latents.flatten(0, 1), seed)
+    codes = codes.reshape(CALIBRATION_SIGNALS, CALIBRATION_FRAMES, CODEBOOKS)
     sound = stream_codec("mimi_decode", config, load("mimi_decode", checkpoint), codes)
     _set_peak(tensors, seanet_decoder(config.mimi).last.key, sound)
 
@@ -349,23 +354,32 @@ def speech_like(frames: int, frame_size: int, seed: int) -> Array:
     voice = np.zeros_like(time_s)
     for k in range(1, 17):
         voice += sum(1 / (1 + ((k * pitch_hz - formant) / 150) ** 2) for formant in formants_hz) * np.sin(k * phase)
-    voiced, hiss = (curve(5, -0.6, 1).clip(0), curve(6, -2, 0.6).clip(0))
+    voiced, hiss = curve(5, -0.6, 1).clip(0), curve(6, -2, 0.6).clip(0)
     pcm = voice * voiced + generator.standard_normal(len(time_s)) * hiss
-    return (0.5 * np.tanh(pcm / (3 * pcm.std()))).astype(np.float32)
+    loud: Array = 0.5 * np.tanh(pcm / (3 * pcm.std()))
+    return loud.astype(np.float32)
 
 
 # The tokenizer
 
 TEXT = """\
+<system> You enjoy having a good conversation. <system>
 Hello, how are you doing today? I am doing well, thank you so much for asking. What would you like to talk about?
+Well, I was thinking about the weekend. We could drive to the lake if the weather is nice, or stay at home and cook.
+That sounds lovely! I have not been there since last summer, and I still remember how warm the water was.
+Do you know what time the market opens? I think it is at eight, but let me check that for you just to be sure.
+Oh, really? That is quite early. Maybe my sister wants to come along, she always finds the best bread and cheese.
+Sorry, could you say that again? You were breaking up a little, and I only heard the first part of your question.
+Of course. I said that we should bring a few blankets, some fruit, and a good book for the quiet hours.
+You are a wise and friendly teacher. Answer questions or give advice in a clear and engaging way.
+Okay, great. So the train leaves at ten, right? Yes, exactly, and it takes about twenty minutes to get there.
+Hmm, let me think. Yeah, I guess you could just walk, because the station is right next to the old bridge.
+Thanks, I really appreciate your help. No problem at all, have a great day, and see you again soon!
 """.splitlines()
 
 
 def _write_tokenizer(path: Path, size: int) -> None:
     """A SentencePiece model trained on TEXT, filled up to `size` pieces with words that encoding never picks."""
-    from sentencepiece import SentencePieceTrainer
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
     trained = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT), model_writer=trained, model_type="bpe", vocab_size=min(size, TRAINED_PIECES),
@@ -409,8 +423,10 @@ def _voice_codes(config: ModelConfig, frames: int, seed: int, name: str) -> Tens
 def _embed(lm: Path, codes: Tensor) -> Tensor:
     """What the language model's tables give for codes [V, T, 17]: [V, T, dim] bfloat16."""
     tables = ["text_emb.weight", *(f"emb.{i}.weight" for i in range(codes.shape[-1] - 1))]
+    total = torch.zeros(())
     with safe_open(lm, framework="pt") as file:
-        total = sum(file.get_tensor(table)[codes[..., i]].float() for i, table in enumerate(tables))
+        for i, table in enumerate(tables):
+            total = total + file.get_tensor(table)[codes[..., i]].float()
     return total.to(torch.bfloat16)
 
 
@@ -432,12 +448,12 @@ def _add(archive: tarfile.TarFile, name: str, voice: dict[str, Tensor]) -> None:
 
 
 def _write_tensors(path: Path, dtype: str, shapes: Shapes, pieces: Iterable[Array], progress: Progress) -> None:
-    """A safetensors file of tensors in the order of `shapes`, whose data comes in pieces and is never whole in memory."""
+    """A safetensors file of the tensors in `shapes`, their data coming in that order, in pieces of any length."""
     header = _header(dtype, shapes)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for piece in pieces:
-            file.write(piece)
+            file.write(piece.data)
             progress(piece.nbytes)
 
 

@@ -1,4 +1,4 @@
-"""The voices of a checkpoint: voices.tgz, an archive of pickles, read without running or unpacking any of it, to safetensors.
+"""A checkpoint's voices: voices.tgz, an archive of pickles, read without running any of it and kept as safetensors.
 
 Called by the build; the runtime reads the result with numpy.
 """
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -49,7 +49,7 @@ def read_voices(
 ) -> dict[str, Voice]:
     """Every `NAME.pt` of the archive, by NAME in alphabetical order; other files in it are ignored.
 
-    A voice's pickle holds `embeddings` [T, 1, 1, dim], any float type, and `cache` [1, 17, 4], any integer type; further
+    A voice's pickle holds `embeddings` [T, 1, 1, dim], any float type, and `cache` [1, 17, 4], any integer type; other
     keys are ignored. Members are read one by one in memory and nothing is written, so their paths can do no harm.
     Raises CheckpointError naming every member that cannot be used, or an archive that unpacks to more than the limits.
     """
@@ -80,13 +80,13 @@ def write_voices(voices: Mapping[str, Voice], path: Path) -> None:
     save_file(tensors, path)
 
 
-class _Limited:
+class _Limited(io.BufferedIOBase):
     """A stream that refuses to give more than `limit` bytes, whatever an archive's headers say."""
 
-    def __init__(self, file: BinaryIO, limit: int):
+    def __init__(self, file: gzip.GzipFile, limit: int):
         self._file, self._left = file, limit
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         data = self._file.read(size)
         self._left -= len(data)
         if self._left < 0:
@@ -122,7 +122,7 @@ def _members(tgz: Path, max_nbytes: int, max_members: int) -> Iterator[tuple[tar
 
 
 def _voice_name(member: tarfile.TarInfo) -> str | None:
-    """NAME of `voices/NAME.pt`; None for a folder or a file of another kind. Raises _Unfit for what no archive should hold."""
+    """NAME of `voices/NAME.pt`, None for a folder or another kind of file; raises _Unfit for what should not be."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise _Unfit("its path leads out of the archive")

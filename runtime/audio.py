@@ -31,8 +31,8 @@ BLOCK = 1 << 16  # samples handed to or taken from libsndfile at once
 def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
     """All of a wav, flac or ogg as mono: [samples] float32 at 24 kHz, the mean of its channels, resampled where needed.
 
-    `source` is a path, "-" for standard input, or an open binary file. Raises AudioError where there is no such file, it
-    is no audio, or it holds no samples or ones that are not finite.
+    `source` is a path, "-" for standard input, or an open binary file. Raises AudioError where there is no such file,
+    it is no audio, or it holds no samples or ones that are not finite.
     """
     name, data = _read_bytes(source)
     try:
@@ -83,7 +83,8 @@ def _check_finite(pcm: Pcm, name: str, rate_hz: int) -> None:
     wrong = np.flatnonzero(~np.isfinite(pcm))
     if len(wrong):
         raise AudioError(
-            f"{name} holds NaN or infinite samples: {len(wrong)} of {len(pcm)}, the first at {wrong[0] / rate_hz:.3f} s.\n"
+            f"{name} holds NaN or infinite samples: {len(wrong)} of {len(pcm)}, "
+            f"the first at {wrong[0] / rate_hz:.3f} s.\n"
             "Export it again from its source, or cut them out."
         )
 
@@ -98,10 +99,10 @@ def _resampled(pcm: Pcm, name: str, rate_hz: int) -> Pcm:
 
 
 def write_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> None:
-    """Write `pcm` [samples] at 24 kHz, clipped to [-1, 1], in the format the suffix names; "-" is a wav on standard output.
+    """Write `pcm` [samples] at 24 kHz, clipped to [-1, 1], in the format the suffix names.
 
-    A file appears under its name only when it is whole. Raises AudioError for a suffix, a folder or samples that cannot
-    be written.
+    "-" is a wav on standard output. A file appears under its name only when it is whole. Raises AudioError for a
+    suffix, a folder or samples that cannot be written.
     """
     if os.fspath(target) == STANDARD_STREAM:
         sys.stdout.buffer.write(_encoded(pcm, "standard output", ".wav"))
@@ -148,7 +149,7 @@ def frames(pcm: Pcm, frame_size: int) -> Pcm:
 
 
 def check_pcm(pcm: npt.NDArray[np.floating], frame_size: int) -> Pcm:
-    """`pcm` as one frame, [frame_size] float32; raises AudioError for another shape, integers, or samples not finite."""
+    """`pcm` as one frame, [frame_size] float32; raises AudioError for another shape, integers or non-finite samples."""
     if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f":
         kind = pcm.dtype if isinstance(pcm, np.ndarray) else type(pcm).__name__
         raise AudioError(f"A frame must be a numpy array of float samples in [-1, 1], not {kind}.")
@@ -170,7 +171,7 @@ def normalize_loudness(pcm: Pcm, lufs: float = VOICE_LUFS) -> Pcm:
 
     if len(pcm) < MIN_VOICE_S * SAMPLE_RATE_HZ:
         raise AudioError(
-            f"The recording lasts {len(pcm) / SAMPLE_RATE_HZ:.2f} s; its loudness needs {MIN_VOICE_S} s to be measured.\n"
+            f"The recording lasts {len(pcm) / SAMPLE_RATE_HZ:.2f} s; measuring its loudness takes {MIN_VOICE_S} s.\n"
             "Give a longer one: some seconds of speech make a good voice."
         )
     loudness = float(Meter(SAMPLE_RATE_HZ).integrated_loudness(pcm))

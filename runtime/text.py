@@ -23,7 +23,7 @@ def wrap_persona(text: str) -> str:
 
 
 class Tokenizer:
-    """A SentencePiece file and tables of what each of its tokens stands for. Raises BundleError if it cannot be read."""
+    """A SentencePiece file and what each of its tokens stands for. Raises BundleError if it cannot be read."""
 
     def __init__(self, path: Path):
         try:

@@ -1,140 +1,207 @@
-"""Finding a checkpoint: folders, and repositories of a stand-in for the hub that speaks as much HTTP as fetching one takes."""
+"""Finding a checkpoint: folders, and repositories of a stand-in for the hub that speaks as much HTTP as that takes."""
 
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
 from pplex.export.source import Source, resolve
 from pplex.runtime.errors import CheckpointError
 
-REPO = "someone/some-model"
 COMMIT = "0123456789abcdef" * 2 + "01234567"
-OTHER_COMMIT = "f" * 40
 NEEDED = (CONFIG_FILE, *REQUIRED_FILES)
+TOKEN = "hf_secret"
+
+# The hub's client reads its environment once, when it is imported, so a process of its own serves all tests.
+CLIENT = """
+import json, os, sys
+from dataclasses import asdict
+from huggingface_hub import constants
+from pplex.export.source import resolve
+from pplex.runtime.errors import CheckpointError
+for line in sys.stdin:
+    asked = json.loads(line)
+    os.environ["HF_TOKEN"] = asked["token"]
+    constants.HF_HUB_OFFLINE = asked["offline"]
+    try:
+        answer = asdict(resolve(asked["source"], asked["revision"]))
+    except CheckpointError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer, default=str), flush=True)
+"""
 
 
-class Hub(ThreadingHTTPServer):
-    """One repository, its branch main at COMMIT; what goes wrong is set from outside."""
+@dataclass
+class Repo:
+    """A repository of the stand-in, its branch main at COMMIT; what goes wrong with it is set from outside."""
 
+    name: str
+    files: dict[str, bytes] = field(
+        default_factory=lambda: {name: name.encode() * 100 for name in (*NEEDED, "README.md")}
+    )
+    token: str | None = None  # without which no file is given
+    licence_accepted: bool = True
+    broken: dict[str, int] = field(default_factory=dict)  # "revision", "tree" or a file -> status to answer with
+    cut: set[str] = field(default_factory=set)  # files that break off in the middle
+    asked: list[str] = field(default_factory=list)
+
+    def sent(self) -> set[str]:
+        return {line.removeprefix("GET ") for line in self.asked if line.startswith("GET ")} - {"revision", "tree"}
+
+
+class Server(ThreadingHTTPServer):
     daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files = {name: (name * 100).encode() for name in (*NEEDED, "README.md", "voices/extra.wav")}
-        self.token: str | None = None  # needed to fetch files where set
-        self.licence_accepted = True
-        self.broken: dict[str, int] = {}  # start of a path -> status to answer it with
-        self.cut: set[str] = set()  # files of which half is sent, once
-        self.asked: list[str] = []
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self.shutdown()
-            self._thread.join()
-            self.server_close()
-
-    def fetched(self) -> set[str]:
-        """Files whose content was asked for."""
-        return {line.rpartition("/")[2] for line in self.asked if line.startswith("GET") and "/resolve/" in line}
+    repos: dict[str, Repo]
 
 
 class Answer(BaseHTTPRequestHandler):
-    server: Hub
+    server: Server
 
     def do_GET(self) -> None:
-        hub, path = self.server, unquote(urlsplit(self.path).path)
-        hub.asked.append(f"{self.command} {path}")
-        status = next((status for start, status in hub.broken.items() if path.startswith(start)), None)
-        if status is not None:
-            self.reply(status, b"broken")
-        elif path in (f"/api/models/{REPO}/revision/main", f"/api/models/{REPO}/revision/{COMMIT}"):
-            self.reply_json({"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files]})
-        elif path.startswith(f"/api/models/{REPO}/revision/"):
-            self.reply(404, b"", "RevisionNotFound")
-        elif path == f"/api/models/{REPO}/tree/{COMMIT}":
-            self.reply_json([self.entry(name, data) for name, data in hub.files.items()])
-        elif path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
-            self.reply_file(path.removeprefix(f"/{REPO}/resolve/{COMMIT}/"))
+        path = unquote(urlsplit(self.path).path)
+        api = re.fullmatch(r"/api/models/(?P<repo>\w+/\w+)/(?P<what>revision|tree)/(?P<revision>\w+)", path)
+        asked = api or re.fullmatch(r"/(?P<repo>\w+/\w+)/resolve/(?P<revision>\w+)/(?P<what>.+)", path)
+        repo = self.server.repos.get(asked["repo"]) if asked else None
+        if asked is None or repo is None:
+            self.reply(404, error="RepoNotFound")
+            return
+        what = asked["what"]
+        repo.asked.append(f"{self.command} {what}")
+        if what in repo.broken:
+            self.reply(repo.broken[what])
+        elif asked["revision"] not in ("main", COMMIT):
+            self.reply(404, error="RevisionNotFound")
+        elif what == "revision":
+            self.reply(200, json.dumps({"id": repo.name, "sha": COMMIT}).encode())
+        elif what == "tree":
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": _sha1(data)}
+                for name, data in repo.files.items()
+            ]
+            self.reply(200, json.dumps(entries).encode())
         else:
-            self.reply(404, b"", "RepoNotFound")
+            self.reply_file(repo, what)
 
     do_HEAD = do_GET
 
-    @staticmethod
-    def entry(name: str, data: bytes) -> dict[str, object]:
-        return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-
-    def reply_file(self, name: str) -> None:
-        hub = self.server
-        if hub.token is not None and self.headers["Authorization"] != f"Bearer {hub.token}":
-            self.reply(401, b"", "GatedRepo")
-        elif not hub.licence_accepted:
-            self.reply(403, b"", "GatedRepo")
-        elif name not in hub.files:
-            self.reply(404, b"", "EntryNotFound")
+    def reply_file(self, repo: Repo, name: str) -> None:
+        if repo.token is not None and self.headers["Authorization"] != f"Bearer {repo.token}":
+            self.reply(401, error="GatedRepo")
+        elif not repo.licence_accepted:
+            self.reply(403, error="GatedRepo")
+        elif name not in repo.files:
+            self.reply(404, error="EntryNotFound")
+        elif self.command == "GET" and name in repo.cut:
+            repo.broken[name] = 500  # when asked for the rest
+            self.reply(200, repo.files[name], send=len(repo.files[name]) // 2)
         else:
-            cut = self.command == "GET" and name in hub.cut
-            if cut:
-                hub.broken[f"/{REPO}/resolve/{COMMIT}/{name}"] = 500  # and nothing more when asked for the rest
-            self.reply(200, hub.files[name], cut=cut)
+            self.reply(200, repo.files[name])
 
-    def reply_json(self, value: object) -> None:
-        self.reply(200, json.dumps(value).encode())
-
-    def reply(self, status: int, data: bytes, error: str = "", cut: bool = False) -> None:
+    def reply(self, status: int, data: bytes = b"", error: str = "", send: int | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.send_header("ETag", f'"{_sha1(data)}"')
         self.send_header("X-Repo-Commit", COMMIT)
         if error:
             self.send_header("X-Error-Code", error)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data[: len(data) // 2] if cut else data)
+            self.wfile.write(data[:send])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running hub that the client's settings point to, and an empty cache. (The client reads its environment but once.)"""
-    hub = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()
+def _sha1(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+class Hub:
+    """The stand-in, which can go down and come back at the same address, and the client that asks it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.repos, self.port, self.server = home, dict[str, Repo](), 0, None
+        self.up()
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+        self.client = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", CLIENT],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    server: Server | None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def up(self) -> None:
+        if self.server is None:
+            self.server = Server(("127.0.0.1", self.port), Answer)
+            self.server.repos, self.port = self.repos, self.server.server_port
+            threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+
+    def down(self) -> None:
+        if self.server is not None:
+            self.server.shutdown()
+            self.server.server_close()
+            self.server = None
+
+    def ask(self, source: str, revision: str | None = None, token: str = "", offline: bool = False) -> dict[str, Any]:
+        """What `resolve` returns in the client, as a dict, or its "error"."""
+        assert self.client.stdin is not None and self.client.stdout is not None
+        asked = {"source": source, "revision": revision, "token": token, "offline": offline}
+        print(json.dumps(asked), file=self.client.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self.client.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        self.client.communicate()
+        self.down()
+
+
+@pytest.fixture(scope="module")
+def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    hub = Hub(tmp_path_factory.mktemp("home"))
     yield hub
-    huggingface_hub.close_session()
-    hub.stop()
+    hub.close()
 
 
-def refusal(source: str, revision: str | None = None) -> str:
-    with pytest.raises(CheckpointError) as error:
-        resolve(source, revision)
-    return str(error.value)
+@pytest.fixture
+def hub(running_hub: Hub) -> Hub:
+    running_hub.up()
+    return running_hub
+
+
+@pytest.fixture
+def repo(hub: Hub) -> Repo:
+    """A repository of its own for every test, so that none finds it in the cache."""
+    repo = Repo(f"someone/model{len(hub.repos)}")
+    hub.repos[repo.name] = repo
+    return repo
 
 
 class TestFolder:
@@ -142,149 +209,136 @@ class TestFolder:
         assert resolve(tmp_path) == Source(tmp_path, None, None)
         assert resolve(str(tmp_path)) == Source(tmp_path, None, None)
 
-    def test_comes_before_a_repository_of_that_name(
-        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / REPO).mkdir(parents=True)
+    def test_comes_before_a_repository_of_that_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "someone/model").mkdir(parents=True)
         monkeypatch.chdir(tmp_path)
-        assert resolve(REPO) == Source(Path(REPO), None, None)
-        assert hub.asked == []
+        assert resolve("someone/model") == Source(Path("someone/model"), None, None)
 
     def test_has_no_revisions(self, tmp_path: Path) -> None:
-        assert "has no revisions" in refusal(str(tmp_path), "main")
+        with pytest.raises(CheckpointError, match="is a folder and has no revision main"):
+            resolve(tmp_path, "main")
 
-    @pytest.mark.parametrize(
-        "name", ["", "/no/such/folder", "no-such-folder", "./a/b", "a/b/c", "a/b c", "../b", "a/..b"]
-    )
-    def test_neither_folder_nor_repository(self, hub: Hub, name: str) -> None:
-        assert f"{name} is neither a folder nor the name of a repository" in refusal(name)
-        assert hub.asked == []
+    @pytest.mark.parametrize("name", ["", "/no/such", "no-such", "./a/b", "a/b/c", "a/b c", "../b", "a/..b", "a/b/"])
+    def test_neither_folder_nor_repository(self, name: str) -> None:
+        with pytest.raises(
+            CheckpointError, match=f"^{re.escape(name)} is neither a folder nor the name of a repository"
+        ):
+            resolve(name)
 
-    def test_file(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a/model.safetensors").touch()
         monkeypatch.chdir(tmp_path)
-        assert "is neither a folder" in refusal("a/model.safetensors")
+        with pytest.raises(CheckpointError, match="is neither a folder"):
+            resolve("a/model.safetensors")
 
 
 class TestRepository:
-    def test_needed_files_of_the_commit_are_fetched(self, hub: Hub) -> None:
-        source = resolve(REPO)
-        assert (source.repo, source.revision) == (REPO, COMMIT)
-        assert {path.name: path.read_bytes() for path in source.folder.iterdir()} == {
-            name: hub.files[name] for name in NEEDED
-        }
-        assert hub.fetched() == set(NEEDED)
+    def test_needed_files_of_the_commit_are_fetched(self, hub: Hub, repo: Repo) -> None:
+        source = hub.ask(repo.name)
+        assert (source["repo"], source["revision"]) == (repo.name, COMMIT)
+        found = {path.name: path.read_bytes() for path in Path(source["folder"]).iterdir()}
+        assert found == {name: repo.files[name] for name in NEEDED}
+        assert repo.sent() == set(NEEDED)
 
     @pytest.mark.parametrize("revision", ["main", COMMIT])
-    def test_revision(self, hub: Hub, revision: str) -> None:
-        assert resolve(REPO, revision).revision == COMMIT
+    def test_revision(self, hub: Hub, repo: Repo, revision: str) -> None:
+        assert hub.ask(repo.name, revision)["revision"] == COMMIT
 
-    def test_config_is_not_needed(self, hub: Hub) -> None:
-        del hub.files[CONFIG_FILE]
-        assert resolve(REPO).revision == COMMIT
+    def test_config_is_not_needed(self, hub: Hub, repo: Repo) -> None:
+        del repo.files[CONFIG_FILE]
+        assert hub.ask(repo.name)["revision"] == COMMIT
 
-    def test_second_call_fetches_nothing(self, hub: Hub) -> None:
-        first = resolve(REPO)
-        hub.asked.clear()
-        assert resolve(REPO) == first
-        assert hub.fetched() == set()
+    def test_second_call_fetches_nothing(self, hub: Hub, repo: Repo) -> None:
+        first = hub.ask(repo.name)
+        repo.asked.clear()
+        assert hub.ask(repo.name) == first
+        assert repo.sent() == set()
 
+    @pytest.mark.parametrize("offline", [False, True])
     @pytest.mark.parametrize("revision", [None, COMMIT])
-    def test_second_call_without_a_hub(self, hub: Hub, revision: str | None) -> None:
-        first = resolve(REPO)
-        hub.stop()
-        assert resolve(REPO, revision) == first
+    def test_second_call_without_a_hub(self, hub: Hub, repo: Repo, revision: str | None, offline: bool) -> None:
+        first = hub.ask(repo.name)
+        hub.down()
+        assert hub.ask(repo.name, revision, offline=offline) == first
 
-    def test_token_from_the_environment(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        hub.token = "hf_secret"
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        assert resolve(REPO).revision == COMMIT
-
-    def test_settings_from_the_environment(self, hub: Hub, tmp_path: Path) -> None:
-        program = f"from pplex.export.source import resolve; print(resolve({REPO!r}).folder)"
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-        )
-        folder = Path(done.stdout.strip())
-        assert folder.is_relative_to(tmp_path / "home")
-        assert {path.name for path in folder.iterdir()} == set(NEEDED)
+    def test_licence_accepted_and_logged_in(self, hub: Hub, repo: Repo) -> None:
+        repo.token = TOKEN
+        assert hub.ask(repo.name, token=TOKEN)["revision"] == COMMIT
 
 
 class TestRefusals:
-    def test_licence_not_accepted_and_not_logged_in(self, hub: Hub) -> None:
-        hub.token = "hf_secret"
-        message = refusal(REPO)
-        assert f"Accept its licence on {hub.url}/{REPO}, then log in (hf auth login, or set HF_TOKEN)" in message
+    def test_licence_not_accepted_and_not_logged_in(self, hub: Hub, repo: Repo) -> None:
+        repo.token = TOKEN
+        advice = f"Accept its licence on {hub.url}/{repo.name}, then log in (hf auth login, or set HF_TOKEN)"
+        assert advice in hub.ask(repo.name)["error"]
 
-    def test_licence_not_accepted(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        hub.licence_accepted = False
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        assert "Accept its licence" in refusal(REPO)
+    def test_licence_not_accepted(self, hub: Hub, repo: Repo) -> None:
+        repo.licence_accepted = False
+        assert "Accept its licence" in hub.ask(repo.name, token=TOKEN)["error"]
 
-    def test_forbidden_for_another_reason(self, hub: Hub) -> None:
-        hub.broken[f"/{REPO}/resolve"] = 403
-        assert f"Access to {REPO} is restricted" in refusal(REPO)
+    def test_forbidden_for_another_reason(self, hub: Hub, repo: Repo) -> None:
+        repo.broken = dict.fromkeys(NEEDED, 403)
+        assert f"Access to {repo.name} is restricted" in hub.ask(repo.name)["error"]
+
+    def test_token_refused(self, hub: Hub, repo: Repo) -> None:
+        repo.broken = dict.fromkeys(NEEDED, 401)
+        error = hub.ask(repo.name, token="hf_old")["error"]
+        assert "your token has expired, log in (hf auth login" in error
+        assert "hf_old" not in error
 
     def test_no_such_repository(self, hub: Hub) -> None:
-        message = refusal("someone/else")
-        assert "There is no folder someone/else, and no repository either unless it is private" in message
-        assert f"{hub.url}/someone/else" in message
+        error = hub.ask("someone/else")["error"]
+        assert "There is no folder someone/else, and no repository of that name that you may see." in error
+        assert f"Check {hub.url}/someone/else" in error
 
-    def test_private_repository(self, hub: Hub) -> None:
-        hub.broken["/api"] = 401  # what the hub says of private and missing ones alike
-        assert "unless it is private" in refusal(REPO)
+    def test_private_repository(self, hub: Hub, repo: Repo) -> None:
+        repo.broken["revision"] = 401  # what the hub says of private and missing ones alike
+        assert "if it is private" in hub.ask(repo.name)["error"]
 
-    def test_no_such_revision(self, hub: Hub) -> None:
-        assert f"{REPO} has no revision v9. Its branches" in refusal(REPO, "v9")
+    def test_no_such_revision(self, hub: Hub, repo: Repo) -> None:
+        assert f"{repo.name} has no revision v9. Its branches" in hub.ask(repo.name, "v9")["error"]
 
-    def test_hub_down_and_nothing_cached(self, hub: Hub) -> None:
-        hub.stop()
-        message = refusal(REPO)
-        assert f"{REPO} could not be fetched from {hub.url}" in message
-        assert "ConnectError" in message
-        assert "Check the connection" in message
+    def test_hub_down_and_nothing_cached(self, hub: Hub, repo: Repo) -> None:
+        hub.down()
+        error = hub.ask(repo.name)["error"]
+        assert f"{repo.name} could not be fetched from {hub.url}" in error
+        assert "ConnectError" in error
+        assert "Check the connection" in error
 
-    def test_offline_mode_and_nothing_cached(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        huggingface_hub.close_session()
-        assert "HF_HUB_OFFLINE" in refusal(REPO)
-        assert hub.asked == []
+    def test_offline_mode_and_nothing_cached(self, hub: Hub, repo: Repo) -> None:
+        assert "HF_HUB_OFFLINE" in hub.ask(repo.name, offline=True)["error"]
+        assert repo.asked == []
 
-    def test_endpoint_that_is_no_hub(self, hub: Hub) -> None:
-        hub.broken["/"] = 418
-        assert "could not be fetched" in refusal(REPO)
+    def test_endpoint_that_is_no_hub(self, hub: Hub, repo: Repo) -> None:
+        repo.broken["revision"] = 418
+        assert "could not be fetched" in hub.ask(repo.name)["error"]
 
     @pytest.mark.parametrize("file", REQUIRED_FILES)
-    def test_repository_without_a_needed_file(self, hub: Hub, file: str) -> None:
-        del hub.files[file]
-        message = refusal(REPO)
-        assert f"at revision {COMMIT} is no checkpoint of this model: it lacks {file}." in message
+    def test_repository_without_a_needed_file(self, hub: Hub, repo: Repo, file: str) -> None:
+        del repo.files[file]
+        assert f"is no checkpoint of this model: it lacks {file}." in hub.ask(repo.name)["error"]
 
 
 class TestCutShort:
-    def test_file_cut_short_is_none(self, hub: Hub, tmp_path: Path) -> None:
-        hub.cut.add(LM_FILE)
-        assert "could not be fetched" in refusal(REPO)
-        half = len(hub.files[LM_FILE]) // 2
-        assert not list(tmp_path.rglob(LM_FILE))
-        assert all(path.stat().st_size != half for path in tmp_path.rglob("*") if path.is_file())
+    @pytest.fixture
+    def cut(self, hub: Hub, repo: Repo) -> Repo:
+        """A repository of which one file broke off while it was fetched."""
+        repo.cut.add(LM_FILE)
+        assert "could not be fetched" in hub.ask(repo.name)["error"]
+        return repo
 
-    def test_half_a_snapshot_is_no_checkpoint_without_a_hub(self, hub: Hub) -> None:
-        hub.cut.add(LM_FILE)
-        refusal(REPO)
-        hub.stop()
-        assert "the cache holds no whole copy of it" in refusal(REPO)
+    def test_is_not_kept_and_completed_by_the_next_call(self, hub: Hub, cut: Repo) -> None:
+        kept = hub.home / "hub" / f"models--{cut.name.replace('/', '--')}"
+        assert kept.is_dir()
+        half = len(cut.files[LM_FILE]) // 2
+        assert not list(kept.rglob(LM_FILE))
+        assert all(path.stat().st_size != half for path in kept.rglob("*"))
 
-    def test_next_call_completes_it(self, hub: Hub) -> None:
-        hub.cut.add(LM_FILE)
-        refusal(REPO)
-        hub.cut.clear()
-        hub.broken.clear()
-        assert (resolve(REPO).folder / LM_FILE).read_bytes() == hub.files[LM_FILE]
+        hub.down()
+        assert "the cache holds no whole copy of it" in hub.ask(cut.name)["error"]
+
+        hub.up()
+        cut.cut.clear()
+        cut.broken.clear()
+        assert Path(hub.ask(cut.name)["folder"], LM_FILE).read_bytes() == cut.files[LM_FILE]

@@ -1,0 +1,186 @@
+"""The token ring against its rules, taken one session and one column at a time, without a ring."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pplex.runtime.config import RELEASED
+from pplex.runtime.delays import FREE, DelayRing
+
+SLOTS = 3
+DELAYS = [(0, 0, 0), (0, 1), (1, 0, 1, 0), (2, 0, 1), (0, 2, 2, 1, 0), RELEASED.delays]
+
+
+class Columns:
+    """The rules for one session: every column is kept, and a token is known by its stream and its column."""
+
+    def __init__(self, delays: Sequence[int], initial: Sequence[int]):
+        self.delays, self.initial, self.step = delays, initial, 1
+        self.tokens = {(stream, 0): token for stream, token in enumerate(initial)}
+        self.provided: set[tuple[int, int]] = set()
+
+    def provide(self, stream: int, token: int) -> None:
+        place = stream, self.step + self.delays[stream]
+        self.tokens[place] = token
+        self.provided.add(place)
+
+    def begin(self) -> tuple[list[int], list[int]]:
+        streams = range(len(self.delays))
+        for stream in streams:
+            if self.delays[stream] >= self.step:
+                self.tokens[stream, self.step] = self.initial[stream]
+                self.provided.add((stream, self.step))
+        model_input = [self.tokens[stream, self.step - 1] for stream in streams]
+        forced = [self.tokens[stream, self.step] if (stream, self.step) in self.provided else FREE for stream in streams]
+        return model_input, forced
+
+    def commit(self, tokens: Sequence[int]) -> list[int] | None:
+        """The frame this step completes, if it does."""
+        self.tokens |= {(stream, self.step): token for stream, token in enumerate(tokens)}
+        self.step += 1
+        longest = max(self.delays)
+        if self.step - 1 <= longest:
+            return None
+        return [self.tokens[stream, self.step - 1 - longest + delay] for stream, delay in enumerate(self.delays)]
+
+
+def initial_tokens(delays: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-1000 - stream for stream in range(len(delays)))
+
+
+def new_ring(delays: Sequence[int], slots: int = SLOTS) -> DelayRing:
+    return DelayRing(slots, tuple(delays), initial_tokens(delays))
+
+
+def whole_step(ring: DelayRing, rows: Sequence[int], frame: Sequence[int]) -> np.ndarray:
+    """A step in which every stream of every given row is provided with `frame`."""
+    index = np.array(rows)
+    ring.provide(index, 0, np.array([frame] * len(index)))
+    _, forced = ring.begin(index)
+    return ring.commit(index, forced)
+
+
+@given(st.data())
+def test_rows_follow_the_rules_whatever_is_provided_or_sampled(data: st.DataObject) -> None:
+    """Rows step in any order and company; some are reset or copied over others in between."""
+    delays = data.draw(st.lists(st.integers(0, 2), min_size=2, max_size=6), "delays")
+    sampled = data.draw(st.integers(1, len(delays)), "streams that can be sampled, the first ones")
+    ring, expected = new_ring(delays), [Columns(delays, initial_tokens(delays)) for _ in range(SLOTS)]
+    fresh = iter(range(10**9))  # every token is another one, so that none can stand for another by chance
+
+    for _ in range(data.draw(st.integers(1, 15), "steps")):
+        action = data.draw(st.sampled_from(["step"] * 6 + ["reset", "copy"]), "action")
+        if action == "reset":
+            row = data.draw(st.integers(0, SLOTS - 1))
+            ring.reset(row)
+            expected[row] = Columns(delays, initial_tokens(delays))
+            continue
+        if action == "copy":
+            source, target = data.draw(st.permutations(range(SLOTS)))[:2]
+            ring.restore(target, ring.save(source))
+            expected[target] = Columns(delays, initial_tokens(delays))
+            expected[target].tokens = dict(expected[source].tokens)
+            expected[target].provided = set(expected[source].provided)
+            expected[target].step = expected[source].step
+            continue
+        rows = data.draw(st.permutations(range(SLOTS)))[: data.draw(st.integers(1, SLOTS))]
+        index = np.array(rows)
+        parts = [(sampled, len(delays) - sampled)]  # what is never sampled is always provided
+        if data.draw(st.booleans(), "some of the others too"):
+            first = data.draw(st.integers(0, sampled - 1))
+            parts.append((first, data.draw(st.integers(1, sampled - first))))
+        for first, count in parts:
+            tokens = np.array([[next(fresh) for _ in range(count)] for _ in rows], np.int64).reshape(len(rows), count)
+            ring.provide(index, first, tokens)
+            for i, row in enumerate(rows):
+                for stream in range(count):
+                    expected[row].provide(first + stream, int(tokens[i, stream]))
+
+        model_input, forced = ring.begin(index)
+        for i, row in enumerate(rows):
+            assert (model_input[i].tolist(), forced[i].tolist()) == expected[row].begin()
+
+        committed = data.draw(st.sampled_from([sampled, len(delays)]), "streams stored")
+        drawn = np.array([[next(fresh) for _ in range(committed)] for _ in rows], np.int64)
+        drawn = np.where(forced[:, :committed] == FREE, drawn, forced[:, :committed])
+        has_output = ring.has_output(index)
+        output = ring.commit(index, drawn)
+        for i, row in enumerate(rows):
+            frame = expected[row].commit(drawn[i].tolist())
+            assert has_output[i] == (frame is not None)
+            assert frame is None or output[i].tolist() == frame
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+def test_first_frame_waits_for_the_longest_delay(delays: tuple[int, ...]) -> None:
+    """A frame provided whole comes out whole, as many steps later as the longest delay."""
+    ring = new_ring(delays, slots=1)
+    frames = [[100 * step + stream for stream in range(len(delays))] for step in range(20)]
+    ready, outputs = [], []
+    for frame in frames:
+        ready.append(bool(ring.has_output(np.array([0]))[0]))
+        outputs.append(whole_step(ring, [0], frame)[0].tolist())
+    wait = max(delays)
+    assert ready == [False] * wait + [True] * (len(frames) - wait)
+    assert outputs[wait:] == frames[: len(frames) - wait]
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+def test_model_hears_a_stream_its_delay_and_a_step_later(delays: tuple[int, ...]) -> None:
+    ring, row = new_ring(delays, slots=1), np.array([0])
+    heard = []
+    for step in range(12):
+        ring.provide(row, 0, np.full((1, len(delays)), step))
+        model_input, forced = ring.begin(row)
+        ring.commit(row, forced)
+        heard.append(model_input[0])
+    for stream, delay in enumerate(delays):
+        expected = [initial_tokens(delays)[stream]] * (1 + delay) + list(range(12))
+        assert [int(frame[stream]) for frame in heard] == expected[:12]
+
+
+def test_what_was_sampled_is_heard_in_the_next_step() -> None:
+    ring, rows = new_ring((0, 1, 0)), np.array([2, 0])
+    for step in range(1, 10):
+        ring.provide(rows, 2, np.array([[7], [8]]))
+        model_input, forced = ring.begin(rows)
+        assert (forced[:, 0] == FREE).all()
+        assert (forced[:, 1] == (initial_tokens((0, 1, 0))[1] if step == 1 else FREE)).all()
+        if step > 2:
+            assert model_input.tolist() == [[10 * (step - 1), -step + 1, 7], [10 * (step - 1) + 1, -step + 1, 8]]
+        sampled = np.array([[10 * step, -step], [10 * step + 1, -step]])
+        ring.commit(rows, np.where(forced[:, :2] == FREE, sampled, forced[:, :2]))
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 17])
+def test_reset_equals_new(delays: tuple[int, ...], steps: int) -> None:
+    ring, new = new_ring(delays), new_ring(delays)
+    for step in range(steps):
+        whole_step(ring, range(SLOTS), [step] * len(delays))
+    others = [ring.save(0), ring.save(2)]
+    ring.reset(1)
+    for got, expected in zip(ring.save(1), new.save(1), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    for row, before in zip((0, 2), others, strict=True):
+        for got, expected in zip(ring.save(row), before, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+def test_saved_state_is_a_copy_and_equals_the_live_one(delays: tuple[int, ...]) -> None:
+    ring, other = new_ring(delays), new_ring(delays)
+    for step in range(6):
+        whole_step(ring, [0], [step] * len(delays))
+    saved = ring.save(0)
+    live = [whole_step(ring, [0], [50 + step] * len(delays)).tolist() for step in range(6)]
+    for target, row in ((ring, 0), (ring, 2), (other, 1)):
+        target.restore(row, saved)
+        assert [whole_step(target, [row], [50 + step] * len(delays)).tolist() for step in range(6)] == live
+    other.restore(0, saved)
+    other.restore(1, saved)
+    whole_step(other, [0], [99] * len(delays))  # one row's steps leave the other row as it was restored
+    assert [whole_step(other, [1], [50 + step] * len(delays)).tolist() for step in range(6)] == live
