@@ -36,7 +36,7 @@ def bench_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -
         "frames": frames,
         "late frames": int((np.array(whole[WARM_UP_FRAMES:]) * 1000 > runtime.config.frame_ms).sum()),
         "load s": round(loaded - began, 2),
-        "prime s": round(primed - loaded, 2),
+        "prime ms": round(1000 * (primed - loaded), 1),
         "peak memory MB": peak_memory_mb(),
     }
     return BenchReport(f"frame of {bundle}", timings, figures, machine(threads, "onnxruntime", "numpy"))

@@ -1,6 +1,5 @@
 """What every measurement needs: a description of the machine, percentiles, memory and a table."""
 
-import os
 import platform
 import resource
 from collections.abc import Sequence
@@ -9,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+
+from pplex.runtime.engine import available_threads
 
 WARM_UP_FRAMES = 20
 
@@ -49,7 +50,7 @@ def machine(threads: int | None, *packages: str) -> dict[str, Any]:
     """Processor, threads and versions of the packages that are installed."""
     return {
         "processor": _processor_name(),
-        "threads": threads or len(os.sched_getaffinity(0)),
+        "threads": threads or available_threads(),
         "python": platform.python_version(),
         **{package: found for package in packages if (found := _version(package))},
     }

@@ -5,7 +5,6 @@ Called by sessions (each frame), the command line and the server.
 
 import io
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -16,11 +15,11 @@ import soundfile
 import soxr
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.errors import AudioError
+from pplex.runtime.errors import AudioError, OutputError
+from pplex.runtime.files import STANDARD_STREAM, check_writable, write_whole
 
 Pcm = npt.NDArray[np.float32]
 
-STANDARD_STREAM = "-"
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 VOICE_LUFS = -24.0
 MIN_VOICE_S = 0.4  # one gating block of ITU-R BS.1770
@@ -101,19 +100,24 @@ def _resampled(pcm: Pcm, name: str, rate_hz: int) -> Pcm:
 def write_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> None:
     """Write `pcm` [samples] at 24 kHz, clipped to [-1, 1], in the format the suffix names.
 
-    "-" is a wav on standard output. A file appears under its name only when it is whole. Raises AudioError for a
-    suffix, a folder or samples that cannot be written.
+    "-" is a wav on standard output. A file appears under its name only when it is whole. Raises OutputError for a
+    suffix or a folder that will not do, AudioError for samples that cannot be written.
     """
+    check_audio_target(target)
     if os.fspath(target) == STANDARD_STREAM:
         sys.stdout.buffer.write(_encoded(pcm, "standard output", ".wav"))
         sys.stdout.buffer.flush()
         return
     path = Path(target)
-    if path.suffix.lower() not in FORMATS:
-        raise AudioError(f"{path}: the suffix must name the format, one of {', '.join(FORMATS)}.")
-    if not path.parent.is_dir():
-        raise AudioError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
-    _write_whole(path, _encoded(pcm, str(path), path.suffix.lower()))
+    write_whole(path, _encoded(pcm, str(path), path.suffix.lower()))
+
+
+def check_audio_target(target: str | os.PathLike[str]) -> None:
+    """Raise OutputError if `write_audio` could not write to `target`: for before the work of making the audio."""
+    check_writable(target)
+    suffix = Path(target).suffix.lower()
+    if os.fspath(target) != STANDARD_STREAM and suffix not in FORMATS:
+        raise OutputError(f"{target}: the suffix must name the format, one of {', '.join(FORMATS)}.")
 
 
 def _encoded(pcm: npt.NDArray[np.floating], name: str, suffix: str) -> bytes:
@@ -128,18 +132,6 @@ def _encoded(pcm: npt.NDArray[np.floating], name: str, suffix: str) -> bytes:
         for start in range(0, len(clipped), BLOCK):  # libsndfile's Vorbis encoder overflows its stack on long blocks
             file.write(clipped[start : start + BLOCK])
     return data.getvalue()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise AudioError(f"{path} cannot be written: {error.strerror}. Name another file.") from error
 
 
 def frames(pcm: Pcm, frame_size: int) -> Pcm:

@@ -94,13 +94,18 @@ class OnnxRuntimeEngine:
         return [state for state in self.spec.state if state.ring]
 
 
+def available_threads() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _session(path: Path, threads: int | None) -> Any:
     try:
         import onnxruntime as ort
     except ImportError as error:
         raise BundleError("This bundle runs on ONNX Runtime: pip install 'pplex-export[cpu]'") from error
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or available_threads()
     options.log_severity_level = 3
     # The four graphs take turns: an idle one's threads must not spin while the next one works.
     options.add_session_config_entry("session.force_spinning_stop", "1")

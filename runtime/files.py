@@ -1,5 +1,6 @@
 """Writing a file so that it appears under its name only when it is whole."""
 
+import os
 import secrets
 from pathlib import Path
 
@@ -8,10 +9,10 @@ from pplex.runtime.errors import OutputError
 STANDARD_STREAM = "-"
 
 
-def check_writable(target: str) -> None:
+def check_writable(target: str | os.PathLike[str]) -> None:
     """Raise OutputError if `target` cannot be a file to write, before any work is done for it; "-" always can."""
     path = Path(target)
-    if target == STANDARD_STREAM:
+    if os.fspath(target) == STANDARD_STREAM:
         return
     if path.is_dir():
         raise OutputError(f"{path} is a folder. Name a file.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pplex.runtime.audio import frames, read_audio, write_audio
+from pplex.runtime.audio import check_audio_target, frames, read_audio, write_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.files import STANDARD_STREAM, check_writable, write_whole
 from pplex.runtime.session import Pcm, Runtime, Sampling, Session
@@ -63,8 +63,8 @@ def run_offline(
     Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Outputs are written when both are
     whole. Raises AudioError, BundleError, PromptError.
     """
-    for target in (output_wav, output_text):
-        check_writable(target)
+    check_audio_target(output_wav)
+    check_writable(output_text)
     pcm = read_audio(input_wav)
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=1, threads=threads)

@@ -232,7 +232,7 @@ class Runtime:
         voice: str | os.PathLike[str] | None = None,
         persona: str | Sequence[int] = "",
         seed: int | None = None,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(),
     ) -> Session:
         """A primed session in the lowest free slot.
 
@@ -253,7 +253,7 @@ class Runtime:
         voice: str | os.PathLike[str] | None = None,
         persona: str | Sequence[int] = "",
         seed: int | None = None,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(),
     ) -> Generator[None, None, Session]:
         """As `open`, as a generator that yields between chunks of the priming and returns the session.
 

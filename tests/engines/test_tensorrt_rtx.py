@@ -1,5 +1,8 @@
 """Every graph of a bundle parses and builds under TensorRT-RTX, on a machine without a GPU."""
 
+from pathlib import Path
+
+import onnx
 import pytest
 
 from pplex.engines.tensorrt_rtx import build_engine
@@ -24,10 +27,8 @@ def test_unknown_gpu_names_the_possible_ones(tiny_bundle: Bundle) -> None:
         build_engine(tiny_bundle.graph_path("mimi_decode"), spec, 96, sm=90)
 
 
-def test_damaged_graph_is_refused_with_the_parsers_words(tiny_bundle: Bundle, tmp_path) -> None:
-    import onnx
-
-    model = onnx.load(tiny_bundle.graph_path("mimi_decode"), load_external_data=False)
+def test_damaged_graph_is_refused_with_the_parsers_words(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    model = onnx.load(tiny_bundle.graph_path("mimi_decode"))
     model.graph.node[0].op_type = "NoSuchOp"
     onnx.save(model, tmp_path / "broken.onnx")
     spec = graph_specs(tiny_bundle.config)["mimi_decode"]

@@ -99,7 +99,7 @@ def test_eight_depth_sets_give_the_same_first_eight_steps(checkpoint: Path) -> N
     halved = {
         key: tensor.chunk(2)[0].contiguous() if key.startswith("depformer.") and "self_attn" in key else tensor
         for key, tensor in tensors.items()
-        if not any(f".{k}." in f".{key}" for k in range(8, 16)) and key != "depformer_emb.7.weight"
+        if (not any(f".{k}." in f".{key}" for k in range(8, 16)) and key != "depformer_emb.7.weight")
         or key.startswith("emb.")
     }  # fmt: skip
     save_file(halved, checkpoint / LM_FILE)

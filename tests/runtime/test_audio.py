@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pplex.runtime.audio import FORMATS, Pcm, check_pcm, frames, normalize_loudness, read_audio, write_audio
-from pplex.runtime.errors import AudioError
+from pplex.runtime.errors import AudioError, OutputError
 
 RATE_HZ = 24_000
 VOICE = Path(__file__).parents[1] / "golden/tiny/checkpoint/voices/synthetic.wav"
@@ -181,16 +181,16 @@ class TestWrite:
 
     @pytest.mark.parametrize("name", ["out.mp3", "out", "out.wav.txt"])
     def test_unknown_suffix(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(AudioError, match=r"one of \.wav, \.flac, \.ogg"):
+        with pytest.raises(OutputError, match=r"one of \.wav, \.flac, \.ogg"):
             write_audio(tmp_path / name, tone(0.1))
 
     def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(AudioError, match="there is no folder"):
+        with pytest.raises(OutputError, match="there is no folder"):
             write_audio(tmp_path / "no" / "out.wav", tone(0.1))
 
     def test_target_is_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "out.wav").mkdir()
-        with pytest.raises(AudioError, match="cannot be written"):
+        with pytest.raises(OutputError, match="is a folder"):
             write_audio(tmp_path / "out.wav", tone(0.1))
         assert os.listdir(tmp_path) == ["out.wav"]
 

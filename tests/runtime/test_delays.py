@@ -34,7 +34,9 @@ class Columns:
                 self.tokens[stream, self.step] = self.initial[stream]
                 self.provided.add((stream, self.step))
         model_input = [self.tokens[stream, self.step - 1] for stream in streams]
-        forced = [self.tokens[stream, self.step] if (stream, self.step) in self.provided else FREE for stream in streams]
+        forced = [
+            self.tokens[stream, self.step] if (stream, self.step) in self.provided else FREE for stream in streams
+        ]
         return model_input, forced
 
     def commit(self, tokens: Sequence[int]) -> list[int] | None:

@@ -86,7 +86,9 @@ def test_persona_may_fill_the_ring_but_for_the_first_step(config: ModelConfig, v
 
 def test_voice_that_fills_the_ring_alone_is_refused() -> None:
     long = Voice(np.zeros((95, RELEASED.temporal.dim), np.float32), RECORDED.cache)
-    with pytest.raises(PromptError, match=r"takes 110 steps \(persona 3, voice and silences 107\).* remembers 94.*shorter voice"):
+    with pytest.raises(
+        PromptError, match=r"takes 110 steps \(persona 3, voice and silences 107\).* remembers 94.*shorter voice"
+    ):
         make_prompt(SMALL, long, [5, 6, 7])
 
 

@@ -18,7 +18,6 @@ from pplex.validate.golden import (
     Check,
     check_codec,
     check_conversation,
-    check_golden,
     check_teacher_forced,
 )
 
