@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pplex.runtime.config import ModelConfig
@@ -77,7 +77,7 @@ def write_voices(voices: Mapping[str, Voice], path: Path) -> None:
     tensors = {
         f"{name}.{part}": getattr(voice, part) for name, voice in voices.items() for part in ("embeddings", "cache")
     }
-    save_file(tensors, path)
+    path.write_bytes(save(tensors))  # save_file would leave a file that only its owner can read
 
 
 class _Limited(io.BufferedIOBase):

@@ -6,6 +6,8 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
 
+RingRow = tuple[Tokens, npt.NDArray[np.bool_], int]  # one slot's tokens, what of it is provided, the step to come
+
 FREE = -1  # a target that is sampled, not forced
 
 
@@ -14,11 +16,12 @@ class DelayRing:
 
     A stream with delay 1 speaks of frame f in column f + 1. What is provided for step t lands in column t + delay:
 
-        step t = 5          column   3   4   5   6
-        text          d=0            .   m   P   .      m  model input: column t - 1
-        agent, first  d=0            .   m   P   .      P  provided now, or sampled into column t (the target)
-        agent, rest   d=1            .   m   t   P      t  target: provided at step t - 1, or sampled
-        output of step t: for a stream of delay d, column t - 1 + d. Source: the reference's LMGen.
+        step 5    column   3  4  5  6
+        delay 0            .  i  P  .    i  the model's input: column t - 1
+        delay 1            .  i  t  P    t  the target: column t, forced if provided (now or at step t - 1), else sampled
+                                         P  what is provided now
+
+    The frame that step t completes is column t - 1 + delay of each stream. Source: the reference's LMGen.
 
     Rows are slots; every method takes the rows it works on and does all of them together.
     """
@@ -65,7 +68,7 @@ class DelayRing:
     def commit(self, rows: Rows, tokens: Tokens) -> Tokens:
         """Store the step's tokens [n, k], sampled or forced, of the first k streams; returns the frame [n, K] it completes.
 
-        The frame means something once step > max_delay, which `has_output` tells before the call.
+        The frame means something once the step committed was above `max_delay`; priming takes more steps than that.
         """
         step = self.step[rows]
         self.provided[rows, :, (step - 1) % self.columns] = False
@@ -74,12 +77,18 @@ class DelayRing:
         self.step[rows] += 1
         return self.tokens[rows[:, None], self._streams, column]
 
-    def has_output(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Whether the step to come completes a frame, per row."""
-        return self.step[rows] > self.max_delay
+    def force(self, row: int, frame: Tokens) -> Tokens:
+        """One step of one slot in which every stream is provided, frame [K]; returns the model's input [K]."""
+        rows = np.array([row])
+        self.provide(rows, 0, frame[None])
+        model_input, forced = self.begin(rows)
+        self.commit(rows, forced)
+        return model_input[0]
 
-    def save(self, row: int) -> tuple[Tokens, npt.NDArray[np.bool_], int]:
+    def save(self, row: int) -> RingRow:
+        """A copy of one slot's row."""
         return self.tokens[row].copy(), self.provided[row].copy(), int(self.step[row])
 
-    def restore(self, row: int, saved: tuple[Tokens, npt.NDArray[np.bool_], int]) -> None:
+    def restore(self, row: int, saved: RingRow) -> None:
+        """Write back what `save` gave, into any slot."""
         self.tokens[row], self.provided[row], self.step[row] = saved

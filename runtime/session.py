@@ -1,9 +1,7 @@
 """The loop: sessions in slots, and what happens to an 80 ms frame of each."""
 
-import hashlib
 import os
 import secrets
-from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +9,20 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pplex.runtime import noise
-from pplex.runtime.audio import check_pcm, frames, normalize_loudness, read_audio
-from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, Voice, open_bundle
+from pplex.runtime.audio import Pcm, check_pcm
+from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, open_bundle
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.delays import DelayRing, Tokens
 from pplex.runtime.engine import Array
-from pplex.runtime.errors import PromptError, SlotError
+from pplex.runtime.errors import AudioError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
-from pplex.runtime.prompt import Prompt, make_prompt
+from pplex.runtime.priming import Primer, VoiceName
 from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer
 
-Pcm = npt.NDArray[np.float32]
-
 AGENT, USER = 1, 1 + CODEBOOKS  # first stream of each speaker
-PRIMING_STEPS = 64  # forced steps in one call: a few frames' worth of work, so that priming can be interleaved
-VOICE_FILES = (".wav", ".flac", ".ogg")
 
 
 @dataclass(frozen=True)
@@ -68,19 +61,6 @@ class Reply:
     pcm: Pcm
     text: str
     tokens: Tokens
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """A primed slot, ready to be copied: its ring entries, its token ring, the steps it took."""
-
-    rings: Mapping[str, Array]
-    ring: Any
-    steps: int
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.rings.values())
 
 
 class Session:
@@ -140,8 +120,7 @@ class Runtime:
         self.stages = Stages(bundle, self.batches[-1], threads)
         self.ring = DelayRing(self.batches[-1], self.config.delays, self.config.initial_tokens)
         self._sessions: list[Session | None] = [None] * slots
-        self._prefixes: OrderedDict[Any, _Prefix] = OrderedDict()
-        self._prefix_bytes = prefix_bytes
+        self.primer = Primer(bundle, self.stages, self.ring, prefix_bytes)
         for batch in self.batches:  # first calls are slow: they lay out memory
             for graph in self.stages.engines:
                 self.stages.run(graph, batch)
@@ -182,10 +161,8 @@ class Runtime:
         rows = self._rows(codes)
         if not codes:
             return {}
-        user = np.stack([np.asarray(frame, np.int64) for frame in codes.values()])
-        if user.shape[1:] != (CODEBOOKS,) or user.min() < 0 or user.max() >= self.config.audio_card:
-            raise PromptError(f"A frame is {CODEBOOKS} codes from 0 to {self.config.audio_card - 1}.")
-        tokens = self._step_language(codes, rows, user, recorded or {})
+        checked = np.stack([_checked_codes(frame, self.config.audio_card) for frame in codes.values()])
+        tokens = self._step_language(codes, rows, checked, recorded or {})
         return {session: tokens[i] for i, session in enumerate(codes)}
 
     def _step_language(
@@ -229,7 +206,7 @@ class Runtime:
 
     def open(
         self,
-        voice: str | os.PathLike[str] | None = None,
+        voice: VoiceName = None,
         persona: str | Sequence[int] = "",
         seed: int | None = None,
         sampling: Sampling = Sampling(),
@@ -250,7 +227,7 @@ class Runtime:
 
     def begin(
         self,
-        voice: str | os.PathLike[str] | None = None,
+        voice: VoiceName = None,
         persona: str | Sequence[int] = "",
         seed: int | None = None,
         sampling: Sampling = Sampling(),
@@ -267,7 +244,7 @@ class Runtime:
         self._sessions[row] = session
         try:
             self._set_sampling(row, sampling)
-            yield from self._prime(row, voice, tokens)
+            yield from self.primer.prime(row, voice, tokens)
         except BaseException:
             session.close()
             raise
@@ -275,6 +252,8 @@ class Runtime:
 
     def close(self, session: Session) -> None:
         """Free a session's slot and clear what it wrote."""
+        if session.runtime is not self:
+            raise SlotError("This session belongs to another runtime, which must close it: session.close()")
         if session.is_open:
             session.is_open = False
             self.stages.reset(session.row, int(self.ring.step[session.row]))
@@ -289,85 +268,6 @@ class Runtime:
             sampling.audio_top_k,
         )
 
-    # Priming.
-
-    def _prime(self, row: int, voice: str | os.PathLike[str] | None, persona: list[int]) -> Generator[None, None, None]:
-        key, recorded = yield from self._voice(row, voice)
-        prefix = self._prefixes.get((key, *persona))
-        if prefix is None:
-            prompt = make_prompt(self.config, recorded, persona)
-            yield from self._run_prompt(row, prompt)
-            rings = self.stages.engines["temporal"].save(row, prompt.steps)
-            self._keep((key, *persona), _Prefix(rings, self.ring.save(row), prompt.steps))
-        else:
-            self._prefixes.move_to_end((key, *persona))
-            self.stages.engines["temporal"].restore(row, prefix.rings)
-            self.ring.restore(row, prefix.ring)
-
-    def _run_prompt(self, row: int, prompt: Prompt) -> Generator[None, None, None]:
-        """Step a slot through a prompt in chunks of forced steps."""
-        codes, embedding = self._prompt_inputs(row, prompt)
-        for start in range(0, prompt.steps, PRIMING_STEPS):
-            chunk = slice(start, start + PRIMING_STEPS)
-            self.stages.run_forced(row, start, codes[chunk], embedding[chunk])
-            yield
-
-    def _prompt_inputs(self, row: int, prompt: Prompt) -> tuple[Tokens, Pcm]:
-        """The temporal transformer's inputs for a prompt, codes [T, 17] and embedding [T, dim]; moves the token ring."""
-        codes = np.full((prompt.steps, self.config.num_streams), -1, np.int64)
-        embedding = np.zeros((prompt.steps, self.config.temporal.dim), np.float32)
-        rows = np.array([row])
-        if prompt.voice is not None:
-            embedding[: prompt.voice_steps] = prompt.voice.embeddings
-            for _ in range(prompt.voice_steps):
-                self._force(rows, self.ring.initial)
-            self.ring.tokens[row] = prompt.voice.cache
-        for step, frame in enumerate(prompt.tokens, start=prompt.voice_steps):
-            codes[step] = self._force(rows, frame)
-        return codes, embedding
-
-    def _force(self, rows: Array, frame: Tokens) -> Tokens:
-        """One step of the token ring in which every stream is provided; returns the model's input [17]."""
-        self.ring.provide(rows, 0, frame[None])
-        codes, forced = self.ring.begin(rows)
-        self.ring.commit(rows, forced)
-        return codes[0]
-
-    def _voice(
-        self, row: int, voice: str | os.PathLike[str] | None
-    ) -> Generator[None, None, tuple[Any, Voice | Tokens | None]]:
-        """A voice's key for the prefix cache, and what make_prompt takes."""
-        if voice is None:
-            return None, None
-        name = os.fspath(voice).removesuffix(".pt")
-        if name in self.bundle.voices:
-            return name, self.bundle.voice(name)
-        if Path(name).suffix.lower() not in VOICE_FILES:
-            raise PromptError(
-                f"There is no voice {name!r}. This bundle has {', '.join(self.bundle.voices)}; "
-                f"or name an audio file ({', '.join(VOICE_FILES)})."
-            )
-        pcm = normalize_loudness(read_audio(name))
-        codes = yield from self._encode(row, frames(pcm, self.config.frame_size))
-        return hashlib.sha256(codes.tobytes()).hexdigest(), codes
-
-    def _encode(self, row: int, pcm: Pcm) -> Generator[None, None, Tokens]:
-        """Codes [F, 8] of pcm [F, 1920] by a slot's own encoder, which is new again afterwards."""
-        stages, codes = self.stages, []
-        for frame in pcm:
-            stages.active[row], stages.pcm_in[row, 0] = True, frame
-            stages.run("mimi_encode", 1, row)
-            codes.append(stages.user_codes[row].copy())
-            yield
-        stages.engines["mimi_encode"].reset(row, 2 * len(pcm))
-        return np.stack(codes)
-
-    def _keep(self, key: Any, prefix: _Prefix) -> None:
-        """Store a primed prompt, dropping those unused for longest until all fit."""
-        self._prefixes[key] = prefix
-        while sum(kept.nbytes for kept in self._prefixes.values()) > self._prefix_bytes:
-            self._prefixes.popitem(last=False)
-
 
 def _powers_of_two(slots: int) -> list[int]:
     """1, 2, 4, ... below `slots`, and `slots` itself."""
@@ -378,3 +278,10 @@ def _checked_seed(seed: int) -> int:
     if not 0 <= seed < 1 << 64:
         raise PromptError(f"The seed is {seed}, and must be 0 to 2^64 - 1.")
     return seed
+
+
+def _checked_codes(frame: Tokens, card: int) -> Tokens:
+    codes = np.asarray(frame)
+    if codes.shape != (CODEBOOKS,) or codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= card:
+        raise AudioError(f"A frame is {CODEBOOKS} whole codes from 0 to {card - 1}; this one is {frame!r}.")
+    return codes.astype(np.int64)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from pplex.export.checkpoint import (
     TEXT_TOKENIZER_FILE,
     VOICES_FILE,
     Checkpoint,
+    Shapes,
     open_checkpoint,
 )
 from pplex.export.synth import VOICE_NAMES, checkpoint_nbytes, speech_like, stream_codec, synthesize
@@ -39,6 +41,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(folder: Path) -> Iterator[Checkpoint]:
     with open_checkpoint(folder) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def eight_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A checkpoint of 8 depth sets made in an empty folder, and the bytes its progress came to."""
+    written: list[int] = []
+    folder = synthesize(tmp_path_factory.mktemp("eight"), "tiny", progress=written.append, depth_sets=8)
+    return folder, sum(written)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +75,17 @@ def test_tiny_opens_with_its_sizes(checkpoint: Checkpoint) -> None:
     assert config.frame_size == RELEASED.frame_size
 
 
-def test_eight_depth_sets_open_too(tmp_path: Path) -> None:
-    with open_checkpoint(synthesize(tmp_path / "checkpoint", "tiny", depth_sets=8)) as checkpoint:
+def test_eight_depth_sets_open_too(eight_sets: tuple[Path, int]) -> None:
+    with open_checkpoint(eight_sets[0]) as checkpoint:
         assert checkpoint.depth_sets == 8
+
+
+def test_an_empty_folder_is_filled(eight_sets: tuple[Path, int]) -> None:
+    assert {path.name for path in eight_sets[0].iterdir()} == {CONFIG_FILE, *REQUIRED_FILES}
+
+
+def test_progress_adds_up_to_the_announced_bytes(eight_sets: tuple[Path, int]) -> None:
+    assert eight_sets[1] == checkpoint_nbytes("tiny", depth_sets=8)
 
 
 def test_full_config_leaves_the_sizes_to_the_preset(tmp_path: Path) -> None:
@@ -85,26 +103,16 @@ def test_same_seed_gives_same_bytes_and_another_seed_others(folder: Path, tmp_pa
 
 def test_every_tensor_and_piece_has_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synth, "PIECE", 1000)
-    with open_checkpoint(synthesize(tmp_path / "checkpoint", "tiny")) as checkpoint:
-        pieces = torch.cat([checkpoint.read(f"emb.{i}.weight").flatten()[:65_000] for i in range(16)]).reshape(-1, 1000)
+    shapes: Shapes = {f"emb.{i}.weight": (2049, 32) for i in range(16)}
+    synth._write_lm(tmp_path / LM_FILE, shapes, seed=0, progress=lambda nbytes: None)
+    tables = load_file(tmp_path / LM_FILE)
+    pieces = torch.cat([tables[key].flatten()[:65_000] for key in shapes]).reshape(-1, 1000)
     assert len(torch.unique(pieces, dim=0)) == len(pieces)
     assert 0.49 < pieces.float().std() < 0.51
 
 
-def test_progress_adds_up_to_the_announced_bytes(tmp_path: Path) -> None:
-    written: list[int] = []
-    synthesize(tmp_path / "checkpoint", "tiny", progress=written.append, depth_sets=8)
-    assert sum(written) == checkpoint_nbytes("tiny", depth_sets=8)
-
-
 def test_released_size_is_announced_without_writing() -> None:
     assert 16.5e9 < checkpoint_nbytes("full") < 18e9
-
-
-def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint").mkdir()
-    synthesize(tmp_path / "checkpoint", "tiny")
-    assert {path.name for path in (tmp_path / "checkpoint").iterdir()} == {CONFIG_FILE, *REQUIRED_FILES}
 
 
 def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

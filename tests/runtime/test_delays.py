@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplex.runtime.config import RELEASED
@@ -65,6 +65,7 @@ def whole_step(ring: DelayRing, rows: Sequence[int], frame: Sequence[int]) -> np
     return ring.commit(index, forced)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_rows_follow_the_rules_whatever_is_provided_or_sampled(data: st.DataObject) -> None:
     """Rows step in any order and company; some are reset or copied over others in between."""
@@ -108,7 +109,7 @@ def test_rows_follow_the_rules_whatever_is_provided_or_sampled(data: st.DataObje
         committed = data.draw(st.sampled_from([sampled, len(delays)]), "streams stored")
         drawn = np.array([[next(fresh) for _ in range(committed)] for _ in rows], np.int64)
         drawn = np.where(forced[:, :committed] == FREE, drawn, forced[:, :committed])
-        has_output = ring.has_output(index)
+        has_output = ring.step[index] > ring.max_delay
         output = ring.commit(index, drawn)
         for i, row in enumerate(rows):
             frame = expected[row].commit(drawn[i].tolist())
@@ -123,11 +124,15 @@ def test_first_frame_waits_for_the_longest_delay(delays: tuple[int, ...]) -> Non
     frames = [[100 * step + stream for stream in range(len(delays))] for step in range(20)]
     ready, outputs = [], []
     for frame in frames:
-        ready.append(bool(ring.has_output(np.array([0]))[0]))
+        ready.append(bool(ring.step[0] > ring.max_delay))
         outputs.append(whole_step(ring, [0], frame)[0].tolist())
     wait = max(delays)
     assert ready == [False] * wait + [True] * (len(frames) - wait)
     assert outputs[wait:] == frames[: len(frames) - wait]
+
+
+def test_columns_are_as_many_as_a_recorded_voice_holds() -> None:
+    assert new_ring(RELEASED.delays).tokens.shape == (SLOTS, 17, 4)
 
 
 @pytest.mark.parametrize("delays", DELAYS)

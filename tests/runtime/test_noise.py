@@ -69,16 +69,18 @@ def test_codebooks_are_not_correlated() -> None:
     assert np.abs(correlation).max() < 5 / np.sqrt(100 * MAX_CANDIDATES)
 
 
-def test_a_draw_of_zero_becomes_positive() -> None:
-    """One draw in 2^23 is exactly zero: this is the first frame with such a draw."""
+@pytest.mark.parametrize("part, first_frame", [("text", 8700), ("audio", 600)])
+def test_a_draw_of_zero_becomes_positive(part: str, first_frame: int) -> None:
+    """One draw in 2^23 is exactly zero; the search starts shortly before the first frame of seed 0 that has one."""
+    rows = slice(0, 1) if part == "text" else slice(1, None)
 
     def raw(frame: int) -> Noise32:
         generator = np.random.Generator(np.random.Philox(key=0, counter=frame << 64))
         return generator.standard_exponential((1 + CODEBOOKS, MAX_CANDIDATES), np.float32)
 
-    frame = next(frame for frame in count() if (raw(frame) == 0).any())
+    frame = next(frame for frame in count(first_frame) if (raw(frame)[rows] == 0).any())
     np.testing.assert_array_equal(drawn(0, frame), np.maximum(raw(frame), TINY))
-    assert drawn(0, frame).min() == TINY
+    assert drawn(0, frame)[rows].min() == TINY
 
 
 @pytest.mark.parametrize("recorded_steps", [CODEBOOKS, 2 * CODEBOOKS])

@@ -1,0 +1,123 @@
+"""Priming a slot: voice and persona to a state of the temporal transformer, in chunks, and copies of it kept for reuse."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.delays import DelayRing, RingRow, Tokens
+from pplex.runtime.engine import Array
+from pplex.runtime.errors import PromptError
+from pplex.runtime.prompt import Prompt, make_prompt
+from pplex.runtime.stages import Stages
+
+VoiceName = str | os.PathLike[str] | None
+PrefixKey = tuple[str | int | None, ...]  # voice, then the persona's tokens
+
+PRIMING_STEPS = 64  # forced steps in one call: a few frames' worth of work, so that priming can be interleaved
+VOICE_SUFFIXES = (".wav", ".flac", ".ogg")
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """A primed slot, ready to be copied: the temporal transformer's ring entries, and the row of the token ring."""
+
+    rings: Mapping[str, Array]
+    ring_row: RingRow
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.rings.values())
+
+
+class Primer:
+    """Primes slots of `stages` and `ring`, and keeps up to `prefix_bytes` of primed states."""
+
+    def __init__(self, bundle: Bundle, stages: Stages, ring: DelayRing, prefix_bytes: int):
+        self.bundle, self.config, self.stages, self.ring = bundle, bundle.config, stages, ring
+        self._prefixes: OrderedDict[PrefixKey, _Prefix] = OrderedDict()  # the last one used is last
+        self._prefix_bytes = prefix_bytes
+
+    def prime(self, row: int, voice: VoiceName, persona: list[int]) -> Generator[None, None, None]:
+        """Take a new slot to where the conversation starts, yielding between chunks.
+
+        A voice and a persona seen before are copied, bit for bit what priming gave. Raises PromptError, AudioError.
+        """
+        voice_key, recording = self._find_voice(voice)
+        key: PrefixKey = (voice_key, *persona)
+        prefix = self._prefixes.get(key)
+        if prefix is not None:
+            self._prefixes.move_to_end(key)
+            self.stages.engines["temporal"].restore(row, prefix.rings)
+            self.ring.restore(row, prefix.ring_row)
+            return
+        if recording is not None:
+            prompt = make_prompt(self.config, (yield from self._encode(row, recording)), persona)
+        else:
+            prompt = make_prompt(self.config, voice_key and self.bundle.voice(voice_key), persona)
+        yield from self._run_prompt(row, prompt)
+        self._keep(key, _Prefix(self.stages.engines["temporal"].save(row, prompt.steps), self.ring.save(row)))
+
+    def _run_prompt(self, row: int, prompt: Prompt) -> Generator[None, None, None]:
+        """Step a slot through a prompt in chunks of forced steps."""
+        codes, embedding = self._inputs(row, prompt)
+        for start in range(0, prompt.steps, PRIMING_STEPS):
+            chunk = slice(start, start + PRIMING_STEPS)
+            self.stages.run_forced(row, start, codes[chunk], embedding[chunk])
+            yield
+
+    def _inputs(self, row: int, prompt: Prompt) -> tuple[Tokens, npt.NDArray[np.float32]]:
+        """The temporal transformer's inputs for a prompt, codes [T, 17] and embedding [T, dim]; moves the token ring."""
+        codes = np.full((prompt.steps, self.config.num_streams), -1, np.int64)
+        embedding = np.zeros((prompt.steps, self.config.temporal.dim), np.float32)
+        if prompt.voice is not None:
+            embedding[: prompt.voice_steps] = prompt.voice.embeddings
+            for _ in range(prompt.voice_steps):
+                self.ring.force(row, self.ring.initial)
+            self.ring.tokens[row] = prompt.voice.cache
+        for step, frame in enumerate(prompt.tokens, start=prompt.voice_steps):
+            codes[step] = self.ring.force(row, frame)
+        return codes, embedding
+
+    def _find_voice(self, voice: VoiceName) -> tuple[str | None, Pcm | None]:
+        """A voice's key, and its recording [samples] unless it is one of the bundle's."""
+        if voice is None:
+            return None, None
+        name = os.fspath(voice)
+        if name.removesuffix(".pt") in self.bundle.voices:
+            return name.removesuffix(".pt"), None
+        if Path(name).suffix.lower() not in VOICE_SUFFIXES:
+            raise PromptError(
+                f"There is no voice {name!r}. This bundle has {', '.join(self.bundle.voices)}; "
+                f"or name an audio file ({', '.join(VOICE_SUFFIXES)})."
+            )
+        recording = normalize_loudness(read_audio(name))
+        return hashlib.sha256(recording.tobytes()).hexdigest(), recording
+
+    def _encode(self, row: int, recording: Pcm) -> Generator[None, None, Tokens]:
+        """Codes [F, 8] of a recording [samples], by the slot's own encoder, which is new again afterwards."""
+        stages, codes = self.stages, list[Tokens]()
+        try:
+            for frame in frames(recording, self.config.frame_size):
+                stages.active[row], stages.pcm_in[row, 0] = True, frame
+                stages.run("mimi_encode", 1, row)
+                codes.append(stages.user_codes[row].copy())
+                yield
+        finally:  # also where the caller gives up half way
+            stages.engines["mimi_encode"].reset(row, self.config.mimi.steps_per_frame * len(codes))
+        return np.stack(codes)
+
+    def _keep(self, key: PrefixKey, prefix: _Prefix) -> None:
+        """Store a primed state, dropping those unused for longest until all fit."""
+        if prefix.nbytes > self._prefix_bytes:
+            return
+        self._prefixes[key] = prefix
+        while sum(kept.nbytes for kept in self._prefixes.values()) > self._prefix_bytes:
+            self._prefixes.popitem(last=False)
