@@ -14,7 +14,7 @@ from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, pe
 from pplex.export import weights
 from pplex.export.build import export_graph
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
-from pplex.runtime.config import SAMPLE_RATE_HZ, ModelConfig
+from pplex.export.synth_codec import speech_like
 from pplex.runtime.engine import OnnxRuntimeEngine
 from pplex.runtime.graphs import GraphSpec, graph_specs
 
@@ -32,7 +32,8 @@ def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
     if threads:
         torch.set_num_threads(threads)
     with open_checkpoint(folder) as checkpoint, tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        pcm = _signal(checkpoint.config, WARM_UP_FRAMES + frames)
+        size = checkpoint.config.frame_size
+        pcm = speech_like(WARM_UP_FRAMES + frames, size, seed=0).reshape(-1, 1, size)
         torch_encode, torch_decode = (_torch_step(checkpoint, name) for name in ("mimi_encode", "mimi_decode"))
         ort_encode, ort_decode = (
             _ort_step(checkpoint, name, Path(scratch), threads) for name in ("mimi_encode", "mimi_decode")
@@ -102,13 +103,3 @@ def _ort_step(checkpoint: Checkpoint, name: str, scratch: Path, threads: int | N
 def _buffers(spec: GraphSpec) -> Iterator[tuple[Any, Array]]:
     for tensor in (*spec.inputs, *spec.outputs):
         yield tensor, np.zeros([1 if dim == "B" else int(dim) for dim in tensor.shape], tensor.dtype)
-
-
-def _signal(config: ModelConfig, frames: int) -> Array:
-    """A voice-like signal [F, 1, 1920]: a gliding harmonic tone with pauses, and a little noise."""
-    seconds = np.arange(frames * config.frame_size) / SAMPLE_RATE_HZ
-    phase = 2 * np.pi * np.cumsum(140 + 40 * np.sin(2 * np.pi * 0.7 * seconds)) / SAMPLE_RATE_HZ
-    tone = sum(np.sin(k * phase) / k for k in range(1, 9))
-    envelope = np.clip(np.sin(2 * np.pi * 1.3 * seconds), 0, 1)
-    noise = np.random.default_rng(0).normal(0, 0.002, len(seconds))
-    return (0.1 * envelope * tone + noise).astype(np.float32).reshape(frames, 1, config.frame_size)

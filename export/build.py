@@ -1,10 +1,8 @@
 """From a checkpoint to a bundle: written to a folder beside the target and renamed when whole."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ from pplex.export import graph, weights
 from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
 from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
 from pplex.export.source import Source
+from pplex.export.staging import whole_folder
 from pplex.export.voices import read_voices, write_voices
 from pplex.runtime.bundle import (
     MANIFEST_FILE,
@@ -41,7 +40,7 @@ def build(
     by tensor. Raises CheckpointError for an unfit checkpoint, BuildError for a graph or a target that cannot be written.
     """
     _check_target(out)
-    with open_checkpoint(source.folder) as checkpoint, _staging(out) as folder:
+    with open_checkpoint(source.folder) as checkpoint, whole_folder(out) as folder:
         config = replace(checkpoint.config, depth_steps=depth_steps)
         _check_space(folder, weights_nbytes(checkpoint, config))
         # The small parts first: what is wrong with them is known before the long work.
@@ -123,50 +122,9 @@ def _check_target(out: Path) -> None:
         raise BuildError(
             f"{out} exists and is not a bundle: it would be overwritten. Choose another --out, or remove it."
         )
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BuildError(f"{out.parent} cannot be created: {error}") from error
 
 
 def _check_space(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise BuildError(f"The bundle takes {nbytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free.")
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is removed when it does not."""
-    out = out.absolute()
-    _remove_leftovers(out)
-    folder = out.with_name(f".{out.name}.building-{os.getpid()}")
-    folder.mkdir()
-    try:
-        yield folder
-        old = folder.with_name(f".{out.name}.replaced-{os.getpid()}")
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what builds of the same bundle left behind when they were killed."""
-    for kind in ("building", "replaced"):
-        for folder in out.parent.glob(f".{out.name}.{kind}-*"):
-            pid = folder.name.rpartition("-")[2]
-            if not (pid.isdigit() and _is_running(int(pid))):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

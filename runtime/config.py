@@ -131,16 +131,25 @@ class ModelConfig:
             raise ConfigError(f"{config_path} is not readable as JSON: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{config_path} must hold a JSON object.")
-        lm, mimi = data.get("lm", {}), data.get("mimi", {})
         try:
-            lm = _merged(RELEASED_ARGUMENTS["lm"], lm, "lm")
-            parts = {name: _merged(RELEASED_ARGUMENTS[name], mimi.get(name, {}), f"mimi.{name}") for name in MIMI_PARTS}
-            config = _from_arguments(lm, *parts.values())
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ConfigError(f"{config_path}: a size has the wrong type: {error}.") from error
+            return cls.from_arguments(data.get("lm", {}), data.get("mimi", {}))
         except ConfigError as error:
             raise ConfigError(f"{config_path}: {error}") from None
-        return config
+
+    @classmethod
+    def from_arguments(cls, lm: Mapping[str, Any], mimi: Mapping[str, Mapping[str, Any]]) -> "ModelConfig":
+        """Sizes from the reference's arguments, those of the codec by part; what is not given is as released.
+
+        Raises ConfigError for unknown arguments, and for values that do not fit together or choose another architecture.
+        """
+        try:
+            unknown = sorted(set(mimi) - set(MIMI_PARTS))
+            if unknown:
+                raise ConfigError(f"unknown parts of mimi: {', '.join(unknown)}.")
+            parts = [_merged(RELEASED_ARGUMENTS[name], mimi.get(name, {}), f"mimi.{name}") for name in MIMI_PARTS]
+            return _from_arguments(_merged(RELEASED_ARGUMENTS["lm"], lm, "lm"), *parts)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ConfigError(f"a size has the wrong type: {error}.") from error
 
 
 def _from_dict(cls: type, data: Mapping[str, Any]) -> Any:
@@ -189,8 +198,8 @@ RELEASED_ARGUMENTS: dict[str, dict[str, Any]] = {
 # Arguments that choose sizes; every other one chooses an architecture, and only the released one is implemented.
 _SIZES = {
     "lm": {
-        "dim", "text_card", "existing_text_padding_id", "dep_q", "card", "num_heads", "num_layers", "hidden_scale", "context",
-        "max_period", "depformer_dim", "depformer_dim_feedforward", "depformer_num_heads", "depformer_num_layers",
+        "dim", "text_card", "existing_text_padding_id", "dep_q", "card", "num_heads", "num_layers", "hidden_scale",
+        "context", "max_period", "depformer_dim", "depformer_dim_feedforward", "depformer_num_heads", "depformer_num_layers",
         "depformer_context", "depformer_max_period", "delays",
     },
     "mimi.seanet": {

@@ -5,11 +5,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from folders import TINY
 
 from pplex.export.build import build
 from pplex.export.source import Source
 from pplex.runtime.bundle import Bundle, open_bundle
+
+# Small convolutions on several threads mostly wait for each other, all the more on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,7 @@ def test_missing_files_are_all_named(checkpoint: Path) -> None:
         ({"lm": {"dim": "big"}}, "wrong type"),
         ({"lm": {"delays": [0, 1]}}, "17 numbers"),
         ({"lm": {"num_heads": 3}}, "heads must divide"),
+        ({"mimi": {"resampler": {}}}, "unknown parts of mimi: resampler"),
         ({"mimi": {"transformer": {"context": 25}}}, "multiple of the 2 steps"),
     ],
 )
@@ -80,7 +81,7 @@ def test_unfit_configuration(checkpoint: Path, change: dict[str, dict[str, objec
     config = json.loads((checkpoint / CONFIG_FILE).read_text())
     for part, values in change.items():
         for key, value in values.items():
-            config[part][key] = {**config[part][key], **value} if isinstance(value, dict) else value
+            config[part][key] = {**config[part].get(key, {}), **value} if isinstance(value, dict) else value
     (checkpoint / CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=words), open_checkpoint(checkpoint):
         pass

@@ -23,9 +23,11 @@ from pplex.export.checkpoint import (
     Shapes,
     open_checkpoint,
 )
-from pplex.export.synth import VOICE_NAMES, checkpoint_nbytes, speech_like, stream_codec, synthesize
+from pplex.export.synth import VOICE_NAMES, checkpoint_nbytes, synthesize
+from pplex.export.synth_codec import speech_like, stream_codec
+from pplex.export.synth_tokenizer import write_tokenizer
 from pplex.export.weights import load
-from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, RELEASED, SINE_CODES
+from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, RELEASED, SINE_CODES, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.graphs import graph_specs
 
@@ -70,7 +72,7 @@ def voices(folder: Path) -> dict[str, dict[str, Tensor]]:
 def test_tiny_opens_with_its_sizes(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     assert checkpoint.depth_sets == 16
-    assert (config.temporal.dim, config.temporal.capacity, config.text_card, config.audio_card) == (32, 96, 400, 2048)
+    assert (config.temporal.dim, config.temporal.capacity, config.text_card, config.audio_card) == (32, 256, 1000, 2048)
     assert (config.depth.dim, config.mimi.dim, config.mimi.stored_codebooks) == (16, 32, 8)
     assert config.frame_size == RELEASED.frame_size
 
@@ -89,7 +91,8 @@ def test_progress_adds_up_to_the_announced_bytes(eight_sets: tuple[Path, int]) -
 
 
 def test_full_config_leaves_the_sizes_to_the_preset(tmp_path: Path) -> None:
-    assert synth._write_config(tmp_path, "full") == RELEASED
+    synth._write_config(tmp_path, "full")
+    assert synth._config("full") == ModelConfig.from_checkpoint(tmp_path / CONFIG_FILE) == RELEASED
     assert json.loads((tmp_path / CONFIG_FILE).read_text()) == {"model_type": "personaplex"}
 
 
@@ -202,7 +205,7 @@ def _generate(checkpoint: Checkpoint, user: Tensor, top_k: int) -> Tensor:
 
 
 def _tokenizer(folder: Path, card: int) -> SentencePieceProcessor:
-    synth._write_tokenizer(folder / TEXT_TOKENIZER_FILE, card)
+    write_tokenizer(folder / TEXT_TOKENIZER_FILE, card)
     return SentencePieceProcessor(model_file=str(folder / TEXT_TOKENIZER_FILE))
 
 

@@ -1,0 +1,69 @@
+"""Random tensors that depend on nothing but seed and name, and safetensors files written in pieces."""
+
+import hashlib
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pplex.export.checkpoint import Shapes
+
+Array = npt.NDArray[Any]
+Progress = Callable[[int], None]
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """A generator of its own for every tensor, or piece of one: in what order they are drawn makes no difference."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def normal(seed: int, name: str, count: int, mean: float, std: float) -> Tensor:
+    """`count` float32 numbers."""
+    numbers = generator(seed, name).standard_normal(count, dtype=np.float32)
+    numbers *= np.float32(std)
+    if mean:
+        numbers += np.float32(mean)
+    return torch.from_numpy(numbers)
+
+
+def write_tensors(path: Path, dtype: str, shapes: Shapes, pieces: Iterable[Array], progress: Progress) -> None:
+    """A safetensors file of the tensors in `shapes`, their data coming in that order, in pieces of any length."""
+    header = _header(dtype, shapes)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for piece in pieces:
+            file.write(piece.data)
+            progress(piece.nbytes)
+
+
+def _header(dtype: str, shapes: Shapes) -> bytes:
+    """The JSON table at the file's start, padded so that the data is aligned to 8 bytes."""
+    table, end, itemsize = {}, 0, {"BF16": 2, "F32": 4}[dtype]
+    for key, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * itemsize
+        table[key] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def ahead(jobs: Iterable[Callable[[], Array]]) -> Iterator[Array]:
+    """The jobs' results in order, worked out by one thread a core, a few ahead of what is taken."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Array]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
