@@ -61,7 +61,8 @@ class Primer:
         if recording is not None:
             prompt = make_prompt(self.config, (yield from self._encode(row, recording)), persona)
         else:
-            prompt = make_prompt(self.config, voice_key and self.bundle.voice(voice_key), persona)
+            recorded = None if voice_key is None else self.bundle.voice(voice_key)
+            prompt = make_prompt(self.config, recorded, persona)
         yield from self._run_prompt(row, prompt)
         self._keep(key, _Prefix(self.stages.engines["temporal"].save(row, prompt.steps), self.ring.save(row)))
 
