@@ -15,11 +15,12 @@ def bytes_bar(name: str, total: int) -> Iterator[Any]:
 
 
 @contextmanager
-def build_progress() -> Iterator[Callable[[str, int], None]]:
+def build_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar that names what `export.build` is at, and counts the bytes of weights written."""
-    with tqdm(unit="B", unit_scale=True, mininterval=0.2) as bar:
+    with tqdm(desc="build", unit="B", unit_scale=True, mininterval=0.2) as bar:
 
-        def progress(stage: str, done: int) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.total = total
             bar.set_description(stage, refresh=done == 0)
             bar.update(done)
 

@@ -28,12 +28,15 @@ from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.text import Tokenizer
 
-Progress = Callable[[str, int], None]  # what is being done, and how many bytes of weights are done since the last call
+# What is being done, the bytes of weights written since the last call, and those to be written in all.
+Progress = Callable[[str, int, int], None]
 
 
-def build(
-    source: Source, out: Path, depth_steps: int = CODEBOOKS, progress: Progress = lambda stage, done: None
-) -> Path:
+def _silent(stage: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+def build(source: Source, out: Path, depth_steps: int = CODEBOOKS, progress: Progress = _silent) -> Path:
     """Export a checkpoint's four graphs with tokenizer and voices into the bundle `out`; returns `out`.
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
@@ -42,30 +45,32 @@ def build(
     _check_target(out)
     with open_checkpoint(source.folder) as checkpoint, whole_folder(out) as folder:
         config = replace(checkpoint.config, depth_steps=depth_steps)
-        _check_space(folder, weights_nbytes(checkpoint, config))
+        total = weights_nbytes(config)
+        _check_space(folder, total)
         # The small parts first: what is wrong with them is known before the long work.
         voices = read_voices(checkpoint.path(VOICES_ARCHIVE), config)
         write_voices(voices, folder / VOICES_FILE)
         shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
         Tokenizer(folder / TOKENIZER_FILE)
         graphs = {name: export_graph(name, checkpoint, config, folder, progress) for name in graph_specs(config)}
-        progress("hash", 0)
+        progress("hash", 0, total)
         _write_manifest(folder, source, checkpoint, config, graphs, sorted(voices))
         open_bundle(folder, verify=False)
     return out
 
 
-def weights_nbytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
+def weights_nbytes(config: ModelConfig) -> int:
     """Bytes of weights the graphs will hold."""
     tables = (weights.shapes(name, config) for name in graph_specs(config))
     return sum(4 * shape.numel() for table in tables for shape in table.values())
 
 
 def export_graph(
-    name: str, checkpoint: Checkpoint, config: ModelConfig, folder: Path, progress: Progress = lambda stage, done: None
+    name: str, checkpoint: Checkpoint, config: ModelConfig, folder: Path, progress: Progress = _silent
 ) -> Path:
     """Trace one graph and write it to `folder` with its weights; returns the ONNX file."""
-    progress(name, 0)
+    total = weights_nbytes(config)
+    progress(name, 0, total)
     spec = graph_specs(config)[name]
     model = graph.trace(spec, weights.MODULES[name], config)
     shapes = weights.shapes(name, config)
@@ -73,7 +78,7 @@ def export_graph(
     def lazy(parameter: str, source: weights.Source) -> Any:
         def read() -> Any:
             tensor = source.read(checkpoint)
-            progress(name, tensor.nbytes)
+            progress(name, tensor.nbytes, total)
             return tensor
 
         return graph.lazy_weight(parameter, read, tuple(shapes[parameter]))

@@ -353,8 +353,8 @@ def test_a_copied_prompt_equals_a_fresh_one(
         assert_same(ring_of(session), after)
 
 
-def test_another_voice_or_persona_is_primed_anew(one: Runtime) -> None:
-    def is_copied(voice: str | None, persona: str | list[int]) -> bool:
+def test_another_voice_or_persona_is_primed_anew(one: Runtime, tmp_path: Path) -> None:
+    def is_copied(voice: str | Path | None, persona: str | list[int]) -> bool:
         session, chunks = finish(one.begin(voice, persona, seed=0))
         session.close()
         return chunks == 0
@@ -366,6 +366,9 @@ def test_another_voice_or_persona_is_primed_anew(one: Runtime) -> None:
     for again in (first, f"  {first} ", f"<system> {first} <system>", one.tokenizer.encode_persona(first)):
         assert is_copied("NATF0", again)
     assert is_copied("NATF0.pt", first)
+    pcm, rate_hz = soundfile.read(WAV)
+    soundfile.write(tmp_path / "backwards.wav", pcm[::-1], rate_hz)
+    assert [is_copied(voice, first) for voice in (WAV, WAV, tmp_path / "backwards.wav")] == [False, True, False]
 
 
 def test_prompts_are_kept_up_to_a_limit_of_bytes(tiny_bundle: Bundle) -> None:
