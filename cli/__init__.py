@@ -68,8 +68,9 @@ def build(source: str, out: Path, revision: str | None, depth_steps: str) -> Non
     from pplex.export.build import build as build_bundle
     from pplex.export.source import resolve
 
+    checkpoint = resolve(source, revision)
     with build_progress() as progress:
-        build_bundle(resolve(source, revision), out, int(depth_steps), progress)
+        build_bundle(checkpoint, out, int(depth_steps), progress)
     click.echo(out)
 
 

@@ -85,6 +85,7 @@ def _advice(repo: str, revision: str | None, error: BaseException) -> str:
         return f"{repo} has no revision {revision}. Its branches and commits are listed on {page}/tree/main."
     reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     return (
-        f"{repo} could not be fetched from {constants.ENDPOINT}, and the cache holds no whole copy of it.\n{reason}\n"
+        f"There is no folder {repo} here. As a repository it could not be fetched from {constants.ENDPOINT}, and the "
+        f"cache holds no whole copy of it.\n{reason}\n"
         "Check the connection and the disk's free space, and run this again: files fetched whole are kept."
     )

@@ -302,7 +302,7 @@ class TestRefusals:
     def test_hub_down_and_nothing_cached(self, hub: Hub, repo: Repo) -> None:
         hub.down()
         error = hub.ask(repo.name)["error"]
-        assert f"{repo.name} could not be fetched from {hub.url}" in error
+        assert f"There is no folder {repo.name} here. As a repository it could not be fetched from {hub.url}" in error
         assert "ConnectError" in error
         assert "Check the connection" in error
 
