@@ -19,14 +19,24 @@ DEFAULT_PERSONA = (  # the reference's
 )
 
 
+_EXTRA_OF = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
+
+
 class _Group(click.Group):
-    """Shows our errors as a message and exit code 1; anything else is a defect and keeps its traceback."""
+    """Shows our errors, and what is not installed, as a message with exit code 1; a defect keeps its traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except PplexError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"This command needs {error.name}, which is not installed: pip install 'pplex-export[{extra}]'"
+            ) from error
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our output has gone
             raise SystemExit(1) from None

@@ -1,5 +1,9 @@
-"""Holds a bundle to recorded outputs of the reference: codec, teacher-forced steps, whole conversations."""
+"""Holds a bundle to recorded outputs of the reference: codec, teacher-forced steps, whole conversations.
 
+As a program, `python -m pplex.validate.golden BUNDLE GOLDEN` prints every check and ends with 1 if one fails.
+"""
+
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +15,7 @@ from safetensors.numpy import load_file
 
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
-from pplex.runtime.bundle import Bundle
+from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.session import GREEDY, Runtime, Sampling
@@ -185,3 +189,18 @@ def _wrong_codes(checkpoint: Checkpoint, got: Tokens, expected: Tokens, latent: 
 def _tied(x: Floats, book: Floats, first: int, second: int) -> bool:
     near, far = (float(((x - book[entry]) ** 2).sum()) for entry in (first, second))
     return abs(near - far) <= TIE_TOLERANCE * max(near, far, 1e-12)
+
+
+def main(bundle: str, golden: str) -> int:
+    """Print a table of all checks; 0 if they pass, 1 if one does not."""
+    failed = 0
+    print(f"{'':<6} {'worst':>9} {'tolerance':>9} {'compared':>9}")
+    for check in check_golden(open_bundle(Path(bundle)), Path(golden)):
+        failed += not check.passed
+        verdict = "ok" if check.passed else "FAILED"
+        print(f"{verdict:<6} {check.worst:>9.1e} {check.tolerance:>9.0e} {check.compared:>9}  {check.name}")
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

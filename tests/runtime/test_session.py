@@ -249,15 +249,18 @@ def test_batch_size_changes_no_token(tiny_bundle: Bundle, one: Runtime, eight: R
     with eight.open("NATF0", PERSONA, seed=7, sampling=sampling) as session:
         np.testing.assert_array_equal(talk_codes(session, CODES[0]), expected)
 
-    session, others, tokens = growing.open("NATF0", PERSONA, seed=7, sampling=sampling), [], []
-    for frame, codes in enumerate(CODES[0]):
-        if frame % 30 == 20 and frame < 230:
-            others.append(growing.open("NATM1", seed=frame, sampling=sampling))
-        if frame >= 240 and others and frame % 5 == 0:
-            others.pop().close()
-        rows = {other: CODES[1 + i, frame] for i, other in enumerate(others)}
-        tokens.append(growing.step_codes({**rows, session: codes})[session])
-    np.testing.assert_array_equal(tokens, expected)
+    # The same conversation in every slot, begun later and ended earlier the higher the slot.
+    conversations: list[tuple[Session, list[Tokens]]] = []
+    for frame in range(FRAMES):
+        if frame % 30 == 0 and frame < 240:
+            conversations.append((growing.open("NATF0", PERSONA, seed=7, sampling=sampling), []))
+        if frame > 240 and frame % 7 == 0 and len(conversations) > 1:
+            conversations.pop()[0].close()
+        answers = growing.step_codes({session: CODES[0, len(said)] for session, said in conversations})
+        for session, said in conversations:
+            said.append(answers[session])
+            np.testing.assert_array_equal(said[-1], expected[len(said) - 1], err_msg=f"slot {session.row}")
+    assert len(conversations) == 1 and len(conversations[0][1]) == FRAMES
 
 
 def test_a_used_slot_gives_what_a_new_one_gives(tiny_bundle: Bundle) -> None:

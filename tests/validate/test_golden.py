@@ -1,6 +1,7 @@
 """The bundle of every golden folder gives what the reference gave: codes, PCM, hidden states, logits, tokens."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -96,3 +97,21 @@ def checks_of(file: str, bundle: Bundle, golden: Path) -> Iterable[Check]:
         return check_conversation(bundle, golden, file.removeprefix("conversation_"))
     with open_checkpoint(golden / "checkpoint") as checkpoint:
         return list(check_codec(bundle, checkpoint, golden))
+
+
+def test_the_program_prints_every_check(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(str(tiny_bundle.folder), str(TINY)) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 14 and all(line.startswith("ok ") for line in lines)
+
+
+def test_the_program_fails_with_the_wrong_bundle(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(TINY, tmp_path / "golden")
+    stream = tmp_path / "golden" / "expected" / "mimi_stream.safetensors"
+    values = load_file(stream)
+    save_file({**values, "codes": np.roll(values["codes"], 1, axis=0)}, stream)
+    assert main(str(tiny_bundle.folder), str(tmp_path / "golden")) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
+    assert [line.split("  ")[-1] for line in failed] == ["mimi codes, but for ties", "mimi pcm"]
