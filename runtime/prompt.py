@@ -67,7 +67,8 @@ def _check_length(config: ModelConfig, prompt: Prompt, persona_tokens: int) -> N
     room = config.temporal.capacity - 2
     if prompt.steps > room:
         others = prompt.steps - persona_tokens
+        shorter = f"Shorten the persona to {room - others} tokens, or choose" if others < room else "Choose"
         raise PromptError(
             f"The prompt takes {prompt.steps} steps (persona {persona_tokens}, voice and silences {others}) and the model "
-            f"remembers {room}. Shorten the persona to {max(0, room - others)} tokens, or choose a shorter voice."
+            f"remembers {room}. {shorter} a shorter voice."
         )

@@ -23,6 +23,7 @@ from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer
 
 AGENT, USER = 1, 1 + CODEBOOKS  # first stream of each speaker
+TEMPERATURES = (1e-6, 1e6)  # below, a float32 quotient of logits may overflow, and 0 / 0 is no number
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,12 @@ class Sampling:
     audio_top_k: int = 250
 
     def __post_init__(self) -> None:
+        low, high = TEMPERATURES
+        temperatures = {"text_temperature": self.text_temperature, "audio_temperature": self.audio_temperature}
         wrong = [
-            f"{name} is {value}, and must be more than 0"
-            for name, value in (
-                ("text_temperature", self.text_temperature),
-                ("audio_temperature", self.audio_temperature),
-            )
-            if not 0 < value < float("inf")
+            f"{name} is {value}, and must be {low:g} to {high:g} (a top-k of 1 is greedy)"
+            for name, value in temperatures.items()
+            if not low <= value <= high
         ] + [
             f"{name} is {value}, and must be 1 to {MAX_CANDIDATES}"
             for name, value in (("text_top_k", self.text_top_k), ("audio_top_k", self.audio_top_k))
@@ -275,9 +275,9 @@ def _powers_of_two(slots: int) -> list[int]:
 
 
 def _checked_seed(seed: int) -> int:
-    if not 0 <= seed < 1 << 64:
-        raise PromptError(f"The seed is {seed}, and must be 0 to 2^64 - 1.")
-    return seed
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
+        raise PromptError(f"The seed is {seed}, and must be a whole number, 0 to 2^64 - 1.")
+    return int(seed)
 
 
 def _checked_codes(frame: Tokens, card: int) -> Tokens:

@@ -20,6 +20,7 @@ from pplex.validate.golden import (
     check_codec,
     check_conversation,
     check_teacher_forced,
+    main,
 )
 
 each_golden = pytest.mark.parametrize("golden", golden_folders(), ids=lambda folder: folder.name)
