@@ -16,9 +16,10 @@ def bench_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=sessions, threads=threads)
     loaded = time.perf_counter()
-    opened = [runtime.open(runtime.bundle.voices[0], PERSONA, seed=0)]
+    voice = next(iter(runtime.bundle.voices))
+    opened = [runtime.open(voice, PERSONA, seed=0)]
     primed = time.perf_counter()
-    opened += [runtime.open(runtime.bundle.voices[0], PERSONA, seed=i) for i in range(1, sessions)]
+    opened += [runtime.open(voice, PERSONA, seed=i) for i in range(1, sessions)]
     noise = np.random.default_rng(0).normal(0, 0.05, (frames, runtime.config.frame_size)).astype(np.float32)
     stages: dict[str, list[float]] = {name: [] for name in runtime.stages.seconds}
     whole = []

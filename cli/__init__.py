@@ -4,7 +4,9 @@ Heavy imports sit inside the commands, so that --help answers at once.
 """
 
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ class _Group(click.Group):
 @click.version_option(package_name="pplex-export")
 def main() -> None:
     """Make NVIDIA's PersonaPlex deployable: export it, compile it, run it without PyTorch."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we clean up as for Ctrl-C
 
 
 @main.command()
@@ -104,7 +108,7 @@ def build(source: str, out: Path, revision: str | None, depth_steps: str) -> Non
 @click.option("--temp-text", type=float, default=0.7, help="Temperature of the text tokens.")
 @click.option("--topk-audio", type=click.IntRange(1, MAX_CANDIDATES), default=250, help="Audio tokens to choose from.")
 @click.option("--topk-text", type=click.IntRange(1, MAX_CANDIDATES), default=25, help="Text tokens to choose from.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print the timings as JSON on standard error.")
 def run(
     bundle: Path,
@@ -147,7 +151,7 @@ def bench() -> None:
 @bench.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> None:
     """The codec of CHECKPOINT: its exported graphs against our torch modules (eager), frame by frame in one run."""
@@ -161,7 +165,7 @@ def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> 
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--sessions", type=click.IntRange(min=1), default=1, help="Conversations stepped together.")
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def frame(bundle: Path, sessions: int, frames: int, threads: int | None, as_json: bool) -> None:
     """A whole frame of BUNDLE: every stage, with primed sessions that sample at the default settings."""

@@ -12,7 +12,7 @@ from pplex.export import graph, weights
 from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
 from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
 from pplex.export.source import Source
-from pplex.export.staging import whole_folder
+from pplex.export.staging import LOCK_FILE, may_take, whole_folder
 from pplex.export.voices import read_voices, write_voices
 from pplex.runtime.bundle import (
     MANIFEST_FILE,
@@ -20,6 +20,7 @@ from pplex.runtime.bundle import (
     TOKENIZER_FILE,
     VOICES_FILE,
     file_sha256,
+    is_bundle,
     manifest_digest,
     open_bundle,
 )
@@ -40,10 +41,11 @@ def build(source: Source, out: Path, depth_steps: int = CODEBOOKS, progress: Pro
     """Export a checkpoint's four graphs with tokenizer and voices into the bundle `out`; returns `out`.
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
-    by tensor. Raises CheckpointError for an unfit checkpoint, BuildError for a graph or a target that cannot be written.
+    by tensor. Raises CheckpointError for an unfit checkpoint, BuildError or OutputError
+    for a graph or a target that cannot be written.
     """
     _check_target(out)
-    with open_checkpoint(source.folder) as checkpoint, whole_folder(out) as folder:
+    with open_checkpoint(source.folder) as checkpoint, whole_folder(out, is_bundle) as folder:
         config = replace(checkpoint.config, depth_steps=depth_steps)
         total = weights_nbytes(config)
         _check_space(folder, total)
@@ -83,7 +85,7 @@ def export_graph(
 
         return graph.lazy_weight(parameter, read, tuple(shapes[parameter]))
 
-    table = weights.sources(name, config, checkpoint.depth_sets)
+    table = weights.sources(name, config, checkpoint)
     path = folder / f"{name}.onnx"
     graph.save(model, spec, {parameter: lazy(parameter, source) for parameter, source in table.items()}, path)
     return path
@@ -98,7 +100,9 @@ def _write_manifest(
     voices: list[str],
 ) -> None:
     files = {
-        path.name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())
+        path.name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != LOCK_FILE
     }
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -123,7 +127,7 @@ def _write_manifest(
 
 
 def _check_target(out: Path) -> None:
-    if out.exists() and not (out / MANIFEST_FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    if not may_take(out, is_bundle):
         raise BuildError(
             f"{out} exists and is not a bundle: it would be overwritten. Choose another --out, or remove it."
         )

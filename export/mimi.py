@@ -205,6 +205,7 @@ class MimiEncoder(nn.Module):
         super().__init__()
         mimi = config.mimi
         layout, down = seanet_encoder(mimi), downsample(mimi)
+        self.steps_per_frame = mimi.steps_per_frame
         self.keys = _carried_keys((*layout.convs(), down))
         self.seanet, self.transformer = SeanetStack(layout, EncoderStage), CodecTransformer(mimi.transformer)
         self.downsample, self.quantizer = RepeatStartConv(down), Quantizer(mimi, encode=True)
@@ -220,7 +221,7 @@ class MimiEncoder(nn.Module):
         position = carry.past["position"]
         x, present = self.transformer(x, position, rings)
         latent = self.downsample(x, carry)[..., 0]  # [B, dim]
-        carry.leave("position", position + 2)
+        carry.leave("position", position + self.steps_per_frame)
         return latent, [*(carry.present[key] for key in self.keys), *present]
 
 
@@ -231,6 +232,7 @@ class MimiDecoder(nn.Module):
         super().__init__()
         mimi = config.mimi
         layout, up = seanet_decoder(mimi), upsample(mimi)
+        self.steps_per_frame = mimi.steps_per_frame
         self.keys = _carried_keys((up, *layout.convs()))
         self.quantizer, self.upsample = Quantizer(mimi, encode=False), TransposedConv(up)
         self.transformer, self.seanet = CodecTransformer(mimi.transformer), SeanetStack(layout, DecoderStage)
@@ -241,7 +243,7 @@ class MimiDecoder(nn.Module):
         position = carry.past["position"]
         x, present = self.transformer(x, position, rings)
         pcm = self.seanet(x, carry)  # [B, 1, 1920]
-        carry.leave("position", position + 2)
+        carry.leave("position", position + self.steps_per_frame)
         return pcm, *(carry.present[key] for key in self.keys), *present
 
 

@@ -85,7 +85,7 @@ def synthesize(
     progress = progress or (lambda nbytes: None)
     needed = checkpoint_nbytes(size, depth_sets)
     _check_folder(out, needed)
-    with whole_folder(out) as folder:
+    with whole_folder(out, lambda path: False) as folder:
         config = _config(size)
         _write_config(folder, size)
         write_tokenizer(folder / TEXT_TOKENIZER_FILE, config.text_card)
@@ -184,7 +184,11 @@ def _write_voices(folder: Path, config: ModelConfig, frames: int, seed: int) -> 
     # Without a time of writing in it, the archive is the same every time.
     with gzip.GzipFile(folder / VOICES_FILE, "wb", mtime=0) as file, tarfile.open(fileobj=file, mode="w") as archive:
         for name, embedding, voice in zip(VOICE_NAMES, embeddings, codes, strict=True):
-            _add(archive, f"voices/{name}.pt", {"embeddings": embedding[:, None, None].clone(), "cache": _ring(voice)})
+            _add(
+                archive,
+                f"voices/{name}.pt",
+                {"embeddings": embedding[:, None, None].clone(), "cache": _ring(voice, config.max_delay + 3)},
+            )
 
 
 def _voice_codes(config: ModelConfig, frames: int, seed: int, name: str) -> Tensor:
@@ -204,9 +208,9 @@ def _embed(lm: Path, codes: Tensor) -> Tensor:
     return total.to(torch.bfloat16)
 
 
-def _ring(codes: Tensor) -> Tensor:
-    """The last four columns [T, 17], column t in place t mod 4: [1, 17, 4]."""
-    return codes[-4:].roll(len(codes) % 4, dims=0).t()[None].contiguous()
+def _ring(codes: Tensor, columns: int) -> Tensor:
+    """The last four columns of codes [T, 17] (as many as the delays ask for), column t in place t mod 4: [1, 17, 4]."""
+    return codes[-columns:].roll(len(codes) % columns, dims=0).t()[None].contiguous()
 
 
 def _add(archive: tarfile.TarFile, name: str, voice: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pplex.export.checkpoint import Checkpoint
+from pplex.export.checkpoint import Checkpoint, depth_embedding
 from pplex.export.depth import Depth
 from pplex.export.mimi import MimiDecoder, MimiEncoder
 from pplex.export.temporal import Temporal
@@ -37,19 +37,22 @@ class Source:
 Sources = Iterator[tuple[str, Source]]
 
 
-def sources(graph: str, config: ModelConfig, depth_sets: int) -> dict[str, Source]:
-    """Parameter name -> Source for one graph. Raises CheckpointError where the checkpoint's depth sets do not suffice."""
-    if config.depth_steps > depth_sets:
-        raise CheckpointError(
-            f"The checkpoint holds {depth_sets} depth steps: {config.depth_steps} cannot be exported."
-        )
+def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Source]:
+    """Parameter name -> Source for one graph. Raises CheckpointError where the checkpoint lacks a depth step's table."""
     table = {
         "mimi_encode": _mimi_encode(config),
         "temporal": _temporal(config),
-        "depth": _depth(config, depth_sets),
+        "depth": _depth(config, checkpoint.depth_sets),
         "mimi_decode": _mimi_decode(config),
     }
-    return dict(table[graph])
+    found = dict(table[graph])
+    missing = sorted(key for source in found.values() for key in source.keys if key not in checkpoint.files)
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint holds {checkpoint.depth_sets} depth steps; {config.depth_steps} cannot be exported, "
+            f"for it lacks {', '.join(missing)}."
+        )
+    return found
 
 
 def shapes(graph: str, config: ModelConfig) -> dict[str, torch.Size]:
@@ -63,7 +66,7 @@ def load(graph: str, checkpoint: Checkpoint, config: ModelConfig | None = None) 
     config = config or checkpoint.config
     with torch.device("meta"):
         module = MODULES[graph](config)
-    weights = {name: source.read(checkpoint) for name, source in sources(graph, config, checkpoint.depth_sets).items()}
+    weights = {name: source.read(checkpoint) for name, source in sources(graph, config, checkpoint).items()}
     module.load_state_dict(weights, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
@@ -113,14 +116,20 @@ def _depth(config: ModelConfig, depth_sets: int) -> Sources:
         for norm in ("norm1", "norm2"):
             yield f"{norm}.{i}.weight", _flat(f"depformer.layers.{i}.{norm}.alpha")
     for k in range(config.depth_steps):
-        yield f"steps.{k}.input.weight", _linear(f"depformer_in.{k}.weight")
-        yield f"steps.{k}.emb", _same("depformer_text_emb.weight" if k == 0 else f"depformer_emb.{k - 1}.weight")
-        yield f"steps.{k}.output.weight", _linear(f"linears.{k}.weight")
+        own = k % depth_sets  # of 8 sets, the reference's loader makes 16 by copying step k to step k + 8
+        yield f"steps.{k}.input.weight", _linear(f"depformer_in.{own}.weight")
+        yield f"steps.{k}.emb", _same("depformer_text_emb.weight" if k == 0 else _depth_embedding(k - 1, depth_sets))
+        yield f"steps.{k}.output.weight", _linear(f"linears.{own}.weight")
         for i in range(config.depth.layers):
             key = f"depformer.layers.{i}"
-            yield f"steps.{k}.in_proj.{i}.weight", _linear_part(f"{key}.self_attn.in_proj_weight", k, depth_sets)
-            yield f"steps.{k}.out_proj.{i}.weight", _linear_part(f"{key}.self_attn.out_proj.weight", k, depth_sets)
-            yield from _gating(f"steps.{k}.gating.{i}", f"{key}.gating.{k}")
+            yield f"steps.{k}.in_proj.{i}.weight", _linear_part(f"{key}.self_attn.in_proj_weight", own, depth_sets)
+            yield f"steps.{k}.out_proj.{i}.weight", _linear_part(f"{key}.self_attn.out_proj.weight", own, depth_sets)
+            yield from _gating(f"steps.{k}.gating.{i}", f"{key}.gating.{own}")
+
+
+def _depth_embedding(k: int, depth_sets: int) -> str:
+    """The table for codebook k: with 8 sets those of 8, 9, ... are copies of 0, 1, ..., and 7's has no other."""
+    return depth_embedding(k if k < depth_sets else k - depth_sets)
 
 
 def _mimi_encode(config: ModelConfig) -> Sources:

@@ -16,7 +16,7 @@ import soxr
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import AudioError, OutputError
-from pplex.runtime.files import STANDARD_STREAM, check_writable, write_whole
+from pplex.runtime.files import STANDARD_STREAM, check_writable, write_files
 
 Pcm = npt.NDArray[np.float32]
 
@@ -57,6 +57,8 @@ def _read_bytes(source: str | os.PathLike[str] | BinaryIO) -> tuple[str, bytes]:
         return str(getattr(source, "name", "the audio")), source.read()
     path = os.fspath(source)
     if path == STANDARD_STREAM:
+        if sys.stdin is None:
+            raise AudioError("There is no standard input to read: it is closed. Name a file.")
         return "standard input", sys.stdin.buffer.read()
     try:
         return path, Path(path).read_bytes()
@@ -98,18 +100,8 @@ def _resampled(pcm: Pcm, name: str, rate_hz: int) -> Pcm:
 
 
 def write_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> None:
-    """Write `pcm` [samples] at 24 kHz, clipped to [-1, 1], in the format the suffix names.
-
-    "-" is a wav on standard output. A file appears under its name only when it is whole. Raises OutputError for a
-    suffix or a folder that will not do, AudioError for samples that cannot be written.
-    """
-    check_audio_target(target)
-    if os.fspath(target) == STANDARD_STREAM:
-        sys.stdout.buffer.write(_encoded(pcm, "standard output", ".wav"))
-        sys.stdout.buffer.flush()
-        return
-    path = Path(target)
-    write_whole(path, _encoded(pcm, str(path), path.suffix.lower()))
+    """Write `pcm` [samples] as `encode_audio` gives it; "-" is standard output. Raises AudioError, OutputError."""
+    write_files({os.fspath(target): encode_audio(target, pcm)})
 
 
 def check_audio_target(target: str | os.PathLike[str]) -> None:
@@ -120,14 +112,20 @@ def check_audio_target(target: str | os.PathLike[str]) -> None:
         raise OutputError(f"{target}: the suffix must name the format, one of {', '.join(FORMATS)}.")
 
 
-def _encoded(pcm: npt.NDArray[np.floating], name: str, suffix: str) -> bytes:
-    """The file's bytes; in memory, because libsndfile does not report what a failing file object raises."""
+def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> bytes:
+    """The bytes of a file with `pcm` [samples] at 24 kHz, clipped to [-1, 1], in the format the suffix names ("-": wav).
+
+    Raises OutputError for a suffix or a folder that will not do, AudioError for samples that cannot be written.
+    """
+    check_audio_target(target)
+    name = os.fspath(target)
+    suffix = ".wav" if name == STANDARD_STREAM else Path(name).suffix.lower()
     if pcm.ndim != 1 or not len(pcm):
         raise AudioError(f"{name}: expected mono samples to write, got an array of shape {list(pcm.shape)}.")
     clipped = np.clip(pcm, -1, 1).astype(np.float32)
     _check_finite(clipped, f"The audio for {name}", SAMPLE_RATE_HZ)
     container, subtype = FORMATS[suffix]
-    data = io.BytesIO()
+    data = io.BytesIO()  # in memory: libsndfile does not report what a failing file object raises
     with soundfile.SoundFile(data, "w", SAMPLE_RATE_HZ, 1, subtype, format=container) as file:
         for start in range(0, len(clipped), BLOCK):  # libsndfile's Vorbis encoder overflows its stack on long blocks
             file.write(clipped[start : start + BLOCK])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import BundleError, ConfigError
@@ -38,11 +38,7 @@ class Bundle:
     folder: Path
     manifest: Mapping[str, Any]
     config: ModelConfig
-
-    @property
-    def voices(self) -> tuple[str, ...]:
-        """The voices' names, in alphabetical order."""
-        return tuple(self.manifest["voices"])
+    voices: Mapping[str, Voice]  # by name, in alphabetical order
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -50,10 +46,17 @@ class Bundle:
     def graph_path(self, graph: str) -> Path:
         return self.folder / self.manifest["engines"][graph]["file"]
 
-    def voice(self, name: str) -> Voice:
-        """One voice by a name out of `voices`."""
-        with safe_open(self.path(VOICES_FILE), framework="np") as file:
-            return Voice(file.get_tensor(f"{name}.embeddings"), file.get_tensor(f"{name}.cache"))
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a bundle, whole or damaged, and nothing else: then it can be replaced by another one."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        return manifest.keys() == _KEYS and {path.name for path in folder.iterdir()} <= {
+            *manifest["files"],
+            MANIFEST_FILE,
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
 
 
 def open_bundle(folder: Path, verify: bool = True) -> Bundle:
@@ -71,7 +74,13 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
         config = ModelConfig.from_dict(manifest["config"])
     except (ConfigError, AttributeError, TypeError) as error:
         raise BundleError(f"{folder / MANIFEST_FILE}: {error}") from error
-    return Bundle(folder, manifest, config)
+    return Bundle(folder, manifest, config, _read_voices(folder / VOICES_FILE, manifest["voices"]))
+
+
+def _read_voices(path: Path, names: Sequence[str]) -> dict[str, Voice]:
+    """All voices, so that a runtime needs the folder no more once it is loaded."""
+    tensors = load_file(path)
+    return {name: Voice(tensors[f"{name}.embeddings"], tensors[f"{name}.cache"]) for name in names}
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

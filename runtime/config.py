@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -283,10 +283,20 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
     """Raise ConfigError with everything that does not fit together."""
     mimi = config.mimi
     stacks = {"lm": config.temporal, "depformer": config.depth, "mimi.transformer": mimi.transformer}
+    uneven = [name for name, value in _sizes(config) if not isinstance(value, int)]
     rules = {
         f"delays must be {2 * CODEBOOKS + 1} numbers of 0 or more": len(config.delays) == 2 * CODEBOOKS + 1
         and min(config.delays) >= 0,
         f"dep_q must be {CODEBOOKS} or {2 * CODEBOOKS}": config.stored_depth_sets in (CODEBOOKS, 2 * CODEBOOKS),
+        f"every size must be a whole number ({', '.join(uneven)})": not uneven,
+        f"card must be more than the codes of silence and tone need ({max(SILENCE_CODES + SINE_CODES)})": config.audio_card
+        > max(SILENCE_CODES + SINE_CODES),
+        "context must be at least 32 steps, to hold a prompt": config.temporal.capacity >= 32,
+        "mimi.transformer.context must be at least 4 steps": mimi.transformer.capacity >= 4,
+        "max_period must be more than 0": min(s.max_period for s in stacks.values()) > 0,
+        "the codec's kernels, filters, compress and ratios must be positive": len(mimi.ratios) > 0
+        and min(mimi.filters, mimi.compress, mimi.residual_kernel, *mimi.ratios) > 0,
+        "kernel_size and last_kernel_size must be at least 2": min(mimi.kernel, mimi.last_kernel) > 1,
         "card must equal quantizer.bins": config.audio_card == mimi.codebook_size,
         f"quantizer.n_q must be at least {CODEBOOKS}": mimi.stored_codebooks >= CODEBOOKS,
         f"the codec's widths must all be seanet.dimension ({mimi.dim})": set(widths) == {mimi.dim},
@@ -300,6 +310,18 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise ConfigError("; ".join(broken) + ".")
+
+
+def _sizes(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every number that is a size, by name, in the parts too."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _sizes(value)
+        elif isinstance(value, tuple):
+            yield from ((field.name, item) for item in value)
+        elif field.name != "max_period":
+            yield field.name, value
 
 
 RELEASED = _from_arguments(*RELEASED_ARGUMENTS.values())

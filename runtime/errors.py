@@ -29,6 +29,10 @@ class PromptError(PplexError):
     """A voice or a persona that does not exist or does not fit."""
 
 
+class NoiseError(PplexError):
+    """Recorded sampling noise of the wrong shape, or that is no noise."""
+
+
 class SlotError(PplexError):
     """A session asked for where no slot is free, or used after it was closed."""
 

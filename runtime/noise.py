@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.config import MAX_CANDIDATES
+from pplex.runtime.errors import NoiseError
 
 Noise32 = npt.NDArray[np.float32]
 
@@ -18,6 +19,18 @@ class FrameNoise:
 
     text: Noise32
     audio: Noise32
+
+    def check(self, steps: int) -> None:
+        """Raise NoiseError unless the draws can be used: up to 512 candidates, `steps` codebooks or more, all positive."""
+        shapes = self.text.shape, self.audio.shape
+        widths = [shape[-1] if shape else 0 for shape in shapes]
+        if [len(shape) for shape in shapes] != [1, 2] or len(self.audio) < steps or max(widths) > MAX_CANDIDATES:
+            raise NoiseError(
+                f"Recorded noise must be text [n] and audio [{steps} or more, n], n up to {MAX_CANDIDATES}; "
+                f"this is {list(shapes[0])} and {list(shapes[1])}."
+            )
+        if not all((draws > 0).all() and np.isfinite(draws).all() for draws in (self.text, self.audio)):
+            raise NoiseError("Recorded noise must be positive and finite: it is drawn from Exp(1).")
 
 
 def draw(seed: int, frame: int, text: Noise32, audio: Noise32) -> None:
@@ -35,7 +48,6 @@ def draw(seed: int, frame: int, text: Noise32, audio: Noise32) -> None:
 
 def replay(noise: FrameNoise, text: Noise32, audio: Noise32) -> None:
     """Fill text [N] and audio [K, N] from recorded draws; candidates beyond the recorded ones get 1."""
-    assert noise.text.shape[-1] <= MAX_CANDIDATES and noise.audio.shape[-1] <= MAX_CANDIDATES
     text[...], audio[...] = 1, 1
     text[: noise.text.shape[-1]] = noise.text
     audio[:, : noise.audio.shape[-1]] = noise.audio[: len(audio)]

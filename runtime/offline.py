@@ -1,7 +1,6 @@
 """A recording in, the agent's recording and text out: what the reference's offline script does."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pplex.runtime.audio import check_audio_target, frames, read_audio, write_audio
+from pplex.runtime.audio import check_audio_target, encode_audio, frames, read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.files import STANDARD_STREAM, check_writable, write_whole
+from pplex.runtime.files import check_distinct, check_writable, write_files
 from pplex.runtime.session import Pcm, Runtime, Sampling, Session
 
 FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
@@ -60,11 +59,12 @@ def run_offline(
 ) -> OfflineReport:
     """Play a recording to the agent; write its speech, as long as the input, and a JSON list of its text pieces.
 
-    Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Outputs are written when both are
-    whole. Raises AudioError, BundleError, PromptError.
+    Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Outputs appear when both are
+    whole. Raises AudioError, BundleError, OutputError, PromptError.
     """
     check_audio_target(output_wav)
     check_writable(output_text)
+    check_distinct(input_wav, output_wav, output_text)
     pcm = read_audio(input_wav)
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=1, threads=threads)
@@ -75,8 +75,8 @@ def run_offline(
     heard, pieces = _converse(runtime, session, frames(pcm, runtime.config.frame_size), bar)
     stages = {name: seconds - before[name] for name, seconds in runtime.stages.seconds.items()}
     seconds = {"load": loaded - began, "prime": primed - loaded, "frames": time.perf_counter() - primed, **stages}
-    write_audio(output_wav, heard[: len(pcm)])
-    _write_text(output_text, pieces)
+    text = json.dumps(pieces, ensure_ascii=False) + "\n"
+    write_files({output_wav: encode_audio(output_wav, heard[: len(pcm)]), output_text: text.encode()})
     return OfflineReport(len(pcm) / SAMPLE_RATE_HZ, seconds)
 
 
@@ -90,11 +90,3 @@ def _converse(runtime: Runtime, session: Session, user: Pcm, bar: FrameBar) -> t
             pieces.append(runtime.tokenizer.piece(int(reply.tokens[0])))
             advance()
     return np.concatenate(heard), pieces
-
-
-def _write_text(target: str, pieces: list[str]) -> None:
-    text = json.dumps(pieces, ensure_ascii=False)
-    if target == STANDARD_STREAM:
-        sys.stdout.write(text + "\n")
-    else:
-        write_whole(Path(target), text.encode())

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.delays import DelayRing, RingRow, Tokens
 from pplex.runtime.engine import Array
 from pplex.runtime.errors import PromptError
@@ -59,9 +60,11 @@ class Primer:
             self.ring.restore(row, prefix.ring_row)
             return
         if recording is not None:
-            prompt = make_prompt(self.config, (yield from self._encode(row, recording)), persona)
+            spoken = frames(recording, self.config.frame_size)
+            make_prompt(self.config, np.zeros((len(spoken), CODEBOOKS), np.int64), persona)  # too long? before the work
+            prompt = make_prompt(self.config, (yield from self._encode(row, spoken)), persona)
         else:
-            recorded = None if voice_key is None else self.bundle.voice(voice_key)
+            recorded = None if voice_key is None else self.bundle.voices[voice_key]
             prompt = make_prompt(self.config, recorded, persona)
         yield from self._run_prompt(row, prompt)
         self._keep(key, _Prefix(self.stages.engines["temporal"].save(row, prompt.steps), self.ring.save(row)))
@@ -102,11 +105,11 @@ class Primer:
         recording = normalize_loudness(read_audio(name))
         return hashlib.sha256(recording.tobytes()).hexdigest(), recording
 
-    def _encode(self, row: int, recording: Pcm) -> Generator[None, None, Tokens]:
-        """Codes [F, 8] of a recording [samples], by the slot's own encoder, which is new again afterwards."""
+    def _encode(self, row: int, spoken: Pcm) -> Generator[None, None, Tokens]:
+        """Codes [F, 8] of frames [F, 1920], by the slot's own encoder, which is new again afterwards."""
         stages, codes = self.stages, list[Tokens]()
         try:
-            for frame in frames(recording, self.config.frame_size):
+            for frame in spoken:
                 stages.active[row], stages.pcm_in[row, 0] = True, frame
                 stages.run("mimi_encode", 1, row)
                 codes.append(stages.user_codes[row].copy())

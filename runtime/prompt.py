@@ -54,7 +54,7 @@ def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequ
         frames = [*(_frame(config.text_padding, frame) for frame in codes), *frames]
         del frames[0]  # the reference spends its first call on setting up, and drops the frame it was given
     prompt = Prompt(recorded, np.array(frames, np.int64).reshape(-1, 1 + 2 * CODEBOOKS))
-    _check_length(config, prompt, len(persona))
+    _check_length(config, prompt.steps, len(persona))
     return prompt
 
 
@@ -62,13 +62,15 @@ def _frame(text: int, agent: Sequence[int]) -> tuple[int, ...]:
     return (text, *agent, *SINE_CODES)
 
 
-def _check_length(config: ModelConfig, prompt: Prompt, persona_tokens: int) -> None:
-    # The window is capacity - 1 steps, the conversation's first one included: see export/layers.py, ring_mask.
-    room = config.temporal.capacity - 2
-    if prompt.steps > room:
-        others = prompt.steps - persona_tokens
+def _check_length(config: ModelConfig, steps: int, persona_tokens: int) -> None:
+    """Raise PromptError if a prompt of `steps` steps, `persona_tokens` of them the persona's, is more than the ring holds.
+
+    The window is capacity - 1 steps, the conversation's first one included: see export/layers.py, ring_mask.
+    """
+    room, others = config.temporal.capacity - 2, steps - persona_tokens
+    if steps > room:
         shorter = f"Shorten the persona to {room - others} tokens, or choose" if others < room else "Choose"
         raise PromptError(
-            f"The prompt takes {prompt.steps} steps (persona {persona_tokens}, voice and silences {others}) and the model "
+            f"The prompt takes {steps} steps (persona {persona_tokens}, voice and silences {others}) and the model "
             f"remembers {room}. {shorter} a shorter voice."
         )

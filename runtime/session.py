@@ -43,9 +43,9 @@ class Sampling:
             for name, value in temperatures.items()
             if not low <= value <= high
         ] + [
-            f"{name} is {value}, and must be 1 to {MAX_CANDIDATES}"
+            f"{name} is {value}, and must be a whole number, 1 to {MAX_CANDIDATES}"
             for name, value in (("text_top_k", self.text_top_k), ("audio_top_k", self.audio_top_k))
-            if not 1 <= value <= MAX_CANDIDATES
+            if not isinstance(value, int | np.integer) or not 1 <= value <= MAX_CANDIDATES
         ]
         if wrong:
             raise PromptError("; ".join(wrong) + ".")
@@ -108,8 +108,8 @@ class Runtime:
 
         `prefix_bytes`: memory for primed prompts, so that a pair of voice and persona seen before starts by a copy.
         """
-        if slots < 1:
-            raise SlotError(f"{slots} slots: a runtime needs at least 1.")
+        if slots < 1 or (batches is not None and min(batches, default=0) < 1):
+            raise SlotError(f"{slots} slots in batches of {batches or 'any size'}: a runtime needs at least 1.")
         self.bundle, self.config, self.slots = bundle, bundle.config, slots
         self.batches = sorted(batches or _powers_of_two(slots))
         if self.batches[-1] < slots:
@@ -157,12 +157,18 @@ class Runtime:
     def step_codes(
         self, codes: Mapping[Session, Tokens], recorded: Mapping[Session, FrameNoise] | None = None
     ) -> dict[Session, Tokens]:
-        """As `step`, without the codec: the user's codes [8] in, the tokens of all streams [17] out."""
+        """As `step`, without the codec: the user's codes [8] in, the tokens of all streams [17] out.
+
+        Raises AudioError for codes and NoiseError for recorded noise that cannot be used, SlotError for a closed session.
+        """
         rows = self._rows(codes)
         if not codes:
             return {}
+        recorded = recorded or {}
+        for frame_noise in recorded.values():
+            frame_noise.check(self.config.depth_steps)
         checked = np.stack([_checked_codes(frame, self.config.audio_card) for frame in codes.values()])
-        tokens = self._step_language(codes, rows, checked, recorded or {})
+        tokens = self._step_language(codes, rows, checked, recorded)
         return {session: tokens[i] for i, session in enumerate(codes)}
 
     def _step_language(
@@ -239,7 +245,9 @@ class Runtime:
         row = next((row for row, session in enumerate(self._sessions) if session is None), None)
         if row is None:
             raise SlotError(f"All {self.slots} slots are taken. Close a session, or load the bundle with more slots.")
-        tokens = self.tokenizer.encode_persona(persona) if isinstance(persona, str) else list(persona)
+        tokens = (
+            self.tokenizer.encode_persona(persona) if isinstance(persona, str) else [int(token) for token in persona]
+        )
         session = Session(self, row, secrets.randbits(63) if seed is None else _checked_seed(seed), sampling)
         self._sessions[row] = session
         try:

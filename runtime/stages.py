@@ -7,53 +7,51 @@ import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.engine import Array, Call, Engine, OnnxRuntimeEngine
-from pplex.runtime.graphs import graph_specs
+from pplex.runtime.graphs import GRAPH_NAMES, TensorSpec, graph_specs
 
 Tokens = npt.NDArray[np.int64]
+
+UNFETCHED = ("text_logits", "audio_logits")  # outputs for validation, which binds buffers of its own
 
 
 class Stages:
     """What one frame goes through, for slots 0, ..., batch - 1 at once.
 
-    The buffers below are [S, ...] and are read and written in place by `run`. A slot that is not active keeps its codec
-    state, and its row of every other buffer must hold valid values, as it does from the start.
+    The buffers below are [S, ...], shaped as in GraphSpec, and are read and written in place by `run`. A slot that is not
+    active keeps its codec state, and its row of every other buffer must hold valid values, as it does from the start.
     """
 
     def __init__(self, bundle: Bundle, slots: int, threads: int | None = None):
-        config = bundle.config
-        streams, dim, steps = config.num_streams, config.temporal.dim, config.depth_steps
+        config, specs = bundle.config, graph_specs(bundle.config)
         self.slots = slots
-        # mimi_encode
-        self.pcm_in = np.zeros((slots, 1, config.frame_size), np.float32)
-        self.active = np.zeros(slots, np.bool_)
-        self.user_codes = np.zeros((slots, CODEBOOKS), np.int64)
-        # temporal
-        self.codes = np.zeros((slots, 1, streams), np.int64)
-        self.embedding = np.zeros((slots, 1, dim), np.float32)
-        self.position = np.zeros(slots, np.int64)
-        self.forced_text = np.zeros(slots, np.int64)
-        self.text_noise = np.ones((slots, MAX_CANDIDATES), np.float32)
-        self.text_temperature = np.ones(slots, np.float32)
-        self.text_top_k = np.ones(slots, np.int64)
-        self.hidden = np.zeros((slots, dim), np.float32)
-        self.text_token = np.zeros(slots, np.int64)
-        # depth
-        self.forced_audio = np.zeros((slots, steps), np.int64)
-        self.audio_noise = np.ones((slots, steps, MAX_CANDIDATES), np.float32)
-        self.audio_temperature = np.ones(slots, np.float32)
-        self.audio_top_k = np.ones(slots, np.int64)
-        self.audio_tokens = np.zeros((slots, steps), np.int64)
-        # mimi_decode
-        self.agent_codes = np.zeros((slots, CODEBOOKS), np.int64)
-        self.pcm_out = np.zeros((slots, 1, config.frame_size), np.float32)
+        self._tensors = {
+            name: {t.name: _buffer(t, slots) for t in (*spec.inputs, *spec.outputs) if t.name not in UNFETCHED}
+            for name, spec in specs.items()
+        }
+        encode, temporal, depth, decode = (self._tensors[name] for name in GRAPH_NAMES)
+        depth["hidden"], depth["text_token"] = temporal["hidden"], temporal["text_token"]
+        decode["active"] = encode["active"]
+
+        self.pcm_in, self.active, self.user_codes = encode["pcm"], encode["active"], encode["codes"]
+        self.codes, self.position, self.forced_text = temporal["codes"], temporal["position"], temporal["forced_text"]
+        self.text_noise, self.text_temperature = temporal["text_noise"], temporal["text_temperature"]
+        self.text_top_k, self.hidden, self.text_token = (
+            temporal["text_top_k"],
+            temporal["hidden"],
+            temporal["text_token"],
+        )
+        self.forced_audio, self.audio_noise = depth["forced_audio"], depth["audio_noise"]
+        self.audio_temperature, self.audio_top_k = depth["audio_temperature"], depth["audio_top_k"]
+        self.audio_tokens, self.agent_codes, self.pcm_out = depth["audio_tokens"], decode["codes"], decode["pcm"]
 
         sizes = {"C": config.temporal.capacity}
         self.engines: dict[str, Engine] = {
             name: OnnxRuntimeEngine(bundle.graph_path(name), spec, slots, sizes, threads)
-            for name, spec in graph_specs(config).items()
+            for name, spec in specs.items()
         }
+        codec_entries = config.mimi.steps_per_frame
+        self._ring_entries = {"mimi_encode": codec_entries, "temporal": 1, "depth": 0, "mimi_decode": codec_entries}
         self.seconds = dict.fromkeys(self.engines, 0.0)  # spent in `run` so far, by graph
         self._calls: dict[tuple[str, int, int], Call] = {}
 
@@ -77,32 +75,14 @@ class Stages:
     def reset(self, row: int, steps: int) -> None:
         """Make a slot new after `steps` steps of the temporal transformer."""
         for engine in self.engines.values():
-            engine.reset(row, 2 * steps if engine.spec.name.startswith("mimi") else steps)
+            engine.reset(row, self._ring_entries[engine.spec.name] * steps)
 
     def tensors(self, graph: str) -> Mapping[str, Array]:
-        """A graph's inputs and outputs by name, [S, ...] each."""
-        tensors: dict[str, dict[str, Array]] = {
-            "mimi_encode": {"pcm": self.pcm_in, "active": self.active, "codes": self.user_codes},
-            "temporal": {
-                "codes": self.codes,
-                "embedding": self.embedding,
-                "position": self.position,
-                "forced_text": self.forced_text,
-                "text_noise": self.text_noise,
-                "text_temperature": self.text_temperature,
-                "text_top_k": self.text_top_k,
-                "hidden": self.hidden,
-                "text_token": self.text_token,
-            },
-            "depth": {
-                "hidden": self.hidden,
-                "text_token": self.text_token,
-                "forced_audio": self.forced_audio,
-                "audio_noise": self.audio_noise,
-                "audio_temperature": self.audio_temperature,
-                "audio_top_k": self.audio_top_k,
-                "audio_tokens": self.audio_tokens,
-            },
-            "mimi_decode": {"codes": self.agent_codes, "active": self.active, "pcm": self.pcm_out},
-        }
-        return tensors[graph]
+        """A graph's inputs and outputs by name, [S, ...] each; the logits are not among them."""
+        return self._tensors[graph]
+
+
+def _buffer(tensor: TensorSpec, slots: int) -> Array:
+    """Zeros, or ones where the graph divides by them: valid values for a slot that is not in use."""
+    fill = np.ones if tensor.name.endswith(("noise", "temperature")) else np.zeros
+    return fill([{"B": slots, "T": 1}[dim] if isinstance(dim, str) else dim for dim in tensor.shape], tensor.dtype)

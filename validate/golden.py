@@ -168,7 +168,7 @@ def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: fl
 
 def _wrong_codes(checkpoint: Checkpoint, got: Tokens, expected: Tokens, latent: Floats) -> Iterator[int]:
     """Per frame, how many codes differ where no tie explains it; after a tie the later acoustic codes are free."""
-    table = weights.sources("mimi_encode", checkpoint.config, checkpoint.depth_sets)
+    table = weights.sources("mimi_encode", checkpoint.config, checkpoint)
     read = {
         name: table[f"quantizer.{name}"].read(checkpoint).numpy() for name in ("semantic.weight", "acoustic.weight")
     }

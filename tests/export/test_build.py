@@ -83,4 +83,4 @@ def test_the_manifest_tells_where_the_bundle_comes_from(tiny_bundle: Bundle) -> 
     assert manifest["checkpoint"]["files"][LM_FILE]
     assert manifest["precision"] == dict.fromkeys(("mimi_encode", "temporal", "depth", "mimi_decode"), "fp32")
     assert set(manifest["files"]) == {path.name for path in tiny_bundle.folder.iterdir()} - {"manifest.json"}
-    assert tiny_bundle.voices == ("NATF0", "NATM1", "VARF2")
+    assert tuple(tiny_bundle.voices) == ("NATF0", "NATM1", "VARF2")

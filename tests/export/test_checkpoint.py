@@ -1,6 +1,7 @@
 """Checkpoints that do not fit are refused with everything that is wrong with them."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,12 @@ def test_missing_files_are_all_named(checkpoint: Path) -> None:
         ({"lm": {"dim": "big"}}, "wrong type"),
         ({"lm": {"delays": [0, 1]}}, "17 numbers"),
         ({"lm": {"num_heads": 3}}, "heads must divide"),
+        ({"lm": {"card": 64}, "mimi": {"quantizer": {"bins": 64}}}, "codes of silence"),
+        ({"lm": {"text_card": 3.5}}, r"whole number \(text_card\)"),
+        ({"lm": {"context": 2}}, "at least 32 steps"),
+        ({"lm": {"max_period": -1}}, "max_period"),
+        ({"mimi": {"seanet": {"ratios": []}}}, "ratios must be positive"),
+        ({"mimi": {"transformer": {"context": 2}}}, "at least 4 steps"),
         ({"mimi": {"resampler": {}}}, "unknown parts of mimi: resampler"),
         ({"mimi": {"transformer": {"context": 25}}}, "multiple of the 2 steps"),
     ],
@@ -93,21 +100,41 @@ def test_configuration_that_is_not_json(checkpoint: Path) -> None:
         pass
 
 
-def test_eight_depth_sets_give_the_same_first_eight_steps(checkpoint: Path) -> None:
+def halve(folder: Path, last_table: bool) -> None:
+    """Leave 8 of the 16 depth sets, with or without the table that embeds codebook 7 for step 8."""
+    kept = {}
+    for key, tensor in load_file(folder / LM_FILE).items():
+        numbered = re.match(r"(depformer_in|depformer_emb|linears|depformer\.layers\.\d+\.gating)\.(\d+)\.", key)
+        last = 7 if last_table or numbered is None or numbered[1] != "depformer_emb" else 6
+        if numbered is None or int(numbered[2]) <= last:
+            shared = key.startswith("depformer.") and "self_attn" in key
+            kept[key] = tensor.chunk(2)[0].contiguous() if shared else tensor
+    save_file(kept, folder / LM_FILE)
+
+
+@pytest.mark.parametrize("last_table", [False, True])
+def test_eight_depth_sets_give_the_same_first_eight_steps(checkpoint: Path, last_table: bool) -> None:
     with open_checkpoint(checkpoint) as sixteen:
         expected = weights.load("depth", sixteen).state_dict()
-    tensors = load_file(checkpoint / LM_FILE)
-    halved = {
-        key: tensor.chunk(2)[0].contiguous() if key.startswith("depformer.") and "self_attn" in key else tensor
-        for key, tensor in tensors.items()
-        if (not any(f".{k}." in f".{key}" for k in range(8, 16)) and key != "depformer_emb.7.weight")
-        or key.startswith("emb.")
-    }  # fmt: skip
-    save_file(halved, checkpoint / LM_FILE)
+    halve(checkpoint, last_table)
     with open_checkpoint(checkpoint) as eight:
         assert eight.depth_sets == 8
         found = weights.load("depth", eight).state_dict()
-        with pytest.raises(CheckpointError, match="holds 8 depth steps: 16 cannot be exported"):
-            weights.load("depth", eight, replace(eight.config, depth_steps=16))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_eight_depth_sets_are_copied_for_sixteen_steps(checkpoint: Path) -> None:
+    halve(checkpoint, last_table=True)
+    with open_checkpoint(checkpoint) as eight:
+        steps = weights.load("depth", eight, replace(eight.config, depth_steps=16)).state_dict()
+    for k in range(8, 16):
+        assert torch.equal(steps[f"steps.{k}.output.weight"], steps[f"steps.{k - 8}.output.weight"])
+        assert torch.equal(steps[f"steps.{k}.out_proj.1.weight"], steps[f"steps.{k - 8}.out_proj.1.weight"])
+        assert torch.equal(steps[f"steps.{k}.emb"], steps[f"steps.{k - 8}.emb"]) == (k > 8)
+
+
+def test_sixteen_steps_need_the_table_of_the_eighth(checkpoint: Path) -> None:
+    halve(checkpoint, last_table=False)
+    with open_checkpoint(checkpoint) as eight, pytest.raises(CheckpointError, match=r"lacks depformer_emb\.7\.weight"):
+        weights.load("depth", eight, replace(eight.config, depth_steps=16))

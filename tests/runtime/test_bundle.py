@@ -86,9 +86,8 @@ def test_a_copy_elsewhere_opens_and_equals_the_original(tiny_bundle: Bundle, tmp
 
 def test_voices_are_named_in_order_and_fit_the_model(tiny_bundle: Bundle) -> None:
     config = tiny_bundle.config
-    assert tiny_bundle.voices == tuple(sorted(tiny_bundle.voices)) and len(tiny_bundle.voices) == 3
-    for name in tiny_bundle.voices:
-        voice = tiny_bundle.voice(name)
+    assert list(tiny_bundle.voices) == sorted(tiny_bundle.voices) and len(tiny_bundle.voices) == 3
+    for voice in tiny_bundle.voices.values():
         assert voice.embeddings.dtype == np.float32 and voice.embeddings.shape[1:] == (config.temporal.dim,)
         assert voice.cache.dtype == np.int64 and voice.cache.shape == (config.num_streams, config.max_delay + 3)
 

@@ -819,10 +819,10 @@ def test_temperature_out_of_range_is_refused(name: str, temperature: float) -> N
         Sampling(**{name: temperature})
 
 
-@pytest.mark.parametrize("top_k", [0, -5, 513])
+@pytest.mark.parametrize("top_k", [0, -5, 513, 2.5])
 @pytest.mark.parametrize("name", ["text_top_k", "audio_top_k"])
 def test_top_k_out_of_range_is_refused(name: str, top_k: int) -> None:
-    with pytest.raises(PromptError, match=rf"^{name} is {top_k}, and must be 1 to 512\.$"):
+    with pytest.raises(PromptError, match=rf"^{name} is {top_k}, and must be a whole number, 1 to 512\.$"):
         Sampling(**{name: top_k})  # type: ignore[arg-type]
 
 
@@ -854,7 +854,7 @@ def test_a_temperature_near_zero_is_greedy(one: Runtime) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"slots": 0}, "0 slots: a runtime needs at least 1"),
+        ({"slots": 0}, "0 slots in batches of any size: a runtime needs at least 1"),
         ({"slots": -3}, "-3 slots"),
         ({"slots": 8, "batches": [1, 4]}, "8 slots need a batch size of at least 8; the largest given is 4"),
     ],

@@ -12,7 +12,7 @@ from folders import TINY, golden_folders
 from safetensors.numpy import load_file, save_file
 
 from pplex.export.build import export_graph
-from pplex.export.checkpoint import open_checkpoint
+from pplex.export.checkpoint import depth_embedding, open_checkpoint
 from pplex.runtime.bundle import Bundle
 from pplex.validate.golden import (
     CONVERSATIONS,
@@ -57,13 +57,15 @@ def test_conversation(bundle_of: BundleOf, golden: Path, name: str) -> None:
 def test_all_sixteen_depth_steps(bundle_of: BundleOf, golden: Path, tmp_path: Path) -> None:
     """The depth graph with the user's steps too: the last one shows the reference's full-ring rule."""
     eight = bundle_of(golden)
-    config = replace(eight.config, depth_steps=eight.config.stored_depth_sets)
+    config = replace(eight.config, depth_steps=16)
     for path in eight.folder.iterdir():
         if not path.name.startswith("depth."):
             os.symlink(path, tmp_path / path.name)
     with open_checkpoint(golden / "checkpoint") as checkpoint:
+        if checkpoint.depth_sets < config.depth_steps and depth_embedding(7) not in checkpoint.files:
+            pytest.skip("this checkpoint holds 8 depth steps, and lacks the table that the reference's 9th needs")
         export_graph("depth", checkpoint, config, tmp_path)
-    assert all_pass(check_teacher_forced(Bundle(tmp_path, eight.manifest, config), golden))
+    assert all_pass(check_teacher_forced(replace(eight, folder=tmp_path, config=config), golden))
 
 
 @pytest.mark.parametrize(
