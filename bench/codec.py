@@ -49,7 +49,7 @@ def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
         "largest difference of pcm": f"{np.abs(decoded[0] - decoded[1]).max():.1e}",
         "peak memory MB": peak_memory_mb(),
     }
-    return BenchReport(f"codec of {folder}", timings, figures, machine(threads, "torch", "onnxruntime"))
+    return BenchReport(f"codec of {folder.name}", timings, figures, machine(threads, "torch", "onnxruntime"))
 
 
 def _take_turns(inputs: Array, *steps: Step) -> tuple[list[Array], list[list[float]]]:

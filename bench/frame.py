@@ -40,4 +40,4 @@ def bench_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -
         "prime ms": round(1000 * (primed - loaded), 1),
         "peak memory MB": peak_memory_mb(),
     }
-    return BenchReport(f"frame of {bundle}", timings, figures, machine(threads, "onnxruntime", "numpy"))
+    return BenchReport(f"frame of {bundle.name}", timings, figures, machine(threads, "onnxruntime", "numpy"))

@@ -22,14 +22,13 @@ def whole_folder(out: Path, may_replace: Callable[[Path], bool]) -> Iterator[Pat
     OutputError where the folder cannot be made, filled or put in place.
     """
     out = out.resolve()
-    lock = -1
+    lock: int | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out)
         folder = out.with_name(f".{out.name}.building-{secrets.token_hex(4)}")
         folder.mkdir()
         lock = _locked(folder)
-        assert lock is not None
         try:
             yield folder
             (folder / LOCK_FILE).unlink()
@@ -42,7 +41,7 @@ def whole_folder(out: Path, may_replace: Callable[[Path], bool]) -> Iterator[Pat
             f"{out} cannot be written: {error.strerror or error} ({name}). Name another folder."
         ) from error
     finally:
-        if lock is not None and lock >= 0:
+        if lock is not None:
             os.close(lock)
 
 

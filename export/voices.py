@@ -12,14 +12,14 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.numpy import save
 from torch import Tensor
 
+from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CheckpointError
 
@@ -30,14 +30,6 @@ SUFFIX = ".pt"
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _ADVICE = "Fetch the checkpoint again from its publisher."
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A recorded voice prompt: embeddings [T, dim] float32, and the token ring [17, 4] int64 to continue from."""
-
-    embeddings: Tensor
-    cache: Tensor
 
 
 class _Unfit(Exception):
@@ -147,8 +139,8 @@ def _voice(data: bytes, config: ModelConfig) -> Voice:
     if problems:
         raise _Unfit("; ".join(problems))
     return Voice(
-        embeddings.reshape(-1, config.temporal.dim).to(torch.float32, copy=True).contiguous(),
-        cache[0].to(torch.int64, copy=True).contiguous(),
+        embeddings.reshape(-1, config.temporal.dim).to(torch.float32, copy=True).contiguous().numpy(),
+        cache[0].to(torch.int64, copy=True).contiguous().numpy(),
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Bundle:
     folder: Path
     manifest: Mapping[str, Any]
     config: ModelConfig
-    voices: Mapping[str, Voice]  # by name, in alphabetical order
+    voices: Mapping[str, Voice] = field(repr=False)  # by name, in alphabetical order
 
     def path(self, name: str) -> Path:
         return self.folder / name

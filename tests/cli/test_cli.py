@@ -122,6 +122,15 @@ def test_a_changed_byte_in_the_bundle_is_refused(tiny_bundle: Bundle, speech: Pa
     assert result.exit_code == 1 and "temporal.data has another SHA-256" in result.stderr
 
 
+def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
+    result = run(tiny_bundle, speech, tmp_path, "--output-text", str(tmp_path / "." / "agent.wav"))
+    assert result.exit_code == 1 and "named twice" in result.stderr
+    recording = speech.read_bytes()
+    result = run(tiny_bundle, speech, tmp_path, "--output-wav", str(speech))
+    assert result.exit_code == 1 and "named twice" in result.stderr
+    assert speech.read_bytes() == recording and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "command", [[], ["synth"], ["build"], ["run"], ["bench"], ["bench", "codec"], ["bench", "frame"]]
 )

@@ -14,7 +14,7 @@ from folders import TINY
 from pplex.export.build import build
 from pplex.export.checkpoint import LM_FILE, VOICES_FILE
 from pplex.export.source import Source
-from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.bundle import Bundle, is_bundle, open_bundle
 from pplex.runtime.errors import BuildError, CheckpointError
 
 
@@ -54,10 +54,11 @@ def test_a_killed_build_leaves_the_old_bundle_and_the_next_one_cleans_up(tiny_bu
     assert open_bundle(out).manifest == tiny_bundle.manifest
 
 
-def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, stop: signal.Signals) -> None:
     out = tmp_path / "bundle"
     process, _ = start_build(TINY / "checkpoint", out)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, errors = process.communicate()
     assert process.returncode == 1 and b"Traceback" not in errors
     assert not list(tmp_path.iterdir())
@@ -75,7 +76,18 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(BuildError, match="not a bundle"):
         build(source(TINY / "checkpoint"), tmp_path)
+    (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')
+    with pytest.raises(BuildError, match="not a bundle"):
+        build(source(TINY / "checkpoint"), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_bundle_with_a_file_of_its_users_is_not_overwritten(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
+    assert is_bundle(out)
+    (out / "notes.txt").touch()
+    with pytest.raises(BuildError, match="not a bundle"):
+        build(source(TINY / "checkpoint"), out)
 
 
 def test_the_manifest_tells_where_the_bundle_comes_from(tiny_bundle: Bundle) -> None:

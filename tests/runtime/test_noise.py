@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
+from pplex.runtime.errors import NoiseError
 from pplex.runtime.noise import FrameNoise, Noise32, draw, replay
 
 TINY = np.finfo(np.float32).tiny
@@ -96,3 +97,19 @@ def test_recorded_noise_comes_first_and_ones_follow(recorded_steps: int, text: i
     np.testing.assert_array_equal(buffer[0, :text], noise.text)
     np.testing.assert_array_equal(buffer[1:, :audio], noise.audio[:CODEBOOKS])
     assert (buffer[0, text:] == 1).all() and (buffer[1:, audio:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "text, audio",
+    [
+        (np.ones(513), np.ones((8, 10))),
+        (np.ones(10), np.ones((7, 10))),
+        (np.ones((1, 10)), np.ones((8, 10))),
+        (np.ones(10), np.ones(80)),
+        (np.zeros(10), np.ones((8, 10))),
+        (np.ones(10), np.full((8, 10), np.nan)),
+    ],
+)
+def test_recorded_noise_that_is_none_is_refused(text: np.ndarray, audio: np.ndarray) -> None:
+    with pytest.raises(NoiseError):
+        FrameNoise(text, audio).check(steps=8)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pplex.runtime import noise
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SINE_CODES
 from pplex.runtime.engine import Array, OnnxRuntimeEngine
-from pplex.runtime.errors import AudioError, PplexError, PromptError, SlotError
+from pplex.runtime.errors import AudioError, NoiseError, PplexError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
 from pplex.runtime.stages import Stages
@@ -871,3 +872,24 @@ def test_load_opens_a_folder_with_options(tiny_bundle: Bundle) -> None:
     assert (runtime.slots, runtime.batches) == (3, [1, 2, 3])
     with runtime.open("NATF0", PERSONA, seed=7) as session:
         assert session.step(PCM[0, 0]).pcm.shape == (1920,)
+
+
+def test_a_loaded_runtime_needs_the_bundle_no_more(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
+    runtime = Runtime.load(folder, slots=1, threads=1)
+    shutil.rmtree(folder)
+    with runtime.open("NATM1", PERSONA, seed=1) as session:
+        assert talk(session, PCM[0, :2]).tokens.shape == (2, 17)
+
+
+def test_refused_noise_leaves_all_sessions_untouched(tiny_bundle: Bundle) -> None:
+    runtime = small_runtime(tiny_bundle, 2)
+    first, second = runtime.open("NATF0", PERSONA, seed=1), runtime.open("NATM1", PERSONA, seed=2)
+    before = [runtime.ring.save(session.row) for session in (first, second)]
+    wide = FrameNoise(np.ones(600, np.float32), np.ones((8, 600), np.float32))
+    with pytest.raises(NoiseError):
+        runtime.step_codes({first: CODES[0, 0], second: CODES[0, 1]}, {second: wide})
+    assert (first.frame, second.frame) == (0, 0)
+    for session, (tokens, provided, step) in zip((first, second), before, strict=True):
+        saved = runtime.ring.save(session.row)
+        assert (saved[0] == tokens).all() and (saved[1] == provided).all() and saved[2] == step

@@ -1,0 +1,105 @@
+"""Graphs of sizes that no golden folder has give what their torch modules give, for several slots at several positions."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from pplex.export import graph
+from pplex.export.weights import MODULES
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.engine import OnnxRuntimeEngine
+from pplex.runtime.graphs import GraphSpec, TensorSpec, graph_specs
+
+SLOTS, CAPACITY, STEPS = 3, 37, 45
+
+CONFIG = ModelConfig.from_arguments(
+    {
+        "dim": 48, "num_heads": 3, "num_layers": 2, "context": CAPACITY, "text_card": 600, "hidden_scale": 3.3,
+        "depformer_dim": 40, "depformer_num_heads": 5, "depformer_num_layers": 1, "depformer_dim_feedforward": 120,
+        "delays": [0, 0, *[2] * 7, 0, *[2] * 7],
+    },
+    {
+        "seanet": {"dimension": 24, "n_filters": 3, "ratios": [5, 4, 3, 2], "kernel_size": 5, "residual_kernel_size": 5},
+        "transformer": {
+            "d_model": 24, "num_heads": 1, "num_layers": 1, "context": 10, "dim_feedforward": 40, "input_dimension": 24,
+            "output_dimensions": [24],
+        },
+        "quantizer": {"dimension": 12, "input_dimension": 24, "output_dimension": 24},
+    },
+)  # fmt: skip
+
+
+@pytest.fixture(params=["mimi_encode", "temporal", "depth", "mimi_decode"])
+def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[GraphSpec, nn.Module, OnnxRuntimeEngine]:
+    """A graph, its module with random weights, and its engine with the same ones."""
+    spec = graph_specs(CONFIG)[request.param]
+    torch.manual_seed(0)
+    module = MODULES[spec.name](CONFIG).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.normal_(0, 0.3)
+    weights = {
+        name: graph.lazy_weight(name, parameter.clone, tuple(parameter.shape))
+        for name, parameter in module.named_parameters()
+    }
+    path = tmp_path / f"{spec.name}.onnx"
+    graph.save(graph.trace(spec, MODULES[spec.name], CONFIG), spec, weights, path)
+    return spec, module, OnnxRuntimeEngine(path, spec, SLOTS, {"C": CAPACITY}, threads=1)
+
+
+def test_graph_gives_what_its_module_gives(exported: tuple[GraphSpec, nn.Module, OnnxRuntimeEngine]) -> None:
+    spec, module, engine = exported
+    random = np.random.default_rng(0)
+    inputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.inputs}
+    outputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.outputs}
+    state = [torch.zeros(array.shape, dtype=getattr(torch, array.dtype.name)) for array in engine.state.values()]
+    call = engine.bind({**inputs, **outputs}, 0, SLOTS)
+    for step in range(STEPS):
+        for name, array in inputs.items():
+            array[...] = INPUTS[name](random, array, step)
+        expected = module(*(torch.from_numpy(array.copy()) for array in inputs.values()), *state)
+        call()
+        for (name, got), want in zip(outputs.items(), expected, strict=False):
+            assert np.isfinite(got).all() and np.ptp(got) > 0, f"{name} at step {step}"
+            np.testing.assert_allclose(got, want.numpy(), rtol=2e-3, atol=2e-4, err_msg=f"{name} at step {step}")
+        state = [tensor.clone() for tensor in expected[len(outputs) :]]
+
+
+def shape(tensor: TensorSpec) -> list[int]:
+    return [{"B": SLOTS, "T": 1}[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+
+
+def positions(random: np.random.Generator, array: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
+    return np.array([step, step, max(0, step - 9)])  # the third slot starts later, and rewrites step 0 until then
+
+
+def tokens(low: int, card: int) -> Callable[..., npt.NDArray[Any]]:
+    return lambda random, array, step: random.integers(low, card, array.shape)
+
+
+def normal(random: np.random.Generator, array: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
+    return random.normal(0, 0.5, array.shape)
+
+
+INPUTS: dict[str, Callable[..., Any]] = {
+    "pcm": normal,
+    "hidden": normal,
+    "embedding": normal,
+    "active": lambda random, array, step: [True, step % 3 != 1, step > 9],
+    "codes": tokens(0, 600),
+    "text_token": tokens(0, 600),
+    "forced_text": tokens(0, 600),
+    "forced_audio": tokens(0, 2048),
+    "position": positions,
+    "text_noise": lambda random, array, step: random.exponential(size=array.shape) + 1e-6,
+    "audio_noise": lambda random, array, step: random.exponential(size=array.shape) + 1e-6,
+    "text_temperature": lambda random, array, step: 0.7,
+    "audio_temperature": lambda random, array, step: 0.8,
+    "text_top_k": lambda random, array, step: 25,
+    "audio_top_k": lambda random, array, step: 250,
+}
