@@ -1,6 +1,8 @@
-"""Graphs of sizes that no golden folder has give what their torch modules give, for several slots at several positions."""
+"""Graphs of sizes no golden folder has, the released codec among them, against their torch modules, slot by slot."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ from torch import nn
 
 from pplex.export import graph
 from pplex.export.weights import MODULES
-from pplex.runtime.config import ModelConfig
+from pplex.runtime.config import RELEASED, ModelConfig
 from pplex.runtime.engine import OnnxRuntimeEngine
 from pplex.runtime.graphs import GraphSpec, TensorSpec, graph_specs
 
-SLOTS, CAPACITY, STEPS = 3, 37, 45
+SLOTS, CAPACITY = 3, 37
 
 CONFIG = ModelConfig.from_arguments(
     {
@@ -35,34 +37,51 @@ CONFIG = ModelConfig.from_arguments(
 )  # fmt: skip
 
 
-@pytest.fixture(params=["mimi_encode", "temporal", "depth", "mimi_decode"])
-def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[GraphSpec, nn.Module, OnnxRuntimeEngine]:
-    """A graph, its module with random weights, and its engine with the same ones."""
-    spec = graph_specs(CONFIG)[request.param]
+CASES = {
+    **{f"odd {name}": (CONFIG, name, 45) for name in ("mimi_encode", "temporal", "depth", "mimi_decode")},
+    "released mimi_encode": (RELEASED, "mimi_encode", 12),
+    "released mimi_decode": (RELEASED, "mimi_decode", 12),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph, its module with random weights, and its engine with the same ones; the steps to compare."""
+
+    spec: GraphSpec
+    module: nn.Module
+    engine: OnnxRuntimeEngine
+    steps: int
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Exported:
+    config, name, steps = request.param
+    spec = graph_specs(config)[name]
     torch.manual_seed(0)
-    module = MODULES[spec.name](CONFIG).eval().requires_grad_(False)
+    module = MODULES[name](config).eval().requires_grad_(False)
     for parameter in module.parameters():
-        parameter.normal_(0, 0.3)
+        parameter.normal_(0, min(0.3, 1.5 / math.prod(parameter.shape[1:]) ** 0.5))
     weights = {
         name: graph.lazy_weight(name, parameter.clone, tuple(parameter.shape))
         for name, parameter in module.named_parameters()
     }
-    path = tmp_path / f"{spec.name}.onnx"
-    graph.save(graph.trace(spec, MODULES[spec.name], CONFIG), spec, weights, path)
-    return spec, module, OnnxRuntimeEngine(path, spec, SLOTS, {"C": CAPACITY}, threads=1)
+    path = tmp_path / f"{name}.onnx"
+    graph.save(graph.trace(spec, MODULES[name], config), spec, weights, path)
+    return Exported(spec, module, OnnxRuntimeEngine(path, spec, SLOTS, {"C": CAPACITY}, threads=1), steps)
 
 
-def test_graph_gives_what_its_module_gives(exported: tuple[GraphSpec, nn.Module, OnnxRuntimeEngine]) -> None:
-    spec, module, engine = exported
+def test_graph_gives_what_its_module_gives(exported: Exported) -> None:
+    spec, engine = exported.spec, exported.engine
     random = np.random.default_rng(0)
     inputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.inputs}
     outputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.outputs}
     state = [torch.zeros(array.shape, dtype=getattr(torch, array.dtype.name)) for array in engine.state.values()]
     call = engine.bind({**inputs, **outputs}, 0, SLOTS)
-    for step in range(STEPS):
+    for step in range(exported.steps):
         for name, array in inputs.items():
             array[...] = INPUTS[name](random, array, step)
-        expected = module(*(torch.from_numpy(array.copy()) for array in inputs.values()), *state)
+        expected = exported.module(*(torch.from_numpy(array.copy()) for array in inputs.values()), *state)
         call()
         for (name, got), want in zip(outputs.items(), expected, strict=False):
             assert np.isfinite(got).all() and np.ptp(got) > 0, f"{name} at step {step}"
