@@ -16,7 +16,7 @@ import soxr
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import AudioError, OutputError
-from pplex.runtime.files import STANDARD_STREAM, check_writable, write_files
+from pplex.runtime.files import STANDARD_STREAM, check_writable
 
 Pcm = npt.NDArray[np.float32]
 
@@ -99,13 +99,8 @@ def _resampled(pcm: Pcm, name: str, rate_hz: int) -> Pcm:
     return resampled
 
 
-def write_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> None:
-    """Write `pcm` [samples] as `encode_audio` gives it; "-" is standard output. Raises AudioError, OutputError."""
-    write_files({os.fspath(target): encode_audio(target, pcm)})
-
-
 def check_audio_target(target: str | os.PathLike[str]) -> None:
-    """Raise OutputError if `write_audio` could not write to `target`: for before the work of making the audio."""
+    """Raise OutputError if no audio could be written to `target`: for before the work of making the audio."""
     check_writable(target)
     suffix = Path(target).suffix.lower()
     if os.fspath(target) != STANDARD_STREAM and suffix not in FORMATS:

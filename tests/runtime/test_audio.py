@@ -15,11 +15,16 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplex.runtime.audio import FORMATS, Pcm, check_pcm, frames, normalize_loudness, read_audio, write_audio
+from pplex.runtime.audio import FORMATS, Pcm, check_pcm, encode_audio, frames, normalize_loudness, read_audio
 from pplex.runtime.errors import AudioError, OutputError
+from pplex.runtime.files import write_files
 
 RATE_HZ = 24_000
 VOICE = Path(__file__).parents[1] / "golden/tiny/checkpoint/voices/synthetic.wav"
+
+
+def write_audio(target: Path | str, pcm: np.ndarray) -> None:
+    write_files({str(target): encode_audio(target, pcm)})
 
 
 def tone(seconds: float, rate_hz: int = RATE_HZ, hz: float = 440.0, level: float = 0.5) -> Pcm:
@@ -212,7 +217,10 @@ class TestWrite:
 
 
 def test_standard_input_to_standard_output() -> None:
-    copy = "from pplex.runtime.audio import read_audio, write_audio; write_audio('-', read_audio('-'))"
+    copy = (
+        "from pplex.runtime.audio import encode_audio, read_audio; from pplex.runtime.files import write_files; "
+        "write_files({'-': encode_audio('-', read_audio('-'))})"
+    )
     done = subprocess.run([sys.executable, "-c", copy], input=VOICE.read_bytes(), capture_output=True, check=True)
     np.testing.assert_allclose(read_audio(io.BytesIO(done.stdout)), read_audio(VOICE), atol=1e-4)
 
