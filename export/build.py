@@ -114,8 +114,16 @@ def _write_manifest(
         },
         "config": config.to_dict(),
         "precision": dict.fromkeys(graphs, "fp32"),
+        "calibration": None,
         "engines": {
-            name: {"kind": "onnxruntime", "file": path.name, "sm": None, "made_with": f"torch {version('torch')}"}
+            name: {
+                "kind": "onnxruntime",
+                "file": path.name,
+                "gpu": None,
+                "sm": None,
+                "slots": None,
+                "made_with": f"torch {version('torch')}",
+            }
             for name, path in graphs.items()
         },
         "voices": voices,

@@ -34,7 +34,7 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(conv.outputs)) if conv.bias else None
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        if self.conv.state is not None:
+        if self.conv.tail_shape is not None:
             x = torch.cat([self.tail(x, carry), x], -1)
             carry.leave(self.conv.key, x[..., self.conv.stride - self.conv.kernel :])
         return F.conv1d(x, self.weight, self.bias, self.conv.stride)
@@ -248,7 +248,7 @@ class MimiDecoder(nn.Module):
 
 
 def _carried_keys(convs: tuple[Conv, ...]) -> tuple[str, ...]:
-    return ("position", *(conv.key for conv in convs if conv.state is not None))
+    return ("position", *(conv.key for conv in convs if conv.tail_shape is not None))
 
 
 def _split(keys: tuple[str, ...], active: Tensor, state: tuple[Tensor, ...]) -> tuple[Carry, tuple[Tensor, ...]]:

@@ -14,13 +14,18 @@ from safetensors.numpy import load_file
 
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import BundleError, ConfigError
+from pplex.runtime.graphs import GraphSpec, graph_specs
+from pplex.runtime.precision import check_precision
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 VOICES_FILE = "voices.safetensors"
 
-_KEYS = {"schema", "made_by", "checkpoint", "config", "precision", "engines", "voices", "parity", "files", "digest"}
+_KEYS = {
+    "schema", "made_by", "checkpoint", "config", "precision", "calibration", "engines", "voices", "parity", "files",
+    "digest",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,12 @@ class Bundle:
     folder: Path
     manifest: Mapping[str, Any]
     config: ModelConfig
+    precision: Mapping[str, str]  # graph -> name in PRECISIONS
     voices: Mapping[str, Voice] = field(repr=False)  # by name, in alphabetical order
+
+    @property
+    def specs(self) -> dict[str, GraphSpec]:
+        return graph_specs(self.config, self.precision)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -72,9 +82,10 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
         )
     try:
         config = ModelConfig.from_dict(manifest["config"])
+        precision = check_precision(manifest["precision"])
     except (ConfigError, AttributeError, TypeError) as error:
         raise BundleError(f"{folder / MANIFEST_FILE}: {error}") from error
-    return Bundle(folder, manifest, config, _read_voices(folder / VOICES_FILE, manifest["voices"]))
+    return Bundle(folder, manifest, config, precision, _read_voices(folder / VOICES_FILE, manifest["voices"]))
 
 
 def _read_voices(path: Path, names: Sequence[str]) -> dict[str, Voice]:

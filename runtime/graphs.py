@@ -1,9 +1,10 @@
 """The four graphs' contract: names, shapes, dtypes and state, written once for exporter, engines, runtime and validation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, MimiConfig, ModelConfig, TransformerConfig
+from pplex.runtime.precision import FP32, PRECISIONS
 
 Dim = int | str  # a number, or a symbolic axis: B slots, T steps, C ring capacity
 
@@ -12,7 +13,7 @@ MAX_STEPS = 256  # the longest chunk of forced steps one temporal call takes
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: `shape` with B first, `dtype` a numpy name."""
+    """One input or output: `shape` with B first, `dtype` a numpy name or bfloat16."""
 
     name: str
     dtype: str
@@ -60,9 +61,6 @@ class GraphSpec:
         return self.outputs + tuple(TensorSpec(s.present, s.dtype, s.shape) for s in self.state)
 
 
-GRAPH_NAMES = ("mimi_encode", "temporal", "depth", "mimi_decode")
-
-
 @dataclass(frozen=True)
 class Conv:
     """One causal convolution of the codec; `key` is its place in the checkpoint."""
@@ -77,13 +75,10 @@ class Conv:
     bias: bool = True
 
     @property
-    def state(self) -> StateSpec | None:
+    def tail_shape(self) -> tuple[Dim, ...] | None:
         """What is carried: the last inputs of a convolution, the unfinished overlap of a transposed one."""
         length = self.kernel - self.stride
-        if length == 0:
-            return None
-        channels = self.outputs if self.transposed else self.inputs
-        return StateSpec(self.key, "float32", ("B", channels, length), ring=False)
+        return ("B", self.outputs if self.transposed else self.inputs, length) if length else None
 
 
 @dataclass(frozen=True)
@@ -159,30 +154,39 @@ def _rings(stack: TransformerConfig, capacity: Dim, dtype: str) -> tuple[StateSp
     return tuple(StateSpec(f"{kv}.{i}", dtype, shape, ring=True) for i in range(stack.layers) for kv in "kv")
 
 
-def _codec_state(convs: tuple[Conv, ...], mimi: MimiConfig) -> tuple[StateSpec, ...]:
+def _codec_state(convs: tuple[Conv, ...], mimi: MimiConfig, dtype: str) -> tuple[StateSpec, ...]:
     position = StateSpec("position", "int64", ("B",), ring=False)
-    tails = tuple(conv.state for conv in convs if conv.state is not None)
-    return (position, *tails, *_rings(mimi.transformer, mimi.transformer.capacity, "float32"))
+    tails = tuple(StateSpec(conv.key, dtype, conv.tail_shape, ring=False) for conv in convs if conv.tail_shape)
+    return (position, *tails, *_rings(mimi.transformer, mimi.transformer.capacity, dtype))
 
 
-def graph_specs(config: ModelConfig, dtype: str = "float32") -> dict[str, GraphSpec]:
-    """The four graphs by name; `dtype` is the language model's activation dtype, the codec is float32."""
+def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dict[str, GraphSpec]:
+    """The four graphs by name, for a precision each (a name in PRECISIONS).
+
+    It decides the dtype of the state and no more: what a graph exchanges with its caller is float32 in every precision.
+    """
     mimi, text_card, steps = config.mimi, config.text_card, config.depth_steps
+    dtype = {graph: PRECISIONS[name].activations for graph, name in precision.items()}
     pcm, codes = (
         TensorSpec("pcm", "float32", ("B", 1, config.frame_size)),
         TensorSpec("codes", "int64", ("B", CODEBOOKS)),
     )
     active = TensorSpec("active", "bool", ("B",))
-    hidden = TensorSpec("hidden", dtype, ("B", config.temporal.dim))
+    hidden = TensorSpec("hidden", "float32", ("B", config.temporal.dim))
     text_token = TensorSpec("text_token", "int64", ("B",))
     encoder, decoder = seanet_encoder(mimi), seanet_decoder(mimi)
     specs = (
-        GraphSpec("mimi_encode", (pcm, active), (codes,), _codec_state((*encoder.convs(), downsample(mimi)), mimi)),
+        GraphSpec(
+            "mimi_encode",
+            (pcm, active),
+            (codes,),
+            _codec_state((*encoder.convs(), downsample(mimi)), mimi, dtype["mimi_encode"]),
+        ),
         GraphSpec(
             "temporal",
             (
                 TensorSpec("codes", "int64", ("B", "T", config.num_streams)),
-                TensorSpec("embedding", dtype, ("B", "T", config.temporal.dim)),
+                TensorSpec("embedding", "float32", ("B", "T", config.temporal.dim)),
                 TensorSpec("position", "int64", ("B",)),
                 TensorSpec("forced_text", "int64", ("B",)),
                 TensorSpec("text_noise", "float32", ("B", MAX_CANDIDATES)),
@@ -190,7 +194,7 @@ def graph_specs(config: ModelConfig, dtype: str = "float32") -> dict[str, GraphS
                 TensorSpec("text_top_k", "int64", ("B",)),
             ),
             (hidden, text_token, TensorSpec("text_logits", "float32", ("B", text_card))),
-            _rings(config.temporal, "C", dtype),
+            _rings(config.temporal, "C", dtype["temporal"]),
         ),
         GraphSpec(
             "depth",
@@ -207,6 +211,11 @@ def graph_specs(config: ModelConfig, dtype: str = "float32") -> dict[str, GraphS
                 TensorSpec("audio_logits", "float32", ("B", steps, config.audio_card)),
             ),
         ),
-        GraphSpec("mimi_decode", (codes, active), (pcm,), _codec_state((upsample(mimi), *decoder.convs()), mimi)),
+        GraphSpec(
+            "mimi_decode",
+            (codes, active),
+            (pcm,),
+            _codec_state((upsample(mimi), *decoder.convs()), mimi, dtype["mimi_decode"]),
+        ),
     )
     return {spec.name: spec for spec in specs}

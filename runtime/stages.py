@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.engine import Array, Call, Engine, OnnxRuntimeEngine
-from pplex.runtime.graphs import GRAPH_NAMES, TensorSpec, graph_specs
+from pplex.runtime.graphs import TensorSpec
+from pplex.runtime.precision import GRAPH_NAMES
 
 Tokens = npt.NDArray[np.int64]
 
@@ -23,7 +24,7 @@ class Stages:
     """
 
     def __init__(self, bundle: Bundle, slots: int, threads: int | None = None):
-        config, specs = bundle.config, graph_specs(bundle.config)
+        config, specs = bundle.config, bundle.specs
         self.slots = slots
         self._tensors = {
             name: {t.name: _buffer(t, slots) for t in (*spec.inputs, *spec.outputs) if t.name not in UNFETCHED}

@@ -8,7 +8,8 @@ import pytest
 from pplex.engines.tensorrt_rtx import build_engine
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import BuildError
-from pplex.runtime.graphs import GRAPH_NAMES, graph_specs
+from pplex.runtime.graphs import graph_specs
+from pplex.runtime.precision import GRAPH_NAMES
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'pplex-export[rtx]'")
 

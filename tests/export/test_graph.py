@@ -4,7 +4,8 @@ import onnx
 import pytest
 
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.graphs import GRAPH_NAMES, TensorSpec, graph_specs
+from pplex.runtime.graphs import TensorSpec, graph_specs
+from pplex.runtime.precision import GRAPH_NAMES
 
 each_graph = pytest.mark.parametrize("graph", GRAPH_NAMES)
 

@@ -67,8 +67,9 @@ def random() -> torch.Generator:
 
 def new_state(convs: Iterable[Conv], slots: int = SLOTS) -> State:
     """Zeros in every convolution's tail and overlap, and the position."""
-    specs = [conv.state for conv in convs if conv.state is not None]
-    tails = {spec.name: torch.zeros(slots, *(int(dim) for dim in spec.shape[1:])) for spec in specs}
+    tails = {
+        conv.key: torch.zeros(slots, *(int(dim) for dim in conv.tail_shape[1:])) for conv in convs if conv.tail_shape
+    }
     return {"position": torch.zeros(slots, dtype=torch.int64), **tails}
 
 

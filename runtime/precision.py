@@ -1,0 +1,76 @@
+"""The precisions a graph can be exported in: what its activations and weights are stored as."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from pplex.runtime.errors import ConfigError
+
+GRAPH_NAMES = ("mimi_encode", "temporal", "depth", "mimi_decode")
+LANGUAGE_GRAPHS = ("temporal", "depth")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One name of `--precision`. Norms, softmax, RoPE and sampling are float32 in all of them.
+
+    `activations` is the dtype between the layers and of the rings, `weights` what the large matrices are stored as, and
+    `block` how many weights in a row share a scale (0: one scale a column, or none).
+    """
+
+    name: str
+    activations: str
+    weights: str
+    block: int = 0
+
+
+PRECISIONS: Mapping[str, Precision] = MappingProxyType(
+    {
+        p.name: p
+        for p in (
+            Precision("fp32", "float32", "float32"),
+            Precision("fp16", "float16", "float16"),
+            Precision("bf16", "bfloat16", "bfloat16"),
+            Precision("fp8", "float16", "float8_e4m3fn"),
+            Precision("int8", "float16", "int8", block=32),
+            Precision("int4", "float16", "int4", block=32),
+        )
+    }
+)
+CODEC_PRECISIONS = ("fp32", "fp16", "bf16")
+FP32: Mapping[str, str] = MappingProxyType(dict.fromkeys(GRAPH_NAMES, "fp32"))
+
+
+def parse_precision(text: str) -> dict[str, str]:
+    """What `--precision` says, as graph -> name: "int4" for the language model, or "temporal=fp8,depth=int8".
+
+    A graph that is not named keeps fp32, and so does the codec unless it is named. Raises ConfigError.
+    """
+    given = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    if list(given.values()) == [""]:
+        given = dict.fromkeys(LANGUAGE_GRAPHS, next(iter(given)))
+    return check_precision({**FP32, **given})
+
+
+def check_precision(precision: Mapping[str, str]) -> dict[str, str]:
+    """The same mapping in the graphs' order; raises ConfigError with everything that is wrong with it."""
+    problems = [*_unknown("graph", set(precision) - set(GRAPH_NAMES), GRAPH_NAMES)]
+    problems += [f"{graph} has no precision" for graph in GRAPH_NAMES if graph not in precision]
+    for graph, name in precision.items():
+        possible = tuple(PRECISIONS) if graph in LANGUAGE_GRAPHS else CODEC_PRECISIONS
+        problems += _unknown(f"precision of {graph}:", {name} - set(possible), possible)
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return {graph: precision[graph] for graph in GRAPH_NAMES}
+
+
+def storage_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype whose buffers hold values of `name`: bfloat16, which numpy lacks, is kept as its 16 bits."""
+    return np.dtype("uint16" if name == "bfloat16" else name)
+
+
+def _unknown(what: str, names: Iterable[str], possible: tuple[str, ...]) -> list[str]:
+    return [f"there is no {what} {name!r}, only {', '.join(possible)}" for name in sorted(names)]
