@@ -12,8 +12,8 @@ import torch
 
 from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
 from pplex.export import weights
-from pplex.export.build import export_graph
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
+from pplex.export.exporter import export_graph
 from pplex.export.synth_codec import speech_like
 from pplex.runtime.engine import OnnxRuntimeEngine
 from pplex.runtime.graphs import GraphSpec, graph_specs

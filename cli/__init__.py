@@ -14,6 +14,7 @@ import click
 
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.errors import PplexError
+from pplex.runtime.precision import PRECISIONS, parse_precision
 
 DEFAULT_VOICE = "NATF2"
 DEFAULT_PERSONA = (  # the reference's
@@ -56,13 +57,14 @@ def main() -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--size", type=click.Choice(["tiny", "full"]), default="tiny", help="full: the released model's, 17 GB.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the weights.")
-def synth(out: Path, size: str, seed: int) -> None:
+@click.option("--outliers", is_flag=True, help="Plant heavy channels, as trained models have: hard to quantize.")
+def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     """Write a random checkpoint in the hub's layout to the folder OUT, for tests, demos and benchmarks."""
     from pplex.cli.progress import bytes_bar
     from pplex.export.synth import checkpoint_nbytes, synthesize
 
     with bytes_bar("synth", checkpoint_nbytes(size)) as bar:
-        synthesize(out, size, seed, bar.update)
+        synthesize(out, size, seed, bar.update, outliers=outliers)
     click.echo(out)
 
 
@@ -76,15 +78,43 @@ def synth(out: Path, size: str, seed: int) -> None:
     default=str(CODEBOOKS),
     help="Steps of the depth graph. The user's 8 change no output and only serve teacher-forced checks.",
 )
-def build(source: str, out: Path, revision: str | None, depth_steps: str) -> None:
-    """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle."""
+@click.option(
+    "--precision",
+    default="fp32",
+    help=f"Of the language model: {', '.join(PRECISIONS)}; or per graph, such as temporal=int4,depth=int8,mimi_decode=fp16.",
+)
+@click.option(
+    "--calibration",
+    default="default",
+    help="For fp8 and int4: a folder of recordings, an earlier bundle, default (synthetic speech), or none.",
+)
+@click.option(
+    "--capacity", type=int, help="Steps that are remembered, 12.5 a second.  [default: the checkpoint's, 4 minutes]"
+)
+def build(
+    source: str,
+    out: Path,
+    revision: str | None,
+    depth_steps: str,
+    precision: str,
+    calibration: str,
+    capacity: int | None,
+) -> None:
+    """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle.
+
+    A build that is interrupted keeps the graphs it has finished: the same command goes on from there.
+    """
     from pplex.cli.progress import build_progress
+    from pplex.export.build import BuildOptions
     from pplex.export.build import build as build_bundle
     from pplex.export.source import resolve
 
+    options = BuildOptions(
+        int(depth_steps), parse_precision(precision), None if calibration == "none" else calibration, capacity
+    )
     checkpoint = resolve(source, revision)
     with build_progress() as progress:
-        build_bundle(checkpoint, out, int(depth_steps), progress)
+        build_bundle(checkpoint, out, options, progress)
     click.echo(out)
 
 

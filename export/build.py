@@ -1,32 +1,45 @@
 """From a checkpoint to a bundle: written to a folder beside the target and renamed when whole."""
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pplex.export import graph, weights
+from pplex.export.calibration import (
+    CALIBRATION_FILE,
+    DEFAULT_CALIBRATION,
+    Calibration,
+    calibration_nbytes,
+    find_calibration,
+    needs_calibration,
+)
 from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
 from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
+from pplex.export.exporter import export_graph
 from pplex.export.source import Source
-from pplex.export.staging import LOCK_FILE, may_take, whole_folder
+from pplex.export.staging import LOCK_FILE, STEPS_FILE, Steps, may_take, whole_folder
+from pplex.export.storage import weights_nbytes
 from pplex.export.voices import read_voices, write_voices
 from pplex.runtime.bundle import (
     MANIFEST_FILE,
     SCHEMA,
     TOKENIZER_FILE,
     VOICES_FILE,
+    Voice,
     file_sha256,
     is_bundle,
     manifest_digest,
     open_bundle,
 )
-from pplex.runtime.config import CODEBOOKS, ModelConfig
-from pplex.runtime.errors import BuildError
-from pplex.runtime.graphs import graph_specs
+from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
+from pplex.runtime.errors import BuildError, ConfigError
+from pplex.runtime.precision import FP32, GRAPH_NAMES
 from pplex.runtime.text import Tokenizer
 
 # What is being done, the bytes of weights written since the last call, and those to be written in all.
@@ -37,58 +50,104 @@ def _silent(stage: str, done: int, total: int) -> None:
     """No progress shown."""
 
 
-def build(source: Source, out: Path, depth_steps: int = CODEBOOKS, progress: Progress = _silent) -> Path:
-    """Export a checkpoint's four graphs with tokenizer and voices into the bundle `out`; returns `out`.
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is made of a checkpoint.
+
+    calibration: a folder of recordings, what an earlier calibration stored (a file, or the bundle it is in), "default" for
+    synthetic speech, None to do without. capacity: steps the temporal transformer remembers, the checkpoint's if None.
+    """
+
+    depth_steps: int = CODEBOOKS
+    precision: Mapping[str, str] = field(default_factory=lambda: dict(FP32))
+    calibration: str | os.PathLike[str] | None = DEFAULT_CALIBRATION
+    capacity: int | None = None
+
+    def config(self, checkpoint: Checkpoint) -> ModelConfig:
+        """The checkpoint's sizes with what the options change. Raises ConfigError."""
+        config = replace(checkpoint.config, depth_steps=self.depth_steps)
+        if self.capacity is None:
+            return config
+        if not MIN_CAPACITY <= self.capacity <= config.temporal.capacity:
+            raise ConfigError(
+                f"A capacity of {self.capacity} steps was asked for; this model can have {MIN_CAPACITY} to "
+                f"{config.temporal.capacity} (12.5 a second, the prompt's included)."
+            )
+        return replace(config, temporal=replace(config.temporal, capacity=self.capacity))
+
+
+def build(source: Source, out: Path, options: BuildOptions = BuildOptions(), progress: Progress = _silent) -> Path:
+    """Make the bundle `out` of a checkpoint: its four graphs, tokenizer and voices; returns `out`.
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
-    by tensor. Raises CheckpointError for an unfit checkpoint, BuildError or OutputError
-    for a graph or a target that cannot be written.
+    by tensor. A build that is interrupted keeps the graphs it has finished, and the same build goes on from there. Raises
+    CheckpointError for an unfit checkpoint, CalibrationError, ConfigError for options that do not fit it, BuildError or
+    OutputError for a graph or a target that cannot be written.
     """
     _check_target(out)
-    with open_checkpoint(source.folder) as checkpoint, whole_folder(out, is_bundle) as folder:
-        config = replace(checkpoint.config, depth_steps=depth_steps)
-        total = weights_nbytes(config)
-        _check_space(folder, total)
+    with open_checkpoint(source.folder) as checkpoint, whole_folder(out, is_bundle, resumable=True) as folder:
+        config = options.config(checkpoint)
+        steps = Steps(folder, _identity(checkpoint, options))
+        _check_space(folder, weights_nbytes(config, options.precision))
         # The small parts first: what is wrong with them is known before the long work.
         voices = read_voices(checkpoint.path(VOICES_ARCHIVE), config)
-        write_voices(voices, folder / VOICES_FILE)
-        shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
-        Tokenizer(folder / TOKENIZER_FILE)
-        graphs = {name: export_graph(name, checkpoint, config, folder, progress) for name in graph_specs(config)}
-        progress("hash", 0, total)
-        _write_manifest(folder, source, checkpoint, config, graphs, sorted(voices))
+        steps.once("voices", lambda: write_voices(voices, folder / VOICES_FILE))
+        steps.once("tokenizer", lambda: _copy_tokenizer(checkpoint, folder))
+        _export_graphs(checkpoint, config, voices, options, steps, progress)
+        progress("hash", 0, 0)
+        _write_manifest(folder, source, checkpoint, config, options, sorted(voices))
         open_bundle(folder, verify=False)
     return out
 
 
-def weights_nbytes(config: ModelConfig) -> int:
-    """Bytes of weights the graphs will hold."""
-    tables = (weights.shapes(name, config) for name in graph_specs(config))
-    return sum(4 * shape.numel() for table in tables for shape in table.values())
+def _export_graphs(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    voices: Mapping[str, Voice],
+    options: BuildOptions,
+    steps: Steps,
+    progress: Progress,
+) -> None:
+    precision, calibrated = options.precision, needs_calibration(options.precision, options.calibration is not None)
+    total = weights_nbytes(config, precision) + calibrated * calibration_nbytes(config)
+
+    def told(stage: str) -> Callable[[int], None]:
+        progress(stage, 0, total)
+        return lambda nbytes: progress(stage, nbytes, total)
+
+    calibration = None
+    if calibrated:
+        steps.once(
+            "calibration",
+            lambda: find_calibration(options.calibration, checkpoint, config, voices, told("calibrate")).save(
+                steps.folder / CALIBRATION_FILE
+            ),
+        )
+        calibration = Calibration.load(steps.folder / CALIBRATION_FILE, config)
+    for name in GRAPH_NAMES:
+        export = partial(export_graph, name, checkpoint, config, steps.folder, precision, calibration, told(name))
+        steps.once(name, export)
 
 
-def export_graph(
-    name: str, checkpoint: Checkpoint, config: ModelConfig, folder: Path, progress: Progress = _silent
-) -> Path:
-    """Trace one graph and write it to `folder` with its weights; returns the ONNX file."""
-    total = weights_nbytes(config)
-    progress(name, 0, total)
-    spec = graph_specs(config)[name]
-    model = graph.trace(spec, weights.MODULES[name], config)
-    shapes = weights.shapes(name, config)
+def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
+    Tokenizer(folder / TOKENIZER_FILE)
 
-    def lazy(parameter: str, source: weights.Source) -> Any:
-        def read() -> Any:
-            tensor = source.read(checkpoint)
-            progress(name, tensor.nbytes, total)
-            return tensor
 
-        return graph.lazy_weight(parameter, read, tuple(shapes[parameter]))
+def _identity(checkpoint: Checkpoint, options: BuildOptions) -> str:
+    """What a half-finished build must share with this one to be gone on with."""
+    files = [checkpoint.path(name).resolve() for name in REQUIRED_FILES]
+    parts = [_made_by(), _made_with(), repr(options)]
+    parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    table = weights.sources(name, config, checkpoint)
-    path = folder / f"{name}.onnx"
-    graph.save(model, spec, {parameter: lazy(parameter, source) for parameter, source in table.items()}, path)
-    return path
+
+def _made_by() -> str:
+    return f"pplex-export {version('pplex-export')}"
+
+
+def _made_with() -> str:
+    return f"torch {version('torch')}"
 
 
 def _write_manifest(
@@ -96,35 +155,36 @@ def _write_manifest(
     source: Source,
     checkpoint: Checkpoint,
     config: ModelConfig,
-    graphs: dict[str, Path],
+    options: BuildOptions,
     voices: list[str],
 ) -> None:
+    calibration = folder / CALIBRATION_FILE
     files = {
         path.name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name != LOCK_FILE
+        if path.name not in (LOCK_FILE, STEPS_FILE)
     }
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
-        "made_by": f"pplex-export {version('pplex-export')}",
+        "made_by": _made_by(),
         "checkpoint": {
             "repo": source.repo,
             "revision": source.revision,
             "files": {name: file_sha256(checkpoint.path(name)) for name in REQUIRED_FILES},
         },
         "config": config.to_dict(),
-        "precision": dict.fromkeys(graphs, "fp32"),
-        "calibration": None,
+        "precision": dict(options.precision),
+        "calibration": dict(Calibration.load(calibration, config).source) if calibration.exists() else None,
         "engines": {
             name: {
                 "kind": "onnxruntime",
-                "file": path.name,
+                "file": f"{name}.onnx",
                 "gpu": None,
                 "sm": None,
                 "slots": None,
-                "made_with": f"torch {version('torch')}",
+                "made_with": _made_with(),
             }
-            for name, path in graphs.items()
+            for name in GRAPH_NAMES
         },
         "voices": voices,
         "parity": None,

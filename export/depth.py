@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RMSNorm, SwiGLU, embed, sample
+from pplex.export.layers import Linear, RMSNorm, SwiGLU, embed, sample, store_in
 from pplex.runtime.config import ModelConfig, TransformerConfig
 
 
@@ -25,13 +25,14 @@ class DepthStep(nn.Module):
 class Depth(nn.Module):
     """Inputs and outputs as in the `depth` GraphSpec; keys and values live inside one call."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         stack = config.depth
         self.stack = stack
         self.norm1 = nn.ModuleList(RMSNorm(stack.dim) for _ in range(stack.layers))
         self.norm2 = nn.ModuleList(RMSNorm(stack.dim) for _ in range(stack.layers))
         self.steps = nn.ModuleList(DepthStep(config, k) for k in range(config.depth_steps))
+        self.dtype = store_in(self, dtype)
 
     def forward(
         self,
@@ -46,7 +47,7 @@ class Depth(nn.Module):
         token, tokens, all_logits = text_token, [], []
         for k, step in enumerate(self.steps):
             assert isinstance(step, DepthStep)
-            x = step.input(hidden) + embed(step.emb, token)  # [B, dim]
+            x = step.input(hidden.to(self.dtype)) + embed(step.emb, token).to(self.dtype)  # [B, dim]
             for layer in range(self.stack.layers):
                 x = x + self.attend(step, layer, self.norm1[layer](x), past[layer])
                 x = x + step.gating[layer](self.norm2[layer](x))

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 import onnxscript.optimizer
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
@@ -30,7 +31,7 @@ _TRACED = {"B": 2, "T": 3, "C": 64}
 _AXES = {"B": Dim("B", min=1, max=MAX_SLOTS), "T": Dim("T", min=1, max=MAX_STEPS), "C": Dim("C", min=1, max=1 << 20)}
 
 
-def trace(spec: GraphSpec, module_type: type[nn.Module], *module_args: Any) -> ir.Model:
+def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: Any) -> ir.Model:
     """The module's graph, optimised, its weights being inputs after those of the spec. Needs no memory for weights.
 
     Raises BuildError if an op outside the ONNX standard comes out.
@@ -94,14 +95,16 @@ def check(path: Path) -> None:
         raise BuildError(f"{path.name} is not valid ONNX: {error}") from error
 
 
-def lazy_weight(name: str, read: Any, shape: tuple[int, ...]) -> ir.LazyTensor:
-    """A float32 initializer that is read when it is written, and not kept."""
+def lazy_weight(name: str, read: Callable[[], Tensor], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """An initializer that is read when it is written, and not kept; int4 comes packed, two numbers a byte."""
 
     def load() -> ir.TensorProtocol:
-        tensor: Tensor = read()
-        return ir.tensor(tensor.numpy(), name=name)
+        tensor = read()
+        if dtype == ir.DataType.INT4:
+            return ir.PackedTensor(tensor.numpy(), dtype, shape=shape, name=name)
+        return TorchTensor(tensor, name=name)
 
-    return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name, cache=False)
+    return ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(shape), name=name, cache=False)
 
 
 def _weights(model: ir.Model) -> list[str]:

@@ -9,6 +9,17 @@ from torch import Tensor, nn
 from pplex.runtime.config import TransformerConfig
 
 
+def store_in(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """Make the weights of `module` ones of `dtype`, but for those of parts that say `stays_float32`; returns `dtype`."""
+    if not getattr(module, "stays_float32", False):
+        for name, weight in module.named_parameters(recurse=False):
+            # A new parameter: on fake tensors, which the exporter traces, an old one cannot change its dtype.
+            setattr(module, name, nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False))
+        for part in module.children():
+            store_in(part, dtype)
+    return dtype
+
+
 class Linear(nn.Module):
     """x @ weight, weight [inputs, outputs]: the layout of ONNX's MatMul, so that no transpose is left in the graph."""
 
@@ -21,14 +32,16 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x * weight / sqrt(mean(x^2) + 1e-8), computed in float32."""
+    """x * weight / sqrt(mean(x^2) + 1e-8), computed in float32 with a float32 weight."""
+
+    stays_float32 = True
 
     def __init__(self, dim: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-8).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, 1e-8).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -136,6 +149,6 @@ def sample(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, fo
 
 
 def embed(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of table [card, dim] for tokens [...]; a token of -1 gives zeros."""
-    rows = F.embedding(tokens.clamp(min=0), table)
+    """Rows of table [card, dim] for tokens [...], in float32; a token of -1 gives zeros."""
+    rows = F.embedding(tokens.clamp(min=0), table).float()
     return torch.where((tokens >= 0)[..., None], rows, 0.0)

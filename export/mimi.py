@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RingAttention, ring_index, ring_mask, rope
+from pplex.export.layers import Linear, RingAttention, ring_index, ring_mask, rope, store_in
 from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
 from pplex.runtime.graphs import Conv, Seanet, Stage, downsample, seanet_decoder, seanet_encoder, upsample
 
@@ -124,14 +124,16 @@ class SeanetStack(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with a bias, eps 1e-5."""
+    """Layer normalisation with a bias, eps 1e-5, computed in float32."""
+
+    stays_float32 = True
 
     def __init__(self, dim: int):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.empty(dim)), nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, 1e-5).to(x.dtype)
 
 
 class CodecLayer(nn.Module):
@@ -170,7 +172,12 @@ class CodecTransformer(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Split residual vector quantizer: one semantic codebook, then the acoustic ones on each other's remainder."""
+    """Split residual vector quantizer: one semantic codebook, then the acoustic ones on each other's remainder.
+
+    It compares distances, in float32 always.
+    """
+
+    stays_float32 = True
 
     def __init__(self, mimi: MimiConfig, encode: bool):
         super().__init__()
@@ -180,6 +187,7 @@ class Quantizer(nn.Module):
 
     def encode(self, latent: Tensor) -> Tensor:
         """[B, dim] -> codes [B, 8]: nearest entry by Euclidean distance, the first one on ties."""
+        latent = latent.float()
         codes = [_nearest(self.semantic(latent), self.codebooks[0])]
         residual = self.acoustic(latent)
         for codebook in self.codebooks[1:]:
@@ -201,7 +209,7 @@ def _nearest(x: Tensor, codebook: Tensor) -> Tensor:
 class MimiEncoder(nn.Module):
     """Inputs and outputs as in the `mimi_encode` GraphSpec."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         mimi = config.mimi
         layout, down = seanet_encoder(mimi), downsample(mimi)
@@ -209,6 +217,7 @@ class MimiEncoder(nn.Module):
         self.keys = _carried_keys((*layout.convs(), down))
         self.seanet, self.transformer = SeanetStack(layout, EncoderStage), CodecTransformer(mimi.transformer)
         self.downsample, self.quantizer = RepeatStartConv(down), Quantizer(mimi, encode=True)
+        self.dtype = store_in(self, dtype)
 
     def forward(self, pcm: Tensor, active: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         latent, present = self.latent(pcm, active, *state)
@@ -217,7 +226,7 @@ class MimiEncoder(nn.Module):
     def latent(self, pcm: Tensor, active: Tensor, *state: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What is quantized, [B, dim], and the new state."""
         carry, rings = _split(self.keys, active, state)
-        x = self.seanet(pcm, carry)  # [B, dim, 2]
+        x = self.seanet(pcm.to(self.dtype), carry)  # [B, dim, 2]
         position = carry.past["position"]
         x, present = self.transformer(x, position, rings)
         latent = self.downsample(x, carry)[..., 0]  # [B, dim]
@@ -228,7 +237,7 @@ class MimiEncoder(nn.Module):
 class MimiDecoder(nn.Module):
     """Inputs and outputs as in the `mimi_decode` GraphSpec."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         mimi = config.mimi
         layout, up = seanet_decoder(mimi), upsample(mimi)
@@ -236,15 +245,16 @@ class MimiDecoder(nn.Module):
         self.keys = _carried_keys((up, *layout.convs()))
         self.quantizer, self.upsample = Quantizer(mimi, encode=False), TransposedConv(up)
         self.transformer, self.seanet = CodecTransformer(mimi.transformer), SeanetStack(layout, DecoderStage)
+        self.dtype = store_in(self, dtype)
 
     def forward(self, codes: Tensor, active: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         carry, rings = _split(self.keys, active, state)
-        x = self.upsample(self.quantizer.decode(codes)[..., None], carry)  # [B, dim, 2]
+        x = self.upsample(self.quantizer.decode(codes).to(self.dtype)[..., None], carry)  # [B, dim, 2]
         position = carry.past["position"]
         x, present = self.transformer(x, position, rings)
         pcm = self.seanet(x, carry)  # [B, 1, 1920]
         carry.leave("position", position + self.steps_per_frame)
-        return pcm, *(carry.present[key] for key in self.keys), *present
+        return pcm.float(), *(carry.present[key] for key in self.keys), *present
 
 
 def _carried_keys(convs: tuple[Conv, ...]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from pplex.export.checkpoint import (
 )
 from pplex.export.staging import whole_folder
 from pplex.export.synth_codec import write_codec
+from pplex.export.synth_outliers import Outliers
 from pplex.export.synth_tensors import Array, Progress, ahead, generator, write_tensors
 from pplex.export.synth_tokenizer import write_tokenizer
 from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SINE_CODES, ModelConfig
@@ -75,11 +76,17 @@ PIECE = 1 << 22  # numbers drawn at a time
 
 
 def synthesize(
-    out: Path, size: str, seed: int = 0, progress: Progress | None = None, depth_sets: int = 2 * CODEBOOKS
+    out: Path,
+    size: str,
+    seed: int = 0,
+    progress: Progress | None = None,
+    depth_sets: int = 2 * CODEBOOKS,
+    outliers: bool = False,
 ) -> Path:
     """Write a random checkpoint of `size` ("tiny" or "full") into the folder `out` and return `out`.
 
-    The same seed gives the same bytes. `progress` is told bytes as they are written, `checkpoint_nbytes` in all.
+    The same seed gives the same bytes. `outliers` plants heavy channels: see `synth_outliers`. `progress` is told
+    bytes as they are written, `checkpoint_nbytes` in all.
     Raises CheckpointError for another size or number of depth sets, a folder in use, or a disk that is too full.
     """
     progress = progress or (lambda nbytes: None)
@@ -90,7 +97,9 @@ def synthesize(
         _write_config(folder, size)
         write_tokenizer(folder / TEXT_TOKENIZER_FILE, config.text_card)
         write_codec(folder / MIMI_FILE, config, seed, progress)
-        _write_lm(folder / LM_FILE, lm_tensors(config, depth_sets), seed, progress)
+        heavy = Outliers.drawn(config.temporal.dim, seed) if outliers else None
+        pieces = _lm_pieces(lm_tensors(config, depth_sets), seed, heavy)
+        write_tensors(folder / LM_FILE, "BF16", lm_tensors(config, depth_sets), ahead(pieces), progress)
         _write_voices(folder, config, SIZES[size].voice_frames, seed)
     return out
 
@@ -138,16 +147,12 @@ def _write_config(folder: Path, size: str) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(data, indent=2))
 
 
-def _write_lm(path: Path, shapes: Shapes, seed: int, progress: Progress) -> None:
-    write_tensors(path, "BF16", shapes, ahead(_lm_pieces(shapes, seed)), progress)
-
-
-def _lm_pieces(shapes: Shapes, seed: int) -> Iterator[Callable[[], Array]]:
+def _lm_pieces(shapes: Shapes, seed: int, outliers: Outliers | None) -> Iterator[Callable[[], Array]]:
     """The file's data in order, cut so that a large tensor is never whole in memory."""
     for key, shape in shapes.items():
         table, count = _table(*_lm_moments(key, shape)), math.prod(shape)
         for start in range(0, count, PIECE):
-            yield partial(_drawn, table, seed, f"{key}/{start}", min(PIECE, count - start))
+            yield partial(_drawn, table, seed, key, shape, start, min(PIECE, count - start), outliers)
 
 
 @cache
@@ -161,10 +166,15 @@ def _table(mean: float, std: float) -> Array:
     return table
 
 
-def _drawn(table: Array, seed: int, name: str, count: int) -> Array:
-    picks = generator(seed, name).integers(len(table), size=count, dtype=np.uint16)
+def _drawn(
+    table: Array, seed: int, key: str, shape: tuple[int, ...], start: int, count: int, outliers: Outliers | None
+) -> Array:
+    picks = generator(seed, f"{key}/{start}").integers(len(table), size=count, dtype=np.uint16)
     # No pick is out of range: to wrap them is only the fastest mode, and one that lets other threads run.
-    return table.take(picks, mode="wrap")
+    piece = table.take(picks, mode="wrap")
+    if outliers is not None:
+        outliers.plant(piece, key, shape, start)
+    return piece
 
 
 def _lm_moments(key: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -3,7 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RingAttention, RMSNorm, SwiGLU, embed, ring_index, ring_mask, rope, sample
+from pplex.export.layers import (
+    Linear,
+    RingAttention,
+    RMSNorm,
+    SwiGLU,
+    embed,
+    ring_index,
+    ring_mask,
+    rope,
+    sample,
+    store_in,
+)
 from pplex.runtime.config import ModelConfig, TransformerConfig
 
 
@@ -22,9 +33,9 @@ class TemporalLayer(nn.Module):
 
 
 class Temporal(nn.Module):
-    """Inputs and outputs as in the `temporal` GraphSpec; `rings` are k and v of each layer, [B, H, C, D]."""
+    """Inputs and outputs as in the `temporal` GraphSpec; `rings` are k and v of each layer, [B, H, C, D] of `dtype`."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         stack = config.temporal
         self.stack, self.audio_rows = stack, config.audio_card + 1
@@ -33,6 +44,7 @@ class Temporal(nn.Module):
         self.layers = nn.ModuleList(TemporalLayer(stack) for _ in range(stack.layers))
         self.out_norm = RMSNorm(stack.dim)
         self.text_linear = Linear(stack.dim, config.text_card)
+        self.dtype = store_in(self, dtype)
 
     def forward(
         self,
@@ -46,7 +58,7 @@ class Temporal(nn.Module):
         *rings: Tensor,
     ) -> tuple[Tensor, ...]:
         steps, capacity = codes.shape[1], rings[0].shape[2]
-        x = self.embed_streams(codes) + embedding  # [B, T, dim]
+        x = (self.embed_streams(codes) + embedding).to(self.dtype)  # [B, T, dim]
         where = (
             ring_index(position, capacity),
             ring_mask(position, steps, capacity, whole_write=False),
@@ -56,13 +68,13 @@ class Temporal(nn.Module):
         for layer, ring_k, ring_v in zip(self.layers, rings[::2], rings[1::2], strict=True):
             x, ring_k, ring_v = layer(x, ring_k, ring_v, *where)
             present += [ring_k, ring_v]
-        hidden = self.out_norm(x[:, -1])  # [B, dim]
-        logits = self.text_linear(hidden).float()
+        hidden = self.out_norm(x[:, -1].float())  # [B, dim] float32
+        logits = self.text_linear(hidden.to(self.dtype)).float()
         token = sample(logits, text_noise, text_temperature, text_top_k, forced_text)
         return hidden, token, logits, *present
 
     def embed_streams(self, codes: Tensor) -> Tensor:
-        """Sum of the embeddings of all streams: [B, T, 17] -> [B, T, dim]."""
+        """Sum of the embeddings of all streams: [B, T, 17] -> [B, T, dim] float32."""
         audio = codes[..., 1:]
         offset = torch.arange(audio.shape[-1]) * self.audio_rows
         rows = torch.where(audio >= 0, audio + offset, -1)

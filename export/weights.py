@@ -1,6 +1,6 @@
 """Where each parameter of an exported graph comes from: checkpoint keys, and what is done with their tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from pplex.export.temporal import Temporal
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.graphs import Seanet, downsample, seanet_decoder, seanet_encoder, upsample
+from pplex.runtime.precision import FP32, PRECISIONS
 
 MODULES: dict[str, type[nn.Module]] = {
     "mimi_encode": MimiEncoder,
@@ -55,10 +56,16 @@ def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str
     return found
 
 
-def shapes(graph: str, config: ModelConfig) -> dict[str, torch.Size]:
-    """Parameter name -> shape for one graph."""
+def parameters(graph: str, config: ModelConfig, precision: Mapping[str, str] = FP32) -> dict[str, Tensor]:
+    """The parameters of one graph by name, without their data: shapes, and the dtypes they are computed with."""
     with torch.device("meta"):
-        return {name: parameter.shape for name, parameter in MODULES[graph](config).named_parameters()}
+        return dict(MODULES[graph](config, activations(graph, precision)).named_parameters())
+
+
+def activations(graph: str, precision: Mapping[str, str]) -> torch.dtype:
+    """The dtype between the layers of a graph."""
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision[graph]].activations)
+    return dtype
 
 
 def load(graph: str, checkpoint: Checkpoint, config: ModelConfig | None = None) -> nn.Module:

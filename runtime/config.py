@@ -18,6 +18,7 @@ SINE_CODES = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 SILENCE_FRAMES = 6
 
 CODEBOOKS = 8  # codebooks per speaker in a conversation
+MIN_CAPACITY = 32  # steps the temporal transformer must remember, to hold a prompt
 MAX_CANDIDATES = 512  # the largest top-k on offer: the width of every noise input
 
 
@@ -291,7 +292,7 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
         f"every size must be a whole number ({', '.join(uneven)})": not uneven,
         f"card must be more than the codes of silence and tone need ({max(SILENCE_CODES + SINE_CODES)})": config.audio_card
         > max(SILENCE_CODES + SINE_CODES),
-        "context must be at least 32 steps, to hold a prompt": config.temporal.capacity >= 32,
+        f"context must be at least {MIN_CAPACITY} steps, to hold a prompt": config.temporal.capacity >= MIN_CAPACITY,
         "mimi.transformer.context must be at least 4 steps": mimi.transformer.capacity >= 4,
         "max_period must be more than 0": min(s.max_period for s in stacks.values()) > 0,
         "the codec's kernels, filters, compress and ratios must be positive": len(mimi.ratios) > 0

@@ -37,5 +37,9 @@ class SlotError(PplexError):
     """A session asked for where no slot is free, or used after it was closed."""
 
 
+class CalibrationError(PplexError):
+    """Recordings or statistics to calibrate with that are missing, damaged or another model's."""
+
+
 class BuildError(PplexError):
     """A graph or an engine that could not be made."""

@@ -1,0 +1,145 @@
+"""Activation-aware weight quantization (AWQ, Lin et al. 2023): important channels are scaled up before weights are rounded.
+
+A channel whose input is large errs most. Its weights are multiplied by a factor, and what produces the input is divided by
+it, so the function stays the same and the rounding error of that channel shrinks. The division is free here: it goes into
+the norm before the matrix, or into the columns of the matrix before, whose scales absorb it.
+
+    norm1 / s    in_proj rows * s, columns of v / t    out_proj rows * t
+    norm2 / u    linear_in rows * u, columns of the value half / w    linear_out rows * w
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pplex.export.calibration import Calibration
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.quantize import to_int
+from pplex.export.storage import Storage
+from pplex.export.weights import Source
+from pplex.runtime.config import ModelConfig
+
+_EXPONENTS = tuple(i / 10 for i in range(11))
+_SAMPLED_COLUMNS = 256  # of a matrix: enough to compare exponents by
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a parameter is multiplied by: rows [K] (a norm's weight has only rows), columns [N]."""
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def __call__(self, parameter: Tensor) -> Tensor:
+        if self.rows is not None:
+            parameter = parameter * self.rows.reshape(-1, *[1] * (parameter.dim() - 1))
+        return parameter if self.columns is None else parameter * self.columns
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The parameters of one layer by role; matrices that read the same norm are listed together."""
+
+    norm1: str
+    in_proj: tuple[str, ...]
+    out_proj: tuple[str, ...]
+    norm2: str
+    linear_in: tuple[str, ...]
+    linear_out: tuple[str, ...]
+
+
+class Folder:
+    """Finds the factors of one graph's layers, reading each matrix once."""
+
+    def __init__(
+        self,
+        graph: str,
+        sources: Mapping[str, Source],
+        checkpoint: Checkpoint,
+        calibration: Calibration,
+        stored: Mapping[str, Storage],
+    ):
+        self.graph, self.sources, self.checkpoint = graph, sources, checkpoint
+        self.calibration, self.stored = calibration, stored
+
+    def folds(self, config: ModelConfig) -> dict[str, Fold]:
+        """Parameter name -> what it is to be multiplied by."""
+        layers = _temporal_layers(config) if self.graph == "temporal" else _depth_layers(config)
+        return {name: fold for layer in layers for name, fold in self._layer(layer).items()}
+
+    def _layer(self, layer: _Layer) -> dict[str, Fold]:
+        s, u = self._factors(layer.in_proj), self._factors(layer.linear_in)
+        result = {layer.norm1: Fold(rows=1 / s), layer.norm2: Fold(rows=1 / u)}
+        for before, after in zip(layer.in_proj, layer.out_proj, strict=True):
+            t = self._factors((after,))
+            result[before] = Fold(s, torch.cat([torch.ones(2 * len(t)), 1 / t]))  # queries, keys, values
+            result[after] = Fold(t)
+        for before, after in zip(layer.linear_in, layer.linear_out, strict=True):
+            w = self._factors((after,))
+            result[before] = Fold(u, torch.cat([torch.ones(len(w)), 1 / w]))  # gate, value
+            result[after] = Fold(w)
+        return result
+
+    def _factors(self, names: Sequence[str]) -> Tensor:
+        """[K] for matrices that share their input's producer: the power of its size that gives the least output error."""
+        squares = [self.calibration.importance(self.graph, name) for name in names]
+        samples = [_some_columns(self.sources[name].read(self.checkpoint)) for name in names]
+        block = self.stored[names[0]].block
+        size = torch.stack(squares).mean(0).sqrt()  # [K]
+        candidates = [_balanced(size**exponent) for exponent in _EXPONENTS]
+        errors = [
+            sum(_error(weight, square, factors, block) for weight, square in zip(samples, squares, strict=True))
+            for factors in candidates
+        ]
+        return candidates[errors.index(min(errors))]
+
+
+def _error(weight: Tensor, square: Tensor, factors: Tensor, block: int) -> float:
+    """Mean square of what rounding adds to the output, inputs being taken as uncorrelated."""
+    rounded = to_int(weight * factors[:, None], 4, block).dequantized() / factors[:, None]
+    return float(((rounded - weight).square().sum(1) * square).sum())
+
+
+def _balanced(factors: Tensor) -> Tensor:
+    """Scaled so that the largest and the smallest are equally far from 1: neither side of a fold leaves float16."""
+    return factors / (factors.max() * factors.min()).sqrt()
+
+
+def _some_columns(weight: Tensor) -> Tensor:
+    return weight[:, :: max(1, weight.shape[1] // _SAMPLED_COLUMNS)].contiguous()
+
+
+def _temporal_layers(config: ModelConfig) -> list[_Layer]:
+    return [
+        _Layer(
+            f"layers.{i}.norm1.weight",
+            (f"layers.{i}.attention.in_proj.weight",),
+            (f"layers.{i}.attention.out_proj.weight",),
+            f"layers.{i}.norm2.weight",
+            (f"layers.{i}.gating.linear_in.weight",),
+            (f"layers.{i}.gating.linear_out.weight",),
+        )
+        for i in range(config.temporal.layers)
+    ]
+
+
+def _depth_layers(config: ModelConfig) -> list[_Layer]:
+    """All steps share a layer's norms."""
+
+    def of_each_step(part: str, i: int) -> tuple[str, ...]:
+        inside, _, leaf = part.partition("/")
+        return tuple(f"steps.{k}.{inside}.{i}{leaf}.weight" for k in range(config.depth_steps))
+
+    return [
+        _Layer(
+            f"norm1.{i}.weight",
+            of_each_step("in_proj", i),
+            of_each_step("out_proj", i),
+            f"norm2.{i}.weight",
+            of_each_step("gating/.linear_in", i),
+            of_each_step("gating/.linear_out", i),
+        )
+        for i in range(config.depth.layers)
+    ]

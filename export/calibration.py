@@ -1,0 +1,237 @@
+"""What the matrices of the language model are multiplied by: statistics of conversations run through its float32 modules.
+
+fp8 needs the largest input of each matrix, AWQ how large each of its channels is. The temporal transformer is run layer
+by layer over all conversations, so that one layer's weights are in memory at a time. Called by `export.build`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pplex.export import weights
+from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
+from pplex.export.conversations import Conversations, default_conversations, recorded_conversations
+from pplex.export.depth import Depth
+from pplex.export.layers import Linear, ring_index, ring_mask, rope
+from pplex.export.storage import graph_nbytes
+from pplex.export.temporal import Temporal, TemporalLayer
+from pplex.runtime.bundle import Voice
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.errors import CalibrationError
+from pplex.runtime.precision import FP32, LANGUAGE_GRAPHS
+from pplex.runtime.text import Tokenizer
+
+DEFAULT_CALIBRATION = "default"  # the voices and synthetic speech
+CALIBRATION_FILE = "calibration.safetensors"
+_DEPTH_ROWS = 64  # steps taken through the depth transformer at a time
+_FLOOR = 0.01  # of the mean square: a channel that was silent in calibration is not silent for ever
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics by "GRAPH.PARAMETER", and where they come from."""
+
+    largest: Mapping[str, float]
+    mean_square: Mapping[str, Tensor]  # [K] float32
+    source: Mapping[str, str]
+
+    def importance(self, graph: str, parameter: str) -> Tensor:
+        """Mean square of each input channel of a matrix, [K]."""
+        square = self.mean_square[f"{graph}.{parameter}"]
+        return square + _FLOOR * square.mean() + torch.finfo(torch.float32).tiny
+
+    def save(self, path: Path) -> None:
+        tensors = {f"{name}.mean_square": square.contiguous() for name, square in self.mean_square.items()}
+        tensors |= {f"{name}.largest": torch.tensor([value]) for name, value in self.largest.items()}
+        path.write_bytes(save(tensors, {"calibration": json.dumps(dict(self.source))}))
+
+    @classmethod
+    def load(cls, path: Path, config: ModelConfig) -> "Calibration":
+        """Read what `save` wrote; raises CalibrationError for another model's, or no, calibration."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                source = json.loads((file.metadata() or {})["calibration"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise CalibrationError(f"{path} holds no calibration ({error}). Give a folder of recordings.") from error
+        square = {key.removesuffix(".mean_square"): t for key, t in tensors.items() if key.endswith(".mean_square")}
+        expected = {name: shape[0] for name, shape in _matrices(config)}
+        if {name: len(value) for name, value in square.items()} != expected:
+            raise CalibrationError(
+                f"{path} was made for a model of other sizes, or with other depth steps. Calibrate again, from recordings."
+            )
+        return cls({name: float(tensors[f"{name}.largest"]) for name in square}, square, source)
+
+
+def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
+    """Whether precisions (graph -> name) make use of a calibration. Raises CalibrationError if one needs it in vain."""
+    fp8 = [graph for graph, name in precision.items() if name == "fp8"]
+    if fp8 and not given:
+        raise CalibrationError(
+            f"{' and '.join(fp8)} in fp8 needs the ranges of its activations. Leave --calibration out for synthetic "
+            "speech, or name a folder of recordings; int8 and int4 can do without."
+        )
+    return bool(fp8) or (given and "int4" in precision.values())
+
+
+def find_calibration(
+    given: str | os.PathLike[str] | None,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    voices: Mapping[str, Voice],
+    progress: Progress,
+) -> Calibration:
+    """What BuildOptions.calibration names: read, or made of recordings or synthetic speech. Raises CalibrationError."""
+    assert given is not None
+    path = Path(given)
+    stored = path / CALIBRATION_FILE if path.is_dir() else path
+    if given != DEFAULT_CALIBRATION and stored.is_file():
+        return Calibration.load(stored, config)
+    tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    if given == DEFAULT_CALIBRATION:
+        conversations = default_conversations(checkpoint, config, tokenizer, voices)
+    else:
+        conversations = recorded_conversations(checkpoint, config, tokenizer, voices, path)
+    return calibrate(checkpoint, config, conversations, progress)
+
+
+def calibrate(
+    checkpoint: Checkpoint, config: ModelConfig, conversations: Conversations, progress: Progress
+) -> Calibration:
+    """Run the conversations, every token forced, and record what reaches each matrix; tells bytes of float32 weights read.
+
+    Runs in float32 on the CPU. Raises CalibrationError if a number that is not finite comes up.
+    """
+    record = _Record()
+    with torch.inference_mode():
+        hidden = _temporal(checkpoint, config, conversations, record, progress)
+        _depth(checkpoint, config, hidden, conversations, record, progress)
+    wrong = [name for name, value in record.largest.items() if not torch.isfinite(torch.tensor(value))]
+    if wrong:
+        raise CalibrationError(f"The input of {wrong[0]} is not finite: the checkpoint or the recordings are damaged.")
+    mean = {name: total / record.count[name] for name, total in record.total.items()}
+    return Calibration(record.largest, mean, conversations.source)
+
+
+def calibration_nbytes(config: ModelConfig) -> int:
+    """Bytes that `calibrate` tells to its progress."""
+    return sum(graph_nbytes(graph, config, FP32) for graph in LANGUAGE_GRAPHS)
+
+
+class _Record:
+    """Sums over everything that went into each Linear."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, float] = {}
+        self.total: dict[str, Tensor] = {}
+        self.count: dict[str, int] = {}
+
+    @contextmanager
+    def watching(self, module: nn.Module, prefix: str) -> Iterator[None]:
+        hooks = [
+            part.register_forward_pre_hook(lambda _, x, name=f"{prefix}{name}.weight": self.add(name, x[0]))
+            for name, part in module.named_modules()
+            if isinstance(part, Linear)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def add(self, name: str, x: Tensor) -> None:
+        rows = x.flatten(0, -2).float()  # [n, K]
+        self.largest[name] = max(self.largest.get(name, 0.0), float(rows.abs().max()))
+        self.total[name] = self.total.get(name, torch.zeros(())) + rows.square().sum(0)
+        self.count[name] = self.count.get(name, 0) + len(rows)
+
+
+def _temporal(
+    checkpoint: Checkpoint, config: ModelConfig, conversations: Conversations, record: _Record, progress: Progress
+) -> list[Tensor]:
+    """The hidden state after every step of each conversation, [T, dim] each."""
+    load = _Loader("temporal", checkpoint, config, progress)
+    with torch.device("meta"):
+        module = Temporal(config)
+    load(module, "text_emb")
+    load(module, "audio_emb")
+    streams = [module.embed_streams(item.codes[None]) + item.embedding for item in conversations.items]  # [1, T, dim]
+    places = [_place(x.shape[1], config) for x in streams]
+    module.text_emb.data, module.audio_emb.data = torch.empty(0), torch.empty(0)
+    for i in range(config.temporal.layers):
+        with torch.device("meta"):
+            layer = TemporalLayer(config.temporal)
+        load(layer, f"layers.{i}.")
+        with record.watching(layer, f"temporal.layers.{i}."):
+            streams = [layer(x, *place)[0] for x, place in zip(streams, places, strict=True)]
+    load(module.out_norm, "out_norm.")
+    hidden = [module.out_norm(x[0]) for x in streams]
+    for rows in hidden:
+        record.add("temporal.text_linear.weight", rows)
+    return hidden
+
+
+def _place(steps: int, config: ModelConfig) -> tuple[Tensor, ...]:
+    """What a layer takes beside its input for `steps` steps from the start: empty rings, where to write, mask, angles."""
+    stack, capacity, start = config.temporal, steps + 1, torch.zeros(1, dtype=torch.int64)
+    ring = torch.zeros(1, stack.heads, capacity, stack.head_dim)
+    mask = ring_mask(start, steps, capacity, whole_write=False)
+    return ring, ring, ring_index(start, capacity), mask, *rope(start, steps, stack)
+
+
+def _depth(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    hidden: list[Tensor],
+    conversations: Conversations,
+    record: _Record,
+    progress: Progress,
+) -> None:
+    """Every step whose next tokens are known through the depth transformer, forced to them."""
+    with torch.device("meta"):
+        module = Depth(config)
+    _Loader("depth", checkpoint, config, progress)(module, "")
+    target = torch.cat([item.target for item in conversations.items])
+    known = (target >= 0).all(1)
+    rows, target = torch.cat([x[:-1] for x in hidden])[known], target[known]
+    with record.watching(module, "depth."):
+        for x, tokens in zip(rows.split(_DEPTH_ROWS), target.split(_DEPTH_ROWS), strict=True):
+            ones = torch.ones(len(x))
+            noise = torch.ones(len(x), config.depth_steps, 1)
+            module(x, tokens[:, 0], tokens[:, 1 : 1 + config.depth_steps], noise, ones, ones.long())
+
+
+class _Loader:
+    """Fills modules that were made without data."""
+
+    def __init__(self, graph: str, checkpoint: Checkpoint, config: ModelConfig, progress: Progress):
+        self.sources, self.checkpoint = weights.sources(graph, config, checkpoint), checkpoint
+        self.progress = progress
+
+    def __call__(self, module: nn.Module, prefix: str) -> None:
+        """Give `module` the graph's parameters whose names start with `prefix`, without it where it ends with a dot."""
+        state = {}
+        for name, source in self.sources.items():
+            if name.startswith(prefix):
+                tensor = source.read(self.checkpoint)
+                state[name.removeprefix(prefix) if prefix.endswith(".") else name] = tensor
+                self.progress(tensor.nbytes)
+        module.load_state_dict(state, strict=prefix[-1:] in (".", ""), assign=True)
+        module.requires_grad_(False)
+
+
+def _matrices(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every matrix that an activation is multiplied by, and its shape [K, N]."""
+    for graph in LANGUAGE_GRAPHS:
+        for name, parameter in weights.parameters(graph, config).items():
+            if name.endswith(".weight") and parameter.dim() == 2:
+                yield f"{graph}.{name}", tuple(parameter.shape)

@@ -1,0 +1,139 @@
+"""Conversations to calibrate with: voice, persona and both sides' codes, as the temporal transformer reads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplex.export import weights
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.synth_codec import speech_like, stream_codec
+from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
+from pplex.runtime.bundle import Voice
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.delays import DelayRing, Tokens
+from pplex.runtime.errors import AudioError, CalibrationError
+from pplex.runtime.prompt import make_prompt
+from pplex.runtime.text import Tokenizer
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
+SPEECH_FRAMES = 96  # of each conversation
+MAX_CONVERSATIONS = 8
+DEFAULT_CONVERSATIONS = 4
+TEXT_EVERY = 3  # frames: speech has three to four words a second
+
+_PERSONA = "You enjoy having a good conversation."
+_SAID = (
+    "Good morning, how can I help you today? Let me look that up for you. It will be about ten minutes, and there is "
+    "nothing else you need to do. Is there anything else I can do for you?"
+)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """T steps as the temporal transformer takes them: codes [T, 17] and embedding [T, dim], one of the two at each step.
+
+    Codes are -1 where a voice's embedding is read, and the embedding is zero elsewhere.
+    """
+
+    codes: Tensor
+    embedding: Tensor
+
+    @property
+    def target(self) -> Tensor:
+        """The tokens that each step but the last is followed by, [T - 1, 17]; -1 where that is a voice's embedding."""
+        return self.codes[1:]
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What to calibrate with, and in a few words where it comes from."""
+
+    items: Sequence[Conversation]
+    source: Mapping[str, str]
+
+
+def default_conversations(
+    checkpoint: Checkpoint, config: ModelConfig, tokenizer: Tokenizer, voices: Mapping[str, Voice]
+) -> Conversations:
+    """The checkpoint's first voices, each answering another piece of synthetic speech."""
+    size, count = config.frame_size, 2 * DEFAULT_CONVERSATIONS
+    pcm = np.stack([speech_like(SPEECH_FRAMES, size, seed=i).reshape(-1, size) for i in range(count)])
+    source = {"recordings": "synthetic speech", "voices": ", ".join([*voices][:DEFAULT_CONVERSATIONS])}
+    return _conversations(checkpoint, config, tokenizer, [*voices.values()], pcm, source)
+
+
+def recorded_conversations(
+    checkpoint: Checkpoint, config: ModelConfig, tokenizer: Tokenizer, voices: Mapping[str, Voice], folder: Path
+) -> Conversations:
+    """Pieces of the recordings in `folder`, one as the user and the next as the agent. Raises CalibrationError."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    pieces = [piece for path in paths for piece in _pieces(path, config.frame_size)]
+    if not pieces:
+        raise CalibrationError(
+            f"{folder} holds no recording to calibrate with ({', '.join(AUDIO_SUFFIXES)}). Name a folder of speech, "
+            "or leave --calibration out for synthetic speech."
+        )
+    chosen = [pieces[i] for i in np.linspace(0, len(pieces) - 1, min(len(pieces), 2 * MAX_CONVERSATIONS)).astype(int)]
+    pcm = np.stack(chosen + chosen[: len(chosen) % 2])
+    source = {
+        "recordings": f"{len(chosen)} pieces of {len(paths)} files",
+        "voices": ", ".join([*voices][: len(pcm) // 2]),
+    }
+    return _conversations(checkpoint, config, tokenizer, [*voices.values()], pcm, source)
+
+
+def _pieces(path: Path, frame_size: int) -> list[Pcm]:
+    """[SPEECH_FRAMES, 1920] pieces of a recording; its end, or a short one, is filled up with silence."""
+    try:
+        spoken = frames(normalize_loudness(read_audio(path)), frame_size)
+    except AudioError as error:
+        raise CalibrationError(f"{error}\nRemove it from the folder of recordings, or name another folder.") from error
+    spoken = np.concatenate([spoken, np.zeros((-len(spoken) % SPEECH_FRAMES, frame_size), np.float32)])
+    return list(spoken.reshape(-1, SPEECH_FRAMES, frame_size))
+
+
+def _conversations(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    voices: Sequence[Voice],
+    pcm: Pcm,
+    source: Mapping[str, str],
+) -> Conversations:
+    """Of pieces pcm [2 S, F, 1920], the first S are heard from the user, the others said by the agent."""
+    encoder = weights.load("mimi_encode", checkpoint)
+    with torch.inference_mode():
+        codes = stream_codec("mimi_encode", config, encoder, torch.from_numpy(pcm)[:, :, None]).numpy()  # [2 S, F, 8]
+    count = len(pcm) // 2
+    persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config)
+    items = [
+        _conversation(config, voices[i % len(voices)], persona, np.concatenate([text, codes[count + i], codes[i]], 1))
+        for i in range(count)
+    ]
+    return Conversations(items, source)
+
+
+def _text(tokenizer: Tokenizer, config: ModelConfig) -> Tokens:
+    """Text tokens of the frames [F, 1]: mostly padding, as in speech."""
+    text = np.full((SPEECH_FRAMES, 1), config.text_padding, np.int64)
+    tokens = tokenizer.encode(_SAID)[: len(text[::TEXT_EVERY])]
+    text[: TEXT_EVERY * len(tokens) : TEXT_EVERY, 0] = tokens
+    return text
+
+
+def _conversation(config: ModelConfig, voice: Voice, persona: Sequence[int], spoken: Tokens) -> Conversation:
+    """A prompt and the frames [F, 17] after it, through the token ring that the runtime uses."""
+    prompt, ring = make_prompt(config, voice, persona), DelayRing(1, config.delays, config.initial_tokens)
+    silent = np.full((prompt.voice_steps, config.num_streams), -1, np.int64)
+    for _ in silent:
+        ring.force(0, ring.initial)
+    ring.tokens[0] = voice.cache
+    codes = np.stack([ring.force(0, frame) for frame in (*prompt.tokens, *spoken)])
+    codes = np.concatenate([silent, codes])[: config.temporal.capacity - 1]
+    embedding = np.zeros((len(codes), config.temporal.dim), np.float32)
+    embedding[: prompt.voice_steps] = voice.embeddings
+    return Conversation(torch.from_numpy(codes), torch.from_numpy(embedding))

@@ -1,0 +1,132 @@
+"""One graph of a bundle: traced, its weights rounded to the precision asked for, and written tensor by tensor."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import from_torch_dtype
+from torch import Tensor
+
+from pplex.export import graph, weights
+from pplex.export.awq import Fold, Folder
+from pplex.export.calibration import Calibration, needs_calibration
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.quantize import FP8_MAX, SCALE_DTYPE, Quantized, pack_int4, to_fp8, to_int
+from pplex.export.storage import (
+    IR_TYPES,
+    Storage,
+    dequantize_in_graph,
+    quantize_input_in_graph,
+    storages,
+)
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.graphs import GraphSpec, graph_specs
+from pplex.runtime.precision import FP32
+
+Progress = Callable[[int], None]
+
+
+def export_graph(
+    name: str,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    folder: Path,
+    precision: Mapping[str, str] = FP32,
+    calibration: Calibration | None = None,
+    progress: Progress = lambda nbytes: None,
+) -> Path:
+    """Trace one graph and write it to `folder` with its weights; returns the ONNX file. Tells the bytes written.
+
+    int4 with a calibration is AWQ, without one it rounds to nearest. Raises CalibrationError for fp8 without one.
+    """
+    needs_calibration({name: precision[name]}, given=calibration is not None)
+    spec, stored = graph_specs(config, precision)[name], storages(name, config, precision)
+    model = _traced(spec, config, weights.activations(name, precision)).clone()
+    for parameter, storage in stored.items():
+        dequantize_in_graph(model, parameter, storage)
+        if storage.dtype == "float8_e4m3fn":
+            quantize_input_in_graph(model, parameter)
+    table = weights.sources(name, config, checkpoint)
+    folds: dict[str, Fold] = {}
+    if precision[name] == "int4" and calibration is not None:
+        folds = Folder(name, table, checkpoint, calibration, stored).folds(config)
+
+    def tensors() -> Iterator[tuple[str, ir.TensorProtocol]]:
+        for parameter, shaped in weights.parameters(name, config, precision).items():
+            read = _Reader(table[parameter], checkpoint, folds.get(parameter, Fold()), progress)
+            if parameter in stored:
+                importance = calibration.importance(name, parameter) if calibration else None
+                yield from _quantized(parameter, stored[parameter], read, importance)
+                if stored[parameter].dtype == "float8_e4m3fn":
+                    assert calibration is not None
+                    yield _input_scale(parameter, calibration.largest[f"{name}.{parameter}"])
+            else:
+                yield parameter, _plain(parameter, shaped, read)
+
+    path = folder / f"{name}.onnx"
+    graph.save(model, spec, dict(tensors()), path)
+    return path
+
+
+@cache
+def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
+    """The graph without its weights, which is the same for all precisions of one activation dtype."""
+    return graph.trace(spec, weights.MODULES[spec.name], config, dtype)
+
+
+class _Reader:
+    """A parameter read from the checkpoint and folded, in float32."""
+
+    def __init__(self, source: weights.Source, checkpoint: Checkpoint, fold: Fold, progress: Progress):
+        self.source, self.checkpoint, self.fold, self.progress = source, checkpoint, fold, progress
+
+    def __call__(self) -> Tensor:
+        return self.fold(self.source.read(self.checkpoint))
+
+
+def _plain(name: str, shaped: Tensor, read: _Reader) -> ir.LazyTensor:
+    def load() -> Tensor:
+        tensor = read().to(shaped.dtype)
+        read.progress(tensor.nbytes)
+        return tensor
+
+    return graph.lazy_weight(name, load, from_torch_dtype(shaped.dtype), tuple(shaped.shape))
+
+
+def _quantized(
+    name: str, storage: Storage, read: _Reader, importance: Tensor | None
+) -> Iterator[tuple[str, ir.LazyTensor]]:
+    """A weight's values and its scale, which are found together: the first to be written leaves the other."""
+    found: list[Quantized] = []
+    if importance is not None and read.fold.rows is not None:
+        importance = importance / read.fold.rows.square()
+
+    def once() -> Quantized:
+        if found:
+            return found.pop()
+        found.append(_rounded(read(), storage, importance))
+        return found[0]
+
+    def values() -> Tensor:
+        read.progress(storage.nbytes)
+        quantized = once().values
+        return pack_int4(quantized) if storage.dtype == "int4" else quantized
+
+    yield f"{name}.values", graph.lazy_weight(f"{name}.values", values, IR_TYPES[storage.dtype], storage.shape)
+    scale_name, scale_type = f"{name}.scale", from_torch_dtype(SCALE_DTYPE)
+    yield scale_name, graph.lazy_weight(scale_name, lambda: once().scale, scale_type, storage.scale_shape)
+
+
+def _rounded(weight: Tensor, storage: Storage, importance: Tensor | None) -> Quantized:
+    if storage.dtype == "float8_e4m3fn":
+        return to_fp8(weight)
+    bits = {"int8": 8, "int4": 4}[storage.dtype]
+    return to_int(weight, bits, storage.block, importance if bits == 4 else None)
+
+
+def _input_scale(name: str, largest: float) -> tuple[str, ir.LazyTensor]:
+    scale = torch.tensor(max(largest / FP8_MAX, 1e-6), dtype=SCALE_DTYPE)
+    scale_name = f"{name}.input_scale"
+    return scale_name, graph.lazy_weight(scale_name, lambda: scale, from_torch_dtype(SCALE_DTYPE), ())

@@ -1,0 +1,124 @@
+"""What each weight of a graph is stored as, and the standard nodes that turn it back into numbers."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from pplex.export import weights
+from pplex.export.quantize import SCALE_DTYPE
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.precision import PRECISIONS
+
+_HEAD = re.compile(r"(text_linear|steps\.\d+\.output)\.weight")  # what gives logits
+_BITS = {"int4": 4, "int8": 8, "float8_e4m3fn": 8}
+IR_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
+_BLOCK_AXIS, _COLUMN_AXIS = 0, 1  # of a weight [K, N]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A weight [K, N] in fewer bits: its dtype, and how many weights along K share a scale (0: a whole column).
+
+    A block divides K. ONNX allows a shorter last block, but TensorRT's parser takes K over the number of scales for the
+    block, whatever `block_size` says, and would scale the wrong weights.
+    """
+
+    dtype: str
+    block: int
+    shape: tuple[int, int]
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        return (self.shape[0] // self.block, self.shape[1]) if self.block else (self.shape[1],)
+
+    @property
+    def nbytes(self) -> int:
+        return (
+            -(-self.shape[0] * self.shape[1] * _BITS[self.dtype] // 8)
+            + SCALE_DTYPE.itemsize * torch.Size(self.scale_shape).numel()
+        )
+
+
+def storages(graph: str, config: ModelConfig, precision: Mapping[str, str]) -> dict[str, Storage]:
+    """The quantized weights of a graph by name; every other one is stored in the dtype it is computed with.
+
+    All matrices are, but two kinds. Tables that are looked up, not multiplied, stay in 16 bits. What gives the logits errs
+    straight into the sampling, for 2 % of the bytes: there 8 bits stand in for 4, and 16 for fp8.
+    """
+    chosen = PRECISIONS[precision[graph]]
+    if chosen.weights not in _BITS:
+        return {}
+    heads = {"int4": "int8", "int8": "int8"}
+    result = {}
+    for name, parameter in weights.parameters(graph, config, precision).items():
+        dtype = heads.get(chosen.weights) if _HEAD.fullmatch(name) else chosen.weights
+        if dtype and name.endswith(".weight") and parameter.dim() == 2:
+            rows, columns = parameter.shape
+            result[name] = Storage(dtype, math.gcd(chosen.block, rows), (rows, columns))
+    return result
+
+
+def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> int:
+    """Bytes of weights the graphs hold."""
+    return sum(graph_nbytes(graph, config, precision) for graph in precision)
+
+
+def graph_nbytes(graph: str, config: ModelConfig, precision: Mapping[str, str]) -> int:
+    """Bytes of weights one graph holds."""
+    quantized = storages(graph, config, precision)
+    parameters = weights.parameters(graph, config, precision)
+    return sum(quantized[name].nbytes if name in quantized else value.nbytes for name, value in parameters.items())
+
+
+def dequantize_in_graph(model: ir.Model, name: str, storage: Storage) -> None:
+    """Replace the graph input `name`, a weight, by `name.values` and `name.scale` and the node that multiplies them."""
+    weight = _take_input(model, name)
+    assert weight.dtype is not None
+    values = ir.Value(name=f"{name}.values", shape=ir.Shape(storage.shape), type=ir.TensorType(IR_TYPES[storage.dtype]))
+    scale = ir.Value(name=f"{name}.scale", shape=ir.Shape(storage.scale_shape), type=ir.TensorType(weight.dtype))
+    model.graph.inputs.extend([values, scale])
+    attributes = {"axis": _BLOCK_AXIS, "block_size": storage.block} if storage.block else {"axis": _COLUMN_AXIS}
+    node = ir.node("DequantizeLinear", [values, scale], attributes=attributes, name=f"dequantize.{name}")
+    _name_output(node, weight, name)
+    for user, index in tuple(weight.uses()):
+        user.replace_input_with(index, node.outputs[0])
+    model.graph.insert_before(_first_user(model, node.outputs[0]), node)
+
+
+def quantize_input_in_graph(model: ir.Model, name: str) -> None:
+    """Round what the weight `name` is multiplied by to fp8 and back; the scale is a new input, `name.input_scale`."""
+    dequantize = next(node for node in model.graph if node.name == f"dequantize.{name}")
+    (product, _), *others = dequantize.outputs[0].uses()
+    assert product.op_type == "MatMul" and not others, name
+    x = product.inputs[0]
+    assert x is not None and x.dtype is not None
+    scale = ir.Value(name=f"{name}.input_scale", shape=ir.Shape([]), type=ir.TensorType(x.dtype))
+    model.graph.inputs.append(scale)
+    to_fp8 = {"output_dtype": int(ir.DataType.FLOAT8E4M3FN)}
+    down = ir.node("QuantizeLinear", [x, scale], attributes=to_fp8, name=f"quantize_input.{name}")
+    up = ir.node("DequantizeLinear", [down.outputs[0], scale], name=f"dequantize_input.{name}")
+    down.outputs[0].name = f"{name}.input.fp8"
+    down.outputs[0].type, down.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT8E4M3FN), x.shape
+    _name_output(up, x, f"{name}.input")
+    product.replace_input_with(0, up.outputs[0])
+    model.graph.insert_before(product, [down, up])
+
+
+def _take_input(model: ir.Model, name: str) -> ir.Value:
+    value = next(value for value in model.graph.inputs if value.name == name)
+    model.graph.inputs.remove(value)
+    return value
+
+
+def _name_output(node: ir.Node, like: ir.Value, name: str) -> None:
+    output = node.outputs[0]
+    output.name, output.shape, output.type = f"{name}.dequantized", like.shape, ir.TensorType(like.dtype)  # type: ignore[arg-type]
+
+
+def _first_user(model: ir.Model, value: ir.Value) -> ir.Node:
+    users = {user for user, _ in value.uses()}
+    return next(node for node in model.graph if node in users)
