@@ -55,7 +55,12 @@ def main() -> None:
 
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--size", type=click.Choice(["tiny", "full"]), default="tiny", help="full: the released model's, 17 GB.")
+@click.option(
+    "--size",
+    type=click.Choice(["tiny", "small", "full"]),
+    default="tiny",
+    help="full: the released model's, 17 GB; small: 0.6 GB.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the weights.")
 @click.option("--outliers", is_flag=True, help="Plant heavy channels, as trained models have: hard to quantize.")
 def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
@@ -108,13 +113,18 @@ def build(
     from pplex.export.build import BuildOptions
     from pplex.export.build import build as build_bundle
     from pplex.export.source import resolve
+    from pplex.export.staging import partial_folder
 
     options = BuildOptions(
         int(depth_steps), parse_precision(precision), None if calibration == "none" else calibration, capacity
     )
     checkpoint = resolve(source, revision)
-    with build_progress() as progress:
-        build_bundle(checkpoint, out, options, progress)
+    try:
+        with build_progress() as progress:
+            build_bundle(checkpoint, out, options, progress)
+    finally:
+        if partial_folder(out).exists():
+            click.echo(f"What is finished is in {partial_folder(out)}: the same command goes on from there.", err=True)
     click.echo(out)
 
 
@@ -202,4 +212,18 @@ def frame(bundle: Path, sessions: int, frames: int, threads: int | None, as_json
     from pplex.bench.frame import bench_frame
 
     report = bench_frame(bundle, sessions, frames, threads)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--frames", type=click.IntRange(min=20), default=100, help="Of conversation, after the prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
+    """CHECKPOINT in every precision: megabytes, and drift from float32 on the same forced steps."""
+    from pplex.bench.precision import bench_precision
+    from pplex.cli.progress import names_bar
+
+    with names_bar("build") as progress:
+        report = bench_precision(checkpoint, frames, progress)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())

@@ -32,3 +32,10 @@ def frames_bar(total: int) -> Iterator[Callable[[], Any]]:
     """A bar that counts frames."""
     with tqdm(desc="run", total=total, unit="frame", mininterval=0.2) as bar:
         yield lambda: bar.update(1)
+
+
+@contextmanager
+def names_bar(name: str) -> Iterator[Callable[[str], None]]:
+    """A line that tells what is worked on, and for how long."""
+    with tqdm(desc=name, bar_format="{desc} {elapsed}", mininterval=0.2) as bar:
+        yield lambda stage: bar.set_description(f"{name} {stage}")

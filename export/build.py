@@ -91,8 +91,9 @@ def build(source: Source, out: Path, options: BuildOptions = BuildOptions(), pro
         _check_space(folder, weights_nbytes(config, options.precision))
         # The small parts first: what is wrong with them is known before the long work.
         voices = read_voices(checkpoint.path(VOICES_ARCHIVE), config)
-        steps.once("voices", lambda: write_voices(voices, folder / VOICES_FILE))
-        steps.once("tokenizer", lambda: _copy_tokenizer(checkpoint, folder))
+        write_voices(voices, folder / VOICES_FILE)
+        shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
+        Tokenizer(folder / TOKENIZER_FILE)
         _export_graphs(checkpoint, config, voices, options, steps, progress)
         progress("hash", 0, 0)
         _write_manifest(folder, source, checkpoint, config, options, sorted(voices))
@@ -127,11 +128,6 @@ def _export_graphs(
     for name in GRAPH_NAMES:
         export = partial(export_graph, name, checkpoint, config, steps.folder, precision, calibration, told(name))
         steps.once(name, export)
-
-
-def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
-    Tokenizer(folder / TOKENIZER_FILE)
 
 
 def _identity(checkpoint: Checkpoint, options: BuildOptions) -> str:

@@ -1,6 +1,6 @@
 """Conversations to calibrate with: voice, persona and both sides' codes, as the temporal transformer reads them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pplex.export import weights
-from pplex.export.checkpoint import Checkpoint
+from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
 from pplex.export.synth_codec import speech_like, stream_codec
 from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Voice
@@ -60,8 +60,7 @@ def default_conversations(
     checkpoint: Checkpoint, config: ModelConfig, tokenizer: Tokenizer, voices: Mapping[str, Voice]
 ) -> Conversations:
     """The checkpoint's first voices, each answering another piece of synthetic speech."""
-    size, count = config.frame_size, 2 * DEFAULT_CONVERSATIONS
-    pcm = np.stack([speech_like(SPEECH_FRAMES, size, seed=i).reshape(-1, size) for i in range(count)])
+    pcm = _synthetic(config, SPEECH_FRAMES, range(2 * DEFAULT_CONVERSATIONS))
     source = {"recordings": "synthetic speech", "voices": ", ".join([*voices][:DEFAULT_CONVERSATIONS])}
     return _conversations(checkpoint, config, tokenizer, [*voices.values()], pcm, source)
 
@@ -86,6 +85,28 @@ def recorded_conversations(
     return _conversations(checkpoint, config, tokenizer, [*voices.values()], pcm, source)
 
 
+def unheard_codes(checkpoint: Checkpoint, frames: int) -> Tokens:
+    """What the model reads, [T, 17], of a conversation that is none of the default ones."""
+    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    user, agent = _encoded(checkpoint, config, _synthetic(config, frames, range(1000, 1002)))
+    spoken = np.concatenate([_text(tokenizer, config, frames), agent, user], 1)
+    return _conversation(config, None, tokenizer.encode_persona(_PERSONA), spoken).codes.numpy()
+
+
+def _synthetic(config: ModelConfig, frames: int, seeds: Iterable[int]) -> Pcm:
+    """Synthetic speech [n, F, 1920]."""
+    size = config.frame_size
+    return np.stack([speech_like(frames, size, seed=seed).reshape(-1, size) for seed in seeds])
+
+
+def _encoded(checkpoint: Checkpoint, config: ModelConfig, pcm: Pcm) -> Tokens:
+    """Codes [n, F, 8] of pcm [n, F, 1920]."""
+    encoder = weights.load("mimi_encode", checkpoint)
+    with torch.inference_mode():
+        codes: Tokens = stream_codec("mimi_encode", config, encoder, torch.from_numpy(pcm)[:, :, None]).numpy()
+    return codes
+
+
 def _pieces(path: Path, frame_size: int) -> list[Pcm]:
     """[SPEECH_FRAMES, 1920] pieces of a recording; its end, or a short one, is filled up with silence."""
     try:
@@ -105,11 +126,8 @@ def _conversations(
     source: Mapping[str, str],
 ) -> Conversations:
     """Of pieces pcm [2 S, F, 1920], the first S are heard from the user, the others said by the agent."""
-    encoder = weights.load("mimi_encode", checkpoint)
-    with torch.inference_mode():
-        codes = stream_codec("mimi_encode", config, encoder, torch.from_numpy(pcm)[:, :, None]).numpy()  # [2 S, F, 8]
-    count = len(pcm) // 2
-    persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config)
+    codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
+    persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config, SPEECH_FRAMES)
     items = [
         _conversation(config, voices[i % len(voices)], persona, np.concatenate([text, codes[count + i], codes[i]], 1))
         for i in range(count)
@@ -117,23 +135,25 @@ def _conversations(
     return Conversations(items, source)
 
 
-def _text(tokenizer: Tokenizer, config: ModelConfig) -> Tokens:
+def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
     """Text tokens of the frames [F, 1]: mostly padding, as in speech."""
-    text = np.full((SPEECH_FRAMES, 1), config.text_padding, np.int64)
+    text = np.full((frames, 1), config.text_padding, np.int64)
     tokens = tokenizer.encode(_SAID)[: len(text[::TEXT_EVERY])]
     text[: TEXT_EVERY * len(tokens) : TEXT_EVERY, 0] = tokens
     return text
 
 
-def _conversation(config: ModelConfig, voice: Voice, persona: Sequence[int], spoken: Tokens) -> Conversation:
+def _conversation(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> Conversation:
     """A prompt and the frames [F, 17] after it, through the token ring that the runtime uses."""
     prompt, ring = make_prompt(config, voice, persona), DelayRing(1, config.delays, config.initial_tokens)
     silent = np.full((prompt.voice_steps, config.num_streams), -1, np.int64)
-    for _ in silent:
-        ring.force(0, ring.initial)
-    ring.tokens[0] = voice.cache
+    if voice is not None:
+        for _ in silent:
+            ring.force(0, ring.initial)
+        ring.tokens[0] = voice.cache
     codes = np.stack([ring.force(0, frame) for frame in (*prompt.tokens, *spoken)])
     codes = np.concatenate([silent, codes])[: config.temporal.capacity - 1]
     embedding = np.zeros((len(codes), config.temporal.dim), np.float32)
-    embedding[: prompt.voice_steps] = voice.embeddings
+    if voice is not None:
+        embedding[: prompt.voice_steps] = voice.embeddings
     return Conversation(torch.from_numpy(codes), torch.from_numpy(embedding))

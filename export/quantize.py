@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pplex.export.threads import in_threads
+
 FP8_MAX = 448.0  # the largest number of E4M3
 SCALE_DTYPE = torch.float16
-_CHUNK = 1 << 19  # weights worked on at a time, so that they stay in the processor's cache
+_TILE = 1 << 16  # weights a thread works on at a time, so that they stay in its processor's cache
 
 # What the largest weight of a block may be divided by to get the scale of int4. At 7 nothing is cut off; the more, the
 # finer the steps for the others.
@@ -48,18 +50,24 @@ def to_int(weight: Tensor, bits: int, block: int, importance: Tensor | None = No
     mean square of the input each row is multiplied by, scales are those that add the least error to the output: of a
     few divisors, and for each the least-squares optimum over the integers it gives.
     """
-    values, scales = torch.empty(weight.shape, dtype=torch.int8), []
     top = (1 << (bits - 1)) - 1
-    for rows in _chunks(weight, block):
-        blocks = weight[rows].unflatten(0, (-1, block))  # [K/b, b, N]
+
+    values = torch.empty(weight.shape, dtype=torch.int8)
+    scale = torch.empty(weight.shape[0] // block, weight.shape[1], dtype=SCALE_DTYPE)
+
+    def fill(tile: tuple[slice, slice]) -> None:
+        rows, columns = tile
+        blocks = weight[tile].unflatten(0, (-1, block))  # [k, b, n]
         if importance is None:
-            scale = _scale(blocks.abs().amax(1) / top)
+            best = blocks.abs().amax(1) / top
         else:
-            scale = _scale(_least_error(blocks, importance[rows, None].unflatten(0, (-1, block)), top))
-        rounded = (blocks / scale.float()[:, None]).round_().clamp_(-top - 1, top)
-        values[rows] = rounded.flatten(0, 1).to(torch.int8)
-        scales.append(scale)
-    return Quantized(values, torch.cat(scales), block)
+            best = _least_error(blocks, importance[rows, None].unflatten(0, (-1, block)), top)
+        stored = _scale(best)
+        values[tile] = _divided(blocks, stored.float(), top).flatten(0, 1).to(torch.int8)
+        scale[rows.start // block : rows.stop // block, columns] = stored
+
+    in_threads(fill, _tiles(weight, block))
+    return Quantized(values, scale, block)
 
 
 def pack_int4(values: Tensor) -> Tensor:
@@ -79,7 +87,7 @@ def _least_error(blocks: Tensor, importance: Tensor, top: int) -> Tensor:
     weighted = importance * blocks
     best, saved = largest / top, torch.full_like(largest, -1.0)
     for divisor in _INT4_DIVISORS:
-        q = (blocks * (divisor / largest)[:, None]).round_().clamp_(-top - 1, top)
+        q = _divided(blocks, largest / divisor, top)
         product = (weighted * q).sum(1)
         square = (importance * q.square_()).sum(1).clamp(min=1e-30)
         gain = product * product / square
@@ -88,12 +96,22 @@ def _least_error(blocks: Tensor, importance: Tensor, top: int) -> Tensor:
     return best
 
 
+def _divided(blocks: Tensor, scale: Tensor, top: int) -> Tensor:
+    """The nearest integers to blocks [k, b, N] / scale [k, N]."""
+    return (blocks * scale.reciprocal()[:, None]).round_().clamp_(-top - 1, top)
+
+
 def _scale(exact: Tensor) -> Tensor:
     """As stored: positive in float16, where what divides by it and what multiplies by it are the same number."""
     rounded = exact.clamp(max=torch.finfo(SCALE_DTYPE).max).to(SCALE_DTYPE)
     return torch.where(rounded > 0, rounded, torch.finfo(SCALE_DTYPE).smallest_normal)
 
 
-def _chunks(weight: Tensor, block: int) -> Iterator[slice]:
-    rows = block * max(1, _CHUNK // (block * weight.shape[1]))
-    return (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))
+def _tiles(weight: Tensor, block: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of pieces of about _TILE weights, whole blocks each."""
+    rows, columns = weight.shape
+    width = min(columns, _TILE // block)
+    height = block * max(1, _TILE // (block * width))
+    for row in range(0, rows, height):
+        for column in range(0, columns, width):
+            yield slice(row, min(row + height, rows)), slice(column, min(column + width, columns))

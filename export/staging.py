@@ -24,7 +24,11 @@ class Steps:
     def __init__(self, folder: Path, identity: str):
         self.folder, self.identity = folder, identity
         self.done = self._read()
-        kept = {LOCK_FILE, STEPS_FILE, *(name for files in self.done.values() for name in files)}
+        kept = {
+            LOCK_FILE,
+            *([STEPS_FILE] if self.done else []),
+            *(name for files in self.done.values() for name in files),
+        }
         for path in folder.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

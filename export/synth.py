@@ -62,7 +62,20 @@ TINY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "quantizer": {"dimension": 16, "n_q": 8, "input_dimension": 32, "output_dimension": 32},
 }  # fmt: skip
 
-SIZES = {"tiny": Size(TINY_ARGUMENTS, voice_frames=29), "full": Size({}, voice_frames=50)}
+# Wide enough for what is lost to fewer bits to show, and small enough to compare every precision in minutes.
+SMALL_ARGUMENTS: dict[str, dict[str, Any]] = {
+    **TINY_ARGUMENTS,
+    "lm": {
+        "dim": 1024, "text_card": 8000, "num_heads": 16, "num_layers": 8, "context": 512, "depformer_dim": 256,
+        "depformer_dim_feedforward": 1056, "depformer_num_heads": 4, "depformer_num_layers": 4,
+    },
+}  # fmt: skip
+
+SIZES = {
+    "tiny": Size(TINY_ARGUMENTS, voice_frames=29),
+    "small": Size(SMALL_ARGUMENTS, voice_frames=29),
+    "full": Size({}, voice_frames=50),
+}
 
 VOICE_NAMES = (*(f"NAT{sex}{i}" for sex in "FM" for i in range(4)), *(f"VAR{sex}{i}" for sex in "FM" for i in range(5)))
 
@@ -83,7 +96,7 @@ def synthesize(
     depth_sets: int = 2 * CODEBOOKS,
     outliers: bool = False,
 ) -> Path:
-    """Write a random checkpoint of `size` ("tiny" or "full") into the folder `out` and return `out`.
+    """Write a random checkpoint of `size` ("tiny", "small" or "full") into the folder `out` and return `out`.
 
     The same seed gives the same bytes. `outliers` plants heavy channels: see `synth_outliers`. `progress` is told
     bytes as they are written, `checkpoint_nbytes` in all.

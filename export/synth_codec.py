@@ -2,8 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from pplex.export.checkpoint import Checkpoint, mimi_tensors
 from pplex.export.mimi import MimiEncoder, Quantizer
 from pplex.export.synth_tensors import Array, Progress, generator, normal, write_tensors
+from pplex.export.threads import one_thread
 from pplex.export.weights import load
 from pplex.runtime.config import CODEBOOKS, SAMPLE_RATE_HZ, ModelConfig
 from pplex.runtime.graphs import graph_specs, seanet_decoder
@@ -33,20 +33,9 @@ CODEBOOK_SPREAD = 0.7  # deviation of a codebook's entries over that of what it 
 def write_codec(path: Path, config: ModelConfig, seed: int, progress: Progress) -> None:
     shapes = mimi_tensors(config)
     tensors = {key: _codec_tensor(seed, key, shape) for key, shape in shapes.items()}
-    with _one_thread():
+    with one_thread():
         _calibrate(tensors, config, seed)
     write_tensors(path, "F32", shapes, (tensors[key].contiguous().numpy() for key in shapes), progress)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread: a sum's last bits would differ with the number of cores, and with them the file's bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _codec_tensor(seed: int, key: str, shape: tuple[int, ...]) -> Tensor:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from folders import TINY
 
-from pplex.export.build import build
+from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import LM_FILE, VOICES_FILE
 from pplex.export.source import Source
+from pplex.export.staging import STEPS_FILE, partial_folder
 from pplex.runtime.bundle import Bundle, is_bundle, open_bundle
-from pplex.runtime.errors import BuildError, CheckpointError
+from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, OutputError
 
 
 def source(folder: Path) -> Source:
@@ -27,41 +28,45 @@ def start_build(checkpoint: Path, out: Path) -> tuple[subprocess.Popen[bytes], P
     code = "from pplex.cli import main; main()"
     command = [sys.executable, "-c", code, "build", str(checkpoint), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    staging, deadline = partial_folder(out), time.monotonic() + 120
     while time.monotonic() < deadline:
-        for folder in out.parent.glob(f".{out.name}.building-*"):
-            if (folder / "mimi_encode.data").exists():
-                return process, folder
+        if (staging / STEPS_FILE).exists() and "mimi_encode" in (staging / STEPS_FILE).read_text():
+            return process, staging
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.05)
     process.kill()
     raise AssertionError("the build wrote no graph in two minutes")
 
 
-def test_a_killed_build_leaves_the_old_bundle_and_the_next_one_cleans_up(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle.folder, out)
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_build_leaves_the_old_bundle_and_is_gone_on_with(
+    tiny_bundle: Bundle, tmp_path: Path, stop: signal.Signals
+) -> None:
+    out = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
     process, staging = start_build(TINY / "checkpoint", out)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert staging.exists()
+    with pytest.raises(OutputError, match="another process"):
+        build(source(TINY / "checkpoint"), out)
+    process.send_signal(stop)
+    _, errors = process.communicate()
+    assert b"Traceback" not in errors and (stop == signal.SIGKILL or str(staging).encode() in errors)
     assert open_bundle(out).manifest == tiny_bundle.manifest
+    written: list[str] = []
+    build(source(TINY / "checkpoint"), out, progress=lambda stage, done, _: written.append(stage) if done else None)
+    assert "mimi_encode" not in written and "mimi_decode" in written
+    assert open_bundle(out).manifest == tiny_bundle.manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_another_build_has_left_is_not_used(tmp_path: Path) -> None:
+    staging = partial_folder(tmp_path / "bundle")
+    staging.mkdir()
+    (staging / "mimi_encode.onnx").write_text("of other options")
+    (staging / STEPS_FILE).write_text('{"identity": "other", "done": {"mimi_encode": {"mimi_encode.onnx": 16}}}')
     broken = shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint")
     (broken / VOICES_FILE).write_bytes(b"no archive")
     with pytest.raises(CheckpointError):
-        build(source(broken), out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "checkpoint"]
-    assert open_bundle(out).manifest == tiny_bundle.manifest
-
-
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_build_leaves_nothing(tmp_path: Path, stop: signal.Signals) -> None:
-    out = tmp_path / "bundle"
-    process, _ = start_build(TINY / "checkpoint", out)
-    process.send_signal(stop)
-    _, errors = process.communicate()
-    assert process.returncode == 1 and b"Traceback" not in errors
-    assert not list(tmp_path.iterdir())
+        build(source(broken), tmp_path / "bundle")
+    assert not staging.exists()
 
 
 def test_a_truncated_checkpoint_leaves_nothing(tmp_path: Path) -> None:
@@ -96,3 +101,10 @@ def test_the_manifest_tells_where_the_bundle_comes_from(tiny_bundle: Bundle) -> 
     assert manifest["precision"] == dict.fromkeys(("mimi_encode", "temporal", "depth", "mimi_decode"), "fp32")
     assert set(manifest["files"]) == {path.name for path in tiny_bundle.folder.iterdir()} - {"manifest.json"}
     assert tuple(tiny_bundle.voices) == ("NATF0", "NATM1", "VARF2")
+
+
+@pytest.mark.parametrize("capacity", [31, 97])
+def test_a_capacity_the_model_cannot_have_is_refused(tmp_path: Path, capacity: int) -> None:
+    with pytest.raises(ConfigError, match=r"32 to 96"):
+        build(source(TINY / "checkpoint"), tmp_path / "bundle", BuildOptions(capacity=capacity))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,86 @@
+"""What each precision costs and saves on one checkpoint: bytes against drift from float32, on forced conversations."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pplex.bench.measure import machine
+from pplex.export.build import BuildOptions, build
+from pplex.export.checkpoint import open_checkpoint
+from pplex.export.conversations import unheard_codes
+from pplex.export.source import Source
+from pplex.export.storage import graph_nbytes
+from pplex.runtime.bundle import open_bundle
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.precision import LANGUAGE_GRAPHS, parse_precision
+from pplex.validate.drift import Drift, Forced, drift, force
+from pplex.validate.widen import widen_bundle
+
+# name -> precision, calibration
+VARIANTS = {
+    "fp16": ("fp16", None),
+    "bf16": ("bf16", None),
+    "fp8": ("fp8", "default"),
+    "int8": ("int8", None),
+    "int4, round to nearest": ("int4", None),
+    "int4, AWQ": ("int4", "default"),
+}
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """The drift and the megabytes of language model of each variant."""
+
+    title: str
+    drifts: dict[str, Drift]
+    megabytes: dict[str, float]
+    machine: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_text(self) -> str:
+        lines = [
+            self.title,
+            f"{'':<24}{'MB':>8}{'hidden cos':>12}{'least':>9}{'text KL':>10}{'audio KL':>10}{'same':>14}",
+        ]
+        lines += [
+            f"{name:<24}{self.megabytes[name]:>8.1f}{d.hidden_cosine:>12.6f}{d.least_cosine:>9.4f}{d.text_kl:>10.2e}"
+            f"{d.audio_kl:>10.2e}{d.same_text:>7.1%}{d.same_audio:>7.1%}"
+            for name, d in self.drifts.items()
+        ]
+        return "\n".join([*lines, *(f"{key}: {value}" for key, value in self.machine.items())])
+
+
+def bench_precision(
+    checkpoint: Path, frames: int, progress: Callable[[str], None] = lambda name: None
+) -> PrecisionReport:
+    """Build the checkpoint in every precision and force `frames` steps of synthetic speech through each.
+
+    The speech is none of what the default calibration hears. Raises CheckpointError.
+    """
+    with open_checkpoint(checkpoint) as opened:
+        config, codes = opened.config, unheard_codes(opened, frames)
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def forced(precision: str, calibration: str | None) -> Forced:
+            progress(precision if calibration is None else f"{precision}, calibrated")
+            options = BuildOptions(precision=parse_precision(precision), calibration=calibration)
+            bundle = open_bundle(build(Source(checkpoint, None, None), Path(scratch) / "bundle", options), verify=False)
+            return force(widen_bundle(bundle), codes)
+
+        expected = forced("fp32", None)
+        drifts = {name: drift(forced(*variant), expected) for name, variant in VARIANTS.items()}
+    megabytes = {name: _language_mb(config, precision) for name, (precision, _) in VARIANTS.items()}
+    return PrecisionReport(
+        f"precisions of {checkpoint.name}, {len(codes) - 1} forced steps",
+        drifts,
+        megabytes,
+        machine(None, "onnxruntime", "torch"),
+    )
+
+
+def _language_mb(config: ModelConfig, precision: str) -> float:
+    return sum(graph_nbytes(graph, config, parse_precision(precision)) for graph in LANGUAGE_GRAPHS) / 1e6
