@@ -70,12 +70,11 @@ class Folder:
         return {name: fold for layer in layers for name, fold in self._layer(layer).items()}
 
     def _layer(self, layer: _Layer) -> dict[str, Fold]:
-        s, u = self._factors(layer.in_proj), self._factors(layer.linear_in)
+        # A depth step attends to the values of the steps before it: like s and u, t is the same for all of them.
+        s, t, u = (self._factors(names) for names in (layer.in_proj, layer.out_proj, layer.linear_in))
         result = {layer.norm1: Fold(rows=1 / s), layer.norm2: Fold(rows=1 / u)}
-        for before, after in zip(layer.in_proj, layer.out_proj, strict=True):
-            t = self._factors((after,))
-            result[before] = Fold(s, torch.cat([torch.ones(2 * len(t)), 1 / t]))  # queries, keys, values
-            result[after] = Fold(t)
+        result |= {name: Fold(s, torch.cat([torch.ones(2 * len(t)), 1 / t])) for name in layer.in_proj}  # q, k, v
+        result |= {name: Fold(t) for name in layer.out_proj}
         for before, after in zip(layer.linear_in, layer.linear_out, strict=True):
             w = self._factors((after,))
             result[before] = Fold(u, torch.cat([torch.ones(len(w)), 1 / w]))  # gate, value

@@ -1,0 +1,142 @@
+"""Calibration: what is recorded is what the graphs compute, and what cannot be used is said."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from folders import TINY
+
+from pplex.export import weights
+from pplex.export.build import BuildOptions, build
+from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration
+from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
+from pplex.export.conversations import SPEECH_FRAMES, Conversations, default_conversations
+from pplex.export.layers import Linear
+from pplex.export.source import Source
+from pplex.export.voices import read_voices
+from pplex.runtime.bundle import Voice
+from pplex.runtime.errors import CalibrationError
+from pplex.runtime.precision import parse_precision
+from pplex.runtime.text import Tokenizer
+
+
+def silent(nbytes: int) -> None:
+    """No progress shown."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    with open_checkpoint(TINY / "checkpoint") as opened:
+        return opened
+
+
+@pytest.fixture(scope="module")
+def voices(checkpoint: Checkpoint) -> dict[str, Voice]:
+    return read_voices(checkpoint.path(VOICES_FILE), checkpoint.config)
+
+
+@pytest.fixture(scope="module")
+def conversations(checkpoint: Checkpoint, voices: dict[str, Voice]) -> Conversations:
+    tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    return default_conversations(checkpoint, checkpoint.config, tokenizer, voices)
+
+
+@pytest.fixture(scope="module")
+def calibration(checkpoint: Checkpoint, conversations: Conversations) -> Calibration:
+    return calibrate(checkpoint, checkpoint.config, conversations, silent)
+
+
+def test_conversations_hold_voice_persona_and_both_speakers(
+    checkpoint: Checkpoint, conversations: Conversations, voices: dict[str, Voice]
+) -> None:
+    for item, voice in zip(conversations.items, [*voices.values(), *voices.values()], strict=False):
+        steps = len(voice.embeddings)
+        assert (item.codes[:steps] == -1).all() and (item.codes[steps:] >= 0).all()
+        np.testing.assert_array_equal(item.embedding[:steps].numpy(), voice.embeddings)
+        assert (item.embedding[steps:] == 0).all()
+        assert len(item.codes) < checkpoint.config.temporal.capacity
+
+
+def test_what_is_recorded_is_what_the_whole_module_computes(
+    checkpoint: Checkpoint, conversations: Conversations, calibration: Calibration
+) -> None:
+    """One layer's weights at a time, and the released ring: the same numbers."""
+    config, module = checkpoint.config, weights.load("temporal", checkpoint)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, Linear):
+            seen[name] = []
+            part.register_forward_pre_hook(lambda _, x, name=name: seen[name].append(x[0].flatten(0, -2)))
+    stack = config.temporal
+    rings = [torch.zeros(1, stack.heads, stack.capacity, stack.head_dim) for _ in range(2 * stack.layers)]
+    for item in conversations.items:
+        ones = torch.ones(1)
+        start = torch.zeros(1, dtype=torch.int64)
+        module(item.codes[None], item.embedding[None], start, start - 1, ones[None], ones, start + 1, *rings)
+    for name in ("layers.0.attention.in_proj", "layers.2.gating.linear_out"):
+        x = torch.cat(seen[name])
+        key = f"temporal.{name}.weight"
+        assert calibration.largest[key] == pytest.approx(float(x.abs().max()), rel=1e-5)
+        torch.testing.assert_close(calibration.mean_square[key], x.square().mean(0), rtol=1e-4, atol=1e-7)
+    assert {key.removesuffix(".weight") for key in calibration.largest if key.startswith("temporal")} == {
+        f"temporal.{name}" for name in seen
+    }
+
+
+def test_saved_is_loaded(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
+    calibration.save(tmp_path / CALIBRATION_FILE)
+    again = Calibration.load(tmp_path / CALIBRATION_FILE, checkpoint.config)
+    assert again.source == calibration.source
+    for name, square in calibration.mean_square.items():
+        assert torch.equal(again.mean_square[name], square)
+        assert again.largest[name] == pytest.approx(calibration.largest[name])
+
+
+def test_another_models_calibration_is_refused(
+    checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
+) -> None:
+    square = {name: value[:-1] for name, value in calibration.mean_square.items()}
+    Calibration(calibration.largest, square, {}).save(tmp_path / "other.safetensors")
+    with pytest.raises(CalibrationError, match="other sizes"):
+        Calibration.load(tmp_path / "other.safetensors", checkpoint.config)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors at all"])
+def test_a_damaged_calibration_is_refused(checkpoint: Checkpoint, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.safetensors").write_bytes(content)
+    with pytest.raises(CalibrationError, match="holds no calibration"):
+        find_calibration(tmp_path / "c.safetensors", checkpoint, checkpoint.config, {}, silent)
+
+
+def test_a_folder_without_recordings_is_refused(
+    checkpoint: Checkpoint, voices: dict[str, Voice], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CalibrationError, match="holds no recording"):
+        find_calibration(tmp_path, checkpoint, checkpoint.config, voices, silent)
+
+
+def test_a_damaged_recording_is_named(checkpoint: Checkpoint, voices: dict[str, Voice], tmp_path: Path) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    with pytest.raises(CalibrationError, match=r"broken\.wav"):
+        find_calibration(tmp_path, checkpoint, checkpoint.config, voices, silent)
+
+
+def test_recordings_are_cut_into_both_sides_of_conversations(
+    checkpoint: Checkpoint, voices: dict[str, Voice], tmp_path: Path
+) -> None:
+    frames, random = 2 * SPEECH_FRAMES + 5, np.random.default_rng(0)
+    (tmp_path / "deep").mkdir()
+    soundfile.write(tmp_path / "deep" / "long.wav", random.normal(0, 0.1, 1920 * frames), 24_000)
+    soundfile.write(tmp_path / "short.flac", random.normal(0, 0.1, 9000), 16_000)
+    found = find_calibration(tmp_path, checkpoint, checkpoint.config, voices, silent)
+    assert found.source["recordings"] == "4 pieces of 2 files"
+
+
+def test_fp8_without_calibration_is_refused(tmp_path: Path) -> None:
+    options = BuildOptions(precision=parse_precision("depth=fp8"), calibration=None)
+    with pytest.raises(CalibrationError, match="depth in fp8 needs"):
+        build(Source(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
+    assert not list(tmp_path.iterdir())
