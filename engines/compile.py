@@ -48,7 +48,8 @@ def compile_engine(
         config.add_optimization_profile(profile)
     with timing_cache(library, config, out.parent):
         _write_plan(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
-    _check_weights(library, path.name, model, messages.figures("Total Weights Memory")[0])
+    held = messages.figures("Total Weights Memory") or [out.stat().st_size]
+    _check_weights(library, path.name, model, held[0])
     _write_layers(library, network, model, messages, layers_path(out))
     return {
         "kind": gpu.kind,
@@ -75,19 +76,13 @@ class _Messages:
 
         self.logger, self._said = Logger(), said
 
-    def last_error(self) -> str:
-        return next((message for error, message in reversed(self._said) if error), "no reason given")
+    def first_error(self) -> str:
+        return next((message for error, message in self._said if error), "no reason given")
 
     def figures(self, name: str) -> list[int]:
-        """The bytes it gave for `name`, once a profile or once in all.
-
-        Raises BuildError where there are none: a process has one logger, the first that is in use.
-        """
+        """The bytes it gave for `name`: once a profile, once in all, or never."""
         found = [re.match(rf"{name}: (\d+) bytes", message) for _, message in self._said]
-        figures = [int(match[1]) for match in found if match]
-        if not figures:
-            raise BuildError("An engine is in use in this process and takes the builder's messages: build in another.")
-        return figures
+        return [int(match[1]) for match in found if match]
 
 
 def _profiles(builder: Any, spec: GraphSpec, capacity: int, slots: int) -> list[Any]:
@@ -114,17 +109,21 @@ def _write_plan(
     library: Library, builder: Any, network: Any, config: Any, messages: _Messages, out: Path, what: str
 ) -> None:
     """Build, with the library writing to `out` in pieces: the engine is never whole in our memory."""
-    with out.open("wb") as file:
-        writer, failures = _writer(library.trt, file)
-        done = builder.build_serialized_network_to_stream(network, config, writer)
-    if failures or not done:  # the library takes no notice of a failed write
-        out.unlink()
-        raise BuildError(f"{library} cannot build {what}: {failures[0] if failures else messages.last_error()}")
-
-
-def _writer(trt: Any, file: BinaryIO) -> tuple[Any, list[OSError]]:
-    """What the library writes an engine with, and the errors that met it: they cannot pass through the library."""
     failures: list[OSError] = []
+    done = False
+    try:
+        with out.open("wb") as file:
+            writer = _writer(library.trt, file, failures)
+            done = builder.build_serialized_network_to_stream(network, config, writer)
+    except OSError as error:  # of the last bytes, written when the file is closed
+        failures.append(error)
+    if failures or not done:  # the library takes no notice of a failed write
+        out.unlink(missing_ok=True)
+        raise BuildError(f"{library} cannot build {what}: {failures[0] if failures else messages.first_error()}")
+
+
+def _writer(trt: Any, file: BinaryIO, failures: list[OSError]) -> Any:
+    """What the library writes an engine with; its errors are noted, for they cannot pass through the library."""
 
     class Writer(trt.IStreamWriter):
         def __init__(self) -> None:
@@ -137,7 +136,7 @@ def _writer(trt: Any, file: BinaryIO) -> tuple[Any, list[OSError]]:
                 failures.append(error)
                 return 0
 
-    return Writer(), failures
+    return Writer()
 
 
 def _check_weights(library: Library, name: str, model: onnx.ModelProto, held: int) -> None:

@@ -90,7 +90,7 @@ def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -
 def timing_cache(library: Library, config: Any, folder: Path) -> Iterator[None]:
     """Let TensorRT use and extend the kernel timings kept in `folder`.
 
-    TensorRT-RTX times nothing, and asking it for a cache makes it want a GPU.
+    TensorRT-RTX times nothing: its documentation has the cache without effect, and in need of a GPU.
     """
     if library.kind == TENSORRT_RTX:
         yield
