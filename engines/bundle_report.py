@@ -19,8 +19,8 @@ Counts = Mapping[str, Mapping[str, int]]
 class GraphReport:
     """One graph of a bundle; bytes are of the file with its weights, and of one session.
 
-    `layers` is how many there are of each type by dtype, `weights` the bytes by dtype, `scratch_nbytes` the scratch memory
-    of each profile; None where the bundle does not tell.
+    `layers` is how many there are of each type by dtype, `weights` the bytes by dtype in the graph and `held_nbytes` those
+    in the engine, `scratch_nbytes` the scratch memory of each profile; None where the bundle does not tell.
     """
 
     graph: str
@@ -34,6 +34,7 @@ class GraphReport:
     session_nbytes: int
     layers: Counts | None
     weights: Mapping[str, int] | None
+    held_nbytes: int | None
     scratch_nbytes: list[int] | None
 
 
@@ -55,6 +56,7 @@ class BundleReport:
         return "\n\n".join((table, *(_layers_text(report) for report in self.graphs)))
 
 
+_TOLD = ("layers", "weights", "held_nbytes", "scratch_nbytes")
 _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file", "a session")
 
 
@@ -89,7 +91,7 @@ def _nbytes(bundle: Bundle, graph: str) -> int:
 def _of_engine(path: Path) -> dict[str, Any]:
     """What was written down when the engine was built: nothing but its GPU can read the engine itself."""
     told = json.loads(layers_path(path).read_text()) if layers_path(path).exists() else {}
-    return {name: told.get(name) for name in ("layers", "weights", "scratch_nbytes")}
+    return {name: told.get(name) for name in _TOLD}
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
@@ -99,9 +101,9 @@ def _of_onnx(path: Path) -> dict[str, Any]:
 
         from pplex.engines.onnx_file import node_counts, weights_by_dtype
     except ImportError:
-        return {"layers": None, "weights": None, "scratch_nbytes": None}
+        return dict.fromkeys(_TOLD)
     model = onnx.load(path, load_external_data=False)
-    return {"layers": node_counts(model), "weights": weights_by_dtype(model), "scratch_nbytes": None}
+    return dict.fromkeys(_TOLD) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}
 
 
 def _row(report: GraphReport) -> tuple[str, ...]:
@@ -119,4 +121,5 @@ def _layers_text(report: GraphReport) -> str:
     counts = (f"{name} {dtype} {count}" for name, types in report.layers.items() for dtype, count in types.items())
     weights = ", ".join(f"{dtype} {readable(nbytes)}" for dtype, nbytes in report.weights.items())
     scratch = "".join(f"; scratch of profile {i} {readable(n)}" for i, n in enumerate(report.scratch_nbytes or ()))
-    return f"{report.graph}: weights {weights}{scratch}\n  {what}: {', '.join(counts)}"
+    held = f", {readable(report.held_nbytes)} in the engine" if report.held_nbytes is not None else ""
+    return f"{report.graph}: weights {weights}{held}{scratch}\n  {what}: {', '.join(counts)}"

@@ -48,9 +48,16 @@ def compile_engine(
         config.add_optimization_profile(profile)
     with timing_cache(library, config, out.parent):
         _write_plan(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
-    held = messages.figures("Total Weights Memory") or [out.stat().st_size]
-    _check_weights(library, path.name, model, held[0])
-    _write_layers(library, network, model, messages, layers_path(out))
+    held = max(messages.figures("Total Weights Memory") or [out.stat().st_size])
+    _check_weights(library, path.name, model, held)
+    told = {
+        "library": library.made_with,
+        "layers": layer_counts(network),
+        "weights": weights_by_dtype(model),
+        "held_nbytes": held,
+        "scratch_nbytes": messages.figures("Total Activation Memory"),
+    }
+    layers_path(out).write_text(json.dumps(told, indent=2) + "\n")
     return {
         "kind": gpu.kind,
         "file": out.name,
@@ -144,16 +151,6 @@ def _check_weights(library: Library, name: str, model: onnx.ModelProto, held: in
     stored = sum(weights_by_dtype(model).values())
     if held > 1.1 * stored + _SPARE_NBYTES:
         raise BuildError(
-            f"{library} made {held:,} bytes of weights from the {stored:,} of {name}: some are widened or stored twice. "
-            f"A Cast right after a weight does that; it belongs after the product."
+            f"{library} made {held:,} bytes of weights from the {stored:,} of {name}: some are stored twice, or widened, as "
+            f"by a Cast right after a weight, which belongs after the product."
         )
-
-
-def _write_layers(library: Library, network: Any, model: onnx.ModelProto, messages: _Messages, path: Path) -> None:
-    told = {
-        "library": library.made_with,
-        "layers": layer_counts(network),
-        "weights": weights_by_dtype(model),
-        "scratch_nbytes": messages.figures("Total Activation Memory"),
-    }
-    path.write_text(json.dumps(told, indent=2) + "\n")

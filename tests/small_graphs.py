@@ -65,7 +65,7 @@ def _layer(i: int, weights: str) -> tuple[list[onnx.NodeProto], list[onnx.Tensor
     if weights == "float16":
         used = w
     elif weights == "float8_e4m3fn":
-        tensors += [_scale(f"{w}.scale", (DIM,)), _scale(f"{w}.x_scale", ()), _zero(f"{w}.x_zero")]
+        tensors += [_scale(f"{w}.scale", (DIM,), i), _scale(f"{w}.x_scale", (), i), _zero(f"{w}.x_zero")]
         before = [
             helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], axis=1),
             helper.make_node("QuantizeLinear", [x, f"{w}.x_scale", f"{w}.x_zero"], [f"{x}.q"]),
@@ -73,7 +73,7 @@ def _layer(i: int, weights: str) -> tuple[list[onnx.NodeProto], list[onnx.Tensor
         ]
         x = f"{x}.f"
     else:
-        tensors.append(_scale(f"{w}.scale", (DIM // _BLOCK, DIM)))
+        tensors.append(_scale(f"{w}.scale", (DIM // _BLOCK, DIM), i))
         before = [helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], axis=0, block_size=_BLOCK)]
     product = helper.make_node("MatMul", [x, used], [f"product{i}"])
     return [*before, product, helper.make_node("Relu", [f"product{i}"], [f"x{i + 1}"])], tensors
@@ -90,8 +90,8 @@ def _weight(name: str, dtype: str, seed: int) -> onnx.TensorProto:
     return numpy_helper.from_array(values.astype(dtype), name)
 
 
-def _scale(name: str, shape: tuple[int, ...]) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.full(shape, 0.01, np.float16), name)
+def _scale(name: str, shape: tuple[int, ...], seed: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.full(shape, 0.01 * (seed + 1), np.float16), name)
 
 
 def _zero(name: str) -> onnx.TensorProto:
