@@ -10,7 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.graphs import GraphSpec, TensorSpec
+from pplex.runtime.config import RELEASED
+from pplex.runtime.graphs import GraphSpec, StateSpec, TensorSpec
 
 DIM = 512
 MLP = GraphSpec("mlp", (TensorSpec("x", "float16", ("B", "T", DIM)),), (TensorSpec("y", "float16", ("B", "T", DIM)),))
@@ -43,6 +44,22 @@ def write_mlp(path: Path, weights: str, layers: int = 4) -> int:
     made = [_layer(i, weights) for i in range(layers)]
     steps = [node for of_layer, _ in made for node in of_layer] + [helper.make_node("Identity", [f"x{layers}"], ["y"])]
     return write_graph(path, MLP, steps, [tensor for _, of_layer in made for tensor in of_layer])
+
+
+def write_attention(path: Path, dtype: str) -> GraphSpec:
+    """One layer's attention of the released model, over rings of C steps."""
+    heads, dim = RELEASED.temporal.heads, RELEASED.temporal.head_dim
+    rows = [TensorSpec(name, dtype, ("B", heads, "T", dim)) for name in "qkvy"]
+    index, mask = TensorSpec("index", "int64", ("B",)), TensorSpec("mask", "bool", ("B", 1, "T", "C"))
+    rings = tuple(StateSpec(f"{name}.0", dtype, ("B", heads, "C", dim), ring=True) for name in "kv")
+    spec = GraphSpec("attention", (*rows[:3], index, mask), (rows[3],), rings)
+    writes = [
+        helper.make_node("TensorScatter", [s.past, s.name[0], "index"], [s.present], axis=2, mode="linear")
+        for s in rings
+    ]
+    attend = helper.make_node("Attention", ["q", "present.k.0", "present.v.0", "mask"], ["y"], name="attend")
+    write_graph(path, spec, [*writes, attend], [])
+    return spec
 
 
 def write_graph(path: Path, spec: GraphSpec, steps: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> int:

@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from onnx import helper
-from small_graphs import write_graph
+from small_graphs import write_attention
 
 from pplex.engines.compile import compile_engine
 from pplex.engines.library import layers_path
@@ -16,7 +15,6 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.errors import ConfigError, GpuError
 from pplex.runtime.gpus import parse_gpu
-from pplex.runtime.graphs import GraphSpec, StateSpec, TensorSpec
 from pplex.runtime.precision import parse_precision
 
 
@@ -129,19 +127,3 @@ def test_scratch_is_more_than_the_builder_needs(tmp_path: Path, precision: str, 
     needed = json.loads(layers_path(engine).read_text())["scratch_nbytes"]
     bound = released("rtx-4090", precision, capacity).scratch_nbytes
     assert len(needed) == 2 and needed[0] < 1_000_000 < 0.2 * bound < needed[1] < bound
-
-
-def write_attention(path: Path, dtype: str) -> GraphSpec:
-    """One layer's attention of the released model, over rings of C steps."""
-    heads, dim = RELEASED.temporal.heads, RELEASED.temporal.head_dim
-    rows = [TensorSpec(name, dtype, ("B", heads, "T", dim)) for name in "qkvy"]
-    index, mask = TensorSpec("index", "int64", ("B",)), TensorSpec("mask", "bool", ("B", 1, "T", "C"))
-    rings = tuple(StateSpec(f"{name}.0", dtype, ("B", heads, "C", dim), ring=True) for name in "kv")
-    spec = GraphSpec("attention", (*rows[:3], index, mask), (rows[3],), rings)
-    writes = [
-        helper.make_node("TensorScatter", [s.past, s.name[0], "index"], [s.present], axis=2, mode="linear")
-        for s in rings
-    ]
-    attend = helper.make_node("Attention", ["q", "present.k.0", "present.v.0", "mask"], ["y"], name="attend")
-    write_graph(path, spec, [*writes, attend], [])
-    return spec
