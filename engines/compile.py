@@ -7,7 +7,15 @@ from typing import Any, BinaryIO
 
 import onnx
 
-from pplex.engines.library import EngineOptions, Library, configure, layers_path, open_library, timing_cache
+from pplex.engines.library import (
+    DEFAULT_OPTIONS,
+    EngineOptions,
+    Library,
+    configure,
+    layers_path,
+    open_library,
+    timing_cache,
+)
 from pplex.engines.network import allow_plain_attention, check_network, layer_counts, parse
 from pplex.engines.onnx_file import weights_by_dtype
 from pplex.runtime.errors import BuildError
@@ -28,7 +36,7 @@ def compile_engine(
     gpu: Gpu,
     slots: int,
     out: Path,
-    options: EngineOptions = EngineOptions(),  # noqa: B008, it is frozen
+    options: EngineOptions = DEFAULT_OPTIONS,
 ) -> dict[str, Any]:
     """Compile the ONNX file `path` to the engine file `out`; returns its entry in a bundle's manifest.
 

@@ -65,6 +65,17 @@ class Plan:
                 f"{self.slots} slots of {session} fit and not {slots}. {_what_fits(self, slots)}"
             )
 
+    def to_text(self) -> str:
+        """One line, for `build` to print before it starts."""
+        slots = "an unknown number of slots" if self.slots is None else f"{self.slots} slots"
+        weights, session, scratch = (
+            readable(nbytes) for nbytes in (self.weights_nbytes, self.session_nbytes, self.scratch_nbytes)
+        )
+        return (
+            f"{self.gpu.title} (sm_{self.gpu.sm}, {self.gpu.kind}): {slots} at {self.capacity} steps of context; "
+            f"{weights} of weights, {session} a session, {scratch} of scratch"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         figures = ("capacity", "weights_nbytes", "session_nbytes", "scratch_nbytes", "slots")
         return {

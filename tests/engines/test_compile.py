@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from small_graphs import MLP, mutated, write_graph, write_mlp
 
 from pplex.engines.compile import compile_engine
-from pplex.engines.library import TIMING_CACHE_FILE, EngineOptions, layers_path
+from pplex.engines.library import DEFAULT_OPTIONS, TIMING_CACHE_FILE, EngineOptions, layers_path
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import BuildError
 from pplex.runtime.gpus import TENSORRT, Gpu, parse_gpu
@@ -24,7 +24,7 @@ trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export
 RTX_4090 = parse_gpu("rtx-4090")
 
 
-def compile_mlp(path: Path, slots: int = 4, options: EngineOptions = EngineOptions()) -> Path:  # noqa: B008
+def compile_mlp(path: Path, slots: int = 4, options: EngineOptions = DEFAULT_OPTIONS) -> Path:
     """The engine of an MLP file."""
     out = path.with_suffix(".engine")
     compile_engine(path, MLP, 1, RTX_4090, slots, out, options)

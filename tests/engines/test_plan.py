@@ -97,6 +97,14 @@ def test_what_is_said_to_fit_does() -> None:
     released("rtx-4080", "int4").check(5)
 
 
+def test_a_plan_is_told_in_a_line() -> None:
+    assert released("rtx-4090", "int4").to_text() == (
+        "GeForce RTX 4090 (sm_89, tensorrt-rtx): 10 slots at 3000 steps of context; "
+        "5.1 GB of weights, 1.6 GB a session, 297.1 MB of scratch"
+    )
+    assert "an unknown number of slots" in released("sm_89", "int4").to_text()
+
+
 def test_a_bundles_plan_takes_its_files_weights_and_precision(tiny_bundle: Bundle) -> None:
     model = open_model(tiny_bundle.folder)
     assert model.precision == tiny_bundle.precision
