@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from pplex.cli.engines import inspect, plan
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.errors import PplexError
 from pplex.runtime.precision import PRECISIONS, parse_precision
@@ -181,6 +182,10 @@ def run(
     )
     report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, frames_bar)
     click.echo(json.dumps(report.to_dict()) if as_json else report.to_text(), err=True)
+
+
+main.add_command(inspect)
+main.add_command(plan)
 
 
 @main.group()

@@ -43,3 +43,7 @@ class CalibrationError(PplexError):
 
 class BuildError(PplexError):
     """A graph or an engine that could not be made."""
+
+
+class GpuError(PplexError):
+    """A GPU that is not there, that nobody knows, or that has no room for what is asked of it."""

@@ -1,0 +1,61 @@
+"""What `build` can ask of an engine's builder, and the commands that look at engines: inspect and plan."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of the builder, given to the command as one argument `engine_options`."""
+
+    @click.option(
+        "--tf32", is_flag=True, help="Let float32 products round their factors to TF32: faster, flips tokens."
+    )
+    @click.option("--workspace-mb", type=click.IntRange(min=1), help="Scratch memory of an engine at most, in MiB.")
+    @click.option(
+        "--optimization-level",
+        type=click.IntRange(0, 5),
+        help="How long TensorRT searches for kernels. Not TensorRT-RTX.",
+    )
+    @functools.wraps(command)
+    def with_options(
+        *args: Any, tf32: bool, workspace_mb: int | None, optimization_level: int | None, **rest: Any
+    ) -> Any:
+        from pplex.engines.library import EngineOptions
+
+        return command(*args, engine_options=EngineOptions(tf32, workspace_mb, optimization_level), **rest)
+
+    return with_options
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """What BUNDLE holds: engines, GPU, precisions, layers, and the memory a session takes."""
+    from pplex.engines.bundle_report import report_bundle
+
+    report = report_bundle(bundle)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@click.command()
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--gpu", "gpus", multiple=True, help="A name, sm_89 or local; can be repeated.  [default: every name]")
+@click.option("--precision", "precisions", multiple=True, help="As for build; can be repeated.")
+@click.option(
+    "--capacity", "capacities", type=click.IntRange(min=32), multiple=True, help="Steps of context, 80 ms each."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(
+    source: Path | None, gpus: tuple[str, ...], precisions: tuple[str, ...], capacities: tuple[int, ...], as_json: bool
+) -> None:
+    """How many conversations fit which GPU: of SOURCE, a bundle's or a checkpoint's folder, or of the released model."""
+    from pplex.engines.plan_report import report_plans
+
+    report = report_plans(source, gpus, precisions, capacities)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())

@@ -1,0 +1,125 @@
+"""What a bundle holds: its engines, their layers and precisions, and the memory a session takes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pplex.engines.library import layers_path
+from pplex.engines.plan import session_nbytes
+from pplex.engines.tables import markdown, readable
+from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.gpus import ONNXRUNTIME
+
+Counts = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One graph of a bundle; bytes are of the file with its weights, and of one session.
+
+    `layers` is how many there are of each type by dtype, `weights` the bytes by dtype in the graph and `held_nbytes` those
+    in the engine, `scratch_nbytes` the scratch memory of each profile; None where the bundle does not tell.
+    """
+
+    graph: str
+    kind: str
+    gpu: str | None
+    sm: int | None
+    slots: int | None
+    made_with: str
+    precision: str
+    nbytes: int
+    session_nbytes: int
+    layers: Counts | None
+    weights: Mapping[str, int] | None
+    held_nbytes: int | None
+    scratch_nbytes: list[int] | None
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """All graphs of a bundle, with rings of `capacity` steps."""
+
+    capacity: int
+    graphs: tuple[GraphReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """A Markdown table of the graphs, then the layers of each."""
+        sizes = ((report.nbytes, report.session_nbytes) for report in self.graphs)
+        total = ("all", "", "", "", "", "", *(readable(sum(column)) for column in zip(*sizes, strict=True)))
+        table = markdown(_HEADERS, [*(_row(report) for report in self.graphs), total])
+        return "\n\n".join((table, *(_layers_text(report) for report in self.graphs)))
+
+
+_TOLD = ("layers", "weights", "held_nbytes", "scratch_nbytes")
+_HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file", "a session")
+
+
+def report_bundle(folder: Path) -> BundleReport:
+    """Raises BundleError for what is no bundle, or a damaged one; contents are not hashed."""
+    bundle = open_bundle(folder, verify=False)
+    capacity = bundle.config.temporal.capacity
+    sessions = session_nbytes(bundle.config, bundle.precision, capacity)
+    return BundleReport(capacity, tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items()))
+
+
+def weights_nbytes(bundle: Bundle) -> int:
+    """Bytes of a bundle's engines, or of its graphs with their weights."""
+    return sum(_nbytes(bundle, graph) for graph in bundle.manifest["engines"])
+
+
+def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
+    entry = bundle.manifest["engines"][graph]
+    told = _of_onnx(bundle.graph_path(graph)) if entry["kind"] == ONNXRUNTIME else _of_engine(bundle.graph_path(graph))
+    named = {name: entry[name] for name in ("kind", "gpu", "sm", "slots", "made_with")}
+    nbytes = _nbytes(bundle, graph)
+    return GraphReport(graph, **named, precision=bundle.precision[graph], nbytes=nbytes, session_nbytes=session, **told)
+
+
+def _nbytes(bundle: Bundle, graph: str) -> int:
+    """The engine's file, and NAME.data beside an ONNX graph."""
+    path = bundle.graph_path(graph)
+    names = {path.name, path.with_suffix(".data").name} if path.suffix == ".onnx" else {path.name}
+    return sum(bundle.manifest["files"][name]["nbytes"] for name in names & bundle.manifest["files"].keys())
+
+
+def _of_engine(path: Path) -> dict[str, Any]:
+    """What was written down when the engine was built: nothing but its GPU can read the engine itself."""
+    told = json.loads(layers_path(path).read_text()) if layers_path(path).exists() else {}
+    return {name: told.get(name) for name in _TOLD}
+
+
+def _of_onnx(path: Path) -> dict[str, Any]:
+    """The nodes of the file, where onnx is installed: a machine that only runs bundles has no need of it."""
+    try:
+        import onnx
+
+        from pplex.engines.onnx_file import node_counts, weights_by_dtype
+    except ImportError:
+        return dict.fromkeys(_TOLD)
+    model = onnx.load(path, load_external_data=False)
+    return dict.fromkeys(_TOLD) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}
+
+
+def _row(report: GraphReport) -> tuple[str, ...]:
+    gpu = f"{report.gpu} (sm_{report.sm})" if report.gpu else "any"
+    sizes = readable(report.nbytes), readable(report.session_nbytes)
+    return (report.graph, report.precision, report.kind, report.made_with, gpu, str(report.slots or "any"), *sizes)
+
+
+def _layers_text(report: GraphReport) -> str:
+    if report.layers is None or report.weights is None:
+        return f"{report.graph}: layers are not told (for ONNX graphs: pip install 'pplex-export[export]')"
+    what = (
+        "nodes of the graph" if report.kind == ONNXRUNTIME else "layers as they went into the builder, which fuses them"
+    )
+    counts = (f"{name} {dtype} {count}" for name, types in report.layers.items() for dtype, count in types.items())
+    weights = ", ".join(f"{dtype} {readable(nbytes)}" for dtype, nbytes in report.weights.items())
+    scratch = "".join(f"; scratch of profile {i} {readable(n)}" for i, n in enumerate(report.scratch_nbytes or ()))
+    held = f", {readable(report.held_nbytes)} in the engine" if report.held_nbytes is not None else ""
+    return f"{report.graph}: weights {weights}{held}{scratch}\n  {what}: {', '.join(counts)}"

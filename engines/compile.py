@@ -1,0 +1,164 @@
+"""Compiling one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import onnx
+
+from pplex.engines.library import (
+    DEFAULT_OPTIONS,
+    EngineOptions,
+    Library,
+    configure,
+    layers_path,
+    open_library,
+    timing_cache,
+)
+from pplex.engines.network import allow_plain_attention, check_network, layer_counts, parse
+from pplex.engines.onnx_file import weights_by_dtype
+from pplex.runtime.errors import BuildError
+from pplex.runtime.gpus import Gpu
+from pplex.runtime.graphs import MAX_STEPS, GraphSpec
+
+# A matrix that a profile multiplies by one row only is laid out differently, and stored once more for it: with room for
+# two slots in every profile, each matrix is stored once.
+MIN_PROFILE_SLOTS = 2
+# What an engine may hold beyond the graph's own weights: folded constants, padding.
+_SPARE_NBYTES = 16 << 20
+
+
+def compile_engine(
+    path: Path,
+    spec: GraphSpec,
+    capacity: int,
+    gpu: Gpu,
+    slots: int,
+    out: Path,
+    options: EngineOptions = DEFAULT_OPTIONS,
+) -> dict[str, Any]:
+    """Compile the ONNX file `path` to the engine file `out`; returns its entry in a bundle's manifest.
+
+    B runs from 1 to `slots`. A graph with T steps gets two profiles: 0 for decoding, T = 1, and 1 for priming on one
+    slot's own row, T = 2 to 256. What went in is written to `layers_path(out)`. Raises BuildError where the library is
+    missing, needs a GPU that is not here, refuses the graph, or takes it for another one.
+    """
+    library = open_library(gpu)
+    messages = _Messages(library.trt)
+    builder = library.trt.Builder(messages.logger)
+    network, model = parse(library, builder, messages.logger, path, capacity)
+    check_network(library, network, model, spec, capacity)
+    allow_plain_attention(library.trt, network)
+    config = builder.create_builder_config()
+    configure(library, config, gpu, options)
+    for profile in _profiles(builder, spec, capacity, slots):
+        config.add_optimization_profile(profile)
+    with timing_cache(library, config, out.parent):
+        _write_plan(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
+    held = max(messages.figures("Total Weights Memory") or [out.stat().st_size])
+    _check_weights(library, path.name, model, held)
+    told = {
+        "library": library.made_with,
+        "layers": layer_counts(network),
+        "weights": weights_by_dtype(model),
+        "held_nbytes": held,
+        "scratch_nbytes": messages.figures("Total Activation Memory"),
+    }
+    layers_path(out).write_text(json.dumps(told, indent=2) + "\n")
+    return {
+        "kind": gpu.kind,
+        "file": out.name,
+        "gpu": gpu.name,
+        "sm": gpu.sm,
+        "slots": slots,
+        "made_with": library.made_with,
+    }
+
+
+class _Messages:
+    """What the library says: kept for our own message and for its figures, not printed."""
+
+    def __init__(self, trt: Any):
+        said: list[tuple[bool, str]] = []
+
+        class Logger(trt.ILogger):
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                said.append((severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR), message))
+
+        self.logger, self._said = Logger(), said
+
+    def first_error(self) -> str:
+        return next((message for error, message in self._said if error), "no reason given")
+
+    def figures(self, name: str) -> list[int]:
+        """The bytes it gave for `name`: once a profile, once in all, or never."""
+        found = [re.match(rf"{name}: (\d+) bytes", message) for _, message in self._said]
+        return [int(match[1]) for match in found if match]
+
+
+def _profiles(builder: Any, spec: GraphSpec, capacity: int, slots: int) -> list[Any]:
+    decode = _profile(builder, spec, capacity, max(slots, MIN_PROFILE_SLOTS), (1, 1, 1))
+    if not any("T" in tensor.shape for tensor in spec.inputs):
+        return [decode]
+    # Scratch memory grows with the largest B times T: the whole batch, which is never primed at once, would cost
+    # gigabytes.
+    return [decode, _profile(builder, spec, capacity, MIN_PROFILE_SLOTS, (2, MAX_STEPS // 4, MAX_STEPS))]
+
+
+def _profile(builder: Any, spec: GraphSpec, capacity: int, slots: int, steps: tuple[int, int, int]) -> Any:
+    """Smallest, most frequent and largest shape of every input."""
+    profile = builder.create_optimization_profile()
+    for tensor in spec.all_inputs:
+        ends = ({"B": batch, "T": t, "C": capacity} for batch, t in zip((1, 1, slots), steps, strict=True))
+        profile.set_shape(
+            tensor.name, *([end.get(d, d) if isinstance(d, str) else d for d in tensor.shape] for end in ends)
+        )
+    return profile
+
+
+def _write_plan(
+    library: Library, builder: Any, network: Any, config: Any, messages: _Messages, out: Path, what: str
+) -> None:
+    """Build, with the library writing to `out` in pieces: the engine is never whole in our memory."""
+    failures: list[OSError] = []
+    done = False
+    try:
+        with out.open("wb") as file:
+            writer = _writer(library.trt, file, failures)
+            done = builder.build_serialized_network_to_stream(network, config, writer)
+    except OSError as error:  # of the last bytes, written when the file is closed
+        failures.append(error)
+    if failures or not done:  # the library takes no notice of a failed write
+        out.unlink(missing_ok=True)
+        raise BuildError(f"{library} cannot build {what}: {failures[0] if failures else messages.first_error()}")
+
+
+def _writer(trt: Any, file: BinaryIO, failures: list[OSError]) -> Any:
+    """What the library writes an engine with; its errors are noted, for they cannot pass through the library."""
+
+    class Writer(trt.IStreamWriter):
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                failures.append(error)
+                return 0
+
+    return Writer()
+
+
+def _check_weights(library: Library, name: str, model: onnx.ModelProto, held: int) -> None:
+    """Raises BuildError for an engine that holds more bytes of weights than the graph: widened, or stored twice."""
+    stored = sum(weights_by_dtype(model).values())
+    if held > 1.1 * stored + _SPARE_NBYTES:
+        raise BuildError(
+            f"{library} made {held:,} bytes of weights from the {stored:,} of {name}: some are stored twice, or widened, as "
+            f"by a Cast right after a weight, which belongs after the product."
+        )

@@ -1,0 +1,135 @@
+"""TensorRT-RTX and TensorRT: one Python API under two module names, and the few points in which they differ."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pplex.runtime.errors import BuildError, GpuError
+from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
+
+TIMING_CACHE_FILE = "tensorrt.timing"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What can be asked of the builder.
+
+    `tf32` lets float32 matrix products round their factors to 10 bits of fraction, which the libraries do unless told
+    not to. `workspace_mb` bounds the scratch memory of an engine. `optimization_level`, 0 to 5, is how long TensorRT
+    searches for kernels; TensorRT-RTX chooses them when an engine is first loaded and has no use for it.
+    """
+
+    tf32: bool = False
+    workspace_mb: int | None = None
+    optimization_level: int | None = None
+
+
+DEFAULT_OPTIONS = EngineOptions()
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of the two libraries, imported: `trt` is its module."""
+
+    kind: str
+    title: str
+    trt: Any
+
+    def __str__(self) -> str:
+        return f"{self.title} {self.trt.__version__}"
+
+    @property
+    def made_with(self) -> str:
+        return f"{self.kind} {self.trt.__version__}"
+
+
+def layers_path(engine: Path) -> Path:
+    """Where it is written what went into an engine."""
+    return engine.with_suffix(".layers.json")
+
+
+_TITLES = {TENSORRT_RTX: "TensorRT-RTX", TENSORRT: "TensorRT"}
+_EXTRAS = {TENSORRT_RTX: "rtx", TENSORRT: "tensorrt"}
+
+
+def open_library(gpu: Gpu) -> Library:
+    """The library that builds for a GPU. Raises BuildError where it is not installed, or cannot build for it here."""
+    title = _TITLES[gpu.kind]
+    try:
+        trt = importlib.import_module(gpu.kind.replace("-", "_"))
+    except ImportError as error:
+        raise BuildError(
+            f"Engines for {gpu.title} are built by {title}, which is not installed: "
+            f"pip install 'pplex-export[export,{_EXTRAS[gpu.kind]}]'{_alternative(gpu)}"
+        ) from error
+    library = Library(gpu.kind, title, trt)
+    if gpu.kind == TENSORRT:
+        _check_present(library, gpu)
+    return library
+
+
+def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -> None:
+    """Set a builder configuration's target and options. Raises BuildError for an option without effect."""
+    trt = library.trt
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if library.kind == TENSORRT_RTX:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{gpu.sm}"), 0)
+        if options.optimization_level is not None:
+            raise BuildError(f"{library} builds the same engine at every optimization level: leave out the option.")
+    elif options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+
+
+@contextmanager
+def timing_cache(library: Library, config: Any, folder: Path) -> Iterator[None]:
+    """Let TensorRT use and extend the kernel timings kept in `folder`.
+
+    TensorRT-RTX times nothing: its documentation has the cache without effect, and in need of a GPU.
+    """
+    if library.kind == TENSORRT_RTX:
+        yield
+        return
+    path = folder / TIMING_CACHE_FILE
+    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    config.set_timing_cache(cache, False)
+    yield
+    path.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
+
+def creation_flags(trt: Any) -> int:
+    """Types are those of the graph. TensorRT 11 knows no other networks, and may know the flag no more."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _check_present(library: Library, gpu: Gpu) -> None:
+    """TensorRT times kernels while it builds, on the very GPU it builds for."""
+    try:
+        here = parse_gpu("local")
+    except GpuError as error:
+        raise BuildError(
+            f"{library.title} builds on the GPU it builds for: run this on a machine with {gpu.title}{_alternative(gpu)}"
+        ) from error
+    if here.sm != gpu.sm:
+        raise BuildError(
+            f"{library.title} builds on the GPU it builds for: {gpu.title} is sm_{gpu.sm}, and this machine has "
+            f"{here.title} (sm_{here.sm}). Run this there, or build for this one: --gpu local{_alternative(gpu)}"
+        )
+
+
+def _alternative(gpu: Gpu) -> str:
+    """What can be built for a GPU without its library or without the GPU itself."""
+    graphs = "leave out --gpu: ONNX Runtime runs the graphs on any NVIDIA GPU."
+    if gpu.kind == TENSORRT and gpu.sm in RTX_SM:
+        return (
+            f". Or --gpu sm_{gpu.sm}: a TensorRT-RTX engine of the same architecture, which NVIDIA does not support on "
+            f"{gpu.title}; or {graphs}"
+        )
+    return f". Or {graphs}"

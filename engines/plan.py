@@ -1,0 +1,133 @@
+"""How many conversations fit a GPU: weights, memory per session and scratch, counted before anything is built."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pplex.engines.tables import readable
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.errors import GpuError
+from pplex.runtime.gpus import Gpu
+from pplex.runtime.graphs import MAX_STEPS, GraphSpec, graph_specs
+from pplex.runtime.parameters import weights_nbytes
+from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS, PRECISIONS, storage_dtype
+
+# Left to the CUDA context, kernels, a desktop and the scratch memory of single steps: an allowance, not a measurement.
+RESERVE_NBYTES = 1_500_000_000
+_SHRINKING = ("fp16", "int8", "fp8", "int4")  # from the largest weights to the smallest
+# Rows of a priming profile, engines/compile.py: two slots of a chunk each.
+_PRIMING_ROWS = 2 * MAX_STEPS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a GPU holds, in bytes: weights once, a session's state and buffers per slot, the priming's scratch once."""
+
+    config: ModelConfig
+    precision: Mapping[str, str]
+    gpu: Gpu
+    capacity: int
+    weights_nbytes: int
+
+    @property
+    def possible(self) -> bool:
+        """Whether the GPU has arithmetic for every graph's precision."""
+        return set(self.precision.values()) <= set(self.gpu.precisions)
+
+    @property
+    def session_nbytes(self) -> int:
+        return sum(session_nbytes(self.config, self.precision, self.capacity).values())
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """The most a priming chunk needs when attention is not fused: scores twice, one ring, the widest layer."""
+        stack, item = self.config.temporal, storage_dtype(PRECISIONS[self.precision["temporal"]].activations).itemsize
+        row = 2 * stack.heads * self.capacity + 3 * stack.hidden + 4 * stack.dim
+        return item * (_PRIMING_ROWS * row + 2 * self.capacity * stack.dim)
+
+    @property
+    def slots(self) -> int | None:
+        """Slots that fit; None where the GPU's memory is not known."""
+        if self.gpu.memory_nbytes is None:
+            return None
+        room = self.gpu.memory_nbytes - RESERVE_NBYTES - self.weights_nbytes - self.scratch_nbytes
+        return max(0, room // self.session_nbytes) if self.possible else 0
+
+    def check(self, slots: int) -> None:
+        """Raises GpuError that says what would fit where `slots` do not, or where the GPU lacks the precision."""
+        self.gpu.check_precision(self.precision)
+        if self.slots is not None and slots > self.slots:
+            has, session = readable(self.gpu.memory_nbytes or 0), readable(self.session_nbytes)
+            taken = (self.weights_nbytes, self.scratch_nbytes, RESERVE_NBYTES)
+            weights, scratch, reserve = (readable(nbytes) for nbytes in taken)
+            raise GpuError(
+                f"{self.gpu.title} has {has}: after {weights} of weights, {scratch} of scratch and {reserve} kept free, "
+                f"{self.slots} slots of {session} fit and not {slots}. {_what_fits(self, slots)}"
+            )
+
+    def to_text(self) -> str:
+        """One line, for `build` to print before it starts."""
+        slots = "an unknown number of slots" if self.slots is None else f"{self.slots} slots"
+        weights, session, scratch = (
+            readable(nbytes) for nbytes in (self.weights_nbytes, self.session_nbytes, self.scratch_nbytes)
+        )
+        return (
+            f"{self.gpu.title} (sm_{self.gpu.sm}, {self.gpu.kind}): {slots} at {self.capacity} steps of context; "
+            f"{weights} of weights, {session} a session, {scratch} of scratch"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = ("capacity", "weights_nbytes", "session_nbytes", "scratch_nbytes", "slots")
+        return {
+            "gpu": asdict(self.gpu) | {"precisions": self.gpu.precisions},
+            "precision": dict(self.precision),
+            "possible": self.possible,
+            **{name: getattr(self, name) for name in figures},
+            "reserve_nbytes": RESERVE_NBYTES,
+        }
+
+
+def plan(
+    config: ModelConfig, precision: Mapping[str, str], gpu: Gpu, capacity: int, weights: int | None = None
+) -> Plan:
+    """The plan of a model in a precision per graph, with rings of `capacity` steps.
+
+    `weights` are the bytes of a bundle's weights where there is one; without it they are counted from the sizes.
+    """
+    counted = sum(weights_nbytes(config, precision).values()) if weights is None else weights
+    return Plan(config, precision, gpu, capacity, counted)
+
+
+def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: int) -> dict[str, int]:
+    """Bytes a slot takes, by graph: rings once, what is carried twice (past and present), inputs and outputs once."""
+    specs = graph_specs(config, precision)
+    return {graph: _session_nbytes(specs[graph], {"B": 1, "T": 1, "C": capacity}) for graph in GRAPH_NAMES}
+
+
+def _session_nbytes(spec: GraphSpec, sizes: Mapping[str, int]) -> int:
+    buffers = [(tensor, 1) for tensor in (*spec.inputs, *spec.outputs)]
+    buffers += [(state, 1 if state.ring else 2) for state in spec.state]  # type: ignore[misc]
+    total = 0
+    for tensor, copies in buffers:
+        nbytes = copies * storage_dtype(tensor.dtype).itemsize
+        for dim in tensor.shape:
+            nbytes *= sizes[dim] if isinstance(dim, str) else dim
+        total += nbytes
+    return total
+
+
+def _what_fits(asked: Plan, slots: int) -> str:
+    """The least change that gives the slots asked for in each respect, and the most slots there can be."""
+    smaller = [(f"--precision {name}", _in(asked, name)) for name in _SHRINKING if name in asked.gpu.precisions]
+    shorter = [(f"--capacity {asked.capacity // n}", replace(asked, capacity=asked.capacity // n)) for n in (2, 4)]
+    ways = [f"--slots {asked.slots}"] if asked.slots else []
+    for changes in (shorter, smaller):
+        ways += [option for option, other in changes if (other.slots or 0) >= slots][:1]
+    option, smallest = smaller[-1]
+    if not ways and smallest.slots:
+        ways = [f"{option} --slots {smallest.slots}"]
+    return f"What would fit: {', or '.join(ways)}." if ways else "It takes a GPU with more memory: pplex-export plan"
+
+
+def _in(asked: Plan, name: str) -> Plan:
+    return plan(asked.config, {**asked.precision, **dict.fromkeys(LANGUAGE_GRAPHS, name)}, asked.gpu, asked.capacity)

@@ -1,0 +1,110 @@
+"""The plans of one model for many GPUs, precisions and capacities, side by side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pplex.engines.bundle_report import weights_nbytes
+from pplex.engines.plan import RESERVE_NBYTES, Plan, plan
+from pplex.engines.tables import markdown, readable
+from pplex.runtime.bundle import is_bundle, open_bundle
+from pplex.runtime.config import RELEASED, ModelConfig
+from pplex.runtime.errors import ConfigError
+from pplex.runtime.gpus import GPUS, Gpu, parse_gpu
+from pplex.runtime.precision import parse_precision
+
+DEFAULT_PRECISIONS = ("fp16", "fp8", "int4")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes, and the weights and precision of a bundle where it is one."""
+
+    config: ModelConfig
+    precision: Mapping[str, str] | None = None
+    weights_nbytes: int | None = None
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Plans by [GPU][precision][capacity]; precisions are named as they were asked for."""
+
+    gpus: tuple[Gpu, ...]
+    precisions: tuple[str, ...]
+    capacities: tuple[int, ...]
+    plans: tuple[tuple[tuple[Plan, ...], ...], ...]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [one.to_dict() for of_gpu in self.plans for of_precision in of_gpu for one in of_precision]
+
+    def to_text(self) -> str:
+        """Two Markdown tables: slots by GPU, and what a precision takes."""
+        slots = markdown(
+            ("GPU", "--gpu", "sm", "memory", "engine", "precisions", *(f"{name} slots" for name in self.precisions)),
+            [_gpu_row(gpu, plans) for gpu, plans in zip(self.gpus, self.plans, strict=True)],
+        )
+        sizes = markdown(
+            ("precision", "weights", "a session", "scratch"),
+            [_size_row(name, plans) for name, plans in zip(self.precisions, self.plans[0], strict=True)],
+        )
+        steps = " / ".join(str(capacity) for capacity in self.capacities)
+        kept = f"{readable(RESERVE_NBYTES)} of each GPU are kept free."
+        return f"{slots}\n\n{sizes}\n\nSlots, sessions and scratch are for {steps} steps of context, 80 ms each. {kept}"
+
+
+def report_plans(
+    source: Path | None, gpus: Sequence[str] = (), precisions: Sequence[str] = (), capacities: Sequence[int] = ()
+) -> PlanReport:
+    """Plans for a bundle, a checkpoint's sizes or, without a source, those of the released model.
+
+    What is left out: all named GPUs, some precisions (a bundle's own), and the ring's capacity, its half and its
+    quarter. Raises GpuError, ConfigError or BundleError for what does not exist.
+    """
+    model = open_model(source)
+    config = model.config
+    names = tuple(precisions) or (("as built",) if model.precision else DEFAULT_PRECISIONS)
+    chosen = tuple(parse_gpu(name) for name in gpus or GPUS)
+    steps = tuple(capacities) or tuple(config.temporal.capacity // part for part in (1, 2, 4))
+    parsed = [model.precision if name == "as built" else parse_precision(name) for name in names]
+    weights = [model.weights_nbytes if name == "as built" else None for name in names]
+    plans = tuple(
+        tuple(
+            tuple(plan(config, precision or {}, gpu, capacity, nbytes) for capacity in steps)
+            for precision, nbytes in zip(parsed, weights, strict=True)
+        )
+        for gpu in chosen
+    )
+    return PlanReport(chosen, names, steps, plans)
+
+
+def open_model(source: Path | None) -> Model:
+    """The sizes of a bundle or a checkpoint's folder; of the released model without one."""
+    if source is None:
+        return Model(RELEASED)
+    if is_bundle(source):
+        bundle = open_bundle(source, verify=False)
+        return Model(bundle.config, bundle.precision, weights_nbytes(bundle))
+    if not source.is_dir():
+        raise ConfigError(
+            f"There is no folder {source}. Name a bundle or a checkpoint, or nothing: the released model."
+        )
+    return Model(ModelConfig.from_checkpoint(source / "config.json"))
+
+
+def _gpu_row(gpu: Gpu, plans: Iterable[Sequence[Plan]]) -> tuple[str, ...]:
+    memory = "" if gpu.memory_nbytes is None else f"{gpu.memory_nbytes / 1e9:.0f} GB"
+    slots = (_slots(of_precision) for of_precision in plans)
+    return (gpu.title, gpu.name, f"sm_{gpu.sm}", memory, gpu.kind, " ".join(gpu.precisions), *slots)
+
+
+def _slots(plans: Sequence[Plan]) -> str:
+    if not plans[0].possible:
+        return "-"
+    return " / ".join("?" if one.slots is None else str(one.slots) for one in plans)
+
+
+def _size_row(name: str, plans: Sequence[Plan]) -> tuple[str, ...]:
+    sessions = " / ".join(readable(one.session_nbytes) for one in plans)
+    scratch = " / ".join(readable(one.scratch_nbytes) for one in plans)
+    return (name, readable(plans[0].weights_nbytes), sessions, scratch)

@@ -1,0 +1,132 @@
+"""NVIDIA GPUs by the names `--gpu` takes: what `plan`, `build` and the runtime's messages know of each."""
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pplex.runtime.errors import GpuError
+from pplex.runtime.precision import PRECISIONS
+
+ONNXRUNTIME, TENSORRT_RTX, TENSORRT = "onnxruntime", "tensorrt-rtx", "tensorrt"
+
+# What TensorRT-RTX 1.7 compiles for: its own `ComputeCapability`.
+RTX_SM = (75, 80, 86, 89, 120, 121)
+# Compute capabilities that TensorRT and ONNX Runtime's CUDA provider still run on (developer.nvidia.com/cuda-gpus).
+KNOWN_SM = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+
+# The first compute capability with arithmetic for a weight format. TensorRT-RTX refuses to compile fp8 below 8.9, and
+# int4 and bf16 below 8.0; int8 weights it takes on 7.5, but its support matrix lists them from 8.6 on.
+_SINCE_SM = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 80, "int4": 80, "fp8": 89}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: `sm` is 89 for compute capability 8.9, `memory_nbytes` None where only the architecture was named.
+
+    `kind` is the engine to build for it. ONNX Runtime's CUDA provider runs the same graphs on any of them.
+    """
+
+    name: str
+    title: str
+    sm: int
+    memory_nbytes: int | None
+    kind: str
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Names of `--precision` that it has arithmetic for."""
+        return tuple(name for name in PRECISIONS if self.sm >= _SINCE_SM[name])
+
+    def check_precision(self, precision: Mapping[str, str]) -> None:
+        """Raises GpuError where a graph's precision is none of this GPU's."""
+        wrong = [f"{graph}={name}" for graph, name in precision.items() if name not in self.precisions]
+        if wrong:
+            raise GpuError(
+                f"{self.title} (sm_{self.sm}) cannot run {', '.join(wrong)}: it has {', '.join(self.precisions)}. "
+                f"Choose another --precision, or a GPU that has it: pplex-export plan"
+            )
+
+
+def parse_gpu(text: str) -> Gpu:
+    """What `--gpu` names: one of GPUS, an architecture such as sm_89, or `local` for this machine's first GPU.
+
+    Raises GpuError that says what is possible.
+    """
+    if text in GPUS:
+        return GPUS[text]
+    if text == "local":
+        return _local()
+    if match := re.fullmatch(r"sm_(\d+)", text):
+        return _architecture(int(match[1]))
+    raise GpuError(
+        f"There is no GPU named {text!r} here, only {', '.join(GPUS)}. Any other goes by its compute capability "
+        f"(sm_89 for 8.9, listed at developer.nvidia.com/cuda-gpus), and this machine's is local."
+    )
+
+
+def _architecture(sm: int) -> Gpu:
+    if sm not in KNOWN_SM:
+        raise GpuError(f"There are no engines for sm_{sm}, only for {', '.join(f'sm_{known}' for known in KNOWN_SM)}.")
+    kind = TENSORRT_RTX if sm in RTX_SM else TENSORRT
+    return Gpu(f"sm_{sm}", f"a GPU of sm_{sm}", sm, None, kind)
+
+
+def _local() -> Gpu:
+    """The first GPU that CUDA sees, which CUDA_VISIBLE_DEVICES chooses."""
+    try:
+        cudart: Any = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise GpuError("--gpu local asks CUDA for this machine's GPU: pip install 'pplex-export[rtx]'") from error
+    status, properties = cudart.cudaGetDeviceProperties(0)
+    if status != cudart.cudaError_t.cudaSuccess:
+        raise GpuError(
+            f"This machine has no NVIDIA GPU that CUDA can use ({status.name}). Name the one to build for, such as "
+            f"--gpu rtx-4090; pplex-export plan lists them."
+        )
+    title, sm = properties.name.decode().rstrip("\0"), 10 * properties.major + properties.minor
+    return Gpu("local", title, sm, properties.totalGlobalMem, _kind(title, sm))
+
+
+def _kind(title: str, sm: int) -> str:
+    """TensorRT-RTX for the products NVIDIA supports it on: RTX cards and, since 1.5, the GB10 (sm_121).
+
+    A data center part may share their architecture (L4 and RTX 4090 are both sm_89) and is still not among them, so it
+    gets TensorRT, which is made for it but has to be built on it.
+    """
+    return TENSORRT_RTX if sm in RTX_SM and ("RTX" in title or sm == 121) else TENSORRT
+
+
+def _gpu(name: str, title: str, sm: int, memory_gb: int) -> tuple[str, Gpu]:
+    return name, Gpu(name, title, sm, memory_gb * 10**9, _kind(title, sm))
+
+
+# Memory as it is sold, in 10^9 bytes.
+GPUS: Mapping[str, Gpu] = MappingProxyType(
+    dict(
+        (
+            _gpu("rtx-2080-ti", "GeForce RTX 2080 Ti", 75, 11),
+            _gpu("rtx-3090", "GeForce RTX 3090", 86, 24),
+            _gpu("rtx-4080", "GeForce RTX 4080", 89, 16),
+            _gpu("rtx-4090", "GeForce RTX 4090", 89, 24),
+            _gpu("rtx-5080", "GeForce RTX 5080", 120, 16),
+            _gpu("rtx-5090", "GeForce RTX 5090", 120, 32),
+            _gpu("rtx-a6000", "RTX A6000", 86, 48),
+            _gpu("rtx-6000-ada", "RTX 6000 Ada", 89, 48),
+            _gpu("rtx-pro-6000", "RTX PRO 6000 Blackwell", 120, 96),
+            _gpu("dgx-spark", "DGX Spark (GB10)", 121, 128),
+            _gpu("t4", "T4", 75, 16),
+            _gpu("a10", "A10", 86, 24),
+            _gpu("l4", "L4", 89, 24),
+            _gpu("l40s", "L40S", 89, 48),
+            _gpu("a100", "A100 80 GB", 80, 80),
+            _gpu("h100", "H100", 90, 80),
+            _gpu("h200", "H200", 90, 141),
+            _gpu("b200", "B200", 100, 180),
+            _gpu("jetson-orin", "Jetson AGX Orin 64 GB", 87, 64),
+            _gpu("jetson-thor", "Jetson T5000 (Thor)", 110, 128),
+        )
+    )
+)

@@ -1,0 +1,96 @@
+"""How many bytes of weights a graph has in a precision, counted from the sizes alone: no checkpoint and no torch."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
+from pplex.runtime.graphs import Conv, downsample, seanet_decoder, seanet_encoder, upsample
+from pplex.runtime.precision import PRECISIONS, Precision, storage_dtype
+
+# Bits of one weight in the formats numpy has no dtype for.
+_BITS = {"float8_e4m3fn": 8, "int4": 4}
+
+Matrix = tuple[int, int]  # [inputs, outputs]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A graph's parameters by how they are stored.
+
+    `matrices` are what a quantized precision quantizes, `plain` counts embeddings and all of the codec, stored as the
+    activations are, and `norms` stay float32.
+    """
+
+    matrices: tuple[Matrix, ...]
+    plain: int
+    norms: int
+
+    @property
+    def count(self) -> int:
+        return sum(math.prod(matrix) for matrix in self.matrices) + self.plain + self.norms
+
+    def nbytes(self, precision: Precision) -> int:
+        item = storage_dtype(precision.activations).itemsize
+        matrices = sum(_matrix_nbytes(matrix, precision) for matrix in self.matrices)
+        return matrices + item * self.plain + 4 * self.norms
+
+
+def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, int]:
+    """Bytes of weights and scales by graph, for a precision each (a name in PRECISIONS)."""
+    table = parameters(config)
+    return {graph: table[graph].nbytes(PRECISIONS[name]) for graph, name in precision.items()}
+
+
+def parameters(config: ModelConfig) -> dict[str, Parameters]:
+    """The parameters of each graph, by its name."""
+    mimi = config.mimi
+    encoder, decoder = seanet_encoder(mimi), seanet_decoder(mimi)
+    return {
+        "mimi_encode": _codec((*encoder.convs(), downsample(mimi)), mimi),
+        "temporal": _temporal(config),
+        "depth": _depth(config),
+        "mimi_decode": _codec((upsample(mimi), *decoder.convs()), mimi),
+    }
+
+
+def _matrix_nbytes(matrix: Matrix, precision: Precision) -> int:
+    """Weights, and a scale in the activations' dtype per block of a column, or per column where there are no blocks."""
+    inputs, outputs = matrix
+    nbytes = math.prod(matrix) * (_BITS.get(precision.weights) or 8 * storage_dtype(precision.weights).itemsize) // 8
+    if precision.weights == precision.activations:
+        return nbytes
+    blocks = math.ceil(inputs / precision.block) if precision.block else 1
+    return nbytes + blocks * outputs * storage_dtype(precision.activations).itemsize
+
+
+def _temporal(config: ModelConfig) -> Parameters:
+    stack = config.temporal
+    rows = config.text_card + 1 + (config.num_streams - 1) * (config.audio_card + 1)
+    matrices = (*_layer(stack) * stack.layers, (stack.dim, config.text_card))
+    return Parameters(matrices, rows * stack.dim, (2 * stack.layers + 1) * stack.dim)
+
+
+def _depth(config: ModelConfig) -> Parameters:
+    """One weight set a step; step 0 is fed the text token, every other one an audio token."""
+    stack, steps = config.depth, config.depth_steps
+    step = ((config.temporal.dim, stack.dim), *_layer(stack) * stack.layers, (stack.dim, config.audio_card))
+    rows = config.text_card + 1 + (steps - 1) * (config.audio_card + 1)
+    return Parameters(step * steps, rows * stack.dim, 2 * stack.layers * stack.dim)
+
+
+def _layer(stack: TransformerConfig) -> tuple[Matrix, ...]:
+    """Attention's two projections and the gated block's two."""
+    dim, hidden = stack.dim, stack.hidden
+    return (dim, 3 * dim), (dim, dim), (dim, 2 * hidden), (hidden, dim)
+
+
+def _codec(convs: Iterable[Conv], mimi: MimiConfig) -> Parameters:
+    stack = mimi.transformer
+    layer = 4 * stack.dim**2 + 2 * stack.dim * stack.hidden + 6 * stack.dim  # two norms with bias, two scales
+    quantizer = 2 * mimi.dim * mimi.codebook_dim + CODEBOOKS * mimi.codebook_size * mimi.codebook_dim
+    return Parameters((), sum(map(_conv, convs)) + stack.layers * layer + quantizer, 0)
+
+
+def _conv(conv: Conv) -> int:
+    return conv.outputs * (1 if conv.depthwise else conv.inputs) * conv.kernel + conv.bias * conv.outputs

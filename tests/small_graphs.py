@@ -1,0 +1,115 @@
+"""Small ONNX graphs for tests: mutated copies of a bundle's, and multilayer perceptrons in every weight format."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import RELEASED
+from pplex.runtime.graphs import GraphSpec, StateSpec, TensorSpec
+
+DIM = 512
+MLP = GraphSpec("mlp", (TensorSpec("x", "float16", ("B", "T", DIM)),), (TensorSpec("y", "float16", ("B", "T", DIM)),))
+_BLOCK = 32
+
+
+def mutated(bundle: Bundle, folder: Path, graph: str, change: Callable[[onnx.GraphProto], None]) -> Path:
+    """A copy of a bundle's graph in `folder` with its weights, after `change`."""
+    path = bundle.graph_path(graph)
+    model = onnx.load(path, load_external_data=False)
+    change(model.graph)
+    shutil.copyfile(path.with_suffix(".data"), folder / f"{graph}.data")
+    onnx.save(model, folder / path.name)
+    return folder / path.name
+
+
+def nodes(graph: onnx.GraphProto, op_type: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type == op_type]
+
+
+def insert_before(graph: onnx.GraphProto, reader: onnx.NodeProto, *new: onnx.NodeProto) -> None:
+    """Put nodes where their inputs are there and `reader` has not run yet."""
+    at = list(graph.node).index(reader)
+    for i, node in enumerate(new):
+        graph.node.insert(at + i, node)
+
+
+def write_mlp(path: Path, weights: str, layers: int = 4) -> int:
+    """Write MLP, relu(x @ w) times `layers`, with square weights in a format; returns their bytes with scales."""
+    made = [_layer(i, weights) for i in range(layers)]
+    steps = [node for of_layer, _ in made for node in of_layer] + [helper.make_node("Identity", [f"x{layers}"], ["y"])]
+    return write_graph(path, MLP, steps, [tensor for _, of_layer in made for tensor in of_layer])
+
+
+def write_attention(path: Path, dtype: str) -> GraphSpec:
+    """One layer's attention of the released model, over rings of C steps."""
+    heads, dim = RELEASED.temporal.heads, RELEASED.temporal.head_dim
+    rows = [TensorSpec(name, dtype, ("B", heads, "T", dim)) for name in "qkvy"]
+    index, mask = TensorSpec("index", "int64", ("B",)), TensorSpec("mask", "bool", ("B", 1, "T", "C"))
+    rings = tuple(StateSpec(f"{name}.0", dtype, ("B", heads, "C", dim), ring=True) for name in "kv")
+    spec = GraphSpec("attention", (*rows[:3], index, mask), (rows[3],), rings)
+    writes = [
+        helper.make_node("TensorScatter", [s.past, s.name[0], "index"], [s.present], axis=2, mode="linear")
+        for s in rings
+    ]
+    attend = helper.make_node("Attention", ["q", "present.k.0", "present.v.0", "mask"], ["y"], name="attend")
+    write_graph(path, spec, [*writes, attend], [])
+    return spec
+
+
+def write_graph(path: Path, spec: GraphSpec, steps: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> int:
+    """Write a graph of these nodes that keeps the contract `spec`; returns the bytes of its weights."""
+    inputs, outputs = ([_value(tensor) for tensor in tensors] for tensors in (spec.all_inputs, spec.all_outputs))
+    graph = helper.make_graph(steps, spec.name, inputs, outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), path)
+    return sum(len(tensor.raw_data) for tensor in weights)
+
+
+def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(
+        tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), tensor.shape
+    )
+
+
+def _layer(i: int, weights: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    x, w, used = "x" if i == 0 else f"x{i}", f"w{i}", f"w{i}.float"
+    tensors, before = [_weight(w, weights, i)], []
+    if weights == "float16":
+        used = w
+    elif weights == "float8_e4m3fn":
+        tensors += [_scale(f"{w}.scale", (DIM,), i), _scale(f"{w}.x_scale", (), i), _zero(f"{w}.x_zero")]
+        before = [
+            helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], axis=1),
+            helper.make_node("QuantizeLinear", [x, f"{w}.x_scale", f"{w}.x_zero"], [f"{x}.q"]),
+            helper.make_node("DequantizeLinear", [f"{x}.q", f"{w}.x_scale"], [f"{x}.f"]),
+        ]
+        x = f"{x}.f"
+    else:
+        tensors.append(_scale(f"{w}.scale", (DIM // _BLOCK, DIM), i))
+        before = [helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], axis=0, block_size=_BLOCK)]
+    product = helper.make_node("MatMul", [x, used], [f"product{i}"])
+    return [*before, product, helper.make_node("Relu", [f"product{i}"], [f"x{i + 1}"])], tensors
+
+
+def _weight(name: str, dtype: str, seed: int) -> onnx.TensorProto:
+    """Random weights [DIM, DIM], others for each seed: TensorRT stores equal ones once."""
+    values = np.random.default_rng(seed).integers(-7, 8, (DIM, DIM)).astype(np.int8)
+    if dtype == "int4":
+        packed = (values[:, ::2] & 15) | (values[:, 1::2] << 4)
+        return helper.make_tensor(name, TensorProto.INT4, (DIM, DIM), packed.astype(np.uint8).tobytes(), raw=True)
+    if dtype == "float8_e4m3fn":
+        return numpy_helper.from_array(values.astype(ml_dtypes.float8_e4m3fn), name)
+    return numpy_helper.from_array(values.astype(dtype), name)
+
+
+def _scale(name: str, shape: tuple[int, ...], seed: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.full(shape, 0.01 * (seed + 1), np.float16), name)
+
+
+def _zero(name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.zeros((), ml_dtypes.float8_e4m3fn), name)
