@@ -11,9 +11,9 @@ from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import unheard_codes
 from pplex.export.source import Source
-from pplex.export.storage import graph_nbytes
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
+from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import LANGUAGE_GRAPHS, parse_precision
 from pplex.validate.drift import Drift, Forced, drift, force
 from pplex.validate.widen import widen_bundle
@@ -83,4 +83,5 @@ def bench_precision(
 
 
 def _language_mb(config: ModelConfig, precision: str) -> float:
-    return sum(graph_nbytes(graph, config, parse_precision(precision)) for graph in LANGUAGE_GRAPHS) / 1e6
+    nbytes = weights_nbytes(config, parse_precision(precision))
+    return sum(nbytes[graph] for graph in LANGUAGE_GRAPHS) / 1e6

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from pplex.cli.engines import inspect, plan
+from pplex.cli.engines import engine_options, inspect, plan
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.errors import PplexError
+from pplex.runtime.gpus import parse_gpu
 from pplex.runtime.precision import PRECISIONS, parse_precision
 
 DEFAULT_VOICE = "NATF2"
@@ -97,6 +98,11 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
 @click.option(
     "--capacity", type=int, help="Steps that are remembered, 12.5 a second.  [default: the checkpoint's, 4 minutes]"
 )
+@click.option(
+    "--gpu", help="Compile engines for it: rtx-4090, sm_89, local, ...; pplex-export plan lists them.  [default: none]"
+)
+@click.option("--slots", type=click.IntRange(1, 256), default=8, help="Conversations an engine holds at once.")
+@engine_options
 def build(
     source: str,
     out: Path,
@@ -105,6 +111,9 @@ def build(
     precision: str,
     calibration: str,
     capacity: int | None,
+    gpu: str | None,
+    slots: int,
+    engine_options: Any,
 ) -> None:
     """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle.
 
@@ -117,12 +126,18 @@ def build(
     from pplex.export.staging import partial_folder
 
     options = BuildOptions(
-        int(depth_steps), parse_precision(precision), None if calibration == "none" else calibration, capacity
+        int(depth_steps),
+        parse_precision(precision),
+        None if calibration == "none" else calibration,
+        capacity,
+        None if gpu is None else parse_gpu(gpu),
+        slots,
+        engine_options,
     )
     checkpoint = resolve(source, revision)
     try:
         with build_progress() as progress:
-            build_bundle(checkpoint, out, options, progress)
+            build_bundle(checkpoint, out, options, progress, lambda line: click.echo(line, err=True))
     finally:
         if partial_folder(out).exists():
             click.echo(f"What is finished is in {partial_folder(out)}: the same command goes on from there.", err=True)

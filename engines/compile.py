@@ -37,8 +37,8 @@ def compile_engine(
     slots: int,
     out: Path,
     options: EngineOptions = DEFAULT_OPTIONS,
-) -> dict[str, Any]:
-    """Compile the ONNX file `path` to the engine file `out`; returns its entry in a bundle's manifest.
+) -> None:
+    """Compile the ONNX file `path` to the engine file `out`.
 
     B runs from 1 to `slots`. A graph with T steps gets two profiles: 0 for decoding, T = 1, and 1 for priming on one
     slot's own row, T = 2 to 256. What went in is written to `layers_path(out)`. Raises BuildError where the library is
@@ -66,14 +66,14 @@ def compile_engine(
         "scratch_nbytes": messages.figures("Total Activation Memory"),
     }
     layers_path(out).write_text(json.dumps(told, indent=2) + "\n")
+
+
+def engine_entry(engine: Path, gpu: Gpu, slots: int) -> dict[str, Any]:
+    """What a bundle's manifest says of an engine that `compile_engine` has written."""
+    made_with = json.loads(layers_path(engine).read_text())["library"]
     return {
-        "kind": gpu.kind,
-        "file": out.name,
-        "gpu": gpu.name,
-        "sm": gpu.sm,
-        "slots": slots,
-        "made_with": library.made_with,
-    }
+        "kind": gpu.kind, "file": engine.name, "gpu": gpu.name, "sm": gpu.sm, "slots": slots, "made_with": made_with,
+    }  # fmt: skip
 
 
 class _Messages:

@@ -96,10 +96,11 @@ def timing_cache(library: Library, config: Any, folder: Path) -> Iterator[None]:
     if library.kind == TENSORRT_RTX:
         yield
         return
-    path = folder / TIMING_CACHE_FILE
+    path = folder / CACHES_FOLDER / TIMING_CACHE_FILE
     cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
     config.set_timing_cache(cache, False)
     yield
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
 

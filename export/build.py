@@ -11,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pplex.engines.compile import compile_engine, engine_entry
+from pplex.engines.library import DEFAULT_OPTIONS, EngineOptions, open_library
+from pplex.engines.plan import plan
 from pplex.export.calibration import (
     CALIBRATION_FILE,
     DEFAULT_CALIBRATION,
@@ -24,7 +27,6 @@ from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
 from pplex.export.exporter import export_graph
 from pplex.export.source import Source
 from pplex.export.staging import LOCK_FILE, STEPS_FILE, Steps, may_take, whole_folder
-from pplex.export.storage import weights_nbytes
 from pplex.export.voices import read_voices, write_voices
 from pplex.runtime.bundle import (
     MANIFEST_FILE,
@@ -39,11 +41,16 @@ from pplex.runtime.bundle import (
 )
 from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
 from pplex.runtime.errors import BuildError, ConfigError
+from pplex.runtime.gpus import ONNXRUNTIME, Gpu
+from pplex.runtime.graphs import graph_specs
+from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, GRAPH_NAMES
 from pplex.runtime.text import Tokenizer
 
 # What is being done, the bytes of weights written since the last call, and those to be written in all.
 Progress = Callable[[str, int, int], None]
+
+DEFAULT_SLOTS = 8
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -54,14 +61,18 @@ def _silent(stage: str, done: int, total: int) -> None:
 class BuildOptions:
     """What is made of a checkpoint.
 
-    calibration: a folder of recordings, what an earlier calibration stored (a file, or the bundle it is in), "default" for
+    precision: a name for each graph. calibration: a folder of recordings, what an earlier calibration stored (a file, or the bundle it is in), "default" for
     synthetic speech, None to do without. capacity: steps the temporal transformer remembers, the checkpoint's if None.
+    gpu: what to compile engines for, of up to `slots` conversations at once; without it ONNX Runtime runs the graphs.
     """
 
     depth_steps: int = CODEBOOKS
     precision: Mapping[str, str] = field(default_factory=lambda: dict(FP32))
     calibration: str | os.PathLike[str] | None = DEFAULT_CALIBRATION
     capacity: int | None = None
+    gpu: Gpu | None = None
+    slots: int = DEFAULT_SLOTS
+    engine: EngineOptions = DEFAULT_OPTIONS
 
     def config(self, checkpoint: Checkpoint) -> ModelConfig:
         """The checkpoint's sizes with what the options change. Raises ConfigError."""
@@ -76,32 +87,43 @@ class BuildOptions:
         return replace(config, temporal=replace(config.temporal, capacity=self.capacity))
 
 
-def build(source: Source, out: Path, options: BuildOptions = BuildOptions(), progress: Progress = _silent) -> Path:
-    """Make the bundle `out` of a checkpoint: its four graphs, tokenizer and voices; returns `out`.
+def build(
+    source: Source,
+    out: Path,
+    options: BuildOptions = BuildOptions(),
+    progress: Progress = _silent,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Make the bundle `out` of a checkpoint: its four graphs or their engines, tokenizer and voices; returns `out`.
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
-    by tensor. A build that is interrupted keeps the graphs it has finished, and the same build goes on from there. Raises
-    CheckpointError for an unfit checkpoint, CalibrationError, ConfigError for options that do not fit it, BuildError or
-    OutputError for a graph or a target that cannot be written.
+    by tensor. A build that is interrupted keeps the graphs and engines it has finished, and the same build goes on from
+    there. `tell` is given what will fit the GPU. Raises CheckpointError for an unfit checkpoint, CalibrationError, ConfigError
+    and GpuError for options that do not fit it, BuildError or OutputError for a graph or a target that cannot be written.
     """
     _check_target(out)
     with open_checkpoint(source.folder) as checkpoint, whole_folder(out, is_bundle, resumable=True) as folder:
         config = options.config(checkpoint)
+        if options.gpu is not None:
+            planned = plan(config, options.precision, options.gpu, config.temporal.capacity)
+            planned.check(options.slots)
+            tell(planned.to_text())
+            open_library(options.gpu)
         steps = Steps(folder, _identity(checkpoint, options))
-        _check_space(folder, weights_nbytes(config, options.precision))
+        _check_space(folder, config, options)
         # The small parts first: what is wrong with them is known before the long work.
         voices = read_voices(checkpoint.path(VOICES_ARCHIVE), config)
         write_voices(voices, folder / VOICES_FILE)
         shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
         Tokenizer(folder / TOKENIZER_FILE)
-        _export_graphs(checkpoint, config, voices, options, steps, progress)
+        _make_graphs(checkpoint, config, voices, options, steps, progress)
         progress("hash", 0, 0)
         _write_manifest(folder, source, checkpoint, config, options, sorted(voices))
         open_bundle(folder, verify=False)
     return out
 
 
-def _export_graphs(
+def _make_graphs(
     checkpoint: Checkpoint,
     config: ModelConfig,
     voices: Mapping[str, Voice],
@@ -109,25 +131,34 @@ def _export_graphs(
     steps: Steps,
     progress: Progress,
 ) -> None:
-    precision, calibrated = options.precision, needs_calibration(options.precision, options.calibration is not None)
-    total = weights_nbytes(config, precision) + calibrated * calibration_nbytes(config)
+    """Calibrate, then export each graph; for a GPU, compile each and drop its file, whose weights the engine has."""
+    precision, folder = options.precision, steps.folder
+    calibrated = needs_calibration(precision, options.calibration is not None)
+    total = sum(weights_nbytes(config, precision).values()) + calibrated * calibration_nbytes(config)
 
     def told(stage: str) -> Callable[[int], None]:
         progress(stage, 0, total)
         return lambda nbytes: progress(stage, nbytes, total)
 
+    def calibrate() -> None:
+        found = find_calibration(options.calibration, checkpoint, config, voices, told("calibrate"))
+        found.save(folder / CALIBRATION_FILE)
+
     calibration = None
     if calibrated:
-        steps.once(
-            "calibration",
-            lambda: find_calibration(options.calibration, checkpoint, config, voices, told("calibrate")).save(
-                steps.folder / CALIBRATION_FILE
-            ),
-        )
-        calibration = Calibration.load(steps.folder / CALIBRATION_FILE, config)
-    for name in GRAPH_NAMES:
-        export = partial(export_graph, name, checkpoint, config, steps.folder, precision, calibration, told(name))
+        steps.once("calibration", calibrate)
+        calibration = Calibration.load(folder / CALIBRATION_FILE, config)
+    for name, spec in graph_specs(config, precision).items():
+        export = partial(export_graph, name, checkpoint, config, folder, precision, calibration, told(name))
         steps.once(name, export)
+        if options.gpu is not None:
+            told(f"{name} for sm_{options.gpu.sm}")
+            graph, engine, capacity = folder / f"{name}.onnx", folder / f"{name}.engine", config.temporal.capacity
+            steps.once(
+                engine.name,
+                partial(compile_engine, graph, spec, capacity, options.gpu, options.slots, engine, options.engine),
+            )
+            steps.forget(name)
 
 
 def _identity(checkpoint: Checkpoint, options: BuildOptions) -> str:
@@ -158,7 +189,7 @@ def _write_manifest(
     files = {
         path.name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name not in (LOCK_FILE, STEPS_FILE)
+        if path.is_file() and path.name not in (LOCK_FILE, STEPS_FILE)
     }
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -171,23 +202,21 @@ def _write_manifest(
         "config": config.to_dict(),
         "precision": dict(options.precision),
         "calibration": dict(Calibration.load(calibration, config).source) if calibration.exists() else None,
-        "engines": {
-            name: {
-                "kind": "onnxruntime",
-                "file": f"{name}.onnx",
-                "gpu": None,
-                "sm": None,
-                "slots": None,
-                "made_with": _made_with(),
-            }
-            for name in GRAPH_NAMES
-        },
+        "engines": {name: _engine(name, folder, options) for name in GRAPH_NAMES},
         "voices": voices,
         "parity": None,
         "files": files,
     }
     manifest["digest"] = manifest_digest(manifest)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _engine(graph: str, folder: Path, options: BuildOptions) -> dict[str, Any]:
+    """A graph's entry in the manifest."""
+    if options.gpu is None:
+        none = dict.fromkeys(("gpu", "sm", "slots"))
+        return {"kind": ONNXRUNTIME, "file": f"{graph}.onnx", **none, "made_with": _made_with()}
+    return engine_entry(folder / f"{graph}.engine", options.gpu, options.slots)
 
 
 def _check_target(out: Path) -> None:
@@ -197,7 +226,13 @@ def _check_target(out: Path) -> None:
         )
 
 
-def _check_space(folder: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_space(folder: Path, config: ModelConfig, options: BuildOptions) -> None:
+    """Engines are as large as their graphs, of which one at a time is kept beside them."""
+    weights = weights_nbytes(config, options.precision).values()
+    nbytes = sum(weights) + (0 if options.gpu is None else max(weights))
+    free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if free < nbytes:
-        raise BuildError(f"The bundle takes {nbytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free.")
+        raise BuildError(
+            f"The build takes {nbytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free. Make room, name an --out "
+            "on another disk, or choose a --precision of fewer bits."
+        )

@@ -21,11 +21,11 @@ from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
 from pplex.export.conversations import Conversations, default_conversations, recorded_conversations
 from pplex.export.depth import Depth
 from pplex.export.layers import Linear, ring_index, ring_mask, rope
-from pplex.export.storage import graph_nbytes
 from pplex.export.temporal import Temporal, TemporalLayer
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CalibrationError
+from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, LANGUAGE_GRAPHS
 from pplex.runtime.text import Tokenizer
 
@@ -124,7 +124,7 @@ def calibrate(
 
 def calibration_nbytes(config: ModelConfig) -> int:
     """Bytes that `calibrate` tells to its progress."""
-    return sum(graph_nbytes(graph, config, FP32) for graph in LANGUAGE_GRAPHS)
+    return sum(weights_nbytes(config, FP32)[graph] for graph in LANGUAGE_GRAPHS)
 
 
 class _Record:

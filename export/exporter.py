@@ -110,13 +110,19 @@ def _quantized(
         return found[0]
 
     def values() -> Tensor:
-        read.progress(storage.nbytes)
         quantized = once().values
-        return pack_int4(quantized) if storage.dtype == "int4" else quantized
+        stored = pack_int4(quantized) if storage.dtype == "int4" else quantized
+        read.progress(stored.nbytes)
+        return stored
+
+    def scale() -> Tensor:
+        found_scale = once().scale
+        read.progress(found_scale.nbytes)
+        return found_scale
 
     yield f"{name}.values", graph.lazy_weight(f"{name}.values", values, IR_TYPES[storage.dtype], storage.shape)
     scale_name, scale_type = f"{name}.scale", from_torch_dtype(SCALE_DTYPE)
-    yield scale_name, graph.lazy_weight(scale_name, lambda: once().scale, scale_type, storage.scale_shape)
+    yield scale_name, graph.lazy_weight(scale_name, scale, scale_type, storage.scale_shape)
 
 
 def _rounded(weight: Tensor, storage: Storage, importance: Tensor | None) -> Quantized:

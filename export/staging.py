@@ -38,7 +38,7 @@ class Steps:
         if name not in self.done:
             before = {path.name for path in self.folder.iterdir()}
             make()
-            new = [path for path in self.folder.iterdir() if path.name not in before]
+            new = [path for path in self.folder.iterdir() if path.is_file() and path.name not in before]
             self.done[name] = {path.name: path.stat().st_size for path in new}
             self._write()
 

@@ -1,31 +1,24 @@
 """What each weight of a graph is stored as, and the standard nodes that turn it back into numbers."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import torch
 
 from pplex.export import weights
-from pplex.export.quantize import SCALE_DTYPE
 from pplex.runtime.config import ModelConfig
+from pplex.runtime.parameters import block_of
 from pplex.runtime.precision import PRECISIONS
 
 _HEAD = re.compile(r"(text_linear|steps\.\d+\.output)\.weight")  # what gives logits
-_BITS = {"int4": 4, "int8": 8, "float8_e4m3fn": 8}
 IR_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 _BLOCK_AXIS, _COLUMN_AXIS = 0, 1  # of a weight [K, N]
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A weight [K, N] in fewer bits: its dtype, and how many weights along K share a scale (0: a whole column).
-
-    A block divides K. ONNX allows a shorter last block, but TensorRT's parser takes K over the number of scales for the
-    block, whatever `block_size` says, and would scale the wrong weights.
-    """
+    """A weight [K, N] in fewer bits: its dtype, and how many weights along K share a scale (0: a whole column)."""
 
     dtype: str
     block: int
@@ -35,43 +28,16 @@ class Storage:
     def scale_shape(self) -> tuple[int, ...]:
         return (self.shape[0] // self.block, self.shape[1]) if self.block else (self.shape[1],)
 
-    @property
-    def nbytes(self) -> int:
-        return (
-            -(-self.shape[0] * self.shape[1] * _BITS[self.dtype] // 8)
-            + SCALE_DTYPE.itemsize * torch.Size(self.scale_shape).numel()
-        )
-
 
 def storages(graph: str, config: ModelConfig, precision: Mapping[str, str]) -> dict[str, Storage]:
-    """The quantized weights of a graph by name; every other one is stored in the dtype it is computed with.
-
-    All matrices are, but two kinds. Tables that are looked up, not multiplied, stay in 16 bits. What gives the logits errs
-    straight into the sampling, for 2 % of the bytes: there 8 bits stand in for 4, and 16 for fp8.
-    """
-    chosen = PRECISIONS[precision[graph]]
-    if chosen.weights not in _BITS:
-        return {}
-    heads = {"int4": "int8", "int8": "int8"}
-    result = {}
+    """The quantized weights of a graph by name: its matrices. What is looked up, not multiplied, keeps 16 bits."""
+    chosen, result = PRECISIONS[precision[graph]], {}
     for name, parameter in weights.parameters(graph, config, precision).items():
-        dtype = heads.get(chosen.weights) if _HEAD.fullmatch(name) else chosen.weights
-        if dtype and name.endswith(".weight") and parameter.dim() == 2:
+        dtype = chosen.heads if _HEAD.fullmatch(name) else chosen.weights
+        if dtype in IR_TYPES and name.endswith(".weight") and parameter.dim() == 2:
             rows, columns = parameter.shape
-            result[name] = Storage(dtype, math.gcd(chosen.block, rows), (rows, columns))
+            result[name] = Storage(dtype, block_of(rows, chosen) if chosen.block else 0, (rows, columns))
     return result
-
-
-def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> int:
-    """Bytes of weights the graphs hold."""
-    return sum(graph_nbytes(graph, config, precision) for graph in precision)
-
-
-def graph_nbytes(graph: str, config: ModelConfig, precision: Mapping[str, str]) -> int:
-    """Bytes of weights one graph holds."""
-    quantized = storages(graph, config, precision)
-    parameters = weights.parameters(graph, config, precision)
-    return sum(quantized[name].nbytes if name in quantized else value.nbytes for name, value in parameters.items())
 
 
 def dequantize_in_graph(model: ir.Model, name: str, storage: Storage) -> None:

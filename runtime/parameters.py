@@ -18,22 +18,23 @@ Matrix = tuple[int, int]  # [inputs, outputs]
 class Parameters:
     """A graph's parameters by how they are stored.
 
-    `matrices` are what a quantized precision quantizes, `plain` counts embeddings and all of the codec, stored as the
-    activations are, and `norms` stay float32.
+    `matrices` and `heads` are what a quantized precision quantizes, `plain` counts embeddings and most of the codec,
+    stored as the activations are, and `float32` the norms and the codec's codebooks.
     """
 
     matrices: tuple[Matrix, ...]
+    heads: tuple[Matrix, ...]
     plain: int
-    norms: int
+    float32: int
 
     @property
     def count(self) -> int:
-        return sum(math.prod(matrix) for matrix in self.matrices) + self.plain + self.norms
+        return sum(math.prod(matrix) for matrix in (*self.matrices, *self.heads)) + self.plain + self.float32
 
     def nbytes(self, precision: Precision) -> int:
-        item = storage_dtype(precision.activations).itemsize
-        matrices = sum(_matrix_nbytes(matrix, precision) for matrix in self.matrices)
-        return matrices + item * self.plain + 4 * self.norms
+        matrices = sum(_matrix_nbytes(matrix, precision.weights, precision) for matrix in self.matrices)
+        heads = sum(_matrix_nbytes(matrix, precision.heads, precision) for matrix in self.heads)
+        return matrices + heads + storage_dtype(precision.activations).itemsize * self.plain + 4 * self.float32
 
 
 def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, int]:
@@ -54,29 +55,39 @@ def parameters(config: ModelConfig) -> dict[str, Parameters]:
     }
 
 
-def _matrix_nbytes(matrix: Matrix, precision: Precision) -> int:
+def _matrix_nbytes(matrix: Matrix, weights: str, precision: Precision) -> int:
     """Weights, and a scale in the activations' dtype per block of a column, or per column where there are no blocks."""
     inputs, outputs = matrix
-    nbytes = math.prod(matrix) * (_BITS.get(precision.weights) or 8 * storage_dtype(precision.weights).itemsize) // 8
-    if precision.weights == precision.activations:
+    nbytes = -(-math.prod(matrix) * (_BITS.get(weights) or 8 * storage_dtype(weights).itemsize) // 8)
+    if weights == precision.activations:
         return nbytes
-    blocks = math.ceil(inputs / precision.block) if precision.block else 1
+    blocks = inputs // block_of(inputs, precision) if precision.block else 1
     return nbytes + blocks * outputs * storage_dtype(precision.activations).itemsize
+
+
+def block_of(inputs: int, precision: Precision) -> int:
+    """How many weights of a column of `inputs` share a scale: the precision's block, or what of it divides the column.
+
+    ONNX allows a shorter last block. TensorRT's parser takes the length over the number of scales for the block, whatever
+    `block_size` says, and would scale the wrong weights.
+    """
+    return math.gcd(inputs, precision.block)
 
 
 def _temporal(config: ModelConfig) -> Parameters:
     stack = config.temporal
     rows = config.text_card + 1 + (config.num_streams - 1) * (config.audio_card + 1)
-    matrices = (*_layer(stack) * stack.layers, (stack.dim, config.text_card))
-    return Parameters(matrices, rows * stack.dim, (2 * stack.layers + 1) * stack.dim)
+    norms = (2 * stack.layers + 1) * stack.dim
+    return Parameters(_layer(stack) * stack.layers, ((stack.dim, config.text_card),), rows * stack.dim, norms)
 
 
 def _depth(config: ModelConfig) -> Parameters:
     """One weight set a step; step 0 is fed the text token, every other one an audio token."""
     stack, steps = config.depth, config.depth_steps
-    step = ((config.temporal.dim, stack.dim), *_layer(stack) * stack.layers, (stack.dim, config.audio_card))
+    step = ((config.temporal.dim, stack.dim), *_layer(stack) * stack.layers)
     rows = config.text_card + 1 + (steps - 1) * (config.audio_card + 1)
-    return Parameters(step * steps, rows * stack.dim, 2 * stack.layers * stack.dim)
+    heads = ((stack.dim, config.audio_card),) * steps
+    return Parameters(step * steps, heads, rows * stack.dim, 2 * stack.layers * stack.dim)
 
 
 def _layer(stack: TransformerConfig) -> tuple[Matrix, ...]:
@@ -87,9 +98,10 @@ def _layer(stack: TransformerConfig) -> tuple[Matrix, ...]:
 
 def _codec(convs: Iterable[Conv], mimi: MimiConfig) -> Parameters:
     stack = mimi.transformer
-    layer = 4 * stack.dim**2 + 2 * stack.dim * stack.hidden + 6 * stack.dim  # two norms with bias, two scales
+    layer = 4 * stack.dim**2 + 2 * stack.dim * stack.hidden + 2 * stack.dim  # and two norms with bias
     quantizer = 2 * mimi.dim * mimi.codebook_dim + CODEBOOKS * mimi.codebook_size * mimi.codebook_dim
-    return Parameters((), sum(map(_conv, convs)) + stack.layers * layer + quantizer, 0)
+    plain = sum(map(_conv, convs)) + stack.layers * layer
+    return Parameters((), (), plain, stack.layers * 4 * stack.dim + quantizer)
 
 
 def _conv(conv: Conv) -> int:
