@@ -39,3 +39,19 @@ class SlotError(PplexError):
 
 class BuildError(PplexError):
     """A graph or an engine that could not be made."""
+
+
+class EngineError(PplexError):
+    """An engine that cannot run here."""
+
+
+class LibraryError(EngineError):
+    """A library that an engine needs and that is not installed, or not in the version the engine was made with."""
+
+
+class GpuError(EngineError):
+    """No GPU, no driver, another GPU than the engine was built for, or a call that the driver refused."""
+
+
+class GpuMemoryError(GpuError):
+    """Less GPU memory than is needed."""
