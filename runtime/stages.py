@@ -47,9 +47,9 @@ class Stages:
         """`device` as in `choose_backend`, or a backend of one's own; with `logits`, they are among the arrays too."""
         backend = device if isinstance(device, Backend) else choose_backend(bundle, device, threads)
         self.slots, self._config, self.device = slots, bundle.config, backend.device
-        self._executors = backend.load(bundle, slots)
+        self.executors = backend.load(bundle, slots)
         sizes = {"C": bundle.config.temporal.capacity}
-        self.engines = {name: Engine(self._executors[name], self.device, slots, sizes) for name in GRAPH_NAMES}
+        self.engines = {name: Engine(self.executors[name], self.device, slots, sizes) for name in GRAPH_NAMES}
         codec_entries = bundle.config.mimi.steps_per_frame
         self._ring_entries = {"mimi_encode": codec_entries, "temporal": 1, "depth": 0, "mimi_decode": codec_entries}
 
@@ -121,7 +121,7 @@ class Stages:
             self.run("mimi_encode", 1)
             self.run_forced(0, 0, self._forced_arrays["codes"][:2], self._forced_arrays["embedding"][:2])
             self.reset(0, 2)
-        for executor in self._executors.values():
+        for executor in self.executors.values():
             executor.save_cache()
 
     def reset(self, row: int, steps: int) -> None:
@@ -154,7 +154,7 @@ class Stages:
     def _captured(self, graphs: tuple[str, ...], call: Call) -> Call:
         """A frame's call as one graph of the device's; one graph's own calls are made too seldom."""
         worthwhile = self.device.captures and len(graphs) > 1
-        return self.device.capture(call) if worthwhile and all(self._executors[g].capturable for g in graphs) else call
+        return self.device.capture(call) if worthwhile and all(self.executors[g].capturable for g in graphs) else call
 
     def _prepare(self, graphs: tuple[str, ...], batch: int, row: int) -> Call:
         uploads, downloads = self._transfers(graphs, batch, row)

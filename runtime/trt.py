@@ -106,7 +106,7 @@ class TensorRTExecutor:
         self._repeated: list[Any] = []
         self._shared: dict[int, Any] = {}  # by profile
         self._sinks: dict[str, Buffer] = {}
-        self._config = _JitConfig(plan, cache) if plan.library.jit else None
+        self._kernels = _Kernels(plan, cache) if plan.library.jit else None
 
     @property
     def capturable(self) -> bool:
@@ -118,12 +118,12 @@ class TensorRTExecutor:
         bound = {**self._unfetched(tensors), **tensors}
         profile = self._profile(tensors)
         if repeated:
-            context = self._new_context(profile)
+            context = self._new_context(profile, repeated)
             self._repeated.append(context)
             self._prepare(context, bound)
             return partial(self._enqueue, context)
         if profile not in self._shared:
-            self._shared[profile] = self._new_context(profile)
+            self._shared[profile] = self._new_context(profile, repeated)
 
         def call() -> None:
             self._prepare(self._shared[profile], bound)
@@ -133,8 +133,8 @@ class TensorRTExecutor:
 
     def save_cache(self) -> None:
         """Keep what was compiled so far, where the bundle can be written to."""
-        if self._config is not None:
-            self._config.save()
+        if self._kernels is not None:
+            self._kernels.save()
 
     def _profile(self, tensors: Mapping[str, Buffer]) -> int:
         """The first profile is for one step, the second for more."""
@@ -149,10 +149,10 @@ class TensorRTExecutor:
                 self._sinks[tensor.name] = self._device.zeros(shape, tensor.dtype)
         return self._sinks
 
-    def _new_context(self, profile: int) -> Any:
-        trt, engine = self._plan.trt, self._plan.engine
-        how = self._config.config if self._config else trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.create_execution_context(how)
+    def _new_context(self, profile: int, repeated: bool) -> Any:
+        user_managed = self._plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        how = self._kernels.config(repeated) if self._kernels else user_managed
+        context = self._plan.engine.create_execution_context(how)
         if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
             raise self._error(f"make a context for profile {profile}")
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)
@@ -174,24 +174,29 @@ class TensorRTExecutor:
         return EngineError(f"{self._plan.library.kind} cannot {what} in {self.spec.name}: {self._plan.messages.last()}")
 
 
-class _JitConfig:
-    """How contexts are made by a library that compiles kernels for shapes as it meets them."""
+class _Kernels:
+    """What a library compiles for the shapes it meets, kept in a file from one load to the next."""
 
-    def __init__(self, plan: Plan, cache: Path):
-        trt = plan.trt
-        self.config = plan.engine.create_runtime_config()
-        self.config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # At once, not beside the first frames: a captured graph would keep the kernels that stand in meanwhile.
-        self.config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        self._path, self._kernels = cache, self.config.create_runtime_cache()
-        self._read = cache.read_bytes() if cache.is_file() else b""
-        if self._read:
-            self._kernels.deserialize(self._read)  # of another GPU, driver or version: it stays empty, and is replaced
-        self.config.set_runtime_cache(self._kernels)
+    def __init__(self, plan: Plan, path: Path):
+        self._plan, self._path = plan, path
+        self._cache = plan.engine.create_runtime_config().create_runtime_cache()
+        self._stored = path.read_bytes() if path.is_file() else b""
+        if self._stored:
+            self._cache.deserialize(self._stored)  # of another GPU, driver or version: it stays empty, and is replaced
+
+    def config(self, repeated: bool) -> Any:
+        """How a context is made. Kernels for its very shapes are worth their wait only where they run every frame."""
+        trt, config = self._plan.trt, self._plan.engine.create_runtime_config()
+        strategy = trt.DynamicShapesKernelSpecializationStrategy
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        # Not lazily: a captured graph would keep the kernels that stand in until the others are compiled.
+        config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.NONE
+        config.set_runtime_cache(self._cache)
+        return config
 
     def save(self) -> None:
-        data = bytes(self._kernels.serialize())
-        if data == self._read:
+        data = bytes(self._cache.serialize())
+        if data == self._stored:
             return
         try:
             self._path.parent.mkdir(exist_ok=True)
@@ -199,7 +204,7 @@ class _JitConfig:
         except (OSError, OutputError):
             return  # a bundle that is read-only, or gone since it was loaded: the next load compiles again
         write_files({str(self._path): data})
-        self._read = data
+        self._stored = data
 
 
 def _messages(trt: Any) -> Any:

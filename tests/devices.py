@@ -1,0 +1,55 @@
+"""A device for tests: its memory is not the host's and its work waits, as a GPU's, so that a missing copy or wait shows."""
+
+from functools import partial
+
+import numpy as np
+
+from pplex.runtime.cuda_device import Gpu
+from pplex.runtime.device import Array, Buffer, Call, HostDevice, host_view
+
+
+class QueueDevice(HostDevice):
+    """Host memory that stands for a GPU's. Nothing enqueued is done before `synchronize`.
+
+    It has what executors ask a CudaDevice for. `free`: bytes that can be allocated.
+    """
+
+    captures = True
+    index, stream, gpu = 0, 4711, Gpu("Stand-in GPU", 89)
+
+    def __init__(self, free: int = 1 << 40) -> None:
+        self.free, self.replays, self.synchronized = free, 0, 0
+        self._queue: list[Call] = []
+        self.recording: list[Call] | None = None
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        buffer = super().zeros(shape, dtype)
+        self.free -= buffer.nbytes
+        return buffer
+
+    def staging(self, buffer: Buffer) -> Array:
+        return np.copy(host_view(buffer))
+
+    def enqueue(self, work: Call) -> None:
+        (self._queue if self.recording is None else self.recording).append(work)
+
+    def capture(self, work: Call) -> Call:
+        assert self.recording is None
+        self.recording = []
+        work()
+        recorded, self.recording = self.recording, None
+        return partial(self._replay, recorded)
+
+    def _replay(self, recorded: list[Call]) -> None:
+        self.replays += 1
+        for work in recorded:
+            self.enqueue(work)
+
+    def synchronize(self) -> None:
+        assert self.recording is None, "a stream that is captured cannot be waited for"
+        self.synchronized += 1
+        while self._queue:
+            self._queue.pop(0)()
+
+    def free_nbytes(self) -> int | None:
+        return self.free
