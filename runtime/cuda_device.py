@@ -41,6 +41,7 @@ class CudaDevice:
             raise GpuError(f"There is no GPU {index}: the driver shows {count}.")
         self._call("cudaSetDevice", index)
         self.index, self.gpu = index, self._describe(index)
+        self.name = self.gpu.name
         # Not the default stream, whose work waits for that of every other one.
         self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
         self.stream = int(self._stream)
@@ -77,10 +78,9 @@ class CudaDevice:
             self._do("cudaMemset2DAsync", *rows, self._stream)
 
     def capture(self, work: Call) -> Call:
-        # Thread-local: what other threads allocate meanwhile is theirs.
-        self._do(
-            "cudaStreamBeginCapture", self._stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
+        # Relaxed: a buffer that happens to be freed meanwhile, of an earlier runtime, must not end the capture.
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        self._do("cudaStreamBeginCapture", self._stream, mode)
         try:
             work()
         except BaseException:

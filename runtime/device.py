@@ -67,6 +67,7 @@ class Device(Protocol):
     """Where buffers are, and one queue of work on them: what is enqueued happens in its order, at the latest when
     `synchronize` returns. Until then a host array that is copied from must keep its values."""
 
+    name: str  # for reports
     captures: bool  # whether `capture` gains anything
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
@@ -94,7 +95,7 @@ class Device(Protocol):
 class HostDevice:
     """The host's own memory: nothing is copied to get there, and work is done when it is enqueued."""
 
-    captures = False
+    name, captures = "cpu", False
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         array = np.zeros(shape, storage_dtype(dtype))  # pages that no conversation has reached yet take no memory

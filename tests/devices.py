@@ -14,17 +14,19 @@ class QueueDevice(HostDevice):
     It has what executors ask a CudaDevice for. `free`: bytes that can be allocated.
     """
 
-    captures = True
+    name, captures = "stand-in", True
     index, stream, gpu = 0, 4711, Gpu("Stand-in GPU", 89)
 
     def __init__(self, free: int = 1 << 40) -> None:
         self.free, self.replays, self.synchronized = free, 0, 0
         self._queue: list[Call] = []
+        self._memory: list[object] = []  # a GPU's is freed only when what was enqueued on it is done
         self.recording: list[Call] | None = None
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         buffer = super().zeros(shape, dtype)
         self.free -= buffer.nbytes
+        self._memory.append(buffer.memory)
         return buffer
 
     def staging(self, buffer: Buffer) -> Array:

@@ -126,7 +126,9 @@ def test_a_saved_prompt_is_uploaded_again(place: Place, tiny_bundle: Bundle) -> 
             assert [second.step(frame).tokens.tolist() for frame in PCM[0, :8]] == expected
 
 
-@pytest.mark.parametrize("delays", [(0,) * 17, (0, 0, 1, 2, 2, 1, 2, 2, 0, 0, 2, 1, 2, 2, 1, 1, 2), (2, *[1] * 16)])
+@pytest.mark.parametrize(
+    "delays", [(0,) * 17, (0, 0, 1, 2, 2, 1, 2, 2, 0, 0, 2, 1, 2, 2, 1, 1, 2), (2, *[1] * 16), (0, 11, *[1] * 15)]
+)
 def test_other_delays_give_the_decoder_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
     """Whichever streams are just sampled: what the decoder was given is what the reply says, from the first frame on."""
     bundle = replace(tiny_bundle, config=replace(tiny_bundle.config, delays=delays))
