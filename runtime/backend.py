@@ -84,33 +84,37 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
     """Every graph on the library its engine was made for."""
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
-        entries = bundle.manifest["engines"]
-        libraries = {kind: LIBRARIES[kind] for kind in sorted({e["kind"] for e in entries.values()} - {ONNX_RUNTIME})}
-        modules = {kind: library.load() for kind, library in libraries.items()}
-        check_engines(entries, device.gpu, {kind: str(module.__version__) for kind, module in modules.items()}, slots)
-
-        per_slot = slot_nbytes(bundle.specs.values(), bundle.config.temporal.capacity)
-        capacity = bundle.config.temporal.capacity
-        check_memory(device.free_nbytes(), per_slot, engines_nbytes(bundle.manifest), slots, capacity)
-        plans = {
-            name: Plan(modules[entry["kind"]], libraries[entry["kind"]], bundle.graph_path(name), bundle.specs[name])
-            for name, entry in entries.items()
-            if entry["kind"] != ONNX_RUNTIME
-        }
-        scratch_nbytes = max((plan.scratch_nbytes for plan in plans.values()), default=0)
-        check_memory(device.free_nbytes(), per_slot, scratch_nbytes, slots, capacity)
-        scratch = Scratch(device, scratch_nbytes)
-        executors: dict[str, Executor] = {
-            name: TensorRTExecutor(plan, device, slots, scratch, cache_path(bundle.folder, name, device.gpu))
-            for name, plan in plans.items()
-        }
-        return executors | {
-            name: OnnxRuntimeCudaExecutor(bundle.graph_path(name), spec, device, bundle.precision[name])
-            for name, spec in bundle.specs.items()
-            if name not in plans
-        }
+        plans = _load_plans(bundle, device, slots)
+        scratch = Scratch(device, max((plan.scratch_nbytes for plan in plans.values()), default=1))
+        executors: dict[str, Executor] = {}
+        for name, spec in bundle.specs.items():
+            if name in plans:
+                cache = cache_path(bundle.folder, name, device.gpu)
+                executors[name] = TensorRTExecutor(plans[name], device, slots, scratch, cache)
+            else:
+                path = bundle.graph_path(name)
+                executors[name] = OnnxRuntimeCudaExecutor(path, spec, device, bundle.precision[name])
+        return executors
 
     return load
+
+
+def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Plan]:
+    """The compiled engines by graph, and the certainty that they and all slots have the memory they need."""
+    engines, capacity = bundle.manifest["engines"], bundle.config.temporal.capacity
+    kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNX_RUNTIME}
+    modules = {kind: LIBRARIES[kind].load() for kind in sorted(set(kinds.values()))}
+    check_engines(engines, device.gpu, {kind: str(module.__version__) for kind, module in modules.items()}, slots)
+
+    per_slot = slot_nbytes(bundle.specs.values(), capacity)
+    check_memory(device.free_nbytes(), per_slot, engines_nbytes(bundle.manifest), slots, capacity)
+    plans = {
+        name: Plan(modules[kind], LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
+        for name, kind in kinds.items()
+    }
+    scratch_nbytes = max((plan.scratch_nbytes for plan in plans.values()), default=0)
+    check_memory(device.free_nbytes(), per_slot, scratch_nbytes, slots, capacity)
+    return plans
 
 
 def check_engines(engines: Mapping[str, Mapping[str, Any]], gpu: Gpu, versions: Mapping[str, str], slots: int) -> None:

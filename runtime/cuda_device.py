@@ -8,6 +8,8 @@ from typing import Any
 from pplex.runtime.device import Array, Block, Buffer, Call, buffer_nbytes, host_view
 from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
 
+GPU = 0  # the one that every thread of a process starts with
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -27,20 +29,17 @@ class _Memory:
 
 
 class CudaDevice:
-    """One GPU, and one stream that all work goes through.
+    """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses), and one stream that all work goes through.
 
     Raises LibraryError where cuda-bindings is not installed, GpuError where no GPU or no driver answers.
     """
 
     captures = True
 
-    def __init__(self, index: int = 0):
+    def __init__(self) -> None:
         self._cuda = _library()
-        count = self._call("cudaGetDeviceCount")
-        if index >= count:
-            raise GpuError(f"There is no GPU {index}: the driver shows {count}.")
-        self._call("cudaSetDevice", index)
-        self.index, self.gpu = index, self._describe(index)
+        self._do("cudaSetDevice", GPU)
+        self.gpu = self._describe()
         self.name = self.gpu.name
         # Not the default stream, whose work waits for that of every other one.
         self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
@@ -104,8 +103,8 @@ class CudaDevice:
         free, _ = self._results("cudaMemGetInfo")
         return int(free)
 
-    def _describe(self, index: int) -> Gpu:
-        properties = self._call("cudaGetDeviceProperties", index)
+    def _describe(self) -> Gpu:
+        properties = self._call("cudaGetDeviceProperties", GPU)
         name = properties.name.partition(b"\0")[0].decode(errors="replace")
         return Gpu(name, 10 * properties.major + properties.minor)
 

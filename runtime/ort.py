@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pplex.runtime.cuda_device import CudaDevice
+from pplex.runtime.cuda_device import GPU, CudaDevice
 from pplex.runtime.device import Buffer, Call, HostDevice
 from pplex.runtime.errors import BundleError, EngineError, LibraryError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
@@ -58,9 +58,10 @@ class OnnxRuntimeCudaExecutor:
         self.spec, self._device = spec, device
         self._graph_ids = count(1)
         provider = {
-            "device_id": str(device.index),
+            "device_id": str(GPU),
             "has_user_compute_stream": "1",
             "user_compute_stream": str(device.stream),
+            "arena_extend_strategy": "kSameAsRequested",  # else it doubles, and weights are most of the memory
             "use_tf32": "0",  # its 10-bit mantissas change a greedy choice now and then
         }
         options = _options(precision, threads=1)
@@ -72,7 +73,7 @@ class OnnxRuntimeCudaExecutor:
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         import onnxruntime as ort
 
-        binding = _binding(self._session, self.spec, tensors, "cuda", self._device.index)
+        binding = _binding(self._session, self.spec, tensors, "cuda", GPU)
         options = ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)) if repeated else NO_CUDA_GRAPH)

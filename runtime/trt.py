@@ -51,11 +51,11 @@ LIBRARIES = {
 
 
 class Scratch:
-    """Memory that all contexts compute in, one after the other, as all are on one stream."""
+    """Memory that all contexts compute in, one after the other as they are on one stream."""
 
     def __init__(self, device: CudaDevice, nbytes: int):
         self.nbytes = nbytes
-        self._buffer = device.zeros((max(nbytes, 1),), "uint8")
+        self._buffer = device.zeros((nbytes,), "uint8")
         self.address = self._buffer.address
 
 

@@ -15,7 +15,7 @@ class QueueDevice(HostDevice):
     """
 
     name, captures = "stand-in", True
-    index, stream, gpu = 0, 4711, Gpu("Stand-in GPU", 89)
+    stream, gpu = 4711, Gpu("Stand-in GPU", 89)
 
     def __init__(self, free: int = 1 << 40) -> None:
         self.free, self.replays, self.synchronized = free, 0, 0

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 from devices import QueueDevice
 from tensorrt_stand_in import VERSION, stand_in, write_plans
@@ -70,20 +69,25 @@ def has_gpu() -> bool:
 
 
 no_gpu = pytest.mark.skipif(has_gpu(), reason="a GPU answers here")
-cpu_only = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="ONNX Runtime has its CUDA provider here"
-)
 
 
-@cpu_only
 def test_graphs_run_on_the_processor_where_there_is_nothing_else(tiny_bundle: Bundle) -> None:
     for asked in (None, "cpu"):
         assert isinstance(choose_backend(tiny_bundle, asked, threads=1).device, HostDevice)
 
 
-@cpu_only
 def test_a_gpu_is_asked_for_and_onnx_runtime_was_not_built_for_one(tiny_bundle: Bundle) -> None:
     with pytest.raises(LibraryError, match=r"was not built for GPUs: .* pip install 'pplex-export\[cuda\]'"):
+        choose_backend(tiny_bundle, "cuda", threads=1)
+
+
+@no_gpu
+def test_onnx_runtime_was_built_for_gpus_and_there_is_none(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: True)
+    assert isinstance(choose_backend(tiny_bundle, None, threads=1).device, HostDevice)
+    with pytest.raises(GpuError, match="No NVIDIA GPU can be used"):
         choose_backend(tiny_bundle, "cuda", threads=1)
 
 

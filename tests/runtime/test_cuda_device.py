@@ -1,5 +1,6 @@
 """The GPU as a device: its refusals where there is none, and its memory, copies and captures where there is one."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,10 +17,13 @@ from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
 
 
-def test_no_gpu_and_no_driver() -> None:
-    """With a GPU: that there is no hundredth one."""
-    with pytest.raises(GpuError, match=r"No NVIDIA GPU can be used \(cudaError.* nvidia-smi|There is no GPU 100"):
-        CudaDevice(100)
+def test_no_gpu_or_no_driver() -> None:
+    try:
+        CudaDevice()
+    except GpuError as error:
+        assert re.match(r"No NVIDIA GPU can be used \(cudaError.*\)\. See what nvidia-smi says", str(error))
+    else:
+        pytest.skip("a GPU answers here")
 
 
 def test_cuda_bindings_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +53,7 @@ def test_the_drivers_codes_are_named(code: str, error: type[GpuError], message: 
 
 BLOCK, ROWS = Block(256, 16), Block(256, 16, 3, 32)
 CALLS: dict[str, Callable[[CudaDevice], Any]] = {
-    "describe": lambda device: device._describe(0),
+    "describe": lambda device: device._describe(),
     "zeros": lambda device: device.zeros((2, 3), "bfloat16"),
     "staging": lambda device: device.staging(Buffer(256, (2, 3), "float32", None)),
     "copy": lambda device: device.copy(BLOCK, BLOCK)(),
