@@ -85,7 +85,7 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         plans = _load_plans(bundle, device, slots)
-        scratch = Scratch(device, max((plan.scratch_nbytes for plan in plans.values()), default=1))
+        scratch = Scratch(device, max([1, *(plan.scratch_nbytes for plan in plans.values())]))
         executors: dict[str, Executor] = {}
         for name, spec in bundle.specs.items():
             if name in plans:

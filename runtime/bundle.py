@@ -63,9 +63,10 @@ def is_bundle(folder: Path) -> bool:
     """Whether a folder holds a bundle, whole or damaged, and nothing else: then it can be replaced by another one."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        if manifest.keys() != _KEYS:
+            return False
         own = {*manifest["files"], MANIFEST_FILE}
-        others = [path for path in folder.iterdir() if path.name not in own]
-        return manifest.keys() == _KEYS and all(map(_is_caches, others))
+        return all(path.name in own or _is_caches(path) for path in folder.iterdir())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 

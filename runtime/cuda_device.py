@@ -8,6 +8,7 @@ from typing import Any
 from pplex.runtime.device import Array, Block, Buffer, Call, buffer_nbytes, host_view
 from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
 
+ALLOCATION_ALIGNMENT = 256  # bytes; CUDA promises it of every allocation
 GPU = 0  # the one that every thread of a process starts with
 
 

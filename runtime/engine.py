@@ -1,6 +1,6 @@
 """A graph with its state: row b of every buffer is slot b's, whatever runs the graph and wherever the buffers are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ class Executor(Protocol):
     """One graph made ready to run, by some library."""
 
     spec: GraphSpec
+    alignment: int  # bytes that every address it is given must be a multiple of
 
     @property
     def capturable(self) -> bool:
@@ -39,6 +40,7 @@ class Engine:
         self.state = {s.name: device.zeros(shapes[s.name], s.dtype) for s in self.spec.state}
         # A conv tail or a position has several readers in the graph, which may run after the writer: see StateSpec.
         self._next = {s.name: device.zeros(shapes[s.name], s.dtype) for s in self.spec.state if not s.ring}
+        self._stand_ins: dict[tuple[str, tuple[int, ...]], Buffer] = {}
 
     def bind(self, tensors: Mapping[str, Buffer], row: int, batch: int, repeated: bool = False) -> Call:
         """Prepare a call over rows row, ..., row + batch - 1.
@@ -57,15 +59,35 @@ class Engine:
             if tensor.name in bound or tensor in self.spec.inputs:
                 buffer = bound[tensor.name]
                 assert (buffer.dtype, buffer.shape[0]) == (tensor.dtype, batch), (tensor, buffer)
-        run = self._executor.bind(bound, repeated)
+        aligned, before, after = self._aligned(bound)
+        work = [*before, self._executor.bind(aligned, repeated), *after, *carried]
 
         # What is bound is addresses only: the closure keeps the memory behind them allocated.
         def call(_keep: Mapping[str, Buffer] = bound) -> None:
-            run()
-            for copy_back in carried:
-                copy_back()
+            in_turn(work)
 
         return call
+
+    def _aligned(self, bound: Mapping[str, Buffer]) -> tuple[dict[str, Buffer], list[Call], list[Call]]:
+        """The same tensors at addresses that the executor takes, and copies before and after its call of those that moved.
+
+        Allocations are aligned, and so is the start of every batch; a later slot's row of a small tensor may not be.
+        """
+        aligned, before, after = dict(bound), list[Call](), list[Call]()
+        alias = {state.present: state.past for state in self.spec.state if state.ring}
+        inputs = {tensor.name for tensor in self.spec.all_inputs}
+        for name, buffer in bound.items():
+            if buffer.address % self._executor.alignment == 0:
+                continue
+            key = alias.get(name, name), buffer.shape
+            if key not in self._stand_ins:
+                self._stand_ins[key] = self._device.zeros(buffer.shape, buffer.dtype)
+            aligned[name] = self._stand_ins[key]
+            if name in inputs:
+                before.append(self._device.copy(aligned[name].whole, buffer.whole))
+            else:
+                after.append(self._device.copy(buffer.whole, aligned[name].whole))
+        return aligned, before, after
 
     def reset(self, row: int, steps: int) -> None:
         """Make a slot new. `steps` is how many ring entries it has written, at most."""
@@ -101,3 +123,8 @@ class Engine:
 def fixed_shape(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A shape with its symbolic axes as long as `sizes` says."""
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in dims)
+
+
+def in_turn(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call()

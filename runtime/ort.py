@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pplex.runtime.cuda_device import GPU, CudaDevice
+from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, GPU, CudaDevice
 from pplex.runtime.device import Buffer, Call, HostDevice
 from pplex.runtime.errors import BundleError, EngineError, LibraryError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
@@ -24,6 +24,7 @@ class OnnxRuntimeExecutor:
     in, BundleError where it refuses the graph.
     """
 
+    alignment = 1
     capturable = True
 
     def __init__(
@@ -52,6 +53,7 @@ class OnnxRuntimeCudaExecutor:
     the GPU. Raises as OnnxRuntimeExecutor.
     """
 
+    alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
     capturable = False  # the provider allocates and synchronizes as it goes, which a capture around it forbids
 
     def __init__(self, path: Path, spec: GraphSpec, device: CudaDevice, precision: str = "fp32"):

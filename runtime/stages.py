@@ -13,7 +13,7 @@ from pplex.runtime.backend import Backend, choose_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.device import Array, Buffer, Call
-from pplex.runtime.engine import Engine, fixed_shape
+from pplex.runtime.engine import Engine, fixed_shape, in_turn
 from pplex.runtime.graphs import MAX_STEPS, TensorSpec
 from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
 
@@ -109,7 +109,7 @@ class Stages:
             uploads += self._transfer(chunk, array, up=True)
         for name in ("position", "forced_text", "text_noise", "text_temperature", "text_top_k"):
             uploads += self._transfer(buffers[name], self._tensors["temporal"][name][row : row + 1], up=True)
-        _in_turn([*uploads, self.engines["temporal"].bind(buffers, row, 1)])
+        in_turn([*uploads, self.engines["temporal"].bind(buffers, row, 1)])
         self.device.synchronize()
 
     def warm_up(self, batches: Sequence[int]) -> None:
@@ -163,7 +163,7 @@ class Stages:
             if graph == "mimi_decode" and len(graphs) > 1:
                 work += self._just_spoken(batch)
             work.append(self._bind_frame(graph, batch) if len(graphs) > 1 else self._bind(graph, batch, row, False))
-        return partial(_in_turn, [*uploads, *work, *downloads])
+        return partial(in_turn, [*uploads, *work, *downloads])
 
     def _bind_frame(self, graph: str, batch: int) -> Call:
         """A graph's call in a frame, which whole frames and frames without the codec share."""
@@ -248,8 +248,3 @@ class Stages:
 
 def _exchanged(engine: Engine) -> tuple[TensorSpec, ...]:
     return engine.spec.inputs + engine.spec.outputs
-
-
-def _in_turn(calls: Sequence[Call]) -> None:
-    for call in calls:
-        call()

@@ -7,7 +7,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from pplex.runtime.cuda_device import CudaDevice
+from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, CudaDevice
 from pplex.runtime.device import Buffer, Call
 from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import EngineError, LibraryError, OutputError
@@ -99,6 +99,8 @@ class TensorRTExecutor:
     A call that is repeated has a context of its own, since a captured graph is valid only while its context keeps shapes
     and addresses. Every other call shapes and binds the one context of its profile anew.
     """
+
+    alignment = ALLOCATION_ALIGNMENT  # IExecutionContext.setTensorAddress demands it
 
     def __init__(self, plan: Plan, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
         """`cache`: the file in which a library that compiles at load keeps what it compiled."""

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from pplex.runtime.cuda_device import Gpu
-from pplex.runtime.device import Array, Buffer, Call, HostDevice, host_view
+from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, Gpu
+from pplex.runtime.device import Array, Buffer, Call, HostDevice, buffer_nbytes, host_view
 
 
 class QueueDevice(HostDevice):
@@ -24,7 +24,8 @@ class QueueDevice(HostDevice):
         self.recording: list[Call] | None = None
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        buffer = super().zeros(shape, dtype)
+        buffer = super().zeros((ALLOCATION_ALIGNMENT + buffer_nbytes(shape, dtype),), "uint8")
+        buffer = Buffer(-(-buffer.address // ALLOCATION_ALIGNMENT) * ALLOCATION_ALIGNMENT, shape, dtype, buffer.memory)
         self.free -= buffer.nbytes
         self._memory.append(buffer.memory)
         return buffer

@@ -159,7 +159,7 @@ class Context:
         return stream == self.engine.device.stream
 
     def set_device_memory(self, address: int, nbytes: int) -> None:
-        assert nbytes >= SCRATCH_NBYTES
+        assert nbytes >= SCRATCH_NBYTES and address % 256 == 0
         self.scratch = address, nbytes
 
     def is_stream_capturable(self, stream: int) -> bool:
@@ -179,6 +179,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert not self.captured or self.addresses[name] == address, "the captured graph is for another address"
+        assert address % 256 == 0, f"{name} is not aligned"
         if name not in self.engine.names:
             return self.engine.refuse(f"there is no tensor {name}")
         self.addresses[name] = address

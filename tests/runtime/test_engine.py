@@ -281,3 +281,25 @@ def test_graph_that_does_not_load_is_named(tiny_bundle: Bundle, tmp_path: Path) 
     path.write_bytes(tiny_bundle.graph_path("depth").read_bytes()[:-1000])
     with pytest.raises(BundleError, match=r"ONNX Runtime \d+\.\d+\.\d+ cannot load .*depth\.onnx"):
         OnnxRuntimeExecutor(path, graph_specs(tiny_bundle.config)["depth"], HostDevice())
+
+
+@pytest.mark.parametrize("graph", [*CODECS, "temporal"])
+@pytest.mark.parametrize("batch, row", [(SLOTS, 0), (1, 2)])
+def test_tensors_that_are_not_aligned_are_moved_and_moved_back(
+    tiny_bundle: Bundle, graph: str, batch: int, row: int
+) -> None:
+    """Every tensor of one of two equal stages, rings too: only the first page of memory has addresses like these."""
+    played = Stages(tiny_bundle, SLOTS, threads=1), Stages(tiny_bundle, SLOTS, threads=1)
+    played[1].executors[graph].alignment = 1 << 60
+    for stages in played:
+        random = np.random.default_rng(5)
+        for step in range(3):
+            feed(stages, random, rows=[0, 2])
+            stages.codes[...] = random.integers(0, 400, stages.codes.shape)
+            stages.position[...] = step
+            stages.run(graph, batch, row)
+    for name, state in states(played[0], graph).items():
+        assert state.any()
+        np.testing.assert_array_equal(states(played[1], graph)[name], state, err_msg=name)
+    for name, array in played[0].tensors(graph).items():
+        np.testing.assert_array_equal(played[1].tensors(graph)[name], array, err_msg=name)
