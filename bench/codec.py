@@ -15,8 +15,10 @@ from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
 from pplex.export.synth_codec import speech_like
-from pplex.runtime.engine import OnnxRuntimeEngine
+from pplex.runtime.device import Buffer, HostDevice
+from pplex.runtime.engine import Engine
 from pplex.runtime.graphs import GraphSpec, graph_specs
+from pplex.runtime.ort import OnnxRuntimeExecutor
 
 Array = npt.NDArray[Any]
 Step = Callable[[Array], Array]
@@ -85,11 +87,12 @@ def _torch_step(checkpoint: Checkpoint, name: str) -> Step:
 def _ort_step(checkpoint: Checkpoint, name: str, scratch: Path, threads: int | None) -> Step:
     spec = graph_specs(checkpoint.config)[name]
     path = export_graph(name, checkpoint, checkpoint.config, scratch)
-    engine = OnnxRuntimeEngine(path, spec, slots=1, sizes={}, threads=threads)
+    device = HostDevice()
+    engine = Engine(OnnxRuntimeExecutor(path, spec, device, threads), device, slots=1, sizes={})
     tensors = {tensor.name: array for tensor, array in _buffers(spec)}
     tensors["active"][...] = True
     source, result = tensors[spec.inputs[0].name], tensors[spec.outputs[0].name]
-    call = engine.bind(tensors, 0, 1)
+    call = engine.bind({name: Buffer.of(array) for name, array in tensors.items()}, 0, 1)
 
     def step(frame: Array) -> Array:
         source[0] = frame

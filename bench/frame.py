@@ -9,12 +9,18 @@ from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, pe
 from pplex.runtime.session import Runtime
 
 PERSONA = "You enjoy having a good conversation."
+ENGINES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt")
 
 
-def bench_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -> BenchReport:
-    """Time `frames` frames of `sessions` primed sessions, which hear noise and sample at the default settings."""
+def bench_frame(
+    bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None = None
+) -> BenchReport:
+    """Time `frames` frames of `sessions` primed sessions, which hear noise and sample at the default settings.
+
+    On a GPU a frame's graphs are one piece of work, and have one row. `threads` and `device` as in `Runtime`.
+    """
     began = time.perf_counter()
-    runtime = Runtime.load(bundle, slots=sessions, threads=threads)
+    runtime = Runtime.load(bundle, slots=sessions, threads=threads, device=device)
     loaded = time.perf_counter()
     voice = next(iter(runtime.bundle.voices))
     opened = [runtime.open(voice, PERSONA, seed=0)]
@@ -35,9 +41,10 @@ def bench_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -
     figures = {
         "sessions": sessions,
         "frames": frames,
+        "device": runtime.stages.device.name,
         "late frames": int((np.array(whole[WARM_UP_FRAMES:]) * 1000 > runtime.config.frame_ms).sum()),
         "load s": round(loaded - began, 2),
         "prime ms": round(1000 * (primed - loaded), 1),
         "peak memory MB": peak_memory_mb(),
     }
-    return BenchReport(f"frame of {bundle.name}", timings, figures, machine(threads, "onnxruntime", "numpy"))
+    return BenchReport(f"frame of {bundle.name}", timings, figures, machine(threads, *ENGINES, "numpy"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pplex.runtime.engine import available_threads
+from pplex.runtime.ort import available_threads
 
 WARM_UP_FRAMES = 20
 

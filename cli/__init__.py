@@ -24,6 +24,12 @@ DEFAULT_PERSONA = (  # the reference's
 )
 
 
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="What ONNX graphs run on; compiled engines run on the GPU they are for.  [default: a GPU where there is one]",
+)
+
 _EXTRA_OF = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
 
 
@@ -165,6 +171,7 @@ def build(
 @click.option("--topk-audio", type=click.IntRange(1, MAX_CANDIDATES), default=250, help="Audio tokens to choose from.")
 @click.option("--topk-text", type=click.IntRange(1, MAX_CANDIDATES), default=25, help="Text tokens to choose from.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the timings as JSON on standard error.")
 def run(
     bundle: Path,
@@ -180,6 +187,7 @@ def run(
     topk_audio: int,
     topk_text: int,
     threads: int | None,
+    device: str | None,
     as_json: bool,
 ) -> None:
     """Let the model of BUNDLE listen to a recording: its speech and its text come out."""
@@ -195,7 +203,7 @@ def run(
         seed=None if seed == -1 else seed,
         sampling=GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio),
     )
-    report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, frames_bar)
+    report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, device, frames_bar)
     click.echo(json.dumps(report.to_dict()) if as_json else report.to_text(), err=True)
 
 
@@ -226,12 +234,13 @@ def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> 
 @click.option("--sessions", type=click.IntRange(min=1), default=1, help="Conversations stepped together.")
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def frame(bundle: Path, sessions: int, frames: int, threads: int | None, as_json: bool) -> None:
+def frame(bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None, as_json: bool) -> None:
     """A whole frame of BUNDLE: every stage, with primed sessions that sample at the default settings."""
     from pplex.bench.frame import bench_frame
 
-    report = bench_frame(bundle, sessions, frames, threads)
+    report = bench_frame(bundle, sessions, frames, threads, device)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
 
 

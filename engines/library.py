@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
 from pplex.runtime.errors import BuildError, GpuError
 from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
 
-TIMING_CACHE_FILE = "tensorrt.timing"
+TIMING_CACHE_FILE = f"tensorrt_timings{CACHE_SUFFIX}"
 
 
 @dataclass(frozen=True)

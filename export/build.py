@@ -61,9 +61,10 @@ def _silent(stage: str, done: int, total: int) -> None:
 class BuildOptions:
     """What is made of a checkpoint.
 
-    precision: a name for each graph. calibration: a folder of recordings, what an earlier calibration stored (a file, or the bundle it is in), "default" for
-    synthetic speech, None to do without. capacity: steps the temporal transformer remembers, the checkpoint's if None.
-    gpu: what to compile engines for, of up to `slots` conversations at once; without it ONNX Runtime runs the graphs.
+    precision: a name for each graph. calibration: a folder of recordings, what an earlier calibration stored (a file, or
+    the bundle it is in), "default" for synthetic speech, None to do without. capacity: steps the temporal transformer
+    remembers, the checkpoint's if None. gpu: what to compile engines for, of up to `slots` conversations at once; without
+    it ONNX Runtime runs the graphs.
     """
 
     depth_steps: int = CODEBOOKS
@@ -98,8 +99,9 @@ def build(
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
     by tensor. A build that is interrupted keeps the graphs and engines it has finished, and the same build goes on from
-    there. `tell` is given what will fit the GPU. Raises CheckpointError for an unfit checkpoint, CalibrationError, ConfigError
-    and GpuError for options that do not fit it, BuildError or OutputError for a graph or a target that cannot be written.
+    there. `tell` is given what will fit the GPU. Raises CheckpointError for an unfit checkpoint, CalibrationError,
+    ConfigError and GpuError for options that do not fit it, BuildError or OutputError for a graph or a target that cannot
+    be written.
     """
     _check_target(out)
     with open_checkpoint(source.folder) as checkpoint, whole_folder(out, is_bundle, resumable=True) as folder:
@@ -233,6 +235,6 @@ def _check_space(folder: Path, config: ModelConfig, options: BuildOptions) -> No
     free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if free < nbytes:
         raise BuildError(
-            f"The build takes {nbytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free. Make room, name an --out "
-            "on another disk, or choose a --precision of fewer bits."
+            f"The build takes {nbytes / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free. Make room, name an "
+            "--out on another disk, or choose a --precision of fewer bits."
         )

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from pplex.runtime.engine import available_threads
+from pplex.runtime.ort import available_threads
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")

@@ -21,6 +21,8 @@ SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 VOICES_FILE = "voices.safetensors"
+CACHES_FOLDER = "caches"  # kernels compiled on the machines the bundle was used on: no part of the bundle
+CACHE_SUFFIX = ".cache"
 
 _KEYS = {
     "schema", "made_by", "checkpoint", "config", "precision", "calibration", "engines", "voices", "parity", "files",
@@ -61,12 +63,16 @@ def is_bundle(folder: Path) -> bool:
     """Whether a folder holds a bundle, whole or damaged, and nothing else: then it can be replaced by another one."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text())
-        return manifest.keys() == _KEYS and {path.name for path in folder.iterdir()} <= {
-            *manifest["files"],
-            MANIFEST_FILE,
-        }
+        if manifest.keys() != _KEYS:
+            return False
+        own = {*manifest["files"], MANIFEST_FILE}
+        return all(path.name in own or _is_caches(path) for path in folder.iterdir())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
+
+
+def _is_caches(path: Path) -> bool:
+    return path.name == CACHES_FOLDER and all(cache.suffix == CACHE_SUFFIX for cache in path.iterdir())
 
 
 def open_bundle(folder: Path, verify: bool = True) -> Bundle:

@@ -286,8 +286,11 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
     stacks = {"lm": config.temporal, "depformer": config.depth, "mimi.transformer": mimi.transformer}
     uneven = [name for name, value in _sizes(config) if not isinstance(value, int)]
     rules = {
-        f"delays must be {2 * CODEBOOKS + 1} numbers of 0 or more": len(config.delays) == 2 * CODEBOOKS + 1
-        and min(config.delays) >= 0,
+        # A conversation must not begin before the shortest prompt has filled every stream: the decoder has no code for less.
+        f"delays must be {2 * CODEBOOKS + 1} numbers from 0 to {2 * SILENCE_FRAMES - 1}": len(config.delays)
+        == 2 * CODEBOOKS + 1
+        and min(config.delays) >= 0
+        and max(config.delays) <= 2 * SILENCE_FRAMES - 1,
         f"dep_q must be {CODEBOOKS} or {2 * CODEBOOKS}": config.stored_depth_sets in (CODEBOOKS, 2 * CODEBOOKS),
         f"every size must be a whole number ({', '.join(uneven)})": not uneven,
         f"card must be more than the codes of silence and tone need ({max(SILENCE_CODES + SINE_CODES)})": config.audio_card

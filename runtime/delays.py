@@ -23,6 +23,9 @@ class DelayRing:
 
     The frame that step t completes is column t - 1 + delay of each stream. Source: the reference's LMGen.
 
+    The model reads column t - 1 and what is provided now lands in column t or later: so a step can begin before it is
+    known what to provide, as long as that is known when it is committed.
+
     Rows are slots; every method takes the rows it works on and does all of them together.
     """
 
@@ -66,15 +69,21 @@ class DelayRing:
         return self.tokens[rows, :, source], forced
 
     def commit(self, rows: Rows, tokens: Tokens) -> Tokens:
-        """Store the step's tokens [n, k], sampled or forced, of the first k streams; returns the frame [n, K] it completes.
+        """Store the step's tokens [n, k] of the first k streams where none was provided; returns what `completing` gives.
 
-        The frame means something once the step committed was above `max_delay`; priming takes more steps than that.
+        From then on it is whole. It means something once the step was above `max_delay`; priming takes more steps than that.
         """
-        step = self.step[rows]
-        self.provided[rows, :, (step - 1) % self.columns] = False
-        self.tokens[rows, : tokens.shape[1], step % self.columns] = tokens
-        column = (step[:, None] - self.max_delay + self.delays) % self.columns  # [n, K]
+        streams, target = tokens.shape[1], self.step[rows] % self.columns
+        kept = self.provided[rows, :streams, target]
+        self.tokens[rows, :streams, target] = np.where(kept, self.tokens[rows, :streams, target], tokens)
+        self.provided[rows, :, (self.step[rows] - 1) % self.columns] = False
+        frame = self.completing(rows)
         self.step[rows] += 1
+        return frame
+
+    def completing(self, rows: Rows) -> Tokens:
+        """The frame [n, K] that the step to come completes; the streams of the longest delay have theirs once it is done."""
+        column = (self.step[rows, None] - self.max_delay + self.delays) % self.columns  # [n, K]
         return self.tokens[rows[:, None], self._streams, column]
 
     def force(self, row: int, frame: Tokens) -> Tokens:

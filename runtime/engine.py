@@ -1,128 +1,130 @@
-"""Running one graph: the interface the loop needs, and ONNX Runtime behind it."""
+"""A graph with its state: row b of every buffer is slot b's, whatever runs the graph and wherever the buffers are."""
 
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from pplex.runtime.errors import BundleError
+from pplex.runtime.device import Array, Buffer, Call, Device
 from pplex.runtime.graphs import Dim, GraphSpec, StateSpec
-
-Array = npt.NDArray[Any]
-Call = Callable[[], None]
+from pplex.runtime.precision import storage_dtype
 
 
-class Engine(Protocol):
-    """One graph made ready to run for S slots. It owns the graph's state: row b of every buffer is slot b's."""
+class Executor(Protocol):
+    """One graph made ready to run, by some library."""
 
     spec: GraphSpec
+    alignment: int  # bytes that every address it is given must be a multiple of
 
-    def bind(self, tensors: Mapping[str, Array], row: int, batch: int) -> Call:
-        """Prepare a call over rows row, ..., row + batch - 1.
+    @property
+    def capturable(self) -> bool:
+        """Whether a device can capture the calls bound so far, each of which has been made once."""
 
-        `tensors` are host arrays by input or output name, [batch, ...] each: the call reads and writes them in place,
-        every time it is made. Outputs left out are not fetched.
+    def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
+        """Prepare a call: each time it is made, it enqueues the graph on the device's queue.
+
+        `tensors` has every input and every state, past and present, by name; outputs left out are not fetched.
+        `repeated`: the call will be made every frame, and deserves resources of its own.
         """
 
-    def reset(self, row: int, steps: int) -> None:
-        """Make a slot new. `steps` is how many ring entries it has written, at most."""
-
-    def save(self, row: int, steps: int) -> dict[str, Array]:
-        """A copy of the first `steps` ring entries of a slot, by state name."""
-
-    def restore(self, row: int, saved: Mapping[str, Array]) -> None:
-        """Write back what `save` gave, into any slot."""
+    def save_cache(self) -> None:
+        """Keep for the next load what was compiled while the first calls were made."""
 
 
-class OnnxRuntimeEngine:
-    """A graph on ONNX Runtime's CPU provider, its state bound in place.
+class Engine:
+    """An executor and the state of `slots` slots. Symbolic axes of the state are as long as `sizes` says."""
 
-    Raises BundleError where ONNX Runtime is not installed or refuses the graph.
-    """
-
-    def __init__(self, path: Path, spec: GraphSpec, slots: int, sizes: Mapping[str, int], threads: int | None = None):
-        self.spec = spec
-        self._session = _session(path, threads)
-        # zeros: pages that no conversation has reached yet take no memory.
-        self.state = {s.name: np.zeros((slots, *_shape(s.shape[1:], sizes)), s.dtype) for s in spec.state}
+    def __init__(self, executor: Executor, device: Device, slots: int, sizes: Mapping[str, int]):
+        self.spec, self._executor, self._device = executor.spec, executor, device
+        shapes = {s.name: (slots, *fixed_shape(s.shape[1:], sizes)) for s in self.spec.state}
+        self.state = {s.name: device.zeros(shapes[s.name], s.dtype) for s in self.spec.state}
         # A conv tail or a position has several readers in the graph, which may run after the writer: see StateSpec.
-        self._next = {s.name: np.empty_like(self.state[s.name]) for s in spec.state if not s.ring}
+        self._next = {s.name: device.zeros(shapes[s.name], s.dtype) for s in self.spec.state if not s.ring}
+        self._stand_ins: dict[tuple[str, tuple[int, ...]], Buffer] = {}
 
-    def bind(self, tensors: Mapping[str, Array], row: int, batch: int) -> Call:
-        binding = self._session.io_binding()
-        for tensor in self.spec.inputs:
-            _bind(binding.bind_input, tensor.name, _checked(tensors[tensor.name], tensor.dtype))
-        for tensor in self.spec.outputs:
-            if tensor.name in tensors:
-                _bind(binding.bind_output, tensor.name, _checked(tensors[tensor.name], tensor.dtype))
-        carried = []
+    def bind(self, tensors: Mapping[str, Buffer], row: int, batch: int, repeated: bool = False) -> Call:
+        """Prepare a call over rows row, ..., row + batch - 1.
+
+        `tensors` are buffers of the device by input or output name, [batch, ...] each: the call reads and writes them in
+        place, every time it is made. `repeated` as in `Executor.bind`.
+        """
+        bound, carried = dict(tensors), []
         for state in self.spec.state:
-            past = self.state[state.name][row : row + batch]
-            present = past if state.ring else self._next[state.name][row : row + batch]
-            _bind(binding.bind_input, state.past, past)
-            _bind(binding.bind_output, state.present, present)
+            past = self.state[state.name].rows(row, batch)
+            present = past if state.ring else self._next[state.name].rows(row, batch)
+            bound |= {state.past: past, state.present: present}
             if not state.ring:
-                carried.append((past, present))
+                carried.append(self._device.copy(past.whole, present.whole))
+        for tensor in (*self.spec.all_inputs, *self.spec.all_outputs):
+            if tensor.name in bound or tensor in self.spec.inputs:
+                buffer = bound[tensor.name]
+                assert (buffer.dtype, buffer.shape[0]) == (tensor.dtype, batch), (tensor, buffer)
+        aligned, before, after = self._aligned(bound)
+        work = [*before, self._executor.bind(aligned, repeated), *after, *carried]
 
-        # The binding holds addresses only: the closure keeps the arrays behind them alive.
-        def call(_keep: Mapping[str, Array] = dict(tensors)) -> None:
-            self._session.run_with_iobinding(binding)
-            for past, present in carried:
-                np.copyto(past, present)
+        # What is bound is addresses only: the closure keeps the memory behind them allocated.
+        def call(_keep: Mapping[str, Buffer] = bound) -> None:
+            in_turn(work)
 
         return call
 
+    def _aligned(self, bound: Mapping[str, Buffer]) -> tuple[dict[str, Buffer], list[Call], list[Call]]:
+        """The same tensors at addresses that the executor takes, and copies before and after its call of those that moved.
+
+        Allocations are aligned, and so is the start of every batch; a later slot's row of a small tensor may not be.
+        """
+        aligned, before, after = dict(bound), list[Call](), list[Call]()
+        alias = {state.present: state.past for state in self.spec.state if state.ring}
+        inputs = {tensor.name for tensor in self.spec.all_inputs}
+        for name, buffer in bound.items():
+            if buffer.address % self._executor.alignment == 0:
+                continue
+            key = alias.get(name, name), buffer.shape
+            if key not in self._stand_ins:
+                self._stand_ins[key] = self._device.zeros(buffer.shape, buffer.dtype)
+            aligned[name] = self._stand_ins[key]
+            if name in inputs:
+                before.append(self._device.copy(aligned[name].whole, buffer.whole))
+            else:
+                after.append(self._device.copy(buffer.whole, aligned[name].whole))
+        return aligned, before, after
+
     def reset(self, row: int, steps: int) -> None:
+        """Make a slot new. `steps` is how many ring entries it has written, at most."""
         # A masked entry weighs nothing, but zero times a stray infinity would not be zero: clear what was written.
         for state in self.spec.state:
-            if state.ring:
-                self.state[state.name][row, :, :steps] = 0
-            else:
-                self.state[state.name][row] = 0
+            buffer = self.state[state.name].rows(row, 1)
+            self._device.clear(buffer.part(2, 0, min(steps, buffer.shape[2])) if state.ring else buffer.whole)
 
     def save(self, row: int, steps: int) -> dict[str, Array]:
-        return {s.name: self.state[s.name][row, :, :steps].copy() for s in self._rings()}
+        """A copy of the first `steps` ring entries of a slot, [H, steps, D] host arrays by state name."""
+        saved = {}
+        for state in self._rings():
+            ring = self.state[state.name].rows(row, 1)
+            _, heads, capacity, dim = ring.shape
+            kept = min(steps, capacity)
+            saved[state.name] = np.empty((heads, kept, dim), storage_dtype(state.dtype))
+            self._device.copy(Buffer.of(saved[state.name]).part(1, 0, kept), ring.part(2, 0, kept))()
+        self._device.synchronize()
+        return saved
 
     def restore(self, row: int, saved: Mapping[str, Array]) -> None:
+        """Write back what `save` gave, into any slot."""
         for state in self._rings():
-            self.state[state.name][row, :, : saved[state.name].shape[1]] = saved[state.name]
+            kept = saved[state.name].shape[1]
+            ring = self.state[state.name].rows(row, 1)
+            self._device.copy(ring.part(2, 0, kept), Buffer.of(saved[state.name]).part(1, 0, kept))()
+        self._device.synchronize()
 
     def _rings(self) -> list[StateSpec]:
         return [state for state in self.spec.state if state.ring]
 
 
-def available_threads() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _session(path: Path, threads: int | None) -> Any:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise BundleError("This bundle runs on ONNX Runtime: pip install 'pplex-export[cpu]'") from error
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_threads()
-    options.log_severity_level = 3
-    # The four graphs take turns: an idle one's threads must not spin while the next one works.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
-
-
-def _shape(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+def fixed_shape(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """A shape with its symbolic axes as long as `sizes` says."""
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in dims)
 
 
-def _checked(array: Array, dtype: str) -> Array:
-    assert array.dtype == dtype and array.flags.c_contiguous, (array.dtype, dtype, array.flags)
-    return array
-
-
-def _bind(bind: Callable[..., None], name: str, array: Array) -> None:
-    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+def in_turn(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call()

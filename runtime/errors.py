@@ -45,5 +45,17 @@ class BuildError(PplexError):
     """A graph or an engine that could not be made."""
 
 
-class GpuError(PplexError):
-    """A GPU that is not there, that nobody knows, or that has no room for what is asked of it."""
+class EngineError(PplexError):
+    """An engine that cannot run here."""
+
+
+class LibraryError(EngineError):
+    """A library that an engine needs and that is not installed, or not in the version the engine was made with."""
+
+
+class GpuError(EngineError):
+    """A GPU that is not there, that nobody knows or another one than an engine was built for, or that refused a call."""
+
+
+class GpuMemoryError(GpuError):
+    """Less GPU memory than is asked of it."""

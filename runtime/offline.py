@@ -55,19 +55,20 @@ def run_offline(
     output_text: str,
     conversation: Conversation,
     threads: int | None = None,
+    device: str | None = None,
     bar: FrameBar = lambda total: nullcontext(lambda: None),
 ) -> OfflineReport:
     """Play a recording to the agent; write its speech, as long as the input, and a JSON list of its text pieces.
 
     Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Outputs appear when both are
-    whole. Raises AudioError, BundleError, OutputError, PromptError.
+    whole. `threads` and `device` as in `Runtime`. Raises AudioError, BundleError, EngineError, OutputError, PromptError.
     """
     check_audio_target(output_wav)
     check_writable(output_text)
     check_distinct(input_wav, output_wav, output_text)
     pcm = read_audio(input_wav)
     began = time.perf_counter()
-    runtime = Runtime.load(bundle, slots=1, threads=threads)
+    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
     loaded = time.perf_counter()
     session = runtime.open(conversation.voice, conversation.persona, conversation.seed, conversation.sampling)
     primed = time.perf_counter()

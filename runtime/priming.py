@@ -14,7 +14,7 @@ from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.delays import DelayRing, RingRow, Tokens
-from pplex.runtime.engine import Array
+from pplex.runtime.device import Array
 from pplex.runtime.errors import PromptError
 from pplex.runtime.prompt import Prompt, make_prompt
 from pplex.runtime.stages import Stages

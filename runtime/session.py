@@ -12,10 +12,11 @@ import numpy as np
 
 from pplex.runtime import noise
 from pplex.runtime.audio import Pcm, check_pcm
+from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, open_bundle
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.delays import DelayRing, Tokens
-from pplex.runtime.engine import Array
+from pplex.runtime.device import Array
 from pplex.runtime.errors import AudioError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.priming import Primer, VoiceName
@@ -103,10 +104,13 @@ class Runtime:
         threads: int | None = None,
         batches: Sequence[int] | None = None,
         prefix_bytes: int = 1 << 30,
+        device: str | Backend | None = None,
     ):
         """`batches`: engine batch sizes to use, the largest at least `slots`; powers of two by default.
 
         `prefix_bytes`: memory for primed prompts, so that a pair of voice and persona seen before starts by a copy.
+        `device`: what ONNX graphs run on, "cpu" or "cuda"; None for a GPU where there is one. A compiled engine has its own.
+        Raises SlotError, and EngineError where the bundle cannot run here.
         """
         if slots < 1 or (batches is not None and min(batches, default=0) < 1):
             raise SlotError(f"{slots} slots in batches of {batches or 'any size'}: a runtime needs at least 1.")
@@ -117,17 +121,15 @@ class Runtime:
                 f"{slots} slots need a batch size of at least {slots}; the largest given is {self.batches[-1]}."
             )
         self.tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE))
-        self.stages = Stages(bundle, self.batches[-1], threads)
+        self.stages = Stages(bundle, self.batches[-1], threads, device)
         self.ring = DelayRing(self.batches[-1], self.config.delays, self.config.initial_tokens)
         self._sessions: list[Session | None] = [None] * slots
         self.primer = Primer(bundle, self.stages, self.ring, prefix_bytes)
-        for batch in self.batches:  # first calls are slow: they lay out memory
-            for graph in self.stages.engines:
-                self.stages.run(graph, batch)
+        self.stages.warm_up(self.batches)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], slots: int = 8, **options: Any) -> "Runtime":
-        """Open, check and load the bundle in `folder`; `options` as in the constructor. Raises BundleError."""
+        """Open, check and load the bundle in `folder`; `options` as in the constructor. Raises BundleError, EngineError."""
         return cls(open_bundle(Path(folder)), slots, **options)
 
     # One frame.
@@ -145,12 +147,12 @@ class Runtime:
         stages.active[:batch] = False
         stages.active[rows] = True
         stages.pcm_in[rows, 0] = checked
+        self._read_ring(rows, batch)
+        self._draw_noise(pcm, {})
 
-        stages.run("mimi_encode", batch)
-        tokens = self._step_language(pcm, rows, stages.user_codes[rows], {})  # [n, 17]
-        stages.agent_codes[rows] = tokens[:, AGENT:USER]
-        stages.run("mimi_decode", batch)
+        stages.run_frame(batch)
 
+        tokens = self._write_ring(rows, stages.user_codes[rows])  # [n, 17]
         heard = stages.pcm_out[rows, 0]  # [n, 1920], a copy
         return {s: Reply(heard[i], s.text.push(int(tokens[i, 0])), tokens[i]) for i, s in enumerate(pcm)}
 
@@ -168,34 +170,37 @@ class Runtime:
         for frame_noise in recorded.values():
             frame_noise.check(self.config.depth_steps)
         checked = np.stack([_checked_codes(frame, self.config.audio_card) for frame in codes.values()])
-        tokens = self._step_language(codes, rows, checked, recorded)
+        batch = self._batch()
+        self._read_ring(rows, batch)
+        self._draw_noise(codes, recorded)
+
+        self.stages.run_language(batch)
+
+        tokens = self._write_ring(rows, checked)
         return {session: tokens[i] for i, session in enumerate(codes)}
 
-    def _step_language(
-        self, sessions: Mapping[Session, Any], rows: Array, user_codes: Tokens, recorded: Mapping[Session, FrameNoise]
-    ) -> Tokens:
-        """User codes [n, 8] to the frame [n, 17] this step completes: read the ring, two engine calls, write the ring."""
-        stages, batch, audio = self.stages, self._batch(), slice(AGENT, AGENT + self.config.depth_steps)
-        self.ring.provide(rows, USER, user_codes)
+    def _read_ring(self, rows: Array, batch: int) -> None:
+        """What the frame needs of the ring: the model's input, what of its output is forced, what the agent says now."""
+        stages, audio = self.stages, slice(AGENT, AGENT + self.config.depth_steps)
         stages.codes[rows, 0], forced = self.ring.begin(rows)
         stages.forced_text[rows], stages.forced_audio[rows] = forced[:, 0], forced[:, audio]
         stages.position[:batch] = self.ring.step[:batch] - 1
+        stages.agent_codes[rows] = self.ring.completing(rows)[:, AGENT:USER]
+
+    def _write_ring(self, rows: Array, user_codes: Tokens) -> Tokens:
+        """The user's codes [n, 8] and what was sampled, for the frame [n, 17] this step completes."""
+        self.ring.provide(rows, USER, user_codes)
+        sampled = np.concatenate([self.stages.text_token[rows, None], self.stages.audio_tokens[rows]], axis=1)
+        return self.ring.commit(rows, sampled)
+
+    def _draw_noise(self, sessions: Mapping[Session, Any], recorded: Mapping[Session, FrameNoise]) -> None:
         for session in sessions:
-            self._draw_noise(session, recorded.get(session))
-
-        stages.run("temporal", batch)
-        stages.run("depth", batch)
-
-        tokens = np.concatenate([stages.text_token[rows, None], stages.audio_tokens[rows]], axis=1)
-        return self.ring.commit(rows, tokens)
-
-    def _draw_noise(self, session: Session, recorded: FrameNoise | None) -> None:
-        text, audio = self.stages.text_noise[session.row], self.stages.audio_noise[session.row]
-        if recorded is not None:
-            noise.replay(recorded, text, audio)
-        elif session.sampling.text_top_k > 1 or session.sampling.audio_top_k > 1:
-            noise.draw(session.seed, session.frame, text, audio)
-        session.frame += 1
+            text, audio = self.stages.text_noise[session.row], self.stages.audio_noise[session.row]
+            if session in recorded:
+                noise.replay(recorded[session], text, audio)
+            elif session.sampling.text_top_k > 1 or session.sampling.audio_top_k > 1:
+                noise.draw(session.seed, session.frame, text, audio)
+            session.frame += 1
 
     def _rows(self, sessions: Mapping[Session, Any]) -> Array:
         for session in sessions:

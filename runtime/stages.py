@@ -1,39 +1,73 @@
-"""The four engines side by side: host buffers for S slots, and one prepared call per graph and batch size."""
+"""The four engines side by side: host arrays for S slots, and prepared calls that take a batch of them through a frame."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
+from pplex.runtime.backend import Backend, choose_backend
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.engine import Array, Call, Engine, OnnxRuntimeEngine
-from pplex.runtime.graphs import TensorSpec
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.config import CODEBOOKS
+from pplex.runtime.device import Array, Buffer, Call
+from pplex.runtime.engine import Engine, fixed_shape, in_turn
+from pplex.runtime.graphs import MAX_STEPS, TensorSpec
+from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
 
 Tokens = npt.NDArray[np.int64]
+Buffers = Mapping[str, Buffer]
+Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 
-UNFETCHED = ("text_logits", "audio_logits")  # outputs for validation, which binds buffers of its own
+LOGITS = ("text_logits", "audio_logits")  # outputs that only validation reads
+DEVICE = "device"  # in `Stages.seconds`: the work of a device, where graphs cannot be told apart
 
 
 class Stages:
     """What one frame goes through, for slots 0, ..., batch - 1 at once.
 
-    The buffers below are [S, ...], shaped as in GraphSpec, and are read and written in place by `run`. A slot that is not
-    active keeps its codec state, and its row of every other buffer must hold valid values, as it does from the start.
+    The arrays below are [S, ...], shaped as in GraphSpec: a call reads its inputs from them and leaves its outputs in them.
+    A slot that is not active keeps its codec state, and its row of every other array must hold valid values, as it does
+    from the start.
+
+    On a GPU each array has a buffer of the device beside it. A frame is then an upload, four graphs and a download,
+    captured as one CUDA graph per batch size.
     """
 
-    def __init__(self, bundle: Bundle, slots: int, threads: int | None = None):
-        config, specs = bundle.config, bundle.specs
-        self.slots = slots
-        self._tensors = {
-            name: {t.name: _buffer(t, slots) for t in (*spec.inputs, *spec.outputs) if t.name not in UNFETCHED}
-            for name, spec in specs.items()
-        }
-        encode, temporal, depth, decode = (self._tensors[name] for name in GRAPH_NAMES)
-        depth["hidden"], depth["text_token"] = temporal["hidden"], temporal["text_token"]
-        decode["active"] = encode["active"]
+    def __init__(
+        self,
+        bundle: Bundle,
+        slots: int,
+        threads: int | None = None,
+        device: str | Backend | None = None,
+        logits: bool = False,
+    ):
+        """`device` as in `choose_backend`, or a backend of one's own; with `logits`, they are among the arrays too."""
+        backend = device if isinstance(device, Backend) else choose_backend(bundle, device, threads)
+        self.slots, self._config, self.device = slots, bundle.config, backend.device
+        self.executors = backend.load(bundle, slots)
+        sizes = {"C": bundle.config.temporal.capacity}
+        self.engines = {name: Engine(self.executors[name], self.device, slots, sizes) for name in GRAPH_NAMES}
+        codec_entries = bundle.config.mimi.steps_per_frame
+        self._ring_entries = {"mimi_encode": codec_entries, "temporal": 1, "depth": 0, "mimi_decode": codec_entries}
 
+        self._buffers = self._make_buffers(logits)
+        self._tensors = self._make_arrays()
+        self._forced = {
+            t.name: self._zeros(t, MAX_STEPS) for t in self.engines["temporal"].spec.inputs if "T" in t.shape
+        }
+        self._forced_arrays = {name: self.device.staging(buffer) for name, buffer in self._forced.items()}
+        self._name_arrays()
+
+        self.seconds = dict.fromkeys([DEVICE] if self.device.captures else GRAPH_NAMES, 0.0)  # spent in calls so far
+        self._bound: dict[tuple[str, int], Call] = {}
+        self._prepared: dict[Key, Call] = {}
+        self._calls: dict[Key, Call] = {}
+
+    def _name_arrays(self) -> None:
+        encode, temporal, depth, decode = (self._tensors[name] for name in GRAPH_NAMES)
         self.pcm_in, self.active, self.user_codes = encode["pcm"], encode["active"], encode["codes"]
         self.codes, self.position, self.forced_text = temporal["codes"], temporal["position"], temporal["forced_text"]
         self.text_noise, self.text_temperature = temporal["text_noise"], temporal["text_temperature"]
@@ -46,32 +80,49 @@ class Stages:
         self.audio_temperature, self.audio_top_k = depth["audio_temperature"], depth["audio_top_k"]
         self.audio_tokens, self.agent_codes, self.pcm_out = depth["audio_tokens"], decode["codes"], decode["pcm"]
 
-        sizes = {"C": config.temporal.capacity}
-        self.engines: dict[str, Engine] = {
-            name: OnnxRuntimeEngine(bundle.graph_path(name), spec, slots, sizes, threads)
-            for name, spec in specs.items()
-        }
-        codec_entries = config.mimi.steps_per_frame
-        self._ring_entries = {"mimi_encode": codec_entries, "temporal": 1, "depth": 0, "mimi_decode": codec_entries}
-        self.seconds = dict.fromkeys(self.engines, 0.0)  # spent in `run` so far, by graph
-        self._calls: dict[tuple[str, int, int], Call] = {}
+    # Calls.
+
+    def run_frame(self, batch: int) -> None:
+        """The whole frame of slots 0, ..., batch - 1.
+
+        The decoder's `agent_codes` are read from the array for the streams whose delay is shorter than the longest; the
+        others are what the depth graph has just given.
+        """
+        self._run(GRAPH_NAMES, batch)
+
+    def run_language(self, batch: int) -> None:
+        """A frame without the codec."""
+        self._run(LANGUAGE_GRAPHS, batch)
 
     def run(self, graph: str, batch: int, row: int = 0) -> None:
         """Run one graph for slots row, ..., row + batch - 1."""
-        key = (graph, batch, row)
-        if key not in self._calls:
-            tensors = {name: buffer[row : row + batch] for name, buffer in self.tensors(graph).items()}
-            self._calls[key] = self.engines[graph].bind(tensors, row, batch)
-        began = time.perf_counter()
-        self._calls[key]()
-        self.seconds[graph] += time.perf_counter() - began
+        self._run((graph,), batch, row)
 
     def run_forced(self, row: int, position: int, codes: Tokens, embedding: npt.NDArray[np.float32]) -> None:
         """Take one slot's temporal state through forced steps: codes [T, 17], embedding [T, dim]; nothing is sampled."""
-        tensors = {name: buffer[row : row + 1] for name, buffer in self.tensors("temporal").items()}
-        tensors |= {"codes": codes[None], "embedding": embedding[None]}
         self.position[row], self.forced_text[row] = position, 0
-        self.engines["temporal"].bind(tensors, row, 1)()
+        buffers, uploads = {name: buffer.rows(row, 1) for name, buffer in self._buffers["temporal"].items()}, []
+        for name, given in (("codes", codes), ("embedding", embedding)):
+            chunk, array = self._forced[name].rows(0, len(given)), self._forced_arrays[name][: len(given)]
+            array[...] = given
+            buffers[name] = replace(chunk, shape=(1, *chunk.shape))
+            uploads += self._transfer(chunk, array, up=True)
+        for name in ("position", "forced_text", "text_noise", "text_temperature", "text_top_k"):
+            uploads += self._transfer(buffers[name], self._tensors["temporal"][name][row : row + 1], up=True)
+        in_turn([*uploads, self.engines["temporal"].bind(buffers, row, 1)])
+        self.device.synchronize()
+
+    def warm_up(self, batches: Sequence[int]) -> None:
+        """Make the calls that a conversation makes, for the first time, which is slow; no slot may be in use."""
+        for batch in batches:
+            for _ in range(2 if self.device.captures else 1):
+                self.run_frame(batch)
+        if self.device.captures:
+            self.run("mimi_encode", 1)
+            self.run_forced(0, 0, self._forced_arrays["codes"][:2], self._forced_arrays["embedding"][:2])
+            self.reset(0, 2)
+        for executor in self.executors.values():
+            executor.save_cache()
 
     def reset(self, row: int, steps: int) -> None:
         """Make a slot new after `steps` steps of the temporal transformer."""
@@ -79,11 +130,121 @@ class Stages:
             engine.reset(row, self._ring_entries[engine.spec.name] * steps)
 
     def tensors(self, graph: str) -> Mapping[str, Array]:
-        """A graph's inputs and outputs by name, [S, ...] each; the logits are not among them."""
+        """A graph's inputs and outputs by name, [S, ...] each."""
         return self._tensors[graph]
 
+    # How calls are made.
 
-def _buffer(tensor: TensorSpec, slots: int) -> Array:
-    """Zeros, or ones where the graph divides by them: valid values for a slot that is not in use."""
-    fill = np.ones if tensor.name.endswith(("noise", "temperature")) else np.zeros
-    return fill([{"B": slots, "T": 1}[dim] if isinstance(dim, str) else dim for dim in tensor.shape], tensor.dtype)
+    def _run(self, graphs: tuple[str, ...], batch: int, row: int = 0) -> None:
+        began = time.perf_counter()
+        self._call((graphs, batch, row))()
+        self.device.synchronize()
+        if DEVICE in self.seconds:
+            self.seconds[DEVICE] += time.perf_counter() - began
+
+    def _call(self, key: Key) -> Call:
+        """A call as prepared when it is made for the first time, in which libraries set themselves up; then captured."""
+        if key not in self._calls:
+            if key not in self._prepared:
+                self._prepared[key] = self._prepare(*key)
+                return self._prepared[key]
+            self._calls[key] = self._captured(key[0], self._prepared.pop(key))
+        return self._calls[key]
+
+    def _captured(self, graphs: tuple[str, ...], call: Call) -> Call:
+        """A frame's call as one graph of the device's; one graph's own calls are made too seldom."""
+        worthwhile = self.device.captures and len(graphs) > 1
+        return self.device.capture(call) if worthwhile and all(self.executors[g].capturable for g in graphs) else call
+
+    def _prepare(self, graphs: tuple[str, ...], batch: int, row: int) -> Call:
+        uploads, downloads = self._transfers(graphs, batch, row)
+        work = list[Call]()
+        for graph in graphs:
+            if graph == "mimi_decode" and len(graphs) > 1:
+                work += self._just_spoken(batch)
+            work.append(self._bind_frame(graph, batch) if len(graphs) > 1 else self._bind(graph, batch, row, False))
+        return partial(in_turn, [*uploads, *work, *downloads])
+
+    def _bind_frame(self, graph: str, batch: int) -> Call:
+        """A graph's call in a frame, which whole frames and frames without the codec share."""
+        if (graph, batch) not in self._bound:
+            self._bound[graph, batch] = self._bind(graph, batch, 0, True)
+        return self._bound[graph, batch]
+
+    def _bind(self, graph: str, batch: int, row: int, repeated: bool) -> Call:
+        buffers = {name: buffer.rows(row, batch) for name, buffer in self._buffers[graph].items()}
+        call = self.engines[graph].bind(buffers, row, batch, repeated)
+        return call if DEVICE in self.seconds else partial(self._time, graph, call)
+
+    def _time(self, graph: str, call: Call) -> None:
+        began = time.perf_counter()
+        call()
+        self.seconds[graph] += time.perf_counter() - began
+
+    def _transfers(self, graphs: tuple[str, ...], batch: int, row: int) -> tuple[list[Call], list[Call]]:
+        """Uploads of what no graph before has made, and downloads of what the host reads."""
+        uploads, downloads, there = list[Call](), list[Call](), set[int]()
+        for graph in graphs:
+            spec, buffers, arrays = self.engines[graph].spec, self._buffers[graph], self._tensors[graph]
+            for name in (t.name for t in spec.inputs if t.name != "embedding"):  # zeros, but in forced steps
+                if buffers[name].address not in there:
+                    uploads += self._transfer(buffers[name].rows(row, batch), arrays[name][row : row + batch], up=True)
+                    there.add(buffers[name].address)
+            for name in (t.name for t in spec.outputs if t.name in buffers):
+                there.add(buffers[name].address)
+                if name != "hidden" or len(graphs) == 1:
+                    downloads += self._transfer(
+                        buffers[name].rows(row, batch), arrays[name][row : row + batch], up=False
+                    )
+        return uploads, downloads
+
+    def _transfer(self, buffer: Buffer, array: Array, up: bool) -> list[Call]:
+        """The copy between an array and its buffer: none where they are the same memory."""
+        host = Buffer.of(array)
+        if host.address == buffer.address:
+            return []
+        return [self.device.copy(buffer.whole, host.whole) if up else self.device.copy(host.whole, buffer.whole)]
+
+    def _just_spoken(self, batch: int) -> Iterator[Call]:
+        """Copies of the audio tokens that go to the decoder in the frame that samples them, all slots' columns at once.
+
+        They are those of the longest delay: every other stream's were sampled a frame or more ago, see DelayRing.
+        """
+        codes = self._buffers["mimi_decode"]["codes"].rows(0, batch)  # [B, 8]
+        tokens = self._buffers["depth"]["audio_tokens"].rows(0, batch)  # [B, K]
+        delays = self._config.delays[1 : 1 + CODEBOOKS]
+        for last, streams in groupby(range(CODEBOOKS), lambda stream: delays[stream] == self._config.max_delay):
+            if last:
+                first, *others = streams
+                yield self.device.copy(codes.part(1, first, 1 + len(others)), tokens.part(1, first, 1 + len(others)))
+
+    # Buffers.
+
+    def _make_buffers(self, logits: bool) -> dict[str, dict[str, Buffer]]:
+        """Every graph's inputs and outputs; what one graph takes from another, or two from the host, is one buffer."""
+        made = {
+            name: {t.name: self._zeros(t) for t in _exchanged(engine) if logits or t.name not in LOGITS}
+            for name, engine in self.engines.items()
+        }
+        made["depth"] |= {name: made["temporal"][name] for name in ("hidden", "text_token")}
+        made["mimi_decode"]["active"] = made["mimi_encode"]["active"]
+        return made
+
+    def _make_arrays(self) -> dict[str, dict[str, Array]]:
+        """The buffers' arrays: zeros, or ones where a graph divides by them, valid values for a slot that is not in use."""
+        arrays = {b.address: self.device.staging(b) for made in self._buffers.values() for b in made.values()}
+        for made in self._buffers.values():
+            for name, buffer in made.items():
+                if name.endswith(("noise", "temperature")):
+                    arrays[buffer.address][...] = 1
+        return {graph: {name: arrays[b.address] for name, b in made.items()} for graph, made in self._buffers.items()}
+
+    def _zeros(self, tensor: TensorSpec, steps: int = 0) -> Buffer:
+        """A buffer [S, ...], or [steps, ...] of one slot's steps."""
+        if steps:
+            return self.device.zeros((steps, *fixed_shape(tensor.shape[2:], {})), tensor.dtype)
+        return self.device.zeros(fixed_shape(tensor.shape, {"B": self.slots, "T": 1}), tensor.dtype)
+
+
+def _exchanged(engine: Engine) -> tuple[TensorSpec, ...]:
+    return engine.spec.inputs + engine.spec.outputs

@@ -1,6 +1,6 @@
 """Shared fixtures: golden folders, and a bundle built once from each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +14,14 @@ from pplex.runtime.bundle import Bundle, open_bundle
 
 # Small convolutions on several threads mostly wait for each other, all the more on a busy machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_the_processor() -> Iterator[None]:
+    """What does not ask for a GPU does not get one, where there is one: most tests look into the host's memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
+from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.noise import FrameNoise
@@ -23,6 +24,7 @@ from pplex.runtime.stages import Stages
 
 Floats = npt.NDArray[np.floating[Any]]
 Tokens = npt.NDArray[np.int64]
+Where = str | Backend | None
 
 PCM_TOLERANCE = 1e-4  # absolute: 70 dB below full scale is not heard, and float32 sums of another order reach 1e-6
 LOGITS_TOLERANCE = 1e-3  # of the expected values' range: float32 sums of another order reach 1e-5
@@ -49,19 +51,22 @@ class Check:
         return self.compared > 0 and self.worst <= self.tolerance
 
 
-def check_golden(bundle: Bundle, golden: Path) -> Iterator[Check]:
-    """Every check of the golden folder, through the bundle's engines; `bundle` must come from its checkpoint."""
+def check_golden(bundle: Bundle, golden: Path, device: Where = None) -> Iterator[Check]:
+    """Every check of the golden folder, through the bundle's engines; `bundle` must come from its checkpoint.
+
+    `device` as in `Runtime`.
+    """
     with open_checkpoint(golden / "checkpoint") as checkpoint:
-        yield from check_codec(bundle, checkpoint, golden)
-    yield from check_teacher_forced(bundle, golden)
+        yield from check_codec(bundle, checkpoint, golden, device)
+    yield from check_teacher_forced(bundle, golden, device)
     for name in CONVERSATIONS:
-        yield from check_conversation(bundle, golden, name)
+        yield from check_conversation(bundle, golden, name, device)
 
 
-def check_codec(bundle: Bundle, checkpoint: Checkpoint, golden: Path) -> Iterator[Check]:
+def check_codec(bundle: Bundle, checkpoint: Checkpoint, golden: Path, device: Where = None) -> Iterator[Check]:
     """Codes of the recorded PCM, and PCM of the recorded codes, frame by frame."""
     expected = load_file(golden / "expected" / "mimi_stream.safetensors")
-    stages = Stages(bundle, slots=1)
+    stages = Stages(bundle, slots=1, device=device)
     codes = encode(stages, expected["pcm_in"].reshape(-1, bundle.config.frame_size))
     wrong = sum(_wrong_codes(checkpoint, codes, expected["codes"].T.astype(np.int64), expected["latent"].T))
     yield Check("mimi codes, but for ties", wrong, 0, codes.size)
@@ -69,23 +74,24 @@ def check_codec(bundle: Bundle, checkpoint: Checkpoint, golden: Path) -> Iterato
     yield _close("mimi pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
 
 
-def check_teacher_forced(bundle: Bundle, golden: Path) -> Iterator[Check]:
+def check_teacher_forced(bundle: Bundle, golden: Path, device: Where = None) -> Iterator[Check]:
     """Hidden state and logits of a fixed code sequence, past the end of the ring."""
     expected = load_file(golden / "expected" / "lm_teacher_forced.safetensors")
     kept = {int(step): i for i, step in enumerate(expected["steps"])}
-    hidden, text, audio = teacher_forced(Stages(bundle, slots=1), bundle, expected["codes"].T.astype(np.int64), kept)
+    stages = Stages(bundle, slots=1, device=device, logits=True)
+    hidden, text, audio = teacher_forced(stages, bundle, expected["codes"].T.astype(np.int64), kept)
     yield _close("hidden", hidden, expected["hidden"], LOGITS_TOLERANCE)
     yield _close("text logits", text, expected["text_logits"], LOGITS_TOLERANCE)
     yield _close("audio logits", audio, expected["audio_logits"][:, : audio.shape[1]], LOGITS_TOLERANCE)
 
 
-def check_conversation(bundle: Bundle, golden: Path, name: str) -> Iterator[Check]:
+def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = None) -> Iterator[Check]:
     """A primed session fed the recorded user codes, and the recorded noise where tokens were sampled."""
     expected = load_file(golden / "expected" / f"conversation_{name}.safetensors")
     voice, sampling = CONVERSATIONS[name]
     if "." in voice:
         voice = str(golden / "checkpoint" / "voices" / voice)
-    runtime = Runtime(bundle, slots=1)
+    runtime = Runtime(bundle, slots=1, device=device)
     session = runtime.open(voice, expected["prompt_text_tokens"].tolist(), seed=0, sampling=sampling)
     steps = int(runtime.ring.step[session.row])
     yield Check(f"{name}: prompt steps", abs(steps - int(expected["prompt_steps"][0])), 0, 1)
@@ -96,7 +102,7 @@ def check_conversation(bundle: Bundle, golden: Path, name: str) -> Iterator[Chec
         ]
     )
     yield Check(f"{name}: tokens", int((tokens != expected["tokens"]).sum()), 0, tokens.size)
-    pcm = decode(Stages(bundle, slots=1), tokens[:, 1 : 1 + CODEBOOKS])
+    pcm = decode(Stages(bundle, slots=1, device=device), tokens[:, 1 : 1 + CODEBOOKS])
     yield _close(f"{name}: pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
 
 
@@ -127,29 +133,23 @@ def teacher_forced(
 ) -> tuple[Floats, Floats, Floats]:
     """Step through codes [T, 17]; hidden [S, dim], text [S, card] and audio [S, K, card] logits of the kept steps.
 
-    `kept` maps a step to its place in the result. The depth transformer of step t is fed column t + 1, -1 taken as 0.
+    `stages` must have logits. `kept` maps a step to its place in the result. The depth transformer of step t is fed column
+    t + 1, -1 taken as 0.
     """
-    config, hidden, text, audio = bundle.config, [], [], []
-    text_logits = np.empty((1, config.text_card), np.float32)
-    audio_logits = np.empty((1, config.depth_steps, config.audio_card), np.float32)
-    temporal = stages.engines["temporal"].bind({**_first_row(stages, "temporal"), "text_logits": text_logits}, 0, 1)
-    depth = stages.engines["depth"].bind({**_first_row(stages, "depth"), "audio_logits": audio_logits}, 0, 1)
+    hidden, text, audio = [], [], []
+    text_logits, audio_logits = stages.tensors("temporal")["text_logits"], stages.tensors("depth")["audio_logits"]
     for step in range(max(kept) + 1):
         target = codes[step + 1].clip(min=0)
         stages.codes[0, 0], stages.position[0] = codes[step], step
-        stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + config.depth_steps]
-        temporal()
+        stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + bundle.config.depth_steps]
+        stages.run("temporal", 1)
         if step in kept:
-            depth()
+            stages.run("depth", 1)
             hidden.append(stages.hidden[0].copy())
             text.append(text_logits[0].copy())
             audio.append(audio_logits[0].copy())
     order = [kept[step] for step in sorted(kept)]
     return tuple(np.stack(rows)[np.argsort(order)] for rows in (hidden, text, audio))  # type: ignore[return-value]
-
-
-def _first_row(stages: Stages, graph: str) -> dict[str, Any]:
-    return {name: buffer[:1] for name, buffer in stages.tensors(graph).items()}
 
 
 def _recorded_noise(expected: dict[str, Any], frame: int) -> FrameNoise | None:

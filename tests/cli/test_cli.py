@@ -87,6 +87,7 @@ def test_both_outputs_cannot_be_standard_output(tiny_bundle: Bundle, speech: Pat
         (["--output-wav", "nowhere/agent.wav"], "there is no folder nowhere"),
         (["--output-wav", "agent.mp3"], ".flac"),
         (["--input-wav", "nothing.wav"], "nothing.wav does not exist"),
+        (["--device", "cuda"], "not built for GPUs"),
     ],
 )
 def test_bad_input_is_said_and_leaves_nothing(

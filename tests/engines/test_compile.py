@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_graphs import MLP, mutated, write_graph, write_mlp
 
-from pplex.engines.compile import compile_engine
+from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.library import DEFAULT_OPTIONS, TIMING_CACHE_FILE, EngineOptions, layers_path
-from pplex.runtime.bundle import Bundle
+from pplex.runtime.bundle import CACHES_FOLDER, Bundle
 from pplex.runtime.errors import BuildError
 from pplex.runtime.gpus import TENSORRT, Gpu, parse_gpu
 from pplex.runtime.graphs import GraphSpec, TensorSpec
@@ -40,8 +40,8 @@ def held_nbytes(engine: Path) -> int:
 @pytest.mark.parametrize("gpu", ["rtx-3090", "rtx-4090", "rtx-5090"])
 def test_graph_builds_and_is_described(tiny_bundle: Bundle, tmp_path: Path, graph: str, gpu: str) -> None:
     spec, out = tiny_bundle.specs[graph], tmp_path / f"{graph}.engine"
-    entry = compile_engine(tiny_bundle.graph_path(graph), spec, 96, parse_gpu(gpu), 8, out)
-    assert entry == {
+    compile_engine(tiny_bundle.graph_path(graph), spec, 96, parse_gpu(gpu), 8, out)
+    assert engine_entry(out, parse_gpu(gpu), 8) == {
         "kind": "tensorrt-rtx",
         "file": f"{graph}.engine",
         "gpu": gpu,
@@ -157,7 +157,7 @@ def test_tensorrt_takes_the_same_path(tmp_path: Path, monkeypatch: pytest.Monkey
     options = EngineOptions(optimization_level=2)
     entry = compile_engine(tmp_path / "mlp.onnx", MLP, 1, l4, 4, tmp_path / "mlp.engine", options)
     assert (entry["kind"], entry["sm"]) == ("tensorrt", 89)
-    assert (tmp_path / TIMING_CACHE_FILE).stat().st_size > 0
+    assert (tmp_path / CACHES_FOLDER / TIMING_CACHE_FILE).stat().st_size > 0
     compile_engine(tmp_path / "mlp.onnx", MLP, 1, l4, 4, tmp_path / "again.engine", options)
     with pytest.raises(BuildError, match=r"H100 is sm_90, and this machine has NVIDIA L4 \(sm_89\)"):
         compile_engine(tmp_path / "mlp.onnx", MLP, 1, parse_gpu("h100"), 4, tmp_path / "other.engine")

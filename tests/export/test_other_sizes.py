@@ -15,8 +15,10 @@ from torch import nn
 from pplex.export import graph
 from pplex.export.weights import MODULES
 from pplex.runtime.config import RELEASED, ModelConfig
-from pplex.runtime.engine import OnnxRuntimeEngine
+from pplex.runtime.device import Buffer, HostDevice
+from pplex.runtime.engine import Engine
 from pplex.runtime.graphs import GraphSpec, TensorSpec, graph_specs
+from pplex.runtime.ort import OnnxRuntimeExecutor
 
 SLOTS, CAPACITY = 3, 37
 
@@ -50,7 +52,7 @@ class Exported:
 
     spec: GraphSpec
     module: nn.Module
-    engine: OnnxRuntimeEngine
+    engine: Engine
     steps: int
 
 
@@ -68,7 +70,9 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Exported:
     }
     path = tmp_path / f"{name}.onnx"
     graph.save(graph.trace(spec, MODULES[name], config), spec, weights, path)
-    return Exported(spec, module, OnnxRuntimeEngine(path, spec, SLOTS, {"C": CAPACITY}, threads=1), steps)
+    device = HostDevice()
+    executor = OnnxRuntimeExecutor(path, spec, device, threads=1)
+    return Exported(spec, module, Engine(executor, device, SLOTS, {"C": CAPACITY}), steps)
 
 
 def test_graph_gives_what_its_module_gives(exported: Exported) -> None:
@@ -76,8 +80,8 @@ def test_graph_gives_what_its_module_gives(exported: Exported) -> None:
     random = np.random.default_rng(0)
     inputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.inputs}
     outputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.outputs}
-    state = [torch.zeros(array.shape, dtype=getattr(torch, array.dtype.name)) for array in engine.state.values()]
-    call = engine.bind({**inputs, **outputs}, 0, SLOTS)
+    state = [torch.zeros(array.shape, dtype=getattr(torch, array.dtype)) for array in engine.state.values()]
+    call = engine.bind({name: Buffer.of(array) for name, array in {**inputs, **outputs}.items()}, 0, SLOTS)
     for step in range(exported.steps):
         for name, array in inputs.items():
             array[...] = INPUTS[name](random, array, step)

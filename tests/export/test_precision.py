@@ -12,7 +12,7 @@ import pytest
 from folders import TINY
 from safetensors.numpy import load_file
 
-from pplex.engines.compile import compile_engine
+from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.onnx_file import weights_by_dtype
 from pplex.export.build import BuildOptions, build
 from pplex.export.source import Source
@@ -61,7 +61,8 @@ def drift_of(built: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 def compile_graph(bundle: Bundle, graph: str, gpu: Gpu, folder: Path) -> dict[str, Any]:
     path, capacity = bundle.graph_path(graph), bundle.config.temporal.capacity
-    return compile_engine(path, bundle.specs[graph], capacity, gpu, 4, folder / f"{graph}.engine")
+    compile_engine(path, bundle.specs[graph], capacity, gpu, 4, folder / f"{graph}.engine")
+    return engine_entry(folder / f"{graph}.engine", gpu, 4)
 
 
 @pytest.mark.parametrize("precision", FLOORS)

@@ -15,6 +15,7 @@ from pplex.runtime.bundle import (
     TOKENIZER_FILE,
     VOICES_FILE,
     Bundle,
+    is_bundle,
     manifest_digest,
     open_bundle,
 )
@@ -219,3 +220,18 @@ def test_a_damaged_bundle_is_not_loaded(folder: Path) -> None:
     rewrite(folder / "depth.data", flip_middle)
     with pytest.raises(BundleError, match=r"depth\.data has another SHA-256"):
         Runtime.load(str(folder), slots=1)
+
+
+def test_compiled_kernels_are_nobodys_files(folder: Path) -> None:
+    caches = folder / "caches"
+    caches.mkdir()
+    (caches / "temporal.sm_89.cache").write_bytes(b"kernels")
+    assert is_bundle(folder)
+    open_bundle(folder)
+    (caches / "notes.txt").write_text("mine")
+    assert not is_bundle(folder)
+
+
+def test_a_file_called_caches_is_its_users(folder: Path) -> None:
+    (folder / "caches").write_text("mine")
+    assert not is_bundle(folder)

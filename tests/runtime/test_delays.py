@@ -41,7 +41,8 @@ class Columns:
 
     def commit(self, tokens: Sequence[int]) -> list[int] | None:
         """The frame this step completes, if it does."""
-        self.tokens |= {(stream, self.step): token for stream, token in enumerate(tokens)}
+        places = {(stream, self.step): token for stream, token in enumerate(tokens)}
+        self.tokens |= {place: token for place, token in places.items() if place not in self.provided}
         self.step += 1
         longest = max(self.delays)
         if self.step - 1 <= longest:
@@ -95,16 +96,24 @@ def test_rows_follow_the_rules_whatever_is_provided_or_sampled(data: st.DataObje
         if data.draw(st.booleans(), "some of the others too"):
             first = data.draw(st.integers(0, sampled - 1))
             parts.append((first, data.draw(st.integers(1, sampled - first))))
-        for first, count in parts:
+
+        def provide(first: int, count: int, rows: Sequence[int] = rows, index: np.ndarray = index) -> None:
             tokens = np.array([[next(fresh) for _ in range(count)] for _ in rows], np.int64).reshape(len(rows), count)
             ring.provide(index, first, tokens)
             for i, row in enumerate(rows):
                 for stream in range(count):
                     expected[row].provide(first + stream, int(tokens[i, stream]))
 
+        known = data.draw(
+            st.integers(0, len(parts)), "parts provided before the step begins, the others before it ends"
+        )
+        for part in parts[:known]:
+            provide(*part)
         model_input, forced = ring.begin(index)
         for i, row in enumerate(rows):
             assert (model_input[i].tolist(), forced[i].tolist()) == expected[row].begin()
+        for part in parts[known:]:
+            provide(*part)
 
         committed = data.draw(st.sampled_from([sampled, len(delays)]), "streams stored")
         drawn = np.array([[next(fresh) for _ in range(committed)] for _ in rows], np.int64)

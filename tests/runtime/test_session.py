@@ -18,7 +18,7 @@ from folders import TINY
 from pplex.runtime import noise
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SINE_CODES
-from pplex.runtime.engine import Array, OnnxRuntimeEngine
+from pplex.runtime.device import Array, host_view
 from pplex.runtime.errors import AudioError, NoiseError, PplexError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
@@ -84,8 +84,7 @@ def state_of(runtime: Runtime, row: int) -> dict[str, Array]:
     """Everything all graphs carry for a slot, and its token ring."""
     state: dict[str, Any] = {}
     for graph, engine in runtime.stages.engines.items():
-        assert isinstance(engine, OnnxRuntimeEngine)
-        state |= {f"{graph}.{name}": buffer[row].copy() for name, buffer in engine.state.items()}
+        state |= {f"{graph}.{name}": host_view(buffer)[row].copy() for name, buffer in engine.state.items()}
     tokens, provided, step = runtime.ring.save(row)
     return state | {"tokens": tokens, "provided": provided, "step": np.array(step)}
 

@@ -65,7 +65,11 @@ def test_all_sixteen_depth_steps(bundle_of: BundleOf, golden: Path, tmp_path: Pa
         if checkpoint.depth_sets < config.depth_steps and depth_embedding(7) not in checkpoint.files:
             pytest.skip("this checkpoint holds 8 depth steps, and lacks the table that the reference's 9th needs")
         export_graph("depth", checkpoint, config, tmp_path)
-    assert all_pass(check_teacher_forced(replace(eight, folder=tmp_path, config=config), golden))
+    sixteen = replace(eight, folder=tmp_path, config=config)
+    assert all_pass(check_teacher_forced(sixteen, golden))
+    assert all_pass(
+        check_conversation(sixteen, golden, "greedy")
+    )  # what it says for the user is not what the user says
 
 
 @pytest.mark.parametrize(

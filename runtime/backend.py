@@ -1,0 +1,162 @@
+"""What a bundle's engines run on: chosen and checked before anything is loaded, then loaded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle
+from pplex.runtime.cuda_device import CudaDevice, Gpu
+from pplex.runtime.device import Device, HostDevice
+from pplex.runtime.engine import Executor
+from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
+from pplex.runtime.memory import check_memory, slot_nbytes
+from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider
+from pplex.runtime.trt import LIBRARIES, Plan, Scratch, TensorRTExecutor
+
+ONNX_RUNTIME = "onnxruntime"
+DEVICES = ("cpu", "cuda")
+REBUILD = "pplex-export build CHECKPOINT --gpu local --out BUNDLE"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A device, and what makes a bundle's executors on it for a number of slots."""
+
+    device: Device
+    load: Callable[[Bundle, int], dict[str, Executor]]
+
+
+def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> Backend:
+    """Where a bundle runs: its engines decide, and for ONNX graphs `device`, "cpu", "cuda", or None for what there is.
+
+    Raises EngineError (LibraryError, GpuError) where it cannot run, with what to do about it.
+    """
+    kinds = {name: entry["kind"] for name, entry in bundle.manifest["engines"].items()}
+    unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNX_RUNTIME, *LIBRARIES)}
+    if unknown:
+        raise BundleError(f"{bundle.folder} has engines this version does not know: {', '.join(sorted(unknown))}.")
+    if set(kinds.values()) == {ONNX_RUNTIME}:
+        gpu = _gpu_for_graphs(device)
+        return Backend(gpu, gpu_loader(gpu)) if gpu else host_backend(HostDevice(), threads)
+    if device == "cpu":
+        compiled = ", ".join(name for name, kind in kinds.items() if kind != ONNX_RUNTIME)
+        raise EngineError(
+            f"{compiled}: compiled for a GPU, and cannot run on the processor. "
+            "A bundle that can is built without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
+        )
+    gpu = CudaDevice()
+    return Backend(gpu, gpu_loader(gpu))
+
+
+def _gpu_for_graphs(device: str | None) -> CudaDevice | None:
+    """The GPU that ONNX graphs run on, None for the processor."""
+    if device not in (None, *DEVICES):
+        raise EngineError(f"There is no device {device!r}, only {' and '.join(DEVICES)}.")
+    if device == "cpu" or (device is None and not has_cuda_provider()):
+        return None
+    if not has_cuda_provider():
+        raise LibraryError(
+            "The ONNX Runtime that is installed was not built for GPUs: "
+            "pip uninstall onnxruntime, then pip install 'pplex-export[cuda]'"
+        )
+    try:
+        return CudaDevice()
+    except GpuError:
+        if device == "cuda":
+            raise
+        return None
+
+
+def host_backend(device: HostDevice, threads: int | None) -> Backend:
+    """Every graph on ONNX Runtime's CPU provider."""
+
+    def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
+        return {
+            name: OnnxRuntimeExecutor(bundle.graph_path(name), spec, device, threads, bundle.precision[name])
+            for name, spec in bundle.specs.items()
+        }
+
+    return Backend(device, load)
+
+
+def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor]]:
+    """Every graph on the library its engine was made for."""
+
+    def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
+        plans = _load_plans(bundle, device, slots)
+        scratch = Scratch(device, max([1, *(plan.scratch_nbytes for plan in plans.values())]))
+        executors: dict[str, Executor] = {}
+        for name, spec in bundle.specs.items():
+            if name in plans:
+                cache = cache_path(bundle.folder, name, device.gpu)
+                executors[name] = TensorRTExecutor(plans[name], device, slots, scratch, cache)
+            else:
+                path = bundle.graph_path(name)
+                executors[name] = OnnxRuntimeCudaExecutor(path, spec, device, bundle.precision[name])
+        return executors
+
+    return load
+
+
+def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Plan]:
+    """The compiled engines by graph, and the certainty that they and all slots have the memory they need."""
+    engines, capacity = bundle.manifest["engines"], bundle.config.temporal.capacity
+    kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNX_RUNTIME}
+    modules = {kind: LIBRARIES[kind].load() for kind in sorted(set(kinds.values()))}
+    check_engines(engines, device.gpu, {kind: str(module.__version__) for kind, module in modules.items()}, slots)
+
+    per_slot = slot_nbytes(bundle.specs.values(), capacity)
+    check_memory(device.free_nbytes(), per_slot, engines_nbytes(bundle.manifest), slots, capacity)
+    plans = {
+        name: Plan(modules[kind], LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
+        for name, kind in kinds.items()
+    }
+    scratch_nbytes = max((plan.scratch_nbytes for plan in plans.values()), default=0)
+    check_memory(device.free_nbytes(), per_slot, scratch_nbytes, slots, capacity)
+    return plans
+
+
+def check_engines(engines: Mapping[str, Mapping[str, Any]], gpu: Gpu, versions: Mapping[str, str], slots: int) -> None:
+    """Raise an error that names every engine that was made for another GPU, by another version, or for fewer slots.
+
+    `engines` as in a manifest; `versions` of the installed libraries by kind.
+    """
+    made = {name: e for name, e in engines.items() if e["kind"] != ONNX_RUNTIME}
+    wrong = [
+        f"{name} was built for sm_{e['sm']} ({e['gpu']}) by {e['made_with']}; this GPU ({gpu.name}) is sm_{gpu.sm}."
+        for name, e in made.items()
+        if e["sm"] != gpu.sm
+    ]
+    if wrong:
+        raise GpuError("\n".join([*wrong, f"Rebuild it here: {REBUILD}"]))
+    old = {name: e["made_with"] for name, e in made.items() if e["made_with"] != f"{e['kind']} {versions[e['kind']]}"}
+    if old:
+        installs = {
+            f"pip install {LIBRARIES[made[name]['kind']].package}=={by.rpartition(' ')[2]}" for name, by in old.items()
+        }
+        lines = [f"{name} was built by {by}; {versions[made[name]['kind']]} is installed." for name, by in old.items()]
+        raise LibraryError(
+            "\n".join(
+                [*lines, f"Install what it was built by ({', '.join(sorted(installs))}), or rebuild it: {REBUILD}"]
+            )
+        )
+    small = [f"{name} takes {e['slots']}" for name, e in made.items() if e["slots"] is not None and e["slots"] < slots]
+    if small:
+        raise SlotError(
+            f"{slots} slots are more than the engines were built for: {', '.join(small)}. "
+            f"Load fewer, or rebuild it: {REBUILD} --slots {slots}"
+        )
+
+
+def engines_nbytes(manifest: Mapping[str, Any]) -> int:
+    """Bytes of the engines' files; of a graph with those of its weights, which lie beside it in NAME.data."""
+    files = manifest["files"]
+    names = {entry["file"] for entry in manifest["engines"].values()}
+    weights = {str(Path(name).with_suffix(".data")) for name in names if name.endswith(".onnx")}
+    return sum(files[name]["nbytes"] for name in names | weights if name in files)
+
+
+def cache_path(folder: Path, graph: str, gpu: Gpu) -> Path:
+    """Where kernels that were compiled at load are kept, in a bundle that may be used by several kinds of GPU."""
+    return folder / CACHES_FOLDER / f"{graph}.sm_{gpu.sm}{CACHE_SUFFIX}"

@@ -1,0 +1,148 @@
+"""An NVIDIA GPU as a device, through cuda-python's bindings of the CUDA runtime."""
+
+import weakref
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pplex.runtime.device import Array, Block, Buffer, Call, buffer_nbytes, host_view
+from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
+
+ALLOCATION_ALIGNMENT = 256  # bytes; CUDA promises it of every allocation
+GPU = 0  # the one that every thread of a process starts with
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU is called, and its compute capability: 89 for sm_89."""
+
+    name: str
+    sm: int
+
+
+class _Memory:
+    """An allocation that is freed with the last buffer that refers to it."""
+
+    def __init__(self, address: int, free: Any):
+        self.address = address
+        # Not at exit: the driver may be gone by then, and takes everything back itself.
+        weakref.finalize(self, free, address).atexit = False
+
+
+class CudaDevice:
+    """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses), and one stream that all work goes through.
+
+    Raises LibraryError where cuda-bindings is not installed, GpuError where no GPU or no driver answers.
+    """
+
+    captures = True
+
+    def __init__(self) -> None:
+        self._cuda = _library()
+        self._do("cudaSetDevice", GPU)
+        self.gpu = self._describe()
+        self.name = self.gpu.name
+        # Not the default stream, whose work waits for that of every other one.
+        self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+        self.stream = int(self._stream)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        nbytes = buffer_nbytes(shape, dtype)
+        address = int(self._call("cudaMalloc", nbytes))
+        buffer = Buffer(address, shape, dtype, _Memory(address, self._cuda.cudaFree))
+        self.clear(buffer.whole)
+        return buffer
+
+    def staging(self, buffer: Buffer) -> Array:
+        # Pinned: a copy from other memory is made by the host, one bounce buffer after the other.
+        address = int(self._call("cudaHostAlloc", buffer.nbytes, self._cuda.cudaHostAllocDefault))
+        pinned = Buffer(address, buffer.shape, buffer.dtype, _Memory(address, self._cuda.cudaFreeHost))
+        self.copy(pinned.whole, buffer.whole)()
+        self.synchronize()
+        return host_view(pinned)
+
+    def copy(self, target: Block, source: Block) -> Call:
+        assert (target.width, target.height) == (source.width, source.height), (target, source)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # the addresses tell which side is whose
+        if target.height == 1:
+            arguments = target.address, source.address, target.width, kind, self._stream
+            return partial(self._do, "cudaMemcpyAsync", *arguments)
+        rows = target.address, target.pitch, source.address, source.pitch, target.width, target.height
+        return partial(self._do, "cudaMemcpy2DAsync", *rows, kind, self._stream)
+
+    def clear(self, target: Block) -> None:
+        if target.height == 1:
+            self._do("cudaMemsetAsync", target.address, 0, target.width, self._stream)
+        else:
+            rows = target.address, target.pitch, 0, target.width, target.height
+            self._do("cudaMemset2DAsync", *rows, self._stream)
+
+    def capture(self, work: Call) -> Call:
+        # Relaxed: a buffer that happens to be freed meanwhile, of an earlier runtime, must not end the capture.
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        self._do("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._cuda.cudaStreamEndCapture(self._stream)  # what stopped the work is the error to show
+            raise
+        graph = self._call("cudaStreamEndCapture", self._stream)
+        executable = self._call("cudaGraphInstantiate", graph, 0)
+        self._do("cudaGraphDestroy", graph)
+
+        # The graph holds addresses only: the closure keeps what `work` refers to alive.
+        def replay(_keep: Call = work) -> None:
+            self._do("cudaGraphLaunch", executable, self._stream)
+
+        weakref.finalize(replay, self._cuda.cudaGraphExecDestroy, executable).atexit = False
+        return replay
+
+    def synchronize(self) -> None:
+        self._do("cudaStreamSynchronize", self._stream)
+
+    def free_nbytes(self) -> int | None:
+        free, _ = self._results("cudaMemGetInfo")
+        return int(free)
+
+    def _describe(self) -> Gpu:
+        properties = self._call("cudaGetDeviceProperties", GPU)
+        name = properties.name.partition(b"\0")[0].decode(errors="replace")
+        return Gpu(name, 10 * properties.major + properties.minor)
+
+    def _do(self, function: str, *arguments: Any) -> None:
+        self._results(function, *arguments)
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        (result,) = self._results(function, *arguments)
+        return result
+
+    def _results(self, function: str, *arguments: Any) -> tuple[Any, ...]:
+        """What a function of the CUDA runtime gives besides its error code, which becomes an error of ours."""
+        code, *results = getattr(self._cuda, function)(*arguments)
+        if code != self._cuda.cudaError_t.cudaSuccess:
+            raise _error(self._cuda, function, code)
+        return tuple(results)
+
+
+def _library() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise LibraryError(
+            f"A GPU is driven through cuda-bindings, which cannot be imported ({error}): "
+            "pip install 'pplex-export[rtx]', or [tensorrt] or [cuda]"
+        ) from error
+    return runtime
+
+
+def _error(cuda: Any, function: str, code: Any) -> GpuError:
+    said = f"{code.name}: {cuda.cudaGetErrorString(code)[1].decode()}"
+    codes = cuda.cudaError_t
+    if code in (codes.cudaErrorNoDevice, codes.cudaErrorInsufficientDriver, codes.cudaErrorSystemDriverMismatch):
+        return GpuError(
+            f"No NVIDIA GPU can be used ({said}). See what nvidia-smi says and install or update the driver; "
+            "a bundle of ONNX graphs also runs without one, on the processor."
+        )
+    if code == codes.cudaErrorMemoryAllocation:
+        return GpuMemoryError(f"The GPU has no memory left ({function}). Load fewer slots, or end what else uses it.")
+    return GpuError(f"The GPU driver refused {function} ({said}). Try again; nvidia-smi tells how the GPU is.")

@@ -1,0 +1,142 @@
+"""Memory that engines compute in, and the order of what happens to it: the host's here, a GPU's in cuda_device.py."""
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pplex.runtime.precision import storage_dtype
+
+Array = npt.NDArray[Any]
+Call = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """`height` runs of `width` bytes each, their starts `pitch` bytes apart: what one copy reads or writes."""
+
+    address: int
+    width: int
+    height: int = 1
+    pitch: int = 0
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A contiguous array in some device's memory; `dtype` is a numpy name or bfloat16, `memory` what keeps it allocated."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+    memory: object = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, array: Array) -> "Buffer":
+        """A host array as a buffer, without a copy."""
+        assert array.flags.c_contiguous, array.flags
+        return cls(array.ctypes.data, array.shape, str(array.dtype), array)
+
+    @property
+    def nbytes(self) -> int:
+        return buffer_nbytes(self.shape, self.dtype)
+
+    def rows(self, row: int, count: int) -> "Buffer":
+        """Entries row, ..., row + count - 1 of the first axis."""
+        assert row >= 0 and row + count <= self.shape[0], (row, count, self.shape)
+        offset = row * buffer_nbytes(self.shape[1:], self.dtype)
+        return Buffer(self.address + offset, (count, *self.shape[1:]), self.dtype, self.memory)
+
+    def part(self, axis: int, start: int, count: int) -> Block:
+        """Entries start, ..., start + count - 1 of one axis, and all of the others."""
+        assert start >= 0 and start + count <= self.shape[axis], (start, count, self.shape)
+        entry = buffer_nbytes(self.shape[axis + 1 :], self.dtype)
+        pitch = self.shape[axis] * entry
+        return Block(self.address + start * entry, count * entry, math.prod(self.shape[:axis]), pitch)
+
+    @property
+    def whole(self) -> Block:
+        return Block(self.address, self.nbytes)
+
+
+class Device(Protocol):
+    """Where buffers are, and one queue of work on them: what is enqueued happens in its order, at the latest when
+    `synchronize` returns. Until then a host array that is copied from must keep its values."""
+
+    name: str  # for reports
+    captures: bool  # whether `capture` gains anything
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """New memory. Raises GpuMemoryError where there is not enough."""
+
+    def staging(self, buffer: Buffer) -> Array:
+        """A host array to exchange `buffer` with, of its shape and values: its own memory where that is the host's."""
+
+    def copy(self, target: Block, source: Block) -> Call:
+        """Prepare a copy, in the host's memory or the device's on either side: each call enqueues it."""
+
+    def clear(self, target: Block) -> None:
+        """Enqueue zeros."""
+
+    def capture(self, work: Call) -> Call:
+        """Record what `work` enqueues, which is not done now: each call enqueues all of it again, at once."""
+
+    def synchronize(self) -> None:
+        """Wait for everything that was enqueued."""
+
+    def free_nbytes(self) -> int | None:
+        """Bytes that can still be allocated; None where pages are given out as they are touched."""
+
+
+class HostDevice:
+    """The host's own memory: nothing is copied to get there, and work is done when it is enqueued."""
+
+    name, captures = "cpu", False
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        array = np.zeros(shape, storage_dtype(dtype))  # pages that no conversation has reached yet take no memory
+        return Buffer(array.ctypes.data, shape, dtype, array)
+
+    def staging(self, buffer: Buffer) -> Array:
+        return host_view(buffer)
+
+    def enqueue(self, work: Call) -> None:
+        work()
+
+    def copy(self, target: Block, source: Block) -> Call:
+        assert (target.width, target.height) == (source.width, source.height), (target, source)
+        return partial(self.enqueue, partial(np.copyto, _bytes(target), _bytes(source)))
+
+    def clear(self, target: Block) -> None:
+        self.enqueue(partial(_bytes(target).fill, 0))
+
+    def capture(self, work: Call) -> Call:
+        return work
+
+    def synchronize(self) -> None:
+        pass
+
+    def free_nbytes(self) -> int | None:
+        return None
+
+
+def host_view(buffer: Buffer) -> Array:
+    """The array that a buffer in the host's memory is; it keeps that memory."""
+    memory: Any = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer.address)
+    memory.owner = buffer.memory
+    return np.ndarray(buffer.shape, storage_dtype(buffer.dtype), memory)
+
+
+def buffer_nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * storage_dtype(dtype).itemsize
+
+
+def _bytes(block: Block) -> npt.NDArray[np.uint8]:
+    """A block of the host's memory as [height, width]."""
+    span = (block.height - 1) * block.pitch + block.width
+    memory: Any = (ctypes.c_uint8 * span).from_address(block.address)
+    return np.ndarray((block.height, block.width), np.uint8, memory, strides=(block.pitch, 1))

@@ -1,0 +1,44 @@
+"""How much GPU memory sessions take, and whether there is enough: arithmetic on the graphs' contract."""
+
+from collections.abc import Iterable, Mapping
+
+from pplex.runtime.device import buffer_nbytes
+from pplex.runtime.engine import fixed_shape
+from pplex.runtime.errors import GpuMemoryError
+from pplex.runtime.graphs import GraphSpec, TensorSpec
+
+RESERVE = 256 << 20  # bytes left to the driver: its context, captured graphs, kernels that are compiled at load
+
+
+def slot_nbytes(specs: Iterable[GraphSpec], capacity: int) -> int:
+    """Bytes one slot takes on a device: its rings once, what is carried twice, and one frame of every input and output."""
+    return sum(_slot_nbytes(spec, {"B": 1, "T": 1, "C": capacity}) for spec in specs)
+
+
+def _slot_nbytes(spec: GraphSpec, sizes: Mapping[str, int]) -> int:
+    def nbytes(tensor: TensorSpec) -> int:
+        return buffer_nbytes(fixed_shape(tensor.shape, sizes), tensor.dtype)
+
+    second = [state.present for state in spec.state if not state.ring]
+    outputs = [tensor for tensor in spec.all_outputs if tensor in spec.outputs or tensor.name in second]
+    return sum(nbytes(tensor) for tensor in (*spec.all_inputs, *outputs))
+
+
+def check_memory(free: int | None, per_slot: int, fixed: int, slots: int, capacity: int) -> None:
+    """Raise GpuMemoryError unless `slots` slots and `fixed` bytes more fit into `free` bytes (None: any number).
+
+    `capacity` is for the message, which says how many slots fit.
+    """
+    if free is None or fixed + slots * per_slot + RESERVE <= free:
+        return
+    fitting = max(0, (free - fixed - RESERVE) // per_slot)
+    smaller = "a smaller precision: pplex-export build CHECKPOINT --precision int4 --out BUNDLE"
+    raise GpuMemoryError(
+        f"{slots} slots of {capacity} steps need {_gb(fixed + slots * per_slot + RESERVE)} of GPU memory: "
+        f"{_gb(per_slot)} each, {_gb(fixed + RESERVE)} besides. {_gb(free)} are free, so {fitting} slots fit. "
+        + (f"Load the bundle with slots={fitting}, or build {smaller}" if fitting else f"Build {smaller}")
+    )
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB"

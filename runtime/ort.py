@@ -1,0 +1,147 @@
+"""Graphs on ONNX Runtime: its CPU provider in the host's memory, its CUDA provider in a GPU's."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, GPU, CudaDevice
+from pplex.runtime.device import Buffer, Call, HostDevice
+from pplex.runtime.errors import BundleError, EngineError, LibraryError
+from pplex.runtime.graphs import GraphSpec, TensorSpec
+from pplex.runtime.precision import PRECISIONS, storage_dtype
+
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: how IO binding is told of a type that numpy lacks
+NO_CUDA_GRAPH = "-1"  # the gpu_graph_id of a call that is neither recorded nor replayed
+
+
+class OnnxRuntimeExecutor:
+    """A graph on ONNX Runtime's CPU provider.
+
+    Raises LibraryError where ONNX Runtime is not installed, EngineError for a precision that the provider cannot compute
+    in, BundleError where it refuses the graph.
+    """
+
+    alignment = 1
+    capturable = True
+
+    def __init__(
+        self, path: Path, spec: GraphSpec, device: HostDevice, threads: int | None = None, precision: str = "fp32"
+    ):
+        self.spec, self._device = spec, device
+        if PRECISIONS[precision].activations == "bfloat16":
+            raise EngineError(
+                f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
+                "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
+            )
+        self._session = _session(path, _options(precision, threads), ["CPUExecutionProvider"])
+
+    def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
+        binding = _binding(self._session, self.spec, tensors, "cpu", 0)
+        return partial(self._device.enqueue, partial(self._session.run_with_iobinding, binding))
+
+    def save_cache(self) -> None:
+        """Nothing: what the provider prepares, it prepares at load."""
+
+
+class OnnxRuntimeCudaExecutor:
+    """A graph on ONNX Runtime's CUDA provider, on the device's own stream.
+
+    The provider captures the calls that are repeated by itself, one CUDA graph each, where all nodes of the graph run on
+    the GPU. Raises as OnnxRuntimeExecutor.
+    """
+
+    alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
+    capturable = False  # the provider allocates and synchronizes as it goes, which a capture around it forbids
+
+    def __init__(self, path: Path, spec: GraphSpec, device: CudaDevice, precision: str = "fp32"):
+        self.spec, self._device = spec, device
+        self._graph_ids = count(1)
+        provider = {
+            "device_id": str(GPU),
+            "has_user_compute_stream": "1",
+            "user_compute_stream": str(device.stream),
+            "arena_extend_strategy": "kSameAsRequested",  # else it doubles, and weights are most of the memory
+            "use_tf32": "0",  # its 10-bit mantissas change a greedy choice now and then
+        }
+        options = _options(precision, threads=1)
+        try:
+            self._session = _cuda_session(path, options, {**provider, "enable_cuda_graph": "1"})
+        except BundleError:  # some node runs on the processor: then the provider takes no graph of it
+            self._session = _cuda_session(path, options, provider)
+
+    def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
+        import onnxruntime as ort
+
+        binding = _binding(self._session, self.spec, tensors, "cuda", GPU)
+        options = ort.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)) if repeated else NO_CUDA_GRAPH)
+        return partial(self._session.run_with_iobinding, binding, options)
+
+    def save_cache(self) -> None:
+        """Nothing: the provider's kernels are compiled already."""
+
+
+def has_cuda_provider() -> bool:
+    """Whether the ONNX Runtime that is installed was built for NVIDIA GPUs."""
+    return "CUDAExecutionProvider" in _library().get_available_providers()
+
+
+def available_threads() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise LibraryError(
+            "This bundle runs on ONNX Runtime: pip install 'pplex-export[cpu]', or [cuda] for an NVIDIA GPU"
+        ) from error
+    return onnxruntime
+
+
+def _options(precision: str, threads: int | None) -> Any:
+    options = _library().SessionOptions()
+    options.intra_op_num_threads = threads or available_threads()
+    options.log_severity_level = 3
+    # The four graphs take turns: an idle one's threads must not spin while the next one works.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if PRECISIONS[precision].weights.startswith("float8"):
+        # Q/DQ around a MatMul would be fused into an operator that has no fp8 kernel.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def _cuda_session(path: Path, options: Any, provider: Mapping[str, str]) -> Any:
+    ort = _library()
+    ort.preload_dlls()  # CUDA's libraries, where they were installed by pip
+    # The processor takes what is left over, which is arithmetic on shapes.
+    return _session(path, options, [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"])
+
+
+def _session(path: Path, options: Any, providers: list[Any]) -> Any:
+    ort = _library()
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+
+
+def _binding(session: Any, spec: GraphSpec, tensors: Mapping[str, Buffer], device: str, index: int) -> Any:
+    def bind(bind_one: Any, tensor: TensorSpec) -> None:
+        buffer = tensors[tensor.name]
+        dtype = BFLOAT16 if tensor.dtype == "bfloat16" else storage_dtype(tensor.dtype).type
+        bind_one(tensor.name, device, index, dtype, buffer.shape, buffer.address)
+
+    binding = session.io_binding()
+    for tensor in spec.all_inputs:
+        bind(binding.bind_input, tensor)
+    for tensor in spec.all_outputs:
+        if tensor.name in tensors:
+            bind(binding.bind_output, tensor)
+    return binding

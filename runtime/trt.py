@@ -1,0 +1,227 @@
+"""Graphs on TensorRT and TensorRT-RTX: one code for both, what differs is in `Library`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, CudaDevice
+from pplex.runtime.device import Buffer, Call
+from pplex.runtime.engine import fixed_shape
+from pplex.runtime.errors import EngineError, LibraryError, OutputError
+from pplex.runtime.files import check_writable, write_files
+from pplex.runtime.graphs import GraphSpec
+
+
+@dataclass(frozen=True)
+class Library:
+    """TensorRT or TensorRT-RTX: `kind` is its name in a manifest, `jit` whether it compiles kernels when it is loaded.
+
+    A library that does can keep what it compiled, and says whether a context can be captured.
+    """
+
+    kind: str
+    module: str
+    package: str
+    extra: str
+    jit: bool
+
+    def load(self) -> Any:
+        """The library's module. Raises LibraryError where it is not installed."""
+        from importlib import import_module
+
+        try:
+            return import_module(self.module)
+        except ImportError as error:
+            raise LibraryError(
+                f"This bundle's engines need {self.kind}, which cannot be imported ({error}): "
+                f"pip install 'pplex-export[{self.extra}]'"
+            ) from error
+
+
+LIBRARIES = {
+    library.kind: library
+    for library in (
+        Library("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13", "rtx", jit=True),
+        Library("tensorrt", "tensorrt", "tensorrt", "tensorrt", jit=False),
+    )
+}
+
+
+class Scratch:
+    """Memory that all contexts compute in, one after the other as they are on one stream."""
+
+    def __init__(self, device: CudaDevice, nbytes: int):
+        self.nbytes = nbytes
+        self._buffer = device.zeros((nbytes,), "uint8")
+        self.address = self._buffer.address
+
+
+class Plan:
+    """An engine file that has been loaded, before it has memory to compute in.
+
+    Raises EngineError where the library refuses it, or where its inputs and outputs are not the graph's.
+    """
+
+    def __init__(self, trt: Any, library: Library, path: Path, spec: GraphSpec):
+        self.trt, self.library, self.path, self.spec = trt, library, path, spec
+        self.messages = _messages(trt)
+        self._runtime = trt.Runtime(self.messages)  # an engine does not outlive the runtime that loaded it
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            self.engine = self._runtime.deserialize_cuda_engine(data)
+        if self.engine is None:
+            raise EngineError(
+                f"{library.kind} {trt.__version__} cannot load {path}: {self.messages.last()} "
+                "Rebuild it here: pplex-export build CHECKPOINT --gpu local --out BUNDLE"
+            )
+        self._check_names()
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """What the largest call computes in, weights and inputs and outputs left out."""
+        return int(self.engine.device_memory_size_v2)
+
+    def _check_names(self) -> None:
+        found = {self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)}
+        expected = {tensor.name for tensor in (*self.spec.all_inputs, *self.spec.all_outputs)}
+        if found != expected:
+            raise EngineError(
+                f"{self.path.name} has other inputs and outputs than {self.spec.name} has here: "
+                f"{', '.join(sorted(found ^ expected))}. Rebuild it: pplex-export build CHECKPOINT --out BUNDLE"
+            )
+
+
+class TensorRTExecutor:
+    """A loaded plan and its execution contexts.
+
+    A call that is repeated has a context of its own, since a captured graph is valid only while its context keeps shapes
+    and addresses. Every other call shapes and binds the one context of its profile anew.
+    """
+
+    alignment = ALLOCATION_ALIGNMENT  # IExecutionContext.setTensorAddress demands it
+
+    def __init__(self, plan: Plan, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
+        """`cache`: the file in which a library that compiles at load keeps what it compiled."""
+        self.spec, self._plan, self._device, self._slots, self._scratch = plan.spec, plan, device, slots, scratch
+        self._repeated: list[Any] = []
+        self._shared: dict[int, Any] = {}  # by profile
+        self._sinks: dict[str, Buffer] = {}
+        self._kernels = _Kernels(plan, cache) if plan.library.jit else None
+
+    @property
+    def capturable(self) -> bool:
+        return not self._plan.library.jit or all(
+            context.is_stream_capturable(self._device.stream) for context in self._repeated
+        )
+
+    def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
+        bound = {**self._unfetched(tensors), **tensors}
+        profile = self._profile(tensors)
+        if repeated:
+            context = self._new_context(profile, repeated)
+            self._repeated.append(context)
+            self._prepare(context, bound)
+            return partial(self._enqueue, context)
+        if profile not in self._shared:
+            self._shared[profile] = self._new_context(profile, repeated)
+
+        def call() -> None:
+            self._prepare(self._shared[profile], bound)
+            self._enqueue(self._shared[profile])
+
+        return call
+
+    def save_cache(self) -> None:
+        """Keep what was compiled so far, where the bundle can be written to."""
+        if self._kernels is not None:
+            self._kernels.save()
+
+    def _profile(self, tensors: Mapping[str, Buffer]) -> int:
+        """The first profile is for one step, the second for more."""
+        steps = (tensors[t.name].shape[t.shape.index("T")] for t in self.spec.inputs if "T" in t.shape)
+        return int(max(steps, default=1) > 1)
+
+    def _unfetched(self, tensors: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Somewhere to write every output that nobody asked for: TensorRT computes them all."""
+        for tensor in self.spec.outputs:
+            if tensor.name not in tensors and tensor.name not in self._sinks:
+                shape = fixed_shape(tensor.shape, {"B": self._slots})
+                self._sinks[tensor.name] = self._device.zeros(shape, tensor.dtype)
+        return self._sinks
+
+    def _new_context(self, profile: int, repeated: bool) -> Any:
+        user_managed = self._plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        how = self._kernels.config(repeated) if self._kernels else user_managed
+        context = self._plan.engine.create_execution_context(how)
+        if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
+            raise self._error(f"make a context for profile {profile}")
+        context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+        return context
+
+    def _prepare(self, context: Any, tensors: Mapping[str, Buffer]) -> None:
+        for tensor in self.spec.all_inputs:
+            if not context.set_input_shape(tensor.name, tensors[tensor.name].shape):
+                raise self._error(f"take {tensor.name} of shape {list(tensors[tensor.name].shape)}")
+        for tensor in (*self.spec.all_inputs, *self.spec.all_outputs):
+            if not context.set_tensor_address(tensor.name, tensors[tensor.name].address):
+                raise self._error(f"bind {tensor.name}")
+
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._device.stream):
+            raise self._error("run")
+
+    def _error(self, what: str) -> EngineError:
+        return EngineError(f"{self._plan.library.kind} cannot {what} in {self.spec.name}: {self._plan.messages.last()}")
+
+
+class _Kernels:
+    """What a library compiles for the shapes it meets, kept in a file from one load to the next."""
+
+    def __init__(self, plan: Plan, path: Path):
+        self._plan, self._path = plan, path
+        self._cache = plan.engine.create_runtime_config().create_runtime_cache()
+        self._stored = path.read_bytes() if path.is_file() else b""
+        if self._stored:
+            self._cache.deserialize(self._stored)  # of another GPU, driver or version: it stays empty, and is replaced
+
+    def config(self, repeated: bool) -> Any:
+        """How a context is made. Kernels for its very shapes are worth their wait only where they run every frame."""
+        trt, config = self._plan.trt, self._plan.engine.create_runtime_config()
+        strategy = trt.DynamicShapesKernelSpecializationStrategy
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        # Not lazily: a captured graph would keep the kernels that stand in until the others are compiled.
+        config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.NONE
+        config.set_runtime_cache(self._cache)
+        return config
+
+    def save(self) -> None:
+        data = bytes(self._cache.serialize())
+        if data == self._stored:
+            return
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            check_writable(self._path)
+        except (OSError, OutputError):
+            return  # a bundle that is read-only, or gone since it was loaded: the next load compiles again
+        write_files({str(self._path): data})
+        self._stored = data
+
+
+def _messages(trt: Any) -> Any:
+    """A logger of the library's that keeps its errors for our messages."""
+
+    class Messages(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self._errors.append(message)
+
+        def last(self) -> str:
+            return f"{self._errors[-1]}." if self._errors else "no reason given."
+
+    return Messages()

@@ -1,0 +1,163 @@
+"""The GPU as a device: its refusals where there is none, and its memory, copies and captures where there is one."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu import gpu_device
+
+from pplex.runtime import cuda_device
+from pplex.runtime.cuda_device import CudaDevice
+from pplex.runtime.device import Array, Block, Buffer
+from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
+
+runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+
+
+def test_no_gpu_or_no_driver() -> None:
+    try:
+        CudaDevice()
+    except GpuError as error:
+        assert re.match(r"No NVIDIA GPU can be used \(cudaError.*\)\. See what nvidia-smi says", str(error))
+    else:
+        pytest.skip("a GPU answers here")
+
+
+def test_cuda_bindings_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(LibraryError, match=r"cuda-bindings, .* pip install 'pplex-export\[rtx\]'"):
+        CudaDevice()
+
+
+@pytest.mark.parametrize(
+    "code, error, message",
+    [
+        ("cudaErrorNoDevice", GpuError, r"No NVIDIA GPU can be used \(cudaErrorNoDevice: no CUDA-capable device"),
+        ("cudaErrorMemoryAllocation", GpuMemoryError, r"no memory left \(cudaMalloc\)"),
+        (
+            "cudaErrorIllegalAddress",
+            GpuError,
+            r"refused cudaMalloc \(cudaErrorIllegalAddress: an illegal memory access",
+        ),
+    ],
+)
+def test_the_drivers_codes_are_named(code: str, error: type[GpuError], message: str) -> None:
+    refusal = cuda_device._error(runtime, "cudaMalloc", getattr(runtime.cudaError_t, code))
+    assert type(refusal) is error
+    with pytest.raises(error, match=message):
+        raise refusal
+
+
+BLOCK, ROWS = Block(256, 16), Block(256, 16, 3, 32)
+CALLS: dict[str, Callable[[CudaDevice], Any]] = {
+    "describe": lambda device: device._describe(),
+    "zeros": lambda device: device.zeros((2, 3), "bfloat16"),
+    "staging": lambda device: device.staging(Buffer(256, (2, 3), "float32", None)),
+    "copy": lambda device: device.copy(BLOCK, BLOCK)(),
+    "copy of rows": lambda device: device.copy(ROWS, ROWS)(),
+    "clear": lambda device: device.clear(BLOCK),
+    "clear of rows": lambda device: device.clear(ROWS),
+    "capture": lambda device: device.capture(lambda: None),
+    "synchronize": lambda device: device.synchronize(),
+    "free bytes": lambda device: device.free_nbytes(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments_are_those_the_bindings_take(name: str) -> None:
+    """Without a driver every call is refused, but for its arguments it would be a TypeError."""
+    try:
+        CudaDevice()
+        pytest.skip("a GPU answers here, and the addresses are made up")
+    except GpuError:
+        pass
+    device = CudaDevice.__new__(CudaDevice)
+    device._cuda, device._stream = runtime, runtime.cudaStream_t()
+    with pytest.raises(GpuError, match=r"cudaErrorInsufficientDriver|cudaErrorNoDevice"):
+        CALLS[name](device)
+
+
+@pytest.fixture
+def gpu() -> Iterator[CudaDevice]:
+    yield gpu_device()
+
+
+def uploaded(gpu: CudaDevice, array: Array) -> Buffer:
+    buffer = gpu.zeros(array.shape, str(array.dtype))
+    gpu.copy(buffer.whole, Buffer.of(array).whole)()
+    gpu.synchronize()
+    return buffer
+
+
+def downloaded(gpu: CudaDevice, buffer: Buffer) -> Array:
+    array = np.empty(buffer.shape, buffer.dtype)
+    gpu.copy(Buffer.of(array).whole, buffer.whole)()
+    gpu.synchronize()
+    return array
+
+
+@pytest.mark.gpu
+def test_memory_is_zero_and_copies_arrive(gpu: CudaDevice) -> None:
+    assert not downloaded(gpu, gpu.zeros((3, 5), "float32")).any()
+    array = np.arange(60, dtype=np.int64).reshape(3, 4, 5)
+    np.testing.assert_array_equal(downloaded(gpu, uploaded(gpu, array)), array)
+
+
+@pytest.mark.gpu
+def test_parts_are_copied_and_cleared(gpu: CudaDevice) -> None:
+    array = np.arange(1, 61, dtype=np.int64).reshape(3, 4, 5)
+    source, target = uploaded(gpu, array), gpu.zeros((3, 4, 5), "int64")
+    gpu.copy(target.part(1, 0, 2), source.part(1, 1, 2))()
+    gpu.clear(source.part(1, 1, 2))
+    expected = np.zeros_like(array)
+    expected[:, :2] = array[:, 1:3]
+    array[:, 1:3] = 0
+    np.testing.assert_array_equal(downloaded(gpu, target), expected)
+    np.testing.assert_array_equal(downloaded(gpu, source), array)
+
+
+@pytest.mark.gpu
+def test_a_capture_does_nothing_until_it_is_replayed(gpu: CudaDevice) -> None:
+    source = gpu.zeros((4,), "int64")
+    target = gpu.zeros((4,), "int64")
+    array, result = gpu.staging(source), gpu.staging(target)
+    upload = gpu.copy(source.whole, Buffer.of(array).whole)
+    move = gpu.copy(target.whole, source.whole)
+    download = gpu.copy(Buffer.of(result).whole, target.whole)
+
+    def work() -> None:
+        upload()
+        move()
+        download()
+
+    array[:] = 1
+    replay = gpu.capture(work)
+    gpu.synchronize()
+    assert not result.any()
+    for value in (2, 3):
+        array[:] = value
+        replay()
+        gpu.synchronize()
+        assert (result == value).all()
+
+
+@pytest.mark.gpu
+def test_what_stops_a_capture_is_what_is_shown(gpu: CudaDevice) -> None:
+    def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match=r"^no$"):
+        gpu.capture(work)
+    gpu.capture(lambda: None)()
+    gpu.synchronize()
+
+
+@pytest.mark.gpu
+def test_more_memory_than_there_is(gpu: CudaDevice) -> None:
+    with pytest.raises(GpuMemoryError):
+        gpu.zeros((1 << 50,), "uint8")
+    free = gpu.free_nbytes()
+    assert free is not None and 0 < free < 1 << 50

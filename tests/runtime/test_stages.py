@@ -1,0 +1,152 @@
+"""A frame on a device: the same conversations as in the host's memory, through uploads, captured calls and downloads."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import QueueDevice
+from folders import TINY
+from tensorrt_stand_in import stand_in, write_plans
+
+from pplex.runtime.backend import Backend, gpu_loader, host_backend
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.device import HostDevice, host_view
+from pplex.runtime.session import GREEDY, Runtime, Sampling, Session
+from pplex.validate.golden import check_golden
+
+SLOTS = 3
+FRAMES = 30
+PCM = np.random.default_rng(1).normal(0, 0.1, (SLOTS, FRAMES, 1920)).astype(np.float32)
+CODES = np.random.default_rng(2).integers(0, 2048, (SLOTS, FRAMES, 8))
+WAV = str(TINY / "checkpoint/voices/synthetic.wav")
+WAYS: list[dict[str, Any]] = [
+    {"voice": "NATF0", "persona": "Hello there friend", "seed": 1},
+    {"voice": WAV, "persona": list(range(4, 40)), "seed": 2, "sampling": GREEDY},
+    {"voice": None, "persona": "", "seed": 3, "sampling": Sampling(2.0, 512, 2.0, 512)},
+]
+
+Place = Callable[[Bundle], tuple[Bundle, Backend]]
+
+
+@pytest.fixture(params=["onnxruntime", "tensorrt", "tensorrt that cannot be captured"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A bundle, and a backend for it on a new device."""
+
+    def make(bundle: Bundle) -> tuple[Bundle, Backend]:
+        device = QueueDevice()
+        if request.param == "onnxruntime":
+            return bundle, host_backend(device, threads=1)
+        library = stand_in(bundle, device, capturable=request.param == "tensorrt")
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+        for path in bundle.folder.iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        manifest = {**bundle.manifest, "engines": write_plans(bundle, tmp_path, slots=4)}
+        return replace(bundle, folder=tmp_path, manifest=manifest), Backend(device, gpu_loader(device))  # type: ignore[arg-type]
+
+    return make
+
+
+def device_of(runtime: Runtime) -> QueueDevice:
+    device = runtime.stages.device
+    assert isinstance(device, QueueDevice)
+    return device
+
+
+def conversation(runtime: Runtime) -> list[tuple[int, list[int], bytes, str]]:
+    """What three sessions say that come, pause, go and come again; every reply with its slot."""
+    said, sessions = [], dict[int, Session]()
+    for frame in range(FRAMES):
+        for i, way in enumerate(WAYS):
+            if frame in (0, 3 * i, 20 + i) and i not in sessions:
+                sessions[i] = runtime.open(**way)
+        if frame == 18:
+            sessions.pop(0).close()
+        speaking = {session: PCM[i, frame] for i, session in sessions.items() if (frame + i) % 4}
+        for session, reply in runtime.step(speaking).items():
+            said.append((session.row, reply.tokens.tolist(), reply.pcm.tobytes(), reply.text))
+        if frame % 10 == 5:
+            tokens = runtime.step_codes({session: CODES[i, frame] for i, session in sessions.items()})
+            said += [(session.row, row.tolist(), b"", "") for session, row in tokens.items()]
+    for session in sessions.values():
+        session.close()
+    return said
+
+
+def test_golden_suite(place: Place, tiny_bundle: Bundle) -> None:
+    checks = list(check_golden(*reordered(place(tiny_bundle))))
+    assert len(checks) == 14 and all(check.passed for check in checks), checks
+
+
+def reordered(placed: tuple[Bundle, Backend]) -> tuple[Bundle, Path, Backend]:
+    return placed[0], TINY, placed[1]
+
+
+def test_conversations_are_those_of_the_host(place: Place, tiny_bundle: Bundle) -> None:
+    expected = conversation(Runtime(tiny_bundle, SLOTS, threads=1, device="cpu"))
+    bundle, backend = place(tiny_bundle)
+    assert conversation(Runtime(bundle, SLOTS, device=backend)) == expected
+
+
+def test_a_frame_is_one_replay_and_one_wait(place: Place, tiny_bundle: Bundle) -> None:
+    bundle, backend = place(tiny_bundle)
+    runtime = Runtime(bundle, 2, device=backend)
+    device = device_of(runtime)
+    with runtime.open("NATF0", "Hello", seed=0) as first, runtime.open(None, seed=0) as second:
+        for speaking in ([first], [first, second], [second]):
+            before = device.replays, device.synchronized
+            runtime.step(dict.fromkeys(speaking, PCM[0, 0]))
+            captured = all(executor.capturable for executor in runtime.stages.executors.values())
+            assert (device.replays - before[0], device.synchronized - before[1]) == (int(captured), 1)
+
+
+def test_closing_clears_everything_on_the_device(place: Place, tiny_bundle: Bundle) -> None:
+    bundle, backend = place(tiny_bundle)
+    runtime = Runtime(bundle, 1, device=backend)
+    for voice in ("NATF0", WAV):
+        with runtime.open(voice, "Hello", seed=0) as session:
+            for frame in PCM[0, :15]:
+                session.step(frame)
+        runtime.stages.device.synchronize()
+        for graph, engine in runtime.stages.engines.items():
+            for name, buffer in engine.state.items():
+                assert not host_view(buffer).any(), (graph, name)
+
+
+def test_a_saved_prompt_is_uploaded_again(place: Place, tiny_bundle: Bundle) -> None:
+    bundle, backend = place(tiny_bundle)
+    runtime = Runtime(bundle, 2, device=backend)
+    with runtime.open("NATM1", "Hello", seed=5) as first:
+        expected = [first.step(frame).tokens.tolist() for frame in PCM[0, :8]]
+        with runtime.open("NATM1", "Hello", seed=5) as second:
+            assert second.row == 1
+            assert [second.step(frame).tokens.tolist() for frame in PCM[0, :8]] == expected
+
+
+@pytest.mark.parametrize(
+    "delays", [(0,) * 17, (0, 0, 1, 2, 2, 1, 2, 2, 0, 0, 2, 1, 2, 2, 1, 1, 2), (2, *[1] * 16), (0, 11, *[1] * 15)]
+)
+def test_other_delays_give_the_decoder_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
+    """Whichever streams are just sampled: what the decoder was given is what the reply says, from the first frame on."""
+    bundle = replace(tiny_bundle, config=replace(tiny_bundle.config, delays=delays))
+    for device in (QueueDevice(), HostDevice()):
+        runtime = Runtime(bundle, 2, device=host_backend(device, threads=1))
+        decoded = runtime.stages._buffers["mimi_decode"]["codes"]
+        with runtime.open(None, "", seed=3) as session, runtime.open(None, "Hello", seed=4) as other:
+            for frame in range(6):
+                replies = runtime.step({other: PCM[1, frame], session: PCM[0, frame]})
+                for speaker, reply in replies.items():
+                    assert host_view(decoded)[speaker.row].tolist() == reply.tokens[1:9].tolist()
+                    assert (reply.tokens[1:9] < 2048).all()
+
+
+def test_seconds_are_told_by_graph_only_in_the_hosts_memory(tiny_bundle: Bundle) -> None:
+    for device, names in ((HostDevice(), set(tiny_bundle.specs)), (QueueDevice(), {"device"})):
+        runtime = Runtime(tiny_bundle, 1, device=host_backend(device, threads=1))
+        before = dict(runtime.stages.seconds)
+        with runtime.open(seed=0) as session:
+            session.step(PCM[0, 0])
+        assert {name for name, seconds in runtime.stages.seconds.items() if seconds > before[name]} == names

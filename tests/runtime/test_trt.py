@@ -1,0 +1,150 @@
+"""How TensorRT's contexts are used, with a stand-in for the library that raises where the real one is undefined."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import QueueDevice
+from tensorrt_stand_in import Context, stand_in, write_plans
+
+from pplex.runtime.backend import Backend, cache_path, gpu_loader
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.engine import Engine
+from pplex.runtime.errors import EngineError
+from pplex.runtime.session import Runtime
+from pplex.runtime.stages import Stages
+from pplex.runtime.trt import LIBRARIES, Plan, Scratch, TensorRTExecutor
+
+PCM = np.random.default_rng(1).normal(0, 0.1, (10, 1920)).astype(np.float32)
+
+
+@pytest.fixture
+def device() -> QueueDevice:
+    return QueueDevice()
+
+
+@pytest.fixture
+def compiled(
+    tiny_bundle: Bundle, tmp_path: Path, device: QueueDevice, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Bundle, Backend]:
+    for path in tiny_bundle.folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    manifest = {**tiny_bundle.manifest, "engines": write_plans(tiny_bundle, tmp_path, slots=4)}
+    bundle = replace(tiny_bundle, folder=tmp_path, manifest=manifest)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_in(bundle, device))
+    return bundle, Backend(device, gpu_loader(device))  # type: ignore[arg-type]
+
+
+def contexts_of(stages: Stages, graph: str) -> list[Context]:
+    executor = stages.executors[graph]
+    assert isinstance(executor, TensorRTExecutor)
+    contexts: list[Context] = executor._plan.engine.contexts
+    return contexts
+
+
+def caches(bundle: Bundle) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (bundle.folder / "caches").iterdir()}
+
+
+def talk(runtime: Runtime) -> list[list[int]]:
+    with runtime.open("NATF0", "Hello", seed=1) as session:
+        return [session.step(frame).tokens.tolist() for frame in PCM]
+
+
+def test_a_context_for_every_batch_size_and_one_to_share_for_every_profile(compiled: tuple[Bundle, Backend]) -> None:
+    bundle, backend = compiled
+    stages = Runtime(bundle, slots=4, device=backend).stages
+    made = {
+        graph: [(c.shapes[c.engine.spec.inputs[0].name][0], c.profile, c.captured) for c in contexts_of(stages, graph)]
+        for graph in bundle.specs
+    }
+    batches = [(1, 0, True), (2, 0, True), (4, 0, True)]
+    assert made == {
+        "mimi_encode": [*batches, (1, 0, False)],
+        "temporal": [*batches, (1, 1, False)],
+        "depth": batches,
+        "mimi_decode": batches,
+    }
+
+
+def test_one_step_of_a_prompt_goes_through_the_first_profile(
+    compiled: tuple[Bundle, Backend], monkeypatch: Any
+) -> None:
+    bundle, backend = compiled
+    monkeypatch.setattr("pplex.runtime.priming.PRIMING_STEPS", 10)
+    runtime = Runtime(bundle, slots=1, device=backend)
+    before = len(contexts_of(runtime.stages, "temporal"))
+    with runtime.open(None, [5] * 10, seed=0):  # 21 steps: 10, 10, 1
+        assert [context.profile for context in contexts_of(runtime.stages, "temporal")[before:]] == [0]
+
+
+def test_all_contexts_compute_in_one_memory(compiled: tuple[Bundle, Backend]) -> None:
+    bundle, backend = compiled
+    stages = Runtime(bundle, slots=2, device=backend).stages
+    assert len({context.scratch for graph in bundle.specs for context in contexts_of(stages, graph)}) == 1
+
+
+def test_more_than_the_profile_takes_is_refused_in_the_librarys_words(compiled: tuple[Bundle, Backend]) -> None:
+    bundle, backend = compiled
+    engines = {name: {**entry, "slots": 8} for name, entry in bundle.manifest["engines"].items()}
+    stages = Stages(replace(bundle, manifest={**bundle.manifest, "engines": engines}), 8, device=backend)
+    with pytest.raises(
+        EngineError, match=r"tensorrt-rtx cannot take pcm of shape \[8, 1, 1920\] in mimi_encode: .* 8 is"
+    ):
+        stages.run("mimi_encode", 8)
+
+
+def test_kernels_that_were_compiled_are_found_at_the_next_load(compiled: tuple[Bundle, Backend]) -> None:
+    bundle, backend = compiled
+    expected = talk(Runtime(bundle, 2, device=backend))
+    stored = caches(bundle)
+    assert stored.keys() == {f"{graph}.sm_89.cache" for graph in bundle.specs}
+    assert all(len(json.loads(kernels)) == 2 for kernels in stored.values())  # one for each batch size
+    times = {path: path.stat().st_mtime_ns for path in (bundle.folder / "caches").iterdir()}
+    assert talk(Runtime(bundle, 1, device=backend)) == expected
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_kernels_that_do_not_match_are_compiled_again(compiled: tuple[Bundle, Backend]) -> None:
+    bundle, backend = compiled
+    stale = cache_path(bundle.folder, "temporal", backend.device.gpu)  # type: ignore[attr-defined]
+    stale.parent.mkdir()
+    stale.write_bytes(b"of another driver")
+    Runtime(bundle, 1, device=backend)
+    assert len(json.loads(stale.read_bytes())) == 1
+
+
+def test_a_bundle_that_cannot_be_written_to_is_used_without(compiled: tuple[Bundle, Backend]) -> None:
+    bundle, backend = compiled
+    (bundle.folder / "caches").write_text("in the way")
+    assert talk(Runtime(bundle, 1, device=backend))
+
+
+def test_the_other_library_needs_no_kernels(compiled: tuple[Bundle, Backend], device: QueueDevice) -> None:
+    bundle, _ = compiled
+    for path in bundle.folder.glob("*.engine"):
+        plan = Plan(stand_in(bundle, device), LIBRARIES["tensorrt"], path, bundle.specs[path.stem])
+        scratch = Scratch(device, plan.scratch_nbytes)  # type: ignore[arg-type]
+        executor = TensorRTExecutor(plan, device, 2, scratch, bundle.folder / "caches" / "none")  # type: ignore[arg-type]
+        engine = Engine(executor, device, 2, {"C": bundle.config.temporal.capacity})
+        sizes = {"B": 2, "T": 1}
+        tensors = {
+            t.name: device.zeros(tuple(sizes.get(d, d) for d in t.shape), t.dtype)  # type: ignore[call-overload]
+            for t in plan.spec.inputs
+        }
+        call = engine.bind({**tensors, plan.spec.outputs[0].name: output(device, plan)}, 0, 2, repeated=True)
+        call()
+        assert executor.capturable and plan.engine.contexts[0].how == "user managed"
+        device.capture(call)()
+        device.synchronize()
+        executor.save_cache()
+    assert not (bundle.folder / "caches").exists()
+
+
+def output(device: QueueDevice, plan: Plan) -> Any:
+    tensor = plan.spec.outputs[0]
+    return device.zeros((2, *(int(dim) for dim in tensor.shape[1:])), tensor.dtype)
