@@ -6,6 +6,14 @@ from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.errors import EngineError
 
 
+def has_gpu() -> bool:
+    try:
+        CudaDevice()
+    except EngineError:
+        return False
+    return True
+
+
 def gpu_device() -> CudaDevice:
     """This machine's GPU; skips the test, with the reason, where there is none."""
     try:

@@ -73,6 +73,7 @@ def test_missing_files_are_all_named(checkpoint: Path) -> None:
         ({"lm": {"norm": "layer_norm"}}, "only 'rms_norm_f32' is implemented"),
         ({"lm": {"dim": "big"}}, "wrong type"),
         ({"lm": {"delays": [0, 1]}}, "17 numbers"),
+        ({"lm": {"delays": [0, 12, *[1] * 15]}}, "17 numbers from 0 to 11"),
         ({"lm": {"num_heads": 3}}, "heads must divide"),
         ({"lm": {"card": 64}, "mimi": {"quantizer": {"bins": 64}}}, "codes of silence"),
         ({"lm": {"text_card": 3.5}}, r"whole number \(text_card\)"),

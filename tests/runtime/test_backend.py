@@ -1,13 +1,13 @@
 """What a bundle runs on, and the refusals: each says what is wrong and what to do."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from devices import QueueDevice
+from gpu import has_gpu
 from tensorrt_stand_in import VERSION, stand_in, write_plans
 
 from pplex.runtime.backend import check_engines, choose_backend, engines_nbytes, gpu_loader
@@ -18,7 +18,6 @@ from pplex.runtime.errors import BundleError, EngineError, GpuError, GpuMemoryEr
 from pplex.runtime.session import Runtime
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", 89)
-Changed = Callable[..., Bundle]
 
 
 @pytest.fixture
@@ -56,16 +55,6 @@ def changed(bundle: Bundle, *graphs: str, **values: Any) -> Bundle:
 
 def load(bundle: Bundle, device: QueueDevice, slots: int = 2) -> None:
     gpu_loader(device)(bundle, slots)  # type: ignore[arg-type]
-
-
-def has_gpu() -> bool:
-    from pplex.runtime.cuda_device import CudaDevice
-
-    try:
-        CudaDevice()
-    except EngineError:
-        return False
-    return True
 
 
 no_gpu = pytest.mark.skipif(has_gpu(), reason="a GPU answers here")

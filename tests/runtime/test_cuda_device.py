@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu import gpu_device
+from gpu import gpu_device, has_gpu
 
 from pplex.runtime import cuda_device
 from pplex.runtime.cuda_device import CudaDevice
@@ -69,11 +69,8 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_arguments_are_those_the_bindings_take(name: str) -> None:
     """Without a driver every call is refused, but for its arguments it would be a TypeError."""
-    try:
-        CudaDevice()
+    if has_gpu():
         pytest.skip("a GPU answers here, and the addresses are made up")
-    except GpuError:
-        pass
     device = CudaDevice.__new__(CudaDevice)
     device._cuda, device._stream = runtime, runtime.cudaStream_t()
     with pytest.raises(GpuError, match=r"cudaErrorInsufficientDriver|cudaErrorNoDevice"):

@@ -14,6 +14,7 @@ from tensorrt_stand_in import stand_in, write_plans
 
 from pplex.runtime.backend import Backend, gpu_loader, host_backend
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import RELEASED
 from pplex.runtime.device import HostDevice, host_view
 from pplex.runtime.session import GREEDY, Runtime, Sampling, Session
 from pplex.validate.golden import check_golden
@@ -77,12 +78,9 @@ def conversation(runtime: Runtime) -> list[tuple[int, list[int], bytes, str]]:
 
 
 def test_golden_suite(place: Place, tiny_bundle: Bundle) -> None:
-    checks = list(check_golden(*reordered(place(tiny_bundle))))
+    bundle, backend = place(tiny_bundle)
+    checks = list(check_golden(bundle, TINY, backend))
     assert len(checks) == 14 and all(check.passed for check in checks), checks
-
-
-def reordered(placed: tuple[Bundle, Backend]) -> tuple[Bundle, Path, Backend]:
-    return placed[0], TINY, placed[1]
 
 
 def test_conversations_are_those_of_the_host(place: Place, tiny_bundle: Bundle) -> None:
@@ -127,9 +125,16 @@ def test_a_saved_prompt_is_uploaded_again(place: Place, tiny_bundle: Bundle) -> 
 
 
 @pytest.mark.parametrize(
-    "delays", [(0,) * 17, (0, 0, 1, 2, 2, 1, 2, 2, 0, 0, 2, 1, 2, 2, 1, 1, 2), (2, *[1] * 16), (0, 11, *[1] * 15)]
+    "delays",
+    [
+        (0,) * 17,
+        (0, 0, 1, 2, 2, 1, 2, 2, 0, 0, 2, 1, 2, 2, 1, 1, 2),
+        (2, *[1] * 16),
+        (0, 11, *[1] * 15),
+        RELEASED.delays,
+    ],
 )
-def test_other_delays_give_the_decoder_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
+def test_the_decoder_is_given_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
     """Whichever streams are just sampled: what the decoder was given is what the reply says, from the first frame on."""
     bundle = replace(tiny_bundle, config=replace(tiny_bundle.config, delays=delays))
     for device in (QueueDevice(), HostDevice()):
