@@ -80,6 +80,9 @@ def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if library.kind == TENSORRT_RTX:
+        config.set_flag(
+            trt.BuilderFlag.REQUIRE_USER_ALLOCATION
+        )  # without it a frame cannot be captured as a CUDA graph
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{gpu.sm}"), 0)
         if options.optimization_level is not None:

@@ -8,9 +8,10 @@ from pplex.engines.tables import readable
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import GpuError
 from pplex.runtime.gpus import Gpu
-from pplex.runtime.graphs import MAX_STEPS, GraphSpec, graph_specs
+from pplex.runtime.graphs import MAX_STEPS, graph_specs
+from pplex.runtime.memory import slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS, PRECISIONS, storage_dtype
+from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, storage_dtype
 
 # Left to the CUDA context, kernels, a desktop and the scratch memory of single steps: an allowance, not a measurement.
 RESERVE_NBYTES = 1_500_000_000
@@ -99,21 +100,9 @@ def plan(
 
 
 def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: int) -> dict[str, int]:
-    """Bytes a slot takes, by graph: rings once, what is carried twice (past and present), inputs and outputs once."""
+    """Bytes a slot takes, by graph."""
     specs = graph_specs(config, precision)
-    return {graph: _session_nbytes(specs[graph], {"B": 1, "T": 1, "C": capacity}) for graph in GRAPH_NAMES}
-
-
-def _session_nbytes(spec: GraphSpec, sizes: Mapping[str, int]) -> int:
-    buffers = [(tensor, 1) for tensor in (*spec.inputs, *spec.outputs)]
-    buffers += [(state, 1 if state.ring else 2) for state in spec.state]  # type: ignore[misc]
-    total = 0
-    for tensor, copies in buffers:
-        nbytes = copies * storage_dtype(tensor.dtype).itemsize
-        for dim in tensor.shape:
-            nbytes *= sizes[dim] if isinstance(dim, str) else dim
-        total += nbytes
-    return total
+    return {graph: slot_nbytes([spec], capacity) for graph, spec in specs.items()}
 
 
 def _what_fits(asked: Plan, slots: int) -> str:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle
-from pplex.runtime.cuda_device import CudaDevice, Gpu
+from pplex.runtime.cuda_device import CudaDevice, FoundGpu
 from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
+from pplex.runtime.gpus import ONNXRUNTIME
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider
 from pplex.runtime.trt import LIBRARIES, Plan, Scratch, TensorRTExecutor
 
-ONNX_RUNTIME = "onnxruntime"
 DEVICES = ("cpu", "cuda")
 REBUILD = "pplex-export build CHECKPOINT --gpu local --out BUNDLE"
 
@@ -33,14 +33,14 @@ def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> B
     Raises EngineError (LibraryError, GpuError) where it cannot run, with what to do about it.
     """
     kinds = {name: entry["kind"] for name, entry in bundle.manifest["engines"].items()}
-    unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNX_RUNTIME, *LIBRARIES)}
+    unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNXRUNTIME, *LIBRARIES)}
     if unknown:
         raise BundleError(f"{bundle.folder} has engines this version does not know: {', '.join(sorted(unknown))}.")
-    if set(kinds.values()) == {ONNX_RUNTIME}:
+    if set(kinds.values()) == {ONNXRUNTIME}:
         gpu = _gpu_for_graphs(device)
         return Backend(gpu, gpu_loader(gpu)) if gpu else host_backend(HostDevice(), threads)
     if device == "cpu":
-        compiled = ", ".join(name for name, kind in kinds.items() if kind != ONNX_RUNTIME)
+        compiled = ", ".join(name for name, kind in kinds.items() if kind != ONNXRUNTIME)
         raise EngineError(
             f"{compiled}: compiled for a GPU, and cannot run on the processor. "
             "A bundle that can is built without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
@@ -102,7 +102,7 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
 def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Plan]:
     """The compiled engines by graph, and the certainty that they and all slots have the memory they need."""
     engines, capacity = bundle.manifest["engines"], bundle.config.temporal.capacity
-    kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNX_RUNTIME}
+    kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNXRUNTIME}
     modules = {kind: LIBRARIES[kind].load() for kind in sorted(set(kinds.values()))}
     check_engines(engines, device.gpu, {kind: str(module.__version__) for kind, module in modules.items()}, slots)
 
@@ -117,12 +117,14 @@ def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Pla
     return plans
 
 
-def check_engines(engines: Mapping[str, Mapping[str, Any]], gpu: Gpu, versions: Mapping[str, str], slots: int) -> None:
+def check_engines(
+    engines: Mapping[str, Mapping[str, Any]], gpu: FoundGpu, versions: Mapping[str, str], slots: int
+) -> None:
     """Raise an error that names every engine that was made for another GPU, by another version, or for fewer slots.
 
     `engines` as in a manifest; `versions` of the installed libraries by kind.
     """
-    made = {name: e for name, e in engines.items() if e["kind"] != ONNX_RUNTIME}
+    made = {name: e for name, e in engines.items() if e["kind"] != ONNXRUNTIME}
     wrong = [
         f"{name} was built for sm_{e['sm']} ({e['gpu']}) by {e['made_with']}; this GPU ({gpu.name}) is sm_{gpu.sm}."
         for name, e in made.items()
@@ -157,6 +159,6 @@ def engines_nbytes(manifest: Mapping[str, Any]) -> int:
     return sum(files[name]["nbytes"] for name in names | weights if name in files)
 
 
-def cache_path(folder: Path, graph: str, gpu: Gpu) -> Path:
+def cache_path(folder: Path, graph: str, gpu: FoundGpu) -> Path:
     """Where kernels that were compiled at load are kept, in a bundle that may be used by several kinds of GPU."""
     return folder / CACHES_FOLDER / f"{graph}.sm_{gpu.sm}{CACHE_SUFFIX}"

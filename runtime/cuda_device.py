@@ -13,7 +13,7 @@ GPU = 0  # the one that every thread of a process starts with
 
 
 @dataclass(frozen=True)
-class Gpu:
+class FoundGpu:
     """What a GPU is called, and its compute capability: 89 for sm_89."""
 
     name: str
@@ -104,10 +104,10 @@ class CudaDevice:
         free, _ = self._results("cudaMemGetInfo")
         return int(free)
 
-    def _describe(self) -> Gpu:
+    def _describe(self) -> FoundGpu:
         properties = self._call("cudaGetDeviceProperties", GPU)
         name = properties.name.partition(b"\0")[0].decode(errors="replace")
-        return Gpu(name, 10 * properties.major + properties.minor)
+        return FoundGpu(name, 10 * properties.major + properties.minor)
 
     def _do(self, function: str, *arguments: Any) -> None:
         self._results(function, *arguments)

@@ -42,7 +42,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         )
     }
 )
-CODEC_PRECISIONS = ("fp32", "fp16", "bf16")
+CODEC_PRECISIONS = ("fp32", "fp16")  # TensorRT-RTX finds no types for a transposed convolution in bfloat16
 FP32: Mapping[str, str] = MappingProxyType(dict.fromkeys(GRAPH_NAMES, "fp32"))
 
 

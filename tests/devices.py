@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, Gpu
+from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, FoundGpu
 from pplex.runtime.device import Array, Buffer, Call, HostDevice, buffer_nbytes, host_view
 
 
@@ -15,7 +15,7 @@ class QueueDevice(HostDevice):
     """
 
     name, captures = "stand-in", True
-    stream, gpu = 4711, Gpu("Stand-in GPU", 89)
+    stream, gpu = 4711, FoundGpu("Stand-in GPU", 89)
 
     def __init__(self, free: int = 1 << 40) -> None:
         self.free, self.replays, self.synchronized = free, 0, 0

@@ -36,7 +36,9 @@ class Drift:
 def force(bundle: Bundle, codes: Tokens) -> Forced:
     """Step one slot through the model inputs codes [T, 17], each step's targets being the next one's inputs; S is T - 1."""
     return Forced(
-        *teacher_forced(Stages(bundle, slots=1), bundle, codes, {step: step for step in range(len(codes) - 1)})
+        *teacher_forced(
+            Stages(bundle, slots=1, logits=True), bundle, codes, {step: step for step in range(len(codes) - 1)}
+        )
     )
 
 

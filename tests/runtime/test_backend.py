@@ -12,12 +12,12 @@ from tensorrt_stand_in import VERSION, stand_in, write_plans
 
 from pplex.runtime.backend import check_engines, choose_backend, engines_nbytes, gpu_loader
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.cuda_device import Gpu
+from pplex.runtime.cuda_device import FoundGpu
 from pplex.runtime.device import HostDevice
 from pplex.runtime.errors import BundleError, EngineError, GpuError, GpuMemoryError, LibraryError, SlotError
 from pplex.runtime.session import Runtime
 
-ADA = Gpu("NVIDIA GeForce RTX 4090", 89)
+ADA = FoundGpu("NVIDIA GeForce RTX 4090", 89)
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 from folders import TINY
 from gpu import gpu_device
 
-from pplex.engines.tensorrt_rtx import build_engine
+from pplex.engines.compile import compile_engine, engine_entry
 from pplex.runtime.backend import Backend, gpu_loader
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.gpus import parse_gpu
 from pplex.runtime.ort import has_cuda_provider
 from pplex.validate.golden import check_golden
 
@@ -32,13 +33,11 @@ def on_tensorrt_rtx(bundle: Bundle, folder: Path, sm: int) -> Bundle:
     if not hasattr(trt.ComputeCapability, f"SM{sm}"):
         pytest.skip(f"TensorRT-RTX {trt.__version__} does not know sm_{sm}")
     shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
-    entries: dict[str, Any] = {}
+    entries, gpu = {}, parse_gpu(f"sm_{sm}")
     for name, spec in bundle.specs.items():
-        plan = build_engine(bundle.graph_path(name), spec, bundle.config.temporal.capacity, sm, SLOTS)
-        (folder / f"{name}.engine").write_bytes(plan)
-        made_with = f"tensorrt-rtx {trt.__version__}"
-        entries[name] = {"kind": "tensorrt-rtx", "file": f"{name}.engine", "gpu": "local", "sm": sm, "slots": SLOTS}
-        entries[name]["made_with"] = made_with
+        engine = folder / f"{name}.engine"
+        compile_engine(bundle.graph_path(name), spec, bundle.config.temporal.capacity, gpu, SLOTS, engine)
+        entries[name] = engine_entry(engine, gpu, SLOTS)
     return replace(bundle, folder=folder, manifest={**bundle.manifest, "engines": entries})
 
 
