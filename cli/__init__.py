@@ -67,7 +67,7 @@ def main() -> None:
     "--size",
     type=click.Choice(["tiny", "small", "full"]),
     default="tiny",
-    help="full: the released model's, 17 GB; small: 0.6 GB.",
+    help="full: the released model's, 17 GB; small: 0.4 GB.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the weights.")
 @click.option("--outliers", is_flag=True, help="Plant heavy channels, as trained models have: hard to quantize.")

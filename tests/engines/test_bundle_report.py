@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pplex.engines.bundle_report import report_bundle, weights_nbytes
-from pplex.engines.compile import compile_engine
+from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.plan import session_nbytes
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle, file_sha256, manifest_digest, open_bundle
 from pplex.runtime.errors import BundleError
@@ -24,8 +24,9 @@ def engine_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory)
     folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path_factory.mktemp("reports") / "bundle"))
     manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text())
     spec, graph = tiny_bundle.specs["mimi_decode"], tiny_bundle.graph_path("mimi_decode")
-    entry = compile_engine(graph, spec, 96, parse_gpu("rtx-4090"), 4, folder / "mimi_decode.engine")
-    manifest["engines"]["mimi_decode"] = entry
+    engine, gpu = folder / "mimi_decode.engine", parse_gpu("rtx-4090")
+    compile_engine(graph, spec, 96, gpu, 4, engine)
+    manifest["engines"]["mimi_decode"] = engine_entry(engine, gpu, 4)
     for path in folder.glob("mimi_decode.*"):
         manifest["files"][path.name] = {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
     manifest["digest"] = manifest_digest(manifest)

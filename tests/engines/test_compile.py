@@ -155,8 +155,8 @@ def test_tensorrt_takes_the_same_path(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setattr("pplex.engines.library.parse_gpu", lambda _: Gpu("local", "NVIDIA L4", 89, None, TENSORRT))
     options = EngineOptions(optimization_level=2)
-    entry = compile_engine(tmp_path / "mlp.onnx", MLP, 1, l4, 4, tmp_path / "mlp.engine", options)
-    assert (entry["kind"], entry["sm"]) == ("tensorrt", 89)
+    compile_engine(tmp_path / "mlp.onnx", MLP, 1, l4, 4, tmp_path / "mlp.engine", options)
+    assert engine_entry(tmp_path / "mlp.engine", l4, 4)["made_with"] == f"tensorrt {trt.__version__}"
     assert (tmp_path / CACHES_FOLDER / TIMING_CACHE_FILE).stat().st_size > 0
     compile_engine(tmp_path / "mlp.onnx", MLP, 1, l4, 4, tmp_path / "again.engine", options)
     with pytest.raises(BuildError, match=r"H100 is sm_90, and this machine has NVIDIA L4 \(sm_89\)"):

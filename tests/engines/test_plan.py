@@ -100,7 +100,7 @@ def test_what_is_said_to_fit_does() -> None:
 def test_a_plan_is_told_in_a_line() -> None:
     assert released("rtx-4090", "int4").to_text() == (
         "GeForce RTX 4090 (sm_89, tensorrt-rtx): 10 slots at 3000 steps of context; "
-        "5.1 GB of weights, 1.6 GB a session, 297.1 MB of scratch"
+        "5.2 GB of weights, 1.6 GB a session, 297.1 MB of scratch"
     )
     assert "an unknown number of slots" in released("sm_89", "int4").to_text()
 

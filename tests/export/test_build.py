@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from pplex.export.checkpoint import LM_FILE, VOICES_FILE
 from pplex.export.source import Source
 from pplex.export.staging import STEPS_FILE, partial_folder
 from pplex.runtime.bundle import Bundle, is_bundle, open_bundle
-from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, OutputError
+from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, EngineError, GpuError, OutputError
+from pplex.runtime.gpus import Gpu, parse_gpu
+from pplex.runtime.precision import GRAPH_NAMES, parse_precision
+from pplex.runtime.session import Runtime
 
 
 def source(folder: Path) -> Source:
@@ -107,4 +111,44 @@ def test_the_manifest_tells_where_the_bundle_comes_from(tiny_bundle: Bundle) -> 
 def test_a_capacity_the_model_cannot_have_is_refused(tmp_path: Path, capacity: int) -> None:
     with pytest.raises(ConfigError, match=r"32 to 96"):
         build(source(TINY / "checkpoint"), tmp_path / "bundle", BuildOptions(capacity=capacity))
+    assert not list(tmp_path.iterdir())
+
+
+RTX_4090 = parse_gpu("rtx-4090")
+
+
+def test_a_bundle_for_a_gpu_holds_engines_and_no_graphs(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
+    told: list[str] = []
+    options = BuildOptions(gpu=RTX_4090, slots=2, capacity=64)
+    bundle = open_bundle(build(source(TINY / "checkpoint"), tmp_path / "bundle", options, tell=told.append))
+    assert "slots at 64 steps" in told[0]
+    assert {path.suffix for path in bundle.folder.iterdir()} == {".engine", ".json", ".model", ".safetensors"}
+    for name in GRAPH_NAMES:
+        entry = bundle.manifest["engines"][name]
+        assert (entry["kind"], entry["sm"], entry["slots"]) == ("tensorrt-rtx", 89, 2)
+    assert bundle.config.temporal.capacity == 64
+    with pytest.raises(EngineError):  # there is no GPU, or another one
+        Runtime(bundle, slots=4)
+
+
+@pytest.mark.parametrize(
+    "gpu, precision, words",
+    [
+        (replace(RTX_4090, memory_nbytes=1_510_000_000), "fp32", "slots .* fit and not 8"),
+        (parse_gpu("rtx-3090"), "fp8", "rtx-3090|RTX 3090 .*cannot run temporal=fp8"),
+        (parse_gpu("h100"), "fp8", "H100"),
+    ],
+)
+def test_what_a_gpu_cannot_take_is_told_before_the_work(tmp_path: Path, gpu: Gpu, precision: str, words: str) -> None:
+    options = BuildOptions(gpu=gpu, precision=parse_precision(precision))
+    with pytest.raises((GpuError, BuildError), match=words):
+        build(source(TINY / "checkpoint"), tmp_path / "bundle", options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_full_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1_000_000))
+    with pytest.raises(BuildError, match=r"takes 0\.0 GB and .* has 0\.0 GB free"):
+        build(source(TINY / "checkpoint"), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
