@@ -1,0 +1,55 @@
+"""Commands that measure: bench codec, frame and precision."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pplex.cli.talk import DEVICE
+
+
+@click.group()
+def bench() -> None:
+    """Measure: latency per stage with median and p99, and memory."""
+
+
+@bench.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> None:
+    """The codec of CHECKPOINT: its exported graphs against our torch modules (eager), frame by frame in one run."""
+    from pplex.bench.codec import bench_codec
+
+    report = bench_codec(checkpoint, frames, threads)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--sessions", type=click.IntRange(min=1), default=1, help="Conversations stepped together.")
+@click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def frame(bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None, as_json: bool) -> None:
+    """A whole frame of BUNDLE: every stage, with primed sessions that sample at the default settings."""
+    from pplex.bench.frame import bench_frame
+
+    report = bench_frame(bundle, sessions, frames, threads, device)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--frames", type=click.IntRange(min=20), default=100, help="Of conversation, after the prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
+    """CHECKPOINT in every precision: megabytes, and drift from float32 on the same forced steps."""
+    from pplex.bench.precision import bench_precision
+    from pplex.cli.progress import names_bar
+
+    with names_bar("build") as progress:
+        report = bench_precision(checkpoint, frames, progress)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())

@@ -1,0 +1,77 @@
+"""The command that speaks with a bundle: run."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pplex.runtime.config import MAX_CANDIDATES
+
+DEFAULT_VOICE = "NATF2"
+DEFAULT_PERSONA = (  # the reference's
+    "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."
+)
+
+
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="What ONNX graphs run on; compiled engines run on the GPU they are for.  [default: a GPU where there is one]",
+)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--input-wav", required=True, help="The user's side: wav, flac or ogg, any rate; - for standard input.")
+@click.option("--output-wav", required=True, help="The agent's side, as long as the input; - for standard output.")
+@click.option(
+    "--output-text", required=True, help="JSON list with the text piece of each frame; - for standard output."
+)
+@click.option(
+    "--voice",
+    "--voice-prompt",
+    default=DEFAULT_VOICE,
+    help="One of the bundle's voices, an audio file of the voice to take on, or none.",
+)
+@click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona.")
+@click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Of the sampling; -1: another one each time.")
+@click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")
+@click.option("--temp-audio", type=float, default=0.8, help="Temperature of the audio tokens.")
+@click.option("--temp-text", type=float, default=0.7, help="Temperature of the text tokens.")
+@click.option("--topk-audio", type=click.IntRange(1, MAX_CANDIDATES), default=250, help="Audio tokens to choose from.")
+@click.option("--topk-text", type=click.IntRange(1, MAX_CANDIDATES), default=25, help="Text tokens to choose from.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print the timings as JSON on standard error.")
+def run(
+    bundle: Path,
+    input_wav: str,
+    output_wav: str,
+    output_text: str,
+    voice: str,
+    text_prompt: str,
+    seed: int,
+    greedy: bool,
+    temp_audio: float,
+    temp_text: float,
+    topk_audio: int,
+    topk_text: int,
+    threads: int | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Let the model of BUNDLE listen to a recording: its speech and its text come out."""
+    from pplex.cli.progress import frames_bar
+    from pplex.runtime.offline import Conversation, run_offline
+    from pplex.runtime.session import GREEDY, Sampling
+
+    if output_wav == output_text == "-":
+        raise click.UsageError("Only one of --output-wav and --output-text can be standard output.")
+    conversation = Conversation(
+        voice=None if voice == "none" else voice,
+        persona=text_prompt,
+        seed=None if seed == -1 else seed,
+        sampling=GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio),
+    )
+    report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, device, frames_bar)
+    click.echo(json.dumps(report.to_dict()) if as_json else report.to_text(), err=True)
