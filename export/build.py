@@ -21,6 +21,7 @@ from pplex.export.calibration import (
     calibration_nbytes,
     find_calibration,
     needs_calibration,
+    stored_calibration,
 )
 from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
 from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
@@ -119,7 +120,7 @@ def build(
         shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
         Tokenizer(folder / TOKENIZER_FILE)
         _make_graphs(checkpoint, config, voices, options, steps, progress)
-        progress("hash", 0, 0)
+        progress("hash", 0, sum(weights_nbytes(config, options.precision).values()))
         _write_manifest(folder, source, checkpoint, config, options, sorted(voices))
         open_bundle(folder, verify=False)
     return out
@@ -135,15 +136,19 @@ def _make_graphs(
 ) -> None:
     """Calibrate, then export each graph; for a GPU, compile each and drop its file, whose weights the engine has."""
     precision, folder = options.precision, steps.folder
-    calibrated = needs_calibration(precision, options.calibration is not None)
-    total = sum(weights_nbytes(config, precision).values()) + calibrated * calibration_nbytes(config)
+    total = sum(weights_nbytes(config, precision).values())
+    given = options.calibration
+    calibrated = needs_calibration(precision, given is not None)
+    if given is not None and calibrated and stored_calibration(given) is None:
+        total += calibration_nbytes(config)
 
     def told(stage: str) -> Callable[[int], None]:
         progress(stage, 0, total)
         return lambda nbytes: progress(stage, nbytes, total)
 
     def calibrate() -> None:
-        found = find_calibration(options.calibration, checkpoint, config, voices, told("calibrate"))
+        assert given is not None
+        found = find_calibration(given, checkpoint, config, voices, told("calibrate"))
         found.save(folder / CALIBRATION_FILE)
 
     calibration = None
@@ -166,6 +171,9 @@ def _make_graphs(
 def _identity(checkpoint: Checkpoint, options: BuildOptions) -> str:
     """What a half-finished build must share with this one to be gone on with."""
     files = [checkpoint.path(name).resolve() for name in REQUIRED_FILES]
+    if options.calibration not in (None, DEFAULT_CALIBRATION):
+        given = Path(options.calibration)
+        files += sorted(path for path in (given, *given.rglob("*")) if path.is_file())
     parts = [_made_by(), _made_with(), repr(options)]
     parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -83,24 +83,29 @@ def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
     return bool(fp8) or (given and "int4" in precision.values())
 
 
+def stored_calibration(given: str | os.PathLike[str]) -> Path | None:
+    """The file of an earlier calibration that is named, itself or by its bundle; None for what is to be calibrated with."""
+    path = Path(given)
+    stored = path / CALIBRATION_FILE if path.is_dir() else path
+    return stored if given != DEFAULT_CALIBRATION and stored.is_file() else None
+
+
 def find_calibration(
-    given: str | os.PathLike[str] | None,
+    given: str | os.PathLike[str],
     checkpoint: Checkpoint,
     config: ModelConfig,
     voices: Mapping[str, Voice],
     progress: Progress,
 ) -> Calibration:
     """What BuildOptions.calibration names: read, or made of recordings or synthetic speech. Raises CalibrationError."""
-    assert given is not None
-    path = Path(given)
-    stored = path / CALIBRATION_FILE if path.is_dir() else path
-    if given != DEFAULT_CALIBRATION and stored.is_file():
+    stored = stored_calibration(given)
+    if stored is not None:
         return Calibration.load(stored, config)
     tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
     if given == DEFAULT_CALIBRATION:
         conversations = default_conversations(checkpoint, config, tokenizer, voices)
     else:
-        conversations = recorded_conversations(checkpoint, config, tokenizer, voices, path)
+        conversations = recorded_conversations(checkpoint, config, tokenizer, voices, Path(given))
     return calibrate(checkpoint, config, conversations, progress)
 
 

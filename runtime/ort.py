@@ -36,7 +36,7 @@ class OnnxRuntimeExecutor:
                 f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
                 "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
             )
-        self._session = _session(path, _options(precision, threads), ["CPUExecutionProvider"])
+        self._session = _session(path, precision, _options(precision, threads), ["CPUExecutionProvider"])
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         binding = _binding(self._session, self.spec, tensors, "cpu", 0)
@@ -68,9 +68,9 @@ class OnnxRuntimeCudaExecutor:
         }
         options = _options(precision, threads=1)
         try:
-            self._session = _cuda_session(path, options, {**provider, "enable_cuda_graph": "1"})
+            self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"})
         except BundleError:  # some node runs on the processor: then the provider takes no graph of it
-            self._session = _cuda_session(path, options, provider)
+            self._session = _cuda_session(path, precision, options, provider)
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         import onnxruntime as ort
@@ -117,17 +117,20 @@ def _options(precision: str, threads: int | None) -> Any:
     return options
 
 
-def _cuda_session(path: Path, options: Any, provider: Mapping[str, str]) -> Any:
+def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[str, str]) -> Any:
     ort = _library()
     ort.preload_dlls()  # CUDA's libraries, where they were installed by pip
     # The processor takes what is left over, which is arithmetic on shapes.
-    return _session(path, options, [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"])
+    return _session(path, precision, options, [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"])
 
 
-def _session(path: Path, options: Any, providers: list[Any]) -> Any:
+def _session(path: Path, precision: str, options: Any, providers: list[Any]) -> Any:
     ort = _library()
+    # A matrix product and the addition after it would become a Gemm, which does not go together with the blocked weights
+    # before it as the product does: they would be turned into floats in every call.
+    disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
 

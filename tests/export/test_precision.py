@@ -16,6 +16,8 @@ from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.onnx_file import weights_by_dtype
 from pplex.export.build import BuildOptions, build
 from pplex.export.source import Source
+from pplex.export.storage import storages
+from pplex.runtime import ort
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.gpus import Gpu, parse_gpu
 from pplex.runtime.parameters import weights_nbytes
@@ -109,6 +111,18 @@ def test_low_precision_is_standard_onnx(built: Build, precision: str) -> None:
         assert len(dequantized) == len(matmuls) - heads > 0
         if precision == "fp8":
             assert all(produced.get(node.input[0]) == "DequantizeLinear" for node in dequantized)
+
+
+@pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_onnx_runtime_never_widens_blocked_weights(built: Build, tmp_path: Path, precision: str, graph: str) -> None:
+    """Every product whose blocks its kernel takes, which are of 16 and more, is fused with its weight."""
+    bundle, options = built(precision), ort._options(precision, 1)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort._session(bundle.graph_path(graph), precision, options, ["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    stored = storages(graph, bundle.config, bundle.precision).values()
+    assert sum(node.op_type == "MatMulNBits" for node in nodes) == sum(weight.block >= 16 for weight in stored) > 0
 
 
 def test_the_codec_is_narrower_where_asked(built: Build, tmp_path: Path) -> None:
