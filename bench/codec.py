@@ -33,7 +33,8 @@ def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
     """
     if threads:
         torch.set_num_threads(threads)
-    with open_checkpoint(folder) as checkpoint, tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+    checkpoint = open_checkpoint(folder)
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         size = checkpoint.config.frame_size
         pcm = speech_like(WARM_UP_FRAMES + frames, size, seed=0).reshape(-1, 1, size)
         torch_encode, torch_decode = (_torch_step(checkpoint, name) for name in ("mimi_encode", "mimi_decode"))

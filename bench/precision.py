@@ -61,8 +61,8 @@ def bench_precision(
 
     The speech is none of what the default calibration hears. Raises CheckpointError.
     """
-    with open_checkpoint(checkpoint) as opened:
-        config, codes = opened.config, unheard_codes(opened, frames)
+    opened = open_checkpoint(checkpoint)
+    config, codes = opened.config, unheard_codes(opened, frames)
     with tempfile.TemporaryDirectory() as scratch:
 
         def forced(precision: str, calibration: str | None) -> Forced:

@@ -105,7 +105,8 @@ def build(
     be written.
     """
     _check_target(out)
-    with open_checkpoint(source.folder) as checkpoint, whole_folder(out, is_bundle, resumable=True) as folder:
+    checkpoint = open_checkpoint(source.folder)
+    with whole_folder(out, is_bundle, resumable=True) as folder:
         config = options.config(checkpoint)
         if options.gpu is not None:
             planned = plan(config, options.precision, options.gpu, config.temporal.capacity)

@@ -139,8 +139,7 @@ class Checkpoint:
         return self.folder / name
 
 
-@contextmanager
-def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
+def open_checkpoint(folder: Path) -> Checkpoint:
     """Open the checkpoint in `folder`; raises CheckpointError naming every missing file or wrong tensor at once."""
     missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
     if missing:
@@ -161,7 +160,7 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
             raise CheckpointError(_table(folder, problems))
         files = dict.fromkeys(lm.keys(), TensorFile(folder / LM_FILE))
         files |= dict.fromkeys(mimi.keys(), TensorFile(folder / MIMI_FILE))
-    yield Checkpoint(folder, config, depth_sets, files)
+    return Checkpoint(folder, config, depth_sets, files)
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def check_golden(bundle: Bundle, golden: Path, device: Where = None) -> Iterator
 
     `device` as in `Runtime`.
     """
-    with open_checkpoint(golden / "checkpoint") as checkpoint:
-        yield from check_codec(bundle, checkpoint, golden, device)
+    checkpoint = open_checkpoint(golden / "checkpoint")
+    yield from check_codec(bundle, checkpoint, golden, device)
     yield from check_teacher_forced(bundle, golden, device)
     for name in CONVERSATIONS:
         yield from check_conversation(bundle, golden, name, device)

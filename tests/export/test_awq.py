@@ -23,8 +23,7 @@ INT4 = parse_precision("int4")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = synthesize(tmp_path_factory.mktemp("outliers") / "checkpoint", "tiny", outliers=True)
-    with open_checkpoint(folder) as opened:
-        return opened
+    return open_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,7 @@ def silent(nbytes: int) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    with open_checkpoint(TINY / "checkpoint") as opened:
-        return opened
+    return open_checkpoint(TINY / "checkpoint")
 
 
 @pytest.fixture(scope="module")

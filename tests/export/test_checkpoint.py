@@ -31,8 +31,8 @@ def edit_lm(folder: Path, **changes: torch.Tensor | None) -> None:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(CheckpointError) as caught, open_checkpoint(folder):
-        pass
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
     return str(caught.value)
 
 
@@ -91,14 +91,14 @@ def test_unfit_configuration(checkpoint: Path, change: dict[str, dict[str, objec
         for key, value in values.items():
             config[part][key] = {**config[part].get(key, {}), **value} if isinstance(value, dict) else value
     (checkpoint / CONFIG_FILE).write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=words), open_checkpoint(checkpoint):
-        pass
+    with pytest.raises(ConfigError, match=words):
+        open_checkpoint(checkpoint)
 
 
 def test_configuration_that_is_not_json(checkpoint: Path) -> None:
     (checkpoint / CONFIG_FILE).write_text("{")
-    with pytest.raises(ConfigError, match="not readable as JSON"), open_checkpoint(checkpoint):
-        pass
+    with pytest.raises(ConfigError, match="not readable as JSON"):
+        open_checkpoint(checkpoint)
 
 
 def halve(folder: Path, last_table: bool) -> None:
@@ -115,20 +115,20 @@ def halve(folder: Path, last_table: bool) -> None:
 
 @pytest.mark.parametrize("last_table", [False, True])
 def test_eight_depth_sets_give_the_same_first_eight_steps(checkpoint: Path, last_table: bool) -> None:
-    with open_checkpoint(checkpoint) as sixteen:
-        expected = weights.load("depth", sixteen).state_dict()
+    sixteen = open_checkpoint(checkpoint)
+    expected = weights.load("depth", sixteen).state_dict()
     halve(checkpoint, last_table)
-    with open_checkpoint(checkpoint) as eight:
-        assert eight.depth_sets == 8
-        found = weights.load("depth", eight).state_dict()
+    eight = open_checkpoint(checkpoint)
+    assert eight.depth_sets == 8
+    found = weights.load("depth", eight).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_eight_depth_sets_are_copied_for_sixteen_steps(checkpoint: Path) -> None:
     halve(checkpoint, last_table=True)
-    with open_checkpoint(checkpoint) as eight:
-        steps = weights.load("depth", eight, replace(eight.config, depth_steps=16)).state_dict()
+    eight = open_checkpoint(checkpoint)
+    steps = weights.load("depth", eight, replace(eight.config, depth_steps=16)).state_dict()
     for k in range(8, 16):
         assert torch.equal(steps[f"steps.{k}.output.weight"], steps[f"steps.{k - 8}.output.weight"])
         assert torch.equal(steps[f"steps.{k}.out_proj.1.weight"], steps[f"steps.{k - 8}.out_proj.1.weight"])
@@ -137,5 +137,6 @@ def test_eight_depth_sets_are_copied_for_sixteen_steps(checkpoint: Path) -> None
 
 def test_sixteen_steps_need_the_table_of_the_eighth(checkpoint: Path) -> None:
     halve(checkpoint, last_table=False)
-    with open_checkpoint(checkpoint) as eight, pytest.raises(CheckpointError, match=r"lacks depformer_emb\.7\.weight"):
+    eight = open_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match=r"lacks depformer_emb\.7\.weight"):
         weights.load("depth", eight, replace(eight.config, depth_steps=16))

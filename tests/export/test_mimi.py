@@ -40,24 +40,24 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def encoder() -> MimiEncoder:
-    with open_checkpoint(TINY / "checkpoint") as checkpoint:
-        module = weights.load("mimi_encode", checkpoint)
+    checkpoint = open_checkpoint(TINY / "checkpoint")
+    module = weights.load("mimi_encode", checkpoint)
     assert isinstance(module, MimiEncoder)
     return module
 
 
 @pytest.fixture(scope="module")
 def decoder() -> MimiDecoder:
-    with open_checkpoint(TINY / "checkpoint") as checkpoint:
-        module = weights.load("mimi_decode", checkpoint)
+    checkpoint = open_checkpoint(TINY / "checkpoint")
+    module = weights.load("mimi_decode", checkpoint)
     assert isinstance(module, MimiDecoder)
     return module
 
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    with open_checkpoint(TINY / "checkpoint") as checkpoint:
-        return checkpoint.config
+    checkpoint = open_checkpoint(TINY / "checkpoint")
+    return checkpoint.config
 
 
 @pytest.fixture

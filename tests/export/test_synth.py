@@ -2,7 +2,6 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from pplex.export.checkpoint import (
 )
 from pplex.export.synth import VOICE_NAMES, checkpoint_nbytes, synthesize
 from pplex.export.synth_codec import speech_like, stream_codec
+from pplex.export.synth_tensors import write_tensors
 from pplex.export.synth_tokenizer import write_tokenizer
 from pplex.export.weights import load
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, RELEASED, SINE_CODES, ModelConfig
@@ -40,9 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(folder: Path) -> Iterator[Checkpoint]:
-    with open_checkpoint(folder) as opened:
-        yield opened
+def checkpoint(folder: Path) -> Checkpoint:
+    return open_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +77,8 @@ def test_tiny_opens_with_its_sizes(checkpoint: Checkpoint) -> None:
 
 
 def test_eight_depth_sets_open_too(eight_sets: tuple[Path, int]) -> None:
-    with open_checkpoint(eight_sets[0]) as checkpoint:
-        assert checkpoint.depth_sets == 8
+    checkpoint = open_checkpoint(eight_sets[0])
+    assert checkpoint.depth_sets == 8
 
 
 def test_an_empty_folder_is_filled(eight_sets: tuple[Path, int]) -> None:
@@ -107,7 +106,8 @@ def test_same_seed_gives_same_bytes_and_another_seed_others(folder: Path, tmp_pa
 def test_every_tensor_and_piece_has_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synth, "PIECE", 1000)
     shapes: Shapes = {f"emb.{i}.weight": (2049, 32) for i in range(16)}
-    synth._write_lm(tmp_path / LM_FILE, shapes, seed=0, progress=lambda nbytes: None)
+    pieces_written = (job() for job in synth._lm_pieces(shapes, seed=0, outliers=None))
+    write_tensors(tmp_path / LM_FILE, "BF16", shapes, pieces_written, lambda nbytes: None)
     tables = load_file(tmp_path / LM_FILE)
     pieces = torch.cat([tables[key].flatten()[:65_000] for key in shapes]).reshape(-1, 1000)
     assert len(torch.unique(pieces, dim=0)) == len(pieces)
@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(("size", "depth_sets"), [("huge", 16), ("tiny", 12)])
 def test_an_unknown_size_is_told_the_choice(tmp_path: Path, size: str, depth_sets: int) -> None:
-    with pytest.raises(CheckpointError, match=r"tiny, full, with 8 or 16"):
+    with pytest.raises(CheckpointError, match=r"tiny, small, full, with 8 or 16"):
         synthesize(tmp_path / "checkpoint", size, depth_sets=depth_sets)
 
 

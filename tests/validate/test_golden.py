@@ -35,8 +35,8 @@ def all_pass(checks: Iterable[Check]) -> bool:
 
 @each_golden
 def test_codec_frame_by_frame(bundle_of: BundleOf, golden: Path) -> None:
-    with open_checkpoint(golden / "checkpoint") as checkpoint:
-        assert all_pass(check_codec(bundle_of(golden), checkpoint, golden))
+    checkpoint = open_checkpoint(golden / "checkpoint")
+    assert all_pass(check_codec(bundle_of(golden), checkpoint, golden))
 
 
 @each_golden
@@ -61,10 +61,10 @@ def test_all_sixteen_depth_steps(bundle_of: BundleOf, golden: Path, tmp_path: Pa
     for path in eight.folder.iterdir():
         if not path.name.startswith("depth."):
             os.symlink(path, tmp_path / path.name)
-    with open_checkpoint(golden / "checkpoint") as checkpoint:
-        if checkpoint.depth_sets < config.depth_steps and depth_embedding(7) not in checkpoint.files:
-            pytest.skip("this checkpoint holds 8 depth steps, and lacks the table that the reference's 9th needs")
-        export_graph("depth", checkpoint, config, tmp_path)
+    checkpoint = open_checkpoint(golden / "checkpoint")
+    if checkpoint.depth_sets < config.depth_steps and depth_embedding(7) not in checkpoint.files:
+        pytest.skip("this checkpoint holds 8 depth steps, and lacks the table that the reference's 9th needs")
+    export_graph("depth", checkpoint, config, tmp_path)
     sixteen = replace(eight, folder=tmp_path, config=config)
     assert all_pass(check_teacher_forced(sixteen, golden))
     assert all_pass(
@@ -102,8 +102,8 @@ def checks_of(file: str, bundle: Bundle, golden: Path) -> Iterable[Check]:
         return check_teacher_forced(bundle, golden)
     if file.startswith("conversation_"):
         return check_conversation(bundle, golden, file.removeprefix("conversation_"))
-    with open_checkpoint(golden / "checkpoint") as checkpoint:
-        return list(check_codec(bundle, checkpoint, golden))
+    checkpoint = open_checkpoint(golden / "checkpoint")
+    return list(check_codec(bundle, checkpoint, golden))
 
 
 def test_the_program_prints_every_check(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
