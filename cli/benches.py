@@ -43,7 +43,12 @@ def frame(bundle: Path, sessions: int, frames: int, threads: int | None, device:
 
 @bench.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--frames", type=click.IntRange(min=20), default=100, help="Of conversation, after the prompt.")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=20),
+    default=100,
+    help="Of speech after the prompt, as far as the model remembers.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
     """CHECKPOINT in every precision: megabytes, and drift from float32 on the same forced steps."""

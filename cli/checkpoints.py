@@ -8,6 +8,7 @@ import click
 from pplex.cli.engines import engine_options
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.gpus import parse_gpu
+from pplex.runtime.graphs import DEFAULT_SLOTS, MAX_SLOTS
 from pplex.runtime.precision import PRECISIONS, parse_precision
 
 
@@ -57,7 +58,9 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
 @click.option(
     "--gpu", help="Compile engines for it: rtx-4090, sm_89, local, ...; pplex-export plan lists them.  [default: none]"
 )
-@click.option("--slots", type=click.IntRange(1, 256), default=8, help="Conversations an engine holds at once.")
+@click.option(
+    "--slots", type=click.IntRange(1, MAX_SLOTS), default=DEFAULT_SLOTS, help="Conversations an engine holds."
+)
 @engine_options
 def build(
     source: str,
@@ -76,11 +79,16 @@ def build(
     A build that is interrupted keeps the graphs it has finished: the same command goes on from there.
     """
     from pplex.cli.progress import build_progress
+    from pplex.engines.library import DEFAULT_OPTIONS
     from pplex.export.build import BuildOptions
     from pplex.export.build import build as build_bundle
     from pplex.export.source import resolve
     from pplex.export.staging import partial_folder
+    from pplex.runtime.bundle import STEPS_FILE
+    from pplex.runtime.errors import BuildError, OutputError
 
+    if gpu is None and (engine_options != DEFAULT_OPTIONS or slots != DEFAULT_SLOTS):
+        raise click.UsageError("--slots, --tf32, --workspace-mb and --optimization-level are of engines: name a --gpu.")
     options = BuildOptions(
         int(depth_steps),
         parse_precision(precision),
@@ -94,7 +102,8 @@ def build(
     try:
         with build_progress() as progress:
             build_bundle(checkpoint, out, options, progress, lambda line: click.echo(line, err=True))
-    finally:
-        if partial_folder(out).exists():
+    except (KeyboardInterrupt, BuildError, OutputError):
+        if (partial_folder(out) / STEPS_FILE).exists():
             click.echo(f"What is finished is in {partial_folder(out)}: the same command goes on from there.", err=True)
+        raise
     click.echo(out)

@@ -72,8 +72,15 @@ def open_library(gpu: Gpu) -> Library:
     return library
 
 
+def check_options(library: Library, options: EngineOptions) -> None:
+    """Raises BuildError for an option without effect."""
+    if library.kind == TENSORRT_RTX and options.optimization_level is not None:
+        raise BuildError(f"{library} builds the same engine at every optimization level: leave out the option.")
+
+
 def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -> None:
     """Set a builder configuration's target and options. Raises BuildError for an option without effect."""
+    check_options(library, options)
     trt = library.trt
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -85,8 +92,6 @@ def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -
         )  # without it a frame cannot be captured as a CUDA graph
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{gpu.sm}"), 0)
-        if options.optimization_level is not None:
-            raise BuildError(f"{library} builds the same engine at every optimization level: leave out the option.")
     elif options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
 

@@ -8,7 +8,7 @@ from pplex.engines.tables import readable
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import GpuError
 from pplex.runtime.gpus import Gpu
-from pplex.runtime.graphs import MAX_STEPS, graph_specs
+from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, graph_specs
 from pplex.runtime.memory import slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, storage_dtype
@@ -48,11 +48,11 @@ class Plan:
 
     @property
     def slots(self) -> int | None:
-        """Slots that fit; None where the GPU's memory is not known."""
+        """Slots that fit, as many as a graph can have at most; None where the GPU's memory is not known."""
         if self.gpu.memory_nbytes is None:
             return None
         room = self.gpu.memory_nbytes - RESERVE_NBYTES - self.weights_nbytes - self.scratch_nbytes
-        return max(0, room // self.session_nbytes) if self.possible else 0
+        return min(MAX_SLOTS, max(0, room // self.session_nbytes)) if self.possible else 0
 
     def check(self, slots: int) -> None:
         """Raises GpuError that says what would fit where `slots` do not, or where the GPU lacks the precision."""

@@ -9,7 +9,7 @@ from pplex.engines.bundle_report import weights_nbytes
 from pplex.engines.plan import RESERVE_NBYTES, Plan, plan
 from pplex.engines.tables import markdown, readable
 from pplex.runtime.bundle import is_bundle, open_bundle
-from pplex.runtime.config import RELEASED, ModelConfig
+from pplex.runtime.config import MIN_CAPACITY, RELEASED, ModelConfig
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.gpus import GPUS, Gpu, parse_gpu
 from pplex.runtime.precision import parse_precision
@@ -63,11 +63,12 @@ def report_plans(
     """
     model = open_model(source)
     config = model.config
-    names = tuple(precisions) or (("as built",) if model.precision else DEFAULT_PRECISIONS)
+    as_built = model.precision is not None and not precisions
+    names = ("as built",) if as_built else tuple(precisions) or DEFAULT_PRECISIONS
     chosen = tuple(parse_gpu(name) for name in gpus or GPUS)
-    steps = tuple(capacities) or tuple(config.temporal.capacity // part for part in (1, 2, 4))
-    parsed = [model.precision if name == "as built" else parse_precision(name) for name in names]
-    weights = [model.weights_nbytes if name == "as built" else None for name in names]
+    steps = tuple(capacities) or tuple(max(MIN_CAPACITY, config.temporal.capacity // part) for part in (1, 2, 4))
+    parsed = [model.precision] if as_built else [parse_precision(name) for name in names]
+    weights = [model.weights_nbytes if as_built else None] * len(names)
     plans = tuple(
         tuple(
             tuple(plan(config, precision or {}, gpu, capacity, nbytes) for capacity in steps)
@@ -85,10 +86,8 @@ def open_model(source: Path | None) -> Model:
     if is_bundle(source):
         bundle = open_bundle(source, verify=False)
         return Model(bundle.config, bundle.precision, weights_nbytes(bundle))
-    if not source.is_dir():
-        raise ConfigError(
-            f"There is no folder {source}. Name a bundle or a checkpoint, or nothing: the released model."
-        )
+    if not (source / "model.safetensors").is_file():
+        raise ConfigError(f"{source} is no bundle and no checkpoint. Name one, or nothing: the released model.")
     return Model(ModelConfig.from_checkpoint(source / "config.json"))
 
 

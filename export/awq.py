@@ -96,7 +96,7 @@ class Folder:
 
 
 def _error(weight: Tensor, square: Tensor, factors: Tensor, block: int) -> float:
-    """Mean square of what rounding adds to the output, inputs being taken as uncorrelated."""
+    """What rounding adds to the square of the output, inputs being taken as uncorrelated."""
     rounded = to_int(weight * factors[:, None], 4, block).dequantized() / factors[:, None]
     return float(((rounded - weight).square().sum(1) * square).sum())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.engines.compile import compile_engine, engine_entry
-from pplex.engines.library import DEFAULT_OPTIONS, EngineOptions, open_library
+from pplex.engines.library import DEFAULT_OPTIONS, EngineOptions, check_options, open_library
 from pplex.engines.plan import plan
 from pplex.export.calibration import (
     CALIBRATION_FILE,
@@ -22,16 +22,19 @@ from pplex.export.calibration import (
     find_calibration,
     needs_calibration,
     stored_calibration,
+    weights_mark,
 )
 from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
 from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
 from pplex.export.exporter import export_graph
 from pplex.export.source import Source
-from pplex.export.staging import LOCK_FILE, STEPS_FILE, Steps, may_take, whole_folder
+from pplex.export.staging import Steps, may_take, whole_folder
 from pplex.export.voices import read_voices, write_voices
 from pplex.runtime.bundle import (
+    LOCK_FILE,
     MANIFEST_FILE,
     SCHEMA,
+    STEPS_FILE,
     TOKENIZER_FILE,
     VOICES_FILE,
     Voice,
@@ -41,17 +44,15 @@ from pplex.runtime.bundle import (
     open_bundle,
 )
 from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
-from pplex.runtime.errors import BuildError, ConfigError
+from pplex.runtime.errors import BuildError, CalibrationError, ConfigError
 from pplex.runtime.gpus import ONNXRUNTIME, Gpu
-from pplex.runtime.graphs import graph_specs
+from pplex.runtime.graphs import DEFAULT_SLOTS, graph_specs
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, GRAPH_NAMES
 from pplex.runtime.text import Tokenizer
 
 # What is being done, the bytes of weights written since the last call, and those to be written in all.
 Progress = Callable[[str, int, int], None]
-
-DEFAULT_SLOTS = 8
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -106,20 +107,25 @@ def build(
     """
     _check_target(out)
     checkpoint = open_checkpoint(source.folder)
+    config = options.config(checkpoint)
+    calibrated = needs_calibration(options.precision, options.calibration is not None)
+    if options.calibration not in (None, DEFAULT_CALIBRATION) and not calibrated:
+        raise CalibrationError(
+            "Only fp8 and int4 are calibrated: leave --calibration out, or ask for one --precision of them."
+        )
+    if options.gpu is not None:
+        planned = plan(config, options.precision, options.gpu, config.temporal.capacity)
+        planned.check(options.slots)
+        check_options(open_library(options.gpu), options.engine)
+        tell(planned.to_text())
     with whole_folder(out, is_bundle, resumable=True) as folder:
-        config = options.config(checkpoint)
-        if options.gpu is not None:
-            planned = plan(config, options.precision, options.gpu, config.temporal.capacity)
-            planned.check(options.slots)
-            tell(planned.to_text())
-            open_library(options.gpu)
-        steps = Steps(folder, _identity(checkpoint, options))
         _check_space(folder, config, options)
         # The small parts first: what is wrong with them is known before the long work.
         voices = read_voices(checkpoint.path(VOICES_ARCHIVE), config)
+        Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+        steps = Steps(folder, _identity(checkpoint, config, options))
         write_voices(voices, folder / VOICES_FILE)
         shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
-        Tokenizer(folder / TOKENIZER_FILE)
         _make_graphs(checkpoint, config, voices, options, steps, progress)
         progress("hash", 0, sum(weights_nbytes(config, options.precision).values()))
         _write_manifest(folder, source, checkpoint, config, options, sorted(voices))
@@ -155,27 +161,29 @@ def _make_graphs(
     calibration = None
     if calibrated:
         steps.once("calibration", calibrate)
-        calibration = Calibration.load(folder / CALIBRATION_FILE, config)
+        calibration = Calibration.load(folder / CALIBRATION_FILE, config, weights_mark(checkpoint))
     for name, spec in graph_specs(config, precision).items():
-        export = partial(export_graph, name, checkpoint, config, folder, precision, calibration, told(name))
-        steps.once(name, export)
+        graph, engine, capacity = folder / f"{name}.onnx", folder / f"{name}.engine", config.temporal.capacity
+        if engine.name not in steps.done:
+            export = partial(export_graph, name, checkpoint, config, folder, precision, calibration, told(name))
+            steps.once(name, export)
         if options.gpu is not None:
             told(f"{name} for sm_{options.gpu.sm}")
-            graph, engine, capacity = folder / f"{name}.onnx", folder / f"{name}.engine", config.temporal.capacity
-            steps.once(
-                engine.name,
-                partial(compile_engine, graph, spec, capacity, options.gpu, options.slots, engine, options.engine),
+            compiled = partial(
+                compile_engine, graph, spec, capacity, options.gpu, options.slots, engine, options.engine
             )
-            steps.forget(name)
+            steps.once(engine.name, compiled)
+            steps.remove(name)
 
 
-def _identity(checkpoint: Checkpoint, options: BuildOptions) -> str:
+def _identity(checkpoint: Checkpoint, config: ModelConfig, options: BuildOptions) -> str:
     """What a half-finished build must share with this one to be gone on with."""
     files = [checkpoint.path(name).resolve() for name in REQUIRED_FILES]
     if options.calibration not in (None, DEFAULT_CALIBRATION):
-        given = Path(options.calibration)
+        given = Path(options.calibration).resolve()
         files += sorted(path for path in (given, *given.rglob("*")) if path.is_file())
-    parts = [_made_by(), _made_with(), repr(options)]
+    library = "" if options.gpu is None else str(open_library(options.gpu))
+    parts = [_made_by(), _made_with(), library, repr(config), repr(options)]
     parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -212,7 +220,9 @@ def _write_manifest(
         },
         "config": config.to_dict(),
         "precision": dict(options.precision),
-        "calibration": dict(Calibration.load(calibration, config).source) if calibration.exists() else None,
+        "calibration": dict(Calibration.load(calibration, config, weights_mark(checkpoint)).source)
+        if calibration.exists()
+        else None,
         "engines": {name: _engine(name, folder, options) for name in GRAPH_NAMES},
         "voices": voices,
         "parity": None,

@@ -4,6 +4,7 @@ fp8 needs the largest input of each matrix, AWQ how large each of its channels i
 by layer over all conversations, so that one layer's weights are in memory at a time. Called by `export.build`.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -55,21 +56,24 @@ class Calibration:
         path.write_bytes(save(tensors, {"calibration": json.dumps(dict(self.source))}))
 
     @classmethod
-    def load(cls, path: Path, config: ModelConfig) -> "Calibration":
+    def load(cls, path: Path, config: ModelConfig, weights_mark: str) -> "Calibration":
         """Read what `save` wrote; raises CalibrationError for another model's, or no, calibration."""
         try:
             with safe_open(path, framework="pt") as file:
                 source = json.loads((file.metadata() or {})["calibration"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            square = {key.removesuffix(".mean_square"): t for key, t in tensors.items() if key.endswith(".mean_square")}
+            largest = {name: float(tensors[f"{name}.largest"]) for name in square}
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise CalibrationError(f"{path} holds no calibration ({error}). Give a folder of recordings.") from error
-        square = {key.removesuffix(".mean_square"): t for key, t in tensors.items() if key.endswith(".mean_square")}
         expected = {name: shape[0] for name, shape in _matrices(config)}
         if {name: len(value) for name, value in square.items()} != expected:
             raise CalibrationError(
                 f"{path} was made for a model of other sizes, or with other depth steps. Calibrate again, from recordings."
             )
-        return cls({name: float(tensors[f"{name}.largest"]) for name in square}, square, source)
+        if source.get("weights") != weights_mark:
+            raise CalibrationError(f"{path} was made with other weights than this checkpoint's. Calibrate again.")
+        return cls(largest, square, source)
 
 
 def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
@@ -100,12 +104,12 @@ def find_calibration(
     """What BuildOptions.calibration names: read, or made of recordings or synthetic speech. Raises CalibrationError."""
     stored = stored_calibration(given)
     if stored is not None:
-        return Calibration.load(stored, config)
+        return Calibration.load(stored, config, weights_mark(checkpoint))
     tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
     if given == DEFAULT_CALIBRATION:
-        conversations = default_conversations(checkpoint, config, tokenizer, voices)
+        conversations = default_conversations(checkpoint, tokenizer, voices)
     else:
-        conversations = recorded_conversations(checkpoint, config, tokenizer, voices, Path(given))
+        conversations = recorded_conversations(checkpoint, tokenizer, voices, Path(given))
     return calibrate(checkpoint, config, conversations, progress)
 
 
@@ -124,7 +128,13 @@ def calibrate(
     if wrong:
         raise CalibrationError(f"The input of {wrong[0]} is not finite: the checkpoint or the recordings are damaged.")
     mean = {name: total / record.count[name] for name, total in record.total.items()}
-    return Calibration(record.largest, mean, conversations.source)
+    return Calibration(record.largest, mean, {**conversations.source, "weights": weights_mark(checkpoint)})
+
+
+def weights_mark(checkpoint: Checkpoint) -> str:
+    """What tells a checkpoint's weights from others of the same sizes: the SHA-256 of its text head."""
+    head = checkpoint.read("text_linear.weight").contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(head.data).hexdigest()
 
 
 def calibration_nbytes(config: ModelConfig) -> int:

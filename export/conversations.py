@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 SPEECH_FRAMES = 96  # of each conversation
 MAX_CONVERSATIONS = 8
 DEFAULT_CONVERSATIONS = 4
+Item = TypeVar("Item")
+
 TEXT_EVERY = 3  # frames: speech has three to four words a second
 
 _PERSONA = "You enjoy having a good conversation."
@@ -56,33 +59,37 @@ class Conversations:
     source: Mapping[str, str]
 
 
-def default_conversations(
-    checkpoint: Checkpoint, config: ModelConfig, tokenizer: Tokenizer, voices: Mapping[str, Voice]
-) -> Conversations:
+def default_conversations(checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice]) -> Conversations:
     """The checkpoint's first voices, each answering another piece of synthetic speech."""
-    pcm = _synthetic(config, SPEECH_FRAMES, range(2 * DEFAULT_CONVERSATIONS))
+    pcm = _synthetic(checkpoint.config, SPEECH_FRAMES, range(2 * DEFAULT_CONVERSATIONS))
     source = {"recordings": "synthetic speech", "voices": ", ".join([*voices][:DEFAULT_CONVERSATIONS])}
-    return _conversations(checkpoint, config, tokenizer, [*voices.values()], pcm, source)
+    return _conversations(checkpoint, tokenizer, [*voices.values()], pcm, source)
 
 
 def recorded_conversations(
-    checkpoint: Checkpoint, config: ModelConfig, tokenizer: Tokenizer, voices: Mapping[str, Voice], folder: Path
+    checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice], folder: Path
 ) -> Conversations:
     """Pieces of the recordings in `folder`, one as the user and the next as the agent. Raises CalibrationError."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    pieces = [piece for path in paths for piece in _pieces(path, config.frame_size)]
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    paths = _spread(found, 2 * MAX_CONVERSATIONS)  # no more than can be used are read
+    pieces = [piece for path in paths for piece in _pieces(path, checkpoint.config.frame_size)]
     if not pieces:
         raise CalibrationError(
             f"{folder} holds no recording to calibrate with ({', '.join(AUDIO_SUFFIXES)}). Name a folder of speech, "
             "or leave --calibration out for synthetic speech."
         )
-    chosen = [pieces[i] for i in np.linspace(0, len(pieces) - 1, min(len(pieces), 2 * MAX_CONVERSATIONS)).astype(int)]
+    chosen = _spread(pieces, 2 * MAX_CONVERSATIONS)
     pcm = np.stack(chosen + chosen[: len(chosen) % 2])
     source = {
         "recordings": f"{len(chosen)} pieces of {len(paths)} files",
         "voices": ", ".join([*voices][: len(pcm) // 2]),
     }
-    return _conversations(checkpoint, config, tokenizer, [*voices.values()], pcm, source)
+    return _conversations(checkpoint, tokenizer, [*voices.values()], pcm, source)
+
+
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """Up to `count` of the items, from the first to the last."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(len(items), count)).astype(int)]
 
 
 def unheard_codes(checkpoint: Checkpoint, frames: int) -> Tokens:
@@ -112,20 +119,22 @@ def _pieces(path: Path, frame_size: int) -> list[Pcm]:
     try:
         spoken = frames(normalize_loudness(read_audio(path)), frame_size)
     except AudioError as error:
-        raise CalibrationError(f"{error}\nRemove it from the folder of recordings, or name another folder.") from error
+        raise CalibrationError(
+            f"{path}: {error}\nRemove it from the folder of recordings, or name another folder."
+        ) from error
     spoken = np.concatenate([spoken, np.zeros((-len(spoken) % SPEECH_FRAMES, frame_size), np.float32)])
     return list(spoken.reshape(-1, SPEECH_FRAMES, frame_size))
 
 
 def _conversations(
     checkpoint: Checkpoint,
-    config: ModelConfig,
     tokenizer: Tokenizer,
     voices: Sequence[Voice],
     pcm: Pcm,
     source: Mapping[str, str],
 ) -> Conversations:
     """Of pieces pcm [2 S, F, 1920], the first S are heard from the user, the others said by the agent."""
+    config = checkpoint.config  # whatever capacity the bundle will have
     codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
     persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config, SPEECH_FRAMES)
     items = [

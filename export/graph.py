@@ -20,10 +20,9 @@ from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pplex.runtime.errors import BuildError
-from pplex.runtime.graphs import MAX_STEPS, GraphSpec, TensorSpec
+from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, GraphSpec, TensorSpec
 
 OPSET = 24
-MAX_SLOTS = 256
 EXTERNAL_DATA_BYTES = 1 << 20  # a graph with more weights than this keeps them in a file of their own
 
 # Sizes the symbolic axes are traced at: above 1, which torch.export would take for a constant.

@@ -21,6 +21,8 @@ SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 VOICES_FILE = "voices.safetensors"
+# What a build that is not finished keeps in its folder, and may leave in it if it is killed in its last moment.
+LOCK_FILE, STEPS_FILE = ".lock", ".steps.json"
 CACHES_FOLDER = "caches"  # kernels compiled on the machines the bundle was used on: no part of the bundle
 CACHE_SUFFIX = ".cache"
 
@@ -65,14 +67,14 @@ def is_bundle(folder: Path) -> bool:
         manifest = json.loads((folder / MANIFEST_FILE).read_text())
         if manifest.keys() != _KEYS:
             return False
-        own = {*manifest["files"], MANIFEST_FILE}
+        own = {*manifest["files"], MANIFEST_FILE, LOCK_FILE, STEPS_FILE}
         return all(path.name in own or _is_caches(path) for path in folder.iterdir())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
 def _is_caches(path: Path) -> bool:
-    return path.name == CACHES_FOLDER and all(cache.suffix == CACHE_SUFFIX for cache in path.iterdir())
+    return path.name == CACHES_FOLDER and all(cache.suffix in (CACHE_SUFFIX, ".part") for cache in path.iterdir())
 
 
 def open_bundle(folder: Path, verify: bool = True) -> Bundle:

@@ -8,6 +8,7 @@ from pplex.runtime.precision import FP32, PRECISIONS
 
 Dim = int | str  # a number, or a symbolic axis: B slots, T steps, C ring capacity
 
+MAX_SLOTS, DEFAULT_SLOTS = 256, 8  # rows a graph can have, and those an engine is built for unless told
 MAX_STEPS = 256  # the longest chunk of forced steps one temporal call takes
 
 

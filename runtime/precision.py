@@ -51,19 +51,28 @@ def parse_precision(text: str) -> dict[str, str]:
 
     A graph that is not named keeps fp32, and so does the codec unless it is named. Raises ConfigError.
     """
-    given = dict(part.strip().partition("=")[::2] for part in text.split(","))
-    if list(given.values()) == [""]:
-        given = dict.fromkeys(LANGUAGE_GRAPHS, next(iter(given)))
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 1 and "=" not in text:
+        return check_precision({**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, parts[0])})
+    given: dict[str, str] = {}
+    for part in parts:
+        graph, equals, name = (word.strip() for word in part.partition("="))
+        if not (graph and equals and name) or graph in given:
+            raise ConfigError(
+                f"The precision {text!r} is neither one name ({', '.join(PRECISIONS)}) nor one for some graphs, such as "
+                "temporal=fp8,depth=int8."
+            )
+        given[graph] = name
     return check_precision({**FP32, **given})
 
 
 def check_precision(precision: Mapping[str, str]) -> dict[str, str]:
     """The same mapping in the graphs' order; raises ConfigError with everything that is wrong with it."""
-    problems = [*_unknown("graph", set(precision) - set(GRAPH_NAMES), GRAPH_NAMES)]
+    problems = _unknown("graph", set(precision) - set(GRAPH_NAMES), GRAPH_NAMES)
     problems += [f"{graph} has no precision" for graph in GRAPH_NAMES if graph not in precision]
-    for graph, name in precision.items():
+    for graph in (graph for graph in GRAPH_NAMES if graph in precision):
         possible = tuple(PRECISIONS) if graph in LANGUAGE_GRAPHS else CODEC_PRECISIONS
-        problems += _unknown(f"precision of {graph}:", {name} - set(possible), possible)
+        problems += _unknown(f"precision of {graph}:", {precision[graph]} - set(possible), possible)
     if problems:
         raise ConfigError("; ".join(problems) + ".")
     return {graph: precision[graph] for graph in GRAPH_NAMES}

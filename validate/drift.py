@@ -20,9 +20,10 @@ class Forced:
 
 @dataclass(frozen=True)
 class Drift:
-    """Cosine of the hidden state: mean and least of all steps. Mean Kullback-Leibler divergence of what is sampled from,
+    """How far apart two bundles are on the same steps.
 
-    in nats at temperature 1. How often the most probable token is the same.
+    Cosine of the hidden state: mean and least of all steps. Mean Kullback-Leibler divergence of what is sampled from, in
+    nats at temperature 1. How often the most probable token is the same.
     """
 
     hidden_cosine: float

@@ -30,9 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def calibration(checkpoint: Checkpoint) -> Calibration:
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
     voices = read_voices(checkpoint.path(VOICES_FILE), config)
-    return calibrate(
-        checkpoint, config, default_conversations(checkpoint, config, tokenizer, voices), lambda nbytes: None
-    )
+    return calibrate(checkpoint, config, default_conversations(checkpoint, tokenizer, voices), lambda nbytes: None)
 
 
 def folds_of(graph: str, checkpoint: Checkpoint, calibration: Calibration) -> dict[str, object]:

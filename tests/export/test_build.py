@@ -8,15 +8,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from folders import TINY
 
-from pplex.export.build import BuildOptions, build
-from pplex.export.checkpoint import LM_FILE, VOICES_FILE
+from pplex.export.build import BuildOptions, _identity, build
+from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, open_checkpoint
 from pplex.export.source import Source
-from pplex.export.staging import STEPS_FILE, partial_folder
-from pplex.runtime.bundle import Bundle, is_bundle, open_bundle
+from pplex.export.staging import partial_folder
+from pplex.runtime.bundle import STEPS_FILE, Bundle, is_bundle, open_bundle
 from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, EngineError, GpuError, OutputError
 from pplex.runtime.gpus import Gpu, parse_gpu
 from pplex.runtime.precision import GRAPH_NAMES, parse_precision
@@ -61,16 +62,29 @@ def test_a_stopped_build_leaves_the_old_bundle_and_is_gone_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_what_another_build_has_left_is_not_used(tmp_path: Path) -> None:
-    staging = partial_folder(tmp_path / "bundle")
-    staging.mkdir()
-    (staging / "mimi_encode.onnx").write_text("of other options")
-    (staging / STEPS_FILE).write_text('{"identity": "other", "done": {"mimi_encode": {"mimi_encode.onnx": 16}}}')
-    broken = shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint")
-    (broken / VOICES_FILE).write_bytes(b"no archive")
-    with pytest.raises(CheckpointError):
-        build(source(broken), tmp_path / "bundle")
-    assert not staging.exists()
+def test_what_a_build_is_made_from_decides_whether_it_is_gone_on_with(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+
+    def identity(**options: Any) -> str:
+        chosen = BuildOptions(**options)
+        checkpoint = open_checkpoint(folder)
+        return _identity(checkpoint, chosen.config(checkpoint), chosen)
+
+    first, heard = identity(), identity(calibration=recordings)
+    assert identity() == first
+    assert (
+        len({first, heard, identity(capacity=64), identity(precision=parse_precision("int4")), identity(slots=2)}) == 5
+    )
+    (recordings / "more.wav").touch()
+    assert identity(calibration=recordings) != heard
+    config = (folder / CONFIG_FILE).read_text()
+    (folder / CONFIG_FILE).write_text(config.replace('"context": 96', '"context": 64'))
+    assert identity() != first
+    (folder / CONFIG_FILE).write_text(config)
+    os.utime(folder / LM_FILE, (1, 1))
+    assert identity() != first
 
 
 def test_a_truncated_checkpoint_leaves_nothing(tmp_path: Path) -> None:
@@ -120,14 +134,13 @@ RTX_4090 = parse_gpu("rtx-4090")
 def test_a_bundle_for_a_gpu_holds_engines_and_no_graphs(tiny_bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     told: list[str] = []
-    options = BuildOptions(gpu=RTX_4090, slots=2, capacity=64)
+    options = BuildOptions(gpu=RTX_4090, slots=2)
     bundle = open_bundle(build(source(TINY / "checkpoint"), tmp_path / "bundle", options, tell=told.append))
-    assert "slots at 64 steps" in told[0]
+    assert "slots at 96 steps" in told[0]
     assert {path.suffix for path in bundle.folder.iterdir()} == {".engine", ".json", ".model", ".safetensors"}
     for name in GRAPH_NAMES:
         entry = bundle.manifest["engines"][name]
         assert (entry["kind"], entry["sm"], entry["slots"]) == ("tensorrt-rtx", 89, 2)
-    assert bundle.config.temporal.capacity == 64
     with pytest.raises(EngineError):  # there is no GPU, or another one
         Runtime(bundle, slots=4)
 

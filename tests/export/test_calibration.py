@@ -7,10 +7,11 @@ import pytest
 import soundfile
 import torch
 from folders import TINY
+from safetensors.torch import save
 
 from pplex.export import weights
 from pplex.export.build import BuildOptions, build
-from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration
+from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration, weights_mark
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, Conversations, default_conversations
 from pplex.export.layers import Linear
@@ -39,7 +40,7 @@ def voices(checkpoint: Checkpoint) -> dict[str, Voice]:
 @pytest.fixture(scope="module")
 def conversations(checkpoint: Checkpoint, voices: dict[str, Voice]) -> Conversations:
     tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
-    return default_conversations(checkpoint, checkpoint.config, tokenizer, voices)
+    return default_conversations(checkpoint, tokenizer, voices)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_what_is_recorded_is_what_the_whole_module_computes(
 
 def test_saved_is_loaded(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
     calibration.save(tmp_path / CALIBRATION_FILE)
-    again = Calibration.load(tmp_path / CALIBRATION_FILE, checkpoint.config)
+    again = Calibration.load(tmp_path / CALIBRATION_FILE, checkpoint.config, weights_mark(checkpoint))
     assert again.source == calibration.source
     for name, square in calibration.mean_square.items():
         assert torch.equal(again.mean_square[name], square)
@@ -99,10 +100,28 @@ def test_another_models_calibration_is_refused(
     square = {name: value[:-1] for name, value in calibration.mean_square.items()}
     Calibration(calibration.largest, square, {}).save(tmp_path / "other.safetensors")
     with pytest.raises(CalibrationError, match="other sizes"):
-        Calibration.load(tmp_path / "other.safetensors", checkpoint.config)
+        Calibration.load(tmp_path / "other.safetensors", checkpoint.config, "")
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors at all"])
+def test_another_checkpoints_calibration_of_the_same_sizes_is_refused(
+    checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
+) -> None:
+    Calibration(calibration.largest, calibration.mean_square, {"weights": "others"}).save(
+        tmp_path / "other.safetensors"
+    )
+    with pytest.raises(CalibrationError, match="other weights"):
+        find_calibration(tmp_path / "other.safetensors", checkpoint, checkpoint.config, {}, silent)
+
+
+def test_a_calibration_that_nothing_makes_use_of_is_refused(tmp_path: Path) -> None:
+    options = BuildOptions(precision=parse_precision("int8"), calibration=tmp_path)
+    with pytest.raises(CalibrationError, match="Only fp8 and int4"):
+        build(Source(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no tensors at all", save({"a.mean_square": torch.ones(2)}, {"calibration": "{}"})]
+)
 def test_a_damaged_calibration_is_refused(checkpoint: Checkpoint, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.safetensors").write_bytes(content)
     with pytest.raises(CalibrationError, match="holds no calibration"):
@@ -120,6 +139,9 @@ def test_a_folder_without_recordings_is_refused(
 def test_a_damaged_recording_is_named(checkpoint: Checkpoint, voices: dict[str, Voice], tmp_path: Path) -> None:
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     with pytest.raises(CalibrationError, match=r"broken\.wav"):
+        find_calibration(tmp_path, checkpoint, checkpoint.config, voices, silent)
+    soundfile.write(tmp_path / "broken.wav", np.zeros(48_000), 24_000)
+    with pytest.raises(CalibrationError, match=r"broken\.wav.*silent"):
         find_calibration(tmp_path, checkpoint, checkpoint.config, voices, silent)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -65,7 +66,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Exported:
     for parameter in module.parameters():
         parameter.normal_(0, min(0.3, 1.5 / math.prod(parameter.shape[1:]) ** 0.5))
     weights = {
-        name: graph.lazy_weight(name, parameter.clone, tuple(parameter.shape))
+        name: graph.lazy_weight(name, parameter.clone, ir.DataType.FLOAT, tuple(parameter.shape))
         for name, parameter in module.named_parameters()
     }
     path = tmp_path / f"{name}.onnx"

@@ -10,11 +10,17 @@ import numpy as np
 import onnx
 import pytest
 from folders import TINY
+from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.onnx_file import weights_by_dtype
+from pplex.export import weights
+from pplex.export.awq import Folder
 from pplex.export.build import BuildOptions, build
+from pplex.export.calibration import CALIBRATION_FILE, Calibration, weights_mark
+from pplex.export.checkpoint import open_checkpoint
+from pplex.export.quantize import to_int
 from pplex.export.source import Source
 from pplex.export.storage import storages
 from pplex.runtime import ort
@@ -111,6 +117,28 @@ def test_low_precision_is_standard_onnx(built: Build, precision: str) -> None:
         assert len(dequantized) == len(matmuls) - heads > 0
         if precision == "fp8":
             assert all(produced.get(node.input[0]) == "DequantizeLinear" for node in dequantized)
+
+
+@pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
+def test_an_int4_file_holds_awqs_weights(built: Build, graph: str) -> None:
+    """Every norm and matrix in the file is the checkpoint's, folded, and rounded by what its folded input weighs."""
+    bundle, checkpoint = built("int4"), open_checkpoint(TINY / "checkpoint")
+    config, stored = bundle.config, storages(graph, bundle.config, bundle.precision)
+    calibration = Calibration.load(bundle.path(CALIBRATION_FILE), config, weights_mark(checkpoint))
+    sources = weights.sources(graph, config, checkpoint)
+    folds = Folder(graph, sources, checkpoint, calibration, stored).folds(config)
+    model = onnx.load(bundle.graph_path(graph))
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, fold in folds.items():
+        expected = fold(sources[name].read(checkpoint))
+        if name not in stored:
+            np.testing.assert_array_equal(held[name], expected.numpy())
+            continue
+        assert fold.rows is not None
+        importance = calibration.importance(graph, name) / fold.rows.square()
+        rounded = to_int(expected, 4, stored[name].block, importance)
+        np.testing.assert_array_equal(held[f"{name}.values"].astype(np.int8), rounded.values.numpy())
+        np.testing.assert_array_equal(held[f"{name}.scale"], rounded.scale.numpy())
 
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)

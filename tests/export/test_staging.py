@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pplex.export.staging import LOCK_FILE, whole_folder
+from pplex.export.staging import Steps, partial_folder, whole_folder
+from pplex.runtime.bundle import LOCK_FILE, STEPS_FILE
 from pplex.runtime.errors import OutputError
 
 
@@ -47,12 +48,71 @@ def test_an_abandoned_folder_is_removed_and_one_in_use_is_not(tmp_path: Path) ->
     abandoned = tmp_path / ".out.building-1"
     abandoned.mkdir()
     (abandoned / LOCK_FILE).touch()
-    (tmp_path / ".out.replaced-1").mkdir()
     with whole_folder(tmp_path / "out", always) as first:
         with whole_folder(tmp_path / "out", always) as second:
             assert first.exists() and first != second
         assert names(tmp_path) == [first.name, "out"]
     assert names(tmp_path) == ["out"]
+
+
+def test_what_was_replaced_is_put_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+    old = tmp_path / ".out.replaced-1"
+    old.mkdir()
+    (old / "years of work").touch()
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", always, resumable=True):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["years of work"]
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / ".b[1].building-1").mkdir()
+    with whole_folder(tmp_path / "b[1]", never):
+        pass
+    assert names(tmp_path) == ["b[1]"]
+
+
+def write(path: Path, content: str = "1") -> None:
+    path.write_text(content)
+
+
+def test_steps_done_are_not_done_again_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", never, resumable=True) as folder:
+        Steps(folder, "a model").once("first", lambda: write(folder / "a"))
+        (folder / "half").write_text("of the second step")
+        raise ZeroDivisionError
+    assert folder == partial_folder(tmp_path / "out") and folder.exists()
+    with whole_folder(tmp_path / "out", never, resumable=True) as folder:
+        steps = Steps(folder, "a model")
+        assert not (folder / "half").exists()
+        steps.once("first", lambda: write(folder / "a", "again"))
+        steps.once("second", lambda: write(folder / "b"))
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["a", "b"]
+    assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    "damage", ["another identity", "a shorter file", "a missing file", "no record", "another record"]
+)
+def test_steps_whose_files_or_identity_changed_are_done_again(tmp_path: Path, damage: str) -> None:
+    Steps(tmp_path, "a model").once("first", lambda: write(tmp_path / "a", "whole"))
+    if damage == "a shorter file":
+        write(tmp_path / "a", "who")
+    elif damage == "a missing file":
+        (tmp_path / "a").unlink()
+    elif damage in ("no record", "another record"):
+        write(tmp_path / STEPS_FILE, {"no record": "{", "another record": "[]"}[damage])
+    steps = Steps(tmp_path, "another" if damage == "another identity" else "a model")
+    assert not (tmp_path / "a").exists() and not steps.done
+    steps.once("first", lambda: write(tmp_path / "a", "anew"))
+    assert (tmp_path / "a").read_text() == "anew"
+
+
+def test_a_removed_step_leaves_nothing_and_is_done_again(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, "a model")
+    steps.once("first", lambda: write(tmp_path / "a"))
+    steps.remove("first")
+    steps.remove("first")
+    assert not (tmp_path / "a").exists() and "first" not in Steps(tmp_path, "a model").done
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
