@@ -86,7 +86,11 @@ def open_model(source: Path | None) -> Model:
     if is_bundle(source):
         bundle = open_bundle(source, verify=False)
         return Model(bundle.config, bundle.precision, weights_nbytes(bundle))
-    if not (source / "model.safetensors").is_file():
+    if not source.is_dir():
+        raise ConfigError(
+            f"There is no folder {source}. Name a bundle or a checkpoint, or nothing: the released model."
+        )
+    if not any((source / name).is_file() for name in ("config.json", "model.safetensors")):
         raise ConfigError(f"{source} is no bundle and no checkpoint. Name one, or nothing: the released model.")
     return Model(ModelConfig.from_checkpoint(source / "config.json"))
 
