@@ -18,6 +18,7 @@ from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.config import CODEBOOKS
+from pplex.runtime.errors import PplexError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.session import GREEDY, Runtime, Sampling
 from pplex.runtime.stages import Stages
@@ -203,4 +204,7 @@ def main(bundle: str, golden: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except PplexError as error:
+        sys.exit(f"Error: {error}")
