@@ -18,7 +18,6 @@ from pplex.runtime.graphs import MAX_STEPS, TensorSpec
 from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
 
 Tokens = npt.NDArray[np.int64]
-Buffers = Mapping[str, Buffer]
 Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 
 LOGITS = ("text_logits", "audio_logits")  # outputs that only validation reads
