@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from pplex.runtime.config import MIN_CAPACITY
+
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of the builder, given to the command as one argument `engine_options`."""
@@ -48,7 +50,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--gpu", "gpus", multiple=True, help="A name, sm_89 or local; can be repeated.  [default: every name]")
 @click.option("--precision", "precisions", multiple=True, help="As for build; can be repeated.")
 @click.option(
-    "--capacity", "capacities", type=click.IntRange(min=32), multiple=True, help="Steps of context, 80 ms each."
+    "--capacity",
+    "capacities",
+    type=click.IntRange(min=MIN_CAPACITY),
+    multiple=True,
+    help="Steps of context, 80 ms each.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(

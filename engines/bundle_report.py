@@ -68,11 +68,6 @@ def report_bundle(folder: Path) -> BundleReport:
     return BundleReport(capacity, tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items()))
 
 
-def weights_nbytes(bundle: Bundle) -> int:
-    """Bytes of a bundle's engines, or of its graphs with their weights."""
-    return sum(_nbytes(bundle, graph) for graph in bundle.manifest["engines"])
-
-
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
     entry = bundle.manifest["engines"][graph]
     told = _of_onnx(bundle.graph_path(graph)) if entry["kind"] == ONNXRUNTIME else _of_engine(bundle.graph_path(graph))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.engines.bundle_report import weights_nbytes
 from pplex.engines.plan import RESERVE_NBYTES, Plan, plan
 from pplex.engines.tables import markdown, readable
+from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
 from pplex.runtime.config import MIN_CAPACITY, RELEASED, ModelConfig
 from pplex.runtime.errors import ConfigError
@@ -85,7 +85,7 @@ def open_model(source: Path | None) -> Model:
         return Model(RELEASED)
     if is_bundle(source):
         bundle = open_bundle(source, verify=False)
-        return Model(bundle.config, bundle.precision, weights_nbytes(bundle))
+        return Model(bundle.config, bundle.precision, engines_nbytes(bundle.manifest))
     if not source.is_dir():
         raise ConfigError(
             f"There is no folder {source}. Name a bundle or a checkpoint, or nothing: the released model."

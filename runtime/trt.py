@@ -12,6 +12,7 @@ from pplex.runtime.device import Buffer, Call
 from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import EngineError, LibraryError, OutputError
 from pplex.runtime.files import check_writable, write_files
+from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX
 from pplex.runtime.graphs import GraphSpec
 
 
@@ -44,8 +45,8 @@ class Library:
 LIBRARIES = {
     library.kind: library
     for library in (
-        Library("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu13", "rtx", jit=True),
-        Library("tensorrt", "tensorrt", "tensorrt", "tensorrt", jit=False),
+        Library(TENSORRT_RTX, "tensorrt_rtx", "tensorrt-rtx-cu13", "rtx", jit=True),
+        Library(TENSORRT, "tensorrt", "tensorrt", "tensorrt", jit=False),
     )
 }
 

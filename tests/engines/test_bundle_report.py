@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pplex.engines.bundle_report import report_bundle, weights_nbytes
+from pplex.engines.bundle_report import report_bundle
 from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.plan import session_nbytes
+from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle, file_sha256, manifest_digest, open_bundle
 from pplex.runtime.errors import BundleError
 from pplex.runtime.gpus import parse_gpu
@@ -52,7 +53,9 @@ def test_engines_are_told_by_what_went_into_them(engine_bundle: Bundle) -> None:
     assert decode.layers is not None and decode.layers["KV_CACHE_UPDATE"] == {"FLOAT": 4}
     assert decode.scratch_nbytes is not None and len(decode.scratch_nbytes) == 1
     assert decode.nbytes == engine_bundle.path("mimi_decode.engine").stat().st_size
-    assert weights_nbytes(engine_bundle) == sum(graph.nbytes for graph in report_bundle(engine_bundle.folder).graphs)
+    assert engines_nbytes(engine_bundle.manifest) == sum(
+        graph.nbytes for graph in report_bundle(engine_bundle.folder).graphs
+    )
 
 
 def test_text_has_a_row_a_graph_and_its_layers(engine_bundle: Bundle) -> None:
