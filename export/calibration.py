@@ -81,7 +81,7 @@ def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
     fp8 = [graph for graph, name in precision.items() if name == "fp8"]
     if fp8 and not given:
         raise CalibrationError(
-            f"{' and '.join(fp8)} in fp8 needs the ranges of its activations. Leave --calibration out for synthetic "
+            f"fp8 ({' and '.join(fp8)}) needs the ranges of its activations. Leave --calibration out for synthetic "
             "speech, or name a folder of recordings; int8 and int4 can do without."
         )
     return bool(fp8) or (given and "int4" in precision.values())

@@ -75,8 +75,8 @@ def recorded_conversations(
     pieces = [piece for path in paths for piece in _pieces(path, checkpoint.config.frame_size)]
     if not pieces:
         raise CalibrationError(
-            f"{folder} holds no recording to calibrate with ({', '.join(AUDIO_SUFFIXES)}). Name a folder of speech, "
-            "or leave --calibration out for synthetic speech."
+            f"{folder} is not there, or holds no recording to calibrate with ({', '.join(AUDIO_SUFFIXES)}). Name a folder "
+            "of speech, or leave --calibration out for synthetic speech."
         )
     chosen = _spread(pieces, 2 * MAX_CONVERSATIONS)
     pcm = np.stack(chosen + chosen[: len(chosen) % 2])
