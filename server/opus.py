@@ -73,7 +73,7 @@ class OpusReceiver:
             except av.error.FFmpegError:
                 frames, self._decoder = [], _mono_decoder()
             if len(frames) == 1 and frames[0].samples == samples:
-                return np.frombuffer(frames[0].planes[0], np.int16, samples)
+                return frames[0].to_ndarray()[0, :samples]
         self.bad_packets += 1
         return np.zeros(samples, np.int16)
 
