@@ -8,8 +8,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ class Running:
         while not holds():
             assert time.monotonic() < end, f"still not so after {seconds} s; the log:\n{self.log.read_text()[-3000:]}"
             time.sleep(0.02)
+
+
+Serve = Callable[..., AbstractContextManager[Running]]  # takes the arguments of `serve`
 
 
 @contextmanager
