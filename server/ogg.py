@@ -150,7 +150,7 @@ class PageReader:
             if len(data) - start < len(MARK):
                 break
             size = _claimed_bytes(data, start)
-            inner = data.find(MARK, start + 1 + self._searched, start + size)
+            inner = data.find(MARK, start + max(1, self._searched), start + size)
             if inner < 0 and start + size > len(data):
                 self._searched = len(data) - start - len(MARK) + 1
                 break

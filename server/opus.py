@@ -41,6 +41,11 @@ class OpusReceiver:
         self._decoder = _mono_decoder()
         self._halver = Halver()
 
+    @property
+    def bad(self) -> int:
+        """Damaged pages and packets so far."""
+        return self.pages.bad_pages + self.bad_packets
+
     def push(self, payload: bytes, limit: int) -> Received:
         """Decode the newest packets, of together `limit` samples at most, and skip what is before them by its headers."""
         parts = self.pages.push(payload)

@@ -200,7 +200,7 @@ def test_a_reader_that_stops_is_dropped(target: Running, unharmed: np.ndarray) -
     before = target.metric('pplex_partings_total{cause="slow"}') + target.metric('pplex_partings_total{cause="lost"}')
 
     async def attack() -> None:
-        async with dial(target.port, receive_buffer=2048) as (reader, writer):
+        async with dial(target.port, receive_buffer=2048) as (_, writer):
             for pcm in speech(120):
                 writer.write(frame(b"\1" + pcm.astype("<f4").tobytes()))
                 await asyncio.sleep(0.06)
