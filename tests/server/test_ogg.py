@@ -174,6 +174,14 @@ def test_a_packet_with_a_part_lost_is_dropped_and_the_next_one_is_not(lost: int)
     assert PageReader().push(b"".join([*pages[:lost], *pages[lost + 1 :], after])) == [packet(3)]
 
 
+def test_a_packet_that_begins_where_a_lost_one_ends_is_joined() -> None:
+    pages = [
+        build_page(CONTINUED, 0, SERIAL, 4, b"\x78\xff", packet(0) + packet(1, 255)),
+        build_page(CONTINUED, 0, SERIAL, 5, b"\x78", packet(2)),
+    ]
+    assert PageReader().push(b"".join(pages)) == [packet(1, 255) + packet(2)]
+
+
 def test_a_packet_that_was_never_finished_is_dropped() -> None:
     begun = continued(9, [packet(0, 510), packet(1)])[0]
     assert PageReader().push(begun + build_page(0, 0, SERIAL, 10, lacing_of([packet(3)]), packet(3))) == [packet(3)]
@@ -298,12 +306,27 @@ HOSTILE = {
     "headers": b"OggS\0" + b"\xff" * 22,
     "headers that claim much": b"OggS\0" + bytes(21) + b"\xff" * 256,
     "nested pages": b"OggS\0" + bytes(21) + b"\x05\x96\x96\x96\x96\x96",
+    "a page never finished": b"OggS\0" + bytes(21) + b"\xff" * 256 + bytes(65024),
 }
+
+
+class CountedSearches(bytearray):
+    """Knows how many bytes were looked through."""
+
+    looked_through = 0
+
+    def find(self, mark: bytes, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+        found = super().find(mark, start, end)
+        last = found + len(mark) if found >= 0 else min(len(self), len(self) if end is None else end)
+        self.looked_through += max(0, last - start)
+        return found
 
 
 @pytest.mark.parametrize("message_bytes", [1, 1000, 65536])
 @pytest.mark.parametrize("pattern", HOSTILE.values(), ids=HOSTILE.keys())
-def test_no_byte_is_checked_twice(monkeypatch: pytest.MonkeyPatch, pattern: bytes, message_bytes: int) -> None:
+def test_no_byte_is_checked_twice_or_searched_often(
+    monkeypatch: pytest.MonkeyPatch, pattern: bytes, message_bytes: int
+) -> None:
     checked, summed = [0], [0]
 
     def checksum(page: bytes, real=ogg.checksum) -> bytes:  # type: ignore[no-untyped-def]
@@ -317,11 +340,13 @@ def test_no_byte_is_checked_twice(monkeypatch: pytest.MonkeyPatch, pattern: byte
     monkeypatch.setattr(ogg, "checksum", checksum)
     monkeypatch.setattr(ogg, "_claimed_bytes", claimed)
     size = 65536 if message_bytes > 1 else 8192
-    data = pattern * (size // len(pattern))
+    data = (pattern * (size // len(pattern) + 1))[:size]
     reader = PageReader()
+    reader._bytes = searches = CountedSearches()
     for start in range(0, len(data), message_bytes):
         assert reader.push(data[start : start + message_bytes]) == []
     assert checked[0] <= len(data)
+    assert searches.looked_through <= 15 * len(data)
     assert summed[0] <= len(data) // len(ogg.MARK) + len(data) // message_bytes + 1
 
 
