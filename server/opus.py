@@ -39,6 +39,7 @@ class OpusReceiver:
         self.pages = PageReader()
         self.bad_packets = 0  # heard as silence of the length they claim
         self._decoder = _mono_decoder()
+        self._is_new = False  # a stream has begun since the last packet that was decoded
         self._halver = Halver()
 
     @property
@@ -54,7 +55,7 @@ class OpusReceiver:
         blocks: list[Pcm16] = []
         for part, samples in zip(parts, sizes, strict=True):
             if isinstance(part, OpusHead):
-                self._decoder.flush_buffers()
+                self._is_new = True
             elif not samples:
                 self.bad_packets += 1
             elif left > limit * UP:
@@ -66,6 +67,9 @@ class OpusReceiver:
 
     def _decode(self, packet: bytes, samples: int) -> Pcm16:
         """`samples` at 48 kHz, silent if the packet is damaged. (An empty one would tell PyAV that the stream ends.)"""
+        if self._is_new:  # here and not at the head, of which a message can hold a thousand
+            self._decoder.flush_buffers()
+            self._is_new = False
         try:
             frames = self._decoder.decode(av.Packet(packet))
         except av.error.InvalidDataError:

