@@ -25,6 +25,7 @@ from pplex.server.admission import Admission
 from pplex.server.connection import Connection, Parting
 from pplex.server.conversation import Conversation, Studio
 from pplex.server.engine import EngineThread, now_s
+from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
 from pplex.server.limits import Limits
 from pplex.server.logs import LOGGER
@@ -372,18 +373,9 @@ def _transport(request: web.Request) -> asyncio.Transport:
 def serve(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
     """Serve until a signal. Raises PplexError for an address that is taken or an engine that cannot be loaded."""
     sys.setswitchinterval(SWITCH_S)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_run(bundle, options, listening))
 
 
 async def _run(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
     await Server(bundle, options).run(listening)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, which takes a fifth less time for a message; there is none for Windows."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

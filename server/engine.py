@@ -153,7 +153,7 @@ class EngineThread:
         assert self.runtime is not None
         began = now_s()
         before = dict(self.runtime.stages.seconds)
-        heard = {seat: seat.inbox.pop(began) for seat in seats}
+        heard = {seat: seat.inbox.pop() for seat in seats}
         replies = self.runtime.step({_session(seat): frame.pcm for seat, frame in heard.items()})
         ready = now_s()
         self._spoken([Spoken(seat, heard[seat], replies[_session(seat)], due[seat], ready) for seat in seats])
