@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
-from pplex.runtime.bundle import Bundle
+from pplex.runtime.bundle import Bundle, Voice
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.delays import DelayRing, RingRow, Tokens
 from pplex.runtime.device import Array
@@ -64,10 +64,18 @@ class Primer:
             make_prompt(self.config, np.zeros((len(spoken), CODEBOOKS), np.int64), persona)  # too long? before the work
             prompt = make_prompt(self.config, (yield from self._encode(row, spoken)), persona)
         else:
-            recorded = None if voice_key is None else self.bundle.voices[voice_key]
-            prompt = make_prompt(self.config, recorded, persona)
+            prompt = make_prompt(self.config, self._recorded(voice_key), persona)
         yield from self._run_prompt(row, prompt)
         self._keep(key, _Prefix(self.stages.engines["temporal"].save(row, prompt.steps), self.ring.save(row)))
+
+    def check(self, voice: VoiceName, persona: list[int]) -> None:
+        """Raise PromptError where `prime` would, for a voice that needs no encoding."""
+        voice_key, recording = self._find_voice(voice)
+        if recording is None:
+            make_prompt(self.config, self._recorded(voice_key), persona)
+
+    def _recorded(self, voice_key: str | None) -> Voice | None:
+        return None if voice_key is None else self.bundle.voices[voice_key]
 
     def _run_prompt(self, row: int, prompt: Prompt) -> Generator[None, None, None]:
         """Step a slot through a prompt in chunks of forced steps."""

@@ -236,6 +236,13 @@ class Runtime:
             session: Session = end.value
             return session
 
+    def check_prompt(self, voice: VoiceName = None, persona: str | Sequence[int] = "") -> None:
+        """Raise PromptError where `open` would, for a voice of the bundle or none. Another thread may use the runtime."""
+        self.primer.check(voice, self._persona_tokens(persona))
+
+    def _persona_tokens(self, persona: str | Sequence[int]) -> list[int]:
+        return self.tokenizer.encode_persona(persona) if isinstance(persona, str) else [int(token) for token in persona]
+
     def begin(
         self,
         voice: VoiceName = None,
@@ -250,9 +257,7 @@ class Runtime:
         row = next((row for row, session in enumerate(self._sessions) if session is None), None)
         if row is None:
             raise SlotError(f"All {self.slots} slots are taken. Close a session, or load the bundle with more slots.")
-        tokens = (
-            self.tokenizer.encode_persona(persona) if isinstance(persona, str) else [int(token) for token in persona]
-        )
+        tokens = self._persona_tokens(persona)
         session = Session(self, row, secrets.randbits(63) if seed is None else _checked_seed(seed), sampling)
         self._sessions[row] = session
         try:

@@ -1,0 +1,106 @@
+"""The command that serves a bundle to many: serve."""
+
+from pathlib import Path
+
+import click
+
+from pplex.cli.talk import DEVICE
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--slots", type=click.IntRange(1), default=8, help="Conversations at once.")
+@click.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for all of this machine's.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8998, help="0 for any that is free.")
+@click.option("--ssl", "tls_folder", type=FOLDER, help="Folder with cert.pem and key.pem: serve over TLS.")
+@click.option("--self-signed", is_flag=True, help="Serve over TLS with a certificate made for this run.")
+@click.option(
+    "--token",
+    "tokens",
+    multiple=True,
+    envvar="PPLEX_TOKEN",
+    show_envvar=True,
+    help="What a client must know to talk; may be repeated. In the environment other users do not see it.",
+)
+@click.option("--origin", "origins", multiple=True, help="Origin of other pages that may talk, or *; may be repeated.")
+@click.option("--static", type=FOLDER, help="Folder served at / instead of our own page.")
+@click.option("--queue", type=click.IntRange(0), default=16, help="Clients that may wait for a slot.")
+@click.option("--queue-seconds", type=click.FloatRange(0, min_open=True), default=120, help="Longest wait for a slot.")
+@click.option("--batch-wait-ms", type=click.FloatRange(0, 40), default=4, help="A whole frame's wait for the others'.")
+@click.option("--backlog", type=click.IntRange(1, 25), default=4, help="Late frames of a client that are still heard.")
+@click.option("--idle-seconds", type=click.FloatRange(1), default=60, help="A client may send no audio for as long.")
+@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), default=60, help="Longest conversation.")
+@click.option("--resume-seconds", type=click.FloatRange(0), default=30, help="A lost client may return; 0: it may not.")
+@click.option("--drain-seconds", type=click.FloatRange(0), default=30, help="Time to finish after SIGTERM or Ctrl-C.")
+@click.option("--record", "recordings", type=FOLDER, help="Keep both sides of every conversation in this folder.")
+@click.option("--log-prompts", is_flag=True, help="Let personas appear in the log.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engine.  [default: all but one]")
+@DEVICE
+def serve(
+    bundle: Path,
+    slots: int,
+    host: str,
+    port: int,
+    tls_folder: Path | None,
+    self_signed: bool,
+    tokens: tuple[str, ...],
+    origins: tuple[str, ...],
+    static: Path | None,
+    queue: int,
+    queue_seconds: float,
+    batch_wait_ms: float,
+    backlog: int,
+    idle_seconds: float,
+    max_minutes: float,
+    resume_seconds: float,
+    drain_seconds: float,
+    recordings: Path | None,
+    log_prompts: bool,
+    threads: int | None,
+    device: str | None,
+) -> None:
+    """Let many talk to the model of BUNDLE at once: a page, and the reference's WebSocket protocol at /api/chat.
+
+    The address is printed when it is listened at, the log goes to standard error as JSON. See docs/server.md.
+    """
+    from pplex.runtime.bundle import open_bundle
+    from pplex.runtime.ort import available_threads
+    from pplex.server.app import ServeOptions, check_folders
+    from pplex.server.app import serve as run_server
+    from pplex.server.limits import Limits
+    from pplex.server.logs import start_logging
+    from pplex.server.tls import folder_context, self_signed_context
+
+    if tls_folder is not None and self_signed:
+        raise click.UsageError("--ssl and --self-signed are two ways to the same thing: give one.")
+    check_folders(static, recordings)
+    tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
+    limits = Limits(
+        queue=queue,
+        queue_s=queue_seconds,
+        backlog_frames=backlog,
+        batch_wait_s=batch_wait_ms / 1000,
+        idle_s=idle_seconds,
+        duration_s=max_minutes * 60,
+        resume_s=resume_seconds,
+        drain_s=drain_seconds,
+    )
+    options = ServeOptions(
+        host,
+        port,
+        slots,
+        tokens,
+        origins,
+        static,
+        recordings,
+        log_prompts,
+        tls,
+        threads or max(1, available_threads() - 1),
+        device,
+        limits,
+    )
+    opened = open_bundle(bundle)
+    start_logging()
+    run_server(opened, options, click.echo)

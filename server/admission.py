@@ -1,0 +1,79 @@
+"""Who gets a slot, and who waits for one: first come, first served. Event loop only."""
+
+import asyncio
+from collections import deque
+
+from pplex.server.metrics import Metrics
+from pplex.server.request import RequestError
+
+RETRY_AFTER_S = 10
+
+
+class Ticket:
+    """One client's place: a slot, or a position in the queue. `moved` is set whenever that changes."""
+
+    def __init__(self, admission: "Admission", granted: bool):
+        self._admission, self.granted, self.moved = admission, granted, asyncio.Event()
+
+    @property
+    def position(self) -> int:
+        """0 with a slot; 1 is next."""
+        return 0 if self.granted else self._admission.position(self)
+
+    def release(self) -> None:
+        """Give the place back; again does nothing."""
+        self._admission.release(self)
+
+
+class Admission:
+    """`slots` places and a queue of at most `queue`."""
+
+    def __init__(self, slots: int, queue: int, metrics: Metrics):
+        self.slots, self._limit, self._metrics = slots, queue, metrics
+        self._holders, self._waiting = set[Ticket](), deque[Ticket]()
+        metrics.slots.set(slots)
+
+    @property
+    def used(self) -> int:
+        return len(self._holders)
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    def enter(self) -> Ticket:
+        """A slot, or a place in the queue. Raises RequestError where that is full too."""
+        ticket = Ticket(self, granted=self.used < self.slots and not self._waiting)
+        if ticket.granted:
+            self._holders.add(ticket)
+        elif self.queued < self._limit:
+            self._waiting.append(ticket)
+        else:
+            raise RequestError(
+                503, f"All {self.slots} conversations are taken and {self.queued} wait. Try again later.", RETRY_AFTER_S
+            )
+        self._count()
+        return ticket
+
+    def release(self, ticket: Ticket) -> None:
+        if ticket in self._holders:
+            self._holders.remove(ticket)
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
+        else:
+            return
+        while self._waiting and self.used < self.slots:
+            following = self._waiting.popleft()
+            following.granted = True
+            self._holders.add(following)
+            following.moved.set()
+        for other in self._waiting:
+            other.moved.set()
+        self._count()
+
+    def position(self, ticket: Ticket) -> int:
+        return self._waiting.index(ticket) + 1 if ticket in self._waiting else 0
+
+    def _count(self) -> None:
+        self._metrics.slots_used.set(self.used)
+        self._metrics.queue_length.set(self.queued)

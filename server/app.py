@@ -1,0 +1,383 @@
+"""The HTTP server: what is checked before a conversation, where it is served, and how all of it starts and ends."""
+
+import asyncio
+import gc
+import hmac
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.runtime.errors import ConfigError, PplexError
+from pplex.runtime.session import Runtime
+from pplex.server import metrics
+from pplex.server.admission import Admission
+from pplex.server.connection import Connection, Parting
+from pplex.server.conversation import Conversation, Studio
+from pplex.server.engine import EngineThread, now_s
+from pplex.server.gate import Gate
+from pplex.server.limits import Limits
+from pplex.server.logs import LOGGER
+from pplex.server.metrics import Metrics
+from pplex.server.protocol import MAX_MESSAGE, PATH, Close
+from pplex.server.request import CREDENTIALS, ChatRequest, RequestError, parse_query
+from pplex.server.speech import SpeechThread
+
+PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    "X-Frame-Options": "DENY",
+}
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}  # a referrer could hold a token
+LAG_S = 0.02  # between looks at the event loop
+SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
+SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
+RETRY_AFTER_S = 5
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How a bundle is served. tokens: any of them lets a client in, none asks for none. origins: of pages not our own."""
+
+    host: str = "127.0.0.1"
+    port: int = 8998
+    slots: int = 8
+    tokens: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    static: Path | None = None
+    recordings: Path | None = None
+    log_prompts: bool = False
+    tls: ssl.SSLContext | None = None
+    threads: int | None = None
+    device: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+class Server:
+    """One bundle, served from one event loop. `run` is all there is to call."""
+
+    def __init__(self, bundle: Bundle, options: ServeOptions):
+        self._bundle, self._options, self._limits = bundle, options, options.limits
+        self._metrics = Metrics()
+        self._admission = Admission(options.slots, options.limits.queue, self._metrics)
+        self._speech = SpeechThread()
+        self._engine = EngineThread(
+            self._load, options.limits.batch_wait_s, self._metrics, self._speech.answer, self._on_ready, self._on_failed
+        )
+        self._studio = Studio(
+            self._engine, self._speech, self._limits, self._metrics, bundle.config.frame_size, options.recordings
+        )
+        self._conversations: set[Conversation] = set()
+        self._by_key: dict[str, Conversation] = {}
+        self._is_ready = self._is_draining = False
+        self._failure: BaseException | None = None
+        self._signals = 0
+        self._ended = asyncio.Event()  # a conversation has, or a signal has come, or the engine has failed
+        self._loop = asyncio.get_running_loop()
+        most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
+        self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=10)
+        self._gate = Gate(self._protocol, most, self._limits.header_s, self._metrics.connections)
+
+    async def run(self, listening: Callable[[str], None]) -> None:
+        """Serve until a signal, then drain; `listening` is given the address. Raises what the engine failed of, ConfigError."""
+        await self._runner.setup()
+        server = await self._listen()
+        lag = asyncio.create_task(self._watch_lag())
+        try:
+            self._speech.start()
+            self._engine.start()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, self._on_signal)
+            listening(self._address(server.sockets[0]))
+            await self._wait(lambda: bool(self._signals or self._failure))
+            self._is_draining = True
+            await self._drain()
+        finally:
+            lag.cancel()
+            await self._stop(server)
+        if self._failure is not None:
+            raise self._failure
+
+    # Beginning and end.
+
+    def _load(self) -> Runtime:
+        options = self._options
+        return Runtime(self._bundle, options.slots, threads=options.threads, device=options.device)
+
+    def _on_ready(self) -> None:
+        """In the engine's thread: what is loaded stays; the collector need not look at it again."""
+        gc.collect()
+        gc.freeze()
+        self._is_ready = True
+        LOGGER.info("ready", extra={"slots": self._options.slots, "voices": len(self._bundle.voices)})
+
+    def _on_failed(self, error: BaseException) -> None:
+        self._is_ready, self._failure = False, error
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._ended.set()
+
+    async def _wait(self, done: Callable[[], bool]) -> None:
+        while not done():
+            self._ended.clear()
+            await self._ended.wait()
+
+    async def _drain(self) -> None:
+        """Let conversations finish; after the deadline, a second signal or a failure of the engine, end them."""
+        going = Parting(Close.GOING_AWAY, "The server is shutting down.", "shutdown")
+        if self._failure is not None:
+            going = Parting(Close.INTERNAL, "The engine failed.", "engine")
+        for conversation in list(self._conversations):
+            if not conversation.is_begun:
+                conversation.dismiss(going)
+        seconds = self._limits.drain_s
+        LOGGER.info("draining", extra={"conversations": len(self._conversations), "seconds": seconds})
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wait(lambda: not self._conversations or self._signals > 1 or self._failure is not None)
+        except TimeoutError:
+            pass
+        for conversation in list(self._conversations):
+            conversation.dismiss(going)
+
+    async def _stop(self, server: asyncio.Server) -> None:
+        server.close()
+        await self._runner.shutdown()
+        await self._runner.cleanup()  # waits for the handlers, which hang up
+        if self._engine.is_running:
+            await asyncio.to_thread(self._engine.stop)
+        if self._speech.is_running:
+            await asyncio.to_thread(self._speech.stop)
+        LOGGER.info("stopped")
+
+    async def _listen(self) -> asyncio.Server:
+        options = self._options
+        handshake = {"ssl_handshake_timeout": self._limits.header_s} if options.tls else {}
+        try:
+            return await self._loop.create_server(
+                self._gate, options.host or None, options.port, ssl=options.tls, backlog=512, **handshake
+            )
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"{options.host}:{options.port} cannot be listened at ({error}). Choose another with --host and --port."
+            ) from error
+
+    def _address(self, listener: socket.socket) -> str:
+        host, port = listener.getsockname()[:2]
+        shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
+        return f"{'https' if self._options.tls else 'http'}://{shown}:{port}"
+
+    def _protocol(self) -> asyncio.Protocol:
+        assert self._runner.server is not None
+        return self._runner.server()
+
+    async def _watch_lag(self) -> None:
+        while True:
+            began = now_s()
+            await asyncio.sleep(LAG_S)
+            self._metrics.loop_lag.observe(max(0.0, now_s() - began - LAG_S))
+
+    # Requests.
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._middleware()])
+        app.router.add_get(PATH, self._chat)
+        app.router.add_get("/api/info", self._info)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/metrics", self._show_metrics)
+        folder = self._options.static or PAGE
+        app.router.add_get("/", self._index)
+        app.router.add_static("/", folder)
+        return app
+
+    def _middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self._gate.passed(request.transport)
+            try:
+                response = await handler(request)
+            except RequestError as error:
+                self._metrics.refused.labels(str(error.status)).inc()
+                response = web.Response(status=error.status, text=f"{error}\n")
+                if error.retry_after_s is not None:
+                    response.headers["Retry-After"] = str(error.retry_after_s)
+                if error.status == 401:
+                    response.headers["WWW-Authenticate"] = "Bearer"
+            if not response.prepared:
+                response.headers.update(HEADERS)
+                if self._options.static is None and isinstance(response, web.FileResponse):
+                    response.headers.update(PAGE_HEADERS)
+            return response
+
+        return middleware
+
+    async def _index(self, request: web.Request) -> web.StreamResponse:
+        return web.FileResponse((self._options.static or PAGE) / "index.html")
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503 if self._failure else 200, text="failed\n" if self._failure else "ok\n")
+
+    async def _ready(self, request: web.Request) -> web.StreamResponse:
+        admission = self._admission
+        free = self._is_ready and not self._is_draining and admission.used < admission.slots and not admission.queued
+        state = {"ready": free, "slots": admission.slots, "used": admission.used, "queued": admission.queued}
+        return web.json_response(state, status=200 if free else 503)
+
+    async def _show_metrics(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _info(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(
+            {
+                "voices": list(self._bundle.voices),
+                "sample_rate": SAMPLE_RATE_HZ,
+                "frame_size": self._bundle.config.frame_size,
+                "token_required": bool(self._options.tokens),
+            }
+        )
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        """A conversation: everything is checked before the upgrade."""
+        self._check_origin(request)
+        self._check_token(request)
+        chat = parse_query(request.query.items(), self._bundle.voices)
+        ws = web.WebSocketResponse(
+            timeout=2.0,
+            compress=False,
+            max_msg_size=MAX_MESSAGE,
+            heartbeat=self._limits.heartbeat_s,
+            writer_limit=SEND_BUFFER // 4,
+        )
+        resumed = self._resumable(chat.resume) if chat.resume else None
+        if resumed is None:
+            self._check_prompt(chat)
+        if not ws.can_prepare(request):
+            raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
+        conversation = resumed or self._enter(chat)
+        parting = None
+        try:
+            await ws.prepare(request)
+            connection = Connection(ws, _transport(request), chat.audio, self._limits, self._metrics)
+            parting = await conversation.run(connection)
+        finally:
+            if parting is None and resumed is None:
+                conversation.end("lost")  # before it could begin
+        self._metrics.partings.labels(parting.cause).inc()
+        await connection.hang_up(parting)
+        return ws
+
+    def _check_origin(self, request: web.Request) -> None:
+        """A page may only talk to us if it is ours, or of an origin that was allowed; programs send none."""
+        origin = request.headers.get("Origin")
+        allowed = self._options.origins
+        if origin is None or "*" in allowed or origin in allowed:
+            return
+        if urlsplit(origin).netloc.lower() != request.host.lower():
+            raise RequestError(403, f"Pages of {ascii(origin)[:100]} may not use this server. Allow it with --origin.")
+
+    def _check_token(self, request: web.Request) -> None:
+        if not self._options.tokens:
+            return
+        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+        given = [bearer.strip()] if scheme.lower() == "bearer" else []
+        given += [value for name in CREDENTIALS for value in request.query.getall(name, [])]
+        if not _matches(given, self._options.tokens):
+            raise RequestError(
+                401, "This server asks for a token: Authorization: Bearer TOKEN, or the parameter token."
+            )
+
+    def _resumable(self, key: str) -> Conversation:
+        conversation = self._by_key.get(key)
+        if conversation is None:
+            raise RequestError(404, "There is no conversation to resume with this key: it is over.")
+        return conversation
+
+    def _check_prompt(self, chat: ChatRequest) -> None:
+        if not self._is_ready or self._engine.runtime is None or self._is_draining:
+            state = "shutting down" if self._is_draining else "still loading"
+            raise RequestError(503, f"The server is {state}. Try again later.", RETRY_AFTER_S)
+        try:
+            self._engine.runtime.check_prompt(chat.voice, chat.persona)
+        except PplexError as error:
+            raise RequestError(400, str(error)) from error
+
+    def _enter(self, chat: ChatRequest) -> Conversation:
+        conversation = Conversation(self._studio, chat, self._admission.enter(), self._forget)
+        self._conversations.add(conversation)
+        self._by_key[conversation.key] = conversation
+        facts: dict[str, object] = {"conversation": conversation.id, "voice": chat.voice, "audio": chat.audio}
+        if self._options.log_prompts:
+            facts["text_prompt"] = chat.persona
+        LOGGER.info("conversation admitted", extra=facts)
+        return conversation
+
+    def _forget(self, conversation: Conversation) -> None:
+        self._conversations.discard(conversation)
+        self._by_key.pop(conversation.key, None)
+        self._ended.set()
+
+
+def check_folders(static: Path | None, recordings: Path | None) -> None:
+    """Make the folder of recordings, and raise ConfigError where one of the two cannot be used."""
+    if static is not None and not (static / "index.html").is_file():
+        raise ConfigError(f"{static} has no index.html. Give the folder of a built web client.")
+    if recordings is not None:
+        try:
+            recordings.mkdir(parents=True, exist_ok=True)
+            probe = recordings / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"{recordings} cannot be written to ({error}). Give another folder to --record."
+            ) from error
+
+
+def _matches(given: Iterable[str], tokens: Iterable[str]) -> bool:
+    """Whether one of the given is a token; takes as long for a near miss as for any other."""
+    pairs = [(one.encode(errors="replace"), token.encode()) for one in given for token in tokens]
+    return any([hmac.compare_digest(one, token) for one, token in pairs])
+
+
+def _transport(request: web.Request) -> asyncio.Transport:
+    """The request's transport, with little room for what a client does not read."""
+    transport = cast(asyncio.Transport, request.transport)
+    transport.set_write_buffer_limits(high=SEND_BUFFER // 4)
+    listener: socket.socket = transport.get_extra_info("socket")
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return transport
+
+
+def serve(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
+    """Serve until a signal. Raises PplexError for an address that is taken or an engine that cannot be loaded."""
+    sys.setswitchinterval(SWITCH_S)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_run(bundle, options, listening))
+
+
+async def _run(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
+    await Server(bundle, options).run(listening)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, which takes a fifth less time for a message; there is none for Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

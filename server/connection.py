@@ -1,0 +1,168 @@
+"""One client's WebSocket: what it sends is heard, what it is sent waits in a bounded outbox. Event loop only."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import WSMsgType, web
+
+from pplex.server.engine import Spoken, now_s
+from pplex.server.formats import make_receiver, make_sender
+from pplex.server.limits import Bucket, Limits
+from pplex.server.metrics import Metrics
+from pplex.server.opus import Received
+from pplex.server.protocol import Close, Kind, ProtocolError, pack, pack_metadata, unpack
+
+PING_S = 2.0  # of silence; the official client gives up after 10
+LATE_S = 0.08
+REASON_BYTES = 120  # a close frame holds 123
+HANG_UP_S = 2.0  # for the close handshake
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How a connection ends: the code to close with (None where the client has gone), why, and the metric's cause."""
+
+    code: Close | None
+    reason: str
+    cause: str
+    resumable: bool = False
+
+
+class Parted(Exception):
+    """Raised in a connection's work to end it."""
+
+    def __init__(self, parting: Parting):
+        super().__init__(parting.reason)
+        self.parting = parting
+
+
+class Connection:
+    """A WebSocket that was opened. `parted` is set, once, when it is to end."""
+
+    def __init__(
+        self, ws: web.WebSocketResponse, transport: asyncio.Transport, audio: str, limits: Limits, metrics: Metrics
+    ):
+        self._ws, self._transport, self._limits, self._metrics = ws, transport, limits, metrics
+        self.audio = audio
+        self.receiver, self.sender = make_receiver(audio), make_sender(audio)  # the sender is the speech thread's
+        self.parted: asyncio.Future[Parting] = asyncio.get_running_loop().create_future()
+        self.heard_s = now_s()  # when audio last arrived
+        self._outbox: deque[tuple[bytes, Spoken | None]] = deque()
+        self._frames = 0  # of the outbox
+        self._filled = asyncio.Event()
+        now = now_s()
+        self._messages = Bucket(limits.messages, limits.messages_per_s, now)
+        self._bytes = Bucket(limits.message_bytes, limits.bytes_per_s, now)
+        self._samples = Bucket(limits.samples, limits.samples_per_s, now)
+
+    def part(self, parting: Parting) -> None:
+        """End the connection, unless it is ending already."""
+        if not self.parted.done():
+            self.parted.set_result(parting)
+
+    # In.
+
+    async def read(self, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
+        """Take messages until the client leaves; `room` tells how many samples are worth decoding, `hear` gets them."""
+        while True:
+            message = await self._ws.receive()
+            if message.type is WSMsgType.BINARY:
+                self._take(message.data, room, hear)
+                await asyncio.sleep(0)  # messages that are there already must not keep the others waiting
+            elif message.type is WSMsgType.TEXT:
+                raise ProtocolError(Close.UNSUPPORTED, "Messages are binary: a byte of kind and a payload.")
+            else:
+                return self.part(self._gone(message.type, self._ws.close_code))
+
+    def _take(self, data: bytes, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
+        now = now_s()
+        self._metrics.bytes.labels("in").inc(len(data))
+        if not (self._messages.take(1, now) and self._bytes.take(len(data), now)):
+            raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
+        kind, payload = unpack(data)
+        if kind is Kind.AUDIO:
+            self.heard_s, bad = now, self.receiver.bad
+            received = self.receiver.push(payload, min(room(), int(self._samples.level(now))))
+            self._samples.take(len(received.pcm), now)
+            self._metrics.bad_audio.inc(self.receiver.bad - bad)
+            hear(received)
+
+    def _gone(self, kind: WSMsgType, code: int | None) -> Parting:
+        """The end that a client made: it closed, broke the protocol, or was lost."""
+        if kind is WSMsgType.CLOSE:
+            return Parting(None, "the client closed the connection", "client")
+        if kind is WSMsgType.ERROR and code in (1002, Close.INVALID, 1009):
+            return Parting(None, f"closed with {code}, for a message that is too large or no WebSocket's", "protocol")
+        return Parting(None, "the connection was lost", "lost", resumable=True)
+
+    # Out.
+
+    def post(self, message: bytes, spoken: Spoken | None = None) -> None:
+        """Send a message when its turn comes."""
+        self._outbox.append((message, spoken))
+        self._filled.set()
+
+    def tell(self, **content: object) -> None:
+        """Send metadata."""
+        self.post(pack_metadata(content))
+
+    def deliver(self, messages: list[bytes], spoken: Spoken) -> None:
+        """Send one frame's messages; a client that has not taken the last ones for too long is parted with."""
+        if self.parted.done():
+            return
+        if self._frames >= self._limits.outbox_frames:
+            self._metrics.dropped_frames.labels("outbox").inc(self._frames)
+            return self.part(Parting(Close.POLICY, "The client does not read.", "slow", resumable=True))
+        *others, last = messages
+        for message in others:
+            self.post(message)
+        self._frames += 1
+        self.post(last, spoken)
+
+    async def write(self) -> None:
+        """Send what is posted, and a ping whenever nothing was for a while."""
+        while True:
+            if not self._outbox and not await self._wait():
+                self.post(pack(Kind.PING))
+            while self._outbox:
+                message, spoken = self._outbox[0]
+                await self._ws.send_bytes(message)
+                self._outbox.popleft()
+                self._metrics.bytes.labels("out").inc(len(message))
+                if spoken is not None:
+                    self._frames -= 1
+                    self._count(spoken)
+
+    async def _wait(self) -> bool:
+        """Until something is posted; False where that takes too long for the client's watchdog."""
+        self._filled.clear()
+        try:
+            async with asyncio.timeout(PING_S):
+                await self._filled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _count(self, spoken: Spoken) -> None:
+        now = now_s()
+        self._metrics.frames.inc()
+        self._metrics.frame_seconds.labels("encode").observe(now - spoken.ready_s)
+        self._metrics.frame_seconds.labels("total").observe(now - spoken.due_s)
+        if now - spoken.due_s > LATE_S:
+            self._metrics.late_frames.inc()
+
+    async def hang_up(self, parting: Parting) -> None:
+        """Close the socket as `parting` says; the reason goes ahead as an error message."""
+        try:
+            async with asyncio.timeout(HANG_UP_S):
+                if parting.code is not None and not self._ws.closed and not parting.resumable:
+                    await self._ws.send_bytes(pack(Kind.ERROR, parting.reason.encode()))
+                reason = parting.reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
+                await self._ws.close(code=parting.code or Close.INTERNAL, message=reason)
+        except (TimeoutError, ConnectionError):
+            pass
+        finally:
+            # What a client that does not read has not taken would be kept for ever.
+            asyncio.get_running_loop().call_later(HANG_UP_S, self._transport.abort)

@@ -1,0 +1,75 @@
+"""How audio travels: Opus in Ogg pages, or raw samples. A receiver and a sender per connection."""
+
+from typing import Protocol
+
+import numpy as np
+
+from pplex.runtime.audio import Pcm
+from pplex.server.opus import OpusReceiver, OpusSender, Received
+from pplex.server.protocol import Close, ProtocolError
+
+RAW = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}  # numpy's type, and what full scale is in it
+
+
+class Receiver(Protocol):
+    """A client's audio messages, to samples. `bad` counts what was damaged so far."""
+
+    @property
+    def bad(self) -> int: ...
+
+    def push(self, payload: bytes, limit: int) -> Received:
+        """The samples a message completes, the newest `limit` of them. Raises ProtocolError for what is no audio."""
+
+
+class Sender(Protocol):
+    """Frames, to the payloads of audio messages."""
+
+    def frame(self, pcm: Pcm) -> list[bytes]:
+        """One frame [1920] float32."""
+
+
+class RawReceiver:
+    """Little-endian samples."""
+
+    bad = 0  # it is refused
+
+    def __init__(self, name: str):
+        self.name, (dtype, self._full_scale) = name, RAW[name]
+        self._dtype = np.dtype(dtype)
+
+    def push(self, payload: bytes, limit: int) -> Received:
+        if len(payload) % self._dtype.itemsize:
+            raise ProtocolError(
+                Close.INVALID,
+                f"{len(payload)} bytes are no whole number of {self.name} samples of {self._dtype.itemsize}.",
+            )
+        samples = np.frombuffer(payload, self._dtype)
+        skipped = max(0, len(samples) - limit)
+        pcm = samples[skipped:].astype(np.float32) / np.float32(self._full_scale)
+        if not np.isfinite(pcm).all():
+            raise ProtocolError(Close.INVALID, "The audio holds samples that are no finite numbers.")
+        return Received(np.clip(pcm, -1, 1), skipped)
+
+
+class RawSender:
+    """Little-endian samples, one message a frame."""
+
+    def __init__(self, name: str):
+        dtype, self._full_scale = RAW[name]
+        self._dtype = np.dtype(dtype)
+
+    def frame(self, pcm: Pcm) -> list[bytes]:
+        if self._dtype.kind == "f":
+            return [pcm.astype(self._dtype).tobytes()]
+        scaled = np.rint(np.clip(pcm, -1, 1) * self._full_scale)
+        return [np.clip(scaled, -self._full_scale, self._full_scale - 1).astype(self._dtype).tobytes()]
+
+
+def make_receiver(audio: str) -> Receiver:
+    """The receiver of a format's name."""
+    return RawReceiver(audio) if audio in RAW else OpusReceiver()
+
+
+def make_sender(audio: str) -> Sender:
+    """The sender of a format's name."""
+    return RawSender(audio) if audio in RAW else OpusSender()

@@ -1,0 +1,82 @@
+"""In front of the HTTP server: how many connections there are, and how long each may take over its first request.
+
+aiohttp waits for a request's header without limit, and takes any number of connections.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from prometheus_client import Gauge
+
+
+class Gate:
+    """Makes the protocols of an asyncio server: each stands before one that `make` gives."""
+
+    def __init__(self, make: Callable[[], asyncio.Protocol], most: int, header_s: float, gauge: Gauge):
+        self.make, self.most, self.header_s, self.gauge = make, most, header_s, gauge
+        self._open = dict[asyncio.BaseTransport, _Visitor]()
+
+    def __call__(self) -> asyncio.Protocol:
+        return _Visitor(self)
+
+    def passed(self, transport: asyncio.BaseTransport | None) -> None:
+        """A connection's request has arrived: its deadline is over."""
+        if transport in self._open:
+            self._open[transport].pass_by()
+
+    def enter(self, transport: asyncio.BaseTransport, visitor: "_Visitor") -> bool:
+        if len(self._open) >= self.most:
+            return False
+        self._open[transport] = visitor
+        self.gauge.set(len(self._open))
+        return True
+
+    def leave(self, transport: asyncio.BaseTransport) -> None:
+        self._open.pop(transport, None)
+        self.gauge.set(len(self._open))
+
+
+class _Visitor(asyncio.Protocol):
+    """One connection: all of it goes through to the protocol behind, once there is room."""
+
+    def __init__(self, gate: Gate):
+        self._gate = gate
+        self._behind: asyncio.Protocol | None = None
+        self._transport: asyncio.BaseTransport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        if not self._gate.enter(transport, self):
+            transport.abort()
+            return
+        self._transport, self._behind = transport, self._gate.make()
+        self._deadline = asyncio.get_running_loop().call_later(self._gate.header_s, transport.abort)
+        self._behind.connection_made(transport)
+
+    def pass_by(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._behind is not None:
+            self._behind.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._behind.eof_received() if self._behind is not None else None
+
+    def pause_writing(self) -> None:
+        if self._behind is not None:
+            self._behind.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._behind is not None:
+            self._behind.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.pass_by()
+        if self._behind is not None and self._transport is not None:
+            self._gate.leave(self._transport)
+            self._behind.connection_lost(error)

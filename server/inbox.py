@@ -1,0 +1,114 @@
+"""What a client has said and the engine has not yet heard: whole frames, bounded, given out no faster than one can listen.
+
+Used by the engine's thread and the event loop; knows no clock of its own.
+"""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from pplex.runtime.audio import Pcm
+
+FRAME_S = 0.08
+PACE_S = 0.75 * FRAME_S  # least time between two frames of one conversation
+BACKLOG_FRAMES = 4
+EARLY_S = 10.0  # of audio kept from before the conversation began
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of the user, [1920] float32, when its last sample arrived, and how often the inbox was cleared before."""
+
+    pcm: Pcm
+    arrived_s: float
+    epoch: int
+
+
+class Inbox:
+    """One conversation's unheard audio, from samples to frames.
+
+    A client that was held up sends what it has all at once. Up to `backlog` frames of that are heard, a little faster than
+    they were spoken, so that latency is back to normal within a second and no burst of replies goes out:
+
+        arrives   |f f f f          |f       |f       |f       80 ms apart, after a gap
+        is heard  |f     f     f    |   f    | f      |f       60 ms apart until there is no backlog
+
+    Anything older is dropped, oldest first. What arrives before `start` is another matter: nobody was listening yet, so it
+    is kept, up to 10 s, and heard at the same pace.
+    """
+
+    def __init__(self, frame_size: int, backlog: int = BACKLOG_FRAMES):
+        self.frame_size, self.backlog = frame_size, backlog
+        self._lock = threading.Lock()
+        self._partial: list[Pcm] = []  # samples of a frame that is not yet whole
+        self._samples = 0
+        self._frames: deque[Frame] = deque()
+        self._early = 0  # frames at the head that are from before the start
+        self._started = False
+        self._next_s = 0.0  # the pace's earliest time
+        self.dropped = 0  # frames dropped so far
+        self.epoch = 0  # replies to an earlier one's frames are nobody's
+
+    def room(self) -> int:
+        """Samples that `push` would keep; of more than that, the oldest would be dropped."""
+        limit = self.backlog if self._started else max(round(EARLY_S / FRAME_S), self.backlog)
+        return (limit + 1) * self.frame_size - self._samples
+
+    def skip(self, samples: int) -> None:
+        """Count samples that were dropped before they could be pushed."""
+        self.dropped += -(-samples // self.frame_size)
+
+    def push(self, pcm: Pcm, now_s: float) -> bool:
+        """Add samples [n]; returns whether that made a frame whole."""
+        with self._lock:
+            frames = len(self._frames)
+            while len(pcm):
+                head, pcm = np.split(pcm, [self.frame_size - self._samples])
+                self._partial.append(head)
+                self._samples += len(head)
+                if self._samples == self.frame_size:
+                    self._frames.append(Frame(np.concatenate(self._partial), now_s, self.epoch))
+                    self._partial, self._samples = [], 0
+            whole = len(self._frames) > frames
+            self._drop_oldest()
+            return whole
+
+    def _drop_oldest(self) -> None:
+        if not self._started:
+            while len(self._frames) * FRAME_S > EARLY_S:
+                self._frames.popleft()
+                self.dropped += 1
+            return
+        while len(self._frames) - self._early > self.backlog:
+            # The early ones were promised to be heard: the oldest of the late ones goes.
+            del self._frames[self._early]
+            self.dropped += 1
+
+    def start(self) -> None:
+        """The conversation has begun: from now on what arrives too late is dropped."""
+        with self._lock:
+            self._early, self._started = len(self._frames), True
+
+    def clear(self) -> None:
+        """Forget all of it and listen no more until `start`: the client has gone."""
+        with self._lock:
+            self._frames.clear()
+            self._partial, self._samples, self._early, self._started = [], 0, 0, False
+            self.epoch += 1
+
+    def due_s(self) -> float | None:
+        """When the next frame is to be heard: None where there is none, or a time that may be long past."""
+        with self._lock:
+            if not self._started or not self._frames:
+                return None
+            return max(self._frames[0].arrived_s, self._next_s)
+
+    def pop(self, now_s: float) -> Frame:
+        """The next frame, of an inbox that has one."""
+        with self._lock:
+            frame = self._frames.popleft()
+            self._early = max(0, self._early - 1)
+            self._next_s = now_s + PACE_S
+            return frame

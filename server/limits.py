@@ -1,0 +1,51 @@
+"""How much of a server one client may have: the numbers, and the bucket that measures a rate."""
+
+from dataclasses import dataclass
+
+from pplex.runtime.config import SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is bounded, and by how much; the command line sets some of it. Seconds, frames or bytes by name."""
+
+    queue: int = 16  # clients waiting for a slot
+    queue_s: float = 120.0  # the longest wait
+    backlog_frames: int = 4
+    batch_wait_s: float = 0.004
+    outbox_frames: int = 25  # replies a client has not taken
+    idle_s: float = 60.0  # without audio
+    duration_s: float = 3600.0
+    resume_s: float = 30.0
+    drain_s: float = 30.0
+    header_s: float = 10.0  # for a connection's first request
+    heartbeat_s: float = 10.0  # between WebSocket pings; half of it for the answer
+    spare_connections: int = 128  # beside those of conversations: pages, metrics
+
+    # A client that buffers ten seconds and hands them over at once is within these; one that floods is not.
+    messages: float = 1000
+    messages_per_s: float = 250
+    message_bytes: float = 2 << 20
+    bytes_per_s: float = 256 << 10
+    samples: float = 12.0 * SAMPLE_RATE_HZ
+    samples_per_s: float = 2.0 * SAMPLE_RATE_HZ  # decoded; audio cannot be faster than real time for long
+
+
+class Bucket:
+    """An allowance that refills at `rate` a second up to `size`; full at first."""
+
+    def __init__(self, size: float, rate: float, now_s: float):
+        self.size, self.rate, self._level, self._at_s = size, rate, size, now_s
+
+    def level(self, now_s: float) -> float:
+        """What may be taken now."""
+        self._level = min(self.size, self._level + (now_s - self._at_s) * self.rate)
+        self._at_s = now_s
+        return self._level
+
+    def take(self, amount: float, now_s: float) -> bool:
+        """Take `amount`; False where there was not enough, which takes nothing."""
+        if self.level(now_s) < amount:
+            return False
+        self._level -= amount
+        return True

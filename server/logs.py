@@ -1,0 +1,34 @@
+"""Logs as JSON, one object a line on standard error."""
+
+import json
+import logging
+import sys
+import time
+from typing import Any, TextIO
+
+LOGGER = logging.getLogger("pplex.server")
+_STANDARD = {*logging.LogRecord("", 0, "", 0, "", None, None).__dict__, "message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """Time (UTC), level, event and what was given as `extra`; an exception with its traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def start_logging(stream: TextIO | None = None) -> None:
+    """Send our events, and warnings of the libraries, to `stream` or standard error."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    LOGGER.setLevel(logging.INFO)

@@ -1,0 +1,56 @@
+"""What the server measures of itself, for Prometheus: one registry per server."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.32, 0.64, 1.28)
+BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256)
+PRIMING_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Every metric, as an attribute; `text` is the page."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(f"pplex_{name}", help_text, labels, registry=registry)
+
+        def gauge(name: str, help_text: str) -> Gauge:
+            return Gauge(f"pplex_{name}", help_text, registry=registry)
+
+        def histogram(name: str, help_text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"pplex_{name}", help_text, labels, registry=registry, buckets=buckets)
+
+        self.frame_seconds = histogram(
+            "frame_seconds",
+            "A frame's time by stage: wait (until its call began), step (the call; its graphs by name), encode (Opus and "
+            "the queues before and after it), total (from when it was due to the socket).",
+            LATENCY_S,
+            "stage",
+        )
+        self.batch_size = histogram("batch_size", "Conversations stepped in one call.", BATCHES)
+        self.priming_seconds = histogram("priming_seconds", "From a slot to the handshake.", PRIMING_S)
+        self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", LATENCY_S)
+        self.slots = gauge("slots", "Conversations that fit.")
+        self.slots_used = gauge("slots_used", "Slots taken: talking, being primed, or kept for a client to return.")
+        self.slots_kept = gauge("slots_kept", "Of those, kept for a client to return.")
+        self.queue_length = gauge("queue_length", "Clients waiting for a slot.")
+        self.connections = gauge("connections", "Open connections of any kind.")
+        self.frames = counter("frames", "Frames answered.")
+        self.late_frames = counter("late_frames", "Frames answered later than 80 ms after they were due.")
+        self.dropped_frames = counter(
+            "dropped_frames", "Frames dropped, by reason: backlog (of the client's), outbox (of the agent's).", "reason"
+        )
+        self.bad_audio = counter("bad_audio", "Damaged Ogg pages and Opus packets received.")
+        self.bytes = counter("bytes", "Bytes of messages, by direction: in, out.", "direction")
+        self.conversations = counter("conversations", "Conversations begun.")
+        self.resumed = counter("resumed", "Conversations gone on with over a new connection.")
+        self.refused = counter("refused", "Requests for a conversation that were refused, by HTTP status.", "status")
+        self.partings = counter("partings", "Connections of conversations that ended, by cause.", "cause")
+
+    def text(self) -> bytes:
+        """The page in Prometheus' format."""
+        return generate_latest(self.registry)

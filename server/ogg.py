@@ -1,0 +1,229 @@
+"""Pages of an Ogg Opus stream, written and read: bytes in, bytes out, nothing decoded. Called by `server.opus`.
+
+Sources: RFC 3533 (pages), RFC 7845 (Opus in them), RFC 6716 section 3 (the duration of a packet).
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+HEADER = struct.Struct("<4sBBQII4sB")  # "OggS", version, flags, granule position, serial, sequence, CRC, segments
+CRC_AT = 22
+SEGMENTS_AT = 26
+MARK = b"OggS\0"  # how every page begins
+CONTINUED, FIRST, LAST = 1, 2, 4  # flags: starts within a packet, begins the stream, ends it
+MAX_PAGE_BYTES = HEADER.size + 255 + 255 * 255
+MAX_PACKET_BYTES = 61_440  # 120 ms at the highest rate, RFC 7845 section 6
+MAX_PACKET_SAMPLES = 5760  # 120 ms at 48 kHz
+
+HEAD = struct.Struct("<8sBBHIhB")  # "OpusHead", version, channels, pre-skip, sample rate, gain, channel mapping
+HEAD_MAGIC, TAGS_MAGIC = b"OpusHead", b"OpusTags"
+VENDOR = b"pplex-export"
+
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_FRAME_SAMPLES = (  # at 48 kHz, by the TOC byte's upper five bits
+    *(480, 960, 1920, 2880) * 3,  # SILK
+    *(480, 960) * 2,  # hybrid
+    *(120, 240, 480, 960) * 4,  # CELT
+)
+
+
+def packet_samples(packet: bytes) -> int:
+    """Samples at 48 kHz that a packet says it holds, 0 if it cannot be one: empty, no frames, more than 120 ms."""
+    if not packet:
+        return 0
+    code = packet[0] & 3
+    frames = (1, 2, 2)[code] if code < 3 else packet[1] & 63 if len(packet) > 1 else 0
+    samples = frames * _FRAME_SAMPLES[packet[0] >> 3]
+    return samples if samples <= MAX_PACKET_SAMPLES else 0
+
+
+@dataclass(frozen=True)
+class OpusHead:
+    """The first packet of a stream; `pre_skip` is in samples at 48 kHz whatever `sample_rate_hz` the input had."""
+
+    pre_skip: int
+    sample_rate_hz: int
+    channels: int = 1
+
+    def packet(self) -> bytes:
+        """The packet that says it, without a gain."""
+        return HEAD.pack(HEAD_MAGIC, 1, self.channels, self.pre_skip, self.sample_rate_hz, 0, 0)
+
+    @classmethod
+    def parse(cls, packet: bytes) -> Self | None:
+        """What a packet says; None if it is no head, or one of more than two channels or a version yet to come."""
+        if len(packet) < HEAD.size or not packet.startswith(HEAD_MAGIC):
+            return None
+        _, version, channels, pre_skip, rate, _, mapping = HEAD.unpack_from(packet)
+        if version > 15 or mapping or channels not in (1, 2):
+            return None
+        return cls(pre_skip, rate, channels)
+
+
+def tags_packet() -> bytes:
+    """The second packet of a stream: who wrote it, and no tags."""
+    return TAGS_MAGIC + struct.pack("<I", len(VENDOR)) + VENDOR + struct.pack("<I", 0)
+
+
+def checksum(page: bytes) -> bytes:
+    """The four bytes of a page's CRC, which are zero in `page`.
+
+    Ogg's polynomial is zlib's with the bits in the opposite order, and nothing is inverted before or after.
+    """
+    crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return crc.to_bytes(4, "big").translate(_REVERSED)
+
+
+def build_page(flags: int, granule: int, serial: int, sequence: int, lacing: bytes, body: bytes) -> bytes:
+    """A whole page; `lacing` holds the sizes of its segments, of which one below 255 ends a packet."""
+    header = HEADER.pack(b"OggS", 0, flags, granule, serial, sequence, bytes(4), len(lacing))
+    page = header + lacing + body
+    return page[:CRC_AT] + checksum(page) + page[CRC_AT + 4 :]
+
+
+def lacing_of(packets: Sequence[bytes]) -> bytes:
+    """The segment sizes of whole packets; one of 255 bytes, or a multiple, ends with a segment of none."""
+    return b"".join(b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255]) for packet in packets)
+
+
+class PageWriter:
+    """Numbers the pages of one stream and counts its samples."""
+
+    def __init__(self, serial: int):
+        self._serial = serial
+        self._sequence = 0
+        self._granule = 0  # samples at 48 kHz up to the last page's end
+
+    def page(self, packets: Sequence[bytes], samples: int = 0, last: bool = False) -> bytes:
+        """The next page: whole packets of together `samples` at 48 kHz, none for the two headers."""
+        lacing = lacing_of(packets)
+        assert len(lacing) <= 255, f"{len(lacing)} segments do not fit a page"
+        flags = (0 if self._sequence else FIRST) | (LAST if last else 0)
+        self._granule += samples
+        page = build_page(flags, self._granule, self._serial, self._sequence, lacing, b"".join(packets))
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        return page
+
+
+class PageReader:
+    """Packets of the newest Opus stream in bytes divided anyhow, begun anywhere, with parts damaged or lost.
+
+    A page lasts from a mark to what its lacing claims, and is good if its CRC is:
+
+        OggS... page ...OggS... page ...xxxxxOggS...
+                        ^ a mark before the page's claimed end: its lacing is damaged, or the mark is in garbage
+
+    So a damaged size costs one page, not the 64 KiB that it may claim, and no byte is checked twice. (Audio holds the five
+    bytes of a mark once in years.) Kept between calls are an unfinished page and an unfinished packet: less than 128 KiB.
+    """
+
+    def __init__(self) -> None:
+        self.bad_pages = 0  # marks that began no good page
+        self.skipped_bytes = 0  # in no good page
+        self._bytes = bytearray()  # not yet read; from a mark on, or too short to tell
+        self._searched = 0  # how far the first page of it holds no other mark
+        self._serial: int | None = None  # the stream that is followed
+        self._sequence = 0  # of its last page
+        self._seen_first = False  # before any stream's beginning, whatever comes is followed
+        self._unfinished: bytes | None = None  # of the packet that goes on in the next page; None if there is none
+
+    def push(self, data: bytes) -> list[bytes | OpusHead]:
+        """What `data` completes, in order: packets of audio, and the head of each stream that begins. Raises nothing."""
+        self._bytes += data
+        found: list[bytes | OpusHead] = []
+        for page in self._good_pages():
+            found += self._read(page)
+        return found
+
+    def _good_pages(self) -> list[bytes]:
+        """Take all pages that are complete out of the bytes, and what is before and between them."""
+        data, start, pages = self._bytes, 0, []
+        while True:
+            mark = data.find(MARK, start)
+            if mark < 0:
+                mark = max(start, len(data) - len(MARK) + 1)  # it may have begun
+            self.skipped_bytes += mark - start
+            if mark > start:
+                start, self._searched = mark, 0
+            if len(data) - start < len(MARK):
+                break
+            size = _claimed_bytes(data, start)
+            inner = data.find(MARK, start + max(1, self._searched), start + size)
+            if inner < 0 and start + size > len(data):
+                self._searched = len(data) - start - len(MARK) + 1
+                break
+            self._searched = 0
+            page = bytes(data[start : start + size]) if inner < 0 else b""
+            if page and page[CRC_AT : CRC_AT + 4] == checksum(page[:CRC_AT] + bytes(4) + page[CRC_AT + 4 :]):
+                pages.append(page)
+                start += size
+            else:
+                self.bad_pages += 1
+                after = inner if inner >= 0 else start + size - len(MARK) + 1  # a mark may begin in its last bytes
+                self.skipped_bytes += after - start
+                start = after
+        del data[:start]
+        return pages
+
+    def _read(self, page: bytes) -> Sequence[bytes | OpusHead]:
+        """What a good page completes, if it is of the stream that is followed."""
+        _, _, flags, _, serial, sequence, _, segments = HEADER.unpack_from(page)
+        start = HEADER.size + segments
+        if flags & FIRST:
+            return self._begin(serial, sequence, page[start:])
+        if self._serial is None and not self._seen_first:
+            self._serial = serial
+        if serial != self._serial:
+            return []
+        if sequence != (self._sequence + 1) & 0xFFFFFFFF:
+            self._unfinished = None
+        self._sequence = sequence
+        if flags & LAST:
+            self._serial, self._seen_first = None, False
+        return self._packets(page, bool(flags & CONTINUED))
+
+    def _begin(self, serial: int, sequence: int, body: bytes) -> list[OpusHead]:
+        """A stream begins: one of Opus is followed from here on, any other never."""
+        self._seen_first = True
+        head = OpusHead.parse(body)
+        if head is None:
+            self._serial = None if serial == self._serial else self._serial
+            return []
+        self._serial, self._sequence, self._unfinished = serial, sequence, None
+        return [head]
+
+    def _packets(self, page: bytes, continued: bool) -> list[bytes]:
+        """The audio packets that end in a page, the first one joined to what the pages before hold of it."""
+        start = end = HEADER.size + page[SEGMENTS_AT]
+        lacing = page[HEADER.size : start]
+        pieces = []
+        for size in lacing:
+            end += size
+            if size < 255:
+                pieces.append(page[start:end])
+                start = end
+        pieces.append(page[start:end])  # of a packet that goes on in the next page, or nothing
+        goes_on = lacing[-1] == 255 if lacing else continued
+        if continued and self._unfinished is not None:
+            pieces[0] = self._unfinished + pieces[0]
+        elif continued:  # its beginning is lost
+            goes_on = goes_on and len(pieces) > 1
+            del pieces[0]
+        self._unfinished = pieces[-1] if goes_on and len(pieces[-1]) <= MAX_PACKET_BYTES else None
+        return [
+            piece
+            for piece in pieces[:-1]
+            if len(piece) <= MAX_PACKET_BYTES and not piece.startswith((HEAD_MAGIC, TAGS_MAGIC))
+        ]
+
+
+def _claimed_bytes(data: bytearray, start: int) -> int:
+    """How long the page at `start` says it is, as far as its header is there to tell."""
+    there = len(data) - start
+    if there < HEADER.size:
+        return HEADER.size
+    size = HEADER.size + data[start + SEGMENTS_AT]
+    return size if there < size else size + sum(data[start + HEADER.size : start + size])

@@ -1,0 +1,63 @@
+"""Messages of `/api/chat`: bytes to and from what they mean, and the codes a connection is closed with. No I/O.
+
+The protocol is the reference's, docs/server.md describes it; used by both sides.
+"""
+
+import json
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+MAX_MESSAGE = 65536  # bytes
+PATH = "/api/chat"
+
+
+class Kind(IntEnum):
+    """The first byte of every message."""
+
+    HANDSHAKE = 0
+    AUDIO = 1
+    TEXT = 2
+    CONTROL = 3
+    METADATA = 4
+    ERROR = 5
+    PING = 6
+
+
+class Close(IntEnum):
+    """Why a connection ends. Never 1000: a known client connects again at once, a thousand times a second."""
+
+    GOING_AWAY = 1001
+    UNSUPPORTED = 1003
+    INVALID = 1007
+    POLICY = 1008
+    INTERNAL = 1011
+    TRY_LATER = 1013
+    RESUMED_ELSEWHERE = 4001
+
+
+class ProtocolError(Exception):
+    """A message that breaks the protocol: `code` to close with, and the reason."""
+
+    def __init__(self, code: Close, reason: str):
+        super().__init__(reason)
+        self.code = code
+
+
+def pack(kind: Kind, payload: bytes = b"") -> bytes:
+    """One message."""
+    return bytes([kind]) + payload
+
+
+def pack_metadata(content: Mapping[str, Any]) -> bytes:
+    """A metadata message."""
+    return pack(Kind.METADATA, json.dumps(content, separators=(",", ":")).encode())
+
+
+def unpack(message: bytes) -> tuple[Kind, bytes]:
+    """Kind and payload. Raises ProtocolError for an empty message or an unknown kind."""
+    if not message:
+        raise ProtocolError(Close.UNSUPPORTED, "The message is empty: its first byte must be its kind.")
+    if message[0] > max(Kind):
+        raise ProtocolError(Close.UNSUPPORTED, f"There is no message kind {message[0]}; kinds are 0 to {max(Kind)}.")
+    return Kind(message[0]), message[1:]

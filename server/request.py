@@ -1,0 +1,163 @@
+"""What a client asks for: the query of `/api/chat` as a checked record. Raises RequestError with a reason to show."""
+
+import math
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.runtime.errors import PplexError, PromptError
+from pplex.runtime.session import Sampling
+
+AUDIO_FORMATS = ("opus", "s16", "f32")
+DEFAULT_VOICE = "NATF0"
+NO_VOICE = "none"
+MAX_SEED = (1 << 64) - 1
+RANDOM_SEED_BITS = 32  # a random seed is told to clients whose numbers are doubles
+
+SAMPLING = {  # the query's name, and Sampling's
+    "text_temperature": "text_temperature",
+    "text_topk": "text_top_k",
+    "audio_temperature": "audio_temperature",
+    "audio_topk": "audio_top_k",
+}
+UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}  # and the client's defaults
+SEEDS = ("seed", "text_seed", "audio_seed")
+CREDENTIALS = ("token", "worker_auth_id")
+KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", "resume", "email", *CREDENTIALS)
+BESIDE_RESUME = {"resume", "audio", "email", *CREDENTIALS}
+
+
+class RequestError(PplexError):
+    """A request that is refused: an HTTP status, the reason, and seconds after which to try again."""
+
+    def __init__(self, status: int, reason: str, retry_after_s: int | None = None):
+        super().__init__(reason)
+        self.status, self.retry_after_s = status, retry_after_s
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One conversation as asked for, or the key of one to go on with."""
+
+    voice: str | None = None
+    persona: str = ""
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    audio: str = "opus"
+    resume: str | None = None
+    ignored: tuple[str, ...] = ()  # parameters with a value that has no effect
+
+
+def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) -> ChatRequest:
+    """The request that (name, value) pairs describe, for a bundle's `voices`. Raises RequestError for all that is wrong."""
+    given, wrong = dict[str, str](), list[str]()
+    for name, value in query:
+        if name not in KNOWN:
+            wrong.append(f"There is no parameter {_shown(name)}; there are {', '.join(KNOWN)}.")
+        elif name in given:
+            wrong.append(f"{name} is given twice.")
+        given[name] = value
+    given = {name: value for name, value in given.items() if value}
+    read = _Reader(given, wrong)
+    audio = given.get("audio", AUDIO_FORMATS[0])
+    if audio not in AUDIO_FORMATS:
+        wrong.append(f"audio is {_shown(audio)}, and must be {', '.join(AUDIO_FORMATS[:-1])} or {AUDIO_FORMATS[-1]}.")
+    if "resume" in given:
+        if others := sorted(set(given) - BESIDE_RESUME):
+            wrong.append(f"A conversation that is resumed keeps its settings: leave out {', '.join(others)}.")
+        request = ChatRequest(audio=audio, resume=given["resume"])
+    else:
+        ignored = tuple(name for name, default in UNUSED.items() if read.number(name, default) != default)
+        persona = given.get("text_prompt", "")
+        request = ChatRequest(read.voice(voices), persona, read.seed(), read.sampling(), audio, ignored=ignored)
+    if wrong:
+        raise RequestError(400, " ".join(wrong[:8]))
+    return request
+
+
+class _Reader:
+    """Typed values of given parameters; what is wrong is added to `wrong`, and a default returned."""
+
+    def __init__(self, given: Mapping[str, str], wrong: list[str]):
+        self._given, self._wrong = given, wrong
+
+    def number(self, name: str, default: float) -> float:
+        text = self._given.get(name)
+        try:
+            value = default if text is None else float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self._wrong.append(f"{name} is {_shown(text or '')}, and must be a number.")
+            return default
+        return value
+
+    def whole(self, name: str, default: int) -> int:
+        text = self._given.get(name)
+        if text is None:
+            return default
+        digits = text.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
+            self._wrong.append(f"{name} is {_shown(text)}, and must be a whole number.")
+            return default
+        return int(text)
+
+    def voice(self, voices: Mapping[str, object]) -> str | None:
+        name = self._given.get("voice_prompt")
+        if name is None:
+            return DEFAULT_VOICE if DEFAULT_VOICE in voices else next(iter(voices), None)
+        if name == NO_VOICE:
+            return None
+        if name.removesuffix(".pt") not in voices:
+            known = ", ".join([*voices, NO_VOICE])
+            self._wrong.append(f"There is no voice {_shown(name)}. This server has {known}.")
+            return None
+        return name.removesuffix(".pt")
+
+    def seed(self) -> int:
+        """One seed: `seed`, else what `text_seed` and `audio_seed` make together, else a random one."""
+        values = {name: self.whole(name, -1) for name in SEEDS if name in self._given}
+        for name, value in values.items():
+            if not -1 <= value <= MAX_SEED:
+                self._wrong.append(f"{name} is {value}, and must be 0 to 2^64 - 1, or -1 for a random one.")
+        if values.get("seed", -1) >= 0:
+            return values["seed"]
+        halves = values.get("text_seed", -1), values.get("audio_seed", -1)
+        if min(halves) >= 0:
+            return ((halves[0] << 32) ^ halves[1]) & MAX_SEED
+        return max(*halves) if max(halves) >= 0 else secrets.randbits(RANDOM_SEED_BITS)
+
+    def sampling(self) -> Sampling:
+        default, values = Sampling(), dict[str, float]()
+        for name, attribute in SAMPLING.items():
+            fallback = getattr(default, attribute)
+            read = self.whole if isinstance(fallback, int) else self.number
+            values[attribute] = read(name, fallback)
+        try:
+            return Sampling(**values)  # type: ignore[arg-type]
+        except PromptError as error:
+            reason = str(error)
+            for name, attribute in SAMPLING.items():
+                reason = reason.replace(attribute, name)
+            self._wrong.append(reason)
+            return default
+
+
+def session_facts(request: ChatRequest, conversation: str, frame_size: int) -> dict[str, object]:
+    """What the client is told of its conversation, but for how it can be resumed."""
+    return {
+        "type": "session",
+        "id": conversation,
+        "voice": request.voice,
+        "seed": request.seed,
+        "audio": request.audio,
+        "sample_rate": SAMPLE_RATE_HZ,
+        "frame_size": frame_size,
+        "ignored": list(request.ignored),
+    }
+
+
+def _shown(value: str) -> str:
+    """A client's text for a message: printable, and not longer than a line."""
+    return ascii(value if len(value) <= 60 else value[:57] + "...")
