@@ -64,7 +64,11 @@ function microphoneProblem({ name, message }) {
 }
 
 async function connect(context, stream, source, on) {
-  await Promise.all(["capture.js", "playback.js"].map((name) => context.audioWorklet.addModule(urlOf(name))));
+  try {
+    await Promise.all(["capture.js", "playback.js"].map((name) => context.audioWorklet.addModule(urlOf(name))));
+  } catch {
+    throw new Error("A part of this page could not be loaded. Reload it.");
+  }
   const mono = { channelCount: 1, channelCountMode: "explicit", outputChannelCount: [1] };
   const capture = new AudioWorkletNode(context, "capture", mono);
   const playback = new AudioWorkletNode(context, "playback", { ...mono, numberOfInputs: 0 });

@@ -66,6 +66,7 @@ export class Conversation {
     const socket = new WebSocket(url.href.replace(/^http/, "ws"));
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
+    this.#serverError = "";
     this.#openedAt = this.#heardAt = performance.now();
     let opened = false;
     socket.onopen = () => {
@@ -119,7 +120,9 @@ export class Conversation {
   }
 
   async #closed(opened, code, url) {
-    if (opened && !isLoss(code)) {
+    // A server that gave up on our reading says so with a policy's code, but without an error: its conversation waits.
+    const mayReturn = isLoss(code) || (code === 1008 && !this.#serverError);
+    if (opened && !mayReturn) {
       this.#end(this.#serverError || endingOf(code));
       return;
     }
@@ -173,12 +176,17 @@ export class Conversation {
 async function refusal(url) {
   try {
     const response = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(5000) });
-    if (response.status === 426 || response.ok) {
-      return { final: false, reason: "The server is there, but no WebSocket reaches it. Is a proxy in between?" };
-    }
+    if (response.status === 426 || response.ok) return { final: false, reason: await whyNotOpened() };
     const line = (await response.text()).trim().split("\n")[0].slice(0, 300);
     return { final: response.status < 500, reason: line || `The server refused: ${response.status}.` };
   } catch {
     return { final: false, reason: "The server cannot be reached." };
   }
+}
+
+// Whether there is a place is looked at last, behind what answers 426.
+async function whyNotOpened() {
+  const { slots, used } = await (await fetch(new URL("ready", document.baseURI), { cache: "no-store" })).json();
+  if (used >= slots) return "All places are taken, and so is the queue. Try again later.";
+  return "The server is there, but no WebSocket reaches it. Is a proxy in between?";
 }

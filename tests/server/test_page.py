@@ -7,13 +7,13 @@ import re
 import shutil
 import socket
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import TINY
+from serving import Running
 
 import pplex.server
 
@@ -31,6 +31,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
 
+Serve = Callable[..., Any]  # what the fixture `serve` gives
 Browser = Any
 Tab = Any
 
@@ -78,7 +79,8 @@ def logic(open_tab: Callable[..., Tab]) -> Callable[[str], Any]:
             "latency.js": "ReplyTimer",
         }.items()
     )
-    tone = "const tone = (hz, rate, count) => Float32Array.from({ length: count }, (_, i) => Math.sin(2 * Math.PI * hz * i / rate));"
+    sine = "Math.sin(2 * Math.PI * hz * i / rate)"
+    tone = f"const tone = (hz, rate, count) => Float32Array.from({{ length: count }}, (_, i) => {sine});"
     return lambda body: tab.evaluate(f"async () => {{ {modules} {tone} {body} }}")
 
 
@@ -100,10 +102,19 @@ def _serve_folder(tab: Tab, origin: str, info: dict[str, Any] | None = None) -> 
 # Logic
 
 
-@pytest.mark.parametrize("from_hz, to_hz", [(48000, 24000), (44100, 24000), (16000, 24000), (24000, 44100), (24000, 48000)])
-def test_the_resampler_keeps_what_fits_and_rejects_the_rest(logic: Callable[[str], Any], from_hz: int, to_hz: int) -> None:
+@pytest.mark.parametrize(
+    "from_hz, to_hz", [(48000, 24000), (44100, 24000), (16000, 24000), (24000, 44100), (24000, 48000)]
+)
+def test_the_resampler_keeps_what_fits_and_rejects_the_rest(
+    logic: Callable[[str], Any], from_hz: int, to_hz: int
+) -> None:
     """Speech passes unchanged; a tone above the lower rate's Nyquist limit is 70 dB down, not folded back."""
-    tones = [200, 3000, 9000 if min(from_hz, to_hz) > 18000 else 6000, *(hz for hz in (12500, 15000, 19000) if hz < from_hz / 2)]
+    tones = [
+        200,
+        3000,
+        9000 if min(from_hz, to_hz) > 18000 else 6000,
+        *(hz for hz in (12500, 15000, 19000) if hz < from_hz / 2),
+    ]
     gains = logic(f"""
         return {tones}.map((hz) => {{
             const resampler = new Resampler({from_hz}, {to_hz});
@@ -276,7 +287,12 @@ def test_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
     colours = _colours(light if scheme == "light" else dark)
     for front, back, least in [
         *((front, back, 4.5) for front in ("text", "soft") for back in ("ground", "surface")),
-        *(("on-accent", "accent", 4.5), ("on-stop", "stop", 4.5), ("wrong", "wrong-tint", 4.5), ("text", "accent-tint", 4.5)),
+        *(
+            ("on-accent", "accent", 4.5),
+            ("on-stop", "stop", 4.5),
+            ("wrong", "wrong-tint", 4.5),
+            ("text", "accent-tint", 4.5),
+        ),
         *(("edge", "surface", 3), ("accent", "ground", 3), ("accent", "line", 3)),
     ]:
         one, two = sorted((_luminance(colours[front]), _luminance(colours[back])))
@@ -306,21 +322,300 @@ def test_a_microphone_that_cannot_be_had_is_explained(open_tab: Callable[..., Ta
     playwright.expect(tab.get_by_role("button", name="Talk")).to_be_enabled()
 
 
-def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..., Tab]) -> None:
+# The page and the server
+
+
+@pytest.fixture(scope="module")
+def two(serve: Serve) -> Iterator[Running]:
+    """A server with 2 slots and no queue."""
+    with serve("--slots", "2", "--queue", "0") as running:
+        yield running
+
+
+def _talk(tab: Tab, url: str) -> None:
+    tab.goto(url)
+    tab.get_by_role("button", name="Talk").click()
+    _expect_state(tab, "talking")
+
+
+def _expect_state(tab: Tab, state: str) -> None:
+    playwright.expect(tab.locator("body")).to_have_attribute("data-state", state, timeout=20 * SECOND)
+
+
+def _received(tab: Tab) -> list[list[bytes]]:
+    """The messages of each of the tab's sockets, as they come."""
+    sockets: list[list[bytes]] = []
+
+    def listen(ws: Any) -> None:
+        messages: list[bytes] = []
+        sockets.append(messages)
+        ws.on("framereceived", messages.append)
+
+    tab.on("websocket", listen)
+    return sockets
+
+
+def _wait_for(tab: Tab, holds: Callable[[], bool], seconds: float = 20) -> None:
+    for _ in range(int(seconds * 20)):
+        if holds():
+            return
+        tab.wait_for_timeout(50)
+    raise AssertionError(f"still not so after {seconds} s")
+
+
+def _frames(messages: list[bytes]) -> int:
+    return sum(message[0] == 1 for message in messages)
+
+
+def _level(tab: Tab, meter: str) -> int:
+    return int(tab.get_by_role("meter", name=meter).get_attribute("aria-valuenow"))
+
+
+def test_a_conversation_is_heard_and_read_and_its_slot_freed(open_tab: Callable[..., Tab], two: Running) -> None:
+    tab = open_tab()
+    sockets = _received(tab)
+    _talk(tab, two.url)
+    assert two.state()["used"] == 1
+    _wait_for(tab, lambda: _level(tab, "Agent") > 20)  # above -48 dB, in the loudspeaker's worklet
+    _wait_for(tab, lambda: _level(tab, "You") > 20)
+    _wait_for(tab, lambda: _frames(sockets[0]) >= 25)
+    assert {len(message) for message in sockets[0] if message[0] == 1} == {1 + 2 * 1920}
+    _wait_for(tab, lambda: len(tab.locator("#transcript").inner_text()) > 20)
+    playwright.expect(tab.locator("#reply")).to_have_text(re.compile(r"^\d+ ms$"))
+    playwright.expect(tab.locator("#buffer")).to_have_text(re.compile(r"^\d+ ms$"))
+    tab.get_by_role("button", name="Stop").click()
+    _expect_state(tab, "ended")
+    two.wait_for(lambda: two.state()["used"] == 0)
+    playwright.expect(tab.get_by_role("button", name="Talk")).to_be_enabled()
+    assert len(sockets) == 1
+
+
+@pytest.mark.parametrize("rate_hz", [44100, 48000])
+def test_a_browser_that_gives_its_microphone_at_its_own_rate_only(
+    open_tab: Callable[..., Tab], two: Running, rate_hz: int
+) -> None:
+    """As Firefox does: a microphone cannot enter a context of another rate."""
+    tab = open_tab()
+    tab.add_init_script(f"""
+        const Context = window.AudioContext;
+        window.rates = [];
+        window.AudioContext = class extends Context {{
+            constructor(options) {{
+                super({{ sampleRate: {rate_hz}, ...options }});
+                rates.push(this.sampleRate);
+            }}
+            createMediaStreamSource(stream) {{
+                if (this.sampleRate !== {rate_hz}) throw new DOMException("", "NotSupportedError");
+                return super.createMediaStreamSource(stream);
+            }}
+        }};
+    """)
+    sockets = _received(tab)
+    _talk(tab, two.url)
+    assert tab.evaluate("rates") == [24000, rate_hz]
+    _wait_for(tab, lambda: _frames(sockets[0]) >= 10 and _level(tab, "Agent") > 20)
+
+
+def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab], two: Running) -> None:
+    tab = open_tab()
+    sent: list[str] = []
+    tab.on("websocket", lambda ws: sent.append(ws.url))
+    tab.goto(two.url)
+    _expect_state(tab, "ready")
+
+    def to(locator: Any) -> None:
+        for _ in range(12):
+            tab.keyboard.press("Tab")
+            if locator.evaluate("element => element === document.activeElement"):
+                return
+        raise AssertionError(f"{locator} is not reached with Tab")
+
+    to(tab.get_by_label("Voice"))
+    tab.keyboard.type("NATM1")
+    to(tab.get_by_role("radio", name="Assistant"))
+    tab.keyboard.press("ArrowRight")
+    assert "Maya" in tab.locator("#persona").input_value()
+    to(tab.locator("#persona"))
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type("You are brief.")
+    assert tab.get_by_role("radio", checked=True).count() == 0
+    to(tab.locator("summary"))
+    tab.keyboard.press("Enter")
+    to(tab.get_by_label("Seed"))
+    tab.keyboard.type("7")
+    to(tab.get_by_role("button", name="Talk"))
+    assert tab.locator("#talk").evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
+    tab.keyboard.press("Enter")
+    _expect_state(tab, "talking")
+    playwright.expect(tab.locator("#facts")).to_have_text("Voice NATM1, seed 7")
+    assert "text_prompt=You+are+brief." in sent[0]
+    tab.keyboard.press("Space")
+    _expect_state(tab, "ended")
+
+
+def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Callable[..., Tab], two: Running) -> None:
+    tab = open_tab()
+    tab.goto(two.url)
+    tab.get_by_label("What the agent is told about itself").fill("<system>")
+    tab.get_by_text("Advanced").click()
+    tab.get_by_label("Seed").fill("99999999999999999999")
+    tab.get_by_role("button", name="Talk").click()
+    _expect_state(tab, "ended")
+    playwright.expect(tab.get_by_role("status")).to_contain_text("seed is 99999999999999999999, and must be")
+    _forget_failed_requests(tab)
+
+
+def test_a_server_without_a_place_says_so(open_tab: Callable[..., Tab], two: Running) -> None:
+    tabs = [open_tab() for _ in range(3)]
+    for tab in tabs[:2]:
+        _talk(tab, two.url)
+    tabs[2].goto(two.url)
+    tabs[2].get_by_role("button", name="Talk").click()
+    playwright.expect(tabs[2].get_by_role("status")).to_contain_text("ry again later")
+    _forget_failed_requests(tabs[2])
+    for tab in tabs[:2]:
+        tab.get_by_role("button", name="Stop").click()
+    two.wait_for(lambda: two.state()["used"] == 0)
+
+
+def _forget_failed_requests(tab: Tab) -> None:
+    """The browser complains of a refused request; that is how it was meant."""
+    tab.complaints[:] = [
+        line for line in tab.complaints if "WebSocket connection" not in line and "status of 4" not in line
+    ]
+
+
+def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..., Tab], two: Running) -> None:
     """The token of the page's own address is sent; a place in the queue is told, and why there was none in the end."""
     tab, sockets = open_tab(), []
-    _serve_folder(tab, "http://localhost:9", INFO)
+    tab.route("**/api/info", lambda route: route.fulfill(json=INFO))
     tab.route_web_socket("**/api/chat**", lambda ws: (sockets.append(ws), ws.send(b'\4{"type":"queued","position":2}')))
-    tab.goto("http://localhost:9/?token=secret")
-    assert tab.get_by_label("Access token").input_value() == "secret"
-    assert tab.locator("#voice optgroup").evaluate_all("all => all.map((group) => group.label)") == [
-        "Natural, female",
-        "Varied, male",
-        "Others",
-    ]
+    tab.goto(f"{two.url}/?token=secret")
+    playwright.expect(tab.get_by_label("Access token")).to_have_value("secret")
+    groups = tab.locator("#voice optgroup").evaluate_all("all => all.map((group) => group.label)")
+    assert groups == ["Natural, female", "Varied, male", "Others"]
     tab.get_by_role("button", name="Talk").click()
     playwright.expect(tab.get_by_role("status")).to_contain_text("number 2")
-    assert "audio=s16" in sockets[0].url and "voice_prompt=NATF0" in sockets[0].url and "token=secret" in sockets[0].url
+    assert {"audio=s16", "voice_prompt=NATF0", "token=secret"} <= set(sockets[0].url.partition("?")[2].split("&"))
     sockets[0].close(code=1013)
     playwright.expect(tab.get_by_role("status")).to_contain_text("Try again later")
     assert len(sockets) == 1
+
+
+class Relay:
+    """Stands between a browser and the server, and can cut every connection, as a network does."""
+
+    def __init__(self, port: int):
+        self._to = port
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads = [threading.Thread(target=self._accept)]
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._to))
+                self._sockets += [client, server]
+                for pair in ((client, server), (server, client)):
+                    self._threads.append(threading.Thread(target=self._pump, args=pair))
+                    self._threads[-1].start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        for end in list(self._sockets):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self.cut()
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listener, *self._sockets):
+            end.close()
+
+
+@pytest.fixture
+def relay(two: Running) -> Iterator[Relay]:
+    relay = Relay(two.port)
+    yield relay
+    relay.close()
+
+
+def test_a_conversation_whose_connection_is_cut_goes_on(
+    open_tab: Callable[..., Tab], two: Running, relay: Relay
+) -> None:
+    tab = open_tab()
+    sockets = _received(tab)
+    _talk(tab, relay.url)
+    _wait_for(tab, lambda: _frames(sockets[0]) >= 10)
+    facts = tab.locator("#facts").inner_text()
+    relay.cut()
+    _wait_for(tab, lambda: len(sockets) == 2 and _frames(sockets[1]) >= 10)
+    _expect_state(tab, "talking")
+    session = next(json.loads(message[1:]) for message in sockets[1] if message[0] == 4)
+    assert session["type"] == "session" and session["resumed"] is True
+    assert two.state()["used"] == 1
+    _wait_for(tab, lambda: _level(tab, "Agent") > 20)
+    assert tab.locator("#facts").inner_text() == facts
+    tab.get_by_role("button", name="Stop").click()
+    two.wait_for(lambda: two.state()["used"] == 0)
+
+
+def test_a_conversation_that_is_over_is_not_taken_up_again(open_tab: Callable[..., Tab], serve: Serve) -> None:
+    """The server did not wait: its words are shown, and no third connection is tried."""
+    tab = open_tab()
+    sockets = _received(tab)
+    with serve("--slots", "1", "--resume-seconds", "0.01") as server, contextlib.closing(Relay(server.port)) as relay:
+        _talk(tab, relay.url)
+        relay.cut()
+        _expect_state(tab, "ended")
+        playwright.expect(tab.get_by_role("status")).to_contain_text("it is over")
+        assert len(sockets) == 2
+    _forget_failed_requests(tab)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    """Where pictures are kept: PPLEX_ARTIFACTS, or with the test."""
+    folder = Path(os.environ.get("PPLEX_ARTIFACTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_the_page_is_pictured_and_fits(
+    open_tab: Callable[..., Tab], two: Running, artifacts: Path, size: str, scheme: str
+) -> None:
+    tab = open_tab(color_scheme=scheme, viewport=DESKTOP if size == "desktop" else PHONE)
+    tab.goto(two.url)
+    _expect_state(tab, "ready")
+    tab.screenshot(path=artifacts / f"page-{size}-{scheme}.png")
+    _assert_fits(tab)
+    tab.get_by_role("button", name="Talk").click()
+    _expect_state(tab, "talking")
+    _wait_for(tab, lambda: len(tab.locator("#transcript").inner_text()) > 60)
+    tab.screenshot(path=artifacts / f"talking-{size}-{scheme}.png")
+    _assert_fits(tab)
+    tab.set_viewport_size({"width": 320, "height": 500})
+    _assert_fits(tab)
+
+
+def _assert_fits(tab: Tab) -> None:
+    """Nothing scrolls sideways, and the button is in sight."""
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    box = tab.locator("#talk").bounding_box()
+    assert box["height"] >= 44
+    assert box["y"] + box["height"] <= tab.viewport_size["height"]
