@@ -19,7 +19,7 @@ export function audioProblem() {
  * underruns })` and `ended()`, the microphone being gone. Throws an Error with a message to show.
  */
 export async function openAudio(on) {
-  let context = newContext(SAMPLE_RATE_HZ);
+  let context = newContext({ sampleRate: SAMPLE_RATE_HZ });
   let stream;
   try {
     stream = await openMicrophone();
@@ -39,9 +39,9 @@ export async function openAudio(on) {
   }
 }
 
-function newContext(sampleRate) {
+function newContext(options) {
   try {
-    return new AudioContext({ sampleRate, latencyHint: "interactive" });
+    return new AudioContext({ latencyHint: "interactive", ...options });
   } catch {
     return new AudioContext();
   }

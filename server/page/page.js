@@ -57,7 +57,7 @@ class Call {
       if (this.#over) return sound.close(); // stopped while the browser asked
       this.#sound = sound;
     } catch (error) {
-      this.#end(error.message);
+      this.#end(error.message || error.name);
       return;
     }
     this.#updates = setInterval(() => this.#update(), UNSEEN_MS);
