@@ -13,12 +13,12 @@ import click
 from pplex.cli.benches import bench
 from pplex.cli.checkpoints import build, synth
 from pplex.cli.engines import inspect, plan
-from pplex.cli.serving import serve
+from pplex.cli.serving import load, serve
 from pplex.cli.talk import run
 from pplex.runtime.errors import PplexError
 
 _EXTRA_OF = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
-_EXTRA_OF |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client", "scipy"), "serve")
+_EXTRA_OF |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client"), "serve")
 
 
 class _Group(click.Group):
@@ -49,5 +49,5 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we clean up as for Ctrl-C
 
 
-for command in (synth, build, run, serve, bench, inspect, plan):
+for command in (synth, build, run, serve, load, bench, inspect, plan):
     main.add_command(command)

@@ -1,10 +1,12 @@
-"""The command that serves a bundle to many: serve."""
+"""The commands around the server: serve a bundle to many, and load a server."""
 
+import json
 from pathlib import Path
 
 import click
 
 from pplex.cli.talk import DEVICE
+from pplex.runtime.files import check_writable, write_files
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -104,3 +106,75 @@ def serve(
     opened = open_bundle(bundle)
     start_logging()
     run_server(opened, options, click.echo)
+
+
+@click.command()
+@click.argument("url")
+@click.option("--sessions", type=click.IntRange(1, 4096), default=16, help="Conversations at once.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="How long they speak once all have joined."
+)
+@click.option("--join-seconds", type=click.FloatRange(0), default=0.0, help="They join at random moments within this.")
+@click.option(
+    "--wav",
+    "wavs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="What they say, in a circle; may be given again.  [default: a signal like speech]",
+)
+@click.option("--audio", type=click.Choice(["opus", "s16", "f32"]), default="opus", help="How samples travel.")
+@click.option("--voice", help="One of the server's voices.  [default: the server's]")
+@click.option("--persona", "personas", multiple=True, help="May be given again; sessions take them in turn.")
+@click.option("--seed", type=click.IntRange(0), help="Of the first session, one more for each.  [default: random]")
+@click.option("--token", envvar="PPLEX_TOKEN", help="The server's token, where it asks for one.")
+@click.option("--insecure", is_flag=True, help="Trust any certificate, such as a self-signed one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@click.option("--out", help="Write the JSON to a file, too.")
+def load(
+    url: str,
+    sessions: int,
+    minutes: float,
+    join_seconds: float,
+    wavs: tuple[Path, ...],
+    audio: str,
+    voice: str | None,
+    personas: tuple[str, ...],
+    seed: int | None,
+    token: str | None,
+    insecure: bool,
+    as_json: bool,
+    out: str | None,
+) -> None:
+    """Hold many conversations with the server at URL and measure how it answers.
+
+    Exit code 1 where frames were not answered, or sessions were refused or failed. Ctrl-C ends it with the figures
+    until then.
+    """
+    from pplex.cli.progress import names_bar
+    from pplex.server.load import Load, run_load
+
+    if out:
+        check_writable(out)
+    with names_bar("load") as progress:
+        report = run_load(
+            Load(
+                url=url,
+                sessions=sessions,
+                minutes=minutes,
+                audio=audio,  # type: ignore[arg-type]
+                wavs=wavs,
+                join_s=join_seconds,
+                voice=voice,
+                personas=personas,
+                seed=seed,
+                token=token,
+                ssl=not insecure,
+            ),
+            progress,
+        )
+    data = json.dumps(report.to_dict(), indent=2)
+    if out:
+        write_files({out: f"{data}\n".encode()})
+    click.echo(data if as_json else report.to_text())
+    if not report.passed:
+        raise SystemExit(1)

@@ -7,13 +7,14 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SAMPLE_RATE_HZ
@@ -43,8 +44,6 @@ LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
 SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
 RETRY_AFTER_S = 5
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Server:
         self._gate = Gate(self._protocol, most, self._limits.header_s, self._metrics.connections)
 
     async def run(self, listening: Callable[[str], None]) -> None:
-        """Serve until a signal, then drain; `listening` is given the address. Raises what the engine failed of, ConfigError."""
+        """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or why the engine failed."""
         await self._runner.setup()
         server = await self._listen()
         lag = asyncio.create_task(self._watch_lag())
@@ -166,10 +165,14 @@ class Server:
 
     async def _listen(self) -> asyncio.Server:
         options = self._options
-        handshake = {"ssl_handshake_timeout": self._limits.header_s} if options.tls else {}
         try:
             return await self._loop.create_server(
-                self._gate, options.host or None, options.port, ssl=options.tls, backlog=512, **handshake
+                self._gate,
+                options.host,
+                options.port,
+                ssl=options.tls,
+                ssl_handshake_timeout=self._limits.header_s if options.tls else None,
+                backlog=512,
             )
         except (OSError, OverflowError) as error:
             raise ConfigError(
@@ -205,7 +208,7 @@ class Server:
         app.router.add_static("/", folder)
         return app
 
-    def _middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    def _middleware(self) -> Middleware:
         @web.middleware
         async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
             self._gate.passed(request.transport)
@@ -271,7 +274,10 @@ class Server:
         conversation = resumed or self._enter(chat)
         parting = None
         try:
-            await ws.prepare(request)
+            try:
+                await ws.prepare(request)
+            except ConnectionError:
+                return web.Response(status=499)  # nobody is there to read it
             connection = Connection(ws, _transport(request), chat.audio, self._limits, self._metrics)
             parting = await conversation.run(connection)
         finally:

@@ -192,7 +192,11 @@ class Conversation:
             self._studio.engine.wake()
 
     def _on_primed(self, error: PplexError | None) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._primed.done() or self._primed.set_result(error))
+        def tell() -> None:
+            if not self._primed.done():
+                self._primed.set_result(error)
+
+        self._loop.call_soon_threadsafe(tell)
 
     def _answer(self, spoken: Spoken) -> None:
         """In the speech thread: a reply to messages, which the event loop sends."""

@@ -55,7 +55,8 @@ def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) 
     for name, value in query:
         if name not in KNOWN:
             wrong.append(f"There is no parameter {_shown(name)}; there are {', '.join(KNOWN)}.")
-        elif name in given:
+            continue
+        if name in given:
             wrong.append(f"{name} is given twice.")
         given[name] = value
     given = {name: value for name, value in given.items() if value}

@@ -1,15 +1,12 @@
 """A server that tests share, and a way to start others."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from serving import Running, serving
+from serving import Running, Serve, serving
 
 from pplex.runtime.bundle import Bundle
-
-Serve = Callable[..., AbstractContextManager[Running]]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,434 @@
+"""A client of the server: `connect` opens a conversation, to send samples to and to iterate for what the agent says.
+
+Called by programs (docs/server.md, "From Python"), by `server.load` and by the tests of the server.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from ssl import SSLContext
+from typing import Any, Literal, Protocol, Self, get_args
+
+import aiohttp
+import numpy as np
+import numpy.typing as npt
+from aiohttp import WSMsgType
+from yarl import URL
+
+from pplex.runtime.errors import AudioError, PplexError
+from pplex.server.protocol import PATH, Kind, pack
+
+Pcm = npt.NDArray[np.float32]
+AudioFormat = Literal["opus", "s16", "f32"]
+OnQueued = Callable[[int], object]
+
+MAX_SAMPLES = 12_000  # in one message: 48 kB of f32, and the server takes 64 KiB
+CONNECT_S = 10.0
+UPGRADE_S = 30.0
+SILENCE_S = 10.0  # the server says something every 2 s: after this long without, the connection is lost
+CLOSE_S = 2.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 4.0  # between attempts to reconnect
+
+
+class ServerError(PplexError):
+    """A server that refused a conversation, ended it, or cannot be reached; `reason` is what it said."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
+
+
+class UnreachableError(ServerError):
+    """No server answers at this address, or it is another kind of server."""
+
+
+class RefusedError(ServerError):
+    """Refused before the conversation began: the HTTP `status`, and where the server says, the seconds to wait."""
+
+    def __init__(self, status: int, reason: str, retry_after_s: float | None):
+        self.status, self.retry_after_s = status, retry_after_s
+        wait = "" if retry_after_s is None else f" Try again in {retry_after_s:g} s."
+        super().__init__(f"The server refused ({status}): {reason}{wait}", reason)
+
+
+class ClosedError(ServerError):
+    """Ended by the server: the `code` of the WebSocket's closing (docs/server.md lists them)."""
+
+    def __init__(self, code: int, reason: str):
+        self.code = code
+        super().__init__(f"The server ended the conversation ({code}): {reason or 'without a reason'}", reason)
+
+
+class LostError(ServerError):
+    """The connection broke off; within `resume_seconds` the conversation can go on: connect(url, resume=key)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """What the agent says in one frame of 80 ms."""
+
+    pcm: Pcm  # [1920] at 24 kHz
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of what the agent says; words start with a space."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The server could not keep up: frames of ours that it dropped since the conversation began."""
+
+    frames: int
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Waiting for a slot: 1 is next. Seen where a conversation is resumed."""
+
+    position: int
+
+
+Event = Audio | Text | Dropped | Queued
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the server says of a conversation just before the handshake."""
+
+    id: str
+    resume: str | None
+    resume_seconds: float
+    resumed: bool
+    voice: str | None
+    seed: int
+    audio: str
+    sample_rate: int
+    frame_size: int
+    ignored: tuple[str, ...]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self:
+        known = {name: metadata[name] for name in cls.__dataclass_fields__}
+        return cls(**{**known, "ignored": tuple(known["ignored"])})
+
+
+class Link:
+    """One WebSocket: messages of the protocol out and in."""
+
+    def __init__(self, http: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse):
+        self._http, self._socket = http, socket
+        self._complaint = ""
+
+    @classmethod
+    async def open(
+        cls, url: str, query: Mapping[str, str], token: str | None = None, ssl: SSLContext | bool = True
+    ) -> Self:
+        """Raises RefusedError, UnreachableError."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        http = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=UPGRADE_S),
+            middlewares=(_raise_refusal,),
+            headers=headers,
+        )
+        try:
+            target = server_url(url, PATH).with_query(query)
+            socket = await http.ws_connect(target, ssl=ssl, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S))
+            return cls(http, socket)
+        except aiohttp.WSServerHandshakeError as error:
+            await http.close()
+            raise UnreachableError(
+                f"{url} answered {error.status} where a WebSocket was asked for: there is no pplex-export serve. "
+                "Give the address that it prints when it starts."
+            ) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            await http.close()
+            raise UnreachableError(_unreachable(url, error)) from error
+        except BaseException:
+            await http.close()
+            raise
+
+    async def handshake(self, on_queued: OnQueued | None = None) -> Facts:
+        """Wait until the conversation is primed and listens. Raises ClosedError, LostError."""
+        facts: Facts | None = None
+        while True:
+            kind, payload = await self.receive()
+            if kind == Kind.HANDSHAKE and facts:
+                return facts
+            metadata = json.loads(payload) if kind == Kind.METADATA else {}
+            match metadata.get("type"):
+                case "queued" if on_queued:
+                    on_queued(metadata["position"])
+                case "session":
+                    facts = Facts.of(metadata)
+
+    async def receive(self) -> tuple[int, bytes]:
+        """The next message: kind, payload. Raises ClosedError where the server closed, LostError where it is gone."""
+        try:
+            message = await self._socket.receive(timeout=SILENCE_S)
+        except TimeoutError as error:
+            raise LostError(f"The connection is lost: nothing came from the server for {SILENCE_S:g} s.") from error
+        if message.type is WSMsgType.CLOSE:
+            raise ClosedError(message.data, self._complaint or (message.extra or "").strip())
+        if message.type is not WSMsgType.BINARY or not message.data:
+            raise LostError("The connection to the server is lost.")
+        kind, payload = message.data[0], message.data[1:]
+        if kind == Kind.ERROR:
+            self._complaint = payload.decode(errors="replace").strip()
+        return kind, payload
+
+    async def send_audio(self, payload: bytes) -> None:
+        """Raises LostError."""
+        try:
+            await self._socket.send_bytes(pack(Kind.AUDIO, payload))
+        except (aiohttp.ClientError, OSError) as error:
+            raise LostError("The connection to the server is lost.") from error
+
+    async def close(self) -> None:
+        """End the conversation."""
+        await self._socket.close()
+        await self._http.close()
+
+    async def abandon(self) -> None:
+        """Cut the connection without a word, which leaves the conversation to be resumed."""
+        await self._http.close()
+
+
+async def _raise_refusal(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """A refused upgrade with its reason, which aiohttp would leave unread."""
+    response = await handler(request)
+    if response.status < HTTPStatus.BAD_REQUEST:
+        return response
+    reason = (await response.text(errors="replace")).strip() or response.reason or ""
+    wait = response.headers.get("Retry-After", "")
+    raise RefusedError(response.status, reason, float(wait) if wait.isdigit() else None)
+
+
+def server_url(url: str, path: str) -> URL:
+    """Where `path` is on the server at `url`, which may name the WebSocket's. Raises UnreachableError for no URL."""
+    try:
+        target = URL(url)
+    except ValueError as error:
+        raise UnreachableError(f"{url} is no URL: {error}. Give one as ws://localhost:8998.") from error
+    if target.scheme not in {"http", "https", "ws", "wss"} or not target.host:
+        raise UnreachableError(f"{url} is no address of a server. Give one as ws://localhost:8998.")
+    return target.with_path(target.path.rstrip("/").removesuffix(PATH) + path)
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return (
+            f"{url} has a certificate that cannot be verified ({error.certificate_error}).\n"
+            "If it is your own, pass ssl=False, or --insecure on the command line."
+        )
+    reason = str(error) or "no answer in time"
+    return f"{url} cannot be reached: {reason}. Is the server running? pplex-export serve BUNDLE"
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    voice: str | None = None,
+    persona: str | None = None,
+    seed: int | None = None,
+    text_temperature: float | None = None,
+    audio_temperature: float | None = None,
+    text_topk: int | None = None,
+    audio_topk: int | None = None,
+    audio: AudioFormat = "f32",
+    resume: str | None = None,
+    reconnect: bool = False,
+    on_queued: OnQueued | None = None,
+    token: str | None = None,
+    ssl: SSLContext | bool = True,
+) -> "AsyncIterator[Conversation]":
+    """Open a conversation, wait until it listens, and end it at the end of the block.
+
+    `url` is the server's, http(s) or ws(s). What is None is left to the server; `voice` "none" is no voice. `audio`
+    is how samples travel: "opus" takes a fiftieth of the bytes of "f32" and needs PyAV. `resume` is the key of a
+    conversation whose connection was lost, and then voice, persona and sampling stay as they are. With `reconnect` a
+    lost connection is made again while the conversation is iterated. `on_queued` is called with the position whenever
+    it changes before there is a slot. `ssl` is a context with the certificate to trust, or False to trust any.
+
+    Raises UnreachableError, RefusedError, ClosedError, LostError: all of them ServerError.
+    """
+    if audio not in get_args(AudioFormat):
+        raise AudioError(f"audio must be one of {', '.join(get_args(AudioFormat))}, not {audio!r}.")
+    settings = {
+        "voice_prompt": voice,
+        "text_prompt": persona,
+        "seed": seed,
+        "text_temperature": text_temperature,
+        "audio_temperature": audio_temperature,
+        "text_topk": text_topk,
+        "audio_topk": audio_topk,
+    }
+    given = {name: str(value) for name, value in settings.items() if value is not None}
+    if resume and given:
+        raise PplexError(f"A resumed conversation keeps its settings: leave out {', '.join(given)}.")
+
+    async def open_link(key: str | None) -> Link:
+        query = {"resume": key} if key else given
+        return await Link.open(url, {**query, "audio": audio}, token, ssl)
+
+    conversation = Conversation(open_link, reconnect)
+    await conversation.begin(resume, on_queued)
+    try:
+        yield conversation
+    finally:
+        await conversation.close()
+
+
+class Codec(Protocol):
+    """Samples to the payloads of audio messages and back, for one connection."""
+
+    def encode(self, pcm: Pcm) -> Iterable[bytes]: ...
+
+    def decode(self, payload: bytes) -> Iterable[Pcm]:
+        """Whole frames [1920]."""
+
+
+class RawCodec:
+    """`s16` and `f32`."""
+
+    def __init__(self, audio: str, frame_size: int):
+        self._dtype: np.dtype[Any] = np.dtype("<i2" if audio == "s16" else "<f4")
+        self._scale = 32768 if audio == "s16" else 1
+        self._frame_size = frame_size
+
+    def encode(self, pcm: Pcm) -> Iterable[bytes]:
+        if self._dtype.kind == "i":
+            pcm = np.clip(np.rint(pcm * self._scale), -self._scale, self._scale - 1)
+        for start in range(0, len(pcm), MAX_SAMPLES):
+            yield pcm[start : start + MAX_SAMPLES].astype(self._dtype).tobytes()
+
+    def decode(self, payload: bytes) -> Iterable[Pcm]:
+        pcm = np.frombuffer(payload, self._dtype).astype(np.float32) / self._scale
+        return list(pcm.reshape(-1, self._frame_size))
+
+
+def make_codec(audio: str, frame_size: int) -> Codec:
+    if audio != "opus":
+        return RawCodec(audio, frame_size)
+    from pplex.server.client_opus import OpusCodec  # here, because it needs PyAV
+
+    return OpusCodec(frame_size)
+
+
+class Conversation:
+    """A conversation that listens: `send` it the user's samples, iterate it for the agent's.
+
+    Do both at once, each in a task of its own: the server hangs up on a client that stops reading. Iterating ends
+    after `close`, and raises ClosedError where the server ended the conversation, LostError where the connection broke
+    off and was not to be, or could not be, made again.
+
+    Its facts: `id`, `resume` (the key to go on with after a loss, or None), `resume_seconds` (for how long),
+    `resumed`, `voice` (or None), `seed`, `audio`, `sample_rate`, `frame_size`, `ignored` (settings that had no effect).
+    """
+
+    def __init__(self, open_link: Callable[[str | None], Awaitable[Link]], reconnect: bool):
+        self._open_link, self._reconnect = open_link, reconnect
+        self._events: deque[Event] = deque()
+        self._closing = False
+        self._end: ServerError | None = None
+        self.reconnected = 0  # times the connection was lost and made again
+
+    async def begin(self, resume: str | None, on_queued: OnQueued | None) -> None:
+        """Connect; called by `connect`, and again for each connection lost."""
+        link = await self._open_link(resume)
+        try:
+            facts = await link.handshake(on_queued)
+        except BaseException:
+            await link.abandon()
+            raise
+        self._link: Link = link
+        self.id, self.voice, self.seed, self.ignored = facts.id, facts.voice, facts.seed, facts.ignored
+        self.resume, self.resume_seconds, self.resumed = facts.resume, facts.resume_seconds, facts.resumed
+        self.audio, self.sample_rate, self.frame_size = facts.audio, facts.sample_rate, facts.frame_size
+        self._codec = make_codec(facts.audio, facts.frame_size)
+
+    async def send(self, pcm: npt.NDArray[np.floating]) -> None:
+        """Send what the user says: [samples] float at 24 kHz, as many as there are; a frame is answered when whole.
+
+        Samples sent while the connection is lost are lost with it, as they would come too late: iterating tells, and
+        reconnects. Raises AudioError for samples that are none, and the error that ended the conversation.
+        """
+        if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f" or pcm.ndim != 1:
+            raise AudioError("Send a numpy array of float samples, [samples], mono at 24 kHz.")
+        if not np.isfinite(pcm).all():
+            raise AudioError("There are samples that are NaN or infinite. Replace them, with zeros for silence.")
+        if self._end:
+            raise self._end
+        try:
+            for payload in self._codec.encode(pcm.astype(np.float32, copy=False)):
+                await self._link.send_audio(payload)
+        except LostError:
+            return
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if self._closing:
+                raise StopAsyncIteration
+            try:
+                self._take(*await self._link.receive())
+            except LostError as error:
+                if self._closing:
+                    raise StopAsyncIteration from None
+                await self._go_on(error)
+            except ClosedError as error:
+                self._end = error
+                raise
+        return self._events.popleft()
+
+    def _take(self, kind: int, payload: bytes) -> None:
+        if kind == Kind.AUDIO:
+            self._events.extend(Audio(frame) for frame in self._codec.decode(payload))
+        elif kind == Kind.TEXT:
+            self._events.append(Text(payload.decode()))
+        elif kind == Kind.METADATA:
+            metadata = json.loads(payload)
+            if metadata.get("type") == "dropped":
+                self._events.append(Dropped(metadata["frames"]))
+
+    async def _go_on(self, loss: LostError) -> None:
+        """Connect again until it succeeds or the server would have given the conversation up."""
+        await self._link.abandon()
+        if not self._reconnect or self.resume is None:
+            self._end = loss
+            raise loss
+        deadline, wait_s = time.monotonic() + self.resume_seconds, FIRST_WAIT_S
+        while not self._closing:
+            try:
+                await self.begin(self.resume, lambda position: self._events.append(Queued(position)))
+                self.reconnected += 1
+                return
+            except ServerError as error:
+                pause_s = max(wait_s * random.uniform(0.5, 1), getattr(error, "retry_after_s", None) or 0)
+                final = isinstance(error, ClosedError) or getattr(error, "status", 503) != 503
+                if final or time.monotonic() + pause_s > deadline:
+                    self._end = error
+                    raise error from loss
+            await asyncio.sleep(pause_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    async def close(self) -> None:
+        """End the conversation, here and on the server."""
+        self._closing = True
+        await self._link.close()
+
+    async def leave(self) -> None:
+        """Cut the connection and leave the conversation to whoever resumes it: connect(url, resume=key)."""
+        self._closing = True
+        await self._link.abandon()

@@ -1,0 +1,220 @@
+"""A load: many conversations at once, in real time, and what came back when. Called by `pplex-export load`.
+
+A session's microphone and our own lateness:
+
+    handshake --- random 0-80 ms --- 20 or 40 ms --- 20 or 40 ms --- ...      the schedule, from one clock
+                                     message         message                  `send lag`: how much later it went out
+"""
+
+import asyncio
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from ssl import SSLContext
+
+import aiohttp
+
+from pplex.bench.measure import machine
+from pplex.runtime.audio import read_audio
+from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.server.client import AudioFormat, Link, RefusedError, ServerError, server_url
+from pplex.server.load_report import FRAME_S, LoadReport, SessionLog, server_side, summarize
+from pplex.server.protocol import Kind
+from pplex.server.speakers import FRAME_SIZE, FrameCounter, Message, Speaker, make_speaker, speech_like
+
+GRACE_S = 3.0  # for the last replies
+METRICS_S = 5.0
+WATCH_S = 0.5
+
+Progress = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to put on a server: `sessions` conversations that all speak until `minutes` after the last has joined."""
+
+    url: str
+    sessions: int = 16
+    minutes: float = 2.0
+    audio: AudioFormat = "opus"
+    wavs: tuple[Path, ...] = ()  # none: `speech_like`
+    join_s: float = 0.0
+    voice: str | None = None
+    personas: tuple[str, ...] = ()
+    seed: int | None = None
+    token: str | None = None
+    ssl: SSLContext | bool = True
+
+
+def run_load(load: Load, progress: Progress = lambda state: None) -> LoadReport:
+    """Put the load on the server and wait until it is over. Ctrl-C ends it early, with the figures until then.
+
+    Raises AudioError for a wav that cannot be read; refusals and failures are in the report.
+    """
+    recordings = [read_audio(wav) for wav in load.wavs] or [speech_like(load.seed or 0)]
+    speakers = [make_speaker(load.audio, pcm) for pcm in recordings]
+    return asyncio.run(_Run(load, speakers, progress).run())
+
+
+class _Run:
+    """The sessions of one load and their logs."""
+
+    def __init__(self, load: Load, speakers: Sequence[Speaker], progress: Progress):
+        self._load, self._speakers, self._progress = load, speakers, progress
+        self._random = random.Random(load.seed)
+        self._logs = [SessionLog() for _ in range(load.sessions)]
+        self._waiting: set[asyncio.Task[None]] = set()  # sessions without a handshake
+        self._over = self._interrupted = False
+
+    async def run(self) -> LoadReport:
+        load, loop = self._load, asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._interrupt)
+        before = await self._metrics()
+        ending = loop.call_later(load.join_s + 60 * load.minutes, self._end)
+        watching = asyncio.create_task(self._watch())
+        sessions = [asyncio.create_task(self._session(index, log)) for index, log in enumerate(self._logs)]
+        await asyncio.wait(sessions)
+        ending.cancel()
+        watching.cancel()
+        for session in sessions:
+            if not session.cancelled():
+                session.result()
+        after = await self._metrics()
+        return summarize(
+            f"{load.sessions} sessions, {load.minutes:g} min of {load.audio}, {load.url}",
+            self._logs,
+            server_side(before, after) if before and after else None,
+            self._interrupted,
+            machine(None, "pplex-export", "aiohttp", "av", "numpy"),
+        )
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        for task in self._waiting:
+            task.cancel()
+
+    async def _session(self, index: int, log: SessionLog) -> None:
+        """From joining to hanging up; what goes wrong is in the log."""
+        start, join_s = index / self._load.sessions, self._random.uniform(0, self._load.join_s)
+        phase_s, serial = self._random.uniform(0, FRAME_S), self._random.getrandbits(32)
+        messages = self._speakers[index % len(self._speakers)].messages(start, serial)
+        try:
+            link = await self._join(index, log, join_s)
+        except RefusedError as error:
+            log.refused = f"{error.status} {error.reason}"
+        except ServerError as error:
+            log.failed = str(error)
+        else:
+            await self._converse(link, log, messages, phase_s)
+
+    async def _join(self, index: int, log: SessionLog, join_s: float) -> Link:
+        """Connect and wait for the handshake, until the load is over."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting.add(task)
+        try:
+            await asyncio.sleep(join_s)
+            log.asked_s = time.perf_counter()
+            link = await Link.open(self._load.url, self._query(index), self._load.token, self._load.ssl)
+            try:
+                await link.handshake()
+            except BaseException:
+                await link.abandon()
+                raise
+            log.ready_s = time.perf_counter()
+            return link
+        except asyncio.CancelledError:
+            if log.asked_s is not None and not self._interrupted:
+                log.failed = "no handshake before the load was over"
+            raise
+        finally:
+            self._waiting.remove(task)
+
+    def _query(self, index: int) -> dict[str, str]:
+        load = self._load
+        query = {
+            "audio": load.audio,
+            "voice_prompt": load.voice,
+            "text_prompt": load.personas[index % len(load.personas)] if load.personas else None,
+            "seed": None if load.seed is None else str(load.seed + index),
+        }
+        return {name: value for name, value in query.items() if value is not None}
+
+    async def _converse(self, link: Link, log: SessionLog, messages: Iterator[Message], phase_s: float) -> None:
+        """Speak until the load is over, and listen until all is answered."""
+        listening = asyncio.create_task(self._listen(link, log))
+        try:
+            await self._speak(link, log, messages, phase_s, listening)
+        except ServerError as error:
+            log.failed = str(error)
+        log.finished = True
+        await asyncio.wait({listening}, timeout=GRACE_S if log.failed or log.deficit > 0 else 0)
+        try:
+            if listening.done():
+                listening.result()
+        except ServerError as error:
+            log.failed = str(error)
+        listening.cancel()
+        await link.close()
+
+    async def _speak(
+        self, link: Link, log: SessionLog, messages: Iterator[Message], phase_s: float, listening: asyncio.Task[None]
+    ) -> None:
+        """Send each message when its last sample would have been recorded; end with a whole frame."""
+        due_s, samples_sent = time.perf_counter() + phase_s, 0
+        for payload, samples in messages:
+            due_s += samples / SAMPLE_RATE_HZ
+            await asyncio.sleep(due_s - time.perf_counter())
+            if listening.done() or (self._over and samples_sent % FRAME_SIZE == 0):
+                return
+            sent_s = time.perf_counter()
+            await link.send_audio(payload)
+            samples_sent += samples
+            if samples:
+                log.lags_s.append(sent_s - due_s)
+                if samples_sent % FRAME_SIZE == 0:
+                    log.sent_s.append(sent_s)
+
+    async def _listen(self, link: Link, log: SessionLog) -> None:
+        """Note every reply; ends when the session has finished and nothing is due."""
+        counter = FrameCounter(self._load.audio)
+        while not (log.finished and log.deficit <= 0):
+            kind, payload = await link.receive()
+            if kind == Kind.AUDIO:
+                log.replied(time.perf_counter(), counter.push(payload))
+            elif kind == Kind.METADATA:
+                metadata = json.loads(payload)
+                if metadata.get("type") == "dropped":
+                    log.dropped = metadata["frames"]
+
+    async def _watch(self) -> None:
+        while True:
+            ready = sum(log.ready_s is not None for log in self._logs)
+            failed = sum(bool(log.refused or log.failed) for log in self._logs)
+            self._progress(f"{ready} of {len(self._logs)} sessions ready, {failed} refused or failed")
+            await asyncio.sleep(WATCH_S)
+
+    async def _metrics(self) -> str | None:
+        """What the server's /metrics says; None where it cannot be read."""
+        url = server_url(self._load.url, "/metrics")
+        headers = {"Authorization": f"Bearer {self._load.token}"} if self._load.token else {}
+        scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(METRICS_S), headers=headers) as http,
+                http.get(url.with_scheme(scheme), ssl=self._load.ssl) as response,
+            ):
+                return await response.text() if response.ok else None
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None

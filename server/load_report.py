@@ -1,0 +1,243 @@
+"""What a load showed: each session's moments go in, figures and a table come out. No I/O; called by `server.load`."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+
+FRAME_S = 0.08
+GAP_S = FRAME_S + 0.04  # between two replies; more is heard
+WARM_UP_S = 1.0  # after each handshake; reported apart
+LATE, DROPPED, LAG = "pplex_late_frames_total", "pplex_dropped_frames_total", "pplex_event_loop_lag_seconds_bucket"
+
+Sample = tuple[str, tuple[tuple[str, str], ...]]  # name, labels
+
+
+@dataclass
+class SessionLog:
+    """What happened to one session, in seconds of one clock.
+
+    asked ---- ready --- warm-up 1 s ---|
+                 sent   0   1   2   3 ...            when the last sample of a frame went out
+                 replied    0   1       2 ...        the n-th reply answers the n-th frame not dropped until then
+    """
+
+    asked_s: float | None = None
+    ready_s: float | None = None
+    sent_s: list[float] = field(default_factory=list)
+    replied_s: list[float] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)  # the frame that each reply answers
+    lags_s: list[float] = field(default_factory=list)  # how late our own messages went out
+    dropped: int = 0  # as the server says
+    refused: str | None = None
+    failed: str | None = None
+    finished: bool = False  # nothing more will be sent
+
+    def replied(self, now_s: float, frames: int = 1) -> None:
+        for _ in range(frames):
+            self.answers.append(len(self.replied_s) + self.dropped)
+            self.replied_s.append(now_s)
+
+    @property
+    def deficit(self) -> int:
+        """Frames sent that were neither answered nor reported as dropped; negative where more came than was due."""
+        return len(self.sent_s) - len(self.replied_s) - self.dropped
+
+    @property
+    def warm_s(self) -> float:
+        """The moment that ends the warm-up."""
+        return math.inf if self.ready_s is None else self.ready_s + WARM_UP_S
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Milliseconds: how many were measured, and their percentiles; None where there were none."""
+
+    count: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Self:
+        if not seconds:
+            return cls(0, None, None, None, None)
+        milliseconds = 1000 * np.asarray(seconds)
+        return cls(len(seconds), *(round(float(q), 2) for q in np.percentile(milliseconds, (50, 95, 99, 100))))
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Pauses between two replies: how many were too long, and the longest of all."""
+
+    count: int
+    largest_ms: float | None
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Self:
+        largest = round(1000 * max(seconds), 2) if seconds else None
+        return cls(sum(pause > GAP_S for pause in seconds), largest)
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the server counted itself meanwhile; None for what it does not tell."""
+
+    late_frames: int | None
+    dropped_frames: dict[str, int]  # by reason
+    event_loop_lag_p99_ms: float | None  # upper bound of the bucket that holds it; None above the last, too
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Figures of a whole load. `to_dict` is the JSON, `to_text` the table."""
+
+    title: str
+    sessions: dict[str, int]  # asked, ready, refused, failed
+    refused: dict[str, int]  # by reason
+    failed: dict[str, int]
+    frames: dict[str, int]  # sent, answered, dropped, missing, surplus
+    gaps: dict[str, Gaps]  # warm-up, speech
+    latency: dict[str, Spread]
+    handshake: Spread
+    send_lag: Spread
+    server: ServerSide | None
+    interrupted: bool
+    machine: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        frames, sessions = self.frames, self.sessions
+        return not (frames["missing"] or frames["surplus"] or sessions["refused"] or sessions["failed"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+    def to_text(self) -> str:
+        frames, gaps = self.frames, self.gaps
+        rows = {
+            "response latency": self.latency["speech"],
+            "  first second": self.latency["warm-up"],
+            "handshake": self.handshake,
+            "our own send lag": self.send_lag,
+        }
+        lines = [self.title, f"{'ms':<18}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}{'count':>9}"]
+        lines += [
+            f"{name:<18}{_ms(s.p50_ms):>9}{_ms(s.p95_ms):>9}{_ms(s.p99_ms):>9}{_ms(s.max_ms):>9}{s.count:>9}"
+            for name, s in rows.items()
+        ]
+        facts = {
+            "sessions": _listed(self.sessions),
+            "refused": _reasons(self.refused),
+            "failed": _reasons(self.failed),
+            "frames": _listed(frames),
+            f"gaps above {1000 * GAP_S:g} ms": f"{gaps['speech'].count}, largest {_ms(gaps['speech'].largest_ms)} ms; "
+            f"in the first second {gaps['warm-up'].count}, largest {_ms(gaps['warm-up'].largest_ms)} ms",
+            "the server's own": _server(self.server),
+            "measured from": ", ".join(f"{name} {value}" for name, value in self.machine.items()),
+        }
+        lines += [f"{name}: {value}" for name, value in facts.items() if value]
+        lines += ["Latency: from the sending of a frame's last sample to the arrival of its reply."]
+        lines += ["Ended early: these are the figures until then."] if self.interrupted else []
+        return "\n".join(lines)
+
+
+def summarize(
+    title: str, logs: Sequence[SessionLog], server: ServerSide | None, interrupted: bool, machine: dict[str, Any]
+) -> LoadReport:
+    """The figures of all sessions together."""
+    latencies: dict[str, list[float]] = {"speech": [], "warm-up": []}
+    pauses: dict[str, list[float]] = {"speech": [], "warm-up": []}
+    for log in logs:
+        for now_s, frame in zip(log.replied_s, log.answers, strict=True):
+            if frame < len(log.sent_s):
+                sent_s = log.sent_s[frame]
+                latencies["speech" if sent_s >= log.warm_s else "warm-up"].append(now_s - sent_s)
+        for before_s, now_s in pairwise(log.replied_s):
+            pauses["speech" if now_s >= log.warm_s else "warm-up"].append(now_s - before_s)
+    handshakes = [log.ready_s - log.asked_s for log in logs if log.asked_s is not None and log.ready_s is not None]
+    asked = sum(log.asked_s is not None for log in logs)
+    return LoadReport(
+        title=title,
+        sessions={
+            "asked": asked,
+            "ready": len(handshakes),
+            "refused": sum(log.refused is not None for log in logs),
+            "failed": sum(log.failed is not None for log in logs),
+        },
+        refused=dict(Counter(log.refused for log in logs if log.refused)),
+        failed=dict(Counter(log.failed for log in logs if log.failed)),
+        frames={
+            "sent": sum(len(log.sent_s) for log in logs),
+            "answered": sum(len(log.replied_s) for log in logs),
+            "dropped": sum(log.dropped for log in logs),
+            "missing": sum(max(0, log.deficit) for log in logs),
+            "surplus": sum(max(0, -log.deficit) for log in logs),
+        },
+        gaps={part: Gaps.of(seconds) for part, seconds in pauses.items()},
+        latency={part: Spread.of(seconds) for part, seconds in latencies.items()},
+        handshake=Spread.of(handshakes),
+        send_lag=Spread.of([lag for log in logs for lag in log.lags_s]),
+        server=server,
+        interrupted=interrupted,
+        machine=machine,
+    )
+
+
+def server_side(before: str, after: str) -> ServerSide:
+    """What the server's counters rose by between two readings of its /metrics."""
+    old, new = _samples(before), _samples(after)
+    rise = {sample: value - old.get(sample, 0) for sample, value in new.items()}
+    return ServerSide(
+        late_frames=next((int(value) for (name, _), value in rise.items() if name == LATE), None),
+        dropped_frames={
+            dict(labels).get("reason", ""): int(value)
+            for (name, labels), value in rise.items()
+            if name == DROPPED and value
+        },
+        event_loop_lag_p99_ms=_percentile_bound(
+            {float(dict(labels)["le"]): value for (name, labels), value in rise.items() if name == LAG}
+        ),
+    )
+
+
+def _samples(text: str) -> dict[Sample, float]:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def _percentile_bound(buckets: Mapping[float, float], share: float = 0.99) -> float | None:
+    """Upper bound in ms of the bucket in which `share` of the observations are reached; buckets are cumulative."""
+    total = max(buckets.values(), default=0)
+    bound = min((le for le, count in buckets.items() if count >= share * total), default=math.inf)
+    return round(1000 * bound, 3) if total and math.isfinite(bound) else None
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} x {reason}" for reason, count in counts.items())
+
+
+def _server(server: ServerSide | None) -> str:
+    if server is None:
+        return "unknown, its /metrics cannot be read"
+    dropped = _listed(server.dropped_frames) or "0"
+    lag = "unknown" if server.event_loop_lag_p99_ms is None else f"at most {server.event_loop_lag_p99_ms:g} ms"
+    return f"{server.late_frames} late frames, {dropped} dropped, p99 of the event loop's lag {lag}"

@@ -1,0 +1,123 @@
+"""What the sessions of a load say and how their replies are counted, without coding anything twice.
+
+Called by `server.load`. A recording is encoded once; a session of Opus only makes pages of its packets.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from pplex.runtime.audio import Pcm, frames
+from pplex.runtime.config import SAMPLE_RATE_HZ
+
+FRAME_SIZE = 1920
+RAW_SAMPLES = 480  # 20 ms: a message of s16 or f32
+PAGE_PACKETS = 2  # a message of Opus, as the official client sends it
+WIDTH = {"s16": 2, "f32": 4}  # bytes a sample
+OPUS_RATE_HZ = 48_000
+SPEECH_S = 30
+
+Message = tuple[bytes, int]  # the payload, and the samples it adds to the conversation
+
+
+class Speaker(Protocol):
+    """A recording that is played in a circle."""
+
+    def messages(self, start: float, serial: int) -> Iterator[Message]:
+        """Without end, from the share `start` of the recording on, in [0, 1)."""
+
+
+def make_speaker(audio: str, pcm: Pcm) -> Speaker:
+    """The speaker of `pcm` [samples] at 24 kHz for an `audio` of the protocol."""
+    return OpusSpeaker(pcm) if audio == "opus" else RawSpeaker(audio, pcm)
+
+
+class RawSpeaker:
+    def __init__(self, audio: str, pcm: Pcm):
+        blocks = frames(np.clip(pcm, -1, 1), RAW_SAMPLES)
+        samples = np.rint(blocks * 32767).astype("<i2") if audio == "s16" else blocks.astype("<f4")
+        self._payloads = [block.tobytes() for block in samples]
+
+    def messages(self, start: float, serial: int) -> Iterator[Message]:
+        at = int(start * len(self._payloads))
+        while True:
+            yield self._payloads[at], RAW_SAMPLES
+            at = (at + 1) % len(self._payloads)
+
+
+class OpusSpeaker:
+    def __init__(self, pcm: Pcm):
+        from pplex.server.client_opus import PACKET_SAMPLES, PacketEncoder  # here, because it needs PyAV
+
+        message_samples = PAGE_PACKETS * PACKET_SAMPLES
+        packets = PacketEncoder().push(frames(pcm, message_samples).reshape(-1))
+        self._pairs = [packets[i : i + PAGE_PACKETS] for i in range(0, len(packets), PAGE_PACKETS)]
+        self._samples = message_samples
+
+    def messages(self, start: float, serial: int) -> Iterator[Message]:
+        from pplex.server.client_opus import PacketPages
+
+        pages = PacketPages(serial)
+        yield from ((header, 0) for header in pages.headers())
+        at = int(start * len(self._pairs))
+        while True:
+            yield pages.page(self._pairs[at]), self._samples
+            at = (at + 1) % len(self._pairs)
+
+
+class FrameCounter:
+    """Counts the whole frames in the payloads of one connection; Opus by what its packets' headers say."""
+
+    def __init__(self, audio: str):
+        self._samples_in = _opus_samples() if audio == "opus" else partial(_raw_samples, WIDTH[audio])
+        self._samples = 0
+
+    def push(self, payload: bytes) -> int:
+        """How many frames `payload` completes."""
+        before = self._samples // FRAME_SIZE
+        self._samples += self._samples_in(payload)
+        return self._samples // FRAME_SIZE - before
+
+
+def _raw_samples(width: int, payload: bytes) -> int:
+    return len(payload) // width
+
+
+def _opus_samples() -> Callable[[bytes], int]:
+    from pplex.server.ogg import OpusHead, PageReader, packet_samples
+
+    reader = PageReader()
+
+    def samples_in(payload: bytes) -> int:
+        packets = (part for part in reader.push(payload) if not isinstance(part, OpusHead))
+        return sum(map(packet_samples, packets)) * SAMPLE_RATE_HZ // OPUS_RATE_HZ
+
+    return samples_in
+
+
+def speech_like(seed: int) -> Pcm:
+    """Half a minute [samples] on and off as speech is: phrases of voiced syllables with two formants, and pauses."""
+    generator = np.random.default_rng(seed)
+    pieces: list[Pcm] = []
+    while sum(map(len, pieces)) < SPEECH_S * SAMPLE_RATE_HZ:
+        pieces += [_syllable(generator) for _ in range(generator.integers(4, 14))]
+        pieces.append(_noise(generator, generator.uniform(0.3, 1.2)))
+    return np.concatenate(pieces)[: SPEECH_S * SAMPLE_RATE_HZ]
+
+
+def _syllable(generator: np.random.Generator) -> Pcm:
+    duration_s, pitch_hz = generator.uniform(0.12, 0.28), generator.uniform(95, 150)
+    formants_hz = np.array([generator.uniform(250, 800), generator.uniform(900, 2400)])
+    time_s = np.arange(int(duration_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    partials_hz = pitch_hz * np.arange(1, 30)[:, None]  # [P, 1]
+    loudness = np.exp(-(((partials_hz - formants_hz) / 150) ** 2)).sum(1) / np.arange(1, 30) ** 0.5  # [P]
+    voice = loudness @ np.sin(2 * np.pi * partials_hz * (time_s - 0.3 * time_s**2))
+    swell = np.sin(np.pi * time_s / duration_s) ** 0.5
+    return (0.2 * swell * voice / np.abs(voice).max()).astype(np.float32) + _noise(generator, duration_s)[: len(time_s)]
+
+
+def _noise(generator: np.random.Generator, duration_s: float) -> Pcm:
+    """A quiet room."""
+    return generator.normal(0, 0.002, int(duration_s * SAMPLE_RATE_HZ)).astype(np.float32)

@@ -1,0 +1,168 @@
+"""A bare client of the server's protocol, for tests that look at single messages or misbehave."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+FRAME_S = 0.08
+FRAME = 1920
+PATIENCE_S = 15
+KINDS = ("handshake", "audio", "text", "control", "metadata", "error", "ping")
+
+
+class Caller:
+    """An open connection: what arrived so far, by kind, and when."""
+
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse):
+        self.ws = ws
+        self.messages: list[tuple[str, bytes]] = []
+        self.times: list[float] = []
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for message in self.ws:
+            assert message.type is aiohttp.WSMsgType.BINARY, message
+            self.messages.append((KINDS[message.data[0]], message.data[1:]))
+            self.times.append(time.monotonic())
+
+    def all(self, kind: str) -> list[bytes]:
+        return [payload for name, payload in self.messages if name == kind]
+
+    def metadata(self, kind: str) -> list[dict[str, Any]]:
+        return [content for payload in self.all("metadata") if (content := json.loads(payload))["type"] == kind]
+
+    @property
+    def session(self) -> dict[str, Any]:
+        return self.metadata("session")[0]
+
+    @property
+    def text(self) -> str:
+        return b"".join(self.all("text")).decode()
+
+    def heard(self) -> np.ndarray:
+        """The agent's frames [n, 1920], where they travel as f32."""
+        return np.frombuffer(b"".join(self.all("audio")), "<f4").reshape(-1, FRAME)
+
+    async def until(self, holds: Callable[[], Any], what: str = "that") -> None:
+        """Wait for what messages bring."""
+        end = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < end, f"{what} never came; there were {[kind for kind, _ in self.messages]}"
+            await asyncio.sleep(0.005)
+
+    async def handshake(self) -> "Caller":
+        await self.until(lambda: self.all("handshake"), "the handshake")
+        return self
+
+    async def replies(self, count: int) -> np.ndarray:
+        await self.until(lambda: len(self.all("audio")) >= count, f"{count} replies")
+        return self.heard()
+
+    async def say(self, *frames: np.ndarray) -> None:
+        """Send frames [1920] float32 at once."""
+        for frame in frames:
+            await self.ws.send_bytes(b"\1" + frame.astype("<f4").tobytes())
+
+    async def talk(self, frames: np.ndarray) -> np.ndarray:
+        """Send frames [n, 1920] in real time; returns as many replies."""
+        before, began = len(self.all("audio")), time.monotonic()
+        for i, frame in enumerate(frames):
+            await asyncio.sleep(max(0.0, began + i * FRAME_S - time.monotonic()))
+            await self.say(frame)
+        return (await self.replies(before + len(frames)))[before:]
+
+    async def closed(self) -> int:
+        """Wait for the end; its code."""
+        await asyncio.wait_for(self._reader, PATIENCE_S)
+        assert self.ws.close_code is not None
+        return self.ws.close_code
+
+    def drop(self) -> None:
+        """Let the connection break, as a network does: no close message."""
+        connection = self.ws._conn
+        assert connection is not None and connection.transport is not None
+        connection.transport.abort()
+
+
+@asynccontextmanager
+async def call(url: str, headers: dict[str, str] | None = None, **query: str) -> AsyncIterator[Caller]:
+    """Connect, with raw float32 audio unless `audio` says otherwise."""
+    async with aiohttp.ClientSession() as session:
+        parameters = {"audio": "f32", **query}
+        connecting = session.ws_connect(
+            f"{url}/api/chat", params=parameters, headers=headers, max_msg_size=0, autoclose=True, ssl=False
+        )
+        async with connecting as ws:
+            yield Caller(ws)
+
+
+def run(conversation: Awaitable[Any], seconds: float = 60) -> Any:
+    """The result of a test's coroutine; it fails rather than hang."""
+
+    async def bounded() -> Any:
+        return await asyncio.wait_for(conversation, seconds)
+
+    return asyncio.run(bounded())
+
+
+def speech(frames: int, seed: int = 0) -> np.ndarray:
+    """Something like speech: [frames, 1920] float32."""
+    generator = np.random.default_rng(seed)
+    t = np.arange(frames * FRAME) / 24_000
+    tone = np.sin(2 * np.pi * (150 + 40 * np.sin(3 * t) + 10 * seed) * t) * (0.6 + 0.4 * np.sin(7 * t))
+    return (0.3 * tone + 0.02 * generator.normal(size=t.size)).astype(np.float32).reshape(frames, FRAME)
+
+
+# Below WebSocket libraries: bytes, for clients that do what no library does.
+
+
+def upgrade(port: int, query: str = "audio=f32") -> bytes:
+    """The request that opens a WebSocket."""
+    return (
+        f"GET /api/chat?{query} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+
+
+def frame(payload: bytes, opcode: int = 2, fin: bool = True, masked: bool = True) -> bytes:
+    """A WebSocket frame as a client sends it, under a mask of zeros."""
+    size = len(payload)
+    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
+    head = bytes([opcode | (0x80 if fin else 0), length[0] | (0x80 if masked else 0)]) + length[1:]
+    return head + (bytes(4) if masked else b"") + payload
+
+
+@asynccontextmanager
+async def dial(
+    port: int, query: str = "audio=f32", then: bytes = b"", receive_buffer: int | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A WebSocket's upgrade and what follows it, in one packet; the server's answer has been read."""
+    plug = socket.socket()
+    if receive_buffer is not None:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    plug.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(plug, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=plug, limit=receive_buffer or 1 << 16)
+    try:
+        writer.write(upgrade(port, query) + then)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
+        assert b" 101 " in head, head
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def listen(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """The server's next frame: opcode and payload."""
+    first, second = await asyncio.wait_for(reader.readexactly(2), PATIENCE_S)
+    size = second & 127
+    if size > 125:
+        size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8))
+    return first & 15, await asyncio.wait_for(reader.readexactly(size), PATIENCE_S)

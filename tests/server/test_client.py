@@ -1,0 +1,300 @@
+"""What `pplex.server.client` gives a program, over the real server."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from callers import FRAME, call, run, speech
+from serving import Running, Serve
+
+from pplex.runtime.errors import AudioError, PplexError
+from pplex.server.client import (
+    Audio,
+    ClosedError,
+    Conversation,
+    Dropped,
+    Event,
+    LostError,
+    Queued,
+    RefusedError,
+    ServerError,
+    Text,
+    UnreachableError,
+    connect,
+)
+
+DOCS = Path(__file__).parents[2] / "docs/server.md"
+TOKEN = "a token"
+
+
+@pytest.fixture(scope="module")
+def strict(serve: Serve) -> Iterator[Running]:
+    """A server with one slot and a queue of one that asks for a token, over TLS with a certificate of its own."""
+    with serve("--slots", "1", "--queue", "1", "--token", TOKEN, "--self-signed") as running:
+        yield running
+
+
+async def hear(conversation: Conversation, frames: int) -> list[Event]:
+    """Events up to and including the reply to the last of `frames` frames."""
+    events: list[Event] = []
+    while frames:
+        events.append(await anext(conversation))
+        frames -= isinstance(events[-1], Audio)
+    return events
+
+
+def pcm_of(events: list[Event]) -> np.ndarray:
+    return np.array([event.pcm for event in events if isinstance(event, Audio)])
+
+
+@pytest.mark.parametrize("audio", ["f32", "s16", "opus"])
+def test_samples_in_any_division_give_a_frame_for_a_frame(server: Running, audio: str) -> None:
+    async def converse() -> None:
+        settings = {"voice": "NATF2", "persona": "You are kind.", "seed": 7, "text_topk": 20, "audio_temperature": 0.5}
+        async with connect(server.url, audio=audio, **settings) as conversation:
+            assert (conversation.voice, conversation.seed, conversation.audio) == ("NATF2", 7, audio)
+            assert (conversation.sample_rate, conversation.frame_size) == (24_000, FRAME)
+            assert conversation.id and conversation.resume and conversation.resume_seconds == 2
+            assert not conversation.resumed and conversation.ignored == ()
+            user = speech(3).reshape(-1)
+            for piece in np.split(user, [1, 700, 2000, 5000]):
+                await conversation.send(piece)
+            events = await hear(conversation, 3)
+        pcm = pcm_of(events)
+        assert (pcm.shape, pcm.dtype) == ((3, FRAME), np.float32) and (np.abs(pcm).max(axis=1) > 0.01).all()
+        assert {type(event) for event in events} <= {Audio, Text}
+
+    run(converse())
+
+
+def test_a_seed_says_the_same_again(server: Running) -> None:
+    async def said(seed: int) -> np.ndarray:
+        async with connect(f"{server.url}/api/chat", seed=seed, voice="none") as conversation:
+            assert conversation.voice is None
+            await conversation.send(speech(2).reshape(-1))
+            return pcm_of(await hear(conversation, 2))
+
+    first, again, other = (run(said(seed)) for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
+
+
+def test_a_burst_is_answered_or_reported_as_dropped(server: Running) -> None:
+    async def converse() -> None:
+        async with connect(server.url) as conversation:
+            for frame in speech(20):
+                await conversation.send(frame)
+            answered = dropped = 0
+            async for event in conversation:
+                answered += isinstance(event, Audio)
+                dropped = event.frames if isinstance(event, Dropped) else dropped
+                if answered + dropped == 20:
+                    break
+            assert dropped > 0
+
+    run(converse())
+
+
+@pytest.mark.parametrize("pcm", [np.zeros(FRAME, np.int16), np.zeros((1, FRAME), np.float32), np.full(4, np.nan)])
+def test_what_is_no_audio_is_not_sent(server: Running, pcm: np.ndarray) -> None:
+    async def converse() -> None:
+        async with connect(server.url) as conversation:
+            with pytest.raises(AudioError):
+                await conversation.send(pcm)
+
+    run(converse())
+
+
+# Refused.
+
+
+async def attempt(url: str, **settings: object) -> None:
+    async with connect(url, **settings):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_refusal_has_the_status_and_the_servers_reason(server: Running, strict: Running) -> None:
+    with pytest.raises(RefusedError, match="'Nobody'") as refusal:
+        run(attempt(server.url, voice="Nobody"))
+    assert (refusal.value.status, refusal.value.retry_after_s) == (400, None)
+    with pytest.raises(RefusedError, match="it is over") as refusal:
+        run(attempt(server.url, resume="no key"))
+    assert refusal.value.status == 404
+    with pytest.raises(RefusedError, match="token") as refusal:
+        run(attempt(strict.url, token="another", ssl=False))
+    assert refusal.value.status == 401
+
+
+def test_an_untrusted_certificate_is_named(strict: Running) -> None:
+    with pytest.raises(UnreachableError, match=r"certificate.*\n.*ssl=False"):
+        run(attempt(strict.url.replace("https", "wss"), token=TOKEN))
+
+
+@pytest.mark.parametrize("url", ["localhost:8998", "ftp://localhost", "ws://127.0.0.1:1"])
+def test_no_server(url: str) -> None:
+    with pytest.raises(UnreachableError, match=url):
+        run(attempt(url))
+
+
+def test_settings_that_cannot_be(server: Running) -> None:
+    with pytest.raises(AudioError, match="opus, s16, f32"):
+        run(attempt(server.url, audio="mp3"))
+    with pytest.raises(PplexError, match="leave out seed"):
+        run(attempt(server.url, resume="key", seed=1))
+
+
+def test_waiting_for_a_slot_tells_the_position_and_a_full_queue_when_to_return(strict: Running) -> None:
+    async def converse() -> None:
+        access = {"token": TOKEN, "ssl": False}
+        positions: asyncio.Queue[int] = asyncio.Queue()
+        async with connect(strict.url, **access):  # type: ignore[arg-type]
+            waiting = asyncio.create_task(attempt(strict.url, on_queued=positions.put_nowait, **access))
+            assert await positions.get() == 1
+            with pytest.raises(RefusedError) as refusal:
+                await attempt(strict.url, **access)
+            assert refusal.value.status == 503 and refusal.value.retry_after_s
+        await waiting
+
+    run(converse())
+
+
+# Ended, lost and gone on with.
+
+
+def test_what_the_server_ends_says_why_and_takes_no_more(server: Running) -> None:
+    async def converse() -> None:
+        async with connect(server.url) as conversation, connect(server.url, resume=conversation.resume) as other:
+            assert other.resumed and (other.id, other.seed) == (conversation.id, conversation.seed)
+            with pytest.raises(ClosedError, match="another connection") as end:
+                await hear(conversation, 1)
+            assert end.value.code == 4001 and "another connection" in end.value.reason
+            with pytest.raises(ClosedError):
+                await conversation.send(speech(1)[0])
+            await other.send(speech(1)[0])
+            await hear(other, 1)
+
+    run(converse())
+
+
+def test_leaving_keeps_the_conversation_and_closing_ends_it(server: Running) -> None:
+    async def converse() -> None:
+        async with connect(server.url, seed=3) as conversation:
+            await conversation.leave()
+            with pytest.raises(StopAsyncIteration):
+                await anext(conversation)
+        async with connect(server.url, resume=conversation.resume, audio="s16") as resumed:
+            assert (resumed.id, resumed.seed, resumed.audio) == (conversation.id, 3, "s16")
+        with pytest.raises(RefusedError) as refusal:
+            await attempt(server.url, resume=conversation.resume)
+        assert refusal.value.status == 404
+
+    run(converse())
+
+
+class Network:
+    """A way to a server that can be cut."""
+
+    def __init__(self, port: int):
+        self._port, self._writers = port, list[asyncio.StreamWriter]()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += writer, back
+        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+        except ConnectionError:
+            pass
+        writer.close()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+
+@asynccontextmanager
+async def network(server: Running) -> AsyncIterator[tuple[str, Network]]:
+    way = Network(server.port)
+    listener = await asyncio.start_server(way.carry, "127.0.0.1", 0)
+    yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", way
+    listener.close()
+    way.cut()
+    await asyncio.sleep(0.05)  # for the ends to be noticed
+
+
+@pytest.mark.parametrize("audio", ["f32", "opus"])
+def test_a_lost_connection_is_made_again(server: Running, audio: str) -> None:
+    async def converse() -> None:
+        async with network(server) as (url, way), connect(url, audio=audio, reconnect=True) as conversation:
+            name = conversation.id
+            for connections in range(3):
+                listening = asyncio.create_task(hear(conversation, 2))
+                while not listening.done():  # what is said while there is no connection is lost
+                    await conversation.send(speech(1)[0])
+                    await asyncio.sleep(0.02)
+                assert len(pcm_of(await listening)) == 2
+                assert (conversation.id, conversation.reconnected) == (name, connections)
+                assert conversation.resumed == (connections > 0)
+                way.cut()
+
+    run(converse())
+
+
+def test_a_lost_connection_is_an_error_where_it_is_not_to_be_made_again(server: Running) -> None:
+    async def converse() -> None:
+        async with network(server) as (url, way), connect(url) as conversation:
+            way.cut()
+            with pytest.raises(LostError):
+                await hear(conversation, 1)
+            with pytest.raises(LostError):
+                await conversation.send(speech(1)[0])
+            async with connect(server.url, resume=conversation.resume) as resumed:
+                assert resumed.resumed
+
+    run(converse())
+
+
+def test_reconnecting_ends_where_the_conversation_has(server: Running) -> None:
+    async def converse() -> None:
+        async with network(server) as (url, way), connect(url, reconnect=True) as conversation:
+            async with call(server.url, resume=str(conversation.resume)) as taker:
+                await taker.handshake()
+                way.cut()  # before it was told that another has taken over
+            with pytest.raises(ServerError):
+                await hear(conversation, 1)
+
+    run(converse())
+
+
+def test_events_are_values() -> None:
+    assert Text("a") == Text("a") and Dropped(1) != Dropped(2) and Queued(1) == Queued(1)
+
+
+# What programs see first.
+
+
+def test_it_imports_neither_torch_nor_a_codec() -> None:
+    code = "import sys, pplex.server.client; print({'torch', 'onnx', 'av', 'onnxruntime', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_example(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert "ws://localhost:8998" in example
+    soundfile.write(tmp_path / "user.wav", speech(6).reshape(-1), 24_000)
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("ws://localhost:8998", server.url), {})
+    assert re.search(r"0\.\d\d\n", capsys.readouterr().out)
