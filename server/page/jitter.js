@@ -6,7 +6,7 @@
 //
 // Playing starts when what is held, and how long it has been held, make the target: a target of 100 ms leaves 20 ms
 // until the second frame is missed. A miss raises the target; a quiet time lowers it a little. What is constantly held
-// above it is dropped where the agent is silent, or else 20 ms at a time, cross-faded.
+// above it is dropped where the agent is silent, or else a little at a time, cross-faded.
 
 const FRAME_MS = 80;
 const FADE_MS = 5;
@@ -61,7 +61,6 @@ export class JitterBuffer {
     for (let i = 0; i < samples.length; i++) this.#ring[this.#index(this.#held + i)] = samples[i];
     this.#held += samples.length;
     this.#gapExpected = false;
-    if (this.heldMs > HELD_MOST_MS) this.#skip(this.#held - this.#samples(this.#target));
   }
 
   /** No audio will come for a while, and none is missed: the next gap is no underrun. */
@@ -71,6 +70,7 @@ export class JitterBuffer {
 
   /** Fills `output`, with silence where there is nothing to play. */
   pull(output) {
+    if (this.heldMs > HELD_MOST_MS) this.#skip(this.#held - this.#samples(this.#target));
     if (this.#waiting && !this.#ready(output.length)) {
       output.fill(0);
       return;
@@ -122,7 +122,7 @@ export class JitterBuffer {
     if (this.#calm > this.#samples(CALM_MS)) this.#target = Math.max(LEAST_TARGET_MS, this.#target - SHRINKAGE_MS);
     const spare = this.#lowest - this.#samples(this.#target - FRAME_MS);
     const wasLoud = this.#spare > 0; // a whole window without silence to drop
-    if (wasLoud && spare > 0) this.#skip(Math.min(spare, this.#samples(PIECE_MS)));
+    if (wasLoud && spare > 0) this.#skip(Math.min(spare, Math.max(this.#samples(PIECE_MS), spare >> 2)));
     this.#startWindow(Math.max(0, spare));
   }
 

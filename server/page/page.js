@@ -4,11 +4,12 @@ import { audioProblem, openAudio } from "./audio.js";
 import { Conversation } from "./conversation.js";
 import { ReplyTimer } from "./latency.js";
 import { PERSONAS } from "./personas.js";
+import { FRAME_SAMPLES } from "./protocol.js";
 import { Transcript } from "./transcript.js";
 
 const NO_VOICE = "none";
 const FLOOR_DB = -60; // an empty meter
-const UNSEEN_MS = 500; // between two updates of the figures
+const FIGURES_MS = 500; // between two updates of the figures
 
 const $ = (id) => document.getElementById(id);
 const transcript = new Transcript($("transcript"), $("spoken"));
@@ -44,6 +45,7 @@ class Call {
   #playing = { heldMs: 0, underruns: 0 };
   #wakeLock = null;
   #updates = 0; // timer
+  #talking = false;
   #over = false;
 
   async start(settings) {
@@ -60,7 +62,7 @@ class Call {
       this.#end(error.message || error.name);
       return;
     }
-    this.#updates = setInterval(() => this.#update(), UNSEEN_MS);
+    this.#updates = setInterval(() => this.#update(), FIGURES_MS);
     this.#conversation = new Conversation(settings, {
       state: (state, detail) => this.#changed(state, detail),
       audio: (samples) => this.#answered(samples),
@@ -95,7 +97,8 @@ class Call {
   #changed(state, detail) {
     if (state === "ended") return this.#end(detail);
     if (state === "lost") this.#sound.pause();
-    if (state === "talking") this.#timer.restart();
+    this.#talking = state === "talking";
+    if (this.#talking) this.#timer.restart();
     show(state, detail);
   }
 
@@ -106,7 +109,7 @@ class Call {
 
   #heard(samples) {
     setLevel($("you"), rmsOf(samples));
-    if (document.body.dataset.state !== "talking") return;
+    if (!this.#talking) return;
     if (this.#conversation.send(samples)) this.#timer.sent(samples.length, performance.now());
     else this.#droppedHere += samples.length;
   }
@@ -130,7 +133,7 @@ class Call {
     const { medianMs } = this.#timer;
     $("reply").textContent = medianMs === null ? "–" : `${Math.round(medianMs)} ms`;
     $("buffer").textContent = `${Math.round(this.#playing.heldMs)} ms`;
-    $("dropped").textContent = this.#droppedThere + Math.round(this.#droppedHere / 1920);
+    $("dropped").textContent = this.#droppedThere + Math.round(this.#droppedHere / FRAME_SAMPLES);
     $("gaps").textContent = this.#playing.underruns;
     transcript.pause();
   }

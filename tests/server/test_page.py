@@ -203,11 +203,19 @@ def test_the_jitter_buffer_rides_out_what_it_has_grown_for(logic: Callable[[str]
 def test_the_jitter_buffer_gives_up_what_it_holds_for_nothing(
     logic: Callable[[str], Any], amplitude: float, within_s: int
 ) -> None:
-    """After a burst of 240 ms: at once where the agent is silent, 20 ms at a time, cross-faded, where it is not."""
+    """After a burst of 240 ms: at once where the agent is silent, little by little, cross-faded, where it is not."""
     heard = logic(HEAR + f"return hear([0, 0, 0, ...steady({within_s} * 13)], {within_s} * 1000, {amplitude});")
     assert heard["underruns"] == 0
     assert heard["heldMs"] < 50
     assert heard["step"] < 3 * TONE_STEP * amplitude / 0.5
+
+
+def test_the_jitter_buffer_gives_up_the_past_after_a_stall(logic: Callable[[str], Any]) -> None:
+    """Two seconds that come at once are not played two seconds late."""
+    heard = logic(HEAR + "return hear([...steady(10), ...Array(25).fill(2800), ...steady(50, 2880)], 5000);")
+    assert heard["underruns"] == 1
+    assert heard["heldMs"] < 200
+    assert heard["step"] < 3 * TONE_STEP
 
 
 def test_the_jitter_buffer_counts_no_gap_that_is_expected(logic: Callable[[str], Any]) -> None:
@@ -502,6 +510,28 @@ def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..
     sockets[0].close(code=1013)
     playwright.expect(tab.get_by_role("status")).to_contain_text("Try again later")
     assert len(sockets) == 1
+
+
+def test_a_client_that_did_not_read_goes_on(open_tab: Callable[..., Tab], two: Running) -> None:
+    """The server closes with the code of a broken rule, but names none: it waits for the client to return."""
+    tab, sockets = open_tab(), []
+    session = {"type": "session", "resume": "k", "resume_seconds": 30, "voice": None, "seed": 1}
+
+    def answer(ws: Any) -> None:
+        ws.send(b"\4" + json.dumps({**session, "resumed": bool(sockets)}).encode())
+        ws.send(b"\0")
+        sockets.append(ws)
+
+    tab.route_web_socket("**/api/chat**", answer)
+    _talk(tab, two.url)
+    sockets[0].close(code=1008)
+    _wait_for(tab, lambda: len(sockets) == 2)
+    _expect_state(tab, "talking")
+    assert sockets[1].url.endswith("?audio=s16&resume=k")
+    sockets[1].send(b"\5You were idle.")
+    sockets[1].close(code=1008)
+    playwright.expect(tab.get_by_role("status")).to_have_text("You were idle.")
+    assert len(sockets) == 2
 
 
 class Relay:
