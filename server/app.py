@@ -40,7 +40,11 @@ PAGE_HEADERS = {
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
     "X-Frame-Options": "DENY",
 }
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}  # a referrer could hold a token
+HEADERS = {
+    "Cache-Control": "no-cache",  # modules of one version go together
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # it could hold a token
+}
 LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
 SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
@@ -270,6 +274,7 @@ class Server:
         resumed = self._resumable(chat.resume) if chat.resume else None
         if resumed is None:
             self._check_prompt(chat)
+            self._admission.check_room()
         if not ws.can_prepare(request):
             raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
         conversation = resumed or self._enter(chat)

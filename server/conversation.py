@@ -148,6 +148,8 @@ class Conversation:
                     self._ticket.moved.clear()
                     connection.tell(type="queued", position=self._ticket.position)
                     await self._ticket.moved.wait()
+                    if self._ticket.granted:
+                        connection.tell(type="queued", position=0)
         except TimeoutError:
             reason = f"No slot became free in {self._limits.queue_s:g} s. Try again later."
             raise Parted(Parting(Close.TRY_LATER, reason, "queue")) from None

@@ -120,9 +120,7 @@ export class Conversation {
   }
 
   async #closed(opened, code, url) {
-    // A server that gave up on our reading says so with a policy's code, but without an error: its conversation waits.
-    const mayReturn = isLoss(code) || (code === 1008 && !this.#serverError);
-    if (opened && !mayReturn) {
+    if (opened && !isLoss(code)) {
       this.#end(this.#serverError || endingOf(code));
       return;
     }

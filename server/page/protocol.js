@@ -70,5 +70,7 @@ const ENDINGS = {
 /** What a close code means, to show. */
 export const endingOf = (code) => ENDINGS[code] ?? `The connection was closed (code ${code}).`;
 
-/** Whether the connection was lost rather than closed by the server: only then can the conversation go on. */
-export const isLoss = (code) => code === 1006;
+const NOT_READING = 4002;
+
+/** Whether the connection was lost, or given up by a server that could not get through: then the conversation can go on. */
+export const isLoss = (code) => code === 1006 || code === NOT_READING;

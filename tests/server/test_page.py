@@ -259,8 +259,8 @@ def test_a_query_leaves_out_what_is_empty(logic: Callable[[str], Any]) -> None:
 
 
 def test_only_a_lost_connection_is_taken_up_again(logic: Callable[[str], Any]) -> None:
-    codes = [1000, 1001, 1003, 1006, 1007, 1008, 1009, 1011, 1013, 4001]
-    assert logic(f"return {codes}.filter(isLoss)") == [1006]
+    codes = [1000, 1001, 1003, 1006, 1007, 1008, 1009, 1011, 1013, 4001, 4002]
+    assert logic(f"return {codes}.filter(isLoss)") == [1006, 4002]
     assert all("code" not in reason for reason in logic(f"return {codes}.filter((c) => !isLoss(c)).map(endingOf)"))
 
 
@@ -513,7 +513,7 @@ def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..
 
 
 def test_a_client_that_did_not_read_goes_on(open_tab: Callable[..., Tab], two: Running) -> None:
-    """The server closes with the code of a broken rule, but names none: it waits for the client to return."""
+    """The server says so with a code of its own, and waits for the client to return."""
     tab, sockets = open_tab(), []
     session = {"type": "session", "resume": "k", "resume_seconds": 30, "voice": None, "seed": 1}
 
@@ -524,7 +524,7 @@ def test_a_client_that_did_not_read_goes_on(open_tab: Callable[..., Tab], two: R
 
     tab.route_web_socket("**/api/chat**", answer)
     _talk(tab, two.url)
-    sockets[0].close(code=1008)
+    sockets[0].close(code=4002)
     _wait_for(tab, lambda: len(sockets) == 2)
     _expect_state(tab, "talking")
     assert sockets[1].url.endswith("?audio=s16&resume=k")
