@@ -18,7 +18,7 @@ from pplex.cli.talk import run
 from pplex.runtime.errors import PplexError
 
 _EXTRA_OF = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
-_EXTRA_OF |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client", "scipy"), "serve")
+_EXTRA_OF |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client"), "serve")
 
 
 class _Group(click.Group):

@@ -274,7 +274,10 @@ class Server:
         conversation = resumed or self._enter(chat)
         parting = None
         try:
-            await ws.prepare(request)
+            try:
+                await ws.prepare(request)
+            except ConnectionError:
+                return web.Response(status=499)  # nobody is there to read it
             connection = Connection(ws, _transport(request), chat.audio, self._limits, self._metrics)
             parting = await conversation.run(connection)
         finally:

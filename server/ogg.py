@@ -34,8 +34,7 @@ def packet_samples(packet: bytes) -> int:
     """Samples at 48 kHz that a packet says it holds, 0 if it cannot be one: empty, no frames, more than 120 ms."""
     if not packet:
         return 0
-    code = packet[0] & 3
-    frames = (1, 2, 2)[code] if code < 3 else packet[1] & 63 if len(packet) > 1 else 0
+    frames = (1, 2, 2, packet[1] & 63 if len(packet) > 1 else 0)[packet[0] & 3]
     samples = frames * _FRAME_SAMPLES[packet[0] >> 3]
     return samples if samples <= MAX_PACKET_SAMPLES else 0
 

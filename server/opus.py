@@ -1,6 +1,6 @@
 """Opus in Ogg to samples and back, for one connection; the coding itself is libopus, through PyAV, without the GIL.
 
-Called by the server's connections. A frame of 80 ms takes about 240 us of one core to send and 190 us to receive.
+Called by the server's connections. A frame of 80 ms takes 250 us to send and 150 us to receive (one x86-64 core, PyAV 18.1).
 """
 
 import random
@@ -30,18 +30,22 @@ class Received(NamedTuple):
 
 
 class OpusReceiver:
-    """A client's Ogg Opus stream to mono samples at 24 kHz, whatever is in it and however it is divided."""
+    """A client's Ogg Opus stream to mono samples at 24 kHz, whatever is in it and however it is divided.
+
+    The head's pre-skip is not discarded, as in the reference: clients claim 80 ms and are 6 late, and would miss an answer.
+    """
 
     def __init__(self) -> None:
         self.pages = PageReader()
         self.bad_packets = 0  # heard as silence of the length they claim
         self._decoder = _mono_decoder()
-        self._trim = 0  # samples at 48 kHz still to be discarded: the encoder's delay
+        self._is_new = False  # a stream has begun since the last packet that was decoded
         self._halver = Halver()
 
     @property
     def bad(self) -> int:
-        return self.bad_packets + self.pages.bad_pages
+        """Damaged pages and packets so far."""
+        return self.pages.bad_pages + self.bad_packets
 
     def push(self, payload: bytes, limit: int) -> Received:
         """Decode the newest packets, of together `limit` samples at most, and skip what is before them by its headers."""
@@ -51,29 +55,29 @@ class OpusReceiver:
         blocks: list[Pcm16] = []
         for part, samples in zip(parts, sizes, strict=True):
             if isinstance(part, OpusHead):
-                self._decoder.flush_buffers()
-                self._trim = part.pre_skip // UP * UP
-                continue
-            trim = min(self._trim, samples)
-            self._trim -= trim
-            if left > limit * UP:
-                skipped += samples - trim
+                self._is_new = True
+            elif not samples:
+                self.bad_packets += 1
+            elif left > limit * UP:
+                skipped += samples
             else:
-                blocks.append(self._decode(part, samples)[trim:])
+                blocks.append(self._decode(part, samples))
             left -= samples
         return Received(self._halver.push(blocks), skipped // UP)
 
     def _decode(self, packet: bytes, samples: int) -> Pcm16:
-        """`samples` at 48 kHz, silent if the packet is damaged."""
-        if samples:  # to PyAV, an empty packet is the stream's end
-            try:
-                frames = self._decoder.decode(av.Packet(packet))
-            except av.error.InvalidDataError:
-                frames = []
-            except av.error.FFmpegError:
-                frames, self._decoder = [], _mono_decoder()
-            if len(frames) == 1 and frames[0].samples == samples:
-                return frames[0].to_ndarray()[0, :samples]
+        """`samples` at 48 kHz, silent if the packet is damaged. (An empty one would tell PyAV that the stream ends.)"""
+        if self._is_new:  # here and not at the head, of which a message can hold a thousand
+            self._decoder.flush_buffers()
+            self._is_new = False
+        try:
+            frames = self._decoder.decode(av.Packet(packet))
+        except av.error.InvalidDataError:
+            frames = []
+        except av.error.FFmpegError:
+            frames, self._decoder = [], _mono_decoder()
+        if len(frames) == 1 and frames[0].samples == samples:
+            return np.frombuffer(memoryview(frames[0].planes[0]), np.int16, samples)
         self.bad_packets += 1
         return np.zeros(samples, np.int16)
 
@@ -105,7 +109,7 @@ class OpusSender:
 
 
 class Halver:
-    """48 kHz to 24 kHz: a half-band filter, flat to 10.5 kHz and 80 dB down from 13.5 kHz, 0.8 ms late.
+    """48 kHz to 24 kHz: a half-band filter, flat to 10.5 kHz and 70 dB down from 13.5 kHz, 0.8 ms late.
 
     Every other tap of it is zero but for the one in the middle, which is a half:
 
@@ -118,7 +122,7 @@ class Halver:
     MIDDLE = TAPS // 2
 
     def __init__(self) -> None:
-        window = np.kaiser(self.TAPS, 8.0)[::2]
+        window = np.kaiser(self.TAPS, 7.0)[::2]
         taps = window * np.sinc((np.arange(0, self.TAPS, 2) - self.MIDDLE) / 2)
         scale = 1 / 32768  # of 16-bit samples
         self._taps = (taps / taps.sum() / 2 * scale).astype(np.float32)  # [40]

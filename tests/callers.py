@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -117,3 +118,51 @@ def speech(frames: int, seed: int = 0) -> np.ndarray:
     t = np.arange(frames * FRAME) / 24_000
     tone = np.sin(2 * np.pi * (150 + 40 * np.sin(3 * t) + 10 * seed) * t) * (0.6 + 0.4 * np.sin(7 * t))
     return (0.3 * tone + 0.02 * generator.normal(size=t.size)).astype(np.float32).reshape(frames, FRAME)
+
+
+# Below WebSocket libraries: bytes, for clients that do what no library does.
+
+
+def upgrade(port: int, query: str = "audio=f32") -> bytes:
+    """The request that opens a WebSocket."""
+    return (
+        f"GET /api/chat?{query} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+
+
+def frame(payload: bytes, opcode: int = 2, fin: bool = True, masked: bool = True) -> bytes:
+    """A WebSocket frame as a client sends it, under a mask of zeros."""
+    size = len(payload)
+    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
+    head = bytes([opcode | (0x80 if fin else 0), length[0] | (0x80 if masked else 0)]) + length[1:]
+    return head + (bytes(4) if masked else b"") + payload
+
+
+@asynccontextmanager
+async def dial(
+    port: int, query: str = "audio=f32", then: bytes = b"", receive_buffer: int | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A WebSocket's upgrade and what follows it, in one packet; the server's answer has been read."""
+    plug = socket.socket()
+    if receive_buffer is not None:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    plug.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(plug, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=plug, limit=receive_buffer or 1 << 16)
+    try:
+        writer.write(upgrade(port, query) + then)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
+        assert b" 101 " in head, head
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def listen(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """The server's next frame: opcode and payload."""
+    first, second = await asyncio.wait_for(reader.readexactly(2), PATIENCE_S)
+    size = second & 127
+    if size > 125:
+        size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8))
+    return first & 15, await asyncio.wait_for(reader.readexactly(size), PATIENCE_S)

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,18 @@ from typing import Any
 
 START_S = 60
 COMMAND = [sys.executable, "-c", "from pplex.cli import main; main()", "serve"]
+WITH_LIMITS = """
+import sys
+from pathlib import Path
+from pplex.runtime.bundle import open_bundle
+from pplex.server.app import ServeOptions, serve
+from pplex.server.limits import Limits
+from pplex.server.logs import start_logging
+start_logging()
+limits = Limits(**{limits!r})
+options = ServeOptions(port=0, slots=4, threads=1, device="cpu", limits=limits)
+serve(open_bundle(Path(sys.argv[1])), options, lambda address: print(address, flush=True))
+"""
 
 
 @dataclass
@@ -65,10 +77,17 @@ Serve = Callable[..., AbstractContextManager[Running]]  # takes the arguments of
 
 
 @contextmanager
-def serving(bundle: Path, folder: Path, *arguments: str, ready: bool = True) -> Iterator[Running]:
-    """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must not have failed in the end."""
+def serving(
+    bundle: Path, folder: Path, *arguments: str, ready: bool = True, limits: Mapping[str, float] | None = None
+) -> Iterator[Running]:
+    """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must not have failed in the end.
+
+    `limits` are those that the command has no option for; then it has 4 slots and takes no arguments.
+    """
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [*COMMAND, str(bundle), "--port", "0", "--device", "cpu", *arguments]
+    if limits is not None:
+        command = [sys.executable, "-c", WITH_LIMITS.format(limits=dict(limits)), str(bundle)]
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ})
     assert process.stdout is not None

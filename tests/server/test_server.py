@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 import pytest
 import soundfile
-from callers import FRAME, FRAME_S, Caller, call, run, speech
+from callers import FRAME, FRAME_S, Caller, call, dial, frame, listen, run, speech
 from serving import COMMAND, Running, Serve
 
 from pplex.runtime.bundle import Bundle
@@ -44,19 +44,19 @@ def test_a_conversation_is_the_runtimes(server: Running, alone: Runtime) -> None
     user = speech(25)
 
     async def converse() -> Caller:
-        async with call(server.url, voice_prompt="NATF2.pt", text_prompt="You are kind.", seed="42") as caller:
+        async with call(server.url, voice_prompt="NATM1.pt", text_prompt="You are kind.", seed="42") as caller:
             await (await caller.handshake()).talk(user)
             return caller
 
     caller = run(converse())
-    pcm, text = expected(alone, user, "NATF2", "You are kind.", 42)
+    pcm, text = expected(alone, user, "NATM1", "You are kind.", 42)
     assert close(caller.heard(), pcm)
     assert caller.text == text != ""
     kinds = [kind for kind, _ in caller.messages if kind != "ping"]
     assert kinds[:2] == ["metadata", "handshake"] and kinds.count("handshake") == 1
     assert caller.all("handshake") == [b""]
     facts = caller.session
-    assert (facts["voice"], facts["seed"], facts["audio"], facts["resumed"]) == ("NATF2", 42, "f32", False)
+    assert (facts["voice"], facts["seed"], facts["audio"], facts["resumed"]) == ("NATM1", 42, "f32", False)
     assert (facts["sample_rate"], facts["frame_size"], facts["ignored"]) == (24_000, FRAME, [])
 
 
@@ -80,7 +80,7 @@ def test_samples_of_16_bits(server: Running, alone: Runtime) -> None:
 def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve, alone: Runtime) -> None:
     """Eight at once, joining 50 ms apart, each with another voice, persona and seed; two of them with the same."""
     user = speech(20)
-    wishes = [(f"NATF{i % 4}" if i % 2 else f"VARM{i % 5}", f"You like the number {i}.", i) for i in range(7)]
+    wishes = [(("NATF0", "NATM1", "VARF2")[i % 3], f"You like {i}.", i) for i in range(7)]
     wishes.append(wishes[2])
 
     async def converse(url: str, wish: tuple[str, str, int], delay_s: float) -> Caller:
@@ -101,24 +101,34 @@ def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve
 
 
 def test_what_is_said_while_priming_is_heard_and_answered_without_a_burst(server: Running, alone: Runtime) -> None:
+    """The first six frames come with the request, before any priming can have begun."""
     user = speech(12)
+    said = [frame(b"\1" + pcm.astype("<f4").tobytes()) for pcm in user]
 
-    async def converse() -> Caller:
-        # A persona nobody has had takes a while to prime; the audio is sent with the first breath.
-        async with call(server.url, text_prompt="One you have never seen. " * 8, seed="5") as caller:
-            await caller.say(*user[:6])
-            assert not caller.all("handshake")
-            await caller.handshake()
-            await caller.talk(user[6:])
-            await caller.replies(12)
-            return caller
+    async def converse() -> tuple[list[bytes], list[bytes], list[float]]:
+        heard, others, times = list[bytes](), list[bytes](), list[float]()
+        query = "audio=f32&seed=5&text_prompt=New."
+        async with dial(server.port, query, b"".join(said[:6])) as (reader, writer):
+            while len(heard) < 12:
+                _, message = await listen(reader)
+                if message[0] == 1:
+                    heard.append(message[1:])
+                    times.append(time.monotonic())
+                else:
+                    others.append(message)
+                if len(heard) == 6 and message[0] == 1:
+                    for part in said[6:]:
+                        writer.write(part)
+                        await asyncio.sleep(FRAME_S)
+            writer.write(frame(b"", opcode=8))
+            await listen(reader)
+        return heard, others, times
 
-    caller = run(converse())
-    pcm, _ = expected(alone, user, "NATF0", "One you have never seen. " * 8, 5)
-    assert close(caller.heard(), pcm)
-    times = [when for when, (kind, _) in zip(caller.times, caller.messages, strict=True) if kind == "audio"]
+    heard, others, times = run(converse())
+    pcm, _ = expected(alone, user, "NATF0", "New.", 5)
+    assert close(np.frombuffer(b"".join(heard), "<f4").reshape(-1, FRAME), pcm)
     assert times[5] - times[0] > 4 * 0.06  # five pauses of 60 ms
-    assert not caller.metadata("dropped")
+    assert not any(b"dropped" in message for message in others)
 
 
 # Policies.
@@ -205,7 +215,7 @@ def test_an_idle_client_is_closed_and_a_long_conversation_ended(serve: Serve) ->
 def test_who_leaves_while_priming_frees_the_slot(server: Running) -> None:
     async def visit() -> None:
         for i in range(5):
-            async with call(server.url, text_prompt=f"Leaving {i}. " * 30) as caller:
+            async with call(server.url, text_prompt=f"Go {i}. " * 5) as caller:
                 await caller.say(*speech(1))
 
     run(visit())
