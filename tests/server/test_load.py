@@ -166,7 +166,8 @@ def test_replies_are_counted_in_frames(audio: str) -> None:
 
 @pytest.fixture(scope="module")
 def small(serve: Serve) -> Iterator[Running]:
-    with serve("--slots", "1", "--queue", "1") as running:
+    """One slot, a queue of one, a token, and a certificate of its own."""
+    with serve("--slots", "1", "--queue", "1", "--token", "a token", "--self-signed") as running:
         yield running
 
 
@@ -197,10 +198,17 @@ def test_every_frame_is_answered(server: Running, tmp_path: Path, audio: str) ->
 
 
 def test_the_refused_and_those_without_a_slot_fail_it(small: Running) -> None:
-    result = load(small.url, "--sessions", "3")
-    assert result.exit_code == 1
+    result = load(small.url, "--sessions", "3", "--insecure", "--token", "a token")
+    assert result.exit_code == 1 and "late frames, " in result.stdout
     assert "3 asked, 1 ready, 1 refused, 1 failed" in result.stdout
     assert "1 x 503" in result.stdout and "1 x no handshake before the load was over" in result.stdout
+
+
+def test_without_the_token_or_trust_all_fail(small: Running) -> None:
+    result = load(small.url, "--sessions", "2", "--insecure")
+    assert result.exit_code == 1 and "2 x 401 This server asks for a token" in result.stdout
+    result = load(small.url, "--sessions", "2")
+    assert result.exit_code == 1 and "--insecure" in result.stdout
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
