@@ -157,11 +157,13 @@ class Link:
             raise
 
     async def handshake(self, on_queued: OnQueued | None = None) -> Facts:
-        """Wait until the conversation is primed and listens. Raises ClosedError, LostError."""
+        """Wait until the conversation is primed and listens. Raises ClosedError, LostError, UnreachableError."""
         facts: Facts | None = None
         while True:
             kind, payload = await self.receive()
-            if kind == Kind.HANDSHAKE and facts:
+            if kind == Kind.HANDSHAKE:
+                if facts is None:
+                    raise UnreachableError("The server tells nothing of the conversation: it is no pplex-export serve.")
                 return facts
             metadata = json.loads(payload) if kind == Kind.METADATA else {}
             match metadata.get("type"):
@@ -381,6 +383,8 @@ class Conversation:
         while not self._events:
             if self._closing:
                 raise StopAsyncIteration
+            if self._end:
+                raise self._end
             try:
                 self._take(*await self._link.receive())
             except LostError as error:

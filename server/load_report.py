@@ -24,6 +24,8 @@ class SessionLog:
     asked ---- ready --- warm-up 1 s ---|
                  sent   0   1   2   3 ...            when the last sample of a frame went out
                  replied    0   1       2 ...        the n-th reply answers the n-th frame not dropped until then
+
+    Drops are told a moment after they happen: replies until then count for older frames than they answer, as later.
     """
 
     asked_s: float | None = None

@@ -176,6 +176,8 @@ def test_what_the_server_ends_says_why_and_takes_no_more(server: Running) -> Non
             assert end.value.code == 4001 and "another connection" in end.value.reason
             with pytest.raises(ClosedError):
                 await conversation.send(speech(1)[0])
+            with pytest.raises(ClosedError):
+                await anext(conversation)
             await other.send(speech(1)[0])
             await hear(other, 1)
 
