@@ -26,9 +26,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record tells of us, not of a request that is no HTTP: anyone can send those, and each has a traceback."""
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
+
+
 def start_logging(stream: TextIO | None = None) -> None:
     """Send our events, and warnings of the libraries, to `stream` or standard error."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(_is_ours)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     LOGGER.setLevel(logging.INFO)
