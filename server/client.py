@@ -124,8 +124,10 @@ class Facts:
 class Link:
     """One WebSocket: messages of the protocol out and in."""
 
-    def __init__(self, http: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse):
-        self._http, self._socket = http, socket
+    def __init__(
+        self, http: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse, transport: asyncio.Transport | None
+    ):
+        self._http, self._socket, self._transport = http, socket, transport
         self._complaint = ""
 
     @classmethod
@@ -133,16 +135,16 @@ class Link:
         cls, url: str, query: Mapping[str, str], token: str | None = None, ssl: SSLContext | bool = True
     ) -> Self:
         """Raises RefusedError, UnreachableError."""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers, upgrade = {"Authorization": f"Bearer {token}"} if token else {}, _Upgrade()
         http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=UPGRADE_S),
-            middlewares=(_raise_refusal,),
+            middlewares=(upgrade,),
             headers=headers,
         )
         try:
             target = server_url(url, PATH).with_query(query)
             socket = await http.ws_connect(target, ssl=ssl, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S))
-            return cls(http, socket)
+            return cls(http, socket, upgrade.transport)
         except aiohttp.WSServerHandshakeError as error:
             await http.close()
             raise UnreachableError(
@@ -197,21 +199,32 @@ class Link:
     async def close(self) -> None:
         """End the conversation."""
         await self._socket.close()
-        await self._http.close()
+        await self.abandon()  # aiohttp would leave a transport of TLS behind, still closing
 
     async def abandon(self) -> None:
         """Cut the connection without a word, which leaves the conversation to be resumed."""
+        if self._transport is not None:
+            self._transport.abort()
+        await self._socket.close()  # which can say nothing any more
         await self._http.close()
 
 
-async def _raise_refusal(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """A refused upgrade with its reason, which aiohttp would leave unread."""
-    response = await handler(request)
-    if response.status < HTTPStatus.BAD_REQUEST:
-        return response
-    reason = (await response.text(errors="replace")).strip() or response.reason or ""
-    wait = response.headers.get("Retry-After", "")
-    raise RefusedError(response.status, reason, float(wait) if wait.isdigit() else None)
+class _Upgrade:
+    """What aiohttp does not tell of an upgrade: the reason where it is refused, and the connection's transport."""
+
+    transport: asyncio.Transport | None = None
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        if response.status < HTTPStatus.BAD_REQUEST:
+            self.transport = response.connection.transport if response.connection else None
+            return response
+        reason = (await response.text(errors="replace")).strip() or response.reason or ""
+        response.close()
+        wait = response.headers.get("Retry-After", "")
+        raise RefusedError(response.status, reason, float(wait) if wait.isdigit() else None)
 
 
 def server_url(url: str, path: str) -> URL:
