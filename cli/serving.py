@@ -30,7 +30,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--static", type=FOLDER, help="Folder served at / instead of our own page.")
 @click.option("--queue", type=click.IntRange(0), default=16, help="Clients that may wait for a slot.")
 @click.option("--queue-seconds", type=click.FloatRange(0, min_open=True), default=120, help="Longest wait for a slot.")
-@click.option("--batch-wait-ms", type=click.FloatRange(0, 40), default=4, help="A whole frame's wait for the others'.")
+@click.option("--batch-wait-ms", type=click.FloatRange(0, 40), default=10, help="A frame's wait for others.")
 @click.option("--backlog", type=click.IntRange(1, 25), default=4, help="Late frames of a client that are still heard.")
 @click.option("--idle-seconds", type=click.FloatRange(1), default=60, help="A client may send no audio for as long.")
 @click.option("--max-minutes", type=click.FloatRange(0, min_open=True), default=60, help="Longest conversation.")
@@ -115,6 +115,7 @@ def serve(
     "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="How long they speak once all have joined."
 )
 @click.option("--join-seconds", type=click.FloatRange(0), default=0.0, help="They join at random moments within this.")
+@click.option("--scatter", is_flag=True, help="Each speaks 0 to 80 ms after its handshake, not with it.")
 @click.option(
     "--wav",
     "wavs",
@@ -135,6 +136,7 @@ def load(
     sessions: int,
     minutes: float,
     join_seconds: float,
+    scatter: bool,
     wavs: tuple[Path, ...],
     audio: str,
     voice: str | None,
@@ -164,6 +166,7 @@ def load(
                 audio=audio,  # type: ignore[arg-type]
                 wavs=wavs,
                 join_s=join_seconds,
+                scatter=scatter,
                 voice=voice,
                 personas=personas,
                 seed=seed,

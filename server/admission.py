@@ -43,17 +43,25 @@ class Admission:
 
     def enter(self) -> Ticket:
         """A slot, or a place in the queue. Raises RequestError where that is full too."""
-        ticket = Ticket(self, granted=self.used < self.slots and not self._waiting)
+        self.check_room()
+        ticket = Ticket(self, granted=self._has_slot)
         if ticket.granted:
             self._holders.add(ticket)
-        elif self.queued < self._limit:
-            self._waiting.append(ticket)
         else:
+            self._waiting.append(ticket)
+        self._count()
+        return ticket
+
+    @property
+    def _has_slot(self) -> bool:
+        return self.used < self.slots and not self._waiting
+
+    def check_room(self) -> None:
+        """Raise RequestError where `enter` would."""
+        if not self._has_slot and self.queued >= self._limit:
             raise RequestError(
                 503, f"All {self.slots} conversations are taken and {self.queued} wait. Try again later.", RETRY_AFTER_S
             )
-        self._count()
-        return ticket
 
     def release(self, ticket: Ticket) -> None:
         if ticket in self._holders:

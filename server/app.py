@@ -25,6 +25,7 @@ from pplex.server.admission import Admission
 from pplex.server.connection import Connection, Parting
 from pplex.server.conversation import Conversation, Studio
 from pplex.server.engine import EngineThread, now_s
+from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
 from pplex.server.limits import Limits
 from pplex.server.logs import LOGGER
@@ -39,7 +40,11 @@ PAGE_HEADERS = {
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
     "X-Frame-Options": "DENY",
 }
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}  # a referrer could hold a token
+HEADERS = {
+    "Cache-Control": "no-cache",  # modules of one version go together
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # it could hold a token
+}
 LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
 SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
@@ -269,6 +274,7 @@ class Server:
         resumed = self._resumable(chat.resume) if chat.resume else None
         if resumed is None:
             self._check_prompt(chat)
+            self._admission.check_room()
         if not ws.can_prepare(request):
             raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
         conversation = resumed or self._enter(chat)
@@ -372,18 +378,9 @@ def _transport(request: web.Request) -> asyncio.Transport:
 def serve(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
     """Serve until a signal. Raises PplexError for an address that is taken or an engine that cannot be loaded."""
     sys.setswitchinterval(SWITCH_S)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_run(bundle, options, listening))
 
 
 async def _run(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
     await Server(bundle, options).run(listening)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, which takes a fifth less time for a message; there is none for Windows."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

@@ -114,7 +114,7 @@ class Connection:
             return
         if self._frames >= self._limits.outbox_frames:
             self._metrics.dropped_frames.labels("outbox").inc(self._frames)
-            return self.part(Parting(Close.POLICY, "The client does not read.", "slow", resumable=True))
+            return self.part(Parting(Close.NOT_READING, "The client does not read.", "slow", resumable=True))
         *others, last = messages
         for message in others:
             self.post(message)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pplex.runtime.errors import PplexError
 from pplex.runtime.session import Reply, Runtime, Session
-from pplex.server.inbox import Frame, Inbox
+from pplex.server.inbox import FRAME_S, Frame, Inbox
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.request import ChatRequest
@@ -28,6 +28,7 @@ class Seat:
     primed: Callable[[PplexError | None], None]  # called once, in the engine's thread: ready, or refused
     answer: Callable[["Spoken"], None]  # called in the speech thread
     session: Session | None = None
+    expected_s: float = 0.0  # when its next frame will be due if it goes on as it did
 
 
 @dataclass(frozen=True)
@@ -134,26 +135,28 @@ class EngineThread:
                 self._wake.wait(wait_s)
 
     def _step_whole_frames(self) -> float | None:
-        """Step those whose frame is due, once the others had their time to join; returns seconds until the next is due.
+        """Step those whose frame is due, together with those whose frame is about to be; returns seconds to sleep.
 
-        One that becomes due waits `batch_wait_s` at most for the others, and not at all where all are there.
+        A frame waits `batch_wait_s` at most, and only while another's is expected, 80 ms after its last one.
         """
         now = now_s()
         due = {seat: due_s for seat in self._seats if (due_s := seat.inbox.due_s()) is not None}
-        if not due:
-            return None
-        there = [seat for seat, due_s in due.items() if due_s <= now]
-        first_s = min(due.values())
-        if len(there) < len(self._seats) and now < first_s + self._batch_wait_s:
-            return max(first_s + self._batch_wait_s - now, 0.0)
-        self._step(there, due)
+        there = {seat: due_s for seat, due_s in due.items() if due_s <= now}
+        if not there:
+            return min(due.values()) - now if due else None
+        wait_s = self._batch_wait_s
+        until_s = min(there.values()) + wait_s
+        others = (due.get(seat, seat.expected_s) for seat in self._seats if seat not in there)
+        if now < until_s and any(now - wait_s < expected_s < until_s for expected_s in others):
+            return until_s - now
+        self._step(list(there), due)
         return 0.0
 
     def _step(self, seats: list[Seat], due: dict[Seat, float]) -> None:
         assert self.runtime is not None
         began = now_s()
         before = dict(self.runtime.stages.seconds)
-        heard = {seat: seat.inbox.pop(began) for seat in seats}
+        heard = {seat: seat.inbox.pop() for seat in seats}
         replies = self.runtime.step({_session(seat): frame.pcm for seat, frame in heard.items()})
         ready = now_s()
         self._spoken([Spoken(seat, heard[seat], replies[_session(seat)], due[seat], ready) for seat in seats])
@@ -162,6 +165,7 @@ class EngineThread:
         for graph, seconds in self.runtime.stages.seconds.items():
             observe(graph).observe(seconds - before[graph])
         for seat in seats:
+            seat.expected_s = due[seat] + FRAME_S
             observe("wait").observe(began - due[seat])
         self._metrics.batch_size.observe(len(seats))
 

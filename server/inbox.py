@@ -101,14 +101,14 @@ class Inbox:
     def due_s(self) -> float | None:
         """When the next frame is to be heard: None where there is none, or a time that may be long past."""
         with self._lock:
-            if not self._started or not self._frames:
-                return None
-            return max(self._frames[0].arrived_s, self._next_s)
+            return self._due_s() if self._started and self._frames else None
 
-    def pop(self, now_s: float) -> Frame:
+    def pop(self) -> Frame:
         """The next frame, of an inbox that has one."""
         with self._lock:
-            frame = self._frames.popleft()
+            self._next_s = self._due_s() + PACE_S  # however late the engine is: that is not the client's
             self._early = max(0, self._early - 1)
-            self._next_s = now_s + PACE_S
-            return frame
+            return self._frames.popleft()
+
+    def _due_s(self) -> float:
+        return max(self._frames[0].arrived_s, self._next_s)

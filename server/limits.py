@@ -12,7 +12,7 @@ class Limits:
     queue: int = 16  # clients waiting for a slot
     queue_s: float = 120.0  # the longest wait
     backlog_frames: int = 4
-    batch_wait_s: float = 0.004
+    batch_wait_s: float = 0.01
     outbox_frames: int = 25  # replies a client has not taken
     idle_s: float = 60.0  # without audio
     duration_s: float = 3600.0

@@ -2,7 +2,7 @@
 
 A session's microphone and our own lateness:
 
-    handshake --- random 0-80 ms --- 20 or 40 ms --- 20 or 40 ms --- ...      the schedule, from one clock
+    handshake --- 0 (scatter: 0-80 ms) --- 20 or 40 ms --- 20 or 40 ms --- ...      the schedule, from one clock
                                      message         message                  `send lag`: how much later it went out
 """
 
@@ -23,6 +23,7 @@ from pplex.bench.measure import machine
 from pplex.runtime.audio import read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server.client import AudioFormat, Link, RefusedError, ServerError, server_url
+from pplex.server.event_loop import loop_factory
 from pplex.server.load_report import FRAME_S, LoadReport, SessionLog, server_side, summarize
 from pplex.server.protocol import Kind
 from pplex.server.speakers import FRAME_SIZE, FrameCounter, Message, Speaker, make_speaker, speech_like
@@ -44,6 +45,7 @@ class Load:
     audio: AudioFormat = "opus"
     wavs: tuple[Path, ...] = ()  # none: `speech_like`
     join_s: float = 0.0
+    scatter: bool = False  # each speaks a random part of a frame after its handshake, as a microphone that opens late
     voice: str | None = None
     personas: tuple[str, ...] = ()
     seed: int | None = None
@@ -58,7 +60,12 @@ def run_load(load: Load, progress: Progress = lambda state: None) -> LoadReport:
     """
     recordings = [read_audio(wav) for wav in load.wavs] or [speech_like(load.seed or 0)]
     speakers = [make_speaker(load.audio, pcm) for pcm in recordings]
-    return asyncio.run(_Run(load, speakers, progress).run())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_load(load, speakers, progress))
+
+
+async def _load(load: Load, speakers: Sequence[Speaker], progress: Progress) -> LoadReport:
+    return await _Run(load, speakers, progress).run()
 
 
 class _Run:
@@ -107,7 +114,7 @@ class _Run:
     async def _session(self, index: int, log: SessionLog) -> None:
         """From joining to hanging up; what goes wrong is in the log."""
         start, join_s = index / self._load.sessions, self._random.uniform(0, self._load.join_s)
-        phase_s, serial = self._random.uniform(0, FRAME_S), self._random.getrandbits(32)
+        phase_s, serial = self._random.uniform(0, FRAME_S if self._load.scatter else 0), self._random.getrandbits(32)
         messages = self._speakers[index % len(self._speakers)].messages(start, serial)
         try:
             link = await self._join(index, log, join_s)

@@ -34,6 +34,7 @@ class Close(IntEnum):
     INTERNAL = 1011
     TRY_LATER = 1013
     RESUMED_ELSEWHERE = 4001
+    NOT_READING = 4002
 
 
 class ProtocolError(Exception):

@@ -21,7 +21,7 @@ def heard(inbox: Inbox, now_s: float) -> list[float]:
     """First samples of the frames that can be heard until `now_s`, as an engine that is always free would."""
     first = []
     while (due_s := inbox.due_s()) is not None and due_s <= now_s:
-        first.append(float(inbox.pop(due_s).pcm[0]))
+        first.append(float(inbox.pop().pcm[0]))
     return first
 
 
@@ -34,7 +34,7 @@ def test_frames_do_not_depend_on_how_samples_are_divided(sizes: list[int]) -> No
         total += size
     frames = []
     while inbox.due_s() is not None:
-        frames.append(inbox.pop(0.0).pcm)
+        frames.append(inbox.pop().pcm)
     assert len(frames) == total // SIZE
     assert np.array_equal(np.concatenate([*frames, samples(0, 0)]), samples(0, total // SIZE * SIZE))
 
@@ -52,7 +52,7 @@ def test_a_client_in_time_is_never_held_back() -> None:
     for frame in range(1000):
         inbox.push(samples(frame * SIZE, SIZE), frame * FRAME_S)
         assert inbox.due_s() == frame * FRAME_S
-        inbox.pop(frame * FRAME_S)
+        inbox.pop()
 
 
 def test_latency_is_back_within_a_second_of_a_gap() -> None:
@@ -60,7 +60,7 @@ def test_latency_is_back_within_a_second_of_a_gap() -> None:
 
     def hear_until(now_s: float) -> None:
         while (due_s := inbox.due_s()) is not None and due_s <= now_s:
-            heard_s[float(inbox.pop(due_s).pcm[0]) / SIZE] = due_s
+            heard_s[float(inbox.pop().pcm[0]) / SIZE] = due_s
 
     gap_s = 2.0
     for frame in range(60):
@@ -99,7 +99,7 @@ def test_what_comes_before_the_start_is_kept_and_heard_without_a_burst() -> None
     times = []
     while (due_s := inbox.due_s()) is not None:
         times.append(due_s)
-        inbox.pop(due_s)
+        inbox.pop()
     assert len(times) == 20 and inbox.dropped == 0
     assert min(np.diff(times)) >= PACE_S - 1e-9
 
@@ -110,7 +110,7 @@ def test_what_comes_before_the_start_is_bounded() -> None:
         inbox.push(samples(frame * SIZE, SIZE), 0.0)
     inbox.start()
     assert inbox.dropped == 1000 - 125
-    assert float(inbox.pop(0.0).pcm[0]) == 875 * SIZE
+    assert float(inbox.pop().pcm[0]) == 875 * SIZE
 
 
 def test_late_audio_is_dropped_before_early_audio_that_was_promised() -> None:
@@ -131,7 +131,7 @@ def test_a_cleared_inbox_listens_again_from_its_next_start() -> None:
     inbox.push(samples(100, SIZE), 5.0)
     assert inbox.due_s() is None
     inbox.start()
-    frame = inbox.pop(5.0)
+    frame = inbox.pop()
     assert float(frame.pcm[0]) == 100 and frame.epoch == inbox.epoch
 
 
@@ -142,5 +142,5 @@ def test_memory_is_bounded_whatever_arrives(pushes: list[tuple[int, float]]) -> 
         now += seconds
         inbox.push(samples(0, size), now)
         if (due_s := inbox.due_s()) is not None and due_s <= now:
-            inbox.pop(now)
+            inbox.pop()
         assert len(inbox._frames) <= 3

@@ -1,0 +1,190 @@
+// One conversation over a WebSocket, gone on with over another one when it is lost.
+//
+//   connecting -> (queued) -> preparing -> talking <-> lost
+//        \____________________________________\__________\-> ended
+
+import { endingOf, isLoss, openingQuery, packAudio, resumingQuery, unpack } from "./protocol.js";
+
+const OPEN_TIMEOUT_MS = 10000;
+const SILENCE_MS = 8000; // the server sends something every 2 s
+const FIRST_RETRY_MS = 250;
+const LONGEST_RETRY_MS = 4000;
+const UNSENT_MOST = 48000; // bytes, a second of audio: more of it would only be heard late
+
+export class Conversation {
+  #on;
+  #token;
+  #socket = null;
+  #abandoned = []; // open sockets that went silent; closing one would end the conversation on the server
+  #state = "";
+  #session = null; // what the server said of it
+  #heardAt = 0; // ms, the last message
+  #openedAt = 0; // ms, the last attempt to connect
+  #lostAt = 0;
+  #attempts = 0;
+  #retry = 0; // timer
+  #watch = 0; // timer
+  #serverError = "";
+
+  /**
+   * `on` has `state(name, detail)`, `audio(samples)`, `text(piece)`, `session(facts)` and `dropped(frames)`. The detail of
+   * `queued` is a position, that of `ended` a reason to show, or "" when the user stopped.
+   */
+  constructor(settings, on) {
+    this.#on = on;
+    this.#token = settings.token;
+    this.#enter("connecting");
+    this.#open(openingQuery(settings));
+    this.#watch = setInterval(() => this.#look(), 1000);
+  }
+
+  /** Sends a chunk of the microphone, and says whether it did: not before the handshake nor into a stalled network. */
+  send(samples) {
+    if (this.#state !== "talking" || this.#socket.bufferedAmount > UNSENT_MOST) return false;
+    this.#socket.send(packAudio(samples));
+    return true;
+  }
+
+  /** The user ends it. */
+  stop() {
+    this.#end("");
+  }
+
+  /** The network is back: no need to wait for the next attempt. */
+  hurry() {
+    if (this.#state === "lost" && this.#retry) this.#resume();
+  }
+
+  #enter(state, detail) {
+    if (this.#state === "ended") return;
+    this.#state = state;
+    this.#on.state(state, detail);
+  }
+
+  #open(query) {
+    const url = new URL(`api/chat?${query}`, document.baseURI);
+    const socket = new WebSocket(url.href.replace(/^http/, "ws"));
+    socket.binaryType = "arraybuffer";
+    this.#socket = socket;
+    this.#serverError = "";
+    this.#openedAt = this.#heardAt = performance.now();
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      this.#heardAt = performance.now();
+      if (this.#state === "connecting") this.#enter("preparing");
+    };
+    socket.onmessage = ({ data }) => {
+      if (socket !== this.#socket) return;
+      this.#heardAt = performance.now();
+      this.#take(unpack(data));
+    };
+    socket.onclose = ({ code }) => {
+      if (socket === this.#socket) this.#closed(opened, code, url);
+    };
+  }
+
+  #take({ kind, samples, text, content }) {
+    if (kind === "audio") this.#on.audio(samples);
+    if (kind === "text") this.#on.text(text);
+    if (kind === "error") this.#serverError = text;
+    if (kind === "handshake") this.#begin();
+    if (kind !== "metadata") return;
+    if (content.type === "queued" && content.position > 0) this.#enter("queued", content.position);
+    if (content.type === "queued" && content.position === 0) this.#enter("preparing");
+    if (content.type === "dropped") this.#on.dropped(content.frames);
+    if (content.type === "session") this.#on.session((this.#session = content));
+  }
+
+  #begin() {
+    this.#attempts = 0;
+    this.#closeAbandoned();
+    this.#enter("talking");
+  }
+
+  // Once a second: a connection can be dead without anyone saying so.
+  #look() {
+    if (this.#retry) return;
+    const now = performance.now();
+    const { readyState } = this.#socket;
+    if (readyState === WebSocket.CONNECTING && now - this.#openedAt > OPEN_TIMEOUT_MS) this.#abandon();
+    if (readyState === WebSocket.OPEN && now - this.#heardAt > SILENCE_MS) this.#abandon();
+  }
+
+  #abandon() {
+    if (this.#socket.readyState === WebSocket.CONNECTING) this.#socket.close();
+    else this.#abandoned.push(this.#socket);
+    this.#socket = null;
+    if (this.#session?.resume) this.#lose();
+    else this.#end("The server does not answer any more.");
+  }
+
+  async #closed(opened, code, url) {
+    if (opened && !isLoss(code)) {
+      this.#end(this.#serverError || endingOf(code));
+      return;
+    }
+    if (!opened) {
+      const socket = this.#socket;
+      const { final, reason } = await refusal(url);
+      if (socket !== this.#socket || this.#state === "ended") return;
+      if (final || !this.#session?.resume) {
+        this.#end(reason);
+        return;
+      }
+    }
+    if (this.#session?.resume) this.#lose();
+    else this.#end("The connection was lost.");
+  }
+
+  #lose() {
+    const now = performance.now();
+    if (this.#state !== "lost") this.#lostAt = now;
+    if (now - this.#lostAt > this.#session.resume_seconds * 1000) {
+      this.#end("The connection was lost, and did not come back in time.");
+      return;
+    }
+    this.#enter("lost");
+    const wait = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.#attempts++);
+    this.#retry = setTimeout(() => this.#resume(), wait * (0.75 + Math.random() / 2));
+  }
+
+  #resume() {
+    clearTimeout(this.#retry);
+    this.#retry = 0;
+    this.#open(resumingQuery(this.#session.resume, this.#token));
+  }
+
+  #end(reason) {
+    clearInterval(this.#watch);
+    clearTimeout(this.#retry);
+    if (this.#socket) this.#abandoned.push(this.#socket);
+    this.#socket = null;
+    this.#closeAbandoned();
+    this.#enter("ended", reason);
+  }
+
+  #closeAbandoned() {
+    for (const socket of this.#abandoned.splice(0)) socket.close();
+  }
+}
+
+// A WebSocket that does not open says nothing of why. The same address by plain GET answers with the refusal, or with 426
+// when all is well with it.
+async function refusal(url) {
+  try {
+    const response = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(5000) });
+    if (response.status === 426 || response.ok) return { final: false, reason: await whyNotOpened() };
+    const line = (await response.text()).trim().split("\n")[0].slice(0, 300);
+    return { final: response.status < 500, reason: line || `The server refused: ${response.status}.` };
+  } catch {
+    return { final: false, reason: "The server cannot be reached." };
+  }
+}
+
+// Whether there is a place is looked at last, behind what answers 426.
+async function whyNotOpened() {
+  const { slots, used } = await (await fetch(new URL("ready", document.baseURI), { cache: "no-store" })).json();
+  if (used >= slots) return "All places are taken, and so is the queue. Try again later.";
+  return "The server is there, but no WebSocket reaches it. Is a proxy in between?";
+}

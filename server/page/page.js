@@ -1,0 +1,255 @@
+// The page: what is chosen, the one button, and what is shown of the conversation.
+
+import { audioProblem, openAudio } from "./audio.js";
+import { Conversation } from "./conversation.js";
+import { ReplyTimer } from "./latency.js";
+import { PERSONAS } from "./personas.js";
+import { FRAME_SAMPLES } from "./protocol.js";
+import { Transcript } from "./transcript.js";
+
+const NO_VOICE = "none";
+const FLOOR_DB = -60; // an empty meter
+const FIGURES_MS = 500; // between two updates of the figures
+
+const $ = (id) => document.getElementById(id);
+const transcript = new Transcript($("transcript"), $("spoken"));
+let call = null; // the one that is going on
+
+const WORDS = {
+  ready: () => "",
+  microphone: () => "Waiting for the microphone…",
+  connecting: () => "Connecting…",
+  queued: (position) => (position === 1 ? "All places are taken. You are next." : `All places are taken. You are number ${position}.`),
+  preparing: () => "Getting ready…",
+  talking: () => "Talking. Say something.",
+  lost: () => "Connection lost. Reconnecting…",
+  ended: (reason) => reason || "The conversation is over.",
+};
+
+function show(state, detail) {
+  document.body.dataset.state = state;
+  document.body.classList.toggle("calling", call !== null);
+  $("status").textContent = WORDS[state](detail);
+  $("status").classList.toggle("wrong", state === "lost" || (state === "ended" && detail !== ""));
+  $("talk").textContent = call ? "Stop" : "Talk";
+  $("setup").hidden = call !== null;
+}
+
+/** Microphone, loudspeaker and connection, from the click on Talk to the end. */
+class Call {
+  #sound = null;
+  #conversation = null;
+  #timer = new ReplyTimer();
+  #droppedThere = 0; // frames, by the server
+  #droppedHere = 0; // samples that were not sent
+  #playing = { heldMs: 0, underruns: 0 };
+  #wakeLock = null;
+  #updates = 0; // timer
+  #talking = false;
+  #over = false;
+
+  async start(settings) {
+    show("microphone");
+    try {
+      const sound = await openAudio({
+        chunk: (samples) => this.#heard(samples),
+        playing: (report) => this.#played(report),
+        ended: () => this.#end("The microphone is gone."),
+      });
+      if (this.#over) return sound.close(); // stopped while the browser asked
+      this.#sound = sound;
+    } catch (error) {
+      this.#end(error.message || error.name);
+      return;
+    }
+    this.#updates = setInterval(() => this.#update(), FIGURES_MS);
+    this.#conversation = new Conversation(settings, {
+      state: (state, detail) => this.#changed(state, detail),
+      audio: (samples) => this.#answered(samples),
+      text: (piece) => transcript.add(piece),
+      session: (facts) => this.#described(facts),
+      dropped: (frames) => this.#lostThere(frames),
+    });
+    await this.lockScreen();
+  }
+
+  stop() {
+    this.#end("");
+  }
+
+  wake() {
+    this.#sound?.wake();
+  }
+
+  hurry() {
+    this.#conversation?.hurry();
+  }
+
+  async lockScreen() {
+    try {
+      this.#wakeLock = await navigator.wakeLock?.request("screen");
+      if (this.#over) this.#wakeLock?.release();
+    } catch {
+      // Low battery, or the page is not seen: the conversation goes on all the same.
+    }
+  }
+
+  #changed(state, detail) {
+    if (state === "ended") return this.#end(detail);
+    if (state === "lost") this.#sound.pause();
+    this.#talking = state === "talking";
+    if (this.#talking) this.#timer.restart();
+    show(state, detail);
+  }
+
+  #described({ voice, seed, resumed }) {
+    if (resumed) return;
+    $("facts").textContent = `Voice ${voice ?? NO_VOICE}, seed ${seed}`;
+  }
+
+  #heard(samples) {
+    setLevel($("you"), rmsOf(samples));
+    if (!this.#talking) return;
+    if (this.#conversation.send(samples)) this.#timer.sent(samples.length, performance.now());
+    else this.#droppedHere += samples.length;
+  }
+
+  #answered(samples) {
+    this.#timer.answered(performance.now());
+    this.#sound.play(samples);
+  }
+
+  #lostThere(frames) {
+    this.#timer.dropped(frames);
+    this.#droppedThere = frames;
+  }
+
+  #played(report) {
+    this.#playing = report;
+    setLevel($("agent"), report.rms);
+  }
+
+  #update() {
+    const { medianMs } = this.#timer;
+    $("reply").textContent = medianMs === null ? "–" : `${Math.round(medianMs)} ms`;
+    $("buffer").textContent = `${Math.round(this.#playing.heldMs)} ms`;
+    $("dropped").textContent = this.#droppedThere + Math.round(this.#droppedHere / FRAME_SAMPLES);
+    $("gaps").textContent = this.#playing.underruns;
+    transcript.pause();
+  }
+
+  #end(reason) {
+    if (this.#over) return;
+    this.#over = true;
+    this.#conversation?.stop();
+    this.#sound?.close();
+    this.#wakeLock?.release();
+    clearInterval(this.#updates);
+    transcript.finish();
+    for (const id of ["you", "agent"]) setLevel($(id), 0);
+    call = null;
+    show("ended", reason);
+  }
+}
+
+function rmsOf(samples) {
+  let energy = 0;
+  for (const sample of samples) energy += sample * sample;
+  return Math.sqrt(energy / samples.length);
+}
+
+function setLevel(meter, rms) {
+  const level = Math.min(1, Math.max(0, 1 - (20 * Math.log10(rms || 1e-9)) / FLOOR_DB));
+  meter.setAttribute("aria-valuenow", Math.round(100 * level));
+  meter.style.setProperty("--level", level.toFixed(3));
+}
+
+function start() {
+  const { example, ...settings } = Object.fromEntries(new FormData($("form")));
+  transcript.clear();
+  $("call").hidden = false;
+  for (const id of ["facts", "reply", "buffer"]) $(id).textContent = id === "facts" ? "" : "–";
+  for (const id of ["dropped", "gaps"]) $(id).textContent = "0";
+  call = new Call();
+  call.start(settings);
+}
+
+async function load() {
+  const response = await fetch(new URL("api/info", document.baseURI), { cache: "no-store" });
+  if (!response.ok) throw new Error(`${response.status}`);
+  const { voices, token_required: needsToken } = await response.json();
+  fillVoices(voices);
+  $("token-field").hidden = !needsToken;
+  $("token").disabled = !needsToken;
+  $("token").required = needsToken;
+  $("token").value = new URLSearchParams(location.search).get("token") ?? "";
+}
+
+const GROUPS = { NATF: "Natural, female", NATM: "Natural, male", VARF: "Varied, female", VARM: "Varied, male" };
+
+function fillVoices(voices) {
+  const groups = new Map();
+  for (const voice of [...voices, NO_VOICE]) {
+    const name = voice.replace(/\.pt$/, "");
+    const label = voice === NO_VOICE ? "No voice: the model chooses" : name;
+    const group = voice === NO_VOICE ? "" : (GROUPS[name.replace(/\d+$/, "")] ?? "Others");
+    if (!groups.has(group)) groups.set(group, []);
+    groups.get(group).push(new Option(label, name, name === "NATF0", name === "NATF0"));
+  }
+  for (const [group, options] of groups) $("voice").append(...(group ? [groupOf(group, options)] : options));
+}
+
+function groupOf(label, options) {
+  const group = document.createElement("optgroup");
+  group.label = label;
+  group.append(...options);
+  return group;
+}
+
+function fillExamples() {
+  PERSONAS.forEach(({ name, text }, i) => {
+    const label = document.createElement("label");
+    const radio = document.createElement("input");
+    Object.assign(radio, { type: "radio", name: "example", value: name, checked: i === 0 });
+    radio.addEventListener("change", () => ($("persona").value = text));
+    label.append(radio, document.createTextNode(name));
+    $("examples").append(label);
+  });
+  $("persona").value = PERSONAS[0].text;
+  $("persona").addEventListener("input", () => {
+    for (const radio of document.querySelectorAll("[name=example]")) {
+      radio.checked = PERSONAS.some(({ name, text }) => name === radio.value && text === $("persona").value);
+    }
+  });
+}
+
+function complain(problem) {
+  $("problem").textContent = problem;
+  $("problem").hidden = false;
+}
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (call) call.stop();
+  else start();
+});
+$("form").addEventListener("invalid", () => ($("advanced").open = true), true); // what is folded away cannot complain
+for (const gesture of ["pointerdown", "keydown"]) document.addEventListener(gesture, () => call?.wake());
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState !== "visible") return;
+  call?.wake();
+  call?.lockScreen();
+});
+addEventListener("online", () => call?.hurry());
+addEventListener("pagehide", () => call?.stop());
+
+fillExamples();
+const problem = audioProblem();
+if (problem) complain(problem);
+try {
+  await load();
+  $("talk").disabled = problem !== null;
+  show("ready");
+} catch {
+  complain("The server does not answer. Reload the page when it is back.");
+}

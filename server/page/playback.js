@@ -1,0 +1,39 @@
+// The audio worklet in front of the loudspeaker. It is sent `{ samples }` at 24 kHz, or `{ gap: true }` when none will
+// come for a while, and posts 20 times a second how loud it is and what it holds.
+
+import { JitterBuffer } from "./jitter.js";
+import { SAMPLE_RATE_HZ } from "./protocol.js";
+import { Resampler } from "./resampler.js";
+
+const REPORT_S = 0.05;
+
+class Playback extends AudioWorkletProcessor {
+  #resampler = new Resampler(SAMPLE_RATE_HZ, sampleRate);
+  #buffer = new JitterBuffer(sampleRate);
+  #energy = 0;
+  #count = 0;
+
+  constructor() {
+    super();
+    this.port.onmessage = ({ data }) => {
+      if (data.samples) this.#buffer.push(this.#resampler.process(data.samples));
+      if (data.gap) this.#buffer.expectGap();
+    };
+  }
+
+  process(_inputs, [[mono]]) {
+    this.#buffer.pull(mono);
+    for (const sample of mono) this.#energy += sample * sample;
+    this.#count += mono.length;
+    if (this.#count >= REPORT_S * sampleRate) this.#report();
+    return true;
+  }
+
+  #report() {
+    const { heldMs, underruns } = this.#buffer;
+    this.port.postMessage({ rms: Math.sqrt(this.#energy / this.#count), heldMs, underruns });
+    this.#energy = this.#count = 0;
+  }
+}
+
+registerProcessor("playback", Playback);
