@@ -22,7 +22,7 @@ from aiohttp import WSMsgType
 from yarl import URL
 
 from pplex.runtime.errors import AudioError, PplexError
-from pplex.server.protocol import PATH, Kind, pack
+from pplex.server.protocol import PATH, Close, Kind, pack
 
 Pcm = npt.NDArray[np.float32]
 AudioFormat = Literal["opus", "s16", "f32"]
@@ -92,7 +92,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Queued:
-    """Waiting for a slot: 1 is next. Seen where a conversation is resumed."""
+    """Waiting for a slot: 1 is next, 0 has one. Seen where a conversation is resumed."""
 
     position: int
 
@@ -180,6 +180,8 @@ class Link:
             message = await self._socket.receive(timeout=SILENCE_S)
         except TimeoutError as error:
             raise LostError(f"The connection is lost: nothing came from the server for {SILENCE_S:g} s.") from error
+        if message.type is WSMsgType.CLOSE and message.data == Close.NOT_READING:
+            raise LostError("The server gave the connection up, because what it said was not read in time.")
         if message.type is WSMsgType.CLOSE:
             raise ClosedError(message.data, self._complaint or (message.extra or "").strip())
         if message.type is not WSMsgType.BINARY or not message.data:
