@@ -22,7 +22,7 @@ from aiohttp import WSMsgType
 from yarl import URL
 
 from pplex.runtime.errors import AudioError, PplexError
-from pplex.server.protocol import PATH, Kind, pack
+from pplex.server.protocol import PATH, Close, Kind, pack
 
 Pcm = npt.NDArray[np.float32]
 AudioFormat = Literal["opus", "s16", "f32"]
@@ -92,7 +92,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Queued:
-    """Waiting for a slot: 1 is next. Seen where a conversation is resumed."""
+    """Waiting for a slot: 1 is next, 0 has one. Seen where a conversation is resumed."""
 
     position: int
 
@@ -180,6 +180,8 @@ class Link:
             message = await self._socket.receive(timeout=SILENCE_S)
         except TimeoutError as error:
             raise LostError(f"The connection is lost: nothing came from the server for {SILENCE_S:g} s.") from error
+        if message.type is WSMsgType.CLOSE and message.data == Close.NOT_READING:
+            raise LostError("The server gave the connection up, because what it said was not read in time.")
         if message.type is WSMsgType.CLOSE:
             raise ClosedError(message.data, self._complaint or (message.extra or "").strip())
         if message.type is not WSMsgType.BINARY or not message.data:
@@ -199,12 +201,13 @@ class Link:
     async def close(self) -> None:
         """End the conversation."""
         await self._socket.close()
-        await self.abandon()
+        await self.abandon()  # aiohttp would leave a transport of TLS behind, still closing
 
     async def abandon(self) -> None:
         """Cut the connection without a word, which leaves the conversation to be resumed."""
         if self._transport is not None:
-            self._transport.abort()  # aiohttp would leave one of TLS behind, still closing
+            self._transport.abort()
+        await self._socket.close()  # which can say nothing any more
         await self._http.close()
 
 
@@ -221,6 +224,7 @@ class _Upgrade:
             self.transport = response.connection.transport if response.connection else None
             return response
         reason = (await response.text(errors="replace")).strip() or response.reason or ""
+        response.close()
         wait = response.headers.get("Retry-After", "")
         raise RefusedError(response.status, reason, float(wait) if wait.isdigit() else None)
 

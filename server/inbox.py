@@ -49,6 +49,7 @@ class Inbox:
         self._started = False
         self._next_s = 0.0  # the pace's earliest time
         self.dropped = 0  # frames dropped so far
+        self._skipped = 0  # samples that were never pushed, and are no whole frame together
         self.epoch = 0  # replies to an earlier one's frames are nobody's
 
     def room(self) -> int:
@@ -58,7 +59,8 @@ class Inbox:
 
     def skip(self, samples: int) -> None:
         """Count samples that were dropped before they could be pushed."""
-        self.dropped += -(-samples // self.frame_size)
+        frames, self._skipped = divmod(self._skipped + samples, self.frame_size)
+        self.dropped += frames
 
     def push(self, pcm: Pcm, now_s: float) -> bool:
         """Add samples [n]; returns whether that made a frame whole."""

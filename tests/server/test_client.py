@@ -57,9 +57,9 @@ def pcm_of(events: list[Event]) -> np.ndarray:
 @pytest.mark.parametrize("audio", ["f32", "s16", "opus"])
 def test_samples_in_any_division_give_a_frame_for_a_frame(server: Running, audio: str) -> None:
     async def converse() -> None:
-        settings = {"voice": "NATM1", "persona": "You are kind.", "seed": 7, "text_topk": 20, "audio_temperature": 0.5}
+        settings = {"voice": "VARF2", "persona": "You are kind.", "seed": 7, "text_topk": 20, "audio_temperature": 0.5}
         async with connect(server.url, audio=audio, **settings) as conversation:
-            assert (conversation.voice, conversation.seed, conversation.audio) == ("NATM1", 7, audio)
+            assert (conversation.voice, conversation.seed, conversation.audio) == ("VARF2", 7, audio)
             assert (conversation.sample_rate, conversation.frame_size) == (24_000, FRAME)
             assert conversation.id and conversation.resume and conversation.resume_seconds == 2
             assert not conversation.resumed and conversation.ignored == ()

@@ -144,3 +144,10 @@ def test_memory_is_bounded_whatever_arrives(pushes: list[tuple[int, float]]) -> 
         if (due_s := inbox.due_s()) is not None and due_s <= now:
             inbox.pop()
         assert len(inbox._frames) <= 3
+
+
+def test_samples_that_are_skipped_are_counted_as_frames_together() -> None:
+    inbox = started()
+    for _ in range(5):
+        inbox.skip(SIZE // 2)
+    assert inbox.dropped == 2

@@ -180,7 +180,7 @@ def test_every_frame_is_answered(server: Running, tmp_path: Path, audio: str) ->
     wavs = [tmp_path / "a.wav", tmp_path / "b.wav"]
     for seed, wav in enumerate(wavs):
         soundfile.write(wav, speech(7, seed).reshape(-1), 24_000)
-    options = [*("--wav", str(wavs[0]), "--wav", str(wavs[1])), "--join-seconds", "0.2", "--voice", "NATM1"]
+    options = [*("--wav", str(wavs[0]), "--wav", str(wavs[1])), "--join-seconds", "0.2", "--voice", "VARF2"]
     options += [*("--persona", "You are kind.", "--persona", "You are not."), "--seed", "5"]
     out = tmp_path / "load.json"
     result = load(server.url, "--sessions", "3", "--audio", audio, "--json", "--out", str(out), *options)
