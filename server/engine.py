@@ -62,7 +62,8 @@ class EngineThread:
         self._spoken, self._ready, self._failed = spoken, ready, failed
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
-        self._woken = self._stopping = False
+        self._stopping = False
+        self._woken, self._awaited = 0, 1  # frames since the last look, and how many make the next one worthwhile
         self._seats: list[Seat] = []  # primed
         self._priming: deque[tuple[Seat, Generator[None, None, Session]]] = deque()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -86,10 +87,11 @@ class EngineThread:
         self._order(lambda: self._end(seat))
 
     def wake(self) -> None:
-        """A frame has become whole."""
+        """A frame has become whole. It wakes the thread if that waits for no more than this one."""
         with self._wake:
-            self._woken = True
-            self._wake.notify()
+            self._woken += 1
+            if self._woken >= self._awaited:
+                self._wake.notify()
 
     def stop(self) -> None:
         """End the thread, and wait for it."""
@@ -125,13 +127,13 @@ class EngineThread:
         with self._wake:
             orders = list(self._orders)
             self._orders.clear()
-            self._woken = False
+            self._woken, self._awaited = 0, 1
         return orders
 
     def _sleep(self, wait_s: float | None) -> None:
         """Until there is something to do, at most `wait_s`."""
         with self._wake:
-            if not (self._orders or self._woken or self._stopping):
+            if not (self._orders or self._woken >= self._awaited or self._stopping):
                 self._wake.wait(wait_s)
 
     def _step_whole_frames(self) -> float | None:
@@ -147,7 +149,9 @@ class EngineThread:
         wait_s = self._batch_wait_s
         until_s = min(there.values()) + wait_s
         others = (due.get(seat, seat.expected_s) for seat in self._seats if seat not in there)
-        if now < until_s and any(now - wait_s < expected_s < until_s for expected_s in others):
+        awaited = sum(now - wait_s < expected_s < until_s for expected_s in others)
+        if awaited and now < until_s:
+            self._awaited = awaited
             return until_s - now
         self._step(list(there), due)
         return 0.0
