@@ -83,7 +83,7 @@ class _Run:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._interrupt)
-        before = await self._metrics()
+        began, before = time.perf_counter(), await self._metrics()
         ending = loop.call_later(load.join_s + 60 * load.minutes, self._end)
         watching = asyncio.create_task(self._watch())
         sessions = [asyncio.create_task(self._session(index, log)) for index, log in enumerate(self._logs)]
@@ -93,11 +93,11 @@ class _Run:
         for session in sessions:
             if not session.cancelled():
                 session.result()
-        after = await self._metrics()
+        after, seconds = await self._metrics(), time.perf_counter() - began
         return summarize(
             f"{load.sessions} sessions, {load.minutes:g} min of {load.audio}, {load.url}",
             self._logs,
-            server_side(before, after) if before and after else None,
+            server_side(before, after, seconds) if before and after else None,
             self._interrupted,
             machine(None, "pplex-export", "aiohttp", "av", "numpy"),
         )

@@ -13,6 +13,8 @@ FRAME_S = 0.08
 GAP_S = FRAME_S + 0.04  # between two replies; more is heard
 WARM_UP_S = 1.0  # after each handshake; reported apart
 LATE, DROPPED, LAG = "pplex_late_frames_total", "pplex_dropped_frames_total", "pplex_event_loop_lag_seconds_bucket"
+NO_LOAD = 0.001  # cores
+THREAD, MEMORY = "pplex_thread_seconds_total", "process_resident_memory_bytes"
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]  # name, labels
 
@@ -93,6 +95,8 @@ class ServerSide:
     late_frames: int | None
     dropped_frames: dict[str, int]  # by reason
     event_loop_lag_p99_ms: float | None  # upper bound of the bucket that holds it; None above the last, too
+    thread_cores: dict[str, float]  # processor time by thread: 1 is a whole core
+    resident_mb: tuple[float, float] | None  # before and after
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,10 @@ def summarize(
     )
 
 
-def server_side(before: str, after: str) -> ServerSide:
-    """What the server's counters rose by between two readings of its /metrics."""
+def server_side(before: str, after: str, seconds: float) -> ServerSide:
+    """What the server's counters rose by between two readings of its /metrics, `seconds` apart."""
     old, new = _samples(before), _samples(after)
+    memory = [value for values in (old, new) for (name, _), value in values.items() if name == MEMORY]
     rise = {sample: value - old.get(sample, 0) for sample, value in new.items()}
     return ServerSide(
         late_frames=next((int(value) for (name, _), value in rise.items() if name == LATE), None),
@@ -205,6 +210,12 @@ def server_side(before: str, after: str) -> ServerSide:
         event_loop_lag_p99_ms=_percentile_bound(
             {float(dict(labels)["le"]): value for (name, labels), value in rise.items() if name == LAG}
         ),
+        thread_cores={
+            dict(labels)["thread"]: round(value / seconds, 3)
+            for (name, labels), value in rise.items()
+            if name == THREAD and value / seconds >= NO_LOAD
+        },
+        resident_mb=(round(memory[0] / 1e6, 1), round(memory[1] / 1e6, 1)) if len(memory) == 2 else None,
     )
 
 
@@ -242,4 +253,9 @@ def _server(server: ServerSide | None) -> str:
         return "unknown, its /metrics cannot be read"
     dropped = _listed(server.dropped_frames) or "0"
     lag = "unknown" if server.event_loop_lag_p99_ms is None else f"at most {server.event_loop_lag_p99_ms:g} ms"
-    return f"{server.late_frames} late frames, {dropped} dropped, p99 of the event loop's lag {lag}"
+    cores = ", ".join(f"{name} {cores:.2f}" for name, cores in server.thread_cores.items())
+    memory = " -> ".join(f"{mb:g} MB" for mb in server.resident_mb or ())
+    facts = [f"{server.late_frames} late frames, {dropped} dropped, p99 of the event loop's lag {lag}"]
+    facts += [f"cores: {cores}"] if cores else []
+    facts += [f"memory {memory}"] if memory else []
+    return "; ".join(facts)

@@ -1,7 +1,13 @@
 """What the server measures of itself, for Prometheus: one registry per server."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import threading
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.32, 0.64, 1.28)
@@ -50,7 +56,21 @@ class Metrics:
         self.resumed = counter("resumed", "Conversations gone on with over a new connection.")
         self.refused = counter("refused", "Requests for a conversation that were refused, by HTTP status.", "status")
         self.partings = counter("partings", "Connections of conversations that ended, by cause.", "cause")
+        ProcessCollector(registry=registry)
+        registry.register(_ThreadTimes())
 
     def text(self) -> bytes:
         """The page in Prometheus' format."""
         return generate_latest(self.registry)
+
+
+class _ThreadTimes(Collector):
+    """Processor seconds of this process's Python threads: the engine's, the speech thread's, the event loop's."""
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily("pplex_thread_seconds", "Processor seconds by thread.", labels=["thread"])
+        for thread in threading.enumerate():
+            if thread.ident is not None and hasattr(time, "pthread_getcpuclockid"):  # not on Windows
+                name = "event loop" if thread is threading.main_thread() else thread.name
+                family.add_metric([name], time.clock_gettime(time.pthread_getcpuclockid(thread.ident)))
+        return [family]

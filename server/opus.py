@@ -99,7 +99,8 @@ class OpusSender:
         What is outside [-1, 1] is clipped; what is no number is silent.
         """
         assert pcm.shape == (FRAME_SAMPLES,), f"a frame has {FRAME_SAMPLES} samples, not {pcm.shape}"
-        samples = np.clip(np.nan_to_num(pcm, nan=0.0), -1, 1)
+        samples = np.clip(pcm, -1, 1)
+        samples[np.isnan(samples)] = 0
         frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
         frame.sample_rate = SAMPLE_RATE_HZ
         packets = [bytes(packet) for packet in self._encoder.encode(frame)]

@@ -109,11 +109,11 @@ def test_the_servers_own_counts_are_differences() -> None:
     for _ in range(99):
         metrics.loop_lag.observe(0.0015)
     metrics.loop_lag.observe(0.07)
-    side = server_side(before, metrics.text().decode())
+    side = server_side(before, metrics.text().decode(), 1.0)
     assert (side.late_frames, side.dropped_frames, side.event_loop_lag_p99_ms) == (2, {"backlog": 3}, 2.0)
-    nothing = server_side(before, before)
+    nothing = server_side(before, before, 1.0)
     assert (nothing.late_frames, nothing.dropped_frames, nothing.event_loop_lag_p99_ms) == (0, {}, None)
-    assert server_side("", "").late_frames is None
+    assert server_side("", "", 1.0).late_frames is None
 
 
 # What is said, and counted.
