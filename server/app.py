@@ -9,6 +9,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from pplex.server import metrics
 from pplex.server.admission import Admission
 from pplex.server.connection import Connection, Parting
 from pplex.server.conversation import Conversation, Studio
-from pplex.server.engine import EngineThread, now_s
+from pplex.server.engine import EngineThread, Spoken, now_s
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
 from pplex.server.limits import Limits
@@ -32,7 +33,7 @@ from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.protocol import MAX_MESSAGE, PATH, Close
 from pplex.server.request import CREDENTIALS, ChatRequest, RequestError, parse_query
-from pplex.server.speech import SpeechThread
+from pplex.server.worker import Worker
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {
@@ -76,12 +77,18 @@ class Server:
         self._bundle, self._options, self._limits = bundle, options, options.limits
         self._metrics = Metrics()
         self._admission = Admission(options.slots, options.limits.queue, self._metrics)
-        self._speech = SpeechThread()
         self._engine = EngineThread(
-            self._load, options.limits.batch_wait_s, self._metrics, self._speech.answer, self._on_ready, self._on_failed
+            self._load, options.limits.batch_wait_s, self._metrics, self._on_spoken, self._on_ready, self._on_failed
         )
+        self._hearing, self._speech = Worker("hearing"), Worker("speech")
         self._studio = Studio(
-            self._engine, self._speech, self._limits, self._metrics, bundle.config.frame_size, options.recordings
+            self._engine,
+            self._hearing,
+            self._speech,
+            self._limits,
+            self._metrics,
+            bundle.config.frame_size,
+            options.recordings,
         )
         self._conversations: set[Conversation] = set()
         self._by_key: dict[str, Conversation] = {}
@@ -100,8 +107,8 @@ class Server:
         server = await self._listen()
         lag = asyncio.create_task(self._watch_lag())
         try:
-            self._speech.start()
-            self._engine.start()
+            for thread in (self._hearing, self._speech, self._engine):
+                thread.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._on_signal)
             listening(self._address(server.sockets[0]))
@@ -119,6 +126,10 @@ class Server:
     def _load(self) -> Runtime:
         options = self._options
         return Runtime(self._bundle, options.slots, threads=options.threads, device=options.device)
+
+    def _on_spoken(self, batch: list[Spoken]) -> None:
+        for spoken in batch:
+            self._speech.put(partial(spoken.seat.answer, spoken))
 
     def _on_ready(self) -> None:
         """In the engine's thread: what is loaded stays; the collector need not look at it again."""
@@ -162,10 +173,9 @@ class Server:
         server.close()
         await self._runner.shutdown()
         await self._runner.cleanup()  # waits for the handlers, which hang up
-        if self._engine.is_running:
-            await asyncio.to_thread(self._engine.stop)
-        if self._speech.is_running:
-            await asyncio.to_thread(self._speech.stop)
+        for thread in (self._hearing, self._engine, self._speech):
+            if thread.is_running:
+                await asyncio.to_thread(thread.stop)
         LOGGER.info("stopped")
 
     async def _listen(self) -> asyncio.Server:
@@ -284,7 +294,7 @@ class Server:
                 await ws.prepare(request)
             except ConnectionError:
                 return web.Response(status=499)  # nobody is there to read it
-            connection = Connection(ws, _transport(request), chat.audio, self._limits, self._metrics)
+            connection = Connection(ws, _transport(request), chat.audio, self._hearing, self._limits, self._metrics)
             parting = await conversation.run(connection)
         finally:
             if parting is None and resumed is None:

@@ -1,18 +1,20 @@
-"""One client's WebSocket: what it sends is heard, what it is sent waits in a bounded outbox. Event loop only."""
+"""One client's WebSocket: what it sends is heard, what it is sent waits in a bounded outbox."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 from aiohttp import WSMsgType, web
 
 from pplex.server.engine import Spoken, now_s
-from pplex.server.formats import make_receiver, make_sender
+from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
 from pplex.server.limits import Bucket, Limits
 from pplex.server.metrics import Metrics
 from pplex.server.opus import Received
 from pplex.server.protocol import Close, Kind, ProtocolError, pack, pack_metadata, unpack
+from pplex.server.worker import Worker
 
 PING_S = 2.0  # of silence; the official client gives up after 10
 LATE_S = 0.08
@@ -42,12 +44,17 @@ class Connection:
     """A WebSocket that was opened. `parted` is set, once, when it is to end."""
 
     def __init__(
-        self, ws: web.WebSocketResponse, transport: asyncio.Transport, audio: str, limits: Limits, metrics: Metrics
+        self,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        audio: str,
+        hearing: Worker,
+        limits: Limits,
+        metrics: Metrics,
     ):
         self._ws, self._transport, self._limits, self._metrics = ws, transport, limits, metrics
-        self.audio = audio
-        self.receiver, self.sender = make_receiver(audio), make_sender(audio)  # the sender is the speech thread's
-        self.parted: asyncio.Future[Parting] = asyncio.get_running_loop().create_future()
+        self.audio, self._hearing, self._loop = audio, hearing, asyncio.get_running_loop()
+        self.parted: asyncio.Future[Parting] = self._loop.create_future()
         self.heard_s = now_s()  # when audio last arrived
         self._outbox: deque[tuple[bytes, Spoken | None]] = deque()
         self._frames = 0  # of the outbox
@@ -55,10 +62,11 @@ class Connection:
         self._bytes_in, self._bytes_out = metrics.bytes.labels("in"), metrics.bytes.labels("out")
         self._encode_s, self._total_s = (metrics.frame_seconds.labels(stage) for stage in ("encode", "total"))
         self._sent_s = now = now_s()
-        self._ping_timer = asyncio.get_running_loop().call_later(PING_S, self._ping)
+        self._ping_timer = self._loop.call_later(PING_S, self._ping)
         self._messages = Bucket(limits.messages, limits.messages_per_s, now)
         self._bytes = Bucket(limits.message_bytes, limits.bytes_per_s, now)
         self._samples = Bucket(limits.samples, limits.samples_per_s, now)
+        hearing.put(self._prepare)
 
     def part(self, parting: Parting) -> None:
         """End the connection, unless it is ending already."""
@@ -87,11 +95,36 @@ class Connection:
             raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
         kind, payload = unpack(data)
         if kind is Kind.AUDIO:
-            self.heard_s, bad = now, self.receiver.bad
-            received = self.receiver.push(payload, min(room(), int(self._samples.level(now))))
-            self._samples.take(len(received.pcm), now)
-            self._metrics.bad_audio.inc(self.receiver.bad - bad)
-            hear(received)
+            self.heard_s = now
+            self._hearing.put(partial(self._decode, payload, room, hear))
+
+    def _decode(self, payload: bytes, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
+        """In the hearing thread: no more than there is room for, and than was spoken since the last message."""
+        if self.parted.done():
+            return
+        now, receiver = now_s(), self._receiver
+        bad = receiver.bad
+        try:
+            received = receiver.push(payload, min(room(), int(self._samples.level(now))))
+        except ProtocolError as error:
+            self._loop.call_soon_threadsafe(self.part, Parting(error.code, str(error), "protocol"))
+            return
+        self._samples.take(len(received.pcm), now)
+        self._metrics.bad_audio.inc(receiver.bad - bad)
+        hear(received)
+
+    def _prepare(self) -> None:
+        """In the hearing thread: half a millisecond, which the event loop does not have for each newcomer."""
+        _ = self._receiver, self.sender
+
+    @cached_property
+    def _receiver(self) -> Receiver:
+        return make_receiver(self.audio)
+
+    @cached_property
+    def sender(self) -> Sender:
+        """The speech thread's, from the handshake on."""
+        return make_sender(self.audio)
 
     def _gone(self, kind: WSMsgType, code: int | None) -> Parting:
         """The end that a client made: it closed, broke the protocol, or was lost."""
@@ -146,7 +179,7 @@ class Connection:
         if silence_s >= PING_S and not self._outbox:
             self.post(pack(Kind.PING))
             silence_s = 0.0
-        self._ping_timer = asyncio.get_running_loop().call_later(max(PING_S - silence_s, PING_S / 8), self._ping)
+        self._ping_timer = self._loop.call_later(max(PING_S - silence_s, PING_S / 8), self._ping)
 
     def _count(self, spoken: Spoken) -> None:
         now = now_s()
@@ -168,4 +201,4 @@ class Connection:
             pass
         finally:
             # What a client that does not read has not taken would be kept for ever.
-            asyncio.get_running_loop().call_later(HANG_UP_S, self._transport.abort)
+            self._loop.call_later(HANG_UP_S, self._transport.abort)

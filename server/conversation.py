@@ -18,7 +18,7 @@ from pplex.server.opus import Received
 from pplex.server.protocol import Close, Kind, ProtocolError, pack
 from pplex.server.recording import Recording
 from pplex.server.request import ChatRequest, session_facts
-from pplex.server.speech import SpeechThread
+from pplex.server.worker import Worker
 
 WATCH_S = 0.25  # between looks at the clock
 
@@ -28,7 +28,8 @@ class Studio:
     """What all conversations of a server share. `recordings`: a folder for both sides of each, None for none."""
 
     engine: EngineThread
-    speech: SpeechThread
+    hearing: Worker
+    speech: Worker
     limits: Limits
     metrics: Metrics
     frame_size: int
@@ -191,6 +192,7 @@ class Conversation:
         return self._inbox.room() if self._ticket.granted else 0
 
     def _hear(self, received: Received) -> None:
+        """In the hearing thread."""
         if not self._ticket.granted:
             return  # said to nobody: what waits in the queue is not a conversation yet
         self._inbox.skip(received.skipped)

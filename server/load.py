@@ -24,7 +24,7 @@ from pplex.runtime.audio import read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server.client import AudioFormat, Link, RefusedError, ServerError, server_url
 from pplex.server.event_loop import loop_factory
-from pplex.server.load_report import FRAME_S, LoadReport, SessionLog, server_side, summarize
+from pplex.server.load_report import FRAME_S, WARM_UP_S, LoadReport, SessionLog, server_side, summarize
 from pplex.server.protocol import Kind
 from pplex.server.speakers import FRAME_SIZE, FrameCounter, Message, Speaker, make_speaker, speech_like
 
@@ -85,11 +85,13 @@ class _Run:
                 loop.add_signal_handler(number, self._interrupt)
         began, before = time.perf_counter(), await self._metrics()
         ending = loop.call_later(load.join_s + 60 * load.minutes, self._end)
-        watching = asyncio.create_task(self._watch())
+        watching, warming = asyncio.create_task(self._watch()), asyncio.create_task(self._read_warm())
         sessions = [asyncio.create_task(self._session(index, log)) for index, log in enumerate(self._logs)]
         await asyncio.wait(sessions)
         ending.cancel()
         watching.cancel()
+        warm = warming.result() if warming.done() else None
+        warming.cancel()
         for session in sessions:
             if not session.cancelled():
                 session.result()
@@ -97,7 +99,7 @@ class _Run:
         return summarize(
             f"{load.sessions} sessions, {load.minutes:g} min of {load.audio}, {load.url}",
             self._logs,
-            server_side(before, after, seconds) if before and after else None,
+            server_side(before, after, seconds, warm) if before and after else None,
             self._interrupted,
             machine(None, "pplex-export", "aiohttp", "av", "numpy"),
         )
@@ -211,6 +213,15 @@ class _Run:
             failed = sum(bool(log.refused or log.failed) for log in self._logs)
             self._progress(f"{ready} of {len(self._logs)} sessions ready, {failed} refused or failed")
             await asyncio.sleep(WATCH_S)
+
+    async def _read_warm(self) -> str | None:
+        """The server's metrics a second after the last has joined, where all join at once."""
+        if self._load.join_s:
+            return None
+        while any(log.ready_s is None and not (log.refused or log.failed) for log in self._logs):
+            await asyncio.sleep(WATCH_S / 10)
+        await asyncio.sleep(WARM_UP_S)
+        return await self._metrics()
 
     async def _metrics(self) -> str | None:
         """What the server's /metrics says; None where it cannot be read."""

@@ -93,6 +93,7 @@ class ServerSide:
     """What the server counted itself meanwhile; None for what it does not tell."""
 
     late_frames: int | None
+    late_after_warm_up: int | None  # from a second after all had joined; None where they join one by one
     dropped_frames: dict[str, int]  # by reason
     event_loop_lag_p99_ms: float | None  # upper bound of the bucket that holds it; None above the last, too
     thread_cores: dict[str, float]  # processor time by thread: 1 is a whole core
@@ -195,13 +196,16 @@ def summarize(
     )
 
 
-def server_side(before: str, after: str, seconds: float) -> ServerSide:
-    """What the server's counters rose by between two readings of its /metrics, `seconds` apart."""
+def server_side(before: str, after: str, seconds: float, warm: str | None = None) -> ServerSide:
+    """What the server's counters rose by between two readings of its /metrics, `seconds` apart; `warm` is one in between."""
     old, new = _samples(before), _samples(after)
+    late = {name: value for (name, _), value in new.items() if name == LATE}
+    warm_late = {name: value for (name, _), value in _samples(warm or "").items() if name == LATE}
     memory = [value for values in (old, new) for (name, _), value in values.items() if name == MEMORY]
     rise = {sample: value - old.get(sample, 0) for sample, value in new.items()}
     return ServerSide(
         late_frames=next((int(value) for (name, _), value in rise.items() if name == LATE), None),
+        late_after_warm_up=int(late[LATE] - warm_late[LATE]) if late and warm_late else None,
         dropped_frames={
             dict(labels).get("reason", ""): int(value)
             for (name, labels), value in rise.items()
@@ -255,7 +259,8 @@ def _server(server: ServerSide | None) -> str:
     lag = "unknown" if server.event_loop_lag_p99_ms is None else f"at most {server.event_loop_lag_p99_ms:g} ms"
     cores = ", ".join(f"{name} {cores:.2f}" for name, cores in server.thread_cores.items())
     memory = " -> ".join(f"{mb:g} MB" for mb in server.resident_mb or ())
-    facts = [f"{server.late_frames} late frames, {dropped} dropped, p99 of the event loop's lag {lag}"]
+    warm = "" if server.late_after_warm_up is None else f" ({server.late_after_warm_up} after the first second)"
+    facts = [f"{server.late_frames} late frames{warm}, {dropped} dropped, p99 of the event loop's lag {lag}"]
     facts += [f"cores: {cores}"] if cores else []
     facts += [f"memory {memory}"] if memory else []
     return "; ".join(facts)

@@ -1,22 +1,20 @@
-"""The thread between the engine and the event loop: Opus, and recordings, off both."""
+"""Threads between the engine and the event loop: one decodes what is heard, one encodes and records what is said."""
 
 import queue
 import threading
 from collections.abc import Callable
-from functools import partial
 
-from pplex.server.engine import Spoken
 from pplex.server.logs import LOGGER
 
 Work = Callable[[], None]
 
 
-class SpeechThread:
-    """Does work in the order it was given, in one thread."""
+class Worker:
+    """Does work in the order it was given, in one thread, until it is stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="speech", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -25,12 +23,8 @@ class SpeechThread:
     def is_running(self) -> bool:
         return self._thread.is_alive()
 
-    def answer(self, batch: list[Spoken]) -> None:
-        """Hand each reply of an engine call to its conversation."""
-        for spoken in batch:
-            self.put(partial(spoken.seat.answer, spoken))
-
     def put(self, work: Work) -> None:
+        """From any thread."""
         self._queue.put(work)
 
     def stop(self) -> None:
@@ -43,4 +37,4 @@ class SpeechThread:
             try:
                 work()
             except Exception:  # one conversation's: the others go on
-                LOGGER.exception("a reply or a recording was lost")
+                LOGGER.exception("a message, a reply or a recording was lost")
