@@ -149,7 +149,7 @@ class EngineThread:
         wait_s = self._batch_wait_s
         until_s = min(there.values()) + wait_s
         others = (due.get(seat, seat.expected_s) for seat in self._seats if seat not in there)
-        awaited = sum(now - wait_s < expected_s < until_s for expected_s in others)
+        awaited = sum(now - wait_s < expected_s < until_s + wait_s for expected_s in others)  # as early or late as that
         if awaited and now < until_s:
             self._awaited = awaited
             return until_s - now
