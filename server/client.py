@@ -21,6 +21,7 @@ import numpy.typing as npt
 from aiohttp import WSMsgType
 from yarl import URL
 
+from pplex.runtime.audio import frames
 from pplex.runtime.errors import AudioError, PplexError
 from pplex.server.protocol import PATH, Close, Kind, pack
 
@@ -356,6 +357,7 @@ class Conversation:
         self._open_link, self._reconnect = open_link, reconnect
         self._events: deque[Event] = deque()
         self._closing = False
+        self._dropped = 0  # frames, as told last
         self._end: ServerError | None = None
         self.reconnected = 0  # times the connection was lost and made again
 
@@ -391,6 +393,30 @@ class Conversation:
         except LostError:
             return
 
+    async def play(self, pcm: Pcm) -> AsyncIterator[Event]:
+        """Say a recording [samples] in real time, and yield what the agent says meanwhile.
+
+        Ends when the last of its frames was answered or dropped; silence fills that one up. Raises as `send` and
+        iterating do.
+        """
+        recording = frames(pcm, self.frame_size)  # [F, frame_size]
+        speaking = asyncio.create_task(self._speak(recording))
+        left, dropped = len(recording), self._dropped
+        try:
+            while left - (self._dropped - dropped) > 0:
+                event = await anext(self)
+                left -= isinstance(event, Audio)
+                yield event
+            await speaking
+        finally:
+            speaking.cancel()
+
+    async def _speak(self, recording: Pcm) -> None:
+        began = time.monotonic()
+        for number, frame in enumerate(recording):
+            await asyncio.sleep(began + number * self.frame_size / self.sample_rate - time.monotonic())
+            await self.send(frame)
+
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
 
@@ -419,7 +445,8 @@ class Conversation:
         elif kind == Kind.METADATA:
             metadata = json.loads(payload)
             if metadata.get("type") == "dropped":
-                self._events.append(Dropped(metadata["frames"]))
+                self._dropped = metadata["frames"]
+                self._events.append(Dropped(self._dropped))
 
     async def _go_on(self, loss: LostError) -> None:
         """Connect again until it succeeds or the server would have given the conversation up."""

@@ -215,9 +215,8 @@ class Conversation:
             self._recording.write(spoken.frame.pcm, spoken.reply.pcm)
         if connection is None or spoken.frame.epoch != self._inbox.epoch:
             return
-        messages = [pack(Kind.AUDIO, payload) for payload in connection.sender.frame(spoken.reply.pcm)]
-        if spoken.reply.text:
-            messages.append(pack(Kind.TEXT, spoken.reply.text.encode()))
+        messages = [pack(Kind.TEXT, spoken.reply.text.encode())] if spoken.reply.text else []
+        messages += [pack(Kind.AUDIO, payload) for payload in connection.sender.frame(spoken.reply.pcm)]
         self._loop.call_soon_threadsafe(connection.deliver, messages, spoken)
 
 

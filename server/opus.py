@@ -14,7 +14,7 @@ from pplex.server.ogg import OpusHead, PageReader, PageWriter, packet_samples, t
 
 SAMPLE_RATE_HZ = 24_000
 FRAME_SAMPLES = 1920  # 80 ms
-PACKETS_PER_FRAME = 4
+PACKET_SAMPLES = 480  # 20 ms
 BITS_PER_SECOND = 48_000
 UP = 2  # samples at Opus's own 48 kHz for each of ours
 
@@ -82,31 +82,60 @@ class OpusReceiver:
         return np.zeros(samples, np.int16)
 
 
-class OpusSender:
-    """Frames of 80 ms to the pages of one Ogg Opus stream, each given out with the frame it belongs to."""
+class PacketEncoder:
+    """Samples to packets of 20 ms, for speech and with the least delay: 2.5 ms, and no packet held back."""
 
     def __init__(self) -> None:
-        self._encoder = _encoder()
-        self._pages = PageWriter(random.getrandbits(32))
-        encoders_own = OpusHead.parse(self._encoder.extradata or b"")
-        assert encoders_own is not None, "libopus wrote no head"
-        head = OpusHead(encoders_own.pre_skip, SAMPLE_RATE_HZ)
-        self._headers = [self._pages.page([head.packet()]), self._pages.page([tags_packet()])]
+        self._encoder = av.CodecContext.create("libopus", "w")
+        self._encoder.sample_rate, self._encoder.layout, self._encoder.format = SAMPLE_RATE_HZ, "mono", "flt"
+        self._encoder.bit_rate = BITS_PER_SECOND
+        self._encoder.options = {"application": "lowdelay", "compression_level": "5", "frame_duration": "20"}
+        self._encoder.open()
+        own = OpusHead.parse(self._encoder.extradata or b"")
+        assert own is not None, "libopus wrote no head"
+        self.head = OpusHead(own.pre_skip, SAMPLE_RATE_HZ)
 
-    def frame(self, pcm: Pcm) -> list[bytes]:
-        """The pages of one frame [1920]: one of four packets, before the first one the two of the headers.
-
-        What is outside [-1, 1] is clipped; what is no number is silent.
-        """
-        assert pcm.shape == (FRAME_SAMPLES,), f"a frame has {FRAME_SAMPLES} samples, not {pcm.shape}"
+    def push(self, pcm: Pcm) -> list[bytes]:
+        """The packets of [n * 480] samples. What is outside [-1, 1] is clipped; what is no number is silent."""
+        packets, rest = divmod(len(pcm), PACKET_SAMPLES)
+        assert packets and not rest, f"{len(pcm)} samples are no whole packets"
         samples = np.clip(pcm, -1, 1)
         samples[np.isnan(samples)] = 0
         frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
         frame.sample_rate = SAMPLE_RATE_HZ
-        packets = [bytes(packet) for packet in self._encoder.encode(frame)]
-        assert len(packets) == PACKETS_PER_FRAME, f"the encoder gave {len(packets)} packets for a frame"
+        encoded = [bytes(packet) for packet in self._encoder.encode(frame)]
+        assert len(encoded) == packets, f"the encoder gave {len(encoded)} packets for {packets}"
+        return encoded
+
+
+class PacketPages:
+    """Packets of 20 ms to the pages of one stream."""
+
+    def __init__(self, head: OpusHead, serial: int | None = None):
+        self._head, self._pages = head, PageWriter(random.getrandbits(32) if serial is None else serial)
+
+    def headers(self) -> list[bytes]:
+        """The first two pages."""
+        return [self._pages.page([self._head.packet()]), self._pages.page([tags_packet()])]
+
+    def page(self, packets: list[bytes]) -> bytes:
+        """The next page."""
+        return self._pages.page(packets, len(packets) * PACKET_SAMPLES * UP)
+
+
+class OpusSender:
+    """Frames of 80 ms to the pages of one Ogg Opus stream, each given out with the frame it belongs to."""
+
+    def __init__(self) -> None:
+        self._encoder = PacketEncoder()
+        self._pages = PacketPages(self._encoder.head)
+        self._headers = self._pages.headers()
+
+    def frame(self, pcm: Pcm) -> list[bytes]:
+        """The pages of one frame [1920]: one of four packets, before the first one the two of the headers."""
+        assert pcm.shape == (FRAME_SAMPLES,), f"a frame has {FRAME_SAMPLES} samples, not {pcm.shape}"
         headers, self._headers = self._headers, []
-        return [*headers, self._pages.page(packets, FRAME_SAMPLES * UP)]
+        return [*headers, self._pages.page(self._encoder.push(pcm))]
 
 
 class Halver:
@@ -148,15 +177,3 @@ def _mono_decoder() -> av.AudioCodecContext:
     decoder.sample_rate = SAMPLE_RATE_HZ * UP
     decoder.open()
     return decoder
-
-
-def _encoder() -> av.AudioCodecContext:
-    """An open encoder for speech with the least delay: 2.5 ms, and no packet held back."""
-    encoder = av.CodecContext.create("libopus", "w")
-    encoder.sample_rate = SAMPLE_RATE_HZ
-    encoder.format = "flt"
-    encoder.layout = "mono"
-    encoder.bit_rate = BITS_PER_SECOND
-    encoder.options = {"application": "lowdelay", "compression_level": "5", "frame_duration": "20"}
-    encoder.open()
-    return encoder

@@ -49,17 +49,18 @@ class RawSpeaker:
 
 class OpusSpeaker:
     def __init__(self, pcm: Pcm):
-        from pplex.server.client_opus import PACKET_SAMPLES, PacketEncoder  # here, because it needs PyAV
+        from pplex.server.opus import PACKET_SAMPLES, PacketEncoder  # here, because it needs PyAV
 
         message_samples = PAGE_PACKETS * PACKET_SAMPLES
-        packets = PacketEncoder().push(frames(pcm, message_samples).reshape(-1))
+        encoder = PacketEncoder()
+        packets, self._head = encoder.push(frames(pcm, message_samples).reshape(-1)), encoder.head
         self._pairs = [packets[i : i + PAGE_PACKETS] for i in range(0, len(packets), PAGE_PACKETS)]
         self._samples = message_samples
 
     def messages(self, start: float, serial: int) -> Iterator[Message]:
-        from pplex.server.client_opus import PacketPages
+        from pplex.server.opus import PacketPages
 
-        pages = PacketPages(serial)
+        pages = PacketPages(self._head, serial)
         yield from ((header, 0) for header in pages.headers())
         at = int(start * len(self._pairs))
         while True:

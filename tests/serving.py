@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 START_S = 60
-COMMAND = [sys.executable, "-c", "from pplex.cli import main; main()", "serve"]
+MAIN = "from pplex.cli import main; main()"
+COMMAND = [sys.executable, "-c", MAIN, "serve"]
 WITH_LIMITS = """
 import sys
 from pathlib import Path
@@ -78,14 +79,20 @@ Serve = Callable[..., AbstractContextManager[Running]]  # takes the arguments of
 
 @contextmanager
 def serving(
-    bundle: Path, folder: Path, *arguments: str, ready: bool = True, limits: Mapping[str, float] | None = None
+    bundle: Path,
+    folder: Path,
+    *arguments: str,
+    ready: bool = True,
+    limits: Mapping[str, float] | None = None,
+    prelude: str = "",
 ) -> Iterator[Running]:
     """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must not have failed in the end.
 
-    `limits` are those that the command has no option for; then it has 4 slots and takes no arguments.
+    `limits` are those that the command has no option for; then it has 4 slots and takes no arguments. `prelude` is Python
+    that its process runs first.
     """
     log = folder / f"serve-{time.monotonic_ns()}.log"
-    command = [*COMMAND, str(bundle), "--port", "0", "--device", "cpu", *arguments]
+    command = [sys.executable, "-c", prelude + MAIN, "serve", str(bundle), "--port", "0", "--device", "cpu", *arguments]
     if limits is not None:
         command = [sys.executable, "-c", WITH_LIMITS.format(limits=dict(limits)), str(bundle)]
     with log.open("w") as stream:

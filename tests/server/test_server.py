@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import aiohttp
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +18,8 @@ from serving import COMMAND, Running, Serve
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Runtime
+from pplex.server.ogg import PageReader
+from pplex.server.opus import PacketEncoder, PacketPages
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,59 @@ def test_samples_of_16_bits(server: Running, alone: Runtime) -> None:
     heard = run(converse())
     pcm, _ = expected(alone, (user / 32768).astype(np.float32), "NATF0", "", 3)
     assert np.abs(heard / 32768 - np.clip(pcm, -1, 1)).max() < 1e-3
+
+
+OFFICIAL = {  # what the reference's web client sends
+    "audio": "",
+    "text_temperature": "0.7",
+    "text_topk": "25",
+    "audio_temperature": "0.8",
+    "audio_topk": "250",
+    "pad_mult": "0",
+    "text_seed": "4711",
+    "audio_seed": "815",
+    "repetition_penalty_context": "64",
+    "repetition_penalty": "1",
+    "text_prompt": "You are kind.",
+    "voice_prompt": "NATM1.pt",
+}
+
+
+def test_the_official_client(server: Running) -> None:
+    """It sends two headers and pages of two packets, and joins late: its decoder skips pages 0 and 1 and joins none."""
+    user = speech(26).ravel()
+
+    async def converse() -> Caller:
+        async with call(server.url, **OFFICIAL) as caller:
+            await caller.handshake()
+            await caller.until(lambda: caller.all("ping"), "a ping to a client that is silent")
+            encoder = PacketEncoder()
+            pages, packets = PacketPages(encoder.head), encoder.push(user)
+            for header in pages.headers():
+                await caller.ws.send_bytes(b"\1" + header)
+            for i in range(0, len(packets), 2):
+                await caller.ws.send_bytes(b"\1" + pages.page(packets[i : i + 2]))
+                await asyncio.sleep(0.04)
+            await caller.until(lambda: len(caller.all("audio")) >= 26)
+            return caller
+
+    caller = run(converse())
+    messages = caller.all("audio")
+    assert len(messages) == 2 + 26  # the headers, then a message for each frame
+    for number, message in enumerate(messages):
+        lacing = message[27 : 27 + message[26]]
+        assert message[:4] == b"OggS" and len(message) == 27 + len(lacing) + sum(lacing)  # one page, and whole
+        assert int.from_bytes(message[18:22], "little") == number
+    assert messages[0][28:36] == b"OpusHead" and messages[0][37] == 1  # one channel
+    assert messages[1][28:36] == b"OpusTags"
+    assert caller.text
+    decoder = av.CodecContext.create("libopus", "r")
+    decoder.sample_rate, decoder.layout = 48_000, "mono"
+    late = PageReader()
+    packets = [part for message in messages[:2] + messages[8:] for part in late.push(message)]
+    audio = [packet for packet in packets if isinstance(packet, bytes)]
+    samples = [frame.samples for packet in audio for frame in decoder.decode(av.Packet(packet))]
+    assert samples == [960] * 4 * 20
 
 
 def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve, alone: Runtime) -> None:
@@ -393,6 +449,53 @@ def test_a_recording_holds_both_sides(serve: Serve, tmp_path: Path) -> None:
     assert np.abs(stereo[:, 0] - user.ravel()).max() < 1e-4
     assert np.abs(stereo[:, 1] - np.clip(heard.ravel(), -1, 1)).max() < 1e-4
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [f"{identity}.flac"]
+
+
+def test_a_folder_in_place_of_our_page(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>Their client</h1>")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "client.js").write_text("talk()")
+    with serve("--static", str(tmp_path), "--slots", "1") as server:
+        assert server.get("/") == (200, "<h1>Their client</h1>")
+        assert server.get("/assets/client.js") == (200, "talk()")
+        assert server.get("/page.js")[0] == 404
+        assert server.get("/api/chat")[0] == 426
+
+
+FAILING = """
+from pplex.runtime.errors import GpuError
+from pplex.runtime.session import Runtime
+whole = Runtime.{method}
+calls = []
+def failing(*arguments, **options):
+    calls.append(1)
+    if len(calls) > {calls}:
+        raise GpuError("The GPU has fallen off the bus.")
+    return whole(*arguments, **options)
+Runtime.{method} = failing
+"""
+
+
+def test_an_engine_that_fails_closes_everything_and_ends_the_server(serve: Serve) -> None:
+    async def visit(url: str) -> None:
+        async with call(url) as caller, call(url) as waiting:
+            await caller.handshake()
+            await caller.say(*speech(4))
+            assert await caller.closed() == 1011
+            assert await waiting.closed() == 1011
+
+    started = serve("--slots", "1", prelude=FAILING.format(method="step", calls=3))
+    with pytest.raises(AssertionError, match="the server ended with 1"), started as server:
+        run(visit(server.url))
+        assert server.process.wait(10) == 1
+        assert server.log.read_text().endswith("Error: The GPU has fallen off the bus.\n")
+
+
+def test_an_engine_that_cannot_be_loaded_ends_the_server(serve: Serve) -> None:
+    started = serve(ready=False, prelude=FAILING.format(method="__init__", calls=0))
+    with pytest.raises(AssertionError, match="the server ended with 1"), started as server:
+        assert server.process.wait(20) == 1
+        assert server.log.read_text().endswith("Error: The GPU has fallen off the bus.\n")
 
 
 # Who may talk.
