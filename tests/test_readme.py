@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from serving import serving
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -45,3 +46,14 @@ def test_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(snippet, names)
     assert names["reply"].pcm.shape == (1920,)  # type: ignore[attr-defined]
     assert list(names["replies"]) == [names["session"]]  # type: ignore[call-overload]
+
+
+def test_serving(demo: Path) -> None:
+    (block,) = [block for block in blocks("sh") if "serve demo/bundle" in block]
+    serve, load = (shlex.split(line) for line in block.splitlines())
+    assert serve[:3] == ["pplex-export", "serve", "demo/bundle"] and load[:2] == ["pplex-export", "load"]
+    with serving(demo / "demo/bundle", demo, *serve[3:]) as server:
+        command = [sys.executable, "-c", "from pplex.cli import main; main()", *load[1:]]
+        command[command.index("http://127.0.0.1:8998")] = server.url
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert "4 ready, 0 refused, 0 failed" in result.stdout, result.stdout + result.stderr
