@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pplex.runtime.errors import PplexError
@@ -77,9 +78,10 @@ class Conversation:
         if self._forgotten is not None:
             self._remember(self._forgotten)
         self._inbox.clear()
+        hear = partial(self._hear, self._inbox.epoch)
         tasks = [
             asyncio.create_task(_guarded(work, connection))
-            for work in (connection.read(self._room, self._hear), connection.write(), self._talk(connection))
+            for work in (connection.read(self._room, hear), connection.write(), self._talk(connection))
         ]
         try:
             return await connection.parted
@@ -191,12 +193,12 @@ class Conversation:
     def _room(self) -> int:
         return self._inbox.room() if self._ticket.granted else 0
 
-    def _hear(self, received: Received) -> None:
+    def _hear(self, epoch: int, received: Received) -> None:
         """In the hearing thread."""
         if not self._ticket.granted:
             return  # said to nobody: what waits in the queue is not a conversation yet
         self._inbox.skip(received.skipped)
-        if self._inbox.push(received.pcm, now_s()):
+        if self._inbox.push(received.pcm, now_s(), epoch):
             self._studio.engine.wake()
 
     def _on_primed(self, error: PplexError | None) -> None:

@@ -62,9 +62,11 @@ class Inbox:
         frames, self._skipped = divmod(self._skipped + samples, self.frame_size)
         self.dropped += frames
 
-    def push(self, pcm: Pcm, now_s: float) -> bool:
-        """Add samples [n]; returns whether that made a frame whole."""
+    def push(self, pcm: Pcm, now_s: float, epoch: int = 0) -> bool:
+        """Add samples [n]; returns whether that made a frame whole. Those of an earlier epoch are a lost connection's."""
         with self._lock:
+            if epoch != self.epoch:
+                return False
             frames = len(self._frames)
             while len(pcm):
                 head, pcm = np.split(pcm, [self.frame_size - self._samples])
@@ -105,9 +107,11 @@ class Inbox:
         with self._lock:
             return self._due_s() if self._started and self._frames else None
 
-    def pop(self) -> Frame:
-        """The next frame, of an inbox that has one."""
+    def pop(self) -> Frame | None:
+        """The next frame; None where there is none any more, because the inbox was cleared."""
         with self._lock:
+            if not self._frames:
+                return None
             self._next_s = self._due_s() + PACE_S  # however late the engine is: that is not the client's
             self._early = max(0, self._early - 1)
             return self._frames.popleft()

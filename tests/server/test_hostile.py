@@ -41,20 +41,21 @@ def target(serve: Serve) -> Iterator[Running]:
         yield running
 
 
+async def beside_a_bystander(server: Running, unharmed: np.ndarray, attack: Callable[[], Awaitable[None]]) -> None:
+    """Let a bystander talk while `attack` runs, and hold what it hears to what it should hear."""
+    async with call(server.url, voice_prompt="NATM1", text_prompt="A bystander.", seed="77") as bystander:
+        await bystander.handshake()
+        running = asyncio.ensure_future(attack())
+        heard = await bystander.talk(BYSTANDER)
+        await running
+        assert np.abs(heard - unharmed).max() < 1e-4
+        assert not bystander.metadata("dropped")
+
+
 def attacked(server: Running, unharmed: np.ndarray, attack: Callable[[], Awaitable[None]], rounds: int = 1) -> None:
-    """Let a bystander talk while `attack` runs, `rounds` times 12 frames; check on both, and that no slot is lost."""
-
-    async def both() -> None:
-        async with call(server.url, voice_prompt="NATM1", text_prompt="A bystander.", seed="77") as bystander:
-            await bystander.handshake()
-            running = asyncio.ensure_future(attack())
-            heard = await bystander.talk(BYSTANDER)
-            await running
-            assert np.abs(heard - unharmed).max() < 1e-4
-            assert not bystander.metadata("dropped")
-
+    """Attack beside a bystander, `rounds` times; afterwards the server is well, and no slot is lost."""
     for _ in range(rounds):
-        run(both())
+        run(beside_a_bystander(server, unharmed, attack))
     assert server.get("/health") == (200, "ok\n")
     server.wait_for(lambda: server.state() == {"ready": True, "slots": 4, "used": 0, "queued": 0})
     assert not [event for event in server.events() if event["level"] == "error"]
@@ -348,18 +349,10 @@ def test_tls(serve: Serve, unharmed: np.ndarray) -> None:
                 plug.sendall(data)
                 await asyncio.sleep(0.2)
 
-    async def both() -> None:
-        async with call(server.url, voice_prompt="NATM1", text_prompt="A bystander.", seed="77") as bystander:
-            await bystander.handshake()
-            running = asyncio.ensure_future(attack())
-            heard = await bystander.talk(BYSTANDER)
-            await running
-            assert np.abs(heard - unharmed).max() < 1e-4
-
     with serve("--self-signed", "--slots", "1", ready=False) as server:
         server.wait_for(lambda: '"ready"' in server.log.read_text(), 60)
         assert server.url.startswith("https://")
-        run(both())
+        run(beside_a_bystander(server, unharmed, attack))
         certificate = ssl.get_server_certificate(("127.0.0.1", server.port))
         assert certificate.startswith("-----BEGIN CERTIFICATE-----")
         assert not [event for event in server.events() if event["level"] == "error"]

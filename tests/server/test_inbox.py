@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplex.server.inbox import FRAME_S, PACE_S, Inbox
+from pplex.server.inbox import FRAME_S, PACE_S, Frame, Inbox
 
 SIZE = 8  # samples of a frame here
 
@@ -17,11 +17,17 @@ def started(backlog: int = 4) -> Inbox:
     return inbox
 
 
+def pop(inbox: Inbox) -> Frame:
+    frame = inbox.pop()
+    assert frame is not None
+    return frame
+
+
 def heard(inbox: Inbox, now_s: float) -> list[float]:
     """First samples of the frames that can be heard until `now_s`, as an engine that is always free would."""
     first = []
     while (due_s := inbox.due_s()) is not None and due_s <= now_s:
-        first.append(float(inbox.pop().pcm[0]))
+        first.append(float(pop(inbox).pcm[0]))
     return first
 
 
@@ -34,7 +40,7 @@ def test_frames_do_not_depend_on_how_samples_are_divided(sizes: list[int]) -> No
         total += size
     frames = []
     while inbox.due_s() is not None:
-        frames.append(inbox.pop().pcm)
+        frames.append(pop(inbox).pcm)
     assert len(frames) == total // SIZE
     assert np.array_equal(np.concatenate([*frames, samples(0, 0)]), samples(0, total // SIZE * SIZE))
 
@@ -60,7 +66,7 @@ def test_latency_is_back_within_a_second_of_a_gap() -> None:
 
     def hear_until(now_s: float) -> None:
         while (due_s := inbox.due_s()) is not None and due_s <= now_s:
-            heard_s[float(inbox.pop().pcm[0]) / SIZE] = due_s
+            heard_s[float(pop(inbox).pcm[0]) / SIZE] = due_s
 
     gap_s = 2.0
     for frame in range(60):
@@ -91,6 +97,14 @@ def test_room_is_what_would_be_kept() -> None:
     assert inbox.dropped <= 1
 
 
+def test_a_frame_that_was_due_may_be_gone() -> None:
+    inbox = started()
+    inbox.push(samples(0, SIZE), 0.0)
+    assert inbox.due_s() is not None
+    inbox.clear()  # in another thread
+    assert inbox.pop() is None
+
+
 def test_what_comes_before_the_start_is_kept_and_heard_without_a_burst() -> None:
     inbox = Inbox(SIZE, backlog=2)
     inbox.push(samples(0, 20 * SIZE), 0.0)
@@ -110,7 +124,7 @@ def test_what_comes_before_the_start_is_bounded() -> None:
         inbox.push(samples(frame * SIZE, SIZE), 0.0)
     inbox.start()
     assert inbox.dropped == 1000 - 125
-    assert float(inbox.pop().pcm[0]) == 875 * SIZE
+    assert float(pop(inbox).pcm[0]) == 875 * SIZE
 
 
 def test_late_audio_is_dropped_before_early_audio_that_was_promised() -> None:
@@ -128,10 +142,11 @@ def test_a_cleared_inbox_listens_again_from_its_next_start() -> None:
     epoch = inbox.epoch
     inbox.clear()
     assert inbox.due_s() is None and inbox.epoch == epoch + 1
-    inbox.push(samples(100, SIZE), 5.0)
+    assert not inbox.push(samples(50, SIZE), 5.0, epoch)  # of the connection that was lost
+    inbox.push(samples(100, SIZE), 5.0, inbox.epoch)
     assert inbox.due_s() is None
     inbox.start()
-    frame = inbox.pop()
+    frame = pop(inbox)
     assert float(frame.pcm[0]) == 100 and frame.epoch == inbox.epoch
 
 
