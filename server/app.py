@@ -99,7 +99,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
         self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=10)
-        self._gate = Gate(self._protocol, most, self._limits.header_s, self._metrics.connections)
+        self._gate = Gate(self._protocol, most, self._limits.header_s, self._metrics)
 
     async def run(self, listening: Callable[[str], None]) -> None:
         """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or why the engine failed."""
@@ -309,7 +309,7 @@ class Server:
         allowed = self._options.origins
         if origin is None or "*" in allowed or origin in allowed:
             return
-        if urlsplit(origin).netloc.lower() != request.host.lower():
+        if urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
             raise RequestError(403, f"Pages of {ascii(origin)[:100]} may not use this server. Allow it with --origin.")
 
     def _check_token(self, request: web.Request) -> None:

@@ -7,14 +7,14 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from prometheus_client import Gauge
+from pplex.server.metrics import Metrics
 
 
 class Gate:
     """Makes the protocols of an asyncio server: each stands before one that `make` gives."""
 
-    def __init__(self, make: Callable[[], asyncio.Protocol], most: int, header_s: float, gauge: Gauge):
-        self.make, self.most, self.header_s, self.gauge = make, most, header_s, gauge
+    def __init__(self, make: Callable[[], asyncio.Protocol], most: int, header_s: float, metrics: Metrics):
+        self.make, self.most, self.header_s, self.metrics = make, most, header_s, metrics
         self._open = dict[asyncio.BaseTransport, _Visitor]()
 
     def __call__(self) -> asyncio.Protocol:
@@ -27,14 +27,15 @@ class Gate:
 
     def enter(self, transport: asyncio.BaseTransport, visitor: "_Visitor") -> bool:
         if len(self._open) >= self.most:
+            self.metrics.cut.labels("full").inc()
             return False
         self._open[transport] = visitor
-        self.gauge.set(len(self._open))
+        self.metrics.connections.set(len(self._open))
         return True
 
     def leave(self, transport: asyncio.BaseTransport) -> None:
         self._open.pop(transport, None)
-        self.gauge.set(len(self._open))
+        self.metrics.connections.set(len(self._open))
 
 
 class _Visitor(asyncio.Protocol):
@@ -52,8 +53,12 @@ class _Visitor(asyncio.Protocol):
             transport.abort()
             return
         self._transport, self._behind = transport, self._gate.make()
-        self._deadline = asyncio.get_running_loop().call_later(self._gate.header_s, transport.abort)
+        self._deadline = asyncio.get_running_loop().call_later(self._gate.header_s, self._cut)
         self._behind.connection_made(transport)
+
+    def _cut(self) -> None:
+        self._gate.metrics.cut.labels("slow").inc()
+        cast(asyncio.Transport, self._transport).abort()
 
     def pass_by(self) -> None:
         if self._deadline is not None:

@@ -240,6 +240,7 @@ def test_a_request_a_byte_at_a_time_is_cut_off(target: Running, unharmed: np.nda
     async def attacks() -> None:
         starts = b"", b"GET /api/chat HTTP/1.1\r\nHost: x\r\n", b"POST / HTTP/1.1\r\nContent-"
         await asyncio.gather(*map(attack, starts))
+        assert await asyncio.to_thread(target.metric, 'pplex_connections_cut_total{reason="slow"}') >= 2
 
     attacked(target, unharmed, attacks)
 
@@ -338,6 +339,20 @@ def test_ten_thousand_connections_leave_nothing_behind(target: Running, unharmed
     target.wait_for(lambda: target.state() == {"ready": True, "slots": 4, "used": 0, "queued": 0}, 20)
     target.wait_for(lambda: len(os.listdir(f"/proc/{target.process.pid}/fd")) <= descriptors + 2)
     attacked(target, unharmed, lambda: asyncio.sleep(0))
+
+
+def test_there_is_a_limit_to_connections(serve: Serve, unharmed: np.ndarray) -> None:
+    async def attack() -> None:
+        opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(200)]
+        await asyncio.sleep(0.2)
+        ended = [reader.at_eof() for reader, _ in opened]
+        assert 100 < sum(ended) < 200
+        for _, writer in opened:
+            writer.transport.abort()
+
+    with serve(limits={"spare_connections": 10, "queue": 2}) as server:
+        attacked(server, unharmed, attack)
+        assert server.metric('pplex_connections_cut_total{reason="full"}') > 100
 
 
 def test_tls(serve: Serve, unharmed: np.ndarray) -> None:
