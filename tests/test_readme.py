@@ -50,7 +50,7 @@ def test_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_serving(demo: Path) -> None:
     (block,) = [block for block in blocks("sh") if "serve demo/bundle" in block]
-    serve, load = (shlex.split(line) for line in block.splitlines())
+    serve, load = (shlex.split(line, comments=True) for line in block.splitlines())
     assert serve[:3] == ["pplex-export", "serve", "demo/bundle"] and load[:2] == ["pplex-export", "load"]
     with serving(demo / "demo/bundle", demo, *serve[3:]) as server:
         command = [sys.executable, "-c", "from pplex.cli import main; main()", *load[1:]]
