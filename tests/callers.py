@@ -21,7 +21,8 @@ class Caller:
     """An open connection: what arrived so far, by kind, and when."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse):
-        self.ws = ws
+        assert ws._conn is not None and ws._conn.transport is not None
+        self.ws, self._transport = ws, ws._conn.transport
         self.messages: list[tuple[str, bytes]] = []
         self.times: list[float] = []
         self._reader = asyncio.create_task(self._read())
@@ -86,9 +87,7 @@ class Caller:
 
     def drop(self) -> None:
         """Let the connection break, as a network does: no close message."""
-        connection = self.ws._conn
-        assert connection is not None and connection.transport is not None
-        connection.transport.abort()
+        self._transport.abort()
 
 
 @asynccontextmanager
@@ -100,7 +99,9 @@ async def call(url: str, headers: dict[str, str] | None = None, **query: str) ->
             f"{url}/api/chat", params=parameters, headers=headers, max_msg_size=0, autoclose=True, ssl=False
         )
         async with connecting as ws:
-            yield Caller(ws)
+            caller = Caller(ws)
+            yield caller
+        caller.drop()  # where TLS is still saying goodbye, or what was sent still waits for a server that has hung up
 
 
 def run(conversation: Awaitable[Any], seconds: float = 60) -> Any:
