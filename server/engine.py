@@ -160,18 +160,21 @@ class EngineThread:
         assert self.runtime is not None
         began = now_s()
         before = dict(self.runtime.stages.seconds)
-        heard = {seat: seat.inbox.pop() for seat in seats}
+        # There is none any more where the client has just left.
+        heard = {seat: frame for seat in seats if (frame := seat.inbox.pop()) is not None}
+        if not heard:
+            return
         replies = self.runtime.step({_session(seat): frame.pcm for seat, frame in heard.items()})
         ready = now_s()
-        self._spoken([Spoken(seat, heard[seat], replies[_session(seat)], due[seat], ready) for seat in seats])
+        self._spoken([Spoken(seat, frame, replies[_session(seat)], due[seat], ready) for seat, frame in heard.items()])
         observe = self._metrics.frame_seconds.labels
         observe("step").observe(ready - began)
         for graph, seconds in self.runtime.stages.seconds.items():
             observe(graph).observe(seconds - before[graph])
-        for seat in seats:
+        for seat in heard:
             seat.expected_s = due[seat] + FRAME_S
             observe("wait").observe(began - due[seat])
-        self._metrics.batch_size.observe(len(seats))
+        self._metrics.batch_size.observe(len(heard))
 
     def _begin(self, seat: Seat) -> None:
         assert self.runtime is not None
