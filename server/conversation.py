@@ -71,12 +71,12 @@ class Conversation:
 
     async def run(self, connection: Connection) -> Parting:
         """Converse until the connection parts; afterwards it is over, or waits for the client to return."""
+        self._inbox.clear()  # before the speech thread can see the new connection: no reply to the old one's frames is its
         previous, self.connection = self.connection, connection
         if previous is not None:
             previous.part(Parting(Close.RESUMED_ELSEWHERE, "Resumed by another connection.", "resumed"))
         if self._forgotten is not None:
             self._remember(self._forgotten)
-        self._inbox.clear()
         tasks = [
             asyncio.create_task(_guarded(work, connection))
             for work in (connection.read(self._room, self._hear), connection.write(), self._talk(connection))
