@@ -99,7 +99,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
         self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=10)
-        self._gate = Gate(self._protocol, most, self._limits.header_s, self._metrics.connections)
+        self._gate = Gate(self._protocol, most, self._limits, self._metrics.connections)
 
     async def run(self, listening: Callable[[str], None]) -> None:
         """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or why the engine failed."""
@@ -277,6 +277,7 @@ class Server:
         ws = web.WebSocketResponse(
             timeout=2.0,
             compress=False,
+            autoping=False,  # the connection answers, and counts them: aiohttp would, without a limit or a pause
             max_msg_size=MAX_MESSAGE,
             heartbeat=self._limits.heartbeat_s,
             writer_limit=SEND_BUFFER // 4,

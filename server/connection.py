@@ -83,6 +83,11 @@ class Connection:
             if message.type is WSMsgType.BINARY:
                 self._take(message.data, room, hear)
                 await asyncio.sleep(0)  # messages that are there already must not keep the others waiting
+            elif message.type in (WSMsgType.PING, WSMsgType.PONG):
+                self._count_message(len(message.data), now_s())
+                if message.type is WSMsgType.PING:
+                    await self._ws.pong(message.data)
+                await asyncio.sleep(0)
             elif message.type is WSMsgType.TEXT:
                 raise ProtocolError(Close.UNSUPPORTED, "Messages are binary: a byte of kind and a payload.")
             else:
@@ -91,12 +96,15 @@ class Connection:
     def _take(self, data: bytes, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
         now = now_s()
         self._bytes_in.inc(len(data))
-        if not (self._messages.take(1, now) and self._bytes.take(len(data), now)):
-            raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
+        self._count_message(len(data), now)
         kind, payload = unpack(data)
         if kind is Kind.AUDIO:
             self.heard_s = now
             self._hearing.put(partial(self._decode, payload, room, hear))
+
+    def _count_message(self, nbytes: int, now: float) -> None:
+        if not (self._messages.take(1, now) and self._bytes.take(nbytes, now)):
+            raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
 
     def _decode(self, payload: bytes, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
         """In the hearing thread: no more than there is room for, and than was spoken since the last message."""

@@ -1,6 +1,7 @@
-"""In front of the HTTP server: how many connections there are, and how long each may take over its first request.
+"""In front of the HTTP server: how many connections there are, how long each may take over its first request, and how
+many bytes each may send.
 
-aiohttp waits for a request's header without limit, and takes any number of connections.
+aiohttp waits for a request's header without limit, takes any number of connections, and parses all that they send.
 """
 
 import asyncio
@@ -9,12 +10,14 @@ from typing import cast
 
 from prometheus_client import Gauge
 
+from pplex.server.limits import Bucket, Limits
+
 
 class Gate:
     """Makes the protocols of an asyncio server: each stands before one that `make` gives."""
 
-    def __init__(self, make: Callable[[], asyncio.Protocol], most: int, header_s: float, gauge: Gauge):
-        self.make, self.most, self.header_s, self.gauge = make, most, header_s, gauge
+    def __init__(self, make: Callable[[], asyncio.Protocol], most: int, limits: Limits, gauge: Gauge):
+        self.make, self.most, self.limits, self.gauge = make, most, limits, gauge
         self._open = dict[asyncio.BaseTransport, _Visitor]()
 
     def __call__(self) -> asyncio.Protocol:
@@ -42,8 +45,10 @@ class _Visitor(asyncio.Protocol):
 
     def __init__(self, gate: Gate):
         self._gate = gate
+        self._loop = asyncio.get_running_loop()
+        self._bytes = Bucket(gate.limits.wire_bytes, gate.limits.wire_bytes_per_s, self._loop.time())
         self._behind: asyncio.Protocol | None = None
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,7 +57,7 @@ class _Visitor(asyncio.Protocol):
             transport.abort()
             return
         self._transport, self._behind = transport, self._gate.make()
-        self._deadline = asyncio.get_running_loop().call_later(self._gate.header_s, transport.abort)
+        self._deadline = self._loop.call_later(self._gate.limits.header_s, transport.abort)
         self._behind.connection_made(transport)
 
     def pass_by(self) -> None:
@@ -61,8 +66,12 @@ class _Visitor(asyncio.Protocol):
             self._deadline = None
 
     def data_received(self, data: bytes) -> None:
-        if self._behind is not None:
+        if self._behind is None or self._transport is None:
+            return
+        if self._bytes.take(len(data), self._loop.time()):
             self._behind.data_received(data)
+        else:
+            self._transport.abort()
 
     def eof_received(self) -> bool | None:
         return self._behind.eof_received() if self._behind is not None else None

@@ -93,6 +93,28 @@ def test_a_broken_rule_closes_that_connection_only(target: Running, unharmed: np
     attacked(target, unharmed, attacks)
 
 
+@pytest.mark.parametrize("opcode", [9, 10, 0], ids=["pings", "pongs", "fragments"])
+def test_a_flood_below_the_protocol_is_cut_off(opcode: int, target: Running, unharmed: np.ndarray) -> None:
+    """Frames of which WebSocket libraries make no message: nobody but us would count them."""
+    flood = frame(b"", opcode, fin=opcode != 0) * 20_000
+
+    async def attack() -> None:
+        async with dial(target.port, then=frame(b"\1", fin=False)) as (reader, writer):
+            taking = asyncio.create_task(reader.read(-1))
+            for _ in range(1000):
+                writer.write(flood)
+                with suppress(ConnectionError):
+                    await writer.drain()
+                if writer.is_closing():
+                    break
+            else:
+                raise AssertionError("20 million frames were taken")
+            with suppress(ConnectionError):
+                await taking
+
+    attacked(target, unharmed, attack)
+
+
 def test_huge_samples_are_clipped(target: Running, unharmed: np.ndarray) -> None:
     async def attack() -> None:
         async with call(target.url) as caller:
