@@ -14,7 +14,7 @@ from pplex.server.limits import Bucket, Limits
 from pplex.server.metrics import Metrics
 from pplex.server.opus import Received
 from pplex.server.protocol import Close, Kind, ProtocolError, pack, pack_metadata, unpack
-from pplex.server.worker import Worker
+from pplex.server.worker import Work, Worker
 
 PING_S = 2.0  # of silence; the official client gives up after 10
 LATE_S = 0.08
@@ -56,6 +56,7 @@ class Connection:
         self.audio, self._hearing, self._loop = audio, hearing, asyncio.get_running_loop()
         self.parted: asyncio.Future[Parting] = self._loop.create_future()
         self.heard_s = now_s()  # when audio last arrived
+        self._unheard: deque[Work] = deque()  # the first one is being decoded, or its turn will come
         self._outbox: deque[tuple[bytes, Spoken | None]] = deque()
         self._frames = 0  # of the outbox
         self._filled = asyncio.Event()
@@ -100,7 +101,20 @@ class Connection:
         kind, payload = unpack(data)
         if kind is Kind.AUDIO:
             self.heard_s = now
-            self._hearing.put(partial(self._decode, payload, room, hear))
+            self._unheard.append(partial(self._decode, payload, room, hear))
+            if len(self._unheard) == 1:
+                self._hearing.put(self._hear_next)
+
+    def _hear_next(self) -> None:
+        """In the hearing thread: one message, and then it is the others' turn, however many have come at once."""
+        if not self._unheard:
+            return
+        try:
+            self._unheard[0]()
+        finally:
+            self._unheard.popleft()
+            if self._unheard:
+                self._hearing.put(self._hear_next)
 
     def _count_message(self, nbytes: int, now: float) -> None:
         if not (self._messages.take(1, now) and self._bytes.take(nbytes, now)):
