@@ -451,6 +451,21 @@ def test_a_recording_holds_both_sides(serve: Serve, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [f"{identity}.flac"]
 
 
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # no file may be larger
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_conversation(serve: Serve, tmp_path: Path) -> None:
+    async def visit(url: str) -> None:
+        async with call(url) as caller:
+            assert len(await (await caller.handshake()).talk(speech(15))) == 15
+
+    with serve("--record", str(tmp_path), prelude=FULL_DISK) as server:
+        run(visit(server.url))
+        server.wait_for(lambda: server.state()["used"] == 0)
+        assert [event["event"] for event in server.events() if event["level"] == "error"] == ["a recording ended early"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+
+
 def test_a_folder_in_place_of_our_page(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<h1>Their client</h1>")
     (tmp_path / "assets").mkdir()
