@@ -1,6 +1,7 @@
 """The HTTP server: what is checked before a conversation, where it is served, and how all of it starts and ends."""
 
 import asyncio
+import errno
 import gc
 import hmac
 import signal
@@ -236,6 +237,10 @@ class Server:
                     response.headers["Retry-After"] = str(error.retry_after_s)
                 if error.status == 401:
                     response.headers["WWW-Authenticate"] = "Bearer"
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # a static file's
+                    raise
+                response = web.Response(status=404, text="There is no such file.\n")
             if not response.prepared:
                 response.headers.update(HEADERS)
                 if self._options.static is None and isinstance(response, web.FileResponse):
@@ -310,7 +315,11 @@ class Server:
         allowed = self._options.origins
         if origin is None or "*" in allowed or origin in allowed:
             return
-        if urlsplit(origin).netloc.lower() != request.host.lower():
+        try:
+            netloc = urlsplit(origin).netloc
+        except ValueError:  # http://[
+            netloc = ""
+        if netloc.lower() != request.host.lower():
             raise RequestError(403, f"Pages of {ascii(origin)[:100]} may not use this server. Allow it with --origin.")
 
     def _check_token(self, request: web.Request) -> None:

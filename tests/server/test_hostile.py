@@ -276,6 +276,7 @@ def test_a_request_a_byte_at_a_time_is_cut_off(target: Running, unharmed: np.nda
         (b"GET /../../../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (403, 404)),
         (b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (403, 404)),
         (b"GET //etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (403, 404)),
+        (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100_000 + b"\r\n", (400, 431)),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(100) + b"\r\n\r\n", (400,)),
         (b"\0" * 10_000 + b"\r\n\r\n", (400,)),

@@ -546,6 +546,7 @@ def test_pages_of_other_origins_are_refused_unless_allowed(serve: Serve, server:
     assert status(server, "https://evil.example") == 403
     assert status(server, "null") == 403
     assert status(server, "http://") == 403
+    assert status(server, "http://[evil.example") == 403
     assert status(server, server.url) == 426
     with serve("--origin", "https://friend.example") as other:
         assert status(other, "https://friend.example") == 426
