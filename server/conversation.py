@@ -50,7 +50,7 @@ class Conversation:
         self._seat = Seat(self._inbox, request, self._on_primed, self._answer)
         self._primed: asyncio.Future[PplexError | None] = self._loop.create_future()
         self._recording: Recording | None = None
-        self._began_s = now_s()
+        self._admitted_s = self._began_s = now_s()
         self._forgotten: asyncio.TimerHandle | None = None  # while a client may return
         self._dropped = 0  # frames, as told and counted
         self._is_begun = self._is_over = False
@@ -118,7 +118,7 @@ class Conversation:
         if self._recording is not None:
             self._studio.speech.put(self._recording.close)
         self._ended(self)
-        seconds = round(now_s() - self._began_s, 3)
+        seconds = round(now_s() - self._admitted_s, 3)
         facts = {"conversation": self.id, "cause": cause, "seconds": seconds, "dropped_frames": self._inbox.dropped}
         LOGGER.info("conversation ended", extra=facts)
 
@@ -132,6 +132,7 @@ class Conversation:
         if not resumed:
             await self._wait_for_slot(connection)
             await self._prime()
+            self._began_s = now_s()  # what it waited for is no part of how long it may last
         await asyncio.sleep(-now_s() % FRAME_S)
         self._tell_session(connection, resumed)
         connection.post(pack(Kind.HANDSHAKE))
