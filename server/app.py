@@ -51,6 +51,7 @@ LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
 SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
 RETRY_AFTER_S = 5
+SHUTDOWN_S = 5.0  # for handlers to end: conversations hang up within it, who takes a file slowly is cut off
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Server:
         self._ended = asyncio.Event()  # a conversation has, or a signal has come, or the engine has failed
         self._loop = asyncio.get_running_loop()
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
-        self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=10)
+        self._runner = web.AppRunner(
+            self._application(), access_log=None, keepalive_timeout=10, shutdown_timeout=SHUTDOWN_S
+        )
         self._gate = Gate(self._protocol, most, self._limits, self._metrics.connections)
 
     async def run(self, listening: Callable[[str], None]) -> None:

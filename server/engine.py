@@ -94,11 +94,12 @@ class EngineThread:
                 self._wake.notify()
 
     def stop(self) -> None:
-        """End the thread, and wait for it."""
+        """End the thread and wait for it; one that is still loading, which may take minutes, ends with the process."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        if self.runtime is not None:
+            self._thread.join()
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:

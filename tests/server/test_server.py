@@ -3,9 +3,11 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -258,14 +260,28 @@ def test_an_idle_client_is_closed_and_a_long_conversation_ended(serve: Serve) ->
     async def long(url: str) -> None:
         async with call(url) as caller:
             await caller.handshake()
-            with pytest.raises(AssertionError, match="never came"):
-                await caller.talk(speech(60))
+            with suppress(ConnectionError):  # it is closed before the last one
+                for frame in speech(60):
+                    await caller.say(frame)
+                    await asyncio.sleep(FRAME_S)
             assert await caller.closed() == 1008
             assert b"may last" in caller.all("error")[0]
+
+    async def waiting(url: str) -> None:
+        async with call(url) as caller:
+            await caller.until(lambda: caller.metadata("queued"))
+            await caller.handshake()  # as long as a conversation may last has passed
+            assert len(await caller.talk(speech(10))) == 10
+
+    async def both(url: str) -> None:
+        ending = asyncio.create_task(long(url))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(ending, waiting(url))
 
     with serve("--slots", "1", "--idle-seconds", "1", "--max-minutes", "0.035") as server:
         run(idle(server.url))
         server.wait_for(lambda: server.state()["used"] == 0)
+        run(both(server.url))
 
 
 def test_who_leaves_while_priming_frees_the_slot(server: Running) -> None:
@@ -384,6 +400,31 @@ def test_it_ends_when_the_last_conversation_does(serve: Serve) -> None:
 
     with pytest.raises(AssertionError, match="the server ended with 0"), serve("--drain-seconds", "60") as server:
         assert run(visit(server)) < 10
+
+
+LOADING = """
+import time
+from pplex.runtime.session import Runtime
+Runtime.__init__ = lambda *arguments, **options: time.sleep(300)
+"""
+
+
+def test_it_ends_at_once_while_it_loads(serve: Serve) -> None:
+    with pytest.raises(AssertionError, match="the server ended with 0"), serve(ready=False, prelude=LOADING) as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+
+
+def test_who_takes_a_file_slowly_does_not_keep_it_from_ending(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>Their client</h1>")
+    (tmp_path / "large").write_bytes(bytes(30_000_000))
+    started = serve("--static", str(tmp_path), "--slots", "1")
+    with pytest.raises(AssertionError, match="the server ended with 0"), started as server, socket.socket() as plug:
+        plug.connect(("127.0.0.1", server.port))
+        plug.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert plug.recv(100).startswith(b"HTTP/1.1 200")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
 
 
 def test_metrics(serve: Serve) -> None:
