@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -605,8 +606,11 @@ def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tm
         (["--ssl", str(tmp_path), "--self-signed"], "give one"),
         (["--static", str(tmp_path)], "has no index.html"),
         (["--record", "/proc/nowhere"], "cannot be written to"),
+        (["--token", ""], "A token is empty"),
+        ([], "A token is empty"),  # of the environment
     ):
+        environment = os.environ if arguments else {**os.environ, "PPLEX_TOKEN": ""}
         command = [*COMMAND, str(tiny_bundle.folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         assert done.returncode in (1, 2), arguments
         assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
