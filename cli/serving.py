@@ -1,6 +1,7 @@
 """The commands around the server: serve a bundle to many, and load a server."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -77,6 +78,10 @@ def serve(
 
     if tls_folder is not None and self_signed:
         raise click.UsageError("--ssl and --self-signed are two ways to the same thing: give one.")
+    if not all(tokens or [os.environ.get("PPLEX_TOKEN", "none")]):  # click takes an empty variable for none at all
+        raise click.UsageError(
+            "A token is empty, and would let everyone in. Give one, or unset PPLEX_TOKEN to ask for none."
+        )
     check_folders(static, recordings)
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
     limits = Limits(

@@ -1,6 +1,7 @@
 """The HTTP server: what is checked before a conversation, where it is served, and how all of it starts and ends."""
 
 import asyncio
+import errno
 import gc
 import hmac
 import signal
@@ -50,6 +51,7 @@ LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
 SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
 RETRY_AFTER_S = 5
+SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up within it, who takes a file slowly is cut off
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,10 @@ class Server:
         self._ended = asyncio.Event()  # a conversation has, or a signal has come, or the engine has failed
         self._loop = asyncio.get_running_loop()
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
-        self._runner = web.AppRunner(self._application(), access_log=None, keepalive_timeout=10)
-        self._gate = Gate(self._protocol, most, self._limits.header_s, self._metrics)
+        self._runner = web.AppRunner(
+            self._application(), access_log=None, keepalive_timeout=10, shutdown_timeout=SHUTDOWN_S
+        )
+        self._gate = Gate(self._protocol, most, self._limits, self._metrics)
 
     async def run(self, listening: Callable[[str], None]) -> None:
         """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or why the engine failed."""
@@ -236,6 +240,10 @@ class Server:
                     response.headers["Retry-After"] = str(error.retry_after_s)
                 if error.status == 401:
                     response.headers["WWW-Authenticate"] = "Bearer"
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # a static file's
+                    raise
+                response = web.Response(status=404, text="There is no such file.\n")
             if not response.prepared:
                 response.headers.update(HEADERS)
                 if self._options.static is None and isinstance(response, web.FileResponse):
@@ -277,6 +285,7 @@ class Server:
         ws = web.WebSocketResponse(
             timeout=2.0,
             compress=False,
+            autoping=False,  # the connection answers, and counts them: aiohttp would, without a limit or a pause
             max_msg_size=MAX_MESSAGE,
             heartbeat=self._limits.heartbeat_s,
             writer_limit=SEND_BUFFER // 4,
@@ -309,7 +318,11 @@ class Server:
         allowed = self._options.origins
         if origin is None or "*" in allowed or origin in allowed:
             return
-        if urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
+        try:
+            netloc = urlsplit(origin).netloc
+        except ValueError:  # http://[
+            netloc = ""
+        if netloc.lower() != request.headers.get("Host", "").lower():
             raise RequestError(403, f"Pages of {ascii(origin)[:100]} may not use this server. Allow it with --origin.")
 
     def _check_token(self, request: web.Request) -> None:

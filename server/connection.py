@@ -14,12 +14,14 @@ from pplex.server.limits import Bucket, Limits
 from pplex.server.metrics import Metrics
 from pplex.server.opus import Received
 from pplex.server.protocol import Close, Kind, ProtocolError, pack, pack_metadata, unpack
-from pplex.server.worker import Worker
+from pplex.server.worker import Work, Worker
 
 PING_S = 2.0  # of silence; the official client gives up after 10
 LATE_S = 0.08
 REASON_BYTES = 120  # a close frame holds 123
 HANG_UP_S = 2.0  # for the close handshake
+
+Hear = Callable[[Received, float], None]  # what a message held, and when it arrived
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Connection:
         self.audio, self._hearing, self._loop = audio, hearing, asyncio.get_running_loop()
         self.parted: asyncio.Future[Parting] = self._loop.create_future()
         self.heard_s = now_s()  # when audio last arrived
+        self._unheard: deque[Work] = deque()  # the first one is being decoded, or its turn will come
         self._outbox: deque[tuple[bytes, Spoken | None]] = deque()
         self._frames = 0  # of the outbox
         self._filled = asyncio.Event()
@@ -76,29 +79,50 @@ class Connection:
 
     # In.
 
-    async def read(self, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
+    async def read(self, room: Callable[[], int], hear: Hear) -> None:
         """Take messages until the client leaves; `room` tells how many samples are worth decoding, `hear` gets them."""
         while True:
             message = await self._ws.receive()
             if message.type is WSMsgType.BINARY:
                 self._take(message.data, room, hear)
                 await asyncio.sleep(0)  # messages that are there already must not keep the others waiting
+            elif message.type in (WSMsgType.PING, WSMsgType.PONG):
+                self._count_message(len(message.data), now_s())
+                if message.type is WSMsgType.PING:
+                    await self._ws.pong(message.data)
+                await asyncio.sleep(0)
             elif message.type is WSMsgType.TEXT:
                 raise ProtocolError(Close.UNSUPPORTED, "Messages are binary: a byte of kind and a payload.")
             else:
                 return self.part(self._gone(message.type, self._ws.close_code))
 
-    def _take(self, data: bytes, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
+    def _take(self, data: bytes, room: Callable[[], int], hear: Hear) -> None:
         now = now_s()
         self._bytes_in.inc(len(data))
-        if not (self._messages.take(1, now) and self._bytes.take(len(data), now)):
-            raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
+        self._count_message(len(data), now)
         kind, payload = unpack(data)
         if kind is Kind.AUDIO:
             self.heard_s = now
-            self._hearing.put(partial(self._decode, payload, room, hear))
+            self._unheard.append(partial(self._decode, payload, now, room, hear))
+            if len(self._unheard) == 1:
+                self._hearing.put(self._hear_next)
 
-    def _decode(self, payload: bytes, room: Callable[[], int], hear: Callable[[Received], None]) -> None:
+    def _hear_next(self) -> None:
+        """In the hearing thread: one message, and then it is the others' turn, however many have come at once."""
+        if not self._unheard:
+            return
+        try:
+            self._unheard[0]()
+        finally:
+            self._unheard.popleft()
+            if self._unheard:
+                self._hearing.put(self._hear_next)
+
+    def _count_message(self, nbytes: int, now: float) -> None:
+        if not (self._messages.take(1, now) and self._bytes.take(nbytes, now)):
+            raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
+
+    def _decode(self, payload: bytes, arrived_s: float, room: Callable[[], int], hear: Hear) -> None:
         """In the hearing thread: no more than there is room for, and than was spoken since the last message."""
         if self.parted.done():
             return
@@ -111,7 +135,7 @@ class Connection:
             return
         self._samples.take(len(received.pcm), now)
         self._metrics.bad_audio.inc(receiver.bad - bad)
-        hear(received)
+        hear(received, arrived_s)
 
     def _prepare(self) -> None:
         """In the hearing thread: half a millisecond, which the event loop does not have for each newcomer."""

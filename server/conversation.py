@@ -51,7 +51,7 @@ class Conversation:
         self._seat = Seat(self._inbox, request, self._on_primed, self._answer)
         self._primed: asyncio.Future[PplexError | None] = self._loop.create_future()
         self._recording: Recording | None = None
-        self._began_s = now_s()
+        self._admitted_s = self._began_s = now_s()
         self._forgotten: asyncio.TimerHandle | None = None  # while a client may return
         self._dropped = 0  # frames, as told and counted
         self._is_begun = self._is_over = False
@@ -72,12 +72,14 @@ class Conversation:
 
     async def run(self, connection: Connection) -> Parting:
         """Converse until the connection parts; afterwards it is over, or waits for the client to return."""
+        if self._is_over:  # while the connection was made
+            return Parting(Close.GOING_AWAY, "The conversation is over.", "over")
+        self._inbox.clear()  # before the speech thread can see the new connection: no reply to the old one's frames is its
         previous, self.connection = self.connection, connection
         if previous is not None:
             previous.part(Parting(Close.RESUMED_ELSEWHERE, "Resumed by another connection.", "resumed"))
         if self._forgotten is not None:
             self._remember(self._forgotten)
-        self._inbox.clear()
         hear = partial(self._hear, self._inbox.epoch)
         tasks = [
             asyncio.create_task(_guarded(work, connection))
@@ -115,12 +117,13 @@ class Conversation:
         self._is_over = True
         if self._forgotten is not None:
             self._remember(self._forgotten)
+        self._count_dropped()
         self._studio.engine.close(self._seat)
         self._ticket.release()
         if self._recording is not None:
             self._studio.speech.put(self._recording.close)
         self._ended(self)
-        seconds = round(now_s() - self._began_s, 3)
+        seconds = round(now_s() - self._admitted_s, 3)
         facts = {"conversation": self.id, "cause": cause, "seconds": seconds, "dropped_frames": self._inbox.dropped}
         LOGGER.info("conversation ended", extra=facts)
 
@@ -134,6 +137,7 @@ class Conversation:
         if not resumed:
             await self._wait_for_slot(connection)
             await self._prime()
+            self._began_s = now_s()  # what it waited for is no part of how long it may last
         await asyncio.sleep(-now_s() % FRAME_S)
         self._tell_session(connection, resumed)
         connection.post(pack(Kind.HANDSHAKE))
@@ -178,9 +182,7 @@ class Conversation:
         limits = self._limits
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._inbox.dropped > self._dropped:
-                self._metrics.dropped_frames.labels("backlog").inc(self._inbox.dropped - self._dropped)
-                self._dropped = self._inbox.dropped
+            if self._count_dropped():
                 connection.tell(type="dropped", frames=self._dropped)
             if now_s() - connection.heard_s > limits.idle_s:
                 raise Parted(Parting(Close.POLICY, f"No audio for {limits.idle_s:g} s.", "idle"))
@@ -188,17 +190,24 @@ class Conversation:
                 reason = f"A conversation may last {limits.duration_s:g} s."
                 raise Parted(Parting(Close.POLICY, reason, "duration"))
 
+    def _count_dropped(self) -> int:
+        """Frames dropped since it was asked last."""
+        dropped = self._inbox.dropped - self._dropped
+        self._dropped += dropped
+        self._metrics.dropped_frames.labels("backlog").inc(dropped)
+        return dropped
+
     # What is heard and said.
 
     def _room(self) -> int:
         return self._inbox.room() if self._ticket.granted else 0
 
-    def _hear(self, epoch: int, received: Received) -> None:
+    def _hear(self, epoch: int, received: Received, arrived_s: float) -> None:
         """In the hearing thread."""
         if not self._ticket.granted:
             return  # said to nobody: what waits in the queue is not a conversation yet
         self._inbox.skip(received.skipped)
-        if self._inbox.push(received.pcm, now_s(), epoch):
+        if self._inbox.push(received.pcm, arrived_s, epoch):
             self._studio.engine.wake()
 
     def _on_primed(self, error: PplexError | None) -> None:

@@ -94,11 +94,12 @@ class EngineThread:
                 self._wake.notify()
 
     def stop(self) -> None:
-        """End the thread, and wait for it."""
+        """End the thread and wait for it; one that is still loading, which may take minutes, ends with the process."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        if self.runtime is not None:
+            self._thread.join()
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
@@ -160,9 +161,10 @@ class EngineThread:
         assert self.runtime is not None
         began = now_s()
         before = dict(self.runtime.stages.seconds)
-        heard = {
-            seat: frame for seat in seats if (frame := seat.inbox.pop()) is not None
-        }  # its client may just have gone
+        # There is none any more where the client has just left.
+        heard = {seat: frame for seat in seats if (frame := seat.inbox.pop()) is not None}
+        if not heard:
+            return
         replies = self.runtime.step({_session(seat): frame.pcm for seat, frame in heard.items()})
         ready = now_s()
         self._spoken([Spoken(seat, frame, replies[_session(seat)], due[seat], ready) for seat, frame in heard.items()])

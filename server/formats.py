@@ -59,9 +59,10 @@ class RawSender:
         self._dtype = np.dtype(dtype)
 
     def frame(self, pcm: Pcm) -> list[bytes]:
+        pcm = np.nan_to_num(np.clip(pcm, -1, 1))
         if self._dtype.kind == "f":
             return [pcm.astype(self._dtype).tobytes()]
-        scaled = np.rint(np.clip(pcm, -1, 1) * self._full_scale)
+        scaled = np.rint(pcm * self._full_scale)
         return [np.clip(scaled, -self._full_scale, self._full_scale - 1).astype(self._dtype).tobytes()]
 
 

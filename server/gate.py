@@ -1,20 +1,22 @@
-"""In front of the HTTP server: how many connections there are, and how long each may take over its first request.
+"""In front of the HTTP server: how many connections there are, how long each may take over its first request, and how
+many bytes each may send.
 
-aiohttp waits for a request's header without limit, and takes any number of connections.
+aiohttp waits for a request's header without limit, takes any number of connections, and parses all that they send.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from pplex.server.limits import Bucket, Limits
 from pplex.server.metrics import Metrics
 
 
 class Gate:
     """Makes the protocols of an asyncio server: each stands before one that `make` gives."""
 
-    def __init__(self, make: Callable[[], asyncio.Protocol], most: int, header_s: float, metrics: Metrics):
-        self.make, self.most, self.header_s, self.metrics = make, most, header_s, metrics
+    def __init__(self, make: Callable[[], asyncio.Protocol], most: int, limits: Limits, metrics: Metrics):
+        self.make, self.most, self.limits, self.metrics = make, most, limits, metrics
         self._open = dict[asyncio.BaseTransport, _Visitor]()
 
     def __call__(self) -> asyncio.Protocol:
@@ -43,8 +45,10 @@ class _Visitor(asyncio.Protocol):
 
     def __init__(self, gate: Gate):
         self._gate = gate
+        self._loop = asyncio.get_running_loop()
+        self._bytes = Bucket(gate.limits.wire_bytes, gate.limits.wire_bytes_per_s, self._loop.time())
         self._behind: asyncio.Protocol | None = None
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -53,12 +57,13 @@ class _Visitor(asyncio.Protocol):
             transport.abort()
             return
         self._transport, self._behind = transport, self._gate.make()
-        self._deadline = asyncio.get_running_loop().call_later(self._gate.header_s, self._cut)
+        self._deadline = self._loop.call_later(self._gate.limits.header_s, self._cut, "slow")
         self._behind.connection_made(transport)
 
-    def _cut(self) -> None:
-        self._gate.metrics.cut.labels("slow").inc()
-        cast(asyncio.Transport, self._transport).abort()
+    def _cut(self, reason: str) -> None:
+        self._gate.metrics.cut.labels(reason).inc()
+        if self._transport is not None:
+            self._transport.abort()
 
     def pass_by(self) -> None:
         if self._deadline is not None:
@@ -66,8 +71,12 @@ class _Visitor(asyncio.Protocol):
             self._deadline = None
 
     def data_received(self, data: bytes) -> None:
-        if self._behind is not None:
+        if self._behind is None:
+            return
+        if self._bytes.take(len(data), self._loop.time()):
             self._behind.data_received(data)
+        else:
+            self._cut("flood")
 
     def eof_received(self) -> bool | None:
         return self._behind.eof_received() if self._behind is not None else None

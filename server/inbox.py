@@ -108,9 +108,9 @@ class Inbox:
             return self._due_s() if self._started and self._frames else None
 
     def pop(self) -> Frame | None:
-        """The next frame; None where there is none any more, because the inbox was cleared."""
+        """The next frame; None where there is none any more, because `clear` came after `due_s`."""
         with self._lock:
-            if not self._frames:
+            if not (self._started and self._frames):
                 return None
             self._next_s = self._due_s() + PACE_S  # however late the engine is: that is not the client's
             self._early = max(0, self._early - 1)

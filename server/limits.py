@@ -27,6 +27,8 @@ class Limits:
     messages_per_s: float = 250
     message_bytes: float = 2 << 20
     bytes_per_s: float = 256 << 10
+    wire_bytes: float = 4 << 20  # of a connection, whatever they are: fragments without an end are no messages
+    wire_bytes_per_s: float = 512 << 10
     samples: float = 12.0 * SAMPLE_RATE_HZ
     samples_per_s: float = 2.0 * SAMPLE_RATE_HZ  # decoded; audio cannot be faster than real time for long
 

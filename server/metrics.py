@@ -45,7 +45,9 @@ class Metrics:
         self.slots_kept = gauge("slots_kept", "Of those, kept for a client to return.")
         self.queue_length = gauge("queue_length", "Clients waiting for a slot.")
         self.connections = gauge("connections", "Open connections of any kind.")
-        self.cut = counter("connections_cut", "Connections cut: slow (no request in time), full (too many).", "reason")
+        self.cut = counter(
+            "connections_cut", "Connections cut: no request in time, too many, or too many bytes.", "reason"
+        )
         self.frames = counter("frames", "Frames answered.")
         self.late_frames = counter("late_frames", "Frames answered later than 80 ms after they were due.")
         self.dropped_frames = counter(

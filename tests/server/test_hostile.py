@@ -94,6 +94,28 @@ def test_a_broken_rule_closes_that_connection_only(target: Running, unharmed: np
     attacked(target, unharmed, attacks)
 
 
+@pytest.mark.parametrize("opcode", [9, 10, 0], ids=["pings", "pongs", "fragments"])
+def test_a_flood_below_the_protocol_is_cut_off(opcode: int, target: Running, unharmed: np.ndarray) -> None:
+    """Frames of which WebSocket libraries make no message: nobody but us would count them."""
+    flood = frame(b"", opcode, fin=opcode != 0) * 20_000
+
+    async def attack() -> None:
+        async with dial(target.port, then=frame(b"\1", fin=False)) as (reader, writer):
+            taking = asyncio.create_task(reader.read(-1))
+            for _ in range(1000):
+                writer.write(flood)
+                with suppress(ConnectionError):
+                    await writer.drain()
+                if writer.is_closing():
+                    break
+            else:
+                raise AssertionError("20 million frames were taken")
+            with suppress(ConnectionError):
+                await taking
+
+    attacked(target, unharmed, attack)
+
+
 def test_huge_samples_are_clipped(target: Running, unharmed: np.ndarray) -> None:
     async def attack() -> None:
         async with call(target.url) as caller:
@@ -256,6 +278,7 @@ def test_a_request_a_byte_at_a_time_is_cut_off(target: Running, unharmed: np.nda
         (b"GET /../../../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (403, 404)),
         (b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (403, 404)),
         (b"GET //etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", (403, 404)),
+        (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", (404,)),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100_000 + b"\r\n", (400, 431)),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(100) + b"\r\n\r\n", (400,)),
         (b"\0" * 10_000 + b"\r\n\r\n", (400,)),

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -258,14 +261,28 @@ def test_an_idle_client_is_closed_and_a_long_conversation_ended(serve: Serve) ->
     async def long(url: str) -> None:
         async with call(url) as caller:
             await caller.handshake()
-            with pytest.raises(AssertionError, match="never came"):
-                await caller.talk(speech(60))
+            with suppress(ConnectionError):  # it is closed before the last one
+                for frame in speech(60):
+                    await caller.say(frame)
+                    await asyncio.sleep(FRAME_S)
             assert await caller.closed() == 1008
             assert b"may last" in caller.all("error")[0]
+
+    async def waiting(url: str) -> None:
+        async with call(url) as caller:
+            await caller.until(lambda: caller.metadata("queued"))
+            await caller.handshake()  # as long as a conversation may last has passed
+            assert len(await caller.talk(speech(10))) == 10
+
+    async def both(url: str) -> None:
+        ending = asyncio.create_task(long(url))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(ending, waiting(url))
 
     with serve("--slots", "1", "--idle-seconds", "1", "--max-minutes", "0.035") as server:
         run(idle(server.url))
         server.wait_for(lambda: server.state()["used"] == 0)
+        run(both(server.url))
 
 
 def test_who_leaves_while_priming_frees_the_slot(server: Running) -> None:
@@ -386,6 +403,31 @@ def test_it_ends_when_the_last_conversation_does(serve: Serve) -> None:
         assert run(visit(server)) < 10
 
 
+LOADING = """
+import time
+from pplex.runtime.session import Runtime
+Runtime.__init__ = lambda *arguments, **options: time.sleep(300)
+"""
+
+
+def test_it_ends_at_once_while_it_loads(serve: Serve) -> None:
+    with pytest.raises(AssertionError, match="the server ended with 0"), serve(ready=False, prelude=LOADING) as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+
+
+def test_who_takes_a_file_slowly_does_not_keep_it_from_ending(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>Their client</h1>")
+    (tmp_path / "large").write_bytes(bytes(30_000_000))
+    started = serve("--static", str(tmp_path), "--slots", "1")
+    with pytest.raises(AssertionError, match="the server ended with 0"), started as server, socket.socket() as plug:
+        plug.connect(("127.0.0.1", server.port))
+        plug.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert plug.recv(100).startswith(b"HTTP/1.1 200")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+
+
 def test_metrics(serve: Serve) -> None:
     async def visit(url: str) -> None:
         async with call(url) as caller:
@@ -449,6 +491,21 @@ def test_a_recording_holds_both_sides(serve: Serve, tmp_path: Path) -> None:
     assert np.abs(stereo[:, 0] - user.ravel()).max() < 1e-4
     assert np.abs(stereo[:, 1] - np.clip(heard.ravel(), -1, 1)).max() < 1e-4
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [f"{identity}.flac"]
+
+
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # no file may be larger
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_conversation(serve: Serve, tmp_path: Path) -> None:
+    async def visit(url: str) -> None:
+        async with call(url) as caller:
+            assert len(await (await caller.handshake()).talk(speech(15))) == 15
+
+    with serve("--record", str(tmp_path), prelude=FULL_DISK) as server:
+        run(visit(server.url))
+        server.wait_for(lambda: server.state()["used"] == 0)
+        assert [event["event"] for event in server.events() if event["level"] == "error"] == ["a recording ended early"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
 
 
 def test_a_folder_in_place_of_our_page(serve: Serve, tmp_path: Path) -> None:
@@ -531,6 +588,7 @@ def test_pages_of_other_origins_are_refused_unless_allowed(serve: Serve, server:
     assert status(server, "https://evil.example") == 403
     assert status(server, "null") == 403
     assert status(server, "http://") == 403
+    assert status(server, "http://[evil.example") == 403
     assert status(server, server.url) == 426
     with serve("--origin", "https://friend.example") as other:
         assert status(other, "https://friend.example") == 426
@@ -548,8 +606,11 @@ def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tm
         (["--ssl", str(tmp_path), "--self-signed"], "give one"),
         (["--static", str(tmp_path)], "has no index.html"),
         (["--record", "/proc/nowhere"], "cannot be written to"),
+        (["--token", ""], "A token is empty"),
+        ([], "A token is empty"),  # of the environment
     ):
+        environment = os.environ if arguments else {**os.environ, "PPLEX_TOKEN": ""}
         command = [*COMMAND, str(tiny_bundle.folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         assert done.returncode in (1, 2), arguments
         assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
