@@ -70,10 +70,10 @@ def serve(
     """
     from pplex.runtime.bundle import open_bundle
     from pplex.runtime.ort import available_threads
-    from pplex.server.app import ServeOptions, check_folders
     from pplex.server.app import serve as run_server
     from pplex.server.limits import Limits
     from pplex.server.logs import start_logging
+    from pplex.server.options import ServeOptions, check_folders
     from pplex.server.tls import folder_context, self_signed_context
 
     if tls_folder is not None and self_signed:

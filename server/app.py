@@ -6,10 +6,8 @@ import gc
 import hmac
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -29,9 +27,9 @@ from pplex.server.conversation import Conversation, Studio
 from pplex.server.engine import EngineThread, Spoken, now_s
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
-from pplex.server.limits import Limits
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
+from pplex.server.options import ServeOptions
 from pplex.server.protocol import MAX_MESSAGE, PATH, Close
 from pplex.server.request import CREDENTIALS, ChatRequest, RequestError, parse_query
 from pplex.server.worker import Worker
@@ -52,24 +50,6 @@ SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, no
 SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
 RETRY_AFTER_S = 5
 SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up within it, who takes a file slowly is cut off
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """How a bundle is served. tokens: any of them lets a client in, none asks for none. origins: of pages not our own."""
-
-    host: str = "127.0.0.1"
-    port: int = 8998
-    slots: int = 8
-    tokens: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    static: Path | None = None
-    recordings: Path | None = None
-    log_prompts: bool = False
-    tls: ssl.SSLContext | None = None
-    threads: int | None = None
-    device: str | None = None
-    limits: Limits = field(default_factory=Limits)
 
 
 class Server:
@@ -365,22 +345,6 @@ class Server:
         self._conversations.discard(conversation)
         self._by_key.pop(conversation.key, None)
         self._ended.set()
-
-
-def check_folders(static: Path | None, recordings: Path | None) -> None:
-    """Make the folder of recordings, and raise ConfigError where one of the two cannot be used."""
-    if static is not None and not (static / "index.html").is_file():
-        raise ConfigError(f"{static} has no index.html. Give the folder of a built web client.")
-    if recordings is not None:
-        try:
-            recordings.mkdir(parents=True, exist_ok=True)
-            probe = recordings / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"{recordings} cannot be written to ({error}). Give another folder to --record."
-            ) from error
 
 
 def _matches(given: Iterable[str], tokens: Iterable[str]) -> bool:

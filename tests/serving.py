@@ -21,7 +21,8 @@ WITH_LIMITS = """
 import sys
 from pathlib import Path
 from pplex.runtime.bundle import open_bundle
-from pplex.server.app import ServeOptions, serve
+from pplex.server.app import serve
+from pplex.server.options import ServeOptions
 from pplex.server.limits import Limits
 from pplex.server.logs import start_logging
 start_logging()
