@@ -26,8 +26,10 @@ demo: .venv/demo
 		--output-wav demo/agent.wav --output-text demo/agent.json
 	@echo "The agent's side is in demo/agent.wav and demo/agent.json (random weights: it babbles)."
 
+# The server's tests talk in real time: they have the machine to themselves.
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/server
+	$(BIN)/python -m pytest tests/server
 
 # The folders install as pplex.*; a tree of links shows them to mypy under that name.
 lint: .venv/test

@@ -35,7 +35,10 @@ def test_nearest_is_within_half_a_step(rows: int, columns: int, block: int, bits
     assert quantized.scale.shape == (rows, columns) and (quantized.scale > 0).all()
     assert -(1 << (bits - 1)) <= int(quantized.values.min()) and int(quantized.values.max()) < 1 << (bits - 1)
     step = quantized.scale.float().repeat_interleave(block, 0)
-    assert ((quantized.dequantized() - weight).abs() <= step * 0.51).all()
+    clipped = 2.0**-25 * (
+        1 << (bits - 1)
+    )  # a float16 scale below 6e-5 is off by up to 2^-25, and the largest value by this
+    assert ((quantized.dequantized() - weight).abs() <= step * 0.51 + clipped).all()
 
 
 def test_tiles_make_no_difference() -> None:
