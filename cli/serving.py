@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,13 +31,45 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--origin", "origins", multiple=True, help="Origin of other pages that may talk, or *; may be repeated.")
 @click.option("--static", type=FOLDER, help="Folder served at / instead of our own page.")
 @click.option("--queue", type=click.IntRange(0), default=16, help="Clients that may wait for a slot.")
-@click.option("--queue-seconds", type=click.FloatRange(0, min_open=True), default=120, help="Longest wait for a slot.")
-@click.option("--batch-wait-ms", type=click.FloatRange(0, 40), default=10, help="A frame's wait for others.")
-@click.option("--backlog", type=click.IntRange(1, 25), default=4, help="Late frames of a client that are still heard.")
-@click.option("--idle-seconds", type=click.FloatRange(1), default=60, help="A client may send no audio for as long.")
-@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), default=60, help="Longest conversation.")
-@click.option("--resume-seconds", type=click.FloatRange(0), default=30, help="A lost client may return; 0: it may not.")
-@click.option("--drain-seconds", type=click.FloatRange(0), default=30, help="Time to finish after SIGTERM or Ctrl-C.")
+@click.option(
+    "--queue-seconds", "queue_s", type=click.FloatRange(0, min_open=True), default=120, help="Longest wait for a slot."
+)
+@click.option(
+    "--batch-wait-ms",
+    "batch_wait_s",
+    type=click.FloatRange(0, 40),
+    default=10,
+    callback=lambda context, parameter, milliseconds: milliseconds / 1000,
+    help="A frame's wait for others.",
+)
+@click.option(
+    "--backlog",
+    "backlog_frames",
+    type=click.IntRange(1, 25),
+    default=4,
+    help="Late frames of a client that are still heard.",
+)
+@click.option(
+    "--idle-seconds", "idle_s", type=click.FloatRange(1), default=60, help="A client may send no audio for as long."
+)
+@click.option(
+    "--max-minutes",
+    "duration_s",
+    type=click.FloatRange(0, min_open=True),
+    default=60,
+    callback=lambda context, parameter, minutes: minutes * 60,
+    help="Longest conversation.",
+)
+@click.option(
+    "--resume-seconds",
+    "resume_s",
+    type=click.FloatRange(0),
+    default=30,
+    help="A lost client may return; 0: it may not.",
+)
+@click.option(
+    "--drain-seconds", "drain_s", type=click.FloatRange(0), default=30, help="Time to finish after SIGTERM or Ctrl-C."
+)
 @click.option("--record", "recordings", type=FOLDER, help="Keep both sides of every conversation in this folder.")
 @click.option("--log-prompts", is_flag=True, help="Let personas appear in the log.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engine.  [default: all but one]")
@@ -51,18 +84,11 @@ def serve(
     tokens: tuple[str, ...],
     origins: tuple[str, ...],
     static: Path | None,
-    queue: int,
-    queue_seconds: float,
-    batch_wait_ms: float,
-    backlog: int,
-    idle_seconds: float,
-    max_minutes: float,
-    resume_seconds: float,
-    drain_seconds: float,
     recordings: Path | None,
     log_prompts: bool,
     threads: int | None,
     device: str | None,
+    **limits: Any,
 ) -> None:
     """Let many talk to the model of BUNDLE at once: a page, and the reference's WebSocket protocol at /api/chat.
 
@@ -84,16 +110,6 @@ def serve(
         )
     check_folders(static, recordings)
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
-    limits = Limits(
-        queue=queue,
-        queue_s=queue_seconds,
-        backlog_frames=backlog,
-        batch_wait_s=batch_wait_ms / 1000,
-        idle_s=idle_seconds,
-        duration_s=max_minutes * 60,
-        resume_s=resume_seconds,
-        drain_s=drain_seconds,
-    )
     options = ServeOptions(
         host,
         port,
@@ -106,7 +122,7 @@ def serve(
         tls,
         threads or max(1, available_threads() - 1),
         device,
-        limits,
+        Limits(**limits),
     )
     opened = open_bundle(bundle)
     start_logging()
