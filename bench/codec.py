@@ -14,11 +14,11 @@ from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, pe
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
-from pplex.export.synth_codec import speech_like
 from pplex.runtime.device import Buffer, HostDevice
 from pplex.runtime.engine import Engine
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.ort import OnnxRuntimeExecutor
+from pplex.runtime.synthetic_speech import speech_like
 
 Array = npt.NDArray[Any]
 Step = Callable[[Array], Array]

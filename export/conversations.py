@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pplex.export import weights
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
-from pplex.export.synth_codec import speech_like, stream_codec
+from pplex.export.synth_codec import stream_codec
 from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.delays import DelayRing, Tokens
 from pplex.runtime.errors import AudioError, CalibrationError
 from pplex.runtime.prompt import make_prompt
+from pplex.runtime.synthetic_speech import speech_like
 from pplex.runtime.text import Tokenizer
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pplex.export.checkpoint import Checkpoint, mimi_tensors
 from pplex.export.mimi import MimiEncoder, Quantizer
-from pplex.export.synth_tensors import Array, Progress, generator, normal, write_tensors
+from pplex.export.synth_tensors import Progress, generator, normal, write_tensors
 from pplex.export.threads import one_thread
 from pplex.export.weights import load
-from pplex.runtime.config import CODEBOOKS, SAMPLE_RATE_HZ, ModelConfig
+from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.graphs import graph_specs, seanet_decoder
+from pplex.runtime.synthetic_speech import speech_like
 
 GAIN = 1.0  # of a matrix: it keeps the deviation of what it multiplies
 # ELU takes off a third of a unit normal's power, and a residual block adds to its stream.
@@ -141,25 +142,3 @@ def _set_peak(tensors: dict[str, Tensor], last: str, sound: Tensor) -> None:
     scale = PEAK / (sound - mean).abs().max()
     tensors[f"{last}.weight"] = tensors[f"{last}.weight"] * scale
     tensors[f"{last}.bias"] = (tensors[f"{last}.bias"] - mean) * scale
-
-
-def speech_like(frames: int, frame_size: int, seed: int) -> Array:
-    """Sound with what a codec meets in speech: harmonics of a moving pitch under two moving formants, bursts of noise
-    and pauses. [frames * frame_size] float32, within 0.5.
-    """
-    random = np.random.default_rng(seed)
-    time_s = np.arange(frames * frame_size) / SAMPLE_RATE_HZ
-
-    def curve(rate_hz: float, low: float, high: float) -> Array:
-        knots = random.uniform(low, high, int(time_s[-1] * rate_hz) + 2)
-        return np.interp(time_s * rate_hz, np.arange(len(knots)), knots)
-
-    pitch_hz, formants_hz = curve(3, 80, 280), (curve(6, 250, 900), curve(6, 900, 2800))
-    phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE_HZ
-    voice = np.zeros_like(time_s)
-    for k in range(1, 17):
-        voice += sum(1 / (1 + ((k * pitch_hz - formant) / 150) ** 2) for formant in formants_hz) * np.sin(k * phase)
-    voiced, hiss = curve(5, -0.6, 1).clip(0), curve(6, -2, 0.6).clip(0)
-    pcm = voice * voiced + random.standard_normal(len(time_s)) * hiss
-    loud: Array = 0.5 * np.tanh(pcm / (3 * pcm.std()))
-    return loud.astype(np.float32)

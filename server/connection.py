@@ -13,11 +13,10 @@ from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
 from pplex.server.limits import Bucket, Limits
 from pplex.server.metrics import Metrics
 from pplex.server.opus import Received
-from pplex.server.protocol import Close, Kind, ProtocolError, pack, pack_metadata, unpack
+from pplex.server.protocol import FRAME_S, Close, Kind, ProtocolError, pack, pack_metadata, unpack
 from pplex.server.worker import Work, Worker
 
 PING_S = 2.0  # of silence; the official client gives up after 10
-LATE_S = 0.08
 REASON_BYTES = 120  # a close frame holds 123
 HANG_UP_S = 2.0  # for the close handshake
 
@@ -210,7 +209,7 @@ class Connection:
         self._metrics.frames.inc()
         self._encode_s.observe(now - spoken.ready_s)
         self._total_s.observe(now - spoken.due_s)
-        if now - spoken.due_s > LATE_S:
+        if now - spoken.due_s > FRAME_S:
             self._metrics.late_frames.inc()
 
     async def hang_up(self, parting: Parting) -> None:

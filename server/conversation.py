@@ -11,12 +11,12 @@ from pplex.runtime.errors import PplexError
 from pplex.server.admission import Ticket
 from pplex.server.connection import Connection, Parted, Parting
 from pplex.server.engine import EngineThread, Seat, Spoken, now_s
-from pplex.server.inbox import FRAME_S, Inbox
+from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.opus import Received
-from pplex.server.protocol import Close, Kind, ProtocolError, pack
+from pplex.server.protocol import FRAME_S, Close, Kind, ProtocolError, pack
 from pplex.server.recording import Recording
 from pplex.server.request import ChatRequest, session_facts
 from pplex.server.worker import Worker

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from pplex.runtime.errors import PplexError
 from pplex.runtime.session import Reply, Runtime, Session
-from pplex.server.inbox import FRAME_S, Frame, Inbox
+from pplex.server.inbox import Frame, Inbox
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
+from pplex.server.protocol import FRAME_S
 from pplex.server.request import ChatRequest
 
 now_s = time.monotonic

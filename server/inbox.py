@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pplex.runtime.audio import Pcm
+from pplex.server.protocol import FRAME_S
 
-FRAME_S = 0.08
 PACE_S = 0.75 * FRAME_S  # least time between two frames of one conversation
 BACKLOG_FRAMES = 4
 EARLY_S = 10.0  # of audio kept from before the conversation began

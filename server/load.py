@@ -22,12 +22,14 @@ import aiohttp
 from pplex.bench.measure import machine
 from pplex.runtime.audio import read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.runtime.synthetic_speech import speech_like
 from pplex.server.client import AudioFormat, Link, RefusedError, ServerError, server_url
 from pplex.server.event_loop import loop_factory
-from pplex.server.load_report import FRAME_S, WARM_UP_S, LoadReport, SessionLog, server_side, summarize
-from pplex.server.protocol import Kind
-from pplex.server.speakers import FRAME_SIZE, FrameCounter, Message, Speaker, make_speaker, speech_like
+from pplex.server.load_report import WARM_UP_S, LoadReport, SessionLog, server_side, summarize
+from pplex.server.protocol import FRAME_S, FRAME_SIZE, Kind
+from pplex.server.speakers import FrameCounter, Message, Speaker, make_speaker
 
+SPEECH_FRAMES = 375  # half a minute, where no wav is given
 GRACE_S = 3.0  # for the last replies
 METRICS_S = 5.0
 WATCH_S = 0.5
@@ -58,7 +60,7 @@ def run_load(load: Load, progress: Progress = lambda state: None) -> LoadReport:
 
     Raises AudioError for a wav that cannot be read; refusals and failures are in the report.
     """
-    recordings = [read_audio(wav) for wav in load.wavs] or [speech_like(load.seed or 0)]
+    recordings = [read_audio(wav) for wav in load.wavs] or [speech_like(SPEECH_FRAMES, FRAME_SIZE, load.seed or 0)]
     speakers = [make_speaker(load.audio, pcm) for pcm in recordings]
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_load(load, speakers, progress))

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-FRAME_S = 0.08
+from pplex.server.protocol import FRAME_S
+
 GAP_S = FRAME_S + 0.04  # between two replies; more is heard
 WARM_UP_S = 1.0  # after each handshake; reported apart
 LATE, DROPPED, LAG = "pplex_late_frames_total", "pplex_dropped_frames_total", "pplex_event_loop_lag_seconds_bucket"

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server.ogg import OpusHead, PageReader, PageWriter, packet_samples, tags_packet
+from pplex.server.protocol import FRAME_SIZE
 
-SAMPLE_RATE_HZ = 24_000
-FRAME_SAMPLES = 1920  # 80 ms
 PACKET_SAMPLES = 480  # 20 ms
 BITS_PER_SECOND = 48_000
 UP = 2  # samples at Opus's own 48 kHz for each of ours
@@ -133,7 +133,7 @@ class OpusSender:
 
     def frame(self, pcm: Pcm) -> list[bytes]:
         """The pages of one frame [1920]: one of four packets, before the first one the two of the headers."""
-        assert pcm.shape == (FRAME_SAMPLES,), f"a frame has {FRAME_SAMPLES} samples, not {pcm.shape}"
+        assert pcm.shape == (FRAME_SIZE,), f"a frame has {FRAME_SIZE} samples, not {pcm.shape}"
         headers, self._headers = self._headers, []
         return [*headers, self._pages.page(self._encoder.push(pcm))]
 

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
+from pplex.runtime.config import SAMPLE_RATE_HZ
+
+FRAME_SIZE = 1920  # samples
+FRAME_S = FRAME_SIZE / SAMPLE_RATE_HZ  # 80 ms
 MAX_MESSAGE = 65536  # bytes
 PATH = "/api/chat"
 

@@ -11,13 +11,12 @@ import numpy as np
 
 from pplex.runtime.audio import Pcm, frames
 from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.server.protocol import FRAME_SIZE
 
-FRAME_SIZE = 1920
 RAW_SAMPLES = 480  # 20 ms: a message of s16 or f32
 PAGE_PACKETS = 2  # a message of Opus, as the official client sends it
 WIDTH = {"s16": 2, "f32": 4}  # bytes a sample
 OPUS_RATE_HZ = 48_000
-SPEECH_S = 30
 
 Message = tuple[bytes, int]  # the payload, and the samples it adds to the conversation
 
@@ -96,29 +95,3 @@ def _opus_samples() -> Callable[[bytes], int]:
         return sum(map(packet_samples, packets)) * SAMPLE_RATE_HZ // OPUS_RATE_HZ
 
     return samples_in
-
-
-def speech_like(seed: int) -> Pcm:
-    """Half a minute [samples] on and off as speech is: phrases of voiced syllables with two formants, and pauses."""
-    generator = np.random.default_rng(seed)
-    pieces: list[Pcm] = []
-    while sum(map(len, pieces)) < SPEECH_S * SAMPLE_RATE_HZ:
-        pieces += [_syllable(generator) for _ in range(generator.integers(4, 14))]
-        pieces.append(_noise(generator, generator.uniform(0.3, 1.2)))
-    return np.concatenate(pieces)[: SPEECH_S * SAMPLE_RATE_HZ]
-
-
-def _syllable(generator: np.random.Generator) -> Pcm:
-    duration_s, pitch_hz = generator.uniform(0.12, 0.28), generator.uniform(95, 150)
-    formants_hz = np.array([generator.uniform(250, 800), generator.uniform(900, 2400)])
-    time_s = np.arange(int(duration_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    partials_hz = pitch_hz * np.arange(1, 30)[:, None]  # [P, 1]
-    loudness = np.exp(-(((partials_hz - formants_hz) / 150) ** 2)).sum(1) / np.arange(1, 30) ** 0.5  # [P]
-    voice = loudness @ np.sin(2 * np.pi * partials_hz * (time_s - 0.3 * time_s**2))
-    swell = np.sin(np.pi * time_s / duration_s) ** 0.5
-    return (0.2 * swell * voice / np.abs(voice).max()).astype(np.float32) + _noise(generator, duration_s)[: len(time_s)]
-
-
-def _noise(generator: np.random.Generator, duration_s: float) -> Pcm:
-    """A quiet room."""
-    return generator.normal(0, 0.002, int(duration_s * SAMPLE_RATE_HZ)).astype(np.float32)

@@ -23,13 +23,14 @@ from pplex.export.checkpoint import (
     open_checkpoint,
 )
 from pplex.export.synth import VOICE_NAMES, checkpoint_nbytes, synthesize
-from pplex.export.synth_codec import speech_like, stream_codec
+from pplex.export.synth_codec import stream_codec
 from pplex.export.synth_tensors import write_tensors
 from pplex.export.synth_tokenizer import write_tokenizer
 from pplex.export.weights import load
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, RELEASED, SINE_CODES, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.graphs import graph_specs
+from pplex.runtime.synthetic_speech import speech_like
 
 FRAMES = 120
 

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server import opus
 from pplex.server.ogg import HEADER, LAST, OpusHead, PageReader, PageWriter, build_page, packet_samples, tags_packet
-from pplex.server.opus import FRAME_SAMPLES, SAMPLE_RATE_HZ, Halver, OpusReceiver, OpusSender, Pcm
+from pplex.server.opus import Halver, OpusReceiver, OpusSender, Pcm
+from pplex.server.protocol import FRAME_SIZE
 
 NO_LIMIT = 10**9
 SERIAL = 77
@@ -28,7 +30,7 @@ def sphn() -> Any:
 
 def speech(frames: int) -> Pcm:
     """A voice's harmonics with a syllable four times a second, and some noise: [frames * 1920]."""
-    t = np.arange(frames * FRAME_SAMPLES) / SAMPLE_RATE_HZ
+    t = np.arange(frames * FRAME_SIZE) / SAMPLE_RATE_HZ
     phase = 2 * np.pi * np.cumsum(140 + 30 * np.sin(2 * np.pi * 0.7 * t)) / SAMPLE_RATE_HZ
     voice = sum(np.sin(k * phase) / k for k in range(1, 25))
     noise = np.random.default_rng(1).standard_normal(t.size)
@@ -77,7 +79,7 @@ def test_what_is_sent_is_heard_by_the_reference_library(sphn: Any) -> None:
     sender = OpusSender()
     coded = [reader.append_bytes(b"".join(sender.frame(frame))) for frame in pcm.reshape(25, -1)]
     late, snr = delay_and_snr(pcm, np.concatenate(coded))
-    assert [part.size for part in coded] == [FRAME_SAMPLES] * 25  # every frame at once
+    assert [part.size for part in coded] == [FRAME_SIZE] * 25  # every frame at once
     assert (late < 80, snr > 12) == (True, True), (late, snr)
 
 
@@ -95,7 +97,7 @@ def test_what_the_reference_library_sends_is_heard(sphn: Any) -> None:
 def test_what_is_sent_is_heard_by_us() -> None:
     coded = heard(b"".join(sent(25)))
     late, snr = delay_and_snr(speech(25), coded)
-    assert coded.size == 25 * FRAME_SAMPLES
+    assert coded.size == 25 * FRAME_SIZE
     assert (late < 90, snr > 12) == (True, True), (late, snr)
 
 
@@ -136,9 +138,9 @@ def test_a_media_library_reads_what_is_sent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loud", [3.0, np.inf, -np.inf, np.nan])
 def test_what_is_too_loud_or_no_number_does_not_spoil_what_follows(loud: float) -> None:
     pcm, sender = speech(6), OpusSender()
-    pcm[: 2 * FRAME_SAMPLES : 7] = loud
+    pcm[: 2 * FRAME_SIZE : 7] = loud
     coded = heard(b"".join(page for frame in pcm.reshape(6, -1) for page in sender.frame(frame)))
-    _, snr = delay_and_snr(speech(6)[3 * FRAME_SAMPLES :], coded[3 * FRAME_SAMPLES :])
+    _, snr = delay_and_snr(speech(6)[3 * FRAME_SIZE :], coded[3 * FRAME_SIZE :])
     assert np.abs(coded).max() <= 1
     assert snr > 10
 
@@ -165,7 +167,7 @@ def test_packets_one_by_one_give_the_same_samples_as_all_at_once() -> None:
 
 def test_a_stream_begun_in_its_middle_is_heard() -> None:
     pages = sent(25)
-    late, snr = delay_and_snr(speech(25)[5 * FRAME_SAMPLES :], heard(pages[6][100:] + b"".join(pages[7:])))
+    late, snr = delay_and_snr(speech(25)[5 * FRAME_SIZE :], heard(pages[6][100:] + b"".join(pages[7:])))
     assert (late < 100, snr > 12) == (True, True), (late, snr)
 
 
@@ -174,9 +176,9 @@ def test_a_damaged_page_is_missing_and_the_rest_is_heard() -> None:
     pages[4] = pages[4][:200] + b"damaged" + pages[4][207:]
     receiver = OpusReceiver()
     coded = receiver.push(b"".join(pages), NO_LIMIT).pcm
-    assert coded.size == 24 * FRAME_SAMPLES
+    assert coded.size == 24 * FRAME_SIZE
     assert receiver.pages.bad_pages == 1
-    assert delay_and_snr(speech(25)[4 * FRAME_SAMPLES :], coded[3 * FRAME_SAMPLES :])[1] > 12
+    assert delay_and_snr(speech(25)[4 * FRAME_SIZE :], coded[3 * FRAME_SIZE :])[1] > 12
 
 
 def test_a_new_stream_is_decoded_from_the_beginning() -> None:
@@ -230,8 +232,8 @@ def test_a_decompression_bomb_is_skipped_undecoded(monkeypatch: pytest.MonkeyPat
 def test_the_newest_packets_within_the_limit_are_decoded(limit: int) -> None:
     data = b"".join(sent(4)[2:])
     received = OpusReceiver().push(data, limit)
-    assert received.pcm.size == min(limit // 480 * 480, 4 * FRAME_SAMPLES)
-    assert received.skipped == 4 * FRAME_SAMPLES - received.pcm.size
+    assert received.pcm.size == min(limit // 480 * 480, 4 * FRAME_SIZE)
+    assert received.skipped == 4 * FRAME_SIZE - received.pcm.size
 
 
 def test_a_packet_the_decoder_refuses_is_silence_of_its_length_and_counted() -> None:
@@ -251,7 +253,7 @@ def test_a_packet_the_decoder_refuses_is_silence_of_its_length_and_counted() -> 
 def test_a_decoder_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver, data = OpusReceiver(), b"".join(sent(2)[2:])
     receiver._decoder.decode(None)  # it now takes everything for what comes after the end
-    assert receiver.push(data, NO_LIMIT).pcm.size == 2 * FRAME_SAMPLES
+    assert receiver.push(data, NO_LIMIT).pcm.size == 2 * FRAME_SIZE
     assert receiver.bad_packets == 1
 
 
@@ -277,7 +279,7 @@ def test_mutated_streams_are_heard_within_bounds(data: st.DataObject) -> None:
         cut = data.draw(st.integers(0, len(packets[at])))
         packets[at] = packets[at][:cut] + data.draw(st.binary(max_size=4)) + packets[at][cut + 1 :]
     receiver = OpusReceiver()
-    limit = data.draw(st.integers(0, 4 * FRAME_SAMPLES))
+    limit = data.draw(st.integers(0, 4 * FRAME_SIZE))
     received = receiver.push(pages_of(packets), limit)
     assert received.pcm.size <= limit
     assert received.pcm.size + received.skipped == sum(packet_samples(packet) for packet in packets) // 2
