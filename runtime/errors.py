@@ -59,3 +59,7 @@ class GpuError(EngineError):
 
 class GpuMemoryError(GpuError):
     """Less GPU memory than is asked of it."""
+
+
+class ReportError(PplexError):
+    """A report of a validation that cannot be read, or one that cannot be made as asked."""
