@@ -130,7 +130,9 @@ class Report:
         """What `to_dict` gave. Raises ReportError."""
         try:
             if data["schema"] != SCHEMA:
-                raise ReportError(f"A report of schema {data['schema']}, and this version reads {SCHEMA}: validate again.")
+                raise ReportError(
+                    f"A report of schema {data['schema']}, and this version reads {SCHEMA}: validate again."
+                )
             sections = tuple(_section(section) for section in data["sections"])
             info = {key: data[key] for key in ("made_by", "bundle", "reference", "settings", "machine")}
             return cls(**info, sections=sections)
