@@ -175,8 +175,8 @@ def _measure(data: Mapping[str, Any]) -> Measure:
 def _plot(data: Mapping[str, Any]) -> Plot:
     series = tuple(Series(s["name"], tuple(map(float, s["x"])), tuple(map(float, s["y"]))) for s in data["series"])
     marks = tuple((float(x), word) for x, word in data["marks"])
-    head = (data[key] for key in ("title", "kind", "x_label", "y_label"))
-    return Plot(*head, series, data["log_y"], tuple(data["ticks"]), marks)
+    title, kind, x_label, y_label = (data[key] for key in ("title", "kind", "x_label", "y_label"))
+    return Plot(title, kind, x_label, y_label, series, data["log_y"], tuple(data["ticks"]), marks)
 
 
 def _plain(value: Any) -> Any:
