@@ -9,7 +9,7 @@ from typing import Any
 from pplex.bench.measure import machine
 from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import open_checkpoint
-from pplex.export.conversations import unheard_codes
+from pplex.export.conversations import token_history, unheard_pieces
 from pplex.export.source import Source
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
@@ -62,7 +62,8 @@ def bench_precision(
     The speech is none of what the default calibration hears. Raises CheckpointError.
     """
     opened = open_checkpoint(checkpoint)
-    config, codes = opened.config, unheard_codes(opened, frames)
+    config = opened.config
+    codes = token_history(opened, unheard_pieces(config, 2), frames)[: config.temporal.capacity - 1]
     with tempfile.TemporaryDirectory() as scratch:
 
         def forced(precision: str, calibration: str | None) -> Forced:

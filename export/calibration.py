@@ -174,7 +174,7 @@ def _temporal(
     checkpoint: Checkpoint, config: ModelConfig, conversations: Conversations, record: _Record, progress: Progress
 ) -> list[Tensor]:
     """The hidden state after every step of each conversation, [T, dim] each."""
-    load = _Loader("temporal", checkpoint, config, progress)
+    load = weights.PartLoader("temporal", checkpoint, config, progress)
     with torch.device("meta"):
         module = Temporal(config)
     load(module, "text_emb")
@@ -214,7 +214,7 @@ def _depth(
     """Every step whose next tokens are known through the depth transformer, forced to them."""
     with torch.device("meta"):
         module = Depth(config)
-    _Loader("depth", checkpoint, config, progress)(module, "")
+    weights.PartLoader("depth", checkpoint, config, progress)(module, "")
     target = torch.cat([item.target for item in conversations.items])
     known = (target >= 0).all(1)
     rows, target = torch.cat([x[:-1] for x in hidden])[known], target[known]
@@ -223,25 +223,6 @@ def _depth(
             ones = torch.ones(len(x))
             noise = torch.ones(len(x), config.depth_steps, 1)
             module(x, tokens[:, 0], tokens[:, 1 : 1 + config.depth_steps], noise, ones, ones.long())
-
-
-class _Loader:
-    """Fills modules that were made without data."""
-
-    def __init__(self, graph: str, checkpoint: Checkpoint, config: ModelConfig, progress: Progress):
-        self.sources, self.checkpoint = weights.sources(graph, config, checkpoint), checkpoint
-        self.progress = progress
-
-    def __call__(self, module: nn.Module, prefix: str) -> None:
-        """Give `module` the graph's parameters whose names start with `prefix`, without it where it ends with a dot."""
-        state = {}
-        for name, source in self.sources.items():
-            if name.startswith(prefix):
-                tensor = source.read(self.checkpoint)
-                state[name.removeprefix(prefix) if prefix.endswith(".") else name] = tensor
-                self.progress(tensor.nbytes)
-        module.load_state_dict(state, strict=prefix[-1:] in (".", ""), assign=True)
-        module.requires_grad_(False)
 
 
 def _matrices(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

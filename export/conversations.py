@@ -12,11 +12,13 @@ from torch import Tensor
 from pplex.export import weights
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
 from pplex.export.synth_codec import stream_codec
+from pplex.export.threads import in_threads
 from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.delays import DelayRing, Tokens
 from pplex.runtime.errors import AudioError, CalibrationError
+from pplex.runtime.ort import available_threads
 from pplex.runtime.prompt import make_prompt
 from pplex.runtime.synthetic_speech import speech_like
 from pplex.runtime.text import Tokenizer
@@ -71,16 +73,11 @@ def recorded_conversations(
     checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice], folder: Path
 ) -> Conversations:
     """Pieces of the recordings in `folder`, one as the user and the next as the agent. Raises CalibrationError."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    paths = _spread(found, 2 * MAX_CONVERSATIONS)  # no more than can be used are read
-    pieces = [piece for path in paths for piece in _pieces(path, checkpoint.config.frame_size)]
-    if not pieces:
-        raise CalibrationError(
-            f"{folder} is not there, or holds no recording to calibrate with ({', '.join(AUDIO_SUFFIXES)}). Name a folder "
-            "of speech, or leave --calibration out for synthetic speech."
-        )
-    chosen = _spread(pieces, 2 * MAX_CONVERSATIONS)
-    pcm = np.stack(chosen + chosen[: len(chosen) % 2])
+    try:
+        chosen, paths = recorded_pieces(folder, checkpoint.config.frame_size, 2 * MAX_CONVERSATIONS)
+    except AudioError as error:
+        raise CalibrationError(f"There is nothing to calibrate with: {error}") from error
+    pcm = np.concatenate([chosen, chosen[: len(chosen) % 2]])
     source = {
         "recordings": f"{len(chosen)} pieces of {len(paths)} files",
         "voices": ", ".join([*voices][: len(pcm) // 2]),
@@ -88,17 +85,47 @@ def recorded_conversations(
     return _conversations(checkpoint, tokenizer, [*voices.values()], pcm, source)
 
 
+def recorded_pieces(folder: Path, frame_size: int, count: int) -> tuple[Pcm, list[Path]]:
+    """Up to `count` pieces [n, SPEECH_FRAMES, 1920] from all over the recordings in a folder, and the files read.
+
+    Raises AudioError where there is none, or one cannot be read.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    paths = _spread(found, count)  # no more than can be used are read
+    pieces = [piece for path in paths for piece in _pieces(path, frame_size)]
+    if not pieces:
+        raise AudioError(
+            f"{folder} is not there, or holds no recording ({', '.join(AUDIO_SUFFIXES)}). Name a folder of speech, or none "
+            "for synthetic speech."
+        )
+    return np.stack(_spread(pieces, count)), paths
+
+
 def _spread(items: Sequence[Item], count: int) -> list[Item]:
     """Up to `count` of the items, from the first to the last."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(len(items), count)).astype(int)]
 
 
-def unheard_codes(checkpoint: Checkpoint, frames: int) -> Tokens:
-    """What the model reads, [T, 17], of a conversation that is none of the default ones."""
+def unheard_pieces(config: ModelConfig, count: int) -> Pcm:
+    """Pieces [count, SPEECH_FRAMES, 1920] of synthetic speech, none of which the default calibration hears."""
+    return _synthetic(config, SPEECH_FRAMES, range(1000, 1000 + count))
+
+
+def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
+    """What the model reads, [T, 17], of a persona and `frames` frames of speech: `pieces` [n, F, 1920] in a circle, one as
+    the user and the next as the agent. As long as it is asked for, past the ring's end too."""
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
-    user, agent = _encoded(checkpoint, config, _synthetic(config, frames, range(1000, 1002)))
-    spoken = np.concatenate([_text(tokenizer, config, frames), agent, user], 1)
-    return _conversation(config, None, tokenizer.encode_persona(_PERSONA), spoken).codes.numpy()
+    codes = _encoded(checkpoint, config, pieces)  # [n, F, 8]
+    rounds = -(-frames // codes.shape[1])
+    said, heard = (codes[np.arange(side, side + 2 * rounds, 2) % len(codes)] for side in (0, 1))
+    spoken = np.concatenate(
+        [_text(tokenizer, config, rounds * codes.shape[1]), *(_joined(x) for x in (said, heard))], 1
+    )
+    return _history(config, None, tokenizer.encode_persona(_PERSONA), spoken[:frames]).codes.numpy()
+
+
+def _joined(pieces: Tokens) -> Tokens:
+    return pieces.reshape(-1, pieces.shape[-1])
 
 
 def _synthetic(config: ModelConfig, frames: int, seeds: Iterable[int]) -> Pcm:
@@ -110,9 +137,13 @@ def _synthetic(config: ModelConfig, frames: int, seeds: Iterable[int]) -> Pcm:
 def _encoded(checkpoint: Checkpoint, config: ModelConfig, pcm: Pcm) -> Tokens:
     """Codes [n, F, 8] of pcm [n, F, 1920]."""
     encoder = weights.load("mimi_encode", checkpoint)
-    with torch.inference_mode():
-        codes: Tokens = stream_codec("mimi_encode", config, encoder, torch.from_numpy(pcm)[:, :, None]).numpy()
-    return codes
+
+    def encode(pieces: Pcm) -> Tokens:
+        with torch.inference_mode():
+            codes: Tokens = stream_codec("mimi_encode", config, encoder, torch.from_numpy(pieces)[:, :, None]).numpy()
+        return codes
+
+    return np.concatenate(in_threads(encode, np.array_split(pcm, min(len(pcm), available_threads()))))
 
 
 def _pieces(path: Path, frame_size: int) -> list[Pcm]:
@@ -120,7 +151,7 @@ def _pieces(path: Path, frame_size: int) -> list[Pcm]:
     try:
         spoken = frames(normalize_loudness(read_audio(path)), frame_size)
     except AudioError as error:
-        raise CalibrationError(
+        raise AudioError(
             f"{path}: {error}\nRemove it from the folder of recordings, or name another folder."
         ) from error
     spoken = np.concatenate([spoken, np.zeros((-len(spoken) % SPEECH_FRAMES, frame_size), np.float32)])
@@ -146,14 +177,21 @@ def _conversations(
 
 
 def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
-    """Text tokens of the frames [F, 1]: mostly padding, as in speech."""
+    """Text tokens of the frames [F, 1]: mostly padding, as in speech; the same words again and again."""
     text = np.full((frames, 1), config.text_padding, np.int64)
-    tokens = tokenizer.encode(_SAID)[: len(text[::TEXT_EVERY])]
-    text[: TEXT_EVERY * len(tokens) : TEXT_EVERY, 0] = tokens
+    tokens = tokenizer.encode(_SAID)
+    places = range(0, frames, TEXT_EVERY)
+    text[places, 0] = np.resize(tokens, len(places))
     return text
 
 
 def _conversation(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> Conversation:
+    """As much of a conversation as the model remembers whole."""
+    whole, kept = _history(config, voice, persona, spoken), config.temporal.capacity - 1
+    return Conversation(whole.codes[:kept], whole.embedding[:kept])
+
+
+def _history(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> Conversation:
     """A prompt and the frames [F, 17] after it, through the token ring that the runtime uses."""
     prompt, ring = make_prompt(config, voice, persona), DelayRing(1, config.delays, config.initial_tokens)
     silent = np.full((prompt.voice_steps, config.num_streams), -1, np.int64)
@@ -161,8 +199,7 @@ def _conversation(config: ModelConfig, voice: Voice | None, persona: Sequence[in
         for _ in silent:
             ring.force(0, ring.initial)
         ring.tokens[0] = voice.cache
-    codes = np.stack([ring.force(0, frame) for frame in (*prompt.tokens, *spoken)])
-    codes = np.concatenate([silent, codes])[: config.temporal.capacity - 1]
+    codes = np.concatenate([silent, [ring.force(0, frame) for frame in (*prompt.tokens, *spoken)]])
     embedding = np.zeros((len(codes), config.temporal.dim), np.float32)
     if voice is not None:
         embedding[: prompt.voice_steps] = voice.embeddings

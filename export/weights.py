@@ -78,6 +78,31 @@ def load(graph: str, checkpoint: Checkpoint, config: ModelConfig | None = None) 
     return module.eval().requires_grad_(False)
 
 
+class PartLoader:
+    """Fills parts of a graph's module that were made without data, in float32; tells the bytes read."""
+
+    def __init__(
+        self,
+        graph: str,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        progress: Callable[[int], None] = lambda nbytes: None,
+    ):
+        self._sources, self._checkpoint = sources(graph, config, checkpoint), checkpoint
+        self._progress = progress
+
+    def __call__(self, module: nn.Module, prefix: str) -> None:
+        """Give `module` the graph's parameters whose names start with `prefix`, without it where it ends with a dot."""
+        state = {}
+        for name, source in self._sources.items():
+            if name.startswith(prefix):
+                tensor = source.read(self._checkpoint)
+                state[name.removeprefix(prefix) if prefix.endswith(".") else name] = tensor
+                self._progress(tensor.nbytes)
+        module.load_state_dict(state, strict=prefix[-1:] in (".", ""), assign=True)
+        module.requires_grad_(False)
+
+
 def _same(*keys: str) -> Source:
     return Source(keys, lambda tensor: tensor)
 

@@ -1,10 +1,11 @@
 """The four graphs' contract: names, shapes, dtypes and state, written once for exporter, engines, runtime and validation."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, MimiConfig, ModelConfig, TransformerConfig
 from pplex.runtime.precision import FP32, PRECISIONS
+from pplex.runtime.tolerances import Limits, tolerances
 
 Dim = int | str  # a number, or a symbolic axis: B slots, T steps, C ring capacity
 
@@ -46,16 +47,25 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph of a bundle. State follows the inputs (as `past.*`) and the outputs (as `present.*`)."""
+    """One graph of a bundle. State follows the inputs (as `past.*`) and the outputs (as `present.*`).
+
+    `precision`, a name in PRECISIONS, is that of the weights: graphs of one activation dtype exchange the same.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     state: tuple[StateSpec, ...] = ()
+    precision: str = field(default="fp32", compare=False)
 
     @property
     def all_inputs(self) -> tuple[TensorSpec, ...]:
         return self.inputs + tuple(TensorSpec(s.past, s.dtype, s.shape) for s in self.state)
+
+    @property
+    def tolerances(self) -> Limits:
+        """How far from float32 the graph may be, by what is measured."""
+        return tolerances(self.name, self.precision)
 
     @property
     def all_outputs(self) -> tuple[TensorSpec, ...]:
@@ -219,4 +229,4 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
             _codec_state((upsample(mimi), *decoder.convs()), mimi, dtype["mimi_decode"]),
         ),
     )
-    return {spec.name: spec for spec in specs}
+    return {spec.name: replace(spec, precision=precision[spec.name]) for spec in specs}

@@ -1,17 +1,32 @@
-"""How far a bundle of lower precision is from the float32 one, on the same forced steps."""
+"""How far a bundle's language model is from the float32 reference when both are forced through the same token history."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from pplex.runtime.bundle import Bundle
+from pplex.export import weights
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.threads import in_threads
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.delays import Tokens
+from pplex.runtime.ort import available_threads
+from pplex.runtime.session import Sampling
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import Floats, Tokens, teacher_forced
+from pplex.validate.golden import Floats
+from pplex.validate.reference import WholeTemporal
+
+Numbers = npt.NDArray[np.float64]
+
+BLOCK = 64  # steps whose logits are held at a time
+TIE = 1e-5  # nats: two tokens whose reference probabilities are this close are told apart by rounding
 
 
 @dataclass(frozen=True)
 class Forced:
-    """What a bundle gives for S forced steps: hidden [S, dim], text logits [S, card], audio logits [S, K, card]."""
+    """What a model gives for n forced steps: hidden [n, dim], text logits [n, card], audio logits [n, K, card]."""
 
     hidden: Floats
     text: Floats
@@ -20,11 +35,34 @@ class Forced:
 
 @dataclass(frozen=True)
 class Drift:
-    """How far apart two bundles are on the same steps.
+    """Step by step how far apart two models are: text [T], audio [T, K].
 
-    Cosine of the hidden state: mean and least of all steps. Mean Kullback-Leibler divergence of what is sampled from, in
-    nats at temperature 1. How often the most probable token is the same.
+    hidden [T]: 1 - cosine. *_kl: Kullback-Leibler divergence of what is sampled from, in nats at temperature 1. *_same: 1
+    where the most probable token is the same one, or tied with it. *_overlap: share of the default top-k in common. *_nll,
+    *_own_nll: negative log-likelihood of the token that follows, in nats, by the reference and by the model itself; NaN
+    where the history has none.
     """
+
+    hidden: Numbers
+    text_kl: Numbers
+    audio_kl: Numbers
+    text_same: Numbers
+    audio_same: Numbers
+    text_overlap: Numbers
+    audio_overlap: Numbers
+    text_nll: Numbers
+    text_own_nll: Numbers
+    audio_nll: Numbers
+    audio_own_nll: Numbers
+
+    @classmethod
+    def joined(cls, parts: list["Drift"]) -> "Drift":
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+@dataclass(frozen=True)
+class DriftSummary:
+    """Means over all steps and codebooks; `least_cosine` is the worst step's."""
 
     hidden_cosine: float
     least_cosine: float
@@ -33,42 +71,125 @@ class Drift:
     same_text: float
     same_audio: float
 
-
-def force(bundle: Bundle, codes: Tokens) -> Forced:
-    """Step one slot through the model inputs codes [T, 17], each step's targets being the next one's inputs; S is T - 1."""
-    return Forced(
-        *teacher_forced(
-            Stages(bundle, slots=1, logits=True), bundle, codes, {step: step for step in range(len(codes) - 1)}
+    @classmethod
+    def of(cls, drift: Drift) -> "DriftSummary":
+        means = (drift.text_kl, drift.audio_kl, drift.text_same, drift.audio_same)
+        return cls(
+            float(1 - drift.hidden.mean()), float(1 - drift.hidden.max()), *(float(values.mean()) for values in means)
         )
-    )
 
 
-def drift(got: Forced, expected: Forced) -> Drift:
-    """Compare two bundles' outputs for the same steps."""
-    cosines = _cosines(got.hidden, expected.hidden)
+def engine_blocks(stages: Stages, config: ModelConfig, codes: Tokens) -> Iterator[Forced]:
+    """Step slot 0 of `stages`, made with logits, through codes [T + 1, 17], each step's tokens forced to the next one's."""
+    text_logits, audio_logits = stages.tensors("temporal")["text_logits"], stages.tensors("depth")["audio_logits"]
+    for start in range(0, len(codes) - 1, BLOCK):
+        rows: list[tuple[Floats, Floats, Floats]] = []
+        for step in range(start, min(start + BLOCK, len(codes) - 1)):
+            target = codes[step + 1].clip(min=0)
+            stages.codes[0, 0], stages.position[0] = codes[step], step
+            stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + config.depth_steps]
+            stages.run("temporal", 1)
+            stages.run("depth", 1)
+            rows.append((stages.hidden[0].copy(), text_logits[0].copy(), audio_logits[0].copy()))
+        yield Forced(*(np.stack(values) for values in zip(*rows, strict=True)))
+
+
+@torch.inference_mode()
+def reference_hidden(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens) -> tuple[WholeTemporal, torch.Tensor]:
+    """The reference's hidden states [T, dim] for codes [T + 1, 17], and what makes logits of them."""
+    steps = len(codes) - 1
+    whole = WholeTemporal(checkpoint, config, steps, config.temporal.capacity)
+    x = whole.embed(torch.from_numpy(codes[:-1]), torch.zeros(steps, config.temporal.dim))
+    for attend, feed in whole.layers():
+        x = x + attend(x)
+        x = x + feed(x)
+    return whole, whole.hidden(x)
+
+
+def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens) -> Iterator[Forced]:
+    """As `engine_blocks`, by the torch modules in float32: the temporal transformer over all steps at once."""
+    whole, hidden = reference_hidden(checkpoint, config, codes)
+    depth = weights.load("depth", checkpoint, config)
+    target = torch.from_numpy(codes[1:].clip(min=0))
+
+    def logits(start: int) -> Forced:
+        x, tokens = hidden[start : start + BLOCK], target[start : start + BLOCK]
+        noise, ones = torch.ones(len(x), config.depth_steps, 1), torch.ones(len(x))
+        with torch.inference_mode():
+            forced = tokens[:, 1 : 1 + config.depth_steps]
+            _, audio = depth(x, tokens[:, 0], forced, noise, ones, ones.long())
+            return Forced(x.numpy(), whole.text_logits(x).numpy(), audio.numpy())
+
+    threads = available_threads()
+    for start in range(0, len(hidden), threads * BLOCK):
+        yield from in_threads(logits, range(start, min(start + threads * BLOCK, len(hidden)), BLOCK))
+
+
+def drift(got: Iterator[Forced], expected: Iterator[Forced], codes: Tokens) -> Drift:
+    """Compare two models' outputs for the forced steps of codes [T + 1, 17], block by block."""
+    parts, step = list[Drift](), 1
+    for a, b in zip(got, expected, strict=True):
+        following = codes[step : step + len(a.hidden)]
+        parts.append(compare(a, b, following[:, 0], following[:, 1 : 1 + a.audio.shape[1]]))
+        step += len(following)
+    return Drift.joined(parts)
+
+
+def compare(got: Forced, expected: Forced, text: Tokens, audio: Tokens) -> Drift:
+    """Compare some steps' outputs; text [n] and audio [n, K] are the tokens that follow."""
+    sampling = Sampling()
+    of_text = _compare_logits(got.text, expected.text, text, sampling.text_top_k)
+    of_audio = _compare_logits(got.audio, expected.audio, audio, sampling.audio_top_k)
+    pairs = zip(of_text, of_audio, strict=True)
+    (text_kl, audio_kl), (text_same, audio_same), (text_overlap, audio_overlap), (text_nll, audio_nll), own = pairs
     return Drift(
-        hidden_cosine=float(cosines.mean()),
-        least_cosine=float(cosines.min()),
-        text_kl=_divergence(expected.text, got.text),
-        audio_kl=_divergence(expected.audio, got.audio),
-        same_text=float((got.text.argmax(-1) == expected.text.argmax(-1)).mean()),
-        same_audio=float((got.audio.argmax(-1) == expected.audio.argmax(-1)).mean()),
+        1 - _cosines(got.hidden, expected.hidden),
+        text_kl,
+        audio_kl,
+        text_same,
+        audio_same,
+        text_overlap,
+        audio_overlap,
+        text_nll,
+        own[0],
+        audio_nll,
+        own[1],
     )
 
 
-def _cosines(a: Floats, b: Floats) -> Floats:
+def _compare_logits(got: Floats, expected: Floats, following: Tokens, top_k: int) -> tuple[Numbers, ...]:
+    """Divergence, same choice, overlap of the top k, and both likelihoods, [...] each, of logits [..., card]."""
+    log_p, log_q = log_softmax(expected), log_softmax(got)
+    divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    chosen = _at(log_p, got.argmax(-1))
+    same = (log_p.max(-1) - chosen <= TIE).astype(np.float64)
+    known = (following >= 0) & (following < got.shape[-1])
+    token = np.where(known, following, 0)
+    likelihoods = [np.where(known, -_at(log, token), np.nan) for log in (log_p, log_q)]
+    return divergence, same, _overlap(got, expected, min(top_k, got.shape[-1])), *likelihoods
+
+
+def _at(values: Numbers, index: Tokens) -> Numbers:
+    picked: Numbers = np.take_along_axis(values, index[..., None], -1)[..., 0]
+    return picked
+
+
+def _overlap(got: Floats, expected: Floats, k: int) -> Numbers:
+    """Share of the k largest of `expected` that are among the k largest of `got`."""
+    among = np.zeros(got.shape, bool)
+    np.put_along_axis(among, np.argpartition(got, -k, -1)[..., -k:], True, -1)
+    shared: Numbers = np.take_along_axis(among, np.argpartition(expected, -k, -1)[..., -k:], -1).mean(-1)
+    return shared
+
+
+def _cosines(a: Floats, b: Floats) -> Numbers:
     a, b = a.astype(np.float64), b.astype(np.float64)
-    cosines: Floats = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    cosines: Numbers = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return cosines
 
 
-def _divergence(expected: Floats, got: Floats) -> float:
-    """Mean over all distributions of sum p log(p / q), for logits [..., card]."""
-    log_p, log_q = _log_softmax(expected), _log_softmax(got)
-    return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
-
-
-def _log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: Floats) -> Numbers:
+    """Logarithms of the probabilities of logits [..., card]."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    result: Numbers = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result

@@ -3,7 +3,7 @@
 tests/golden holds these modules to what the original code computes; here they are what a bundle is held to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint
+from pplex.export.layers import rope
+from pplex.export.temporal import Temporal, TemporalLayer
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import ModelConfig
@@ -19,6 +21,8 @@ from pplex.runtime.device import Buffer, Call, HostDevice, host_view
 from pplex.runtime.engine import Executor
 from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.precision import FP32
+
+Half = Callable[[Tensor], Tensor]  # of a layer: what it adds to the stream it is given
 
 
 class TorchExecutor:
@@ -60,3 +64,64 @@ def torch_backend(checkpoint: Checkpoint, config: ModelConfig) -> Backend:
         return {name: TorchExecutor(modules[name], spec, device) for name, spec in bundle.specs.items()}
 
     return Backend(device, load)
+
+
+class WholeTemporal:
+    """The temporal transformer over a whole token history at once, one layer's weights in memory at a time.
+
+    Gives what stepping through the history gives, past the end of a ring of `capacity` steps too: a step then reads the
+    capacity - 1 newest ones (see layers.ring_mask).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, steps: int, capacity: int):
+        self._config = config
+        self._load = weights.PartLoader("temporal", checkpoint, config)
+        with torch.device("meta"):
+            self._module = Temporal(config)
+        for part in ("out_norm.", "text_linear."):
+            self._load(getattr(self._module, part[:-1]), part)
+        self._place = _place(config, steps, capacity)
+
+    def embed(self, codes: Tensor, embedding: Tensor) -> Tensor:
+        """The first layer's input [1, T, dim] for codes [T, 17] and embedding [T, dim]."""
+        module = self._module
+        self._load(module, "text_emb")
+        self._load(module, "audio_emb")
+        x: Tensor = module.embed_streams(codes[None]) + embedding
+        module.text_emb.data, module.audio_emb.data = torch.empty(0), torch.empty(0)
+        return x
+
+    def layers(self) -> Iterator[tuple[Half, Half]]:
+        """Each layer as what attention and what the gated feed-forward add to a stream [1, T, dim]."""
+        for i in range(self._config.temporal.layers):
+            with torch.device("meta"):
+                layer = TemporalLayer(self._config.temporal)
+            self._load(layer, f"layers.{i}.")
+            yield partial(self._attend, layer), partial(self._feed, layer)
+
+    def _attend(self, layer: TemporalLayer, x: Tensor) -> Tensor:
+        y: Tensor = layer.attention(layer.norm1(x), *self._place)[0]
+        return y
+
+    def _feed(self, layer: TemporalLayer, x: Tensor) -> Tensor:
+        y: Tensor = layer.gating(layer.norm2(x))
+        return y
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """The hidden states [T, dim] of the last layer's output [1, T, dim]."""
+        hidden: Tensor = self._module.out_norm(x[0])
+        return hidden
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """[n, dim] -> [n, text_card]."""
+        logits: Tensor = self._module.text_linear(hidden)
+        return logits
+
+
+def _place(config: ModelConfig, steps: int, capacity: int) -> tuple[Tensor, ...]:
+    """What attention takes beside its input: rings for all steps, where to write, what each step sees, angles."""
+    stack, start = config.temporal, torch.zeros(1, dtype=torch.int64)
+    ring = torch.zeros(1, stack.heads, steps, stack.head_dim)
+    age = torch.arange(steps)[:, None] - torch.arange(steps)  # of the step in the column, seen from that in the row
+    visible = (age >= 0) & (age < capacity - 1)
+    return ring, ring, start, visible[None, None], *rope(start, steps, stack)

@@ -1,0 +1,39 @@
+"""How far each graph may be from float32 in each precision: what a validation holds it to, part of its GraphSpec.
+
+The limits tell a format's own rounding from a defect, which is far above, and slight harm from heavy harm. Each is two to
+three times what was measured on random models, one of them with planted heavy channels: docs/validation.md has the figures.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+Limits = Mapping[str, float]
+
+# layer_error: what half a layer adds, wrong by this share of it, given the engine's own input
+# hidden: 1 - cosine of hidden states, mean
+# rounding: of a hidden state, where the same is computed in another order
+# *_kl: mean divergence of what is sampled from, in nats; *_top1: least share of steps with the same most probable token
+_TEMPORAL = {
+    "fp32": {"layer_error": 1e-4, "hidden": 1e-8, "rounding": 1e-5, "text_kl": 1e-6, "text_top1": 1.0},
+    "fp16": {"layer_error": 5e-3, "hidden": 1e-6, "rounding": 0.01, "text_kl": 1e-5},
+    "bf16": {"layer_error": 0.05, "hidden": 1e-4, "rounding": 0.05, "text_kl": 1e-3},
+    "fp8": {"layer_error": 0.3, "hidden": 3e-3, "rounding": 0.1, "text_kl": 0.03},
+    "int8": {"layer_error": 0.07, "hidden": 3e-4, "rounding": 0.02, "text_kl": 3e-3},
+    "int4": {"layer_error": 0.5, "hidden": 0.016, "rounding": 0.02, "text_kl": 0.12},
+}
+_DEPTH = {
+    "fp32": {"layer_error": 1e-4, "audio_kl": 1e-6, "audio_top1": 1.0},
+    "fp16": {"layer_error": 5e-3, "audio_kl": 1e-4},
+    "bf16": {"layer_error": 0.05, "audio_kl": 0.02},
+    "fp8": {"layer_error": 0.3, "audio_kl": 0.3},
+    "int8": {"layer_error": 0.07, "audio_kl": 0.03},
+    "int4": {"layer_error": 0.5, "audio_kl": 1.5},
+}
+_CODEC = {"fp32": {"layer_error": 1e-4}, "fp16": {"layer_error": 0.01}}
+
+_BY_GRAPH = {"mimi_encode": _CODEC, "temporal": _TEMPORAL, "depth": _DEPTH, "mimi_decode": _CODEC}
+
+
+def tolerances(graph: str, precision: str) -> Limits:
+    """Limits by the name of what is measured."""
+    return MappingProxyType(_BY_GRAPH[graph][precision])

@@ -1,0 +1,134 @@
+"""The report's first question: does every graph compute what its torch module computes, and if not, which layer does not."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from pplex.export.checkpoint import Checkpoint
+from pplex.runtime.audio import Pcm
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.delays import Tokens
+from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.stages import Stages
+from pplex.validate.layers import (
+    LayerError,
+    codec_errors,
+    depth_errors,
+    temporal_errors,
+    trace_codec,
+    trace_language,
+)
+from pplex.validate.probes import CODEBOOK, can_be_probed, probe
+from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
+from pplex.validate.streaming import Where
+
+CAPACITY = 64  # of the ring here, which a graph takes as it comes: its end is soon reached
+STEPS, FRAMES = 160, 160  # of the language model and of the codec, past the end of both kinds of ring
+
+_REASONS = {
+    "fp32": "float32 sums of another order reach 1e-6",
+    "fp16": "three times what 11 bits of a stream cost half a layer that adds little to it",
+    "bf16": "three times what 8 bits of a stream cost half a layer that adds little to it",
+    "fp8": "two to three times what 4 bits of factors and weights cost a layer",
+    "int8": "three times what 8 bits of weights in blocks of 32, and a float16 stream, cost a layer",
+    "int4": "two to three times what 4 bits of weights in blocks of 32 cost a layer",
+}
+
+
+def graph_section(
+    bundle: Bundle, checkpoint: Checkpoint, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
+) -> Section:
+    """Every layer of every graph, for a token history [T, 17] and user audio [F, 1920]."""
+    if not can_be_probed(bundle):
+        note = "Compiled engines show their outputs only, which the other sections compare: no layer can be looked at."
+        return Section("graphs", "Graphs", _QUESTION, notes=(note,))
+    found = trace_layers(bundle, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
+    return Section(
+        "graphs",
+        "Graphs",
+        _QUESTION,
+        tuple(_measure(graph, bundle, errors) for graph, errors in found.items()),
+        tuple(_table(graph, errors) for graph, errors in found.items()),
+        tuple(_plot(graph, bundle, errors) for graph, errors in found.items()),
+        (
+            f"Every layer is an output of a copy of its graph, run by the bundle's own engine: {len(codes[:STEPS])} forced "
+            f"steps with a ring of {_capacity(bundle)}, so past its end, and {len(pcm[:FRAMES])} frames of audio.",
+            "Of the language model a layer's error is its own: the float32 layer is given what the engine's was given.",
+            "The codec's layers are followed from the samples and the codes.",
+        ),
+    )
+
+
+_QUESTION = "Does every layer compute what it computes in float32?"
+
+
+def trace_layers(
+    bundle: Bundle, checkpoint: Checkpoint, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
+) -> dict[str, list[LayerError]]:
+    """Errors of all layers in their order, by graph."""
+    stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
+    short = replace(bundle, config=replace(bundle.config, temporal=stack))
+    with _scratch(bundle.folder) as scratch:
+        stages = Stages(probe(short, Path(scratch)), slots=1, threads=threads, device=device, logits=True)
+        language = trace_language(stages, short.config, codes)
+        encoder = trace_codec(stages, "mimi_encode", pcm)
+        spoken = encoder["codes"].numpy()
+        decoder = trace_codec(stages, "mimi_decode", spoken)
+    found = {
+        "mimi_encode": codec_errors(encoder, "mimi_encode", checkpoint, short.config, pcm),
+        "temporal": temporal_errors(language, checkpoint, short.config, codes),
+        "depth": depth_errors(language, checkpoint, short.config, codes),
+        "mimi_decode": codec_errors(decoder, "mimi_decode", checkpoint, short.config, spoken),
+    }
+    return {graph: found[graph] for graph in GRAPH_NAMES}
+
+
+def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder on the bundle's disk, where weights can be linked, or anywhere."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=".validate-", dir=folder.parent)
+    except OSError:
+        return tempfile.TemporaryDirectory()
+
+
+def _capacity(bundle: Bundle) -> int:
+    return min(CAPACITY, bundle.config.temporal.capacity)
+
+
+def _judged(error: LayerError) -> float:
+    return error.accumulated if error.own is None else error.own
+
+
+def _measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
+    """The first layer that leaves tolerance, or the worst of those that do not."""
+    limit = bundle.specs[graph].tolerances["layer_error"]
+    first = next((error for error in errors if not _judged(error) <= _limit(error, limit)), None)
+    shown = first or max(errors, key=lambda error: _judged(error))
+    what = "Error of the first layer that leaves tolerance" if first else "Largest error of a layer"
+    own = ", of its own, relative to what it adds" if graph in LANGUAGE_GRAPHS else ", relative to its output"
+    reason = _REASONS[bundle.precision[graph]]
+    if shown.layer.startswith(CODEBOOK) and first is not None:
+        limit, reason = 0.0, "the nearest entry is the nearest entry, but for ties"
+    return Measure(
+        f"graphs.{graph}.layer_error", _judged(shown), "", f"{what}{own}.", Tolerance(limit, reason), shown.layer
+    )
+
+
+def _limit(error: LayerError, limit: float) -> float:
+    return 0.0 if error.layer.startswith(CODEBOOK) and error.own is not None else limit
+
+
+def _table(graph: str, errors: list[LayerError]) -> Table:
+    columns = ("layer", "own error", "accumulated", "largest", "mean", "cosine")
+    rows = tuple((e.layer, e.own, e.accumulated, e.largest, e.mean, e.cosine) for e in errors)
+    return Table(f"{graph}, layer by layer", columns, rows)
+
+
+def _plot(graph: str, bundle: Bundle, errors: list[LayerError]) -> Plot:
+    x = tuple(float(i) for i in range(len(errors)))
+    series = [Series("accumulated", x, tuple(e.accumulated for e in errors))]
+    if graph in LANGUAGE_GRAPHS:
+        series.append(Series("own", x, tuple(float(e.own or 0) for e in errors)))
+    limit = bundle.specs[graph].tolerances["layer_error"]
+    series.append(Series("tolerance", (x[0], x[-1]), (limit, limit)))
+    return Plot(f"{graph}: error by layer", "line", "layer", "relative error", tuple(series), log_y=True)

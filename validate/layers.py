@@ -1,0 +1,255 @@
+"""Graph by graph and layer by layer: what each layer of a bundle adds, against the torch modules in float32.
+
+Of a layer of the language model the own error counts: the float32 layer is given what the engine's layer was given, so an
+error is named where it is made and not where it arrives. The codec, in float32 or nearly, is followed from the start.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pplex.export import weights
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.depth import Depth, DepthStep
+from pplex.export.layers import Linear, embed
+from pplex.export.mimi import CausalConv, Quantizer, TransposedConv
+from pplex.export.synth_codec import stream_codec
+from pplex.runtime.audio import Pcm
+from pplex.runtime.config import CODEBOOKS, ModelConfig
+from pplex.runtime.delays import Tokens
+from pplex.runtime.stages import Stages
+from pplex.validate.golden import TIE_TOLERANCE
+from pplex.validate.probes import CODEBOOK, PROBE
+from pplex.validate.reference import Half, WholeTemporal
+
+Tensors = dict[str, Tensor]
+Past = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Of one layer: errors relative to the float32 values, root of mean squares over root of mean squares.
+
+    `own` is of what the layer makes of the engine's own input, `accumulated` of its output since the graph's inputs; None
+    where it was not measured. `largest`, `mean` (absolute) and `cosine` compare the outputs.
+    """
+
+    layer: str
+    own: float | None
+    accumulated: float
+    largest: float
+    mean: float
+    cosine: float
+
+
+def compare_layer(layer: str, got: Tensor, expected: Tensor, own: float | None = None) -> LayerError:
+    """Errors of a layer's outputs, of one shape."""
+    got, expected = got.double().flatten(), expected.double().flatten()
+    difference = (got - expected).abs()
+    norm = float(got.norm() * expected.norm())
+    cosine = float(got @ expected) / norm if norm else float(got.equal(expected))
+    return LayerError(
+        layer, own, relative_error(got, expected), float(difference.max()), float(difference.mean()), cosine
+    )
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """|got - expected| / |expected|; infinite where something that is not finite came out."""
+    got, expected = got.double(), expected.double()
+    if not torch.isfinite(got).all():
+        return float("inf")
+    distance, size = float((got - expected).norm()), float(expected.norm())
+    return distance / size if size else (0.0 if distance == 0 else float("inf"))
+
+
+# The language model.
+
+
+@dataclass(frozen=True)
+class LanguageTrace:
+    """What an engine's layers gave in T forced steps: by layer, [T, ...] each, and the graphs' outputs by name."""
+
+    temporal: Tensors
+    depth: Tensors
+
+
+def trace_language(stages: Stages, config: ModelConfig, codes: Tokens) -> LanguageTrace:
+    """Step slot 0 through codes [T + 1, 17], each step's tokens forced to the next one's."""
+    kept = {graph: [name for name in stages.tensors(graph) if _kept(name)] for graph in ("temporal", "depth")}
+    rows: dict[str, dict[str, list[npt.NDArray[Any]]]] = {g: {name: [] for name in names} for g, names in kept.items()}
+    for step, target in enumerate(codes[1:].clip(min=0)):
+        stages.codes[0, 0], stages.position[0] = codes[step], step
+        stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + config.depth_steps]
+        for graph in ("temporal", "depth"):
+            stages.run(graph, 1)
+            for name in kept[graph]:
+                rows[graph][name].append(stages.tensors(graph)[name].copy().reshape(-1))
+    shapes = {graph: {name: stages.tensors(graph)[name].shape for name in names} for graph, names in kept.items()}
+    made = {
+        graph: {
+            name.removeprefix(PROBE): torch.from_numpy(np.stack(values)).reshape(len(values), *shapes[graph][name][1:])
+            for name, values in found.items()
+        }
+        for graph, found in rows.items()
+    }
+    return LanguageTrace(made["temporal"], made["depth"])
+
+
+def _kept(name: str) -> bool:
+    return name.startswith(PROBE) or name in ("hidden", "text_logits", "audio_logits")
+
+
+@torch.inference_mode()
+def temporal_errors(
+    trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConfig, codes: Tokens
+) -> list[LayerError]:
+    """Every half layer of the temporal transformer, in order, for the trace of codes [T + 1, 17]."""
+    steps, walk = len(codes) - 1, _Walk({name: x.flatten(1)[None] for name, x in trace.temporal.items()})  # [1, T, dim]
+    whole = WholeTemporal(checkpoint, config, steps, config.temporal.capacity)
+    walk.start("embedding", whole.embed(torch.from_numpy(codes[:-1]), torch.zeros(steps, config.temporal.dim)))
+    for i, (attend, feed) in enumerate(whole.layers()):
+        walk.half(f"layers.{i}.attention", attend, attend)
+        walk.half(f"layers.{i}.gating", feed, feed)
+    walk.end("out_norm", whole.hidden, walk.got["hidden"][0])
+    walk.end("text_linear", whole.text_logits, walk.got["text_logits"][0])
+    return walk.errors
+
+
+@torch.inference_mode()
+def depth_errors(trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConfig, codes: Tokens) -> list[LayerError]:
+    """Every half layer of every step of the depth transformer, in order; its input is the engine's hidden state."""
+    module = weights.load("depth", checkpoint, config)
+    assert isinstance(module, Depth)
+    hidden, previous = trace.temporal["hidden"], torch.from_numpy(codes[1:].clip(min=0))
+    walk, layers = _Walk(trace.depth), range(config.depth.layers)
+    past, own_past = ([Past() for _ in layers] for _ in range(2))
+    for k, step in enumerate(module.steps):
+        assert isinstance(step, DepthStep)
+        walk.start(f"steps.{k}.input", step.input(hidden) + embed(step.emb, previous[:, k]))
+        for i in layers:
+            name = f"steps.{k}.layers.{i}"
+            norm1, norm2 = module.norm1[i], module.norm2[i]
+            walk.half(
+                f"{name}.attention",
+                lambda x, i=i, step=step, norm=norm1: module.attend(step, i, norm(x), past[i]),
+                lambda x, i=i, step=step, norm=norm1: module.attend(step, i, norm(x), own_past[i]),
+            )
+            feed = nn.Sequential(norm2, step.gating[i])
+            walk.half(f"{name}.gating", feed, feed)
+        walk.end(f"steps.{k}.output", step.output, walk.got["audio_logits"][:, k])
+    return walk.errors
+
+
+class _Walk:
+    """Goes through layers in their order with two streams: the engine's, `got` by layer, and the float32 one."""
+
+    def __init__(self, got: Tensors):
+        self.got, self.errors = got, list[LayerError]()
+
+    def start(self, layer: str, x: Tensor) -> None:
+        """The stream begins, as x."""
+        self._x, self._before = x, self.got[layer]
+        self._add(layer, self.got[layer], x, relative_error(self.got[layer], x))
+
+    def half(self, layer: str, adds: Half, own_adds: Half) -> None:
+        """A half layer adds something to the stream: `adds` to the float32 one, `own_adds` to the engine's."""
+        self._x = self._x + adds(self._x)
+        got = self.got[layer]
+        # The same error relative to the stream would hide a small addition to a large stream.
+        own = relative_error(got - self._before, own_adds(self._before))
+        self._before = got
+        self._add(layer, got, self._x, own)
+
+    def end(self, layer: str, makes: Half, got: Tensor) -> None:
+        """A layer makes something else of the stream."""
+        expected, own = makes(self._x), relative_error(got, makes(self._before))
+        self._x, self._before = expected, got
+        self._add(layer, got, expected, own)
+
+    def _add(self, layer: str, got: Tensor, expected: Tensor, own: float) -> None:
+        self.errors.append(compare_layer(layer, got, expected, own))
+
+
+# The codec.
+
+
+def trace_codec(stages: Stages, graph: str, inputs: Pcm | Tokens) -> Tensors:
+    """What an engine's layers and its output gave for inputs [F, ...], frame by frame in slot 0: [F, ...] by layer."""
+    spec = stages.engines[graph].spec
+    given, tensors = stages.tensors(graph)[spec.inputs[0].name], stages.tensors(graph)
+    rows: dict[str, list[Tensor]] = {tensor.name: [] for tensor in spec.outputs}
+    stages.active[0] = True
+    for frame in inputs:
+        given[0] = frame
+        stages.run(graph, 1)
+        for name, found in rows.items():
+            found.append(torch.from_numpy(tensors[name][0].copy()))
+    return {name.removeprefix(PROBE): torch.stack(found) for name, found in rows.items()}
+
+
+@torch.inference_mode()
+def codec_errors(
+    trace: Tensors, graph: str, checkpoint: Checkpoint, config: ModelConfig, inputs: Pcm | Tokens
+) -> list[LayerError]:
+    """Every filter, matrix and codebook of one side of the codec, in order, for a trace of inputs [F, ...]."""
+    module = weights.load(graph, checkpoint, config)
+    with _watching(module) as seen:
+        given = torch.from_numpy(inputs[:, None] if graph == "mimi_encode" else inputs)[None]
+        output = stream_codec(graph, config, module, given)[0]
+    expected = {name: torch.cat(found) for name, found in seen.items()}
+    quantizer = module.quantizer
+    assert isinstance(quantizer, Quantizer)
+    if graph == "mimi_decode":
+        expected |= {f"{CODEBOOK}{i}": F.embedding(given[0, :, i], quantizer.codebooks[i]) for i in range(CODEBOOKS)}
+    errors = [compare_layer(name, x, expected[name]) for name, x in trace.items() if name in expected]
+    if graph == "mimi_encode":
+        return errors + _codebook_errors(quantizer, trace)
+    return [*errors, compare_layer("pcm", trace["pcm"], output)]
+
+
+@contextmanager
+def _watching(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects what each filter and matrix of a module gives, call by call."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def hook(name: str, part: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.setdefault(name, []).append(_convolved(part, given[0]) if isinstance(part, TransposedConv) else output)
+
+    watched = [
+        (n, part) for n, part in module.named_modules() if isinstance(part, Linear | CausalConv | TransposedConv)
+    ]
+    hooks = [part.register_forward_hook(partial(hook, name)) for name, part in watched]
+    try:
+        yield seen
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _convolved(part: TransposedConv, x: Tensor) -> Tensor:
+    """The convolution's own result, which is what its ONNX node gives: the overlap is added after it."""
+    conv = part.conv
+    return F.conv_transpose1d(x, part.weight, None, conv.stride, groups=conv.inputs if conv.depthwise else 1)
+
+
+def _codebook_errors(quantizer: Quantizer, trace: Tensors) -> list[LayerError]:
+    """Of each codebook the share of frames in which another entry is nearer to what the engine quantized, ties apart."""
+    codes, errors = trace["codes"], list[LayerError]()
+    rest = trace["quantizer.semantic"]
+    for i, book in enumerate(quantizer.codebooks):
+        if i == 1:
+            rest = trace["quantizer.acoustic"]
+        distance = torch.cdist(rest.double(), book.double()).square()
+        taken = distance.gather(1, codes[:, i : i + 1])[:, 0]
+        wrong = float((taken - distance.min(1).values > TIE_TOLERANCE * taken.clamp(min=1e-12)).double().mean())
+        errors.append(LayerError(f"{CODEBOOK}{i}", wrong, wrong, wrong, wrong, 1 - wrong))
+        rest = rest - F.embedding(codes[:, i], book)
+    return errors

@@ -1,0 +1,107 @@
+"""State carried from call to call: in chunks or step by step, saved and restored, in any slot beside any others."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pplex.runtime.audio import Pcm
+from pplex.runtime.backend import Backend
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.delays import Tokens
+from pplex.runtime.precision import LANGUAGE_GRAPHS
+from pplex.runtime.session import Runtime, Session
+from pplex.runtime.stages import Stages
+from pplex.validate.golden import Floats
+from pplex.validate.layers import relative_error
+from pplex.validate.report import Measure, Tolerance
+
+Where = str | Backend | None
+
+CHUNK = 24  # steps at a time against one by one
+FRAMES = 8  # that conversations side by side talk
+
+
+def streaming_measures(
+    bundle: Bundle, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
+) -> Iterator[Measure]:
+    """Every property of the state of the language model, for a token history [T, 17] and user audio [F, 1920]."""
+    steps = min(len(codes), bundle.config.temporal.capacity, 4 * CHUNK) - 1
+    stages = Stages(bundle, slots=2, threads=threads, device=device, logits=True)
+    rounding = bundle.specs["temporal"].tolerances["rounding"]
+    one_by_one, chunked = (_hidden(stages, bundle.config, codes[: steps + 1], size) for size in (1, CHUNK))
+    yield Measure(
+        "streaming.chunked",
+        _relative(chunked, one_by_one),
+        "",
+        f"Hidden state after {steps} steps in chunks of {CHUNK}, as prompts are primed, against one by one.",
+        Tolerance(rounding, "the same sums in another order; a chunk that reads or writes wrong steps is far off"),
+    )
+    yield Measure(
+        "streaming.restored",
+        _relative(_restored(stages, bundle.config, codes[: steps + 1]), one_by_one),
+        "",
+        "Hidden state of a conversation whose state was saved half way and restored into another slot.",
+        Tolerance(0, "a copy is a copy: the same bits go in, and one row is computed as before"),
+    )
+
+
+def _hidden(stages: Stages, config: ModelConfig, codes: Tokens, size: int, row: int = 0, start: int = 0) -> Floats:
+    """The hidden state [dim] after codes [T + 1, 17]: the last step in its own call, those before in calls of `size`."""
+    embedding = np.zeros((size, config.temporal.dim), np.float32)
+    last = len(codes) - 2
+    for step in range(start, last, size):
+        chunk = codes[step : min(step + size, last)]
+        stages.run_forced(row, step, chunk, embedding[: len(chunk)])
+    stages.codes[row, 0], stages.position[row], stages.forced_text[row] = codes[last], last, 0
+    stages.run("temporal", 1, row)
+    return stages.hidden[row].copy()
+
+
+def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
+    engine, half = stages.engines["temporal"], len(codes) // 2
+    stages.reset(0, len(codes))
+    _hidden(stages, config, codes[: half + 2], 1)
+    saved = engine.save(0, half)
+    stages.reset(0, len(codes))
+    engine.restore(1, saved)
+    return _hidden(stages, config, codes, 1, row=1, start=half)
+
+
+def batch_measures(runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
+    """One conversation alone, and the same one in the last of all slots beside others; hears pcm [F, 1920]."""
+    bundle, slots = runtime.bundle, runtime.slots
+    expected = _talk(runtime, [runtime.open(seed=7)], pcm)
+    got = _talk(runtime, [runtime.open(seed=seed) for seed in [*range(slots - 1), 7]], pcm)
+    exact = all(bundle.precision[graph] == "fp32" for graph in LANGUAGE_GRAPHS)
+    yield Measure(
+        "streaming.batch_tokens",
+        float((got[0] == expected[0]).mean()),
+        "",
+        f"Share of a conversation's tokens ({FRAMES} frames) that are the same alone and in slot {slots - 1} beside others.",
+        Tolerance(1, "in float32 rounding is too small to change a draw", least=True) if exact else None,
+    )
+    yield Measure(
+        "streaming.batch_audio",
+        _relative(got[1], expected[1]),
+        "",
+        "Audio of that conversation, alone and beside others.",
+        Tolerance(1e-5, "the tokens are the same, and what float32 rounds is not heard") if exact else None,
+    )
+
+
+def _talk(runtime: Runtime, sessions: Sequence[Session], pcm: Pcm) -> tuple[Tokens, Floats]:
+    """Tokens [F, 17] and samples [F, 1920] of the last session, then closes all; the others hear other frames."""
+    replies = []
+    for i in range(FRAMES):
+        heard = {session: pcm[(i + 7 * j) % len(pcm)] for j, session in enumerate(sessions[:-1])}
+        replies.append(runtime.step({**heard, sessions[-1]: pcm[i % len(pcm)]})[sessions[-1]])
+    for session in sessions:
+        session.close()
+    return np.stack([reply.tokens for reply in replies]), np.stack([reply.pcm for reply in replies])
+
+
+def _relative(got: Any, expected: Any) -> float:
+    return relative_error(torch.from_numpy(got), torch.from_numpy(expected))
