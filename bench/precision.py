@@ -15,7 +15,8 @@ from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import LANGUAGE_GRAPHS, parse_precision
-from pplex.validate.drift import Drift, Forced, drift, force
+from pplex.runtime.stages import Stages
+from pplex.validate.drift import DriftSummary, drift, engine_blocks, reference_blocks
 from pplex.validate.widen import widen_bundle
 
 # name -> precision, calibration
@@ -34,7 +35,7 @@ class PrecisionReport:
     """The drift and the megabytes of language model of each variant."""
 
     title: str
-    drifts: dict[str, Drift]
+    drifts: dict[str, DriftSummary]
     megabytes: dict[str, float]
     machine: dict[str, Any]
 
@@ -66,14 +67,15 @@ def bench_precision(
     codes = token_history(opened, unheard_pieces(config, 2), frames)[: config.temporal.capacity - 1]
     with tempfile.TemporaryDirectory() as scratch:
 
-        def forced(precision: str, calibration: str | None) -> Forced:
+        def drift_of(precision: str, calibration: str | None) -> DriftSummary:
             progress(precision if calibration is None else f"{precision}, calibrated")
             options = BuildOptions(precision=parse_precision(precision), calibration=calibration)
             bundle = open_bundle(build(Source(checkpoint, None, None), Path(scratch) / "bundle", options), verify=False)
-            return force(widen_bundle(bundle), codes)
+            stages = Stages(widen_bundle(bundle), slots=1, logits=True)
+            expected = reference_blocks(opened, config, codes)
+            return DriftSummary.of(drift(engine_blocks(stages, config, codes), expected, codes))
 
-        expected = forced("fp32", None)
-        drifts = {name: drift(forced(*variant), expected) for name, variant in VARIANTS.items()}
+        drifts = {name: drift_of(*variant) for name, variant in VARIANTS.items()}
     megabytes = {name: _language_mb(config, precision) for name, (precision, _) in VARIANTS.items()}
     return PrecisionReport(
         f"precisions of {checkpoint.name}, {len(codes) - 1} forced steps",

@@ -29,7 +29,27 @@ _DEPTH = {
     "int8": {"layer_error": 0.07, "audio_kl": 0.03},
     "int4": {"layer_error": 0.5, "audio_kl": 1.5},
 }
-_CODEC = {"fp32": {"layer_error": 1e-4}, "fp16": {"layer_error": 0.01}}
+# agreement: least share of the same codes; boundary: how far a latent is from where another code begins, of its length
+_CODEC = {
+    "fp32": {
+        "layer_error": 1e-4,
+        "agreement": 0.98,
+        "boundary": 1e-4,
+        "si_sdr_db": 80.0,
+        "spectral_distance": 1e-3,
+        "sample_difference": 1e-4,
+        "onset_shift_ms": 0.5,
+    },
+    "fp16": {
+        "layer_error": 0.01,
+        "agreement": 0.75,
+        "boundary": 8e-3,
+        "si_sdr_db": 42.0,
+        "spectral_distance": 0.046,
+        "sample_difference": 4e-3,
+        "onset_shift_ms": 0.5,
+    },
+}
 
 _BY_GRAPH = {"mimi_encode": _CODEC, "temporal": _TEMPORAL, "depth": _DEPTH, "mimi_decode": _CODEC}
 

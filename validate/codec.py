@@ -15,14 +15,15 @@ from pplex.export.weights import load
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS, SAMPLE_RATE_HZ, ModelConfig
 from pplex.runtime.errors import AudioError
+from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.stages import Stages
 from pplex.validate.boundaries import ComparedCodes, compare_codes
-from pplex.validate.golden import Floats, Tokens, Where, decode, encode
+from pplex.validate.golden import Floats, Tokens, decode, encode
 from pplex.validate.offline_codec import decode_at_once, latents_at_once
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.signal import OnsetShift, onset_shift_ms, si_sdr_db, spectral_distance
 
-BOUNDARY, UNEXPLAINED, AGREEMENT = "codec.boundary_distance", "codec.unexplained_codes", "codec.code_agreement"
+UNEXPLAINED, LEAST = "codec.unexplained_codes", ("agreement", "si_sdr_db")
 
 FLOAT32_LATENT = (
     "sums in another order move a float32 latent by 1e-6 of its length, and half precision, or TF32, which has no more "
@@ -35,24 +36,24 @@ FLOAT32_SOUND = (
 HALF = "four times the worst of three random codecs in half precision, one of them of the released size"
 ATTACK = "half precision once made attacks 20 ms softer, which reads about 10 ms and which listeners alone had noticed"
 
-# What a codec graph may be off the reference, by precision.
-TOLERANCES: Mapping[str, Mapping[str, Tolerance]] = MappingProxyType(
+# Why a codec graph may be off the reference by as much as its GraphSpec says, by precision.
+REASONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": {
-            AGREEMENT: Tolerance(0.98, "near ties are rare, but all later codes of a frame follow one", least=True),
-            BOUNDARY: Tolerance(1e-4, FLOAT32_LATENT),
-            "codec.si_sdr_db": Tolerance(80, FLOAT32_SOUND, least=True),
-            "codec.spectral_distance": Tolerance(1e-3, FLOAT32_SOUND),
-            "codec.sample_difference": Tolerance(1e-4, FLOAT32_SOUND),
-            "codec.onset_shift_ms": Tolerance(0.5, ATTACK),
+            "agreement": "near ties are rare, but all later codes of a frame follow one",
+            "boundary": FLOAT32_LATENT,
+            "si_sdr_db": FLOAT32_SOUND,
+            "spectral_distance": FLOAT32_SOUND,
+            "sample_difference": FLOAT32_SOUND,
+            "onset_shift_ms": ATTACK,
         },
         "fp16": {
-            AGREEMENT: Tolerance(0.75, f"{HALF}: 6 % of the codes", least=True),
-            BOUNDARY: Tolerance(8e-3, f"{HALF}: 1.9e-3 of a latent's length"),
-            "codec.si_sdr_db": Tolerance(42, f"{HALF}: 54 dB", least=True),
-            "codec.spectral_distance": Tolerance(0.046, f"{HALF}: 0.0115"),
-            "codec.sample_difference": Tolerance(4e-3, f"{HALF}: 1e-3 of full scale"),
-            "codec.onset_shift_ms": Tolerance(0.5, ATTACK),
+            "agreement": f"{HALF}: 6 % of the codes",
+            "boundary": f"{HALF}: 1.9e-3 of a latent's length",
+            "si_sdr_db": f"{HALF}: 54 dB",
+            "spectral_distance": f"{HALF}: 0.0115",
+            "sample_difference": f"{HALF}: 1e-3 of full scale",
+            "onset_shift_ms": ATTACK,
         },
     }
 )
@@ -75,17 +76,18 @@ class Sounds:
         return self.got - mean, self.expected - mean
 
 
-def codec_section(bundle: Bundle, checkpoint: Checkpoint, pcm: Floats, device: Where = None) -> Section:
-    """The bundle's codec beside the float32 reference's, both frame by frame, on a recording pcm [F, 1920].
+def codec_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: Floats) -> Section:
+    """The bundle's codec, in slot 0 of `stages`, beside the float32 reference's, both frame by frame, on pcm [F, 1920].
 
-    `checkpoint` is what the bundle was made from, `device` as in `Stages`. Raises AudioError for what is no recording.
+    `checkpoint` is what the bundle was made from. Raises AudioError for what is no recording.
     """
-    config, encoder, stages = checkpoint.config, _encoder(checkpoint), Stages(bundle, slots=1, device=device)
+    config, encoder = checkpoint.config, _encoder(checkpoint)
     pcm = _usable(pcm, config)
+    stages.reset(0, len(pcm))
     latents = _stream_latents(encoder, config, pcm)
     expected = encoder.quantizer.encode(latents).numpy()
-    hearing, speaking = (TOLERANCES[bundle.precision[graph]] for graph in ("mimi_encode", "mimi_decode"))
-    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing[BOUNDARY].limit)
+    hearing, speaking = (codec_tolerances(bundle.specs[graph]) for graph in ("mimi_encode", "mimi_decode"))
+    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing["boundary"].limit)
     sounds = Sounds(decode(stages, expected), _stream_pcm(checkpoint, expected))
     shift = onset_shift_ms(*sounds.audible)
     return Section(
@@ -100,23 +102,30 @@ def codec_section(bundle: Bundle, checkpoint: Checkpoint, pcm: Floats, device: W
 
 
 def codec_streaming_measures(
-    bundle: Bundle, checkpoint: Checkpoint, pcm: Floats, device: Where = None
+    bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: Floats
 ) -> tuple[Measure, ...]:
     """The bundle's codec frame by frame beside the reference's for the whole recording pcm [F, 1920] at once.
 
     Arguments and errors as in `codec_section`.
     """
-    config, encoder, stages = checkpoint.config, _encoder(checkpoint), Stages(bundle, slots=1, device=device)
+    config, encoder = checkpoint.config, _encoder(checkpoint)
     pcm = _usable(pcm, config)
+    stages.reset(0, len(pcm))
     latents = latents_at_once(encoder, config, pcm)
     expected = encoder.quantizer.encode(latents).numpy()
-    hearing, speaking = (TOLERANCES[bundle.precision[graph]] for graph in ("mimi_encode", "mimi_decode"))
-    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing[BOUNDARY].limit)
+    hearing, speaking = (codec_tolerances(bundle.specs[graph]) for graph in ("mimi_encode", "mimi_decode"))
+    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing["boundary"].limit)
     sounds = Sounds(decode(stages, expected), decode_at_once(checkpoint, expected))
     return (
         _unexplained("streaming.codec_codes", codes, "the whole recording heard at once"),
         _sample_difference("streaming.codec_pcm", sounds, config, "all codes spoken at once", speaking),
     )
+
+
+def codec_tolerances(spec: GraphSpec) -> dict[str, Tolerance]:
+    """What a codec graph may be off the reference, by what is measured."""
+    reasons = REASONS[spec.precision]
+    return {name: Tolerance(spec.tolerances[name], reason, name in LEAST) for name, reason in reasons.items()}
 
 
 # What is compared.
@@ -157,21 +166,21 @@ def _stream_pcm(checkpoint: Checkpoint, codes: Tokens) -> Floats:
 def _code_measures(codes: ComparedCodes, tolerances: Mapping[str, Tolerance]) -> Iterator[Measure]:
     agreement, largest = 1 - codes.differs.mean(axis=0), codes.largest
     yield Measure(
-        AGREEMENT,
+        "codec.code_agreement",
         1 - float(codes.differs.mean()),
         "of the codes",
         "How many of the recording's codes are the reference's.",
-        tolerances[AGREEMENT],
+        tolerances["agreement"],
         _lowest(agreement),
     )
     yield _unexplained(UNEXPLAINED, codes, "the reference")
     yield Measure(
-        BOUNDARY,
+        "codec.boundary_distance",
         float(largest.max()),
         "of the latent's length",
         "How far the reference's latent is from where the engine's codes would be its own, at most: the engine's latent is "
         "off by as much or more.",
-        tolerances[BOUNDARY],
+        tolerances["boundary"],
         f"codebook {largest.argmax()}" if largest.any() else "",
     )
 
@@ -193,12 +202,11 @@ def sound_measures(
 ) -> Iterator[Measure]:
     """How far apart two decoders' sounds are; `shift` is that of their onsets."""
     got, expected = sounds.audible
-    name = "codec.si_sdr_db"
     said = "The same codes decoded: power of the reference's sound over that of the difference, levels matched."
-    yield Measure(name, si_sdr_db(got, expected), "dB", said, tolerances[name])
-    name = "codec.spectral_distance"
+    yield Measure("codec.si_sdr_db", si_sdr_db(got, expected), "dB", said, tolerances["si_sdr_db"])
+    distance = spectral_distance(got, expected).total
     said = "The same codes decoded: spectral convergence and mean log magnitude ratio, over three window lengths."
-    yield Measure(name, spectral_distance(got, expected).total, "", said, tolerances[name])
+    yield Measure("codec.spectral_distance", distance, "", said, tolerances["spectral_distance"])
     yield _sample_difference("codec.sample_difference", sounds, config, "the reference", tolerances)
     yield from _onset_measures(shift, tolerances)
 
@@ -212,18 +220,17 @@ def _sample_difference(
         float(difference.max()),
         "of full scale",
         f"The same codes decoded: the largest difference of a sample from that of {reference}.",
-        tolerances["codec.sample_difference"],
+        tolerances["sample_difference"],
         f"frame {int(difference.argmax()) // config.frame_size}",
     )
 
 
 def _onset_measures(shift: OnsetShift, tolerances: Mapping[str, Tolerance]) -> Iterator[Measure]:
-    name = "codec.onset_shift_ms"
     said = f"By how much an attack rises later (or earlier: below 0) or more softly, of {shift.onsets} attacks: the "
     worst = None if shift.worst_ms is None else abs(shift.worst_ms)
-    tolerance = tolerances[name] if shift.onsets else None
+    tolerance = tolerances["onset_shift_ms"] if shift.onsets else None
     where = "" if shift.worst_s is None else f"{shift.worst_s:.2f} s"
-    yield Measure(name, worst, "ms", f"{said}largest, without its sign.", tolerance, where)
+    yield Measure("codec.onset_shift_ms", worst, "ms", f"{said}largest, without its sign.", tolerance, where)
     yield Measure("codec.median_onset_shift_ms", shift.median_ms, "ms", f"{said}median.")
 
 

@@ -24,7 +24,7 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
     config = bundle.config
     found = drift(engine_blocks(stages, config, codes), reference_blocks(checkpoint, config, codes), codes)
     few = codes[: SELF_TEST_STEPS + 1]
-    itself = drift(*(reference_blocks(checkpoint, config, few) for _ in range(2)), few)
+    itself = drift(reference_blocks(checkpoint, config, few), reference_blocks(checkpoint, config, few), few)
     steps, ring = len(found.hidden), config.temporal.capacity
     return Section(
         "drift",

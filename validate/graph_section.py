@@ -1,6 +1,5 @@
 """The report's first question: does every graph compute what its torch module computes, and if not, which layer does not."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pplex.validate.layers import (
     trace_codec,
     trace_language,
 )
-from pplex.validate.probes import CODEBOOK, can_be_probed, probe
+from pplex.validate.probes import CODEBOOK, can_be_probed, probe, scratch_beside
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.streaming import Where
 
@@ -68,7 +67,7 @@ def trace_layers(
     """Errors of all layers in their order, by graph."""
     stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
     short = replace(bundle, config=replace(bundle.config, temporal=stack))
-    with _scratch(bundle.folder) as scratch:
+    with scratch_beside(bundle.folder) as scratch:
         stages = Stages(probe(short, Path(scratch)), slots=1, threads=threads, device=device, logits=True)
         language = trace_language(stages, short.config, codes)
         encoder = trace_codec(stages, "mimi_encode", pcm)
@@ -81,14 +80,6 @@ def trace_layers(
         "mimi_decode": codec_errors(decoder, "mimi_decode", checkpoint, short.config, spoken),
     }
     return {graph: found[graph] for graph in GRAPH_NAMES}
-
-
-def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder on the bundle's disk, where weights can be linked, or anywhere."""
-    try:
-        return tempfile.TemporaryDirectory(prefix=".validate-", dir=folder.parent)
-    except OSError:
-        return tempfile.TemporaryDirectory()
 
 
 def _capacity(bundle: Bundle) -> int:

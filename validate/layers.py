@@ -136,16 +136,16 @@ def depth_errors(trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConf
         walk.start(f"steps.{k}.input", step.input(hidden) + embed(step.emb, previous[:, k]))
         for i in layers:
             name = f"steps.{k}.layers.{i}"
-            norm1, norm2 = module.norm1[i], module.norm2[i]
-            walk.half(
-                f"{name}.attention",
-                lambda x, i=i, step=step, norm=norm1: module.attend(step, i, norm(x), past[i]),
-                lambda x, i=i, step=step, norm=norm1: module.attend(step, i, norm(x), own_past[i]),
-            )
-            feed = nn.Sequential(norm2, step.gating[i])
+            attend, own_attend = (partial(_attend, module, step, i, seen[i]) for seen in (past, own_past))
+            walk.half(f"{name}.attention", attend, own_attend)
+            feed = nn.Sequential(module.norm2[i], step.gating[i])
             walk.half(f"{name}.gating", feed, feed)
         walk.end(f"steps.{k}.output", step.output, walk.got["audio_logits"][:, k])
     return walk.errors
+
+
+def _attend(module: Depth, step: DepthStep, layer: int, past: Past, x: Tensor) -> Tensor:
+    return module.attend(step, layer, module.norm1[layer](x), past)
 
 
 class _Walk:

@@ -5,6 +5,7 @@ They are found by the weights they meet, whose names are the torch modules' own,
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +66,14 @@ def link(path: Path, folder: Path) -> None:
             os.link(path, folder / path.name)
         except OSError:
             shutil.copyfile(path, folder / path.name)
+
+
+def scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder on the disk of a bundle's, where its weights can be linked, or anywhere."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=".validate-", dir=folder.parent)
+    except OSError:
+        return tempfile.TemporaryDirectory()
 
 
 def _expose(graph: ir.Graph, name: str, value: ir.Value) -> TensorSpec:

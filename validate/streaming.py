@@ -24,12 +24,10 @@ CHUNK = 24  # steps at a time against one by one
 FRAMES = 8  # that conversations side by side talk
 
 
-def streaming_measures(
-    bundle: Bundle, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
-) -> Iterator[Measure]:
-    """Every property of the state of the language model, for a token history [T, 17] and user audio [F, 1920]."""
+def state_measures(bundle: Bundle, stages: Stages, codes: Tokens) -> Iterator[Measure]:
+    """Chunks, and states saved and restored, in the first two slots of `stages`, for a token history [T, 17]."""
+    stages.reset(0, len(codes))
     steps = min(len(codes), bundle.config.temporal.capacity, 4 * CHUNK) - 1
-    stages = Stages(bundle, slots=2, threads=threads, device=device, logits=True)
     rounding = bundle.specs["temporal"].tolerances["rounding"]
     one_by_one, chunked = (_hidden(stages, bundle.config, codes[: steps + 1], size) for size in (1, CHUNK))
     yield Measure(

@@ -22,10 +22,12 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import AudioError
-from pplex.runtime.precision import FP32
+from pplex.runtime.graphs import graph_specs
+from pplex.runtime.precision import CODEC_PRECISIONS, FP32
+from pplex.runtime.stages import Stages
 from pplex.runtime.synthetic_speech import speech_like
 from pplex.validate.boundaries import boundary_distances, compare_codes
-from pplex.validate.codec import TOLERANCES, Sounds, codec_section, codec_streaming_measures, sound_measures
+from pplex.validate.codec import Sounds, codec_section, codec_streaming_measures, codec_tolerances, sound_measures
 from pplex.validate.golden import Floats
 from pplex.validate.offline_codec import decode_at_once, encode_at_once
 from pplex.validate.reference import TorchExecutor
@@ -40,6 +42,11 @@ PCM = RECORDED["pcm_in"].reshape(-1, CONFIG.frame_size)[:FRAMES]
 CODES = RECORDED["codes"].T.astype(np.int64)
 TOKENIZER = "tokenizer-e351c8d8-checkpoint125.safetensors"
 Modules = dict[str, nn.Module]
+TOLERANCES = {
+    (graph, precision): codec_tolerances(graph_specs(CONFIG, {**FP32, graph: precision})[graph])
+    for graph in ("mimi_encode", "mimi_decode")
+    for precision in CODEC_PRECISIONS
+}
 
 
 @cache
@@ -56,6 +63,10 @@ def engines(modules: Modules) -> Backend:
         return {name: TorchExecutor(made[name], spec, device) for name, spec in bundle.specs.items()}
 
     return Backend(device, load)
+
+
+def stages(bundle: Bundle, device: str | Backend) -> Stages:
+    return Stages(bundle, slots=1, device=device)
 
 
 def half_precision(bundle: Bundle) -> tuple[Bundle, Backend]:
@@ -91,7 +102,7 @@ def failures(section: Section) -> set[str]:
 
 class TestSection:
     def test_a_float32_bundle_passes(self, tiny_bundle: Bundle) -> None:
-        section = codec_section(tiny_bundle, CHECKPOINT, PCM, "cpu")
+        section = codec_section(tiny_bundle, CHECKPOINT, stages(tiny_bundle, "cpu"), PCM)
         measures = by_name(section.measures)
         assert not section.failures and section.key == "codec"
         assert measures["codec.code_agreement"].value == 1 and measures["codec.unexplained_codes"].value == 0
@@ -104,19 +115,20 @@ class TestSection:
 
     def test_half_precision_passes_as_that_only(self, tiny_bundle: Bundle) -> None:
         bundle, backend = half_precision(tiny_bundle)
-        section = codec_section(bundle, CHECKPOINT, PCM, backend)
+        section = codec_section(bundle, CHECKPOINT, stages(bundle, backend), PCM)
         measures, rows = by_name(section.measures), section.tables[0].rows
         assert not section.failures
         assert 0.75 < (measures["codec.code_agreement"].value or 0) < 1
         assert 1e-4 < (measures["codec.boundary_distance"].value or 0) < 4e-3
         assert all(differ == ties + follow + unexplained for _, _, differ, ties, follow, unexplained, _ in rows)
-        for name in (
-            "codec.boundary_distance",
-            "codec.si_sdr_db",
-            "codec.spectral_distance",
-            "codec.sample_difference",
-        ):
-            assert not TOLERANCES["fp32"][name].allows(measures[name].value)
+        exact = {**TOLERANCES["mimi_encode", "fp32"], **TOLERANCES["mimi_decode", "fp32"]}
+        for name, measured in {
+            "boundary": "codec.boundary_distance",
+            "si_sdr_db": "codec.si_sdr_db",
+            "spectral_distance": "codec.spectral_distance",
+            "sample_difference": "codec.sample_difference",
+        }.items():
+            assert not exact[name].allows(measures[measured].value)
 
     @pytest.mark.parametrize("codebook", [0, 1, 3, 7])
     def test_permuted_entries_are_named_by_their_codebook(self, tiny_bundle: Bundle, codebook: int) -> None:
@@ -124,7 +136,7 @@ class TestSection:
         assert isinstance(module, MimiEncoder)
         book = module.quantizer.codebooks[codebook]
         module.quantizer.codebooks[codebook] = nn.Parameter(book.roll(1, dims=0), requires_grad=False)
-        section = codec_section(tiny_bundle, CHECKPOINT, PCM, engines({"mimi_encode": module}))
+        section = codec_section(tiny_bundle, CHECKPOINT, stages(tiny_bundle, engines({"mimi_encode": module})), PCM)
         assert failures(section) == {"codec.code_agreement", "codec.unexplained_codes", "codec.boundary_distance"}
         wrong = by_name(section.measures)["codec.unexplained_codes"]
         assert (wrong.value, wrong.where) == (FRAMES, f"codebook {codebook}: {FRAMES}")
@@ -134,23 +146,25 @@ class TestSection:
         assert isinstance(module, MimiEncoder)
         books = module.quantizer.codebooks
         books[2], books[5] = nn.Parameter(books[5].data), nn.Parameter(books[2].data)
-        section = codec_section(tiny_bundle, CHECKPOINT, PCM, engines({"mimi_encode": module.requires_grad_(False)}))
+        broken = stages(tiny_bundle, engines({"mimi_encode": module.requires_grad_(False)}))
+        section = codec_section(tiny_bundle, CHECKPOINT, broken, PCM)
         assert by_name(section.measures)["codec.unexplained_codes"].where == f"codebook 2: {FRAMES}"
 
     def test_a_bundle_of_another_checkpoint(self, tiny_bundle: Bundle, tmp_path: Path) -> None:
         key = "quantizer.rvq_rest.vq.layers.3._codebook.embedding_sum"
         other = changed_checkpoint(tmp_path / "other", key, lambda book: np.roll(book, 1, axis=0))
-        section = codec_section(tiny_bundle, other, PCM, "cpu")
+        section = codec_section(tiny_bundle, other, stages(tiny_bundle, "cpu"), PCM)
         assert by_name(section.measures)["codec.unexplained_codes"].where == f"codebook 4: {FRAMES}"
         assert "codec.si_sdr_db" in failures(section)
 
     def test_a_decoder_that_is_only_louder(self, tiny_bundle: Bundle, tmp_path: Path) -> None:
         key = "decoder.model.14.conv.conv.weight"
         other = changed_checkpoint(tmp_path / "other", key, lambda weight: weight * 1.02)
-        assert "codec.sample_difference" in failures(codec_section(tiny_bundle, other, PCM, "cpu"))
+        assert "codec.sample_difference" in failures(codec_section(tiny_bundle, other, stages(tiny_bundle, "cpu"), PCM))
 
     def test_silence_is_a_recording(self, tiny_bundle: Bundle) -> None:
-        assert not codec_section(tiny_bundle, CHECKPOINT, np.zeros((3, 1920), np.float32), "cpu").failures
+        silence = np.zeros((3, 1920), np.float32)
+        assert not codec_section(tiny_bundle, CHECKPOINT, stages(tiny_bundle, "cpu"), silence).failures
 
     @pytest.mark.parametrize("pcm", [PCM.ravel(), PCM[:, :-1], PCM[:0], np.full((2, 1920), np.nan)], ids=len)
     @pytest.mark.parametrize("compare", [codec_section, codec_streaming_measures])
@@ -158,7 +172,7 @@ class TestSection:
         self, tiny_bundle: Bundle, pcm: Floats, compare: Callable[..., object]
     ) -> None:
         with pytest.raises(AudioError, match=r"whole frames \[F, 1920\]"):
-            compare(tiny_bundle, CHECKPOINT, pcm, "cpu")
+            compare(tiny_bundle, CHECKPOINT, stages(tiny_bundle, "cpu"), pcm)
 
 
 class TestSounds:
@@ -169,7 +183,7 @@ class TestSounds:
     def measures(self, got: Floats, precision: str = "fp16") -> dict[str, Measure]:
         sounds = Sounds(got, self.SPEECH)
         shift = onset_shift_ms(*sounds.audible)
-        return by_name(tuple(sound_measures(sounds, shift, CONFIG, TOLERANCES[precision])))
+        return by_name(tuple(sound_measures(sounds, shift, CONFIG, TOLERANCES["mimi_decode", precision])))
 
     def test_softer_attacks_alone_fail_alone(self) -> None:
         soft, ramp = self.SPEECH.copy(), np.linspace(0, 1, 240)
@@ -201,19 +215,19 @@ class TestAtOnce:
         np.testing.assert_allclose(decode_at_once(CHECKPOINT, CODES), RECORDED["pcm_out"], atol=2e-6)
 
     def test_a_float32_bundle_streams_the_same(self, tiny_bundle: Bundle) -> None:
-        measures = by_name(codec_streaming_measures(tiny_bundle, CHECKPOINT, PCM, "cpu"))
+        measures = by_name(codec_streaming_measures(tiny_bundle, CHECKPOINT, stages(tiny_bundle, "cpu"), PCM))
         assert set(measures) == {"streaming.codec_codes", "streaming.codec_pcm"}
         assert all(measure.passed for measure in measures.values())
         assert measures["streaming.codec_codes"].value == 0
 
     def test_half_precision_streams_the_same(self, tiny_bundle: Bundle) -> None:
         bundle, backend = half_precision(tiny_bundle)
-        assert all(m.passed for m in codec_streaming_measures(bundle, CHECKPOINT, PCM, backend))
+        assert all(m.passed for m in codec_streaming_measures(bundle, CHECKPOINT, stages(bundle, backend), PCM))
 
     @pytest.mark.parametrize("graph, failing", [("mimi_encode", "codec_codes"), ("mimi_decode", "codec_pcm")])
     def test_a_graph_that_forgets_a_tail_fails(self, tiny_bundle: Bundle, graph: str, failing: str) -> None:
         backend = engines({graph: Forgetful(float32_modules()[graph])})
-        measures = codec_streaming_measures(tiny_bundle, CHECKPOINT, PCM, backend)
+        measures = codec_streaming_measures(tiny_bundle, CHECKPOINT, stages(tiny_bundle, backend), PCM)
         assert [m.name for m in measures if not m.passed] == [f"streaming.{failing}"]
 
 
