@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pplex.engines.compile import compile_engine, engine_entry
@@ -37,6 +38,7 @@ from pplex.runtime.bundle import (
     STEPS_FILE,
     TOKENIZER_FILE,
     VOICES_FILE,
+    Bundle,
     Voice,
     file_sha256,
     is_bundle,
@@ -51,8 +53,15 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, GRAPH_NAMES
 from pplex.runtime.text import Tokenizer
 
+Check = Callable[[Bundle, Checkpoint], Mapping[str, Any]]
+NOT_CHECKED: Mapping[str, Any] = MappingProxyType({"checked": False, "reason": "the build was asked not to (--no-validate)"})
+
 # What is being done, the bytes of weights written since the last call, and those to be written in all.
 Progress = Callable[[str, int, int], None]
+
+
+def _unchecked(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    return NOT_CHECKED
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -96,12 +105,14 @@ def build(
     options: BuildOptions = BuildOptions(),
     progress: Progress = _silent,
     tell: Callable[[str], None] = lambda line: None,
+    check: Check = _unchecked,
 ) -> Path:
     """Make the bundle `out` of a checkpoint: its four graphs or their engines, tokenizer and voices; returns `out`.
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
     by tensor. A build that is interrupted keeps the graphs and engines it has finished, and the same build goes on from
-    there. `tell` is given what will fit the GPU. Raises CheckpointError for an unfit checkpoint, CalibrationError,
+    there. `tell` is given what will fit the GPU. What `check` says of the new bundle is kept in its manifest, as `parity`.
+    Raises CheckpointError for an unfit checkpoint, CalibrationError,
     ConfigError and GpuError for options that do not fit it, BuildError or OutputError for a graph or a target that cannot
     be written.
     """
@@ -128,8 +139,10 @@ def build(
         shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
         _make_graphs(checkpoint, config, voices, options, steps, progress)
         progress("hash", 0, sum(weights_nbytes(config, options.precision).values()))
-        _write_manifest(folder, source, checkpoint, config, options, sorted(voices))
-        open_bundle(folder, verify=False)
+        manifest = _manifest(folder, source, checkpoint, config, options, sorted(voices))
+        _write_manifest(folder, manifest)
+        progress("validate", 0, sum(weights_nbytes(config, options.precision).values()))
+        _write_manifest(folder, {**manifest, "parity": dict(check(open_bundle(folder, verify=False), checkpoint))})
     return out
 
 
@@ -196,21 +209,21 @@ def _made_with() -> str:
     return f"torch {version('torch')}"
 
 
-def _write_manifest(
+def _manifest(
     folder: Path,
     source: Source,
     checkpoint: Checkpoint,
     config: ModelConfig,
     options: BuildOptions,
     voices: list[str],
-) -> None:
+) -> dict[str, Any]:
     calibration = folder / CALIBRATION_FILE
     files = {
         path.name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in (LOCK_FILE, STEPS_FILE)
+        if path.is_file() and path.name not in (LOCK_FILE, STEPS_FILE, MANIFEST_FILE)
     }
-    manifest: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "made_by": _made_by(),
         "checkpoint": {
@@ -225,11 +238,14 @@ def _write_manifest(
         else None,
         "engines": {name: _engine(name, folder, options) for name in GRAPH_NAMES},
         "voices": voices,
-        "parity": None,
+        "parity": dict(NOT_CHECKED),
         "files": files,
     }
-    manifest["digest"] = manifest_digest(manifest)
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    signed = {**manifest, "digest": manifest_digest(manifest)}
+    (folder / MANIFEST_FILE).write_text(json.dumps(signed, indent=2) + "\n")
 
 
 def _engine(graph: str, folder: Path, options: BuildOptions) -> dict[str, Any]:

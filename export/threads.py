@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from pplex.runtime.ort import available_threads
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
+WIDE = 1024
 
 
 @contextmanager
@@ -22,6 +23,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def suited_threads(width: int) -> AbstractContextManager[None]:
+    """Torch's own threads for a model as wide as `width`, or one, where an operation is over before they have met."""
+    return nullcontext() if width >= WIDE else one_thread()
 
 
 def in_threads(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:

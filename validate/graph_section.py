@@ -35,13 +35,20 @@ _REASONS = {
 
 
 def graph_section(
-    bundle: Bundle, checkpoint: Checkpoint, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
+    bundle: Bundle,
+    runnable: Bundle,
+    checkpoint: Checkpoint,
+    codes: Tokens,
+    pcm: Pcm,
+    device: Where,
+    threads: int | None,
 ) -> Section:
-    """Every layer of every graph, for a token history [T, 17] and user audio [F, 1920]."""
+    """Every layer of every graph of `runnable`, which is `bundle` or what can be run in its place, for a token history
+    [T, 17] and user audio [F, 1920]."""
     if not can_be_probed(bundle):
         note = "Compiled engines show their outputs only, which the other sections compare: no layer can be looked at."
         return Section("graphs", "Graphs", _QUESTION, notes=(note,))
-    found = trace_layers(bundle, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
+    found = trace_layers(runnable, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
     return Section(
         "graphs",
         "Graphs",

@@ -68,9 +68,9 @@ def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
     return _hidden(stages, config, codes, 1, row=1, start=half)
 
 
-def batch_measures(runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
+def batch_measures(bundle: Bundle, runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
     """One conversation alone, and the same one in the last of all slots beside others; hears pcm [F, 1920]."""
-    bundle, slots = runtime.bundle, runtime.slots
+    slots = runtime.slots
     expected = _talk(runtime, [runtime.open(seed=7)], pcm)
     got = _talk(runtime, [runtime.open(seed=seed) for seed in [*range(slots - 1), 7]], pcm)
     exact = all(bundle.precision[graph] == "fp32" for graph in LANGUAGE_GRAPHS)

@@ -11,6 +11,7 @@ from typing import Any
 from pplex.bench.measure import machine
 from pplex.export.checkpoint import REQUIRED_FILES, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
+from pplex.export.threads import suited_threads
 from pplex.runtime.audio import Pcm
 from pplex.runtime.bundle import Bundle, file_sha256
 from pplex.runtime.errors import ReportError
@@ -65,8 +66,8 @@ def validate(
     _check_origin(bundle, checkpoint)
     pieces, recordings = _pieces(checkpoint, options.recordings)
     frames = options.frames or max(FRAMES, bundle.config.temporal.capacity + BEYOND)
-    with _runnable(bundle, options.device) as runnable:
-        sections = tuple(_sections(runnable, checkpoint, pieces, frames, options, told))
+    with suited_threads(bundle.config.temporal.dim), _runnable(bundle, options.device) as runnable:
+        sections = tuple(_sections(bundle, runnable, checkpoint, pieces, frames, options, told))
     settings = {"frames": frames, "recordings": recordings, "sections": list(options.sections)}
     return Report(
         f"pplex-export {version('pplex-export')}",
@@ -79,7 +80,13 @@ def validate(
 
 
 def _sections(
-    bundle: Bundle, checkpoint: Checkpoint, pieces: Pcm, frames: int, options: ValidateOptions, told: Told
+    bundle: Bundle,
+    runnable: Bundle,
+    checkpoint: Checkpoint,
+    pieces: Pcm,
+    frames: int,
+    options: ValidateOptions,
+    told: Told,
 ) -> Iterator[Section]:
     device, threads, wanted = options.device, options.threads, options.sections
     heard = pieces.reshape(-1, pieces.shape[-1])  # [F, 1920]
@@ -87,10 +94,10 @@ def _sections(
     codes = token_history(checkpoint, pieces, frames)
     if "graphs" in wanted:
         told("graphs")
-        yield graph_section(bundle, checkpoint, codes, heard, device, threads)
+        yield graph_section(bundle, runnable, checkpoint, codes, heard, device, threads)
     state = []
     if {"drift", "codec", "streaming"} & {*wanted}:
-        stages = Stages(bundle, slots=2, threads=threads, device=device, logits=True)
+        stages = Stages(runnable, slots=2, threads=threads, device=device, logits=True)
         if "drift" in wanted:
             told("drift")
             yield drift_section(bundle, checkpoint, stages, codes)
@@ -103,13 +110,13 @@ def _sections(
             state += codec_streaming_measures(bundle, checkpoint, stages, heard[:SPEECH_FRAMES])
         del stages  # its memory is needed for what comes
     if {"streaming", "conversation"} & {*wanted}:
-        runtime = Runtime(bundle, SLOTS, threads, device=device)
+        runtime = Runtime(runnable, SLOTS, threads, device=device)
         if "streaming" in wanted:
             yield Section(
                 "streaming",
                 "Streaming",
                 "Does it matter how the steps are cut, where a conversation sits, or who sits beside it?",
-                (*state, *batch_measures(runtime, heard)),
+                (*state, *batch_measures(bundle, runtime, heard)),
             )
 
 

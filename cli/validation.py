@@ -1,0 +1,79 @@
+"""The command that holds a bundle to its checkpoint: validate."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pplex.cli.talk import DEVICE
+
+FOLDER = click.Path(path_type=Path)
+SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
+
+
+def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+    limits = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            limits[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not NAME=NUMBER, such as drift.text_kl=0.05.")
+    return limits
+
+
+@click.command()
+@click.argument("bundle", required=False, type=FOLDER)
+@click.option(
+    "--reference",
+    help="The checkpoint the bundle was built from: a folder, or a hub repository.  [default: the manifest's repository]",
+)
+@click.option("--wavs", type=FOLDER, help="Folder of speech to talk and listen with.  [default: synthetic speech]")
+@click.option("--report", "out", type=FOLDER, help="Folder for report.html, report.md, report.json and the recordings.")
+@click.option(
+    "--frames", type=click.IntRange(min=64), help="Of the forced history.  [default: 3000, or past the ring's end]"
+)
+@click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="A section; can be repeated.  [default: all]")
+@click.option(
+    "--tolerance", "limits", multiple=True, callback=_limits, help="NAME=LIMIT of a measure; can be repeated."
+)
+@click.option(
+    "--compare", nargs=2, type=FOLDER, help="Show two earlier reports side by side instead, each a folder or its JSON."
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engines.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def validate(
+    bundle: Path | None,
+    reference: str | None,
+    wavs: Path | None,
+    out: Path | None,
+    frames: int | None,
+    only: tuple[str, ...],
+    limits: dict[str, float],
+    compare: tuple[Path, Path] | None,
+    threads: int | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Is BUNDLE still the same model as the checkpoint it was built from? Exit code 1 where a tolerance is broken.
+
+    Layer by layer, in drift, in the codec, in its state and in conversation: docs/validation.md tells what each figure means.
+    """
+    if (bundle is None) == (compare is None):
+        raise click.UsageError("Name a bundle to validate, or two reports to --compare.")
+    if compare:
+        _compare(*compare, out, as_json)
+        return
+    assert bundle is not None
+    from pplex.cli.progress import names_bar
+    from pplex.validate.output import check_folder, write_report
+    from pplex.validate.validation import SECTIONS as ALL
+    from pplex.validate.validation import ValidateOptions, origin
+    from pplex.validate.validation import validate as run
+
+    if out:
+        check_folder(out)
