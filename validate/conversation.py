@@ -1,7 +1,7 @@
 """Whether the agent still takes its turns: the same user, voice, persona and seeds, for engine and reference."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -79,7 +79,7 @@ def conversation_section(
         measures=(*measures, _divergence_measure(difference), _equal_tokens(engine, reference, precision)),
         tables=(_metrics_table(values, expected), _parting_table(engine, reference)),
         plots=tuple(_plots(engine, theirs, ours)),
-        notes=tuple(_notes(engine, values, expected, heard, difference)),
+        notes=tuple(_notes((r.scenario for r in engine), values, expected, measures, heard)),
     )
 
 
@@ -98,18 +98,23 @@ def _measure(metric: Metric, ours: Sequence[float], theirs: Sequence[float], hea
     return Measure(f"conversation.{metric.name}", _scaled(value, metric), metric.unit, what, tolerance)
 
 
-def _tolerance(metric: Metric, ours: Sequence[float], theirs: Sequence[float]) -> Tolerance:
+def _tolerance(metric: Metric, ours: Sequence[float], theirs: Sequence[float]) -> Tolerance | None:
+    """None where no rate could be worse than it allows: too few events, or a reference that is at the end already."""
     least, words = (1 / len(ours), f"one event of {len(ours)}") if metric.is_rate else (LATENCY_MARGIN_S, "two frames")
     error = math.hypot(_standard_error(ours), _standard_error(theirs))
     margin = metric.factor * max(least, STANDARD_ERRORS * error)
     reason = f"{margin:.3g} worse than the reference: {words}, or {STANDARD_ERRORS} standard errors of the difference"
-    expected = metric.factor * float(np.mean(theirs))
-    higher = metric.better == "higher"
-    return Tolerance(expected - margin if higher else expected + margin, reason, least=higher)
+    expected, higher = metric.factor * float(np.mean(theirs)), metric.better == "higher"
+    limit = expected - margin if higher else expected + margin
+    if metric.is_rate and (limit <= 0 if higher else limit >= 1):
+        return None
+    return Tolerance(limit, reason, least=higher)
 
 
 def _divergence_measure(value: float | None) -> Measure:
-    what = "Jensen-Shannon divergence of when the two give backchannels (0 the same, 1 never together)"
+    what = (
+        "Jensen-Shannon divergence of when the two give backchannels (0 the same, 1 never together; none without any)"
+    )
     return Measure("conversation.backchannel_divergence", value, "bits", what)
 
 
@@ -191,24 +196,28 @@ def _marks(scenario: Scenario) -> tuple[tuple[float, str], ...]:
 
 
 def _notes(
-    recordings: Sequence[Recording], values: Values, expected: Values, heard: bool, difference: float | None
-) -> list[str]:
-    notes = []
-    if any(recording.scenario.material == SYNTHETIC for recording in recordings):
-        notes.append(
+    scenarios: Iterable[Scenario], values: Values, expected: Values, measures: Sequence[Measure], heard: bool
+) -> Iterator[str]:
+    if any(scenario.material == SYNTHETIC for scenario in scenarios):
+        yield (
             "The user is synthetic: a voice activity detector hears speech, but it has no words that could be answered. "
             "Give recordings for rates like those of real conversations: --wavs FOLDER."
         )
     if not heard:
-        notes.append(
+        yield (
             "No speech was detected in what either agent says, so the rates tell nothing, and have no limits. "
             "An agent of random weights babbles."
         )
     sides = {"either side": (False, False), "the engine's side": (True, False), "the reference's side": (False, True)}
-    for side, found in sides.items():
-        missing = [METRICS[k].name for k in METRICS if (bool(expected[k]), bool(values[k])) == found]
-        if missing:
-            notes.append(f"Without a value on {side}, and so without a limit: {', '.join(missing)}.")
-    if difference is None:
-        notes.append("backchannel_divergence: neither side gave a backchannel, so there is nothing to compare.")
-    return notes
+    for side, there in sides.items():
+        if missing := [METRICS[key].name for key in METRICS if (bool(expected[key]), bool(values[key])) == there]:
+            yield f"Without a value on {side}, and so without a limit: {', '.join(missing)}."
+    if loose := [m.name for m, key in zip(measures, METRICS, strict=True) if heard and _is_loose(m, METRICS[key])]:
+        yield (
+            f"Without a limit, as no engine could miss it: {', '.join(loose)}. There are too few events, and more seeds "
+            "make more, or the reference is at the worst already."
+        )
+
+
+def _is_loose(measure: Measure, metric: Metric) -> bool:
+    return bool(metric.better) and metric.is_rate and measure.value is not None and measure.tolerance is None
