@@ -1,0 +1,223 @@
+"""Whether the agent still takes its turns: the same user, voice, persona and seeds, for engine and reference."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from pplex.runtime.audio import Pcm
+from pplex.runtime.precision import FP32
+from pplex.validate.recording import Recording
+from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
+from pplex.validate.scenarios import SYNTHETIC, Scenario
+from pplex.validate.turns import Dialogue, Segment, Values, backchannel_profile, divergence, measure_turns
+
+LATENCY_MARGIN_S = 0.16  # two frames
+STANDARD_ERRORS = 2
+
+Detect = Callable[[Pcm], list[Segment]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric of `turns` is reported, as `name` and times `factor`; `better` is higher, lower, or neither ("")."""
+
+    name: str
+    what: str
+    better: str = ""
+    unit: str = "share"
+    factor: float = 1.0
+
+    @property
+    def is_rate(self) -> bool:
+        return self.unit == "share"
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "takeover_rate": Metric("takeover_rate", "User's turns after which the agent takes over", "higher"),
+        "latency_s": Metric("latency_ms", "From the user's last word to the agent's turn", "lower", "ms", 1000),
+        "pause_takeover_rate": Metric("pause_takeover_rate", "User's pauses in which the agent takes over", "lower"),
+        "long_turn_takeover_rate": Metric(
+            "long_turn_takeover_rate", "User's long turns in which the agent takes over", "lower"
+        ),
+        "backchannel_frequency": Metric(
+            "backchannel_frequency", "Backchannels per second of the user's long turns", "", "1/s"
+        ),
+        "stop_latency_s": Metric("stop_ms", "From the user's interruption to the agent's silence", "lower", "ms", 1000),
+        "interruption_takeover_rate": Metric(
+            "interruption_takeover_rate", "Interruptions that the agent answers with a turn", "higher"
+        ),
+        "interruption_latency_s": Metric(
+            "interruption_latency_ms", "From the interruption's end to the agent's turn", "lower", "ms", 1000
+        ),
+        "overlap_s": Metric("overlap_s", "Both speak at once, for each recording", "", "s"),
+    }
+)
+
+
+def conversation_section(
+    engine: Sequence[Recording], reference: Sequence[Recording], precision: Mapping[str, str], detect: Detect
+) -> Section:
+    """Both sides' turns, from recordings of the same scenarios and runs in the same order.
+
+    precision: of the engine's graphs, by name. Where all are float32 the tokens must be the reference's; else the two
+    may part, and only what the listener notices is held to a margin.
+    """
+    assert [r.name for r in engine] == [r.name for r in reference], "recordings of different scenarios or runs"
+    ours, theirs = ([_dialogue(recording, detect) for recording in side] for side in (engine, reference))
+    heard = any(dialogue.agent for dialogue in (*ours, *theirs))
+    values, expected = measure_turns(ours), measure_turns(theirs)
+    difference = divergence(backchannel_profile(ours), backchannel_profile(theirs))
+    measures = [_measure(METRICS[name], values[name], expected[name], heard) for name in METRICS]
+    return Section(
+        key="conversation",
+        title="Conversation",
+        question="With the same user and the same seeds, does the agent still take its turns?",
+        measures=(*measures, _divergence_measure(difference), _equal_tokens(engine, reference, precision)),
+        tables=(_metrics_table(values, expected), _parting_table(engine, reference)),
+        plots=tuple(_plots(engine, theirs, ours)),
+        notes=tuple(_notes((r.scenario for r in engine), values, expected, measures, heard)),
+    )
+
+
+def _dialogue(recording: Recording, detect: Detect) -> Dialogue:
+    return Dialogue(recording.scenario.speech, detect(recording.pcm), recording.scenario.events)
+
+
+# Measures.
+
+
+def _measure(metric: Metric, ours: Sequence[float], theirs: Sequence[float], heard: bool) -> Measure:
+    """The engine's mean, and how far on its worse side of the reference's it may be."""
+    value = _mean(ours)
+    tolerance = _tolerance(metric, ours, theirs) if metric.better and heard and ours and theirs else None
+    what = f"{metric.what} (engine; reference: {_shown(_mean(theirs), metric)}; {len(ours)} events)"
+    return Measure(f"conversation.{metric.name}", _scaled(value, metric), metric.unit, what, tolerance)
+
+
+def _tolerance(metric: Metric, ours: Sequence[float], theirs: Sequence[float]) -> Tolerance | None:
+    """None where no rate could be worse than it allows: too few events, or a reference that is at the end already."""
+    least, words = (1 / len(ours), f"one event of {len(ours)}") if metric.is_rate else (LATENCY_MARGIN_S, "two frames")
+    error = math.hypot(_standard_error(ours), _standard_error(theirs))
+    margin = metric.factor * max(least, STANDARD_ERRORS * error)
+    reason = f"{margin:.3g} worse than the reference: {words}, or {STANDARD_ERRORS} standard errors of the difference"
+    expected, higher = metric.factor * float(np.mean(theirs)), metric.better == "higher"
+    limit = expected - margin if higher else expected + margin
+    if metric.is_rate and (limit <= 0 if higher else limit >= 1):
+        return None
+    return Tolerance(limit, reason, least=higher)
+
+
+def _divergence_measure(value: float | None) -> Measure:
+    what = (
+        "Jensen-Shannon divergence of when the two give backchannels (0 the same, 1 never together; none without any)"
+    )
+    return Measure("conversation.backchannel_divergence", value, "bits", what)
+
+
+def _equal_tokens(engine: Sequence[Recording], reference: Sequence[Recording], precision: Mapping[str, str]) -> Measure:
+    """The share of equal tokens of all recordings, and the first frame at which any of them parts."""
+    pairs = list(zip(engine, reference, strict=True))
+    equal = np.concatenate([(ours.tokens == theirs.tokens).reshape(-1) for ours, theirs in pairs])
+    parted = [(frame, ours.name) for ours, theirs in pairs if (frame := first_difference(ours, theirs)) is not None]
+    where = "{1}, frame {0}".format(*min(parted)) if parted else ""
+    exact = all(precision[graph] == name for graph, name in FP32.items())
+    reason = "float32 on both sides, with the same noise: every token is the same"
+    tolerance = Tolerance(1.0, reason, least=True) if exact else None
+    what = "Share of tokens, of all streams and running freely, that are the reference's"
+    return Measure("conversation.tokens_equal", float(equal.mean()), "share", what, tolerance, where)
+
+
+def first_difference(ours: Recording, theirs: Recording) -> int | None:
+    """The frame from which on the tokens of two recordings differ; None where they do not."""
+    frames = np.flatnonzero((ours.tokens != theirs.tokens).any(axis=1))
+    return int(frames[0]) if len(frames) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _scaled(value: float | None, metric: Metric) -> float | None:
+    return None if value is None else metric.factor * value
+
+
+def _shown(value: float | None, metric: Metric) -> str:
+    return "none" if value is None else f"{metric.factor * value:.3g}"
+
+
+# Tables, plots and notes.
+
+
+def _metrics_table(values: Values, expected: Values) -> Table:
+    rows = []
+    for key, metric in METRICS.items():
+        ours, theirs = (_scaled(_mean(side[key]), metric) for side in (values, expected))
+        difference = None if ours is None or theirs is None else ours - theirs
+        rows.append((metric.what, metric.unit, len(expected[key]), theirs, ours, difference))
+    return Table("Turn-taking", ("metric", "unit", "events", "reference", "engine", "difference"), tuple(rows))
+
+
+def _parting_table(engine: Sequence[Recording], reference: Sequence[Recording]) -> Table:
+    rows = []
+    for ours, theirs in zip(engine, reference, strict=True):
+        same = float((ours.tokens == theirs.tokens).mean())
+        rows.append((ours.scenario.name, ours.run, len(ours.tokens), first_difference(ours, theirs), same))
+    columns = ("scenario", "run", "frames", "first frame that differs", "share of equal tokens")
+    return Table("Tokens, running freely", columns, tuple(rows))
+
+
+def _plots(engine: Sequence[Recording], theirs: Sequence[Dialogue], ours: Sequence[Dialogue]) -> list[Plot]:
+    """Who speaks when, in the first run of every scenario."""
+    plots: dict[str, Plot] = {}
+    for recording, expected, got in zip(engine, theirs, ours, strict=True):
+        name = recording.scenario.name
+        if name not in plots:
+            rows = {"user": expected.user, "reference": expected.agent, "engine": got.agent}
+            series = tuple(_spans(who, segments) for who, segments in rows.items())
+            marks = _marks(recording.scenario)
+            plots[name] = Plot(f"Who speaks when: {recording.name}", "spans", "s", "", series, marks=marks)
+    return list(plots.values())
+
+
+def _spans(who: str, segments: Sequence[Segment]) -> Series:
+    return Series(who, tuple(start for start, _ in segments), tuple(end for _, end in segments))
+
+
+def _marks(scenario: Scenario) -> tuple[tuple[float, str], ...]:
+    return tuple((event.start_s, event.kind) for event in scenario.events)
+
+
+def _notes(
+    scenarios: Iterable[Scenario], values: Values, expected: Values, measures: Sequence[Measure], heard: bool
+) -> Iterator[str]:
+    if any(scenario.material == SYNTHETIC for scenario in scenarios):
+        yield (
+            "The user is synthetic: a voice activity detector hears speech, but it has no words that could be answered. "
+            "Give recordings for rates like those of real conversations: --wavs FOLDER."
+        )
+    if not heard:
+        yield (
+            "No speech was detected in what either agent says, so the rates tell nothing, and have no limits. "
+            "An agent of random weights babbles."
+        )
+    sides = {"either side": (False, False), "the engine's side": (True, False), "the reference's side": (False, True)}
+    for side, there in sides.items():
+        if missing := [METRICS[key].name for key in METRICS if (bool(expected[key]), bool(values[key])) == there]:
+            yield f"Without a value on {side}, and so without a limit: {', '.join(missing)}."
+    if loose := [m.name for m, key in zip(measures, METRICS, strict=True) if heard and _is_loose(m, METRICS[key])]:
+        yield (
+            f"Without a limit, as no engine could miss it: {', '.join(loose)}. There are too few events, and more seeds "
+            "make more, or the reference is at the worst already."
+        )
+
+
+def _is_loose(measure: Measure, metric: Metric) -> bool:
+    return bool(metric.better) and metric.is_rate and measure.value is not None and measure.tolerance is None

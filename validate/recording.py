@@ -1,0 +1,119 @@
+"""Scenarios played to an agent, and what was recorded: sound, tokens, and how long each frame took."""
+
+import io
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from pplex.runtime.audio import Pcm, frames
+from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.runtime.delays import Tokens
+from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
+from pplex.validate.scenarios import Scenario
+
+FRAME, HOST = "frame", "host"
+Seconds = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to draw tokens."""
+
+    name: str
+    seed: int
+    sampling: Sampling
+
+
+def make_runs(seeds: Iterable[int]) -> tuple[Run, ...]:
+    """One run sampled at the default settings for each seed, and a greedy one."""
+    return (*(Run(f"seed {seed}", seed, Sampling()) for seed in seeds), Run("greedy", 0, GREEDY))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What an agent did in a scenario: pcm [F * 1920] float32 at 24 kHz, tokens [F, 17] (text, agent, user)."""
+
+    scenario: Scenario
+    run: str
+    pcm: Pcm
+    tokens: Tokens
+
+    @property
+    def name(self) -> str:
+        return f"{self.scenario.name}, {self.run}"
+
+    def to_wav(self) -> bytes:
+        """A file to listen to: the user left, the agent right."""
+        user = np.pad(self.scenario.pcm, (0, len(self.pcm) - len(self.scenario.pcm)))
+        both = np.clip(np.nan_to_num(np.stack([user, self.pcm], axis=1)), -1, 1)  # [samples, 2]
+        file = io.BytesIO()
+        soundfile.write(file, both, SAMPLE_RATE_HZ, "PCM_16", format="WAV")
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """All recordings of an agent, and the seconds [steps] that each step took by stage, "host" and "frame".
+
+    A step is one frame of up to `sessions` conversations at once.
+    """
+
+    recordings: tuple[Recording, ...]
+    seconds: Mapping[str, Seconds]
+    sessions: int
+
+
+def record(
+    runtime: Runtime, scenarios: Iterable[Scenario], runs: Sequence[Run], voice: str | None, persona: str
+) -> Recorded:
+    """Play every scenario to the runtime's agent once for each run, in as many of its slots at once as there are.
+
+    The agent's sound lies in the user's time: who plays it hears it a frame later. Raises PromptError.
+    """
+    work = iter([(scenario, run) for scenario in scenarios for run in runs])
+    recordings, steps = list[Recording](), list[dict[str, float]]()
+    while batch := list(islice(work, runtime.slots)):
+        recordings += _converse(runtime, batch, voice, persona, steps)
+    names = steps[0] if steps else {}
+    seconds = {name: np.array([step[name] for step in steps]) for name in names}
+    return Recorded(tuple(recordings), seconds, runtime.slots)
+
+
+def _converse(
+    runtime: Runtime,
+    batch: Sequence[tuple[Scenario, Run]],
+    voice: str | None,
+    persona: str,
+    steps: list[dict[str, float]],
+) -> list[Recording]:
+    """Conversations side by side, each until its scenario ends; adds what every step took to `steps`."""
+    user = [frames(scenario.pcm, runtime.config.frame_size) for scenario, _ in batch]  # [F, 1920] each
+    replies: list[list[Reply]] = [[] for _ in batch]
+    with ExitStack() as opened:
+        sessions = [opened.enter_context(runtime.open(voice, persona, run.seed, run.sampling)) for _, run in batch]
+        for frame in range(max(map(len, user))):
+            speaking = [i for i, pcm in enumerate(user) if frame < len(pcm)]
+            answers = _timed_step(runtime, {sessions[i]: user[i][frame] for i in speaking}, steps)
+            for i in speaking:
+                replies[i].append(answers[sessions[i]])
+    return [_recording(scenario, run, heard) for (scenario, run), heard in zip(batch, replies, strict=True)]
+
+
+def _timed_step(runtime: Runtime, pcm: Mapping[Session, Pcm], steps: list[dict[str, float]]) -> dict[Session, Reply]:
+    before, began = dict(runtime.stages.seconds), time.perf_counter()
+    replies = runtime.step(pcm)
+    whole = time.perf_counter() - began
+    stages = {name: seconds - before[name] for name, seconds in runtime.stages.seconds.items()}
+    steps.append({**stages, HOST: whole - sum(stages.values()), FRAME: whole})
+    return replies
+
+
+def _recording(scenario: Scenario, run: Run, replies: Sequence[Reply]) -> Recording:
+    pcm, tokens = np.concatenate([reply.pcm for reply in replies]), np.stack([reply.tokens for reply in replies])
+    return Recording(scenario, run.name, pcm, tokens)
