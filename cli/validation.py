@@ -1,8 +1,6 @@
 """The command that holds a bundle to its checkpoint: validate."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -69,11 +67,7 @@ def validate(
         _compare(*compare, out, as_json)
         return
     assert bundle is not None
-    from pplex.cli.progress import names_bar
-    from pplex.validate.output import check_folder, write_report
-    from pplex.validate.validation import SECTIONS as ALL
-    from pplex.validate.validation import ValidateOptions, origin
-    from pplex.validate.validation import validate as run
+    from pplex.validate.output import check_folder
 
     if out:
         check_folder(out)

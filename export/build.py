@@ -54,7 +54,9 @@ from pplex.runtime.precision import FP32, GRAPH_NAMES
 from pplex.runtime.text import Tokenizer
 
 Check = Callable[[Bundle, Checkpoint], Mapping[str, Any]]
-NOT_CHECKED: Mapping[str, Any] = MappingProxyType({"checked": False, "reason": "the build was asked not to (--no-validate)"})
+NOT_CHECKED: Mapping[str, Any] = MappingProxyType(
+    {"checked": False, "reason": "the build was asked not to (--no-validate)"}
+)
 
 # What is being done, the bytes of weights written since the last call, and those to be written in all.
 Progress = Callable[[str, int, int], None]

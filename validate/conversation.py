@@ -14,6 +14,7 @@ from pplex.validate.report import Measure, Plot, Section, Series, Table, Toleran
 from pplex.validate.scenarios import SYNTHETIC, Scenario
 from pplex.validate.turns import Dialogue, Segment, Values, backchannel_profile, divergence, measure_turns
 
+QUESTION = "With the same user and the same seeds, does the agent still take its turns?"
 LATENCY_MARGIN_S = 0.16  # two frames
 STANDARD_ERRORS = 2
 
@@ -75,7 +76,7 @@ def conversation_section(
     return Section(
         key="conversation",
         title="Conversation",
-        question="With the same user and the same seeds, does the agent still take its turns?",
+        question=QUESTION,
         measures=(*measures, _divergence_measure(difference), _equal_tokens(engine, reference, precision)),
         tables=(_metrics_table(values, expected), _parting_table(engine, reference)),
         plots=tuple(_plots(engine, theirs, ours)),

@@ -1,7 +1,6 @@
 """The short validation that a build ends with: every layer, and the drift over a few seconds, summed up for the manifest."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pplex.export.checkpoint import Checkpoint
@@ -10,6 +9,7 @@ from pplex.runtime.errors import EngineError
 from pplex.runtime.gpus import ONNXRUNTIME
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32
+from pplex.validate.memory import lacking_memory
 from pplex.validate.report import Report
 from pplex.validate.validation import ValidateOptions, validate
 
@@ -19,11 +19,11 @@ OPTIONS = ValidateOptions(frames=FRAMES, sections=("graphs", "drift"))
 
 def check_build(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
     """A summary for the manifest; what cannot be run here is not checked, and the summary says why."""
-    lacking = _lacking_memory(bundle)
+    lacking = _lacking(bundle)
     if lacking:
         return not_checked(lacking)
     try:
-        return summary(validate(bundle, checkpoint, OPTIONS))
+        return summary(validate(bundle, checkpoint, OPTIONS).report)
     except EngineError as error:
         return not_checked(f"it cannot run here: {error}")
 
@@ -31,7 +31,9 @@ def check_build(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
 def summary(report: Report) -> dict[str, Any]:
     """What the manifest keeps of a report."""
     kept = {m.name: {"value": m.value, "limit": m.tolerance.limit} for m in report.measures if m.tolerance is not None}
-    failures = [f"{m.name}: {m.value:.3g} at {m.where}" if m.where else f"{m.name}: {m.value:.3g}" for m in report.failures]
+    failures = [
+        f"{m.name}: {m.value:.3g} at {m.where}" if m.where else f"{m.name}: {m.value:.3g}" for m in report.failures
+    ]
     frames = report.settings["frames"]
     return {"checked": True, "passed": report.passed, "frames": frames, "failures": failures, "measures": kept}
 
@@ -40,23 +42,11 @@ def not_checked(reason: str) -> dict[str, Any]:
     return {"checked": False, "reason": reason}
 
 
-def _lacking_memory(bundle: Bundle) -> str | None:
+def _lacking(bundle: Bundle) -> str | None:
     """Why the bundle's graphs cannot be loaded on this machine, if they cannot."""
     if any(entry["kind"] != ONNXRUNTIME for entry in bundle.manifest["engines"].values()):
         return None  # a GPU's memory, which loading checks
     # ONNX Runtime packs weights anew and keeps both; the reference has the depth transformer in float32 beside them.
     needed = 2 * sum(weights_nbytes(bundle.config, bundle.precision).values())
     needed += weights_nbytes(bundle.config, FP32)["depth"]
-    free = available_memory()
-    if free is None or free >= needed:
-        return None
-    return f"it takes about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free here"
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
+    return lacking_memory(needed)

@@ -14,15 +14,26 @@ from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_his
 from pplex.export.threads import suited_threads
 from pplex.runtime.audio import Pcm
 from pplex.runtime.bundle import Bundle, file_sha256
-from pplex.runtime.errors import ReportError
+from pplex.runtime.errors import PromptError, ReportError
 from pplex.runtime.ort import has_cuda_provider
+from pplex.runtime.parameters import weights_nbytes
+from pplex.runtime.precision import FP32
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
 from pplex.validate.codec import codec_section, codec_streaming_measures
+from pplex.validate.conversation import QUESTION as CONVERSATION_QUESTION
+from pplex.validate.conversation import conversation_section
 from pplex.validate.drift_section import drift_section
 from pplex.validate.graph_section import graph_section
+from pplex.validate.health import health_section
+from pplex.validate.memory import lacking_memory
 from pplex.validate.probes import can_be_probed, link, scratch_beside
-from pplex.validate.report import Report, Section, Tolerance
+from pplex.validate.recording import make_runs, record
+from pplex.validate.reference import as_float32, torch_backend
+from pplex.validate.report import Measure, Report, Section, Tolerance
+from pplex.validate.scenarios import make_scenarios, recorded_speech, synthetic_speech
+from pplex.validate.speech import SpeechDetector
+from pplex.validate.speed import speed_section
 from pplex.validate.streaming import batch_measures, state_measures
 from pplex.validate.widen import widen_bundle
 
@@ -30,7 +41,9 @@ SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
 FRAMES, BEYOND = 3000, 128  # of the token history, and how far past the ring's end it goes at least
 PIECES = 16  # of the recordings, 7.7 s each
 SLOTS = 4  # conversations side by side
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "torch", "numpy")
+SEEDS = (0, 1, 2)  # each scenario is sampled with these, and once greedily
+VOICE, PERSONA = "NATF2", "You enjoy having a good conversation."
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "torch", "numpy", "silero-vad")
 Told = Callable[[str], None]
 
 
@@ -51,12 +64,20 @@ class ValidateOptions:
     threads: int | None = None
 
 
+@dataclass(frozen=True)
+class Validation:
+    """A report, and what was recorded for it: WAV files by name, the user left and the agent right."""
+
+    report: Report
+    sounds: Mapping[str, bytes]
+
+
 def validate(
     bundle: Bundle,
     checkpoint: Checkpoint,
     options: ValidateOptions = ValidateOptions(),
     told: Told = lambda stage: None,
-) -> Report:
+) -> Validation:
     """Hold `bundle` to the float32 torch modules of `checkpoint`.
 
     Raises ReportError where the two do not belong together, AudioError for recordings that cannot be used, EngineError
@@ -67,9 +88,10 @@ def validate(
     pieces, recordings = _pieces(checkpoint, options.recordings)
     frames = options.frames or max(FRAMES, bundle.config.temporal.capacity + BEYOND)
     with suited_threads(bundle.config.temporal.dim), _runnable(bundle, options.device) as runnable:
-        sections = tuple(_sections(bundle, runnable, checkpoint, pieces, frames, options, told))
-    settings = {"frames": frames, "recordings": recordings, "sections": list(options.sections)}
-    return Report(
+        run = _Run(bundle, runnable, checkpoint, pieces, frames, options, told)
+        sections = tuple(run.sections())
+    settings = {"frames": frames, "recordings": recordings, "sections": list(options.sections), "seeds": list(SEEDS)}
+    report = Report(
         f"pplex-export {version('pplex-export')}",
         _described(bundle, runnable),
         {"checkpoint": checkpoint.folder.name, "by": "our torch modules in float32"},
@@ -77,47 +99,103 @@ def validate(
         machine(options.threads, *PACKAGES),
         _with_tolerances(sections, options.tolerances),
     )
+    return Validation(report, run.sounds)
 
 
-def _sections(
-    bundle: Bundle,
-    runnable: Bundle,
-    checkpoint: Checkpoint,
-    pieces: Pcm,
-    frames: int,
-    options: ValidateOptions,
-    told: Told,
-) -> Iterator[Section]:
-    device, threads, wanted = options.device, options.threads, options.sections
-    heard = pieces.reshape(-1, pieces.shape[-1])  # [F, 1920]
-    told("recordings")
-    codes = token_history(checkpoint, pieces, frames)
-    if "graphs" in wanted:
-        told("graphs")
-        yield graph_section(bundle, runnable, checkpoint, codes, heard, device, threads)
-    state = []
-    if {"drift", "codec", "streaming"} & {*wanted}:
-        stages = Stages(runnable, slots=2, threads=threads, device=device, logits=True)
+class _Run:
+    """One validation: `runnable` is the bundle, or what can be run in its place."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        runnable: Bundle,
+        checkpoint: Checkpoint,
+        pieces: Pcm,
+        frames: int,
+        options: ValidateOptions,
+        told: Told,
+    ):
+        self.bundle, self.runnable, self.checkpoint, self.options, self.told = (
+            bundle,
+            runnable,
+            checkpoint,
+            options,
+            told,
+        )
+        self.heard = pieces.reshape(-1, pieces.shape[-1])  # [F, 1920]
+        told("recordings")
+        self.codes = token_history(checkpoint, pieces, frames)
+        self.sounds: dict[str, bytes] = {}
+
+    def sections(self) -> Iterator[Section]:
+        """In the order of the report; engines are loaded twice at most at a time, and dropped when they are done with."""
+        wanted, device, threads = {*self.options.sections}, self.options.device, self.options.threads
+        if "graphs" in wanted:
+            self.told("graphs")
+            yield graph_section(self.bundle, self.runnable, self.checkpoint, self.codes, self.heard, device, threads)
+        state: list[Measure] = []
+        if {"drift", "codec", "streaming"} & wanted:
+            yield from self._forced(Stages(self.runnable, 2, threads, device, logits=True), wanted, state)
+        if {"streaming", "conversation"} & wanted:
+            yield from self._free(Runtime(self.runnable, SLOTS, threads, device=device), wanted, state)
+
+    def _forced(self, stages: Stages, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
+        """What needs the graphs one by one; leaves half of the measures of streaming in `state`."""
         if "drift" in wanted:
-            told("drift")
-            yield drift_section(bundle, checkpoint, stages, codes)
+            self.told("drift")
+            yield drift_section(self.bundle, self.checkpoint, stages, self.codes)
         if "codec" in wanted:
-            told("codec")
-            yield codec_section(bundle, checkpoint, stages, heard[: 2 * SPEECH_FRAMES])
+            self.told("codec")
+            yield codec_section(self.bundle, self.checkpoint, stages, self.heard[: 2 * SPEECH_FRAMES])
         if "streaming" in wanted:
-            told("streaming")
-            state = [*state_measures(bundle, stages, codes)]
-            state += codec_streaming_measures(bundle, checkpoint, stages, heard[:SPEECH_FRAMES])
-        del stages  # its memory is needed for what comes
-    if {"streaming", "conversation"} & {*wanted}:
-        runtime = Runtime(runnable, SLOTS, threads, device=device)
+            self.told("streaming")
+            state += state_measures(self.bundle, stages, self.codes)
+            state += codec_streaming_measures(self.bundle, self.checkpoint, stages, self.heard[:SPEECH_FRAMES])
+
+    def _free(self, runtime: Runtime, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
+        """What needs whole conversations."""
         if "streaming" in wanted:
-            yield Section(
-                "streaming",
-                "Streaming",
-                "Does it matter how the steps are cut, where a conversation sits, or who sits beside it?",
-                (*state, *batch_measures(bundle, runtime, heard)),
-            )
+            question = "Does it matter how the steps are cut, where a conversation sits, or who sits beside it?"
+            measures = (*state, *batch_measures(self.bundle, runtime, self.heard))
+            yield Section("streaming", "Streaming", question, measures)
+        if "conversation" in wanted:
+            self.told("conversation")
+            yield from self._conversations(runtime)
+
+    def _conversations(self, runtime: Runtime) -> Iterator[Section]:
+        lacking = lacking_memory(sum(weights_nbytes(self.bundle.config, FP32).values()))
+        if lacking:
+            note = f"Not run: the reference has all weights in float32, and {lacking}."
+            yield Section("conversation", "Conversation", CONVERSATION_QUESTION, notes=(note,))
+            return
+        detect, folder, config = SpeechDetector(), self.options.recordings, self.bundle.config
+        voice, persona = _prompt(runtime)
+        scenarios = make_scenarios(recorded_speech(folder, detect) if folder else synthetic_speech())
+        ours = record(runtime, scenarios, make_runs(SEEDS), voice, persona)
+        self.told("conversation of the reference")
+        reference = Runtime(as_float32(self.bundle), SLOTS, device=torch_backend(self.checkpoint, config))
+        theirs = record(reference, scenarios, make_runs(SEEDS), voice, persona)
+        for side, recorded in (("engine", ours), ("reference", theirs)):
+            self.sounds |= {_file_name(recording.name, side): recording.to_wav() for recording in recorded.recordings}
+        yield conversation_section(ours.recordings, theirs.recordings, self.bundle.precision, detect)
+        yield health_section(ours.recordings, theirs.recordings, config.frame_size)
+        yield speed_section(ours, config.frame_ms, runtime.stages.device.name)
+
+
+def _prompt(runtime: Runtime) -> tuple[str | None, str]:
+    """Voice and persona of the conversations: those that every bundle has, if they fit."""
+    voice = VOICE if VOICE in runtime.bundle.voices else next(iter(runtime.bundle.voices), None)
+    for persona in (PERSONA, ""):
+        try:
+            runtime.check_prompt(voice, persona)
+            return voice, persona
+        except PromptError:
+            continue
+    return None, ""
+
+
+def _file_name(recording: str, side: str) -> str:
+    return f"{recording}-{side}.wav".replace(", ", "-").replace(" ", "-")
 
 
 def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
