@@ -54,7 +54,7 @@ def _value(name: str, value: str, key: str, variables: Mapping[str, str]) -> str
     value = re.sub(r"^#|(?<=url\()#", f"#{key}-", value) if name in ("href", "clip-path") else value
     if name == "style":
         value = re.sub("font-family: [^;]*; ", "", value)
-        value = re.sub("#[0-9a-f]{6}", lambda colour: variables.get(colour[0], colour[0]), value)
+        return re.sub("#[0-9a-f]{6}", lambda colour: variables.get(colour[0], colour[0]), value)
     if name == "transform":
         value = re.sub(r"rotate\(-?0 [^)]*\)", "", value)
     value = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", value)

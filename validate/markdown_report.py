@@ -28,7 +28,7 @@ def prose(text: Any) -> str:
     """Text that Markdown does not read as markup, in which nobody is called by @name and no #issue is linked."""
     escaped = re.sub(r"([\\`*_{}\[\]()|~$])", r"\\\1", wording.plain_line(text))
     escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([@#]|://|www\.)", r"\1" "\N{ZERO WIDTH SPACE}", escaped)
+    return re.sub(r"([@#]|:(?=//)|www\.)", r"\1" "\N{ZERO WIDTH SPACE}", escaped)
 
 
 def code(text: Any) -> str:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from pplex.runtime.errors import ReportError
 from pplex.validate import wording
@@ -110,13 +110,13 @@ def binned(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats, Floats]:
 def _bars(axes: Axes, plot: Plot) -> float:
     drawn = [_drawn(series, plot.log_y) for series in plot.series]
     heights = np.concatenate([y[np.isfinite(y)] for _, y in drawn] or [np.zeros(0)])
-    low = 10 ** math.floor(math.log10(heights.min() / 1.5)) if plot.log_y and len(heights) else 0.0
+    low = 10.0 ** math.floor(math.log10(heights.min() / 1.5)) if plot.log_y and len(heights) else 0.0
     width = 0.8 / max(1, len(drawn))
     edge = 0.8 if len(heights) <= 100 else 0.0  # of narrow bars, edges would be all there is to see
     for i, (x, y) in enumerate(drawn):
         left = x - 0.4 + width * i
         boxes = [(a, low, a + width, b) for a, b in zip(left, y, strict=True) if math.isfinite(b)]
-        axes.add_patch(PathPatch(_boxes(boxes), **_fill_style(i, edge)))
+        _add_boxes(axes, boxes, _fill_style(i, edge))
     _scale(axes, plot)
     axes.set_ylim(bottom=low) if plot.log_y and len(heights) else axes.autoscale(axis="y")
     return HEIGHT + _name_bars(axes, plot)
@@ -142,7 +142,7 @@ def _spans(axes: Axes, plot: Plot) -> float:
     least = (max(edges) - min(edges)) / WIDTH / 2 if edges else 0.0  # half a pixel
     for row, spans in enumerate(rows):
         boxes = [(start, row - 0.32, end, row + 0.32) for start, end in _merged(spans, least)]
-        axes.add_patch(PathPatch(_boxes(boxes), facecolor=_colour(row), linewidth=0))
+        _add_boxes(axes, boxes, {"facecolor": _colour(row), "linewidth": 0})
     axes.autoscale_view()
     axes.set_yticks(range(len(rows)), [_short(series.name, 26) for series in plot.series])
     axes.set_ylim(max(0, len(rows) - 1) + 0.6, -0.6)
@@ -171,11 +171,13 @@ def _is_span(start: float, end: float) -> bool:
     return start <= end and max(abs(start), abs(end)) < LARGEST
 
 
-def _boxes(boxes: Sequence[tuple[float, float, float, float]]) -> Path:
+def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], style: dict[str, Any]) -> None:
     """One path of many rectangles (left, bottom, right, top): a path each would be most of the page."""
+    if not boxes:
+        return
     corners = [point for a, b, c, d in boxes for point in ((a, b), (c, b), (c, d), (a, d), (a, b))]
     codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(boxes)
-    return Path(np.array(corners, dtype=np.float64).reshape(-1, 2), codes)
+    axes.add_patch(PathPatch(Path(np.array(corners), codes), **style))
 
 
 def _drawn(series: Series, log: bool) -> tuple[Floats, Floats]:
@@ -200,13 +202,14 @@ def _scale(axes: Axes, plot: Plot) -> None:
     axes.margins(x=0.01)
     axes.autoscale_view()
     axes.xaxis.set_major_formatter(lambda value, _: wording.figure(value, 6))
-    if plot.log_y:
+    log = plot.log_y and any(np.isfinite(_drawn(series, True)[1]).any() for series in plot.series)
+    if log:
         axes.set_yscale("log", nonpositive="mask")
         low, high = axes.get_ylim()
         subs = (1, 2, 5) if high / low < 50 else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(lambda value, _: _power(value) if plot.log_y else wording.figure(value, 6))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: _power(value) if log else wording.figure(value, 6))
 
 
 def _power(value: float) -> str:
@@ -227,7 +230,7 @@ def _marks(axes: Axes, plot: Plot) -> float:
         place = (x - left) / (right - left) * (WIDTH - 90)
         width = len(word) * LETTER + 8
         level = next((i for i, end in enumerate(ends) if place >= end), None)
-        if not word or level is None:
+        if not word or level is None or not left <= x <= right:
             continue
         flipped = place + width > WIDTH - 90
         ends[level], highest = place + width, max(highest, level + 1)

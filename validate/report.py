@@ -139,11 +139,12 @@ class Report:
                     f"A report of schema {_shown(data['schema'])}, and this version reads {SCHEMA}: validate again."
                 )
             json.dumps(data, ensure_ascii=False).encode()  # half a character could be read, and never be written again
-            info = tuple(_mapping(data[key]) for key in ("bundle", "reference", "settings", "machine"))
+            heads = (_mapping(data[key]) for key in ("bundle", "reference", "settings", "machine"))
+            bundle, reference, settings, machine = heads
             sections = tuple(map(_section, _list(data["sections"])))
             _check_unique("section", [section.key for section in sections])
             _check_unique("measure", [measure.name for section in sections for measure in section.measures])
-            return cls(_text(data["made_by"]), *info, sections=sections)
+            return cls(_text(data["made_by"]), bundle, reference, settings, machine, sections)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ReportError(f"This is no report of a validation ({type(error).__name__}: {error}).") from error
 

@@ -16,7 +16,12 @@ from pplex.runtime.errors import ReportError
 from pplex.validate.report import SCHEMA, Measure, Plot, Report, Section, Series, Table, Tolerance, read_report
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["inf", "-inf", "nan", "line"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["inf", "-inf", "nan", "line"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
@@ -41,15 +46,16 @@ def test_what_is_written_is_read_again(make: Any) -> None:
 
 def test_numbers_that_json_lacks_and_numpys_are_numbers_again() -> None:
     table = Table("t", ("a", "b"), ((np.float64("inf"), "word"), (math.nan, np.int64(3)), (-math.inf, None)))
-    plot = Plot("p", "line", "x", "y", (Series("s", (np.float32(0.5), 1), (math.nan, math.inf)),), marks=((np.int8(1), "m"),))
+    series = Series("s", (np.float32(0.5), 1), (math.nan, math.inf))
+    plot = Plot("p", "line", "x", "y", (series,), marks=((np.int8(1), "m"),))
     measure = Measure("m", np.float32(0.25), "", "", Tolerance(math.inf, "anything"))
     section = again(only(measure, Measure("n", math.nan, "", ""), tables=(table,), plots=(plot,))).sections[0]
-    rows, series = section.tables[0].rows, section.plots[0].series[0]
+    rows, read = section.tables[0].rows, section.plots[0].series[0]
     assert [m.value for m in section.measures[:1]] == [0.25] and math.isnan(section.measures[1].value or 0)
     assert section.measures[0].tolerance == Tolerance(math.inf, "anything")
     assert rows[0] == (math.inf, "word") and math.isnan(float(rows[1][0] or 0)) and rows[2] == (-math.inf, None)
     assert rows[1][1] == 3 and isinstance(rows[1][1], int)
-    assert series.x == (0.5, 1.0) and math.isnan(series.y[0]) and series.y[1] == math.inf
+    assert read.x == (0.5, 1.0) and math.isnan(read.y[0]) and read.y[1] == math.inf
     assert section.plots[0].marks == ((1.0, "m"),)
 
 
