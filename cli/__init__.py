@@ -15,9 +15,11 @@ from pplex.cli.checkpoints import build, synth
 from pplex.cli.engines import inspect, plan
 from pplex.cli.serving import load, serve
 from pplex.cli.talk import run
+from pplex.cli.validation import validate
 from pplex.runtime.errors import PplexError
 
 _EXTRA_OF = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
+_EXTRA_OF |= dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "silero_vad"), "validate")
 _EXTRA_OF |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client"), "serve")
 
 

@@ -59,15 +59,44 @@ def validate(
 ) -> None:
     """Is BUNDLE still the same model as the checkpoint it was built from? Exit code 1 where a tolerance is broken.
 
-    Layer by layer, in drift, in the codec, in its state and in conversation: docs/validation.md tells what each figure means.
+    Layer by layer, in drift, in the codec, in its state and in conversation: docs/validation.md tells what a figure means.
     """
     if (bundle is None) == (compare is None):
         raise click.UsageError("Name a bundle to validate, or two reports to --compare.")
-    if compare:
+    if bundle is None:
+        assert compare is not None
         _compare(*compare, out, as_json)
         return
-    assert bundle is not None
-    from pplex.validate.output import check_folder
+    from pplex.cli.progress import names_bar
+    from pplex.export.checkpoint import open_checkpoint
+    from pplex.runtime.bundle import open_bundle
+    from pplex.validate.output import check_folder, report_files, write_folder
+    from pplex.validate.text_report import to_text
+    from pplex.validate.validation import ValidateOptions, reference_folder
+    from pplex.validate.validation import validate as run
 
     if out:
         check_folder(out)
+    opened = open_bundle(bundle)
+    checkpoint = open_checkpoint(reference_folder(opened, reference))
+    options = ValidateOptions(frames, wavs, only or SECTIONS, limits, device, threads)
+    with names_bar("validate") as progress:
+        done = run(opened, checkpoint, options, progress)
+    if out:
+        write_folder(out, report_files(done))
+    click.echo(json.dumps(done.report.to_dict(), indent=2) if as_json else to_text(done.report))
+    if not done.report.passed:
+        raise SystemExit(1)
+
+
+def _compare(a: Path, b: Path, out: Path | None, as_json: bool) -> None:
+    from pplex.validate.compare import compare
+    from pplex.validate.output import check_folder, comparison_files, write_folder
+    from pplex.validate.report import read_report
+
+    if out:
+        check_folder(out)
+    comparison = compare(read_report(a), read_report(b))
+    if out:
+        write_folder(out, comparison_files(comparison))
+    click.echo(json.dumps(comparison.to_dict(), indent=2) if as_json else comparison.to_text())

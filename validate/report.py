@@ -2,6 +2,8 @@
 
 import json
 import math
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ from pplex.runtime.errors import ReportError
 
 SCHEMA = 1
 REPORT_FILE = "report.json"
+PLOT_KINDS = ("line", "bar", "spans")
+NOT_FINITE = ("inf", "-inf", "nan")  # as JSON data
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Tolerance:
     def allows(self, value: float | None) -> bool:
         if value is None or math.isnan(value):
             return False
+        value = float(value)  # a float32 would make the limit one, too
         return value >= self.limit if self.least else value <= self.limit
 
 
@@ -131,12 +136,16 @@ class Report:
         try:
             if data["schema"] != SCHEMA:
                 raise ReportError(
-                    f"A report of schema {data['schema']}, and this version reads {SCHEMA}: validate again."
+                    f"A report of schema {_shown(data['schema'])}, and this version reads {SCHEMA}: validate again."
                 )
-            sections = tuple(_section(section) for section in data["sections"])
-            info = {key: data[key] for key in ("made_by", "bundle", "reference", "settings", "machine")}
-            return cls(**info, sections=sections)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            json.dumps(data, ensure_ascii=False).encode()  # half a character could be read, and never be written again
+            heads = (_mapping(data[key]) for key in ("bundle", "reference", "settings", "machine"))
+            bundle, reference, settings, machine = heads
+            sections = tuple(map(_section, _list(data["sections"])))
+            _check_unique("section", [section.key for section in sections])
+            _check_unique("measure", [measure.name for section in sections for measure in section.measures])
+            return cls(_text(data["made_by"]), bundle, reference, settings, machine, sections)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ReportError(f"This is no report of a validation ({type(error).__name__}: {error}).") from error
 
 
@@ -144,8 +153,8 @@ def read_report(path: Path) -> Report:
     """The report in a file, or in a folder's report.json. Raises ReportError."""
     file = path / REPORT_FILE if path.is_dir() else path
     try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{file} cannot be read: {error}. Make one: pplex-export validate --report FOLDER") from error
     try:
         return Report.from_dict(data)
@@ -155,28 +164,97 @@ def read_report(path: Path) -> Report:
 
 def _section(data: Mapping[str, Any]) -> Section:
     return Section(
-        data["key"],
-        data["title"],
-        data["question"],
-        tuple(_measure(measure) for measure in data["measures"]),
-        tuple(Table(t["title"], tuple(t["columns"]), tuple(map(tuple, t["rows"]))) for t in data["tables"]),
-        tuple(_plot(plot) for plot in data["plots"]),
-        tuple(data["notes"]),
+        _text(data["key"]),
+        _text(data["title"]),
+        _text(data["question"]),
+        tuple(map(_measure, _list(data["measures"]))),
+        tuple(map(_table, _list(data["tables"]))),
+        tuple(map(_plot, _list(data["plots"]))),
+        _texts(data["notes"]),
     )
 
 
 def _measure(data: Mapping[str, Any]) -> Measure:
-    given = data["tolerance"]
-    value = None if data["value"] is None else float(data["value"])
-    tolerance = given and Tolerance(float(given["limit"]), given["reason"], given["least"])
-    return Measure(data["name"], value, data["unit"], data["what"], tolerance, data["where"])
+    value = None if data["value"] is None else _number(data["value"])
+    tolerance = None if data["tolerance"] is None else _tolerance(data["tolerance"])
+    name, unit, what, where = (_text(data[key]) for key in ("name", "unit", "what", "where"))
+    return Measure(name, value, unit, what, tolerance, where)
+
+
+def _tolerance(data: Mapping[str, Any]) -> Tolerance:
+    return Tolerance(_number(data["limit"]), _text(data["reason"]), _flag(data["least"]))
+
+
+def _table(data: Mapping[str, Any]) -> Table:
+    columns = _texts(data["columns"])
+    rows = tuple(tuple(map(_cell, _list(row))) for row in _list(data["rows"]))
+    if any(len(row) != len(columns) for row in rows):
+        raise ValueError(f"a row of the table {_shown(data['title'])} does not have {len(columns)} cells")
+    return Table(_text(data["title"]), columns, rows)
 
 
 def _plot(data: Mapping[str, Any]) -> Plot:
-    series = tuple(Series(s["name"], tuple(map(float, s["x"])), tuple(map(float, s["y"]))) for s in data["series"])
-    marks = tuple((float(x), word) for x, word in data["marks"])
-    title, kind, x_label, y_label = (data[key] for key in ("title", "kind", "x_label", "y_label"))
-    return Plot(title, kind, x_label, y_label, series, data["log_y"], tuple(data["ticks"]), marks)
+    if data["kind"] not in PLOT_KINDS:
+        raise ValueError(f"a plot of kind {_shown(data['kind'])}, not {', '.join(PLOT_KINDS)}")
+    title, kind, x_label, y_label = (_text(data[key]) for key in ("title", "kind", "x_label", "y_label"))
+    series = tuple(map(_series, _list(data["series"])))
+    marks = tuple((_number(x), _text(word)) for x, word in _list(data["marks"]))
+    return Plot(title, kind, x_label, y_label, series, _flag(data["log_y"]), _texts(data["ticks"]), marks)
+
+
+def _series(data: Mapping[str, Any]) -> Series:
+    x, y = (tuple(map(_number, _list(data[key]))) for key in ("x", "y"))
+    if len(x) != len(y):
+        raise ValueError(f"the series {_shown(data['name'])} has {len(x)} x and {len(y)} y")
+    return Series(_text(data["name"]), x, y)
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"more than one {what} named {_shown(twice)}")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(_text, _list(value)))
+
+
+def _text(value: Any) -> str:
+    return str(_of(str, value))
+
+
+def _flag(value: Any) -> bool:
+    return bool(_of(bool, value))
+
+
+def _list(value: Any) -> list[Any]:
+    return list(_of(list, value))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(_of(dict, value))
+
+
+def _number(value: Any) -> float:
+    """A number, or the name of one that JSON lacks."""
+    return float(value if value in NOT_FINITE else _of((int, float), value))
+
+
+def _cell(value: Any) -> str | float | int | None:
+    """As a cell, the name of a number that JSON lacks is the number."""
+    if isinstance(value, int | float):
+        return value if math.isfinite(float(value)) else float(value)
+    return float(value) if value in NOT_FINITE else None if value is None else _text(value)
+
+
+def _of(kind: Any, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{_shown(value)} where another kind of value belongs")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """Short, and safe to print."""
+    return ascii(reprlib.repr(value))[1:-1]
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from pplex.bench.measure import machine
 from pplex.export.checkpoint import REQUIRED_FILES, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
+from pplex.export.source import resolve
 from pplex.export.threads import suited_threads
 from pplex.runtime.audio import Pcm
 from pplex.runtime.bundle import Bundle, file_sha256
@@ -206,6 +207,19 @@ def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
             f"{bundle.folder} was built from another checkpoint than {checkpoint.folder}: {', '.join(other)} "
             "differ. Name the one it was built from with --reference, or build a bundle of this one."
         )
+
+
+def reference_folder(bundle: Bundle, named: str | None) -> Path:
+    """The checkpoint that is named, a folder or a repository, or the repository and commit that the manifest tells.
+
+    Raises ReportError where neither names one, CheckpointError where it cannot be had.
+    """
+    origin = bundle.manifest["checkpoint"]
+    if named is None and origin["repo"] is None:
+        raise ReportError(
+            f"{bundle.folder} was built from a folder, whose name it does not keep. Name it: --reference CHECKPOINT"
+        )
+    return resolve(named or origin["repo"], None if named else origin["revision"]).folder
 
 
 def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:

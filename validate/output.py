@@ -1,0 +1,60 @@
+"""A report's folder: the files of a validation or a comparison, written when all of them are made."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pplex.runtime.errors import OutputError
+from pplex.runtime.files import check_writable, write_files
+from pplex.validate.compare import Comparison
+from pplex.validate.html_report import to_html
+from pplex.validate.markdown_report import to_markdown
+from pplex.validate.report import REPORT_FILE
+from pplex.validate.validation import Validation
+
+SOUNDS_FOLDER = "sounds"
+
+
+def report_files(validation: Validation) -> dict[str, bytes]:
+    """By name: the data, the page, the comment for a pull request, and the recordings."""
+    report = validation.report
+    return {
+        REPORT_FILE: _json(report.to_dict()),
+        "report.html": to_html(report).encode(),
+        "report.md": to_markdown(report).encode(),
+        **{f"{SOUNDS_FOLDER}/{name}": data for name, data in validation.sounds.items()},
+    }
+
+
+def comparison_files(comparison: Comparison) -> dict[str, bytes]:
+    """By name, as of a report."""
+    return {
+        "comparison.json": _json(comparison.to_dict()),
+        "comparison.html": comparison.to_html().encode(),
+        "comparison.md": comparison.to_markdown().encode(),
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OutputError if `write_folder` could not write there: for before the work of making what goes in it."""
+    _made(folder)
+    check_writable(folder / REPORT_FILE)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their names in a folder, all of them or none; files of other names stay. Raises OutputError."""
+    for name in files:
+        _made((folder / name).parent)
+    write_files({str(folder / name): data for name, data in files.items()})
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made a folder: {error.strerror}. Name another --report.") from error
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
