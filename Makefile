@@ -11,11 +11,11 @@ PACKAGES := bench cli engines export runtime server validate
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[export,cpu,serve]'
+	$(BIN)/pip install --quiet --editable '.[export,cpu,serve,validate]'
 	@touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet --editable '.[export,cpu,rtx,serve,test]'
+	$(BIN)/pip install --quiet --editable '.[export,cpu,rtx,serve,validate,test]'
 	@touch $@
 
 demo: .venv/demo

@@ -51,5 +51,5 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we clean up as for Ctrl-C
 
 
-for command in (synth, build, run, serve, load, bench, inspect, plan):
+for command in (synth, build, run, serve, load, validate, bench, inspect, plan):
     main.add_command(command)

@@ -1,5 +1,6 @@
 """Commands that make checkpoints and bundles: synth and build."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
 @click.option(
     "--slots", type=click.IntRange(1, MAX_SLOTS), default=DEFAULT_SLOTS, help="Conversations an engine holds."
 )
+@click.option("--no-validate", is_flag=True, help="Leave out the short validation at the end; the manifest says so.")
 @engine_options
 def build(
     source: str,
@@ -72,20 +74,23 @@ def build(
     capacity: int | None,
     gpu: str | None,
     slots: int,
+    no_validate: bool,
     engine_options: Any,
 ) -> None:
     """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle.
 
-    A build that is interrupted keeps the graphs it has finished: the same command goes on from there.
+    A build that is interrupted keeps the graphs it has finished: the same command goes on from there. It ends with a short
+    validation: exit code 1 if the bundle, which is kept, is not the same model within its precision's tolerances.
     """
     from pplex.cli.progress import build_progress
     from pplex.engines.library import DEFAULT_OPTIONS
-    from pplex.export.build import BuildOptions
+    from pplex.export.build import BuildOptions, unchecked
     from pplex.export.build import build as build_bundle
     from pplex.export.source import resolve
     from pplex.export.staging import partial_folder
-    from pplex.runtime.bundle import STEPS_FILE
+    from pplex.runtime.bundle import STEPS_FILE, open_bundle, parity_text
     from pplex.runtime.errors import BuildError, OutputError
+    from pplex.validate.short import check_build
 
     if gpu is None and (engine_options != DEFAULT_OPTIONS or slots != DEFAULT_SLOTS):
         raise click.UsageError("--slots, --tf32, --workspace-mb and --optimization-level are of engines: name a --gpu.")
@@ -101,9 +106,14 @@ def build(
     checkpoint = resolve(source, revision)
     try:
         with build_progress() as progress:
-            build_bundle(checkpoint, out, options, progress, lambda line: click.echo(line, err=True))
+            tell = functools.partial(click.echo, err=True)
+            build_bundle(checkpoint, out, options, progress, tell, unchecked if no_validate else check_build)
     except (KeyboardInterrupt, BuildError, OutputError):
         if (partial_folder(out) / STEPS_FILE).exists():
             click.echo(f"What is finished is in {partial_folder(out)}: the same command goes on from there.", err=True)
         raise
     click.echo(out)
+    parity = open_bundle(out, verify=False).manifest["parity"]
+    click.echo(parity_text(parity), err=True)
+    if parity["checked"] and not parity["passed"]:
+        raise SystemExit(1)

@@ -1,5 +1,6 @@
 """The command that holds a bundle to its checkpoint: validate."""
 
+import json
 from pathlib import Path
 
 import click

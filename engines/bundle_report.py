@@ -9,7 +9,7 @@ from typing import Any
 from pplex.engines.library import layers_path
 from pplex.engines.plan import session_nbytes
 from pplex.engines.tables import markdown, readable
-from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.bundle import Bundle, open_bundle, parity_text
 from pplex.runtime.gpus import ONNXRUNTIME
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -40,10 +40,11 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """All graphs of a bundle, with rings of `capacity` steps."""
+    """All graphs of a bundle, with rings of `capacity` steps; `parity` is what the manifest tells of its validation."""
 
     capacity: int
     graphs: tuple[GraphReport, ...]
+    parity: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,7 +54,7 @@ class BundleReport:
         sizes = ((report.nbytes, report.session_nbytes) for report in self.graphs)
         total = ("all", "", "", "", "", "", *(readable(sum(column)) for column in zip(*sizes, strict=True)))
         table = markdown(_HEADERS, [*(_row(report) for report in self.graphs), total])
-        return "\n\n".join((table, *(_layers_text(report) for report in self.graphs)))
+        return "\n\n".join((table, parity_text(self.parity), *(_layers_text(report) for report in self.graphs)))
 
 
 _TOLD = ("layers", "weights", "held_nbytes", "scratch_nbytes")
@@ -65,7 +66,8 @@ def report_bundle(folder: Path) -> BundleReport:
     bundle = open_bundle(folder, verify=False)
     capacity = bundle.config.temporal.capacity
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
-    return BundleReport(capacity, tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items()))
+    graphs = tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items())
+    return BundleReport(capacity, graphs, bundle.manifest["parity"])
 
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:

@@ -62,7 +62,7 @@ NOT_CHECKED: Mapping[str, Any] = MappingProxyType(
 Progress = Callable[[str, int, int], None]
 
 
-def _unchecked(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
+def unchecked(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
     return NOT_CHECKED
 
 
@@ -107,16 +107,15 @@ def build(
     options: BuildOptions = BuildOptions(),
     progress: Progress = _silent,
     tell: Callable[[str], None] = lambda line: None,
-    check: Check = _unchecked,
+    check: Check = unchecked,
 ) -> Path:
     """Make the bundle `out` of a checkpoint: its four graphs or their engines, tokenizer and voices; returns `out`.
 
     An existing bundle is replaced in one rename once the new one is whole and opens. Weights are read and written tensor
     by tensor. A build that is interrupted keeps the graphs and engines it has finished, and the same build goes on from
     there. `tell` is given what will fit the GPU. What `check` says of the new bundle is kept in its manifest, as `parity`.
-    Raises CheckpointError for an unfit checkpoint, CalibrationError,
-    ConfigError and GpuError for options that do not fit it, BuildError or OutputError for a graph or a target that cannot
-    be written.
+    Raises CheckpointError for an unfit checkpoint, CalibrationError, ConfigError and GpuError for options that do not fit
+    it, BuildError or OutputError for a graph or a target that cannot be written.
     """
     _check_target(out)
     checkpoint = open_checkpoint(source.folder)

@@ -102,6 +102,15 @@ def _read_voices(path: Path, names: Sequence[str]) -> dict[str, Voice]:
     return {name: Voice(tensors[f"{name}.embeddings"], tensors[f"{name}.cache"]) for name in names}
 
 
+def parity_text(parity: Mapping[str, Any] | None) -> str:
+    """What a manifest says of the short validation, in a line or two."""
+    if parity is None or not parity["checked"]:
+        return f"not validated: {parity['reason'] if parity else 'it was built before builds were'}"
+    if parity["passed"]:
+        return f"validated: every layer, and the drift over {parity['frames']} frames, within tolerance"
+    return "\n  ".join(["NOT the same model within its tolerances:", *parity["failures"]])
+
+
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of the manifest without its own digest, in a canonical form."""
     body = {key: value for key, value in manifest.items() if key != "digest"}

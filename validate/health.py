@@ -36,7 +36,7 @@ class Sign:
     margin: float
 
     def tolerance(self, reference: float | None) -> Tolerance:
-        limit = max(self.healthy, (reference or 0.0) + self.margin)
+        limit = max(self.healthy, round((reference or 0.0) + self.margin, 4))
         return Tolerance(limit, f"well up to {self.healthy:g}, or up to {self.margin:g} more than the reference's")
 
 

@@ -11,7 +11,7 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32
 from pplex.validate.memory import lacking_memory
 from pplex.validate.report import Report
-from pplex.validate.validation import ValidateOptions, validate
+from pplex.validate.validation import ValidateOptions, hold
 
 FRAMES = 128
 OPTIONS = ValidateOptions(frames=FRAMES, sections=("graphs", "drift"))
@@ -23,7 +23,7 @@ def check_build(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
     if lacking:
         return not_checked(lacking)
     try:
-        return summary(validate(bundle, checkpoint, OPTIONS).report)
+        return summary(hold(bundle, checkpoint, OPTIONS).report)
     except EngineError as error:
         return not_checked(f"it cannot run here: {error}")
 

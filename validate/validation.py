@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.bench.measure import machine
-from pplex.export.checkpoint import REQUIRED_FILES, Checkpoint
+from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
 from pplex.export.source import resolve
 from pplex.export.threads import suited_threads
@@ -86,6 +86,13 @@ def validate(
     """
     told("checkpoint")
     _check_origin(bundle, checkpoint)
+    return hold(bundle, checkpoint, options, told)
+
+
+def hold(
+    bundle: Bundle, checkpoint: Checkpoint, options: ValidateOptions, told: Told = lambda stage: None
+) -> Validation:
+    """As `validate`, for a bundle that is known to be built from the checkpoint."""
     pieces, recordings = _pieces(checkpoint, options.recordings)
     frames = options.frames or max(FRAMES, bundle.config.temporal.capacity + BEYOND)
     with suited_threads(bundle.config.temporal.dim), _runnable(bundle, options.device) as runnable:
@@ -95,7 +102,7 @@ def validate(
     report = Report(
         f"pplex-export {version('pplex-export')}",
         _described(bundle, runnable),
-        {"checkpoint": checkpoint.folder.name, "by": "our torch modules in float32"},
+        {"name": bundle.manifest["checkpoint"]["repo"] or checkpoint.folder.name, "by": "our torch modules in float32"},
         settings,
         machine(options.threads, *PACKAGES),
         _with_tolerances(sections, options.tolerances),
@@ -219,7 +226,8 @@ def reference_folder(bundle: Bundle, named: str | None) -> Path:
         raise ReportError(
             f"{bundle.folder} was built from a folder, whose name it does not keep. Name it: --reference CHECKPOINT"
         )
-    return resolve(named or origin["repo"], None if named else origin["revision"]).folder
+    source = named or origin["repo"]
+    return resolve(source, origin["revision"] if source == origin["repo"] else None).folder
 
 
 def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:
@@ -256,12 +264,19 @@ def _described(bundle: Bundle, runnable: Bundle) -> dict[str, Any]:
         "precision": dict(bundle.precision),
         "engines": {name: entry["kind"] for name, entry in bundle.manifest["engines"].items()},
         "capacity": bundle.config.temporal.capacity,
-        "checkpoint": dict(bundle.manifest["checkpoint"]),
+        "checkpoint": _checkpoint_name(bundle.manifest["checkpoint"]),
         "digest": bundle.manifest["digest"],
     }
     if emulated:
         described["emulated"] = f"{', '.join(emulated)}: in float32, rounded to bfloat16 after every operation"
     return described
+
+
+def _checkpoint_name(origin: Mapping[str, Any]) -> str:
+    """Its repository and commit, or of a folder the weights' hash, so that two reports can tell."""
+    if origin["repo"]:
+        return f"{origin['repo']} at {origin['revision']}"
+    return f"{LM_FILE} with SHA-256 {origin['files'][LM_FILE][:16]}"
 
 
 def _with_tolerances(sections: tuple[Section, ...], limits: Mapping[str, float]) -> tuple[Section, ...]:
