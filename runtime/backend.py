@@ -73,7 +73,9 @@ def host_backend(device: HostDevice, threads: int | None) -> Backend:
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         return {
-            name: OnnxRuntimeExecutor(bundle.graph_path(name), spec, device, threads, bundle.precision[name])
+            name: OnnxRuntimeExecutor(
+                bundle.graph_path(name), spec, device, threads, bundle.precision[name], bundle.folder
+            )
             for name, spec in bundle.specs.items()
         }
 
@@ -93,7 +95,7 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
                 executors[name] = TensorRTExecutor(plans[name], device, slots, scratch, cache)
             else:
                 path = bundle.graph_path(name)
-                executors[name] = OnnxRuntimeCudaExecutor(path, spec, device, bundle.precision[name])
+                executors[name] = OnnxRuntimeCudaExecutor(path, spec, device, bundle.precision[name], bundle.folder)
         return executors
 
     return load

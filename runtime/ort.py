@@ -14,11 +14,12 @@ from pplex.runtime.graphs import GraphSpec, TensorSpec
 from pplex.runtime.precision import PRECISIONS, storage_dtype
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: how IO binding is told of a type that numpy lacks
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 NO_CUDA_GRAPH = "-1"  # the gpu_graph_id of a call that is neither recorded nor replayed
 
 
 class OnnxRuntimeExecutor:
-    """A graph on ONNX Runtime's CPU provider.
+    """A graph on ONNX Runtime's CPU provider; `weights` is the folder of its weights, if not the file's own.
 
     Raises LibraryError where ONNX Runtime is not installed, EngineError for a precision that the provider cannot compute
     in, BundleError where it refuses the graph.
@@ -28,7 +29,13 @@ class OnnxRuntimeExecutor:
     capturable = True
 
     def __init__(
-        self, path: Path, spec: GraphSpec, device: HostDevice, threads: int | None = None, precision: str = "fp32"
+        self,
+        path: Path,
+        spec: GraphSpec,
+        device: HostDevice,
+        threads: int | None = None,
+        precision: str = "fp32",
+        weights: Path | None = None,
     ):
         self.spec, self._device = spec, device
         if PRECISIONS[precision].activations == "bfloat16":
@@ -36,7 +43,7 @@ class OnnxRuntimeExecutor:
                 f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
                 "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
             )
-        self._session = _session(path, precision, _options(precision, threads), ["CPUExecutionProvider"])
+        self._session = _session(path, weights, precision, _options(precision, threads), ["CPUExecutionProvider"])
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         binding = _binding(self._session, self.spec, tensors, "cpu", 0)
@@ -56,7 +63,9 @@ class OnnxRuntimeCudaExecutor:
     alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
     capturable = False  # the provider allocates and synchronizes as it goes, which a capture around it forbids
 
-    def __init__(self, path: Path, spec: GraphSpec, device: CudaDevice, precision: str = "fp32"):
+    def __init__(
+        self, path: Path, spec: GraphSpec, device: CudaDevice, precision: str = "fp32", weights: Path | None = None
+    ):
         self.spec, self._device = spec, device
         self._graph_ids = count(1)
         provider = {
@@ -68,9 +77,9 @@ class OnnxRuntimeCudaExecutor:
         }
         options = _options(precision, threads=1)
         try:
-            self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"})
+            self._session = _cuda_session(path, weights, precision, options, {**provider, "enable_cuda_graph": "1"})
         except BundleError:  # some node runs on the processor: then the provider takes no graph of it
-            self._session = _cuda_session(path, precision, options, provider)
+            self._session = _cuda_session(path, weights, precision, options, provider)
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         import onnxruntime as ort
@@ -117,20 +126,26 @@ def _options(precision: str, threads: int | None) -> Any:
     return options
 
 
-def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[str, str]) -> Any:
+def _cuda_session(path: Path, weights: Path | None, precision: str, options: Any, provider: Mapping[str, str]) -> Any:
     ort = _library()
     ort.preload_dlls()  # CUDA's libraries, where they were installed by pip
     # The processor takes what is left over, which is arithmetic on shapes.
-    return _session(path, precision, options, [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"])
+    return _session(
+        path, weights, precision, options, [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"]
+    )
 
 
-def _session(path: Path, precision: str, options: Any, providers: list[Any]) -> Any:
+def _session(path: Path, weights: Path | None, precision: str, options: Any, providers: list[Any]) -> Any:
     ort = _library()
+    model: str | bytes = os.fspath(path)
+    if weights not in (None, path.parent):  # which it looks for beside the file, unless it does not know of one
+        model = path.read_bytes()
+        options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(weights))
     # A matrix product and the addition after it would become a Gemm, which does not go together with the blocked weights
     # before it as the product does: they would be turned into floats in every call.
     disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
     try:
-        return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=disabled)
+        return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
 

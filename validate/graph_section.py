@@ -1,5 +1,6 @@
 """The report's first question: does every graph compute what its torch module computes, and if not, which layer does not."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pplex.validate.layers import (
     trace_codec,
     trace_language,
 )
-from pplex.validate.probes import CODEBOOK, can_be_probed, probe, scratch_beside
+from pplex.validate.probes import CODEBOOK, can_be_probed, probe
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.streaming import Where
 
@@ -74,7 +75,7 @@ def trace_layers(
     """Errors of all layers in their order, by graph."""
     stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
     short = replace(bundle, config=replace(bundle.config, temporal=stack))
-    with scratch_beside(bundle.folder) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         stages = Stages(probe(short, Path(scratch)), slots=1, threads=threads, device=device, logits=True)
         language = trace_language(stages, short.config, codes)
         encoder = trace_codec(stages, "mimi_encode", pcm)

@@ -3,9 +3,6 @@
 They are found by the weights they meet, whose names are the torch modules' own, so no map between the two is kept.
 """
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +21,22 @@ Points = list[tuple[str, ir.Value]]
 
 
 @dataclass(frozen=True)
-class ProbedBundle(Bundle):
-    """A bundle whose graphs have more outputs: PROBE + the layer's name, [B, ...] float32."""
+class RewrittenBundle(Bundle):
+    """A bundle some of whose graphs are replaced by files in another folder; their weights are still the bundle's.
 
-    probed: Path
+    `probes` are outputs that the graphs have besides the usual ones: PROBE + the layer's name, [B, ...] float32.
+    """
+
+    rewritten: Mapping[str, Path]
     probes: Mapping[str, tuple[TensorSpec, ...]]  # by graph, in the order of computation
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, rewritten: Mapping[str, Path], probes: Mapping[str, tuple[TensorSpec, ...]] | None = None
+    ) -> "RewrittenBundle":
+        return cls(
+            bundle.folder, bundle.manifest, bundle.config, bundle.precision, bundle.voices, rewritten, probes or {}
+        )
 
     @property
     def specs(self) -> dict[str, GraphSpec]:
@@ -38,7 +46,7 @@ class ProbedBundle(Bundle):
         }
 
     def graph_path(self, graph: str) -> Path:
-        return self.probed / f"{graph}.onnx" if graph in self.probes else super().graph_path(graph)
+        return self.rewritten.get(graph) or super().graph_path(graph)
 
 
 def can_be_probed(bundle: Bundle) -> bool:
@@ -46,34 +54,16 @@ def can_be_probed(bundle: Bundle) -> bool:
     return all(entry["kind"] == ONNXRUNTIME for entry in bundle.manifest["engines"].values())
 
 
-def probe(bundle: Bundle, scratch: Path, graphs: tuple[str, ...] = GRAPH_NAMES) -> ProbedBundle:
-    """Write copies of the graphs with their layers as outputs to `scratch`; the weights are linked, not copied."""
-    probes = {}
-    for graph in graphs:
-        source = bundle.graph_path(graph)
-        link(source.with_suffix(".data"), scratch)
-        model = ir.load(source)
+def probe(bundle: Bundle, scratch: Path) -> RewrittenBundle:
+    """The bundle with the layers of its graphs as outputs, in copies of their files in `scratch`."""
+    probes, rewritten = {}, {}
+    for graph in GRAPH_NAMES:
+        model = ir.load(bundle.graph_path(graph))
         points = list(_POINTS[graph](model.graph, bundle.config))
         probes[graph] = tuple(_expose(model.graph, name, value) for name, value in points)
-        ir.save(model, scratch / f"{graph}.onnx")
-    return ProbedBundle(bundle.folder, bundle.manifest, bundle.config, bundle.precision, bundle.voices, scratch, probes)
-
-
-def link(path: Path, folder: Path) -> None:
-    """Another name of a file, in a folder; a copy where the disk is another one. ONNX Runtime follows no symbolic links."""
-    if path.exists():
-        try:
-            os.link(path, folder / path.name)
-        except OSError:
-            shutil.copyfile(path, folder / path.name)
-
-
-def scratch_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """A temporary folder on the disk of a bundle's, where its weights can be linked, or anywhere."""
-    try:
-        return tempfile.TemporaryDirectory(prefix=".validate-", dir=folder.parent)
-    except OSError:
-        return tempfile.TemporaryDirectory()
+        rewritten[graph] = scratch / f"{graph}.probed.onnx"
+        ir.save(model, rewritten[graph])
+    return RewrittenBundle.of(bundle, rewritten, probes)
 
 
 def _expose(graph: ir.Graph, name: str, value: ir.Value) -> TensorSpec:

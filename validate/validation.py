@@ -1,6 +1,7 @@
 """The whole validation: a bundle held to the checkpoint it was built from, section by section, to one report."""
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,8 @@ from pplex.validate.drift_section import drift_section
 from pplex.validate.graph_section import graph_section
 from pplex.validate.health import health_section
 from pplex.validate.memory import lacking_memory
-from pplex.validate.probes import can_be_probed, link, scratch_beside
+from pplex.validate.names import LEAST, SECTIONS, check_tolerances
+from pplex.validate.probes import RewrittenBundle, can_be_probed
 from pplex.validate.recording import make_runs, record
 from pplex.validate.reference import as_float32, torch_backend
 from pplex.validate.report import Measure, Report, Section, Tolerance
@@ -36,9 +38,8 @@ from pplex.validate.scenarios import make_scenarios, recorded_speech, synthetic_
 from pplex.validate.speech import SpeechDetector
 from pplex.validate.speed import speed_section
 from pplex.validate.streaming import batch_measures, state_measures
-from pplex.validate.widen import widen_bundle
+from pplex.validate.widen import widen
 
-SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
 FRAMES, BEYOND = 3000, 128  # of the token history, and how far past the ring's end it goes at least
 PIECES = 16  # of the recordings, 7.7 s each
 SLOTS = 4  # conversations side by side
@@ -81,9 +82,10 @@ def validate(
 ) -> Validation:
     """Hold `bundle` to the float32 torch modules of `checkpoint`.
 
-    Raises ReportError where the two do not belong together, AudioError for recordings that cannot be used, EngineError
-    where the bundle cannot run here.
+    Raises ReportError where the two do not belong together, or for a tolerance that no measure has, AudioError for
+    recordings that cannot be used, EngineError where the bundle cannot run here.
     """
+    check_tolerances(options.tolerances, options.sections)
     told("checkpoint")
     _check_origin(bundle, checkpoint)
     return hold(bundle, checkpoint, options, told)
@@ -245,15 +247,14 @@ def _runnable(bundle: Bundle, device: str | None) -> Iterator[Bundle]:
     if "bf16" not in bundle.precision.values() or not can_be_probed(bundle) or not on_processor:
         yield bundle
         return
-    with scratch_beside(bundle.folder) as folder:
-        copy = Path(folder) / bundle.folder.name
-        copy.mkdir()
-        for path in bundle.folder.iterdir():
-            if path.suffix == ".onnx":
-                shutil.copyfile(path, copy / path.name)
-            elif path.is_file():
-                link(path, copy)
-        yield widen_bundle(replace(bundle, folder=copy))
+    with tempfile.TemporaryDirectory() as scratch:
+        narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
+        rewritten = {graph: Path(scratch) / f"{graph}.onnx" for graph in narrow}
+        for graph, path in rewritten.items():
+            shutil.copyfile(bundle.graph_path(graph), path)
+            widen(path)
+        wide = {**bundle.precision, **dict.fromkeys(narrow, "fp32")}
+        yield RewrittenBundle.of(replace(bundle, precision=wide), rewritten)
 
 
 def _described(bundle: Bundle, runnable: Bundle) -> dict[str, Any]:
@@ -280,19 +281,13 @@ def _checkpoint_name(origin: Mapping[str, Any]) -> str:
 
 
 def _with_tolerances(sections: tuple[Section, ...], limits: Mapping[str, float]) -> tuple[Section, ...]:
-    """The sections with the limits that were asked for. Raises ReportError for a name that no measure has."""
-    known = {m.name: m.tolerance for section in sections for m in section.measures}
-    wrong = sorted(name for name in limits if known.get(name) is None)
-    if wrong:
-        having = ", ".join(sorted(name for name, tolerance in known.items() if tolerance is not None))
-        raise ReportError(f"There is no tolerance {', '.join(wrong)}. Measures with one are {having}.")
-    asked = {name: _asked(known[name], limit) for name, limit in limits.items()}
-    return tuple(
-        replace(section, measures=tuple(replace(m, tolerance=asked.get(m.name, m.tolerance)) for m in section.measures))
-        for section in sections
-    )
+    """The sections with the limits that were asked for, also where a measure has none in this precision."""
 
+    def limited(measure: Measure) -> Measure:
+        if measure.name not in limits or measure.value is None:
+            return measure
+        limit, usual = limits[measure.name], measure.tolerance
+        reason = f"asked for, instead of {usual.limit:g}: {usual.reason}" if usual else "asked for"
+        return replace(measure, tolerance=Tolerance(limit, reason, measure.name in LEAST))
 
-def _asked(usual: Tolerance | None, limit: float) -> Tolerance:
-    assert usual is not None
-    return Tolerance(limit, f"asked for, instead of {usual.limit:g}: {usual.reason}", usual.least)
+    return tuple(replace(section, measures=tuple(map(limited, section.measures))) for section in sections)

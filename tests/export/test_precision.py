@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from folders import TINY
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
+from pplex.cli import main
 from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.onnx_file import weights_by_dtype
 from pplex.export import weights
@@ -30,6 +32,7 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, parse_precision
 from pplex.runtime.stages import Stages
 from pplex.validate.drift import DriftSummary, drift, engine_blocks, reference_blocks
+from pplex.validate.validation import ValidateOptions, validate
 from pplex.validate.widen import widen_bundle
 
 # Hidden cosine to float32, mean of the steps of golden/tiny. What is measured is well above: bench precision prints it.
@@ -82,6 +85,31 @@ def test_hidden_state_stays_near_float32(drift_of: Callable[[str], DriftSummary]
     measured = drift_of(precision)
     print(precision, measured)
     assert FLOORS[precision] <= measured.hidden_cosine < 1 - 1e-9
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_gets_a_report_and_every_layer_keeps_its_tolerance(built: Build, precision: str) -> None:
+    bundle, checkpoint = built(precision), open_checkpoint(TINY / "checkpoint")
+    report = validate(bundle, checkpoint, ValidateOptions(frames=64, sections=("graphs", "drift"))).report
+    assert report.bundle["precision"] == dict(bundle.precision)
+    assert ("emulated" in report.bundle) == (precision == "bf16")  # the processor has no arithmetic for it
+    errors = {m.name: m for m in report.measures if m.name.endswith("layer_error")}
+    assert len(errors) == 4 and all(m.passed for m in errors.values()), errors
+    # As exact as the format allows, and no more: the layers that are shown are the rounded ones.
+    assert (errors["graphs.depth.layer_error"].value or 0) > {"fp32": 0, "fp16": 1e-4}.get(precision, 3e-3)
+    if precision == "fp32":
+        assert report.passed
+
+
+def test_a_build_that_is_not_the_same_model_ends_with_1_and_is_kept(tmp_path: Path) -> None:
+    """The tiny model's logits are so steep that int4 changes most of what it says."""
+    out = tmp_path / "bundle"
+    result = CliRunner().invoke(main, ["build", str(TINY / "checkpoint"), "--precision", "int4", "--out", str(out)])
+    parity = open_bundle(out).manifest["parity"]
+    assert result.exit_code == 1 and result.stdout.strip() == str(out)
+    assert "NOT the same model within its tolerances" in result.stderr and "drift.audio_kl" in result.stderr
+    assert parity["checked"] and not parity["passed"] and parity["measures"]["drift.audio_kl"]["value"] > 1.5
+    assert [line.partition(":")[0] for line in parity["failures"]] == ["drift.hidden", "drift.audio_kl"]
 
 
 # sm_86 has no fp8, and the build says so: tests/export/test_build.py.

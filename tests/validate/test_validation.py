@@ -1,0 +1,212 @@
+"""The command: what it says of a sound bundle, what it writes, and what it refuses."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from broken import broken, changed
+from click.testing import CliRunner, Result
+from folders import TINY
+
+from pplex.cli import main
+from pplex.export.checkpoint import LM_FILE
+from pplex.runtime.bundle import MANIFEST_FILE, Bundle
+from pplex.validate.conversation import METRICS
+from pplex.validate.names import LEAST, TOLERATED
+from pplex.validate.report import read_report
+from pplex.validate.validation import SEEDS
+
+CHECKPOINT = TINY / "checkpoint"
+SHORT = ("--only", "drift", "--frames", "64")
+SCENARIOS = ("turn-taking", "pause-handling", "backchannel", "interruption")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["validate", *map(str, arguments)])
+
+
+def refusal(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    return result.stderr
+
+
+@dataclass(frozen=True)
+class Done:
+    folder: Path
+    text: str
+    data: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def done(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """All sections, once, over little more than the ring."""
+    folder = tmp_path_factory.mktemp("validation") / "report"
+    result = run(tiny_bundle.folder, "--reference", CHECKPOINT, "--frames", 110, "--report", folder)
+    assert result.exit_code == 0, result.output
+    return Done(folder, result.stdout, json.loads((folder / "report.json").read_text()))
+
+
+def values(done: Done) -> dict[str, float | None]:
+    return {m["name"]: m["value"] for section in done.data["sections"] for m in section["measures"]}
+
+
+def test_a_float32_bundle_is_the_same_model(done: Done) -> None:
+    assert done.text.startswith("PASSED") and "FAILED" not in done.text
+    assert done.data["passed"] is True and done.data["failures"] == []
+    found = values(done)
+    for name in ("drift.text_top1", "drift.audio_top1", "conversation.tokens_equal", "streaming.batch_tokens"):
+        assert found[name] == 1, name
+    assert found["drift.self_test"] == 0
+    assert max(found["drift.text_kl"] or 1, found["drift.audio_kl"] or 1) < 1e-6
+    assert "drift.self_test" in done.text
+
+
+def test_the_report_says_what_was_compared_with_what(done: Done) -> None:
+    data = done.data
+    assert [section["key"] for section in data["sections"]] == [
+        "graphs", "drift", "codec", "streaming", "conversation", "health", "speed",
+    ]  # fmt: skip
+    assert data["schema"] == 1 and data["bundle"]["precision"]["temporal"] == "fp32"
+    assert data["bundle"]["engines"]["depth"] == "onnxruntime" and data["settings"]["frames"] == 110
+    for section in data["sections"]:
+        for measure in section["measures"]:
+            assert measure["what"] and (measure["tolerance"] is None or measure["tolerance"]["reason"])
+
+
+def test_the_report_is_written_in_every_form(done: Done) -> None:
+    assert {path.name for path in done.folder.iterdir()} == {"report.json", "report.html", "report.md", "sounds"}
+    assert "PASSED" in (done.folder / "report.html").read_text()
+    assert "PASSED" in (done.folder / "report.md").read_text()
+    assert read_report(done.folder).passed
+
+
+def test_both_sides_of_every_conversation_can_be_listened_to(done: Done) -> None:
+    sounds = {path.name: soundfile.read(path) for path in (done.folder / "sounds").iterdir()}
+    runs = [*(f"seed-{seed}" for seed in SEEDS), "greedy"]
+    assert set(sounds) == {
+        f"{scenario}-{name}-{side}.wav" for scenario in SCENARIOS for name in runs for side in ("engine", "reference")
+    }
+    for name, (both, rate) in sounds.items():
+        assert rate == 24_000 and both.shape[1] == 2 and np.ptp(both[:, 0]) > 0.1 and np.ptp(both[:, 1]) > 0.01, name
+        other = sounds[name.replace("engine", "reference")][0]
+        assert np.abs(both - other).max() < 1e-3  # float32 on both sides: the same conversation
+
+
+def test_two_reports_side_by_side(done: Done, tmp_path: Path) -> None:
+    result = run("--compare", done.folder, done.folder / "report.json", "--report", tmp_path / "side")
+    assert result.exit_code == 0 and "drift.text_kl" in result.stdout
+    assert {path.name for path in (tmp_path / "side").iterdir()} == {
+        "comparison.json", "comparison.html", "comparison.md",
+    }  # fmt: skip
+    printed = json.loads(run("--compare", done.folder, done.folder, "--json").stdout)
+    assert all(measure["a"] == measure["b"] for measure in printed["measures"])
+
+
+def test_a_fault_ends_with_1_and_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    broken(tiny_bundle, "temporal", changed("layers.1.norm2.weight", lambda x: -x), planted)
+    resigned(planted)
+    only = ("--only", "graphs", "--frames", "64")
+    result = run(planted, "--reference", CHECKPOINT, *only, "--report", tmp_path / "report")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1].startswith("FAILED graphs.temporal.layer_error")
+    assert "layers.1.gating" in result.stdout.splitlines()[-1]
+    assert "layers.1.gating" in (tmp_path / "report" / "report.md").read_text()
+
+
+def resigned(folder: Path) -> None:
+    """Make the manifest describe the files as they are."""
+    from pplex.runtime.bundle import file_sha256, manifest_digest
+
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    names = [path.name for path in folder.iterdir() if path.name != MANIFEST_FILE]
+    manifest["files"] = {
+        name: {"nbytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names
+    }
+    manifest["digest"] = manifest_digest(manifest)
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+def test_a_tolerance_can_be_asked_for(tiny_bundle: Bundle) -> None:
+    result = run(tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--tolerance", "drift.text_kl=0", "--json")
+    data = json.loads(result.stdout)
+    assert result.exit_code == 1 and data["failures"] == ["drift.text_kl"]
+    (measure,) = (m for section in data["sections"] for m in section["measures"] if m["name"] == "drift.text_kl")
+    assert measure["tolerance"]["limit"] == 0 and "asked for, instead of 1e-06" in measure["tolerance"]["reason"]
+
+
+def test_an_unknown_tolerance_names_those_there_are(tiny_bundle: Bundle) -> None:
+    said = refusal(tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--tolerance", "drift.txt_kl=1")
+    assert "no tolerance 'drift.txt_kl' here" in said and "drift.text_kl" in said
+    assert "no tolerance 'codec.si_sdr_db' here" in refusal(
+        tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--tolerance", "codec.si_sdr_db=1"
+    )
+
+
+def test_every_tolerance_can_be_named(done: Done) -> None:
+    """What agents of random weights give no figure for is left out."""
+    held = {m["name"] for section in done.data["sections"] for m in section["measures"] if m["tolerance"]}
+    known = {name for names in TOLERATED.values() for name in names}
+    turns = {f"conversation.{metric.name}" for metric in METRICS.values()}
+    least = {
+        m["name"]
+        for section in done.data["sections"]
+        for m in section["measures"]
+        if (m["tolerance"] or {}).get("least")
+    }
+    assert least == LEAST - turns
+    assert held <= known and known - held <= turns | {"codec.onset_shift_ms"}
+
+
+@pytest.mark.parametrize("given", ["drift.text_kl", "drift.text_kl=", "drift.text_kl=much"])
+def test_a_tolerance_is_a_name_and_a_number(tiny_bundle: Bundle, given: str) -> None:
+    result = run(tiny_bundle.folder, "--reference", CHECKPOINT, "--tolerance", given)
+    assert result.exit_code == 2 and "NAME=NUMBER" in result.stderr
+
+
+def test_another_checkpoint_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    other = shutil.copytree(CHECKPOINT, tmp_path / "other")
+    data = bytearray((other / LM_FILE).read_bytes())
+    data[-1] ^= 1
+    (other / LM_FILE).write_bytes(data)
+    said = refusal(tiny_bundle.folder, "--reference", other)
+    assert f"was built from another checkpoint than {other}: {LM_FILE}" in said
+
+
+def test_a_bundle_built_from_a_folder_needs_its_name(tiny_bundle: Bundle) -> None:
+    assert "Name it: --reference CHECKPOINT" in refusal(tiny_bundle.folder)
+
+
+def test_recordings_are_what_is_heard(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "wavs").mkdir()
+    shutil.copy(CHECKPOINT / "voices" / "synthetic.wav", tmp_path / "wavs")
+    arguments = (tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--json", "--wavs")
+    data = json.loads(run(*arguments, tmp_path / "wavs").stdout)
+    assert data["passed"] and data["settings"]["recordings"].endswith("pieces of 1 files in wavs")
+    assert "holds no recording" in refusal(*arguments, tmp_path / "nothing")
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = refusal(tiny_bundle.folder, "--reference", CHECKPOINT, "--report", tmp_path / "file")
+    assert "cannot be made a folder" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("arguments", [(), ("bundle", "--compare", "a", "b")])
+def test_a_bundle_or_two_reports(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2 and "Name a bundle to validate, or two reports" in result.stderr
+
+
+def test_what_is_no_report_is_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    assert "no report of a validation" in refusal("--compare", tmp_path, tmp_path)
+    assert "cannot be read" in refusal("--compare", tmp_path / "nothing", tmp_path)
