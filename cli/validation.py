@@ -70,16 +70,17 @@ def validate(
         return
     from pplex.cli.progress import names_bar
     from pplex.export.checkpoint import open_checkpoint
+    from pplex.export.source import resolve
     from pplex.runtime.bundle import open_bundle
     from pplex.validate.output import check_folder, report_files, write_folder
     from pplex.validate.text_report import to_text
-    from pplex.validate.validation import ValidateOptions, reference_folder
+    from pplex.validate.validation import ValidateOptions, reference_of
     from pplex.validate.validation import validate as run
 
     if out:
         check_folder(out)
     opened = open_bundle(bundle)
-    checkpoint = open_checkpoint(reference_folder(opened, reference))
+    checkpoint = open_checkpoint(resolve(*reference_of(opened, reference)).folder)
     options = ValidateOptions(frames, wavs, only or SECTIONS, limits, device, threads)
     with names_bar("validate") as progress:
         done = run(opened, checkpoint, options, progress)

@@ -43,7 +43,7 @@ class OnnxRuntimeExecutor:
                 f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
                 "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
             )
-        self._session = _session(path, weights, precision, _options(precision, threads), ["CPUExecutionProvider"])
+        self._session = _session(path, precision, _options(precision, threads), ["CPUExecutionProvider"], weights)
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         binding = _binding(self._session, self.spec, tensors, "cpu", 0)
@@ -77,9 +77,9 @@ class OnnxRuntimeCudaExecutor:
         }
         options = _options(precision, threads=1)
         try:
-            self._session = _cuda_session(path, weights, precision, options, {**provider, "enable_cuda_graph": "1"})
+            self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"}, weights)
         except BundleError:  # some node runs on the processor: then the provider takes no graph of it
-            self._session = _cuda_session(path, weights, precision, options, provider)
+            self._session = _cuda_session(path, precision, options, provider, weights)
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         import onnxruntime as ort
@@ -135,7 +135,7 @@ def _cuda_session(path: Path, weights: Path | None, precision: str, options: Any
     )
 
 
-def _session(path: Path, weights: Path | None, precision: str, options: Any, providers: list[Any]) -> Any:
+def _session(path: Path, precision: str, options: Any, providers: list[Any], weights: Path | None = None) -> Any:
     ort = _library()
     model: str | bytes = os.fspath(path)
     if weights not in (None, path.parent):  # which it looks for beside the file, unless it does not know of one

@@ -15,6 +15,7 @@ from pplex.validate.drift import Drift, Numbers, drift, engine_blocks, reference
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 
 SELF_TEST_STEPS = 192
+WINDOW = 50  # steps: 8 lines of 3,000 points would be a thicket
 _HIDDEN = ("three times what random models gave", "float32 sums of another order reach 1e-12")
 _DRAWS = "at most {:.0%} of the draws can come out otherwise (Pinsker), and three times what random models gave"
 
@@ -138,6 +139,14 @@ def _figures(kl: Numbers, same: Numbers, common: Numbers) -> tuple[float, ...]:
     return tuple(map(float, (kl.mean(), np.percentile(kl, 99), kl.max(), same.mean(), common.mean())))
 
 
+def _by_codebook(found: Drift) -> Iterator[Series]:
+    starts = np.arange(0, len(found.audio_kl), WINDOW)
+    sums = np.add.reduceat(found.audio_kl, starts)  # [windows, K]
+    means = sums / np.diff([*starts, len(found.audio_kl)])[:, None]
+    for k, values in enumerate(means.T):
+        yield Series(f"codebook {k}", tuple(map(float, starts)), tuple(map(float, values)))
+
+
 def _plots(found: Drift, ring: int) -> Iterator[Plot]:
     steps = tuple(float(step) for step in range(len(found.hidden)))
     marks = ((float(ring), "ring's end"),) if ring < len(steps) else ()
@@ -146,6 +155,16 @@ def _plots(found: Drift, ring: int) -> Iterator[Plot]:
         Series("audio", steps, tuple(map(float, found.audio_kl.mean(1)))),
     )
     yield Plot("Divergence by step", "line", "step", "nats", divergences, log_y=True, marks=marks)
+    yield Plot(
+        f"Divergence by codebook, means of {WINDOW} steps",
+        "line",
+        "step",
+        "nats",
+        tuple(_by_codebook(found)),
+        True,
+        (),
+        marks,
+    )
     hidden = (Series("hidden state", steps, tuple(map(float, found.hidden))),)
     yield Plot("Hidden state by step", "line", "step", "1 - cosine", hidden, log_y=True, marks=marks)
     books = tuple(float(k) for k in range(1 + found.audio_kl.shape[1]))

@@ -25,7 +25,7 @@ FRAMES = 8  # that conversations side by side talk
 
 
 def state_measures(bundle: Bundle, stages: Stages, codes: Tokens) -> Iterator[Measure]:
-    """Chunks, and states saved and restored, in the first two slots of `stages`, for a token history [T, 17]."""
+    """Chunks, and states saved and restored, in the first and last slot of `stages`, for a token history [T, 17]."""
     stages.reset(0, len(codes))
     steps = min(len(codes), bundle.config.temporal.capacity, 4 * CHUNK) - 1
     rounding = bundle.specs["temporal"].tolerances["rounding"]
@@ -41,7 +41,7 @@ def state_measures(bundle: Bundle, stages: Stages, codes: Tokens) -> Iterator[Me
         "streaming.restored",
         _relative(_restored(stages, bundle.config, codes[: steps + 1]), one_by_one),
         "",
-        "Hidden state of a conversation whose state was saved half way and restored into another slot.",
+        "Hidden state of a conversation whose state was saved half way and restored into the last slot.",
         Tolerance(0, "a copy is a copy: the same bits go in, and one row is computed as before"),
     )
 
@@ -59,13 +59,13 @@ def _hidden(stages: Stages, config: ModelConfig, codes: Tokens, size: int, row: 
 
 
 def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
-    engine, half = stages.engines["temporal"], len(codes) // 2
+    engine, half, last = stages.engines["temporal"], len(codes) // 2, stages.slots - 1
     stages.reset(0, len(codes))
     _hidden(stages, config, codes[: half + 2], 1)
     saved = engine.save(0, half)
     stages.reset(0, len(codes))
-    engine.restore(1, saved)
-    return _hidden(stages, config, codes, 1, row=1, start=half)
+    engine.restore(last, saved)
+    return _hidden(stages, config, codes, 1, row=last, start=half)
 
 
 def batch_measures(bundle: Bundle, runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:

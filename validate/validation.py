@@ -12,7 +12,6 @@ from typing import Any
 from pplex.bench.measure import machine
 from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
-from pplex.export.source import resolve
 from pplex.export.threads import suited_threads
 from pplex.runtime.audio import Pcm
 from pplex.runtime.bundle import Bundle, file_sha256
@@ -42,7 +41,7 @@ from pplex.validate.widen import widen
 
 FRAMES, BEYOND = 3000, 128  # of the token history, and how far past the ring's end it goes at least
 PIECES = 16  # of the recordings, 7.7 s each
-SLOTS = 4  # conversations side by side
+SLOTS = 4  # conversations side by side, or as many as the engines were built for
 SEEDS = (0, 1, 2)  # each scenario is sampled with these, and once greedily
 VOICE, PERSONA = "NATF2", "You enjoy having a good conversation."
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "torch", "numpy", "silero-vad")
@@ -140,14 +139,15 @@ class _Run:
     def sections(self) -> Iterator[Section]:
         """In the order of the report; engines are loaded twice at most at a time, and dropped when they are done with."""
         wanted, device, threads = {*self.options.sections}, self.options.device, self.options.threads
+        slots = min(entry["slots"] or SLOTS for entry in (*self.bundle.manifest["engines"].values(), {"slots": SLOTS}))
         if "graphs" in wanted:
             self.told("graphs")
             yield graph_section(self.bundle, self.runnable, self.checkpoint, self.codes, self.heard, device, threads)
         state: list[Measure] = []
         if {"drift", "codec", "streaming"} & wanted:
-            yield from self._forced(Stages(self.runnable, 2, threads, device, logits=True), wanted, state)
+            yield from self._forced(Stages(self.runnable, min(2, slots), threads, device, logits=True), wanted, state)
         if {"streaming", "conversation"} & wanted:
-            yield from self._free(Runtime(self.runnable, SLOTS, threads, device=device), wanted, state)
+            yield from self._free(Runtime(self.runnable, slots, threads, device=device), wanted, state)
 
     def _forced(self, stages: Stages, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
         """What needs the graphs one by one; leaves half of the measures of streaming in `state`."""
@@ -183,7 +183,7 @@ class _Run:
         scenarios = make_scenarios(recorded_speech(folder, detect) if folder else synthetic_speech())
         ours = record(runtime, scenarios, make_runs(SEEDS), voice, persona)
         self.told("conversation of the reference")
-        reference = Runtime(as_float32(self.bundle), SLOTS, device=torch_backend(self.checkpoint, config))
+        reference = Runtime(as_float32(self.bundle), runtime.slots, device=torch_backend(self.checkpoint, config))
         theirs = record(reference, scenarios, make_runs(SEEDS), voice, persona)
         for side, recorded in (("engine", ours), ("reference", theirs)):
             self.sounds |= {_file_name(recording.name, side): recording.to_wav() for recording in recorded.recordings}
@@ -218,18 +218,18 @@ def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
         )
 
 
-def reference_folder(bundle: Bundle, named: str | None) -> Path:
-    """The checkpoint that is named, a folder or a repository, or the repository and commit that the manifest tells.
+def reference_of(bundle: Bundle, named: str | None) -> tuple[str, str | None]:
+    """The checkpoint that is named, a folder or a repository, or the manifest's, and at which commit if it is that one.
 
-    Raises ReportError where neither names one, CheckpointError where it cannot be had.
+    Raises ReportError where neither tells one.
     """
     origin = bundle.manifest["checkpoint"]
-    if named is None and origin["repo"] is None:
+    source = named or origin["repo"]
+    if source is None:
         raise ReportError(
             f"{bundle.folder} was built from a folder, whose name it does not keep. Name it: --reference CHECKPOINT"
         )
-    source = named or origin["repo"]
-    return resolve(source, origin["revision"] if source == origin["repo"] else None).folder
+    return source, origin["revision"] if source == origin["repo"] else None
 
 
 def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:

@@ -133,7 +133,7 @@ def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["synth"], ["build"], ["run"], ["bench"], ["bench", "codec"], ["bench", "frame"]]
+    "command", [[], ["synth"], ["build"], ["run"], ["bench"], ["validate"], ["bench", "codec"], ["bench", "frame"]]
 )
 def test_help_is_one_page(command: list[str]) -> None:
     result = CliRunner().invoke(main, [*command, "--help"])

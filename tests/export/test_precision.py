@@ -113,7 +113,7 @@ def test_a_build_that_is_not_the_same_model_ends_with_1_and_is_kept(tmp_path: Pa
 
 
 # sm_86 has no fp8, and the build says so: tests/export/test_build.py.
-ON_GPUS = [(name, sm) for name in PRECISIONS for sm in (86, 89, 120) if name != "fp32" and (name, sm) != ("fp8", 86)]
+ON_GPUS = [*((name, 89) for name in PRECISIONS if name != "fp32"), ("int4", 86), ("fp8", 120), ("int4", 120)]
 
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)

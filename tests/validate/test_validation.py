@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pplex.runtime.bundle import MANIFEST_FILE, Bundle
 from pplex.validate.conversation import METRICS
 from pplex.validate.names import LEAST, TOLERATED
 from pplex.validate.report import read_report
-from pplex.validate.validation import SEEDS
+from pplex.validate.validation import SEEDS, reference_of
 
 CHECKPOINT = TINY / "checkpoint"
 SHORT = ("--only", "drift", "--frames", "64")
@@ -182,6 +182,13 @@ def test_another_checkpoint_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> N
 
 def test_a_bundle_built_from_a_folder_needs_its_name(tiny_bundle: Bundle) -> None:
     assert "Name it: --reference CHECKPOINT" in refusal(tiny_bundle.folder)
+
+
+def test_the_manifest_names_the_repository_and_its_commit(tiny_bundle: Bundle) -> None:
+    origin = {**tiny_bundle.manifest["checkpoint"], "repo": "someone/model", "revision": "0123"}
+    bundle = replace(tiny_bundle, manifest={**tiny_bundle.manifest, "checkpoint": origin})
+    assert reference_of(bundle, None) == reference_of(bundle, "someone/model") == ("someone/model", "0123")
+    assert reference_of(bundle, "a/folder") == ("a/folder", None)
 
 
 def test_recordings_are_what_is_heard(tiny_bundle: Bundle, tmp_path: Path) -> None:
