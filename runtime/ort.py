@@ -126,13 +126,11 @@ def _options(precision: str, threads: int | None) -> Any:
     return options
 
 
-def _cuda_session(path: Path, weights: Path | None, precision: str, options: Any, provider: Mapping[str, str]) -> Any:
-    ort = _library()
-    ort.preload_dlls()  # CUDA's libraries, where they were installed by pip
+def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[str, str], weights: Path | None) -> Any:
+    _library().preload_dlls()  # CUDA's libraries, where they were installed by pip
     # The processor takes what is left over, which is arithmetic on shapes.
-    return _session(
-        path, weights, precision, options, [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"]
-    )
+    providers = [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"]
+    return _session(path, precision, options, providers, weights)
 
 
 def _session(path: Path, precision: str, options: Any, providers: list[Any], weights: Path | None = None) -> Any:
