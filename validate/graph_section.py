@@ -1,6 +1,7 @@
 """The report's first question: does every graph compute what its torch module computes, and if not, which layer does not."""
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,27 +47,33 @@ def graph_section(
 ) -> Section:
     """Every layer of every graph of `runnable`, which is `bundle` or what can be run in its place, for a token history
     [T, 17] and user audio [F, 1920]."""
-    if not can_be_probed(bundle):
-        note = "Compiled engines show their outputs only, which the other sections compare: no layer can be looked at."
-        return Section("graphs", "Graphs", _QUESTION, notes=(note,))
+    probed, steps, frames = can_be_probed(bundle), len(codes[:STEPS]), len(pcm[:FRAMES])
     found = trace_layers(runnable, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
     return Section(
         "graphs",
         "Graphs",
         _QUESTION,
-        tuple(_measure(graph, bundle, errors) for graph, errors in found.items()),
+        tuple(_measures(bundle, found, probed)),
         tuple(_table(graph, errors) for graph, errors in found.items()),
-        tuple(_plot(graph, bundle, errors) for graph, errors in found.items()),
-        (
-            f"Every layer is an output of a copy of its graph, run by the bundle's own engine: {len(codes[:STEPS])} forced "
-            f"steps with a ring of {_capacity(bundle)}, so past its end, and {len(pcm[:FRAMES])} frames of audio.",
-            "Of the language model a layer's error is its own: the float32 layer is given what the engine's was given.",
-            "The codec's layers are followed from the samples and the codes.",
-        ),
+        tuple(_plot(graph, bundle, errors) for graph, errors in found.items()) if probed else (),
+        _notes(bundle, steps, frames) if probed else (_COMPILED.format(steps=steps, frames=frames),),
     )
 
 
 _QUESTION = "Does every layer compute what it computes in float32?"
+_COMPILED = (
+    "Compiled engines show their outputs only, of {steps} forced steps and {frames} frames of audio: no layer can be looked "
+    "at, and what rounding has added up to is judged by the other sections. Layers show in a bundle of ONNX graphs."
+)
+
+
+def _notes(bundle: Bundle, steps: int, frames: int) -> tuple[str, ...]:
+    return (
+        f"Every layer is an output of a copy of its graph, run by the bundle's own engine: {steps} forced steps with a ring "
+        f"of {_capacity(bundle)}, so past its end, and {frames} frames of audio.",
+        "Of the language model a layer's error is its own: the float32 layer is given what the engine's was given.",
+        "The codec's layers are followed from the samples and the codes.",
+    )
 
 
 def trace_layers(
@@ -76,7 +83,8 @@ def trace_layers(
     stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
     short = replace(bundle, config=replace(bundle.config, temporal=stack))
     with tempfile.TemporaryDirectory() as scratch:
-        stages = Stages(probe(short, Path(scratch)), slots=1, threads=threads, device=device, logits=True)
+        shown = probe(short, Path(scratch)) if can_be_probed(bundle) else short
+        stages = Stages(shown, slots=1, threads=threads, device=device, logits=True)
         language = trace_language(stages, short.config, codes)
         encoder = trace_codec(stages, "mimi_encode", pcm)
         spoken = encoder["codes"].numpy()
@@ -91,14 +99,33 @@ def trace_layers(
 
 
 def _capacity(bundle: Bundle) -> int:
-    return min(CAPACITY, bundle.config.temporal.capacity)
+    """A graph takes a ring of any length; an engine was compiled for one."""
+    capacity = bundle.config.temporal.capacity
+    return min(CAPACITY, capacity) if can_be_probed(bundle) else capacity
 
 
 def _judged(error: LayerError) -> float:
     return error.accumulated if error.own is None else error.own
 
 
-def _measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
+def _measures(bundle: Bundle, found: dict[str, list[LayerError]], probed: bool) -> Iterator[Measure]:
+    for graph, errors in found.items():
+        if probed:
+            yield _layer_measure(graph, bundle, errors)
+        worst = max((error for error in errors if _is_output(error.layer)), key=lambda error: error.accumulated)
+        what = (
+            "Largest error of an output of the graph, given the engine's own inputs; of codes, the share that differ."
+        )
+        yield Measure(f"graphs.{graph}.output_error", worst.accumulated, "", what, None, worst.layer)
+
+
+def _is_output(layer: str) -> bool:
+    return (
+        layer in ("out_norm", "text_linear", "pcm", "codes") or layer.endswith(".output") or layer.startswith(CODEBOOK)
+    )
+
+
+def _layer_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
     """The first layer that leaves tolerance, or the worst of those that do not."""
     limit = bundle.specs[graph].tolerances["layer_error"]
     first = next((error for error in errors if not _judged(error) <= _limit(error, limit)), None)

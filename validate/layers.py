@@ -149,33 +149,41 @@ def _attend(module: Depth, step: DepthStep, layer: int, past: Past, x: Tensor) -
 
 
 class _Walk:
-    """Goes through layers in their order with two streams: the engine's, `got` by layer, and the float32 one."""
+    """Goes through layers in their order with two streams: the engine's, `got` by layer, and the float32 one.
+
+    A compiled engine shows its graph's outputs only: layers that are not among `got` are passed over, and what comes after
+    them has no error of its own.
+    """
 
     def __init__(self, got: Tensors):
         self.got, self.errors = got, list[LayerError]()
+        self._before: Tensor | None = None
 
     def start(self, layer: str, x: Tensor) -> None:
         """The stream begins, as x."""
-        self._x, self._before = x, self.got[layer]
-        self._add(layer, self.got[layer], x, relative_error(self.got[layer], x))
+        self._x, got = x, self.got.get(layer)
+        self._add(layer, got, x, None if got is None else relative_error(got, x))
 
     def half(self, layer: str, adds: Half, own_adds: Half) -> None:
         """A half layer adds something to the stream: `adds` to the float32 one, `own_adds` to the engine's."""
         self._x = self._x + adds(self._x)
-        got = self.got[layer]
-        # The same error relative to the stream would hide a small addition to a large stream.
-        own = relative_error(got - self._before, own_adds(self._before))
-        self._before = got
+        got, before = self.got.get(layer), self._before
+        own = None
+        if got is not None and before is not None:
+            # The same error relative to the stream would hide a small addition to a large stream.
+            own = relative_error(got - before, own_adds(before))
         self._add(layer, got, self._x, own)
 
     def end(self, layer: str, makes: Half, got: Tensor) -> None:
         """A layer makes something else of the stream."""
-        expected, own = makes(self._x), relative_error(got, makes(self._before))
-        self._x, self._before = expected, got
-        self._add(layer, got, expected, own)
+        self._x = makes(self._x)
+        own = None if self._before is None else relative_error(got, makes(self._before))
+        self._add(layer, got, self._x, own)
 
-    def _add(self, layer: str, got: Tensor, expected: Tensor, own: float) -> None:
-        self.errors.append(compare_layer(layer, got, expected, own))
+    def _add(self, layer: str, got: Tensor | None, expected: Tensor, own: float | None = None) -> None:
+        self._before = got
+        if got is not None:
+            self.errors.append(compare_layer(layer, got, expected, own))
 
 
 # The codec.
@@ -210,9 +218,9 @@ def codec_errors(
     if graph == "mimi_decode":
         expected |= {f"{CODEBOOK}{i}": F.embedding(given[0, :, i], quantizer.codebooks[i]) for i in range(CODEBOOKS)}
     errors = [compare_layer(name, x, expected[name]) for name, x in trace.items() if name in expected]
-    if graph == "mimi_encode":
-        return errors + _codebook_errors(quantizer, trace)
-    return [*errors, compare_layer("pcm", trace["pcm"], output)]
+    if graph == "mimi_decode":
+        return [*errors, compare_layer("pcm", trace["pcm"], output)]
+    return errors + (_codebook_errors(quantizer, trace) if errors else [_different_codes(trace["codes"], output)])
 
 
 @contextmanager
@@ -238,6 +246,12 @@ def _convolved(part: TransposedConv, x: Tensor) -> Tensor:
     """The convolution's own result, which is what its ONNX node gives: the overlap is added after it."""
     conv = part.conv
     return F.conv_transpose1d(x, part.weight, None, conv.stride, groups=conv.inputs if conv.depthwise else 1)
+
+
+def _different_codes(got: Tensor, expected: Tensor) -> LayerError:
+    """The share of codes that are others, where it cannot be told what they were chosen by."""
+    share = float((got != expected).double().mean())
+    return LayerError("codes", None, share, share, share, 1 - share)
 
 
 def _codebook_errors(quantizer: Quantizer, trace: Tensors) -> list[LayerError]:

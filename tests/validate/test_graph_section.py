@@ -21,7 +21,9 @@ from folders import TINY
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import token_history, unheard_pieces
 from pplex.export.exporter import export_graph
+from pplex.runtime.backend import host_backend
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.device import HostDevice
 from pplex.runtime.precision import GRAPH_NAMES
 from pplex.validate.graph_section import graph_section
 from pplex.validate.report import Section
@@ -41,8 +43,9 @@ def named(bundle: Bundle) -> list[tuple[str, str]]:
 
 def test_a_sound_bundle_passes_layer_by_layer(tiny_bundle: Bundle) -> None:
     found = section(tiny_bundle)
-    assert [m.name for m in found.measures] == [f"graphs.{graph}.layer_error" for graph in GRAPH_NAMES]
-    assert not found.failures and all(0 < (m.value or 0) < 1e-5 for m in found.measures)
+    layer_errors = [m for m in found.measures if m.name.endswith("layer_error")]
+    assert [m.name for m in layer_errors] == [f"graphs.{graph}.layer_error" for graph in GRAPH_NAMES]
+    assert not found.failures and all(0 < (m.value or 0) < 1e-5 for m in layer_errors)
     layers = {table.title.partition(",")[0]: [row[0] for row in table.rows] for table in found.tables}
     temporal = [f"layers.{i}.{half}" for i in range(3) for half in ("attention", "gating")]
     assert layers["temporal"] == ["embedding", *temporal, "out_norm", "text_linear"]
@@ -114,3 +117,20 @@ def test_what_is_not_finite_is_no_small_error(tiny_bundle: Bundle, tmp_path: Pat
     fault = changed("layers.0.attention.out_proj.weight", lambda x: x * np.float32(np.nan))
     failure = section(broken(tiny_bundle, "temporal", fault, tmp_path)).failures[0]
     assert failure.where == "layers.0.attention" and failure.value == float("inf")
+
+
+def test_of_a_compiled_engine_the_outputs_are_compared(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Its kind in the manifest is all there is to tell it by here, where none can run."""
+    fault = changed("steps.6.gating.1.linear_in.weight", lambda x: np.roll(x, x.shape[1] // 2, 1))
+    errors = {}
+    for name, bundle in (("sound", tiny_bundle), ("faulty", broken(tiny_bundle, "depth", fault, tmp_path))):
+        engines = {graph: {**entry, "kind": "tensorrt"} for graph, entry in bundle.manifest["engines"].items()}
+        compiled = replace(bundle, manifest={**bundle.manifest, "engines": engines})
+        found = graph_section(compiled, compiled, CHECKPOINT, CODES, PCM[:40], host_backend(HostDevice(), 1), 1)
+        assert [m.name for m in found.measures] == [f"graphs.{graph}.output_error" for graph in GRAPH_NAMES]
+        assert "Compiled engines show their outputs only" in found.notes[0]
+        errors[name] = {m.name: m for m in found.measures}
+    assert all((m.value or 0) < 1e-5 for m in errors["sound"].values())
+    worst = errors["faulty"]["graphs.depth.output_error"]
+    assert (worst.value or 0) > 0.1 and worst.where in ("steps.6.output", "steps.7.output")
+    assert (errors["faulty"]["graphs.mimi_decode.output_error"].value or 0) < 1e-5
