@@ -200,7 +200,7 @@ def _spans(who: str, segments: Sequence[Segment]) -> Series:
 
 
 def _marks(scenario: Scenario) -> tuple[tuple[float, str], ...]:
-    return tuple((event.start_s, event.kind) for event in scenario.events)
+    return (*((event.start_s, event.kind) for event in scenario.events), (scenario.seconds, "end"))
 
 
 def _notes(

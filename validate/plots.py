@@ -144,6 +144,9 @@ def _spans(axes: Axes, plot: Plot) -> float:
         boxes = [(start, row - 0.32, end, row + 0.32) for start, end in _merged(spans, least)]
         _add_boxes(axes, boxes, {"facecolor": _colour(row), "linewidth": 0})
     axes.autoscale_view()
+    if edges:  # from the beginning to the last thing that is marked, so that silence shows
+        marked = [at for at, _ in plot.marks if math.isfinite(at)]
+        axes.set_xlim(min(0, *edges, *marked), 1.01 * max(0, *edges, *marked))
     axes.set_yticks(range(len(rows)), [_short(series.name, 26) for series in plot.series])
     axes.set_ylim(max(0, len(rows) - 1) + 0.6, -0.6)
     axes.tick_params(axis="y", length=0)

@@ -175,4 +175,4 @@ def test_who_speaks_when(detect: SpeechDetector) -> None:
     assert plot.kind == "spans" and spans["user"] == list(scenarios()[3].speech)
     assert np.allclose(spans["reference"], ANSWERS["interruption"], atol=0.064)
     assert np.allclose(spans["engine"], np.add(ANSWERS["interruption"], 0.3), atol=0.064)
-    assert [word for _, word in plot.marks] == ["turn end", "interruption", "interrupted"]
+    assert [word for _, word in plot.marks] == ["turn end", "interruption", "interrupted", "end"]
