@@ -1,6 +1,6 @@
 """The report on the codec: whether an engine hears and speaks as the float32 reference does, and the same in a stream."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -81,14 +81,8 @@ def codec_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: F
 
     `checkpoint` is what the bundle was made from. Raises AudioError for what is no recording.
     """
-    config, encoder = checkpoint.config, _encoder(checkpoint)
-    pcm = _usable(pcm, config)
-    stages.reset(0, len(pcm))
-    latents = _stream_latents(encoder, config, pcm)
-    expected = encoder.quantizer.encode(latents).numpy()
-    hearing, speaking = (codec_tolerances(bundle.specs[graph]) for graph in ("mimi_encode", "mimi_decode"))
-    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing["boundary"].limit)
-    sounds = Sounds(decode(stages, expected), _stream_pcm(checkpoint, expected))
+    config, hearing, speaking = checkpoint.config, *_tolerances(bundle)
+    codes, sounds = _compared(checkpoint, stages, pcm, hearing, _stream_latents, _stream_pcm)
     shift = onset_shift_ms(*sounds.audible)
     return Section(
         "codec",
@@ -108,14 +102,8 @@ def codec_streaming_measures(
 
     Arguments and errors as in `codec_section`.
     """
-    config, encoder = checkpoint.config, _encoder(checkpoint)
-    pcm = _usable(pcm, config)
-    stages.reset(0, len(pcm))
-    latents = latents_at_once(encoder, config, pcm)
-    expected = encoder.quantizer.encode(latents).numpy()
-    hearing, speaking = (codec_tolerances(bundle.specs[graph]) for graph in ("mimi_encode", "mimi_decode"))
-    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing["boundary"].limit)
-    sounds = Sounds(decode(stages, expected), decode_at_once(checkpoint, expected))
+    config, hearing, speaking = checkpoint.config, *_tolerances(bundle)
+    codes, sounds = _compared(checkpoint, stages, pcm, hearing, latents_at_once, decode_at_once)
     return (
         _unexplained("streaming.codec_codes", codes, "the whole recording heard at once"),
         _sample_difference("streaming.codec_pcm", sounds, config, "all codes spoken at once", speaking),
@@ -128,7 +116,29 @@ def codec_tolerances(spec: GraphSpec) -> dict[str, Tolerance]:
     return {name: Tolerance(spec.tolerances[name], reason, name in LEAST) for name, reason in reasons.items()}
 
 
+def _tolerances(bundle: Bundle) -> tuple[dict[str, Tolerance], dict[str, Tolerance]]:
+    """Of hearing and of speaking."""
+    return codec_tolerances(bundle.specs["mimi_encode"]), codec_tolerances(bundle.specs["mimi_decode"])
+
+
 # What is compared.
+
+
+def _compared(
+    checkpoint: Checkpoint,
+    stages: Stages,
+    pcm: Floats,
+    hearing: Mapping[str, Tolerance],
+    latents_of: Callable[[MimiEncoder, ModelConfig, Floats], Tensor],
+    pcm_of: Callable[[Checkpoint, Tokens], Floats],
+) -> tuple[ComparedCodes, Sounds]:
+    """What slot 0 makes of a recording, and of its reference codes, beside what the reference makes of them."""
+    encoder, pcm = _encoder(checkpoint), _usable(pcm, checkpoint.config)
+    stages.reset(0, len(pcm))
+    latents = latents_of(encoder, checkpoint.config, pcm)
+    expected = encoder.quantizer.encode(latents).numpy()
+    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing["boundary"].limit)
+    return codes, Sounds(decode(stages, expected), pcm_of(checkpoint, expected))
 
 
 def _usable(pcm: Floats, config: ModelConfig) -> Floats:
