@@ -28,11 +28,11 @@ STEPS, FRAMES = 160, 160  # of the language model and of the codec, past the end
 
 _REASONS = {
     "fp32": "float32 sums of another order reach 1e-6",
-    "fp16": "three times what 11 bits of a stream cost half a layer that adds little to it",
-    "bf16": "three times what 8 bits of a stream cost half a layer that adds little to it",
-    "fp8": "two to three times what 4 bits of factors and weights cost a layer",
-    "int8": "three times what 8 bits of weights in blocks of 32, and a float16 stream, cost a layer",
-    "int4": "two to three times what 4 bits of weights in blocks of 32 cost a layer",
+    "fp16": "over twice what 11 bits of a stream cost half a layer that adds little to it",
+    "bf16": "over twice what 8 bits of a stream cost half a layer that adds little to it",
+    "fp8": "over twice what 4 bits of factors and weights cost a layer",
+    "int8": "over twice what 8 bits of weights in blocks of 32, and a float16 stream, cost a layer",
+    "int4": "over twice what 4 bits of weights in blocks of 32 cost a layer",
 }
 
 
