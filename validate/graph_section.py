@@ -89,6 +89,7 @@ def trace_layers(
         encoder = trace_codec(stages, "mimi_encode", pcm)
         spoken = encoder["codes"].numpy()
         decoder = trace_codec(stages, "mimi_decode", spoken)
+        del stages  # the reference needs the memory
     found = {
         "mimi_encode": codec_errors(encoder, "mimi_encode", checkpoint, short.config, pcm),
         "temporal": temporal_errors(language, checkpoint, short.config, codes),

@@ -46,7 +46,8 @@ def _lacking(bundle: Bundle) -> str | None:
     """Why the bundle's graphs cannot be loaded on this machine, if they cannot."""
     if any(entry["kind"] != ONNXRUNTIME for entry in bundle.manifest["engines"].values()):
         return None  # a GPU's memory, which loading checks
-    # ONNX Runtime packs weights anew and keeps both; the reference has the depth transformer in float32 beside them.
-    needed = 2 * sum(weights_nbytes(bundle.config, bundle.precision).values())
-    needed += weights_nbytes(bundle.config, FP32)["depth"]
+    # ONNX Runtime packs weights anew and keeps both; beside them the reference has its depth transformer, and of the
+    # temporal one the tables, the head and a layer or two, in float32.
+    exact = weights_nbytes(bundle.config, FP32)
+    needed = 2 * sum(weights_nbytes(bundle.config, bundle.precision).values()) + exact["depth"] + exact["temporal"] // 8
     return lacking_memory(needed)
