@@ -53,7 +53,7 @@ def _hidden(stages: Stages) -> Floats:
 
 
 def _overwrite(stages: Stages, entry: int, values: Sequence[Array] | None) -> list[Array]:
-    """Put values, or large ones, in an entry of all layers' values, and return  those that were there, [H, 1, D] each."""
+    """Put values, or large ones, in an entry of all layers' values, and return those that were there, [H, 1, D] each."""
     before = list[Array]()
     for state in stages.engines["temporal"].spec.state:
         if state.name.startswith("v."):
