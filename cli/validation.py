@@ -1,6 +1,7 @@
 """The command that holds a bundle to its checkpoint: validate."""
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -19,7 +20,7 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
             limits[name.strip()] = float(value)
         except ValueError:
             equals = ""
-        if not equals:
+        if not equals or math.isnan(limits[name.strip()]):
             raise click.BadParameter(f"{text!r} is not NAME=NUMBER, such as drift.text_kl=0.05.")
     return limits
 
@@ -66,6 +67,10 @@ def validate(
         raise click.UsageError("Name a bundle to validate, or two reports to --compare.")
     if bundle is None:
         assert compare is not None
+        if reference or wavs or frames or only or limits or threads or device:
+            raise click.UsageError(
+                "--compare shows reports as they are: of the other options it takes --report and --json."
+            )
         _compare(*compare, out, as_json)
         return
     from pplex.cli.progress import names_bar

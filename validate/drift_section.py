@@ -13,12 +13,14 @@ from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
 from pplex.validate.drift import Drift, Numbers, drift, engine_blocks, reference_blocks
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
+from pplex.validate.sampling import sampling_measure
+from pplex.validate.window import window_measure
 
 SELF_TEST_STEPS = 192
 WINDOW = 50  # steps: 8 lines of 3,000 points would be a thicket
 _HIDDEN = ("over twice what random models gave", "float32 sums of another order reach 1e-12")
 _DRAWS = (
-    "at most {:.0%} of the draws at temperature 1 come out otherwise (Pinsker), and over twice what random models gave"
+    "on average no set of tokens is likelier or less by over {:.0%} (Pinsker), and over twice what random models gave"
 )
 
 
@@ -26,6 +28,7 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
     """Force slot 0 of `stages`, made with logits, and the reference through codes [T + 1, 17]."""
     config = bundle.config
     found = drift(engine_blocks(stages, config, codes), reference_blocks(checkpoint, config, codes), codes)
+    window = window_measure(stages, codes, config.temporal.capacity)  # while the ring is full
     few = codes[: SELF_TEST_STEPS + 1]
     itself = drift(reference_blocks(checkpoint, config, few), reference_blocks(checkpoint, config, few), few)
     steps, ring = len(found.hidden), config.temporal.capacity
@@ -33,11 +36,11 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
         "drift",
         "Drift",
         "Forced to the same tokens, does it expect the same to follow?",
-        (_self_test(itself), *_measures(bundle, found)),
+        (_self_test(itself), *_measures(bundle, found), window, sampling_measure(stages, codes)),
         (_codebook_table(found),),
         tuple(_plots(found, ring)),
         (
-            f"{steps} steps of speech after a persona, the tokens of both sides forced, frame by frame through the engine"
+            f"{steps} steps, a persona and then speech, the tokens of both sides forced, frame by frame through the engine"
             + (
                 f", {steps - ring} of them past the end of the ring."
                 if steps > ring

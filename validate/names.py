@@ -13,7 +13,8 @@ TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "graphs": tuple(f"graphs.{graph}.layer_error" for graph in GRAPH_NAMES),
         "drift": tuple(
-            f"drift.{name}" for name in ("self_test", "hidden", "text_kl", "audio_kl", "text_top1", "audio_top1")
+            f"drift.{name}"
+            for name in ("self_test", "hidden", "text_kl", "audio_kl", "text_top1", "audio_top1", "window", "sampled")
         ),
         "codec": tuple(
             f"codec.{name}"

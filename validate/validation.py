@@ -9,12 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pplex.bench.measure import machine
-from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, Checkpoint
+from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
 from pplex.export.threads import suited_threads
+from pplex.export.voices import read_voices
 from pplex.runtime.audio import Pcm
-from pplex.runtime.bundle import Bundle, file_sha256
+from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, file_sha256
 from pplex.runtime.errors import PromptError, ReportError
 from pplex.runtime.ort import has_cuda_provider
 from pplex.runtime.parameters import weights_nbytes
@@ -209,6 +212,7 @@ def _file_name(recording: str, side: str) -> str:
 
 
 def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Both sides run on the bundle's sizes, tokenizer and voices, so that those must be the checkpoint's."""
     made_of = bundle.manifest["checkpoint"]["files"]
     other = [name for name in REQUIRED_FILES if file_sha256(checkpoint.path(name)) != made_of.get(name)]
     if other:
@@ -216,6 +220,27 @@ def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
             f"{bundle.folder} was built from another checkpoint than {checkpoint.folder}: {', '.join(other)} "
             "differ. Name the one it was built from with --reference, or build a bundle of this one."
         )
+    if changed := [*_changed(bundle, checkpoint)]:
+        raise ReportError(
+            f"{bundle.folder} has not its checkpoint's {', '.join(changed)}. Rebuild it: pplex-export build"
+        )
+
+
+def _changed(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[str]:
+    """What the bundle has of the checkpoint as it is, and is not the same; a build may ask for other depth steps and
+    for a shorter ring."""
+    ours, theirs = bundle.config, checkpoint.config
+    stack = replace(ours.temporal, capacity=theirs.temporal.capacity)
+    if replace(ours, depth_steps=theirs.depth_steps, temporal=stack) != theirs:
+        yield "sizes"
+    if file_sha256(bundle.path(TOKENIZER_FILE)) != file_sha256(checkpoint.path(TEXT_TOKENIZER_FILE)):
+        yield "tokenizer"
+    spoken = read_voices(checkpoint.path(VOICES_FILE), theirs)
+    if spoken.keys() != bundle.voices.keys() or not all(
+        np.array_equal(voice.embeddings, spoken[name].embeddings) and np.array_equal(voice.cache, spoken[name].cache)
+        for name, voice in bundle.voices.items()
+    ):
+        yield "voices"
 
 
 def reference_of(bundle: Bundle, named: str | None) -> tuple[str, str | None]:

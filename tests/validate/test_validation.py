@@ -14,12 +14,13 @@ from click.testing import CliRunner, Result
 from folders import TINY
 
 from pplex.cli import main
-from pplex.export.checkpoint import LM_FILE
-from pplex.runtime.bundle import MANIFEST_FILE, Bundle
+from pplex.export.checkpoint import LM_FILE, open_checkpoint
+from pplex.runtime.bundle import MANIFEST_FILE, Bundle, Voice
+from pplex.runtime.errors import ReportError
 from pplex.validate.conversation import METRICS
 from pplex.validate.names import LEAST, TOLERATED
 from pplex.validate.report import read_report
-from pplex.validate.validation import SEEDS, reference_of
+from pplex.validate.validation import SEEDS, reference_of, validate
 
 CHECKPOINT = TINY / "checkpoint"
 SHORT = ("--only", "drift", "--frames", "64")
@@ -165,7 +166,7 @@ def test_every_tolerance_can_be_named(done: Done) -> None:
     assert held <= known and known - held <= turns | {"codec.onset_shift_ms"}
 
 
-@pytest.mark.parametrize("given", ["drift.text_kl", "drift.text_kl=", "drift.text_kl=much"])
+@pytest.mark.parametrize("given", ["drift.text_kl", "drift.text_kl=", "drift.text_kl=much", "drift.text_kl=nan"])
 def test_a_tolerance_is_a_name_and_a_number(tiny_bundle: Bundle, given: str) -> None:
     result = run(tiny_bundle.folder, "--reference", CHECKPOINT, "--tolerance", given)
     assert result.exit_code == 2 and "NAME=NUMBER" in result.stderr
@@ -178,6 +179,20 @@ def test_another_checkpoint_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> N
     (other / LM_FILE).write_bytes(data)
     said = refusal(tiny_bundle.folder, "--reference", other)
     assert f"was built from another checkpoint than {other}: {LM_FILE}" in said
+
+
+def test_what_both_sides_run_on_must_be_the_checkpoints(tiny_bundle: Bundle) -> None:
+    checkpoint, config = open_checkpoint(CHECKPOINT), tiny_bundle.config
+    name, voice = next(iter(tiny_bundle.voices.items()))
+    voices = {**tiny_bundle.voices, name: Voice(voice.embeddings + 1, voice.cache)}
+    delays = (*config.delays[:-1], 1 - config.delays[-1])
+    for other, what in (
+        (replace(tiny_bundle, config=replace(config, delays=delays)), "sizes"),
+        (replace(tiny_bundle, config=replace(config, text_padding=0)), "sizes"),
+        (replace(tiny_bundle, voices=voices), "voices"),
+    ):
+        with pytest.raises(ReportError, match=f"has not its checkpoint's {what}"):
+            validate(other, checkpoint)
 
 
 def test_a_bundle_built_from_a_folder_needs_its_name(tiny_bundle: Bundle) -> None:
@@ -211,6 +226,12 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(tiny_bundle: B
 def test_a_bundle_or_two_reports(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2 and "Name a bundle to validate, or two reports" in result.stderr
+
+
+@pytest.mark.parametrize("option", [("--only", "drift"), ("--tolerance", "drift.text_kl=0"), ("--frames", "64")])
+def test_reports_are_compared_as_they_are(option: tuple[str, str]) -> None:
+    result = run("--compare", "a", "b", *option)
+    assert result.exit_code == 2 and "shows reports as they are" in result.stderr
 
 
 def test_what_is_no_report_is_not_compared(tmp_path: Path) -> None:
