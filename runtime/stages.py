@@ -173,12 +173,8 @@ class Stages:
     def _bind(self, graph: str, batch: int, row: int, repeated: bool) -> Call:
         buffers = {name: buffer.rows(row, batch) for name, buffer in self._buffers[graph].items()}
         call = self.engines[graph].bind(buffers, row, batch, repeated)
-        return call if DEVICE in self.seconds else partial(self._time, graph, call)
-
-    def _time(self, graph: str, call: Call) -> None:
-        began = time.perf_counter()
-        call()
-        self.seconds[graph] += time.perf_counter() - began
+        # Not a method: a call that refers to its stages would keep them and their engines in memory.
+        return call if DEVICE in self.seconds else partial(_time, self.seconds, graph, call)
 
     def _transfers(self, graphs: tuple[str, ...], batch: int, row: int) -> tuple[list[Call], list[Call]]:
         """Uploads of what no graph before has made, and downloads of what the host reads."""
@@ -247,3 +243,9 @@ class Stages:
 
 def _exchanged(engine: Engine) -> tuple[TensorSpec, ...]:
     return engine.spec.inputs + engine.spec.outputs
+
+
+def _time(seconds: dict[str, float], graph: str, call: Call) -> None:
+    began = time.perf_counter()
+    call()
+    seconds[graph] += time.perf_counter() - began

@@ -11,28 +11,36 @@ Limits = Mapping[str, float]
 
 # layer_error: what half a layer adds, wrong by this share of it, given the engine's own input
 # hidden: 1 - cosine of hidden states, mean
+# channel_error: the same of the worst channel alone
 # rounding: of a hidden state, where the same is computed in another order
 # *_kl: mean divergence of what is sampled from, in nats; *_top1: least share of steps with the same most probable token
 _TEMPORAL = {
-    "fp32": {"layer_error": 1e-4, "hidden": 1e-8, "rounding": 1e-5, "text_kl": 1e-6, "text_top1": 1.0},
-    "fp16": {"layer_error": 5e-3, "hidden": 1e-6, "rounding": 0.01, "text_kl": 1e-5},
-    "bf16": {"layer_error": 0.05, "hidden": 1e-4, "rounding": 0.05, "text_kl": 1e-3},
-    "fp8": {"layer_error": 0.3, "hidden": 3e-3, "rounding": 0.1, "text_kl": 0.03},
-    "int8": {"layer_error": 0.07, "hidden": 3e-4, "rounding": 0.02, "text_kl": 3e-3},
-    "int4": {"layer_error": 0.5, "hidden": 0.016, "rounding": 0.02, "text_kl": 0.12},
+    "fp32": {
+        "layer_error": 1e-5,
+        "channel_error": 1e-5,
+        "hidden": 1e-10,
+        "rounding": 1e-5,
+        "text_kl": 1e-6,
+        "text_top1": 1.0,
+    },
+    "fp16": {"layer_error": 5e-3, "channel_error": 0.01, "hidden": 1e-6, "rounding": 0.01, "text_kl": 1e-5},
+    "bf16": {"layer_error": 0.05, "channel_error": 0.1, "hidden": 1e-4, "rounding": 0.05, "text_kl": 1e-3},
+    "fp8": {"layer_error": 0.3, "channel_error": 0.5, "hidden": 3e-3, "rounding": 0.1, "text_kl": 0.03},
+    "int8": {"layer_error": 0.07, "channel_error": 0.15, "hidden": 3e-4, "rounding": 0.02, "text_kl": 3e-3},
+    "int4": {"layer_error": 0.5, "channel_error": 0.9, "hidden": 0.016, "rounding": 0.02, "text_kl": 0.12},
 }
 _DEPTH = {
-    "fp32": {"layer_error": 1e-4, "audio_kl": 1e-6, "audio_top1": 1.0},
-    "fp16": {"layer_error": 5e-3, "audio_kl": 1e-4},
-    "bf16": {"layer_error": 0.05, "audio_kl": 0.02},
-    "fp8": {"layer_error": 0.3, "audio_kl": 0.3},
-    "int8": {"layer_error": 0.07, "audio_kl": 0.03},
-    "int4": {"layer_error": 0.5, "audio_kl": 1.5},
+    "fp32": {"layer_error": 1e-5, "channel_error": 1e-5, "audio_kl": 1e-6, "audio_top1": 1.0},
+    "fp16": {"layer_error": 5e-3, "channel_error": 0.01, "audio_kl": 1e-4},
+    "bf16": {"layer_error": 0.05, "channel_error": 0.1, "audio_kl": 0.02},
+    "fp8": {"layer_error": 0.3, "channel_error": 0.5, "audio_kl": 0.3},
+    "int8": {"layer_error": 0.07, "channel_error": 0.15, "audio_kl": 0.03},
+    "int4": {"layer_error": 0.5, "channel_error": 0.9, "audio_kl": 1.5},
 }
 # agreement: least share of the same codes; boundary: how far a latent is from where another code begins, of its length
 _CODEC = {
     "fp32": {
-        "layer_error": 1e-4,
+        "layer_error": 1e-5,
         "agreement": 0.98,
         "boundary": 1e-4,
         "si_sdr_db": 80.0,

@@ -9,7 +9,9 @@ import torch
 
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint
+from pplex.export.conversations import voice_history
 from pplex.export.threads import in_threads
+from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.delays import Tokens
 from pplex.runtime.ort import available_threads
@@ -95,11 +97,17 @@ def engine_blocks(stages: Stages, config: ModelConfig, codes: Tokens) -> Iterato
 
 
 @torch.inference_mode()
-def reference_hidden(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens) -> tuple[WholeTemporal, torch.Tensor]:
-    """The reference's hidden states [T, dim] for codes [T + 1, 17], and what makes logits of them."""
+def reference_hidden(
+    checkpoint: Checkpoint, config: ModelConfig, codes: Tokens, embedding: torch.Tensor | None = None
+) -> tuple[WholeTemporal, torch.Tensor]:
+    """The reference's hidden states [T, dim] for codes [T + 1, 17], and what makes logits of them.
+
+    `embedding` [T, dim] is read beside the codes: a voice's.
+    """
     steps = len(codes) - 1
     whole = WholeTemporal(checkpoint, config, steps, config.temporal.capacity)
-    x = whole.embed(torch.from_numpy(codes[:-1]), torch.zeros(steps, config.temporal.dim))
+    beside = torch.zeros(steps, config.temporal.dim) if embedding is None else embedding
+    x = whole.embed(torch.from_numpy(codes[:-1]), beside)
     for attend, feed in whole.layers():
         x = x + attend(x)
         x = x + feed(x)
@@ -123,6 +131,26 @@ def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens)
     threads = available_threads()
     for start in range(0, len(hidden), threads * BLOCK):
         yield from in_threads(logits, range(start, min(start + threads * BLOCK, len(hidden)), BLOCK))
+
+
+def voice_distance(stages: Stages, checkpoint: Checkpoint, config: ModelConfig, voice: Voice) -> float:
+    """1 - cosine of the hidden states after a voice prompt and a persona, by slot 0, in chunks as prompts are primed.
+
+    Raises PromptError where the voice does not fit the ring.
+    """
+    prompt = voice_history(checkpoint, config, voice)
+    codes, embedding = prompt.codes.numpy(), prompt.embedding.numpy()
+    stages.reset(0, len(codes))
+    for start in range(0, len(codes) - 1, BLOCK):
+        chunk = slice(start, min(start + BLOCK, len(codes) - 1))
+        stages.run_forced(0, start, codes[chunk], embedding[chunk])
+    stages.codes[0, 0], stages.position[0], stages.forced_text[0] = codes[-1], len(codes) - 1, 0
+    stages.run("temporal", 1)
+    following = np.full((1, codes.shape[1]), -1)
+    _, expected = reference_hidden(checkpoint, config, np.concatenate([codes, following]), prompt.embedding)
+    distance = float(1 - _cosines(stages.hidden[0], expected[-1].numpy()))
+    stages.reset(0, len(codes))
+    return distance
 
 
 def drift(got: Iterator[Forced], expected: Iterator[Forced], codes: Tokens) -> Drift:

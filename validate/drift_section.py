@@ -7,16 +7,18 @@ import numpy as np
 from pplex.export.checkpoint import Checkpoint
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.delays import Tokens
+from pplex.runtime.errors import PromptError
 from pplex.runtime.precision import LANGUAGE_GRAPHS
 from pplex.runtime.session import Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
-from pplex.validate.drift import Drift, Numbers, drift, engine_blocks, reference_blocks
+from pplex.validate.drift import Drift, Numbers, drift, engine_blocks, reference_blocks, voice_distance
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.sampling import sampling_measure
 from pplex.validate.window import window_measure
 
 SELF_TEST_STEPS = 192
+VOICE_MARGIN = 10
 WINDOW = 50  # steps: 8 lines of 3,000 points would be a thicket
 _HIDDEN = ("over twice what random models gave", "float32 sums of another order reach 1e-12")
 _DRAWS = (
@@ -28,7 +30,7 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
     """Force slot 0 of `stages`, made with logits, and the reference through codes [T + 1, 17]."""
     config = bundle.config
     found = drift(engine_blocks(stages, config, codes), reference_blocks(checkpoint, config, codes), codes)
-    window = window_measure(stages, codes, config.temporal.capacity)  # while the ring is full
+    window = window_measure("drift.window", stages, codes, config.temporal.capacity)  # while the ring is full
     few = codes[: SELF_TEST_STEPS + 1]
     itself = drift(reference_blocks(checkpoint, config, few), reference_blocks(checkpoint, config, few), few)
     steps, ring = len(found.hidden), config.temporal.capacity
@@ -36,7 +38,7 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
         "drift",
         "Drift",
         "Forced to the same tokens, does it expect the same to follow?",
-        (_self_test(itself), *_measures(bundle, found), window, sampling_measure(stages, codes)),
+        (_self_test(itself), *_measures(bundle, found), window, *_prompt_measures(bundle, checkpoint, stages, codes)),
         (_codebook_table(found),),
         tuple(_plots(found, ring)),
         (
@@ -52,12 +54,31 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
     )
 
 
+def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Iterator[Measure]:
+    """What steps of known tokens do not show: sampling, and the embeddings of a voice."""
+    yield sampling_measure(stages, codes)
+    name, voice = next(iter(bundle.voices.items()))
+    limit = round(VOICE_MARGIN * bundle.specs["temporal"].tolerances["hidden"], 12)
+    try:
+        distance = voice_distance(stages, checkpoint, bundle.config, voice)
+    except PromptError:
+        return
+    yield Measure(
+        "drift.voice",
+        distance,
+        "",
+        f"1 - cosine of the hidden states after the voice {name} and, where it fits, a persona, primed in chunks.",
+        Tolerance(limit, f"{VOICE_MARGIN} times what the mean may be: it is one step, after a prompt unlike speech"),
+    )
+
+
 def _self_test(itself: Drift) -> Measure:
     zeros = [itself.hidden, itself.text_kl, itself.audio_kl, 1 - itself.text_same, 1 - itself.audio_same]
-    zeros += [1 - itself.text_overlap, 1 - itself.audio_overlap, np.abs(itself.text_nll - itself.text_own_nll)]
+    zeros += [1 - itself.text_overlap, 1 - itself.audio_overlap]
+    zeros += [(itself.text_nll - itself.text_own_nll)[~np.isnan(itself.text_nll)]]  # NaN: there is nothing to follow
     return Measure(
         "drift.self_test",
-        max(float(np.nanmax(np.abs(values))) for values in zeros),
+        float(np.max([np.abs(values).max() for values in zeros])),
         "",
         f"The reference against itself, computed twice over {len(itself.hidden)} steps: the largest of all these measures.",
         Tolerance(0, "the same computation gives the same bits: anything else is a fault of the measuring"),

@@ -22,6 +22,7 @@ from pplex.validate.layers import (
 from pplex.validate.probes import CODEBOOK, can_be_probed, probe
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.streaming import Where
+from pplex.validate.window import window_measure
 
 CAPACITY = 64  # of the ring here, which a graph takes as it comes: its end is soon reached
 STEPS, FRAMES = 160, 160  # of the language model and of the codec, past the end of both kinds of ring
@@ -48,12 +49,12 @@ def graph_section(
     """Every layer of every graph of `runnable`, which is `bundle` or what can be run in its place, for a token history
     [T, 17] and user audio [F, 1920]."""
     probed, steps, frames = can_be_probed(bundle), len(codes[:STEPS]), len(pcm[:FRAMES])
-    found = trace_layers(runnable, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
+    found, window = trace_layers(runnable, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
     return Section(
         "graphs",
         "Graphs",
         _QUESTION,
-        tuple(_measures(bundle, found, probed)),
+        (*_measures(bundle, found, probed), window),
         tuple(_table(graph, errors) for graph, errors in found.items()),
         tuple(_plot(graph, bundle, errors) for graph, errors in found.items()) if probed else (),
         _notes(bundle, steps, frames) if probed else (_COMPILED.format(steps=steps, frames=frames),),
@@ -78,14 +79,15 @@ def _notes(bundle: Bundle, steps: int, frames: int) -> tuple[str, ...]:
 
 def trace_layers(
     bundle: Bundle, checkpoint: Checkpoint, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
-) -> dict[str, list[LayerError]]:
-    """Errors of all layers in their order, by graph."""
+) -> tuple[dict[str, list[LayerError]], Measure]:
+    """Errors of all layers in their order, by graph, and whether the ring's window is right."""
     stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
     short = replace(bundle, config=replace(bundle.config, temporal=stack))
     with tempfile.TemporaryDirectory() as scratch:
         shown = probe(short, Path(scratch)) if can_be_probed(bundle) else short
         stages = Stages(shown, slots=1, threads=threads, device=device, logits=True)
         language = trace_language(stages, short.config, codes)
+        window = window_measure("graphs.temporal.window", stages, codes, short.config.temporal.capacity)
         encoder = trace_codec(stages, "mimi_encode", pcm)
         spoken = encoder["codes"].numpy()
         decoder = trace_codec(stages, "mimi_decode", spoken)
@@ -96,7 +98,7 @@ def trace_layers(
         "depth": depth_errors(language, checkpoint, short.config, codes),
         "mimi_decode": codec_errors(decoder, "mimi_decode", checkpoint, short.config, spoken),
     }
-    return {graph: found[graph] for graph in GRAPH_NAMES}
+    return {graph: found[graph] for graph in GRAPH_NAMES}, window
 
 
 def _capacity(bundle: Bundle) -> int:
@@ -113,6 +115,8 @@ def _measures(bundle: Bundle, found: dict[str, list[LayerError]], probed: bool) 
     for graph, errors in found.items():
         if probed:
             yield _layer_measure(graph, bundle, errors)
+        if probed and graph in LANGUAGE_GRAPHS:
+            yield _channel_measure(graph, bundle, errors)
         worst = max((error for error in errors if _is_output(error.layer)), key=lambda error: error.accumulated)
         what = (
             "Largest error of an output of the graph, given the engine's own inputs; of codes, the share that differ."
@@ -139,6 +143,19 @@ def _layer_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Meas
     return Measure(
         f"graphs.{graph}.layer_error", _judged(shown), "", f"{what}{own}.", Tolerance(limit, reason), shown.layer
     )
+
+
+def _channel_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
+    """As of layers, but of the one channel of each that is worst: a wrong column hardly weighs among 4,096."""
+    limit = bundle.specs[graph].tolerances["channel_error"]
+    known = [error for error in errors if error.channel is not None]
+    first = next((error for error in known if not (error.channel or 0) <= limit), None)
+    shown = first or max(known, key=lambda error: error.channel or 0)
+    what = (
+        "Largest own error of one channel of a layer, relative to what is added to that channel, or to the median one."
+    )
+    reason = "above what random models gave; a column whose scale is twice as large, or lost, reads 1"
+    return Measure(f"graphs.{graph}.channel_error", shown.channel, "", what, Tolerance(limit, reason), shown.layer)
 
 
 def _limit(error: LayerError, limit: float) -> float:

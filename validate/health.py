@@ -35,8 +35,11 @@ class Sign:
     healthy: float
     margin: float
 
-    def tolerance(self, reference: float | None) -> Tolerance:
+    def tolerance(self, reference: float | None, longest_s: float) -> Tolerance | None:
+        """None where the reference is so bad that nothing could be worse; longest_s: of the recordings."""
         limit = max(self.healthy, round((reference or 0.0) + self.margin, 4))
+        if limit >= {"share": 1.0, "s": longest_s}.get(self.unit, float("inf")):
+            return None
         return Tolerance(limit, f"well up to {self.healthy:g}, or up to {self.margin:g} more than the reference's")
 
 
@@ -92,7 +95,8 @@ def measure_health(pcm: Pcm, tokens: Tokens, frame_size: int) -> Signs:
 def health_section(engine: Sequence[Recording], reference: Sequence[Recording], frame_size: int) -> Section:
     """The worst recording of either side, sign by sign: the engine's may be as bad as the reference's and a little more."""
     ours, theirs = (_worst(recordings, frame_size) for recordings in (engine, reference))
-    measures = [_measure(name, sign, ours[name], theirs[name]) for name, sign in SIGNS.items()]
+    longest_s = max(len(recording.pcm) for recording in engine) / SAMPLE_RATE_HZ
+    measures = [_measure(name, sign, ours[name], theirs[name], longest_s) for name, sign in SIGNS.items()]
     rows = [(sign.what, sign.unit, theirs[name][0], ours[name][0]) for name, sign in SIGNS.items()]
     return Section(
         key="health",
@@ -100,10 +104,15 @@ def health_section(engine: Sequence[Recording], reference: Sequence[Recording], 
         question="Is the agent's stream sound: no dead air, clipping, loops or runaway text?",
         measures=tuple(measures),
         tables=(Table("The worst of all recordings", ("sign", "unit", "reference", "engine"), tuple(rows)),),
-        notes=tuple(
-            f"{m.what}: no text was said, so there is nothing to judge by." for m in measures if m.value is None
+        notes=(
+            *(f"{m.what}: no text was said, so there is nothing to judge by." for m in measures if m.value is None),
+            *(f"{m.what}: without a limit, as the reference is as bad as can be." for m in measures if _is_hopeless(m)),
         ),
     )
+
+
+def _is_hopeless(measure: Measure) -> bool:
+    return measure.value is not None and measure.tolerance is None
 
 
 def _worst(recordings: Sequence[Recording], frame_size: int) -> dict[str, tuple[float | None, str]]:
@@ -116,9 +125,11 @@ def _worst(recordings: Sequence[Recording], frame_size: int) -> dict[str, tuple[
     return worst
 
 
-def _measure(name: str, sign: Sign, ours: tuple[float | None, str], theirs: tuple[float | None, str]) -> Measure:
+def _measure(
+    name: str, sign: Sign, ours: tuple[float | None, str], theirs: tuple[float | None, str], longest_s: float
+) -> Measure:
     value, where = ours
-    tolerance = None if value is None else sign.tolerance(theirs[0])
+    tolerance = None if value is None else sign.tolerance(theirs[0], longest_s)
     what = f"{sign.what}, in the engine's worst recording"
     return Measure(f"health.{name}", value, sign.unit, what, tolerance, where)
 

@@ -39,7 +39,8 @@ class LayerError:
     """Of one layer: errors relative to the float32 values, root of mean squares over root of mean squares.
 
     `own` is of what the layer makes of the engine's own input, `accumulated` of its output since the graph's inputs; None
-    where it was not measured. `largest`, `mean` (absolute) and `cosine` compare the outputs.
+    where it was not measured. `channel` is the own error of the worst channel. `largest`, `mean` (absolute) and `cosine`
+    compare the outputs.
     """
 
     layer: str
@@ -48,16 +49,19 @@ class LayerError:
     largest: float
     mean: float
     cosine: float
+    channel: float | None = None
 
 
-def compare_layer(layer: str, got: Tensor, expected: Tensor, own: float | None = None) -> LayerError:
+def compare_layer(
+    layer: str, got: Tensor, expected: Tensor, own: float | None = None, channel: float | None = None
+) -> LayerError:
     """Errors of a layer's outputs, of one shape."""
     got, expected = got.double().flatten(), expected.double().flatten()
     difference = (got - expected).abs()
     norm = float(got.norm() * expected.norm())
     cosine = float(got @ expected) / norm if norm else float(got.equal(expected))
     return LayerError(
-        layer, own, relative_error(got, expected), float(difference.max()), float(difference.mean()), cosine
+        layer, own, relative_error(got, expected), float(difference.max()), float(difference.mean()), cosine, channel
     )
 
 
@@ -68,6 +72,15 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
         return float("inf")
     distance, size = float((got - expected).norm()), float(expected.norm())
     return distance / size if size else (0.0 if distance == 0 else float("inf"))
+
+
+def channel_error(got: Tensor, expected: Tensor) -> float:
+    """The largest |got - expected| / |expected| of a channel, the last axis; |expected| is taken as its median at least."""
+    got, expected = (x.double().flatten(0, -2) for x in (got, expected))  # [n, channels]
+    if not torch.isfinite(got).all():
+        return float("inf")
+    size = expected.norm(dim=0)
+    return float(((got - expected).norm(dim=0) / size.clamp(min=float(size.median()) or 1.0)).max())
 
 
 # The language model.
@@ -162,28 +175,39 @@ class _Walk:
     def start(self, layer: str, x: Tensor) -> None:
         """The stream begins, as x."""
         self._x, got = x, self.got.get(layer)
-        self._add(layer, got, x, None if got is None else relative_error(got, x))
+        self._add(layer, got, x, got, x)
 
     def half(self, layer: str, adds: Half, own_adds: Half) -> None:
         """A half layer adds something to the stream: `adds` to the float32 one, `own_adds` to the engine's."""
         self._x = self._x + adds(self._x)
         got, before = self.got.get(layer), self._before
-        own = None
-        if got is not None and before is not None:
-            # The same error relative to the stream would hide a small addition to a large stream.
-            own = relative_error(got - before, own_adds(before))
-        self._add(layer, got, self._x, own)
+        if got is None or before is None:
+            self._add(layer, got, self._x)
+        else:  # relative to the stream, the error of a small addition to a large stream would be hidden
+            self._add(layer, got, self._x, got - before, own_adds(before))
 
     def end(self, layer: str, makes: Half, got: Tensor) -> None:
         """A layer makes something else of the stream."""
         self._x = makes(self._x)
-        own = None if self._before is None else relative_error(got, makes(self._before))
-        self._add(layer, got, self._x, own)
+        self._add(layer, got, self._x, got, None if self._before is None else makes(self._before))
 
-    def _add(self, layer: str, got: Tensor | None, expected: Tensor, own: float | None = None) -> None:
+    def _add(
+        self,
+        layer: str,
+        got: Tensor | None,
+        expected: Tensor,
+        own_got: Tensor | None = None,
+        own_expected: Tensor | None = None,
+    ) -> None:
+        """`own_*`: what the layer made of the engine's own stream, where that is known."""
         self._before = got
-        if got is not None:
-            self.errors.append(compare_layer(layer, got, expected, own))
+        if got is None:
+            return
+        if own_got is None or own_expected is None:
+            self.errors.append(compare_layer(layer, got, expected))
+        else:
+            own, channel = relative_error(own_got, own_expected), channel_error(own_got, own_expected)
+            self.errors.append(compare_layer(layer, got, expected, own, channel))
 
 
 # The codec.

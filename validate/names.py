@@ -4,17 +4,31 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from pplex.runtime.errors import ReportError
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
 from pplex.validate.conversation import METRICS
 from pplex.validate.health import SIGNS
 
 SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
 TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "graphs": tuple(f"graphs.{graph}.layer_error" for graph in GRAPH_NAMES),
+        "graphs": (
+            *(f"graphs.{graph}.layer_error" for graph in GRAPH_NAMES),
+            *(f"graphs.{graph}.channel_error" for graph in LANGUAGE_GRAPHS),
+            "graphs.temporal.window",
+        ),
         "drift": tuple(
             f"drift.{name}"
-            for name in ("self_test", "hidden", "text_kl", "audio_kl", "text_top1", "audio_top1", "window", "sampled")
+            for name in (
+                "self_test",
+                "hidden",
+                "text_kl",
+                "audio_kl",
+                "text_top1",
+                "audio_top1",
+                "window",
+                "sampled",
+                "voice",
+            )
         ),
         "codec": tuple(
             f"codec.{name}"
@@ -30,7 +44,7 @@ TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "streaming": tuple(
             f"streaming.{name}"
-            for name in ("chunked", "restored", "codec_codes", "codec_pcm", "batch_tokens", "batch_audio")
+            for name in ("chunked", "restored", "rows", "codec_codes", "codec_pcm", "batch_tokens", "batch_audio")
         ),
         "conversation": (
             *(f"conversation.{metric.name}" for metric in METRICS.values() if metric.better),

@@ -11,7 +11,7 @@ from pplex.validate.compare import Comparison
 from pplex.validate.html_report import to_html
 from pplex.validate.markdown_report import to_markdown
 from pplex.validate.report import REPORT_FILE
-from pplex.validate.validation import Validation
+from pplex.validate.validation import SIDES, Validation
 
 SOUNDS_FOLDER = "sounds"
 
@@ -38,15 +38,26 @@ def comparison_files(comparison: Comparison) -> dict[str, bytes]:
 
 def check_folder(folder: Path) -> None:
     """Raise OutputError if `write_folder` could not write there: for before the work of making what goes in it."""
+    there = folder.exists()
     _made(folder)
     check_writable(folder / REPORT_FILE)
+    if not there:
+        folder.rmdir()  # it is made when there is something to put in
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by their names in a folder, all of them or none; files of other names stay. Raises OutputError."""
+    """Write files by their names in a folder, all of them or none; recordings of an earlier report are removed.
+
+    Raises OutputError.
+    """
     for name in files:
         _made((folder / name).parent)
     write_files({str(folder / name): data for name, data in files.items()})
+    if REPORT_FILE in files:
+        for side in SIDES:
+            for path in (folder / SOUNDS_FOLDER).glob(f"*-{side}.wav"):
+                if f"{SOUNDS_FOLDER}/{path.name}" not in files:
+                    path.unlink()
 
 
 def _made(folder: Path) -> None:

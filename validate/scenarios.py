@@ -14,6 +14,7 @@ from pplex.validate.spoken import spoken
 from pplex.validate.turns import INTERRUPTED, INTERRUPTION, LONG_TURN, PAUSE, TURN_END, Event, Segment
 
 LEAD_S = 0.5
+RECORDINGS = 16  # files that are read, from the first to the last of a folder
 MARGIN_S = 0.05  # kept on either side of a piece, whose first and last sounds may be too soft to be detected
 SYNTHETIC, RECORDED = "synthetic speech", "recordings"
 
@@ -124,12 +125,13 @@ def synthetic_speech(seed: int = 0) -> Speech:
 
 
 def recorded_speech(folder: Path, detect: Callable[[Pcm], list[Segment]]) -> Speech:
-    """Stretches of speech of the recordings in `folder`, in order, and over again once all have been used.
+    """Stretches of speech of up to RECORDINGS files in `folder`, in order, and over again once all have been used.
 
     A piece is as many of them as it takes to last as long as asked for. Raises ReportError where there is no speech,
     AudioError for a recording that cannot be read.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    paths = [found[i] for i in np.linspace(0, len(found) - 1, min(len(found), RECORDINGS)).astype(int)]
     stretches = [piece for path in paths for piece in _cut(read_audio(path), detect)]
     if not stretches:
         raise ReportError(

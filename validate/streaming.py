@@ -9,7 +9,7 @@ import torch
 from pplex.runtime.audio import Pcm
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.config import ModelConfig
+from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.delays import Tokens
 from pplex.runtime.precision import LANGUAGE_GRAPHS
 from pplex.runtime.session import Runtime, Session
@@ -21,11 +21,13 @@ from pplex.validate.report import Measure, Tolerance
 Where = str | Backend | None
 
 CHUNK = 24  # steps at a time against one by one
+ROW_STEPS = 24  # of all slots at once
 FRAMES = 8  # that conversations side by side talk
 
 
-def state_measures(bundle: Bundle, stages: Stages, codes: Tokens) -> Iterator[Measure]:
-    """Chunks, and states saved and restored, in the first and last slot of `stages`, for a token history [T, 17]."""
+def state_measures(bundle: Bundle, stages: Stages, codes: Tokens, pcm: Pcm) -> Iterator[Measure]:
+    """Chunks, states saved and restored, and all slots at once, with `stages` made with logits, for a token history
+    [T, 17] and audio [F, 1920]."""
     stages.reset(0, len(codes))
     steps = min(len(codes), bundle.config.temporal.capacity, 4 * CHUNK) - 1
     rounding = bundle.specs["temporal"].tolerances["rounding"]
@@ -44,6 +46,51 @@ def state_measures(bundle: Bundle, stages: Stages, codes: Tokens) -> Iterator[Me
         "Hidden state of a conversation whose state was saved half way and restored into the last slot.",
         Tolerance(0, "a copy is a copy: the same bits go in, and one row is computed as before"),
     )
+    yield _rows_measure(bundle, stages, codes, pcm)
+
+
+def _rows_measure(bundle: Bundle, stages: Stages, codes: Tokens, pcm: Pcm) -> Measure:
+    """All slots take the same steps in one call: each must give what the first gives alone."""
+    alone, together = (_rows(stages, bundle.config, codes, pcm, batch) for batch in (1, stages.slots))
+    errors = {
+        f"{name} of slot {row}": _relative(together[name][:, row], alone[name][:, 0])
+        for name in alone
+        for row in range(stages.slots)
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    return Measure(
+        "streaming.rows",
+        errors[worst],
+        "",
+        f"{ROW_STEPS} steps of every graph in one call for all {stages.slots} slots, against the first slot alone.",
+        Tolerance(bundle.specs["temporal"].tolerances["rounding"], "the same sums in another order"),
+        worst if errors[worst] else "",
+    )
+
+
+def _rows(stages: Stages, config: ModelConfig, codes: Tokens, pcm: Pcm, batch: int) -> dict[str, Floats]:
+    """What each graph gives in ROW_STEPS steps, [T, S, ...] by what it is; every slot is given the same."""
+    for row in range(stages.slots):
+        stages.reset(row, len(codes))
+    stages.active[:], seen = True, dict[str, list[Floats]]()
+    for step in range(ROW_STEPS):
+        target = codes[step + 1].clip(min=0)
+        stages.codes[:, 0], stages.position[:], stages.pcm_in[:, 0] = codes[step], step, pcm[step % len(pcm)]
+        stages.forced_text[:], stages.forced_audio[:] = target[0], target[1 : 1 + config.depth_steps]
+        stages.agent_codes[:] = target[1 : 1 + CODEBOOKS].clip(
+            max=config.audio_card - 1
+        )  # the first tokens are no codes
+        for graph, name in (
+            ("mimi_encode", "codes"),
+            ("temporal", "hidden"),
+            ("depth", "audio_logits"),
+            ("mimi_decode", "pcm"),
+        ):
+            stages.run(graph, batch)
+            seen.setdefault(name, []).append(stages.tensors(graph)[name][:batch].astype(np.float64))
+    for row in range(stages.slots):
+        stages.reset(row, len(codes))
+    return {name: np.stack(found) for name, found in seen.items()}
 
 
 def _hidden(stages: Stages, config: ModelConfig, codes: Tokens, size: int, row: int = 0, start: int = 0) -> Floats:

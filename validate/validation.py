@@ -46,6 +46,7 @@ FRAMES, BEYOND = 3000, 128  # of the token history, and how far past the ring's 
 PIECES = 16  # of the recordings, 7.7 s each
 SLOTS = 4  # conversations side by side, or as many as the engines were built for
 SEEDS = (0, 1, 2)  # each scenario is sampled with these, and once greedily
+SIDES = ("engine", "reference")
 VOICE, PERSONA = "NATF2", "You enjoy having a good conversation."
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "torch", "numpy", "silero-vad")
 Told = Callable[[str], None]
@@ -138,6 +139,10 @@ class _Run:
         told("recordings")
         self.codes = token_history(checkpoint, pieces, frames)
         self.sounds: dict[str, bytes] = {}
+        if "conversation" in options.sections:  # what may be wrong with the material is known before the long work
+            self.detect, folder = SpeechDetector(), options.recordings
+            speech = recorded_speech(folder, self.detect) if folder else synthetic_speech()
+            self.scenarios = make_scenarios(speech)
 
     def sections(self) -> Iterator[Section]:
         """In the order of the report; engines are loaded twice at most at a time, and dropped when they are done with."""
@@ -148,7 +153,8 @@ class _Run:
             yield graph_section(self.bundle, self.runnable, self.checkpoint, self.codes, self.heard, device, threads)
         state: list[Measure] = []
         if {"drift", "codec", "streaming"} & wanted:
-            yield from self._forced(Stages(self.runnable, min(2, slots), threads, device, logits=True), wanted, state)
+            together = slots if "streaming" in wanted else 1
+            yield from self._forced(Stages(self.runnable, together, threads, device, logits=True), wanted, state)
         if {"streaming", "conversation"} & wanted:
             yield from self._free(Runtime(self.runnable, slots, threads, device=device), wanted, state)
 
@@ -162,7 +168,7 @@ class _Run:
             yield codec_section(self.bundle, self.checkpoint, stages, self.heard[: 2 * SPEECH_FRAMES])
         if "streaming" in wanted:
             self.told("streaming")
-            state += state_measures(self.bundle, stages, self.codes)
+            state += state_measures(self.bundle, stages, self.codes, self.heard)
             state += codec_streaming_measures(self.bundle, self.checkpoint, stages, self.heard[:SPEECH_FRAMES])
 
     def _free(self, runtime: Runtime, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
@@ -181,16 +187,15 @@ class _Run:
             note = f"Not run: the reference has all weights in float32, and {lacking}."
             yield Section("conversation", "Conversation", CONVERSATION_QUESTION, notes=(note,))
             return
-        detect, folder, config = SpeechDetector(), self.options.recordings, self.bundle.config
+        config, scenarios = self.bundle.config, self.scenarios
         voice, persona = _prompt(runtime)
-        scenarios = make_scenarios(recorded_speech(folder, detect) if folder else synthetic_speech())
         ours = record(runtime, scenarios, make_runs(SEEDS), voice, persona)
         self.told("conversation of the reference")
         reference = Runtime(as_float32(self.bundle), runtime.slots, device=torch_backend(self.checkpoint, config))
         theirs = record(reference, scenarios, make_runs(SEEDS), voice, persona)
-        for side, recorded in (("engine", ours), ("reference", theirs)):
+        for side, recorded in zip(SIDES, (ours, theirs), strict=True):
             self.sounds |= {_file_name(recording.name, side): recording.to_wav() for recording in recorded.recordings}
-        yield conversation_section(ours.recordings, theirs.recordings, self.bundle.precision, detect)
+        yield conversation_section(ours.recordings, theirs.recordings, self.bundle.precision, self.detect)
         yield health_section(ours.recordings, theirs.recordings, config.frame_size)
         yield speed_section(ours, config.frame_ms, runtime.stages.device.name)
 

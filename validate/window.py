@@ -19,7 +19,7 @@ LARGE = 1e4
 BFLOAT16_LARGE = 0x461C  # the same in bfloat16, which numpy holds as bits
 
 
-def window_measure(stages: Stages, codes: Tokens, capacity: int) -> Measure:
+def window_measure(name: str, stages: Stages, codes: Tokens, capacity: int) -> Measure:
     """For slot 0 of `stages` after all steps of codes [T + 1, 17], with a ring of `capacity`; it must be reset then."""
     steps = len(codes) - 1  # the last of them is taken again, which writes what is there
     stages.codes[0, 0], stages.position[0], stages.forced_text[0] = codes[steps - 1], steps - 1, 0
@@ -31,14 +31,14 @@ def window_measure(stages: Stages, codes: Tokens, capacity: int) -> Measure:
     }
     expected = _hidden(stages)
     wrong = []
-    for name, (entry, read) in entries.items():
+    for which, (entry, read) in entries.items():
         kept = _overwrite(stages, entry, None)
         changed = not np.array_equal(_hidden(stages), expected)
         _overwrite(stages, entry, kept)
         if changed != read:
-            wrong.append(f"{name} is {'not ' if read else ''}read")
+            wrong.append(f"{which} is {'not ' if read else ''}read")
     return Measure(
-        "drift.window",
+        name,
         len(wrong),
         "entries",
         f"Of {len(entries)} entries of the ring after {steps} steps, how many are read and should not be, or the reverse.",

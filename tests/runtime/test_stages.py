@@ -1,6 +1,8 @@
 """A frame on a device: the same conversations as in the host's memory, through uploads, captured calls and downloads."""
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.device import HostDevice, host_view
 from pplex.runtime.session import GREEDY, Runtime, Sampling, Session
+from pplex.runtime.stages import Stages
 from pplex.validate.golden import check_golden
 
 SLOTS = 3
@@ -155,3 +158,17 @@ def test_seconds_are_told_by_graph_only_in_the_hosts_memory(tiny_bundle: Bundle)
         with runtime.open(seed=0) as session:
             session.step(PCM[0, 0])
         assert {name for name, seconds in runtime.stages.seconds.items() if seconds > before[name]} == names
+
+
+def test_stages_are_gone_when_nobody_needs_them(tiny_bundle: Bundle) -> None:
+    """Their engines are most of the memory there is: it must not take a garbage collection to give them back."""
+    gc.collect()
+    gc.disable()
+    try:
+        stages = Stages(tiny_bundle, slots=1, device="cpu")
+        stages.run_frame(1)
+        gone = weakref.ref(stages)
+        del stages
+        assert gone() is None
+    finally:
+        gc.enable()

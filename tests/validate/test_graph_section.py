@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from broken import (
     Fault,
@@ -24,7 +25,8 @@ from pplex.export.exporter import export_graph
 from pplex.runtime.backend import host_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import HostDevice
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.precision import GRAPH_NAMES, PRECISIONS
+from pplex.runtime.tolerances import tolerances
 from pplex.validate.graph_section import graph_section
 from pplex.validate.report import Section
 
@@ -90,7 +92,10 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_by_its_graph_and_layer(tiny_bundle: Bundle, tmp_path: Path, fault: str) -> None:
     graph, plant, layer = FAULTS[fault]
-    assert named(broken(tiny_bundle, graph, plant, tmp_path)) == [(f"graphs.{graph}.layer_error", layer)]
+    first, *others = named(broken(tiny_bundle, graph, plant, tmp_path))
+    assert first == (f"graphs.{graph}.layer_error", layer)
+    assert all(name.startswith(f"graphs.{graph}.") for name, _ in others)
+    assert ("graphs.temporal.window" in dict(others)) == (fault in ("dropped mask", "window of one more"))
 
 
 @pytest.mark.parametrize("graph, layer, weight", [
@@ -110,7 +115,20 @@ def test_a_scale_twice_as_large_is_no_rounding(
     sound = replace(tiny_bundle, folder=made, precision=precision)
     assert named(sound) == []
     doubled = broken(sound, graph, changed(f"{weight}.scale", lambda x: 2 * x), planted)
-    assert named(doubled) == [(f"graphs.{graph}.layer_error", layer)]
+    assert named(doubled) == [(f"graphs.{graph}.layer_error", layer), (f"graphs.{graph}.channel_error", layer)]
+
+
+def test_a_wrong_column_is_seen_among_many(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """In float32 every error is seen, so the figure itself is looked at: a column that is twice as large reads 1."""
+
+    def double_one(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return x * np.where(np.arange(x.shape[1]) == 5, 2, 1).astype(np.float32)
+
+    found = section(broken(tiny_bundle, "temporal", changed("layers.2.gating.linear_out.weight", double_one), tmp_path))
+    channel = next(m for m in found.measures if m.name == "graphs.temporal.channel_error")
+    assert channel.where == "layers.2.gating" and 0.3 < (channel.value or 0) <= 1.001
+    limits = [tolerances("temporal", precision)["channel_error"] for precision in PRECISIONS]
+    assert max(limits) < 1
 
 
 def test_what_is_not_finite_is_no_small_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -127,10 +145,11 @@ def test_of_a_compiled_engine_the_outputs_are_compared(tiny_bundle: Bundle, tmp_
         engines = {graph: {**entry, "kind": "tensorrt"} for graph, entry in bundle.manifest["engines"].items()}
         compiled = replace(bundle, manifest={**bundle.manifest, "engines": engines})
         found = graph_section(compiled, compiled, CHECKPOINT, CODES, PCM[:40], host_backend(HostDevice(), 1), 1)
-        assert [m.name for m in found.measures] == [f"graphs.{graph}.output_error" for graph in GRAPH_NAMES]
+        outputs = [f"graphs.{graph}.output_error" for graph in GRAPH_NAMES]
+        assert [m.name for m in found.measures] == [*outputs, "graphs.temporal.window"]
         assert "Compiled engines show their outputs only" in found.notes[0]
         errors[name] = {m.name: m for m in found.measures}
-    assert all((m.value or 0) < 1e-5 for m in errors["sound"].values())
+    assert all((m.value or 0) < 1e-5 and m.passed for m in errors["sound"].values())
     worst = errors["faulty"]["graphs.depth.output_error"]
     assert (worst.value or 0) > 0.1 and worst.where in ("steps.6.output", "steps.7.output")
     assert (errors["faulty"]["graphs.mimi_decode.output_error"].value or 0) < 1e-5

@@ -22,7 +22,7 @@ CODES, PCM = token_history(CHECKPOINT, PIECES, 90), PIECES.reshape(-1, 1920)
 
 
 def measures(bundle: Bundle) -> dict[str, Measure]:
-    found = [*state_measures(bundle, Stages(bundle, 2, logits=True), CODES)]
+    found = [*state_measures(bundle, Stages(bundle, 4, logits=True), CODES, PCM)]
     return {m.name: m for m in [*found, *batch_measures(bundle, Runtime(bundle, 4), PCM)]}
 
 
@@ -33,7 +33,7 @@ def failed(bundle: Bundle) -> list[str]:
 def test_a_sound_bundle_passes_and_every_measure_has_a_limit(tiny_bundle: Bundle) -> None:
     found = measures(tiny_bundle)
     assert [*found] == [
-        "streaming.chunked", "streaming.restored", "streaming.batch_tokens", "streaming.batch_audio",
+        "streaming.chunked", "streaming.restored", "streaming.rows", "streaming.batch_tokens", "streaming.batch_audio",
     ]  # fmt: skip
     assert all(measure.tolerance is not None and measure.passed for measure in found.values())
     assert found["streaming.restored"].value == 0
@@ -71,12 +71,32 @@ def speaks_louder_in_company(model: onnx.ModelProto) -> None:
     model.graph.node.extend([shape, batch, count, onnx.helper.make_node("Mul", ["pcm.alone", "pcm.count"], ["pcm"])])
 
 
+def hidden_of_the_last_slot(model: onnx.ModelProto) -> None:
+    """From the fourth slot on the hidden state is another."""
+    maker = next(node for node in model.graph.node if "hidden" in node.output)
+    maker.output[[*maker.output].index("hidden")] = "hidden.right"
+    for node in model.graph.node:
+        node.input[:] = ["hidden.right" if name == "hidden" else name for name in node.input]
+    start, end, axis = (
+        constant(model, f"row.{name}", np.array([value])) for name, value in (("a", 3), ("b", 999), ("c", 0))
+    )
+    first = constant(model, "row.first", np.array([0]))
+    nodes = [
+        onnx.helper.make_node("Slice", ["hidden.right", first, start, axis], ["hidden.sound"]),
+        onnx.helper.make_node("Slice", ["hidden.right", start, end, axis], ["hidden.late"]),
+        onnx.helper.make_node("Neg", ["hidden.late"], ["hidden.wrong"]),
+        onnx.helper.make_node("Concat", ["hidden.sound", "hidden.wrong"], ["hidden"], axis=0),
+    ]
+    model.graph.node.extend(nodes)
+
+
 @pytest.mark.parametrize(
     "graph, fault, found",
     [
         ("temporal", every_step_at_the_first_ones_place, ["streaming.chunked"]),
         ("temporal", noise_of_all_slots, ["streaming.batch_tokens", "streaming.batch_audio"]),
-        ("mimi_decode", speaks_louder_in_company, ["streaming.batch_audio"]),
+        ("mimi_decode", speaks_louder_in_company, ["streaming.rows", "streaming.batch_audio"]),
+        ("temporal", hidden_of_the_last_slot, ["streaming.rows", "streaming.batch_tokens", "streaming.batch_audio"]),
     ],
 )
 def test_a_fault_of_chunks_or_batches_is_found(

@@ -28,7 +28,7 @@ def measure(bundle: Bundle, steps: int) -> Measure:
     for _ in engine_blocks(stages, bundle.config, codes):
         pass
     before = stages.hidden[0].copy()
-    found = window_measure(stages, codes, bundle.config.temporal.capacity)
+    found = window_measure("drift.window", stages, codes, bundle.config.temporal.capacity)
     stages.run("temporal", 1)
     np.testing.assert_array_equal(stages.hidden[0], before)  # it has put back what it changed
     return found
