@@ -17,7 +17,7 @@ from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.delays import DelayRing, Tokens
-from pplex.runtime.errors import AudioError, CalibrationError, PromptError
+from pplex.runtime.errors import AudioError, CalibrationError
 from pplex.runtime.ort import available_threads
 from pplex.runtime.prompt import make_prompt
 from pplex.runtime.synthetic_speech import speech_like
@@ -124,14 +124,9 @@ def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
     return _history(config, None, tokenizer.encode_persona(_PERSONA), spoken[:frames]).codes.numpy()
 
 
-def voice_history(checkpoint: Checkpoint, config: ModelConfig, voice: Voice) -> Conversation:
-    """What the model reads of a voice prompt, and of a persona where both fit `config`'s ring. Raises PromptError."""
-    tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
-    nothing = np.zeros((0, config.num_streams), np.int64)
-    try:
-        return _history(config, voice, tokenizer.encode_persona(_PERSONA), nothing)
-    except PromptError:
-        return _history(config, voice, (), nothing)
+def voice_history(config: ModelConfig, voice: Voice) -> Conversation:
+    """What the model reads of a voice prompt, without a persona. Raises PromptError where it does not fit the ring."""
+    return _history(config, voice, (), np.zeros((0, config.num_streams), np.int64))
 
 
 def _joined(pieces: Tokens) -> Tokens:

@@ -134,11 +134,11 @@ def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens)
 
 
 def voice_distance(stages: Stages, checkpoint: Checkpoint, config: ModelConfig, voice: Voice) -> float:
-    """1 - cosine of the hidden states after a voice prompt and a persona, by slot 0, in chunks as prompts are primed.
+    """1 - cosine of the hidden states after a voice prompt, by slot 0, in chunks as prompts are primed.
 
     Raises PromptError where the voice does not fit the ring.
     """
-    prompt = voice_history(checkpoint, config, voice)
+    prompt = voice_history(config, voice)
     codes, embedding = prompt.codes.numpy(), prompt.embedding.numpy()
     stages.reset(0, len(codes))
     for start in range(0, len(codes) - 1, BLOCK):

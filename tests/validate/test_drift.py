@@ -1,9 +1,12 @@
 """Drift against scipy's measures, and on histories whose drift is known."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from broken import add_node, broken, nodes
 from folders import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +19,9 @@ from pplex.export.conversations import token_history, unheard_pieces
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.delays import Tokens
 from pplex.runtime.stages import Stages
-from pplex.validate.drift import BLOCK, Drift, Forced, compare, drift, engine_blocks, reference_blocks
+from pplex.runtime.tolerances import tolerances
+from pplex.validate.drift import BLOCK, Drift, Forced, compare, drift, engine_blocks, reference_blocks, voice_distance
+from pplex.validate.drift_section import VOICE_MARGIN
 from pplex.validate.golden import Floats
 
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
@@ -100,3 +105,19 @@ def test_one_wrong_token_in_the_history_is_seen_at_its_step(tiny_bundle: Bundle,
 
     found = drift(engine(), reference_blocks(CHECKPOINT, config, codes), codes)
     assert np.flatnonzero(found.hidden > 1e-6)[0] == 70
+
+
+def embedding_ignored(model: onnx.ModelProto) -> None:
+    """The voice's embeddings come in and are not added."""
+    adds = next(node for node in nodes(model, "Add") if "embedding" in node.input)
+    nothing = add_node(model, adds, "Sub", ["embedding", "embedding"], "no.embedding")
+    adds.input[:] = [nothing if name == "embedding" else name for name in adds.input]
+
+
+def test_a_voice_is_heard_as_the_reference_hears_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    config, voice = tiny_bundle.config, tiny_bundle.voices["NATM1"]
+    deaf = broken(tiny_bundle, "temporal", embedding_ignored, tmp_path)
+    sound, faulty = (
+        voice_distance(Stages(bundle, 1, logits=True), CHECKPOINT, config, voice) for bundle in (tiny_bundle, deaf)
+    )
+    assert sound < 1e-10 and faulty > VOICE_MARGIN * tolerances("temporal", "int4")["hidden"]

@@ -224,6 +224,24 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(tiny_bundle: B
     assert "Traceback" not in said
 
 
+def test_an_earlier_reports_recordings_do_not_stay(tiny_bundle: Bundle, done: Done, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "report"))
+    (folder / "sounds" / "mine.wav").write_bytes(b"")
+    assert run(tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--report", folder).exit_code == 0
+    assert [path.name for path in (folder / "sounds").iterdir()] == ["mine.wav"]
+    assert json.loads((folder / "report.json").read_text())["settings"]["sections"] == ["drift"]
+
+
+def test_material_that_cannot_be_used_is_known_before_the_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "wavs").mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, 48_000)
+    soundfile.write(tmp_path / "wavs" / "noise.wav", noise, 24_000)
+    wavs = ("--wavs", tmp_path / "wavs", "--report", tmp_path / "report")
+    said = refusal(tiny_bundle.folder, "--reference", CHECKPOINT, *wavs)
+    assert "no speech was found in its 1 recordings" in said and "drift" not in said
+    assert not (tmp_path / "report").exists()
+
+
 @pytest.mark.parametrize("arguments", [(), ("bundle", "--compare", "a", "b")])
 def test_a_bundle_or_two_reports(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
