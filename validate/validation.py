@@ -128,13 +128,8 @@ class _Run:
         options: ValidateOptions,
         told: Told,
     ):
-        self.bundle, self.runnable, self.checkpoint, self.options, self.told = (
-            bundle,
-            runnable,
-            checkpoint,
-            options,
-            told,
-        )
+        self.bundle, self.runnable, self.checkpoint = bundle, runnable, checkpoint
+        self.options, self.told = options, told
         self.heard = pieces.reshape(-1, pieces.shape[-1])  # [F, 1920]
         told("recordings")
         self.codes = token_history(checkpoint, pieces, frames)
@@ -145,7 +140,7 @@ class _Run:
             self.scenarios = make_scenarios(speech)
 
     def sections(self) -> Iterator[Section]:
-        """In the order of the report; engines are loaded twice at most at a time, and dropped when they are done with."""
+        """In the order of the report; of the engines one set at a time is loaded."""
         wanted, device, threads = {*self.options.sections}, self.options.device, self.options.threads
         slots = min(entry["slots"] or SLOTS for entry in (*self.bundle.manifest["engines"].values(), {"slots": SLOTS}))
         if "graphs" in wanted:

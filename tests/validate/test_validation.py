@@ -14,11 +14,12 @@ from click.testing import CliRunner, Result
 from folders import TINY
 
 from pplex.cli import main
+from pplex.cli.validation import SECTIONS as OFFERED
 from pplex.export.checkpoint import LM_FILE, open_checkpoint
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle, Voice
 from pplex.runtime.errors import ReportError
 from pplex.validate.conversation import METRICS
-from pplex.validate.names import LEAST, TOLERATED
+from pplex.validate.names import LEAST, SECTIONS, TOLERATED
 from pplex.validate.report import read_report
 from pplex.validate.validation import SEEDS, reference_of, validate
 
@@ -149,6 +150,10 @@ def test_an_unknown_tolerance_names_those_there_are(tiny_bundle: Bundle) -> None
     assert "no tolerance 'codec.si_sdr_db' here" in refusal(
         tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--tolerance", "codec.si_sdr_db=1"
     )
+
+
+def test_the_command_offers_every_section() -> None:
+    assert OFFERED == SECTIONS == tuple(TOLERATED)
 
 
 def test_every_tolerance_can_be_named(done: Done) -> None:
