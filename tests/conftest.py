@@ -1,5 +1,7 @@
 """Shared fixtures: golden folders, and a bundle built once from each."""
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -26,12 +28,19 @@ def on_the_processor() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Bundle]:
-    """Builds the bundle of a golden folder's checkpoint, once."""
+    """Builds the bundle of a golden folder's checkpoint, once for all processes that run tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     @cache
     def make(golden: Path) -> Bundle:
-        out = tmp_path_factory.mktemp("bundles") / golden.name
-        return open_bundle(build(Source(golden / "checkpoint", None, None), out))
+        out = shared / "bundles" / golden.name
+        out.parent.mkdir(exist_ok=True)
+        with (out.parent / f"{golden.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                build(Source(golden / "checkpoint", None, None), out)
+        return open_bundle(out)
 
     return make
 

@@ -146,7 +146,9 @@ def _spans(axes: Axes, plot: Plot) -> float:
     axes.autoscale_view()
     if edges:  # from the beginning to the last thing that is marked, so that silence shows
         marked = [at for at, _ in plot.marks if math.isfinite(at)]
-        axes.set_xlim(min(0, *edges, *marked), 1.01 * max(0, *edges, *marked))
+        first, last = min(0.0, *edges, *marked), max(0.0, *edges, *marked)
+        if 1e-3 < last - first < 1e7:  # seconds that a recording can last
+            axes.set_xlim(first, last + 0.01 * (last - first))
     axes.set_yticks(range(len(rows)), [_short(series.name, 26) for series in plot.series])
     axes.set_ylim(max(0, len(rows) - 1) + 0.6, -0.6)
     axes.tick_params(axis="y", length=0)

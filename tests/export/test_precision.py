@@ -1,6 +1,5 @@
 """Every precision of the tiny model: the files run in ONNX Runtime, build under TensorRT-RTX, and stay near float32."""
 
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 from folders import TINY
 from onnx import numpy_helper
-from safetensors.numpy import load_file
 
 from pplex.cli import main
 from pplex.engines.compile import compile_engine, engine_entry
@@ -30,13 +28,10 @@ from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.gpus import Gpu, parse_gpu
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, parse_precision
-from pplex.runtime.stages import Stages
-from pplex.validate.drift import DriftSummary, drift, engine_blocks, reference_blocks
 from pplex.validate.validation import ValidateOptions, validate
-from pplex.validate.widen import widen_bundle
 
-# Hidden cosine to float32, mean of the steps of golden/tiny. What is measured is well above: bench precision prints it.
-FLOORS = {"fp16": 0.99999, "bf16": 0.9995, "fp8": 0.98, "int8": 0.999, "int4": 0.92}
+# 1 - cosine of the hidden state, mean of the steps: this model is harsher than those that the tolerances were made with.
+FURTHEST = {"fp32": 1e-10, "fp16": 1e-5, "bf16": 5e-4, "fp8": 0.02, "int8": 1e-3, "int4": 0.08}
 
 Build = Callable[[str], Bundle]
 
@@ -56,35 +51,10 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Buil
     return make
 
 
-@pytest.fixture(scope="module")
-def drift_of(built: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DriftSummary]:
-    codes = load_file(TINY / "expected" / "lm_teacher_forced.safetensors")["codes"].T.astype(np.int64)
-
-    checkpoint = open_checkpoint(TINY / "checkpoint")
-
-    @cache
-    def measured(precision: str) -> DriftSummary:
-        bundle = built(precision)
-        if precision == "bf16":
-            copy = shutil.copytree(bundle.folder, tmp_path_factory.mktemp("wide") / "bundle")
-            bundle = widen_bundle(open_bundle(copy))
-        stages, expected = Stages(bundle, 1, logits=True), reference_blocks(checkpoint, checkpoint.config, codes)
-        return DriftSummary.of(drift(engine_blocks(stages, checkpoint.config, codes), expected, codes))
-
-    return measured
-
-
 def compile_graph(bundle: Bundle, graph: str, gpu: Gpu, folder: Path) -> dict[str, Any]:
     path, capacity = bundle.graph_path(graph), bundle.config.temporal.capacity
     compile_engine(path, bundle.specs[graph], capacity, gpu, 4, folder / f"{graph}.engine")
     return engine_entry(folder / f"{graph}.engine", gpu, 4)
-
-
-@pytest.mark.parametrize("precision", FLOORS)
-def test_hidden_state_stays_near_float32(drift_of: Callable[[str], DriftSummary], precision: str) -> None:
-    measured = drift_of(precision)
-    print(precision, measured)
-    assert FLOORS[precision] <= measured.hidden_cosine < 1 - 1e-9
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -97,6 +67,8 @@ def test_every_precision_gets_a_report_and_every_layer_keeps_its_tolerance(built
     assert len(errors) == 4 and all(m.passed for m in errors.values()), errors
     # As exact as the format allows, and no more: the layers that are shown are the rounded ones.
     assert (errors["graphs.depth.layer_error"].value or 0) > {"fp32": 0, "fp16": 1e-4}.get(precision, 3e-3)
+    hidden = next(m.value for m in report.measures if m.name == "drift.hidden") or 0
+    assert 1e-14 < hidden <= FURTHEST[precision]
     if precision == "fp32":
         assert report.passed
 
@@ -113,7 +85,7 @@ def test_a_build_that_is_not_the_same_model_ends_with_1_and_is_kept(tmp_path: Pa
 
 
 # sm_86 has no fp8, and the build says so: tests/export/test_build.py.
-ON_GPUS = [*((name, 89) for name in PRECISIONS if name != "fp32"), ("int4", 86), ("fp8", 120), ("int4", 120)]
+ON_GPUS = [*((name, 89) for name in PRECISIONS if name != "fp32"), ("int4", 120)]
 
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)

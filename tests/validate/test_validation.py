@@ -21,9 +21,10 @@ from pplex.runtime.errors import ReportError
 from pplex.validate.conversation import METRICS
 from pplex.validate.names import LEAST, SECTIONS, TOLERATED
 from pplex.validate.report import read_report
-from pplex.validate.validation import SEEDS, reference_of, validate
+from pplex.validate.validation import reference_of, validate
 
 CHECKPOINT = TINY / "checkpoint"
+FEW_SEEDS = (0,)
 SHORT = ("--only", "drift", "--frames", "64")
 SCENARIOS = ("turn-taking", "pause-handling", "backchannel", "interruption")
 
@@ -47,9 +48,11 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """All sections, once, over little more than the ring."""
+    """All sections, once, over little more than the ring; with one seed, which is enough for what is asked here."""
     folder = tmp_path_factory.mktemp("validation") / "report"
-    result = run(tiny_bundle.folder, "--reference", CHECKPOINT, "--frames", 110, "--report", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pplex.validate.validation.SEEDS", FEW_SEEDS)
+        result = run(tiny_bundle.folder, "--reference", CHECKPOINT, "--frames", 110, "--report", folder)
     assert result.exit_code == 0, result.output
     return Done(folder, result.stdout, json.loads((folder / "report.json").read_text()))
 
@@ -90,7 +93,7 @@ def test_the_report_is_written_in_every_form(done: Done) -> None:
 
 def test_both_sides_of_every_conversation_can_be_listened_to(done: Done) -> None:
     sounds = {path.name: soundfile.read(path) for path in (done.folder / "sounds").iterdir()}
-    runs = [*(f"seed-{seed}" for seed in SEEDS), "greedy"]
+    runs = [*(f"seed-{seed}" for seed in FEW_SEEDS), "greedy"]
     assert set(sounds) == {
         f"{scenario}-{name}-{side}.wav" for scenario in SCENARIOS for name in runs for side in ("engine", "reference")
     }
