@@ -1,7 +1,7 @@
 """How far each graph may be from float32 in each precision: what a validation holds it to, part of its GraphSpec.
 
-The limits tell a format's own rounding from a defect, which is far above, and slight harm from heavy harm. Each is at least
-twice what random models gave, one of them with planted heavy channels: docs/validation.md has the figures.
+The limits tell a format's own rounding from a defect, which is far above, and slight harm from heavy harm. Each is
+above what random models gave, mostly twice as much or more, one of them with planted heavy channels: docs/validation.md.
 """
 
 from collections.abc import Mapping
