@@ -73,7 +73,7 @@ def bench_precision(
             bundle = open_bundle(build(Source(checkpoint, None, None), Path(scratch) / "bundle", options), verify=False)
             stages = Stages(widen_bundle(bundle), slots=1, logits=True)
             expected = reference_blocks(opened, config, codes)
-            return DriftSummary.of(drift(engine_blocks(stages, config, codes), expected, codes))
+            return DriftSummary.of(drift(engine_blocks(stages, codes), expected, codes))
 
         drifts = {name: drift_of(*variant) for name, variant in VARIANTS.items()}
     megabytes = {name: _language_mb(config, precision) for name, (precision, _) in VARIANTS.items()}

@@ -17,7 +17,7 @@ from pplex.runtime.delays import Tokens
 from pplex.runtime.ort import available_threads
 from pplex.runtime.session import Sampling
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import Floats
+from pplex.validate.golden import Floats, force_step
 from pplex.validate.reference import WholeTemporal
 
 Numbers = npt.NDArray[np.float64]
@@ -81,15 +81,13 @@ class DriftSummary:
         )
 
 
-def engine_blocks(stages: Stages, config: ModelConfig, codes: Tokens) -> Iterator[Forced]:
+def engine_blocks(stages: Stages, codes: Tokens) -> Iterator[Forced]:
     """Step slot 0 of `stages`, made with logits, through codes [T + 1, 17], each step's tokens forced to the next one's."""
     text_logits, audio_logits = stages.tensors("temporal")["text_logits"], stages.tensors("depth")["audio_logits"]
     for start in range(0, len(codes) - 1, BLOCK):
         rows: list[tuple[Floats, Floats, Floats]] = []
         for step in range(start, min(start + BLOCK, len(codes) - 1)):
-            target = codes[step + 1].clip(min=0)
-            stages.codes[0, 0], stages.position[0] = codes[step], step
-            stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + config.depth_steps]
+            force_step(stages, codes, step)
             stages.run("temporal", 1)
             stages.run("depth", 1)
             rows.append((stages.hidden[0].copy(), text_logits[0].copy(), audio_logits[0].copy()))

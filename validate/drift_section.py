@@ -29,7 +29,7 @@ _DRAWS = (
 def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Section:
     """Force slot 0 of `stages`, made with logits, and the reference through codes [T + 1, 17]."""
     config = bundle.config
-    found = drift(engine_blocks(stages, config, codes), reference_blocks(checkpoint, config, codes), codes)
+    found = drift(engine_blocks(stages, codes), reference_blocks(checkpoint, config, codes), codes)
     window = window_measure("drift.window", stages, codes, config.temporal.capacity)  # while the ring is full
     few = codes[: SELF_TEST_STEPS + 1]
     itself = drift(reference_blocks(checkpoint, config, few), reference_blocks(checkpoint, config, few), few)

@@ -80,7 +80,7 @@ def check_teacher_forced(bundle: Bundle, golden: Path, device: Where = None) -> 
     expected = load_file(golden / "expected" / "lm_teacher_forced.safetensors")
     kept = {int(step): i for i, step in enumerate(expected["steps"])}
     stages = Stages(bundle, slots=1, device=device, logits=True)
-    hidden, text, audio = teacher_forced(stages, bundle, expected["codes"].T.astype(np.int64), kept)
+    hidden, text, audio = teacher_forced(stages, expected["codes"].T.astype(np.int64), kept)
     yield _close("hidden", hidden, expected["hidden"], LOGITS_TOLERANCE)
     yield _close("text logits", text, expected["text_logits"], LOGITS_TOLERANCE)
     yield _close("audio logits", audio, expected["audio_logits"][:, : audio.shape[1]], LOGITS_TOLERANCE)
@@ -129,9 +129,7 @@ def decode(stages: Stages, codes: Tokens) -> Floats:
     return np.concatenate(pcm)
 
 
-def teacher_forced(
-    stages: Stages, bundle: Bundle, codes: Tokens, kept: dict[int, int]
-) -> tuple[Floats, Floats, Floats]:
+def teacher_forced(stages: Stages, codes: Tokens, kept: dict[int, int]) -> tuple[Floats, Floats, Floats]:
     """Step through codes [T, 17]; hidden [S, dim], text [S, card] and audio [S, K, card] logits of the kept steps.
 
     `stages` must have logits. `kept` maps a step to its place in the result. The depth transformer of step t is fed column
@@ -140,9 +138,7 @@ def teacher_forced(
     hidden, text, audio = [], [], []
     text_logits, audio_logits = stages.tensors("temporal")["text_logits"], stages.tensors("depth")["audio_logits"]
     for step in range(max(kept) + 1):
-        target = codes[step + 1].clip(min=0)
-        stages.codes[0, 0], stages.position[0] = codes[step], step
-        stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + bundle.config.depth_steps]
+        force_step(stages, codes, step)
         stages.run("temporal", 1)
         if step in kept:
             stages.run("depth", 1)
@@ -151,6 +147,13 @@ def teacher_forced(
             audio.append(audio_logits[0].copy())
     order = [kept[step] for step in sorted(kept)]
     return tuple(np.stack(rows)[np.argsort(order)] for rows in (hidden, text, audio))  # type: ignore[return-value]
+
+
+def force_step(stages: Stages, codes: Tokens, step: int) -> None:
+    """Set slot 0's inputs for a step of codes [T, 17]: column `step`, and the next one as what it is forced to."""
+    target = codes[step + 1].clip(min=0)
+    stages.codes[0, 0], stages.position[0] = codes[step], step
+    stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + stages.forced_audio.shape[1]]
 
 
 def _recorded_noise(expected: dict[str, Any], frame: int) -> FrameNoise | None:

@@ -86,7 +86,7 @@ def trace_layers(
     with tempfile.TemporaryDirectory() as scratch:
         shown = probe(short, Path(scratch)) if can_be_probed(bundle) else short
         stages = Stages(shown, slots=1, threads=threads, device=device, logits=True)
-        language = trace_language(stages, short.config, codes)
+        language = trace_language(stages, codes)
         window = window_measure("graphs.temporal.window", stages, codes, short.config.temporal.capacity)
         encoder = trace_codec(stages, "mimi_encode", pcm)
         spoken = encoder["codes"].numpy()

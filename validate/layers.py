@@ -26,7 +26,7 @@ from pplex.runtime.audio import Pcm
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.delays import Tokens
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import TIE_TOLERANCE
+from pplex.validate.golden import TIE_TOLERANCE, force_step
 from pplex.validate.probes import CODEBOOK, PROBE
 from pplex.validate.reference import Half, WholeTemporal
 
@@ -94,13 +94,12 @@ class LanguageTrace:
     depth: Tensors
 
 
-def trace_language(stages: Stages, config: ModelConfig, codes: Tokens) -> LanguageTrace:
+def trace_language(stages: Stages, codes: Tokens) -> LanguageTrace:
     """Step slot 0 through codes [T + 1, 17], each step's tokens forced to the next one's."""
     kept = {graph: [name for name in stages.tensors(graph) if _kept(name)] for graph in ("temporal", "depth")}
     rows: dict[str, dict[str, list[npt.NDArray[Any]]]] = {g: {name: [] for name in names} for g, names in kept.items()}
-    for step, target in enumerate(codes[1:].clip(min=0)):
-        stages.codes[0, 0], stages.position[0] = codes[step], step
-        stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + config.depth_steps]
+    for step in range(len(codes) - 1):
+        force_step(stages, codes, step)
         for graph in ("temporal", "depth"):
             stages.run(graph, 1)
             for name in kept[graph]:

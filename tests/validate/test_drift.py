@@ -90,7 +90,7 @@ def test_the_reference_does_not_drift_from_itself(codes: Tokens) -> None:
 
 def test_a_float32_bundle_steps_as_the_reference_past_the_rings_end(tiny_bundle: Bundle, codes: Tokens) -> None:
     config, stages = tiny_bundle.config, Stages(tiny_bundle, 1, logits=True)
-    found = drift(engine_blocks(stages, config, codes), reference_blocks(CHECKPOINT, config, codes), codes)
+    found = drift(engine_blocks(stages, codes), reference_blocks(CHECKPOINT, config, codes), codes)
     assert len(found.hidden) > config.temporal.capacity
     assert found.hidden.max() < 1e-9 and found.text_kl.max() < 1e-8 and found.audio_kl.max() < 1e-6
     assert (found.text_same == 1).all() and (found.audio_same == 1).all()
@@ -101,7 +101,7 @@ def test_one_wrong_token_in_the_history_is_seen_at_its_step(tiny_bundle: Bundle,
     changed[70, 3] = (changed[70, 3] + 1) % config.audio_card
 
     def engine() -> Iterator[Forced]:
-        return engine_blocks(stages, config, changed)
+        return engine_blocks(stages, changed)
 
     found = drift(engine(), reference_blocks(CHECKPOINT, config, codes), codes)
     assert np.flatnonzero(found.hidden > 1e-6)[0] == 70

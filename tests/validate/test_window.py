@@ -25,7 +25,7 @@ CODES = token_history(CHECKPOINT, unheard_pieces(CHECKPOINT.config, 2), 90)
 
 def measure(bundle: Bundle, steps: int) -> Measure:
     stages, codes = Stages(bundle, 1, logits=True), CODES[: steps + 1]
-    for _ in engine_blocks(stages, bundle.config, codes):
+    for _ in engine_blocks(stages, codes):
         pass
     before = stages.hidden[0].copy()
     found = window_measure("drift.window", stages, codes, bundle.config.temporal.capacity)
