@@ -1,4 +1,4 @@
-"""Commands that measure: bench codec, frame and precision."""
+"""Commands that measure: bench codec, frame, host and precision."""
 
 import json
 from pathlib import Path
@@ -38,6 +38,24 @@ def frame(bundle: Path, sessions: int, frames: int, threads: int | None, device:
     from pplex.bench.frame import bench_frame
 
     report = bench_frame(bundle, sessions, frames, threads, device)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--sessions",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Conversations stepped together; may be given several times.  [default: 1, 8 and 64]",
+)
+@click.option("--frames", type=click.IntRange(min=20), default=500, help="Timed frames, after 20 to warm up.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) -> None:
+    """What Python takes of a frame of BUNDLE beside the engines: with engines that do nothing, time and memory."""
+    from pplex.bench.host import SESSIONS, bench_host
+
+    report = bench_host(bundle, sessions or SESSIONS, frames)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
 
 

@@ -133,10 +133,10 @@ def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["synth"], ["build"], ["run"], ["bench"], ["validate"], ["bench", "codec"], ["bench", "frame"]]
+    "command", ["", "synth", "build", "run", "bench", "validate", "bench codec", "bench frame", "bench host"]
 )
-def test_help_is_one_page(command: list[str]) -> None:
-    result = CliRunner().invoke(main, [*command, "--help"])
+def test_help_is_one_page(command: str) -> None:
+    result = CliRunner().invoke(main, [*command.split(), "--help"])
     assert result.exit_code == 0 and len(result.output.splitlines()) < 60
 
 
@@ -147,6 +147,17 @@ def test_bench_frame_measures_every_stage(tiny_bundle: Bundle) -> None:
     report = json.loads(result.stdout)
     assert report["timings"].keys() == {"mimi_encode", "temporal", "depth", "mimi_decode", "host", "frame"}
     assert all(0 < t["median_ms"] <= t["p99_ms"] for t in report["timings"].values())
+
+
+def test_bench_host_measures_every_number_of_sessions(tiny_bundle: Bundle) -> None:
+    arguments = ["bench", "host", str(tiny_bundle.folder), "--frames", "20", "--sessions", "1", "--sessions", "3"]
+    assert "1 session " in CliRunner().invoke(main, arguments).output
+    report = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert list(report["timings"]) == ["1 session", "3 sessions"]
+    assert report["figures"]["frames"] == 20
+    for sessions, timing in report["timings"].items():
+        assert 0 < timing["median_ms"] <= timing["p99_ms"]
+        assert report["figures"][f"{sessions}, bytes beyond the replies"] > 0
 
 
 def test_bench_codec_runs_both_sides_on_the_same_frames() -> None:
