@@ -18,6 +18,7 @@ from folders import TINY
 from pplex.runtime import noise
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SINE_CODES
+from pplex.runtime.delays import DelayRing
 from pplex.runtime.device import Array, host_view
 from pplex.runtime.errors import AudioError, NoiseError, PplexError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
@@ -91,7 +92,9 @@ def state_of(runtime: Runtime, row: int) -> dict[str, Array]:
 
 def is_clear(runtime: Runtime) -> bool:
     """Whether nothing is left in slot 0 but what a new token ring holds."""
-    return {name for name, buffer in state_of(runtime, 0).items() if buffer.any()} == {"tokens", "step"}
+    new = DelayRing(1, runtime.config.delays, runtime.config.initial_tokens).save(0)
+    expected = dict(zip(("tokens", "provided", "step"), new, strict=True))
+    return all(np.array_equal(buffer, expected.get(name, 0 * buffer)) for name, buffer in state_of(runtime, 0).items())
 
 
 def assert_same(got: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
