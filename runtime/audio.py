@@ -133,18 +133,23 @@ def frames(pcm: Pcm, frame_size: int) -> Pcm:
     return np.pad(pcm, (0, count * frame_size - len(pcm))).reshape(count, frame_size)
 
 
-def check_pcm(pcm: npt.NDArray[np.floating], frame_size: int) -> Pcm:
-    """`pcm` as one frame, [frame_size] float32; raises AudioError for another shape, integers or non-finite samples."""
+def check_frame(pcm: npt.NDArray[np.floating], frame_size: int) -> npt.NDArray[np.floating]:
+    """`pcm`, if it is one frame, [frame_size] floats; raises AudioError for another shape, integers or no array."""
     if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f":
         kind = pcm.dtype if isinstance(pcm, np.ndarray) else type(pcm).__name__
         raise AudioError(f"A frame must be a numpy array of float samples in [-1, 1], not {kind}.")
     if pcm.shape != (frame_size,):
         raise AudioError(f"A frame must be [{frame_size}] samples, mono at 24 kHz; this one is {list(pcm.shape)}.")
-    with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite, and is reported
-        frame = pcm.astype(np.float32, copy=False)
-    if not np.isfinite(frame).all():
+    return pcm
+
+
+def check_finite(frames: Pcm) -> None:
+    """Raise AudioError where any sample of `frames`, of any shape, is NaN or infinite."""
+    # The least and the most of what holds a NaN is NaN; isfinite would make an array as long as the frames.
+    with np.errstate(invalid="ignore"):
+        finite = frames.min() > -np.inf and frames.max() < np.inf
+    if not finite:
         raise AudioError("A frame holds samples that are NaN or infinite. Replace them, with zeros for silence.")
-    return frame
 
 
 def normalize_loudness(pcm: Pcm, lufs: float = VOICE_LUFS) -> Pcm:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pplex.runtime import noise
-from pplex.runtime.audio import Pcm, check_pcm
+from pplex.runtime.audio import Pcm, check_finite, check_frame
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, open_bundle
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
@@ -140,21 +140,20 @@ class Runtime:
         Raises AudioError for a wrong shape or samples that are not finite, SlotError for a closed session.
         """
         rows = self._rows(pcm)
-        checked = [check_pcm(frame, self.config.frame_size) for frame in pcm.values()]
-        if not checked:
+        if not pcm:
             return {}
         stages, batch = self.stages, self._batch()
+        self._hear(pcm, batch)
         stages.active[:batch] = False
         stages.active[rows] = True
-        stages.pcm_in[rows, 0] = checked
         self._read_ring(rows, batch)
         self._draw_noise(pcm, {})
 
         stages.run_frame(batch)
 
         tokens = self._write_ring(rows, stages.user_codes[rows])  # [n, 17]
-        heard = stages.pcm_out[rows, 0]  # [n, 1920], a copy
-        return {s: Reply(heard[i], s.text.push(int(tokens[i, 0])), tokens[i]) for i, s in enumerate(pcm)}
+        said = zip(pcm, tokens, tokens[:, 0].tolist(), strict=True)
+        return {s: Reply(stages.pcm_out[s.row, 0].copy(), s.text.push(text), frame) for s, frame, text in said}
 
     def step_codes(
         self, codes: Mapping[Session, Tokens], recorded: Mapping[Session, FrameNoise] | None = None
@@ -178,6 +177,18 @@ class Runtime:
 
         tokens = self._write_ring(rows, checked)
         return {session: tokens[i] for i, session in enumerate(codes)}
+
+    def _hear(self, pcm: Mapping[Session, Pcm], batch: int) -> None:
+        """Put the user's frames into their slots' rows; if one of them is refused, zeros."""
+        heard = self.stages.pcm_in[:batch, 0]  # [batch, 1920]
+        try:
+            with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite, which is refused
+                for session, frame in pcm.items():
+                    heard[session.row] = check_frame(frame, self.config.frame_size)
+            check_finite(heard)
+        except AudioError:
+            heard[...] = 0
+            raise
 
     def _read_ring(self, rows: Array, batch: int) -> None:
         """What the frame needs of the ring: the model's input, what of its output is forced, what the agent says now."""

@@ -15,7 +15,16 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplex.runtime.audio import FORMATS, Pcm, check_pcm, encode_audio, frames, normalize_loudness, read_audio
+from pplex.runtime.audio import (
+    FORMATS,
+    Pcm,
+    check_finite,
+    check_frame,
+    encode_audio,
+    frames,
+    normalize_loudness,
+    read_audio,
+)
 from pplex.runtime.errors import AudioError, OutputError
 from pplex.runtime.files import write_files
 
@@ -236,16 +245,11 @@ class TestFrames:
         assert not cut.ravel()[samples:].any()
 
 
-class TestCheckPcm:
+class TestFrameChecks:
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-    def test_float_frames_become_float32(self, dtype: type) -> None:
-        frame = check_pcm(np.full(1920, 0.5, dtype), 1920)
-        assert frame.dtype == np.float32
-        np.testing.assert_array_equal(frame, 0.5)
-
-    def test_float32_is_not_copied(self) -> None:
-        pcm = np.zeros(1920, np.float32)
-        assert check_pcm(pcm, 1920) is pcm
+    def test_a_frame_of_floats_is_taken_as_it_is(self, dtype: type) -> None:
+        pcm = np.full(1920, 0.5, dtype)
+        assert check_frame(pcm, 1920) is pcm
 
     @pytest.mark.parametrize(
         ("pcm", "sentence"),
@@ -255,13 +259,21 @@ class TestCheckPcm:
             (np.zeros(1920, np.int16), "not int16"),
             (np.zeros(1920, np.complex64), "not complex64"),
             ([0.0] * 1920, "not list"),
-            (np.full(1920, np.nan, np.float32), "NaN or infinite"),
-            (np.full(1920, 1e300), "NaN or infinite"),
         ],
     )
-    def test_refusals(self, pcm: Pcm, sentence: str) -> None:
+    def test_what_is_no_frame_is_refused(self, pcm: Pcm, sentence: str) -> None:
         with pytest.raises(AudioError, match=sentence):
-            check_pcm(pcm, 1920)
+            check_frame(pcm, 1920)
+
+    @pytest.mark.parametrize("sample", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("place", [(0, 0), (1, 5), (2, 1919)])
+    def test_one_sample_that_is_not_finite_is_found_in_any_frame(self, sample: float, place: tuple[int, int]) -> None:
+        pcm = np.random.default_rng(0).normal(size=(3, 1920)).astype(np.float32)
+        pcm[0, 100], pcm[1, 200] = np.finfo(np.float32).max, np.finfo(np.float32).min
+        check_finite(pcm)
+        pcm[place] = sample
+        with pytest.raises(AudioError, match="NaN or infinite"):
+            check_finite(pcm)
 
 
 class TestLoudness:

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from folders import TINY
 
+from pplex.bench.host import IdleHost
 from pplex.runtime import noise
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SINE_CODES
@@ -554,6 +555,23 @@ def test_recorded_noise_takes_the_place_of_the_seed(one: Runtime) -> None:
         assert (talk_codes(session, CODES[0, 15:30]) != expected[15:]).any()
 
 
+def test_a_step_allocates_its_replies_and_nothing_as_large(tiny_bundle: Bundle) -> None:
+    """Less than a byte per sample of the frames, and so no copy of them, of noise, of logits."""
+    sessions = 16
+    host = IdleHost(tiny_bundle, sessions)
+    host.step()
+    assert host.step_nbytes() < sessions * 1920
+
+
+def test_a_reply_is_not_changed_by_later_frames(three: Runtime) -> None:
+    with three.open("NATF0", PERSONA, seed=7) as first, three.open("NATM1", PERSONA, seed=8) as second:
+        replies = [three.step({first: PCM[0, frame], second: PCM[1, frame]}) for frame in range(3)]
+        kept = [heard(reply.values()) for reply in replies]
+        for frame in range(3, 6):
+            three.step({second: PCM[1, frame], first: PCM[0, frame]})
+    assert [heard(reply.values()) for reply in replies] == kept
+
+
 def test_frame_by_frame_equals_the_codec_on_the_whole(tiny_bundle: Bundle, alone: Heard) -> None:
     pcm = decode(Stages(tiny_bundle, slots=1), alone.tokens[:, 1:9])
     np.testing.assert_allclose(alone.pcm.reshape(-1), pcm, rtol=0, atol=1e-6)
@@ -707,6 +725,16 @@ def test_one_bad_frame_leaves_all_sessions_untouched(three: Runtime, undisturbed
         for frames in ({good: PCM[0, 10], bad: frame}, {bad: frame, good: PCM[0, 10]}):
             with pytest.raises(AudioError, match=message):
                 three.step(frames)  # type: ignore[arg-type]
+
+
+def test_after_a_refused_frame_the_others_go_on_alone(three: Runtime) -> None:
+    with three.open("NATF0", PERSONA, seed=7) as good:
+        expected = talk(good, PCM[0, :5])
+    for name, (frame, _) in BAD_FRAMES.items():
+        with three.open("NATF0", PERSONA, seed=7) as good, three.open(seed=8) as bad, three.open(seed=9) as worse:
+            with pytest.raises(AudioError):
+                three.step({bad: not_finite(np.nan), good: PCM[1, 0], worse: frame})  # type: ignore[dict-item]
+            assert talk(good, PCM[0, :5]) == expected, name
 
 
 def test_a_closed_session_among_others_leaves_them_untouched(three: Runtime, undisturbed: list[Heard]) -> None:
