@@ -1,5 +1,6 @@
 """Per-session sampling noise: a seed gives the same conversation whatever else is in the batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from pplex.runtime.errors import NoiseError
 
 Noise32 = npt.NDArray[np.float32]
 
-_FRAME_BLOCKS = 1 << 64  # counter values set apart for one frame
+TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,31 @@ class FrameNoise:
             raise NoiseError("Recorded noise must be positive and finite: it is drawn from Exp(1).")
 
 
-def draw(seed: int, frame: int, text: Noise32, audio: Noise32) -> None:
-    """Fill text [N] and audio [K, N] with Exp(1) draws that depend on the seed and the frame number only.
+class NoiseSource:
+    """Draws a session's noise, frame after frame: text [n] and audio [K, m], rows of arrays that engines read.
 
-    Philox is counter-based: the frame number is the counter, so no state has to be saved or carried between slots.
+    A frame's draws depend on the seed, on how many frames were drawn before, and on n and m, which are the session's top-k:
+    the graphs look at no candidate beyond it, and what the rows hold there only has to be positive.
     """
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=frame * _FRAME_BLOCKS))
-    generator.standard_exponential(dtype=np.float32, out=text)
-    generator.standard_exponential(dtype=np.float32, out=audio)
-    # A draw of exactly zero would win any race, and 0/0 would lose it as a NaN.
-    np.maximum(text, np.finfo(np.float32).tiny, out=text)
-    np.maximum(audio, np.finfo(np.float32).tiny, out=audio)
+
+    def __init__(self, seed: int | Sequence[int], text: Noise32, audio: Noise32):
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._drawn = np.empty(text.size + audio.size, np.float32)  # numpy draws into contiguous arrays only
+        self._text, self._drawn_text = text, self._drawn[: text.size]
+        self._audio, self._drawn_audio = audio, self._drawn[text.size :].reshape(audio.shape)
+
+    def draw(self) -> None:
+        """Write the next frame's Exp(1) draws, all above zero."""
+        self._generator.standard_exponential(dtype=np.float32, out=self._drawn)
+        # One draw in 2^23 is exactly zero, which would win any race, and 0/0 would lose it as a NaN.
+        np.maximum(self._drawn, TINY, out=self._drawn)
+        np.copyto(self._text, self._drawn_text)
+        np.copyto(self._audio, self._drawn_audio)
+
+
+def draw(seed: int, frame: int, text: Noise32, audio: Noise32) -> None:
+    """Fill text [n] and audio [K, m] for one frame, with draws that depend on the seed and its number only."""
+    NoiseSource((seed, frame), text, audio).draw()
 
 
 def replay(noise: FrameNoise, text: Noise32, audio: Noise32) -> None:

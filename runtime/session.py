@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pplex.runtime import noise
 from pplex.runtime.audio import Pcm, check_finite, check_frame
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, open_bundle
@@ -18,7 +17,7 @@ from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.delays import DelayRing, Tokens
 from pplex.runtime.device import Array
 from pplex.runtime.errors import AudioError, PromptError, SlotError
-from pplex.runtime.noise import FrameNoise
+from pplex.runtime.noise import FrameNoise, NoiseSource, replay
 from pplex.runtime.priming import Primer, VoiceName
 from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer
@@ -69,7 +68,8 @@ class Session:
 
     def __init__(self, runtime: "Runtime", row: int, seed: int, sampling: Sampling):
         self.runtime, self.row, self.seed, self.sampling = runtime, row, seed, sampling
-        self.frame = 0  # frames stepped so far; also the noise counter
+        self.frame = 0  # frames stepped so far
+        self.noise = _noise_source(runtime.stages, row, seed, sampling)
         self.text = TextStream(runtime.tokenizer)
         self.is_open = True
 
@@ -205,12 +205,12 @@ class Runtime:
         return self.ring.commit(rows, sampled)
 
     def _draw_noise(self, sessions: Mapping[Session, Any], recorded: Mapping[Session, FrameNoise]) -> None:
+        """Recorded noise takes the place of what is drawn: later frames get the same draws with it and without."""
         for session in sessions:
-            text, audio = self.stages.text_noise[session.row], self.stages.audio_noise[session.row]
+            if session.noise is not None:
+                session.noise.draw()
             if session in recorded:
-                noise.replay(recorded[session], text, audio)
-            elif session.sampling.text_top_k > 1 or session.sampling.audio_top_k > 1:
-                noise.draw(session.seed, session.frame, text, audio)
+                replay(recorded[session], self.stages.text_noise[session.row], self.stages.audio_noise[session.row])
             session.frame += 1
 
     def _rows(self, sessions: Mapping[Session, Any]) -> Array:
@@ -296,6 +296,14 @@ class Runtime:
             sampling.audio_temperature,
             sampling.audio_top_k,
         )
+
+
+def _noise_source(stages: Stages, row: int, seed: int, sampling: Sampling) -> NoiseSource | None:
+    """What draws a slot's noise, for as many candidates as can be chosen; None where there is no choice."""
+    if sampling.text_top_k == sampling.audio_top_k == 1:
+        return None
+    text, audio = stages.text_noise[row], stages.audio_noise[row]  # [N], [K, N]
+    return NoiseSource(seed, text[: sampling.text_top_k], audio[:, : sampling.audio_top_k])
 
 
 def _powers_of_two(slots: int) -> list[int]:

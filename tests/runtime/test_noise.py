@@ -1,22 +1,29 @@
 """Sampling noise: what it depends on, its distribution, and recorded draws in its place."""
 
-from itertools import count
-
 import numpy as np
 import pytest
 
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.errors import NoiseError
-from pplex.runtime.noise import FrameNoise, Noise32, draw, replay
+from pplex.runtime.noise import TINY, FrameNoise, Noise32, NoiseSource, draw, replay
 
-TINY = np.finfo(np.float32).tiny
+
+class Slot:
+    """A slot's rows of noise, [1 + K, N]: text, then a row per codebook; and what draws into their first candidates."""
+
+    def __init__(self, seed: int, text: int = MAX_CANDIDATES, audio: int = MAX_CANDIDATES):
+        self.rows = np.full((1 + CODEBOOKS, MAX_CANDIDATES), np.nan, np.float32)
+        self._source = NoiseSource(seed, self.rows[0, :text], self.rows[1:, :audio])
+
+    def draw(self) -> Noise32:
+        self._source.draw()
+        return self.rows.copy()
 
 
 def drawn(seed: int, frame: int) -> Noise32:
-    """One frame's draws, [1 + K, N]: text, then a row per codebook."""
-    noise = np.full((1 + CODEBOOKS, MAX_CANDIDATES), np.nan, np.float32)
-    draw(seed, frame, noise[0], noise[1:])
-    return noise
+    """One frame's draws for all candidates, [1 + K, N]."""
+    slot = Slot(seed)
+    return [slot.draw() for _ in range(frame + 1)][-1]
 
 
 def runs(noise: Noise32, length: int = 4) -> set[bytes]:
@@ -26,22 +33,47 @@ def runs(noise: Noise32, length: int = 4) -> set[bytes]:
 
 
 @pytest.mark.parametrize("seed", [0, 42, (1 << 63) - 1, (1 << 64) - 1])
-def test_seed_and_frame_decide_every_draw_in_any_order(seed: int) -> None:
-    frames = [0, 1, 2, 1000, 10_000_000]
-    forwards = {frame: drawn(seed, frame) for frame in frames}
-    for frame in reversed(frames):
-        drawn(seed + 1, frame)
-        np.testing.assert_array_equal(drawn(seed, frame), forwards[frame])
+def test_a_seed_gives_the_same_frames_whoever_else_draws_in_between(seed: int) -> None:
+    alone = Slot(seed)
+    expected = [alone.draw() for _ in range(20)]
+    slot, others = Slot(seed), [Slot(seed), Slot(seed + 1 if seed < 100 else 1, 25, 250)]
+    for frame in range(20):
+        for other in others[: frame % 3]:
+            other.draw()
+        np.testing.assert_array_equal(slot.draw(), expected[frame])
 
 
-def test_buffers_are_filled_whatever_they_held() -> None:
-    text, audio = np.zeros(MAX_CANDIDATES, np.float32), np.full((CODEBOOKS, MAX_CANDIDATES), np.inf, np.float32)
-    draw(3, 5, text, audio)
-    np.testing.assert_array_equal(np.vstack([text, audio]), drawn(3, 5))
+@pytest.mark.parametrize("text, audio", [(25, 250), (1, 2), (512, 1)])
+def test_only_candidates_that_can_be_chosen_are_drawn(text: int, audio: int) -> None:
+    slot = Slot(3, text, audio)
+    frames = np.stack([slot.draw() for _ in range(3)])
+    for part in (frames[:, 0, :text], frames[:, 1:, :audio]):
+        assert (part > 0).all() and len(np.unique(part)) == part.size
+    assert np.isnan(frames[:, 0, text:]).all() and np.isnan(frames[:, 1:, audio:]).all()
+
+
+def test_what_the_rows_held_before_does_not_matter() -> None:
+    slot, other = Slot(3), Slot(3)
+    slot.draw()
+    other.draw()
+    slot.rows[...] = np.inf
+    np.testing.assert_array_equal(slot.draw(), other.draw())
+
+
+def test_a_single_frame_depends_on_seed_and_number_only() -> None:
+    def single(seed: int, frame: int) -> bytes:
+        rows = np.full((1 + CODEBOOKS, MAX_CANDIDATES), np.nan, np.float32)
+        draw(seed, frame, rows[0], rows[1:])
+        assert (rows > 0).all()
+        return rows.tobytes()
+
+    asked = [(0, 0), (0, 1), (1, 0), (1, 1), ((1 << 64) - 1, 10_000_000)]
+    found = [single(*which) for which in asked]
+    assert [single(*which) for which in reversed(asked)] == found[::-1]
+    assert len(set(found)) == len(asked)
 
 
 def test_frames_and_seeds_share_no_run_of_draws() -> None:
-    """Frames that began one counter value apart would be each other's draws, shifted."""
     seen: set[bytes] = set()
     kinds = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (1, 1), (1 << 63, 0), (1 << 32, 0)]
     for seed, frame in kinds:
@@ -56,7 +88,8 @@ def test_rows_of_a_frame_share_no_run_of_draws() -> None:
 
 
 def test_draws_are_exponential() -> None:
-    x = np.sort(np.concatenate([drawn(1, frame).reshape(-1) for frame in range(100)]).astype(np.float64))
+    slot = Slot(1)
+    x = np.sort(np.concatenate([slot.draw().reshape(-1) for _ in range(100)]).astype(np.float64))
     n = len(x)
     assert abs(x.mean() - 1) < 5 * np.sqrt(1 / n)
     assert abs(x.var() - 1) < 5 * np.sqrt(8 / n)
@@ -65,23 +98,22 @@ def test_draws_are_exponential() -> None:
 
 
 def test_codebooks_are_not_correlated() -> None:
-    noise = np.stack([drawn(1, frame) for frame in range(100)])  # [F, 1 + K, N]
+    slot = Slot(1)
+    noise = np.stack([slot.draw() for _ in range(100)])  # [F, 1 + K, N]
     correlation = np.corrcoef(noise.transpose(1, 0, 2).reshape(1 + CODEBOOKS, -1)) - np.eye(1 + CODEBOOKS)
     assert np.abs(correlation).max() < 5 / np.sqrt(100 * MAX_CANDIDATES)
 
 
-@pytest.mark.parametrize("part, first_frame", [("text", 8700), ("audio", 600)])
-def test_a_draw_of_zero_becomes_positive(part: str, first_frame: int) -> None:
-    """One draw in 2^23 is exactly zero; the search starts shortly before the first frame of seed 0 that has one."""
-    rows = slice(0, 1) if part == "text" else slice(1, None)
-
-    def raw(frame: int) -> Noise32:
-        generator = np.random.Generator(np.random.Philox(key=0, counter=frame << 64))
-        return generator.standard_exponential((1 + CODEBOOKS, MAX_CANDIDATES), np.float32)
-
-    frame = next(frame for frame in count(first_frame) if (raw(frame)[rows] == 0).any())
-    np.testing.assert_array_equal(drawn(0, frame), np.maximum(raw(frame), TINY))
-    assert drawn(0, frame)[rows].min() == TINY
+def test_a_draw_of_zero_becomes_positive() -> None:
+    """One draw in 2^23 is exactly zero: some frames of millions have one."""
+    text, audio = np.empty(1 << 20, np.float32), np.empty((1, 1 << 20), np.float32)
+    source, raw = NoiseSource(0, text, audio), np.random.Generator(np.random.PCG64(0))
+    zeros = np.zeros(2, int)
+    while not zeros.all():
+        source.draw()
+        expected = raw.standard_exponential((2, 1 << 20), np.float32)
+        np.testing.assert_array_equal([text, audio[0]], np.maximum(expected, TINY))
+        zeros += (expected == 0).sum(axis=1)
 
 
 @pytest.mark.parametrize("recorded_steps", [CODEBOOKS, 2 * CODEBOOKS])

@@ -16,13 +16,12 @@ import soundfile
 from folders import TINY
 
 from pplex.bench.host import IdleHost
-from pplex.runtime import noise
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SINE_CODES
 from pplex.runtime.delays import DelayRing
 from pplex.runtime.device import Array, host_view
 from pplex.runtime.errors import AudioError, NoiseError, PplexError, PromptError, SlotError
-from pplex.runtime.noise import FrameNoise
+from pplex.runtime.noise import FrameNoise, NoiseSource
 from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import decode, encode
@@ -542,17 +541,42 @@ def test_text_and_audio_are_sampled_each_by_its_own_settings(one: Runtime) -> No
 
 
 def test_recorded_noise_takes_the_place_of_the_seed(one: Runtime) -> None:
-    def recorded(seed: int, frame: int) -> FrameNoise:
-        text, audio = np.empty(512, np.float32), np.empty((8, 512), np.float32)
-        noise.draw(seed, frame, text, audio)
-        return FrameNoise(text[:25], audio[:, :250])  # as many as there are candidates
-
     with one.open("NATF0", PERSONA, seed=7) as session:
         expected = talk_codes(session, CODES[0, :30])
     with one.open("NATF0", PERSONA, seed=1) as session:
-        got = [session.step_codes(CODES[0, frame], recorded(7, frame)) for frame in range(15)]
-        np.testing.assert_array_equal(got, expected[:15])
+        pairs = zip(CODES[0], recorded(7, 15), strict=False)
+        np.testing.assert_array_equal([session.step_codes(*pair) for pair in pairs], expected[:15])
         assert (talk_codes(session, CODES[0, 15:30]) != expected[15:]).any()
+
+
+def recorded(seed: int, frames: int) -> list[FrameNoise]:
+    """What a session of this seed draws, at the default settings."""
+    text, audio = np.empty(25, np.float32), np.empty((8, 250), np.float32)
+    source, drawn = NoiseSource(seed, text, audio), []
+    for _ in range(frames):
+        source.draw()
+        drawn.append(FrameNoise(text.copy(), audio.copy()))
+    return drawn
+
+
+def test_recorded_noise_shifts_no_other_frame(one: Runtime) -> None:
+    """Its own draws, given for some of the frames, change nothing: the others get what they get without."""
+    with one.open("NATF0", PERSONA, seed=7) as session:
+        expected = talk_codes(session, CODES[0, :30])
+    with one.open("NATF0", PERSONA, seed=7) as session:
+        given = [drawn if frame in (0, 5, 6, 20) else None for frame, drawn in enumerate(recorded(7, 30))]
+        pairs = zip(CODES[0], given, strict=False)
+        np.testing.assert_array_equal([session.step_codes(*pair) for pair in pairs], expected)
+
+
+def test_greedy_draws_nothing(three: Runtime) -> None:
+    stages = three.stages
+    with three.open(seed=1) as sampled, three.open(seed=2, sampling=GREEDY) as greedy:
+        before = stages.text_noise.copy(), stages.audio_noise.copy()
+        three.step({greedy: PCM[0, 0], sampled: PCM[1, 0]})
+        for rows, earlier in zip((stages.text_noise, stages.audio_noise), before, strict=True):
+            np.testing.assert_array_equal(rows[greedy.row], earlier[greedy.row])
+            assert (rows[sampled.row] != earlier[sampled.row]).any()
 
 
 def test_a_step_allocates_its_replies_and_nothing_as_large(tiny_bundle: Bundle) -> None:
