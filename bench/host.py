@@ -99,6 +99,7 @@ class _IdleExecutor:
     spec: GraphSpec
     alignment: int = 1
     capturable: bool = True
+    fixed_rings: bool = False
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         return _nothing

@@ -94,7 +94,7 @@ def serve(
 
     The address is printed when it is listened at, the log goes to standard error as JSON. See docs/server.md.
     """
-    from pplex.runtime.bundle import open_bundle
+    from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads
     from pplex.server.app import serve as run_server
     from pplex.server.limits import Limits
@@ -124,7 +124,7 @@ def serve(
         device,
         Limits(**limits),
     )
-    opened = open_bundle(bundle)
+    opened = open_to_run(bundle, device)
     start_logging()
     run_server(opened, options, click.echo)
 

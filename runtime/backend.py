@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle
+from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle, open_bundle
 from pplex.runtime.cuda_device import CudaDevice, FoundGpu
 from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
 from pplex.runtime.gpus import ONNXRUNTIME
 from pplex.runtime.memory import check_memory, slot_nbytes
-from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider
+from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
+from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
 from pplex.runtime.trt import LIBRARIES, Plan, Scratch, TensorRTExecutor
 
 DEVICES = ("cpu", "cuda")
@@ -72,14 +73,43 @@ def host_backend(device: HostDevice, threads: int | None) -> Backend:
     """Every graph on ONNX Runtime's CPU provider."""
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
+        prepared = prepared_here(bundle.folder, bundle.manifest)
         return {
             name: OnnxRuntimeExecutor(
-                bundle.graph_path(name), spec, device, threads, bundle.precision[name], bundle.folder
+                bundle.graph_path(name),
+                spec,
+                device,
+                threads,
+                bundle.precision[name],
+                bundle.folder,
+                prepared.get(name),
             )
             for name, spec in bundle.specs.items()
         }
 
     return Backend(device, load)
+
+
+def open_to_run(folder: Path, device: str | Backend | None) -> Bundle:
+    """Open a bundle, as `open_bundle` does, that will run on `device` as in `choose_backend`.
+
+    Graphs that ONNX Runtime has prepared here before are loaded as they were kept, so that their own files, which were
+    checked then, are not read again.
+    """
+
+    def unread(manifest: Mapping[str, Any]) -> set[str]:
+        on_processor = {engine["kind"] for engine in manifest["engines"].values()} == {ONNXRUNTIME} and (
+            device == "cpu" or (device is None and not has_cuda_provider())
+        )
+        kept = prepared_here(folder, manifest).items() if on_processor else ()
+        return {name for graph, prepared in kept if prepared.is_there for name in graph_files(graph)}
+
+    return open_bundle(folder, unread=unread)
+
+
+def prepared_here(folder: Path, manifest: Mapping[str, Any]) -> dict[str, PreparedGraph]:
+    """Where a bundle's graphs are kept, or can be, as the ONNX Runtime installed here prepares them for this processor."""
+    return prepared_graphs(folder, manifest, library_version())
 
 
 def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor]]:

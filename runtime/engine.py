@@ -15,6 +15,7 @@ class Executor(Protocol):
 
     spec: GraphSpec
     alignment: int  # bytes that every address it is given must be a multiple of
+    fixed_rings: bool  # whether rings must be as long as they can get from the start
 
     @property
     def capturable(self) -> bool:
@@ -41,6 +42,24 @@ class Engine:
         # A conv tail or a position has several readers in the graph, which may run after the writer: see StateSpec.
         self._next = {s.name: device.zeros(shapes[s.name], s.dtype) for s in self.spec.state if not s.ring}
         self._stand_ins: dict[tuple[str, tuple[int, ...]], Buffer] = {}
+
+    def resize(self, sizes: Mapping[str, int], written: Mapping[int, int]) -> None:
+        """Give the rings other lengths. Calls bound before must not be made again.
+
+        `written` ring entries of each row are kept, as far as they fit; no row that is not named has any.
+        """
+        for state in self._rings():
+            old = self.state[state.name]
+            shape = (old.shape[0], *fixed_shape(state.shape[1:], sizes))
+            if shape == old.shape:
+                continue
+            new = self._device.zeros(shape, state.dtype)
+            for row, steps in written.items():
+                kept = min(steps, old.shape[2], new.shape[2])
+                self._device.copy(new.rows(row, 1).part(2, 0, kept), old.rows(row, 1).part(2, 0, kept))()
+            self._device.synchronize()  # before the old memory is given back
+            self.state[state.name] = new
+        self._stand_ins.clear()
 
     def bind(self, tensors: Mapping[str, Buffer], row: int, batch: int, repeated: bool = False) -> Call:
         """Prepare a call over rows row, ..., row + batch - 1.

@@ -1,7 +1,7 @@
 """Graphs on ONNX Runtime: its CPU provider in the host's memory, its CUDA provider in a GPU's."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -12,8 +12,10 @@ from pplex.runtime.device import Buffer, Call, HostDevice
 from pplex.runtime.errors import BundleError, EngineError, LibraryError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
 from pplex.runtime.precision import PRECISIONS, storage_dtype
+from pplex.runtime.prepared import PreparedGraph
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: how IO binding is told of a type that numpy lacks
+CPU_ONLY = ("CPUExecutionProvider",)
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 NO_CUDA_GRAPH = "-1"  # the gpu_graph_id of a call that is neither recorded nor replayed
 
@@ -21,12 +23,13 @@ NO_CUDA_GRAPH = "-1"  # the gpu_graph_id of a call that is neither recorded nor 
 class OnnxRuntimeExecutor:
     """A graph on ONNX Runtime's CPU provider; `weights` is the folder of its weights, if not the file's own.
 
-    Raises LibraryError where ONNX Runtime is not installed, EngineError for a precision that the provider cannot compute
-    in, BundleError where it refuses the graph.
+    With `prepared` it is loaded from there, and made there if it is not yet. Raises LibraryError where ONNX Runtime is not
+    installed, EngineError for a precision that the provider cannot compute in, BundleError where it refuses the graph.
     """
 
     alignment = 1
     capturable = True
+    fixed_rings = False
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class OnnxRuntimeExecutor:
         threads: int | None = None,
         precision: str = "fp32",
         weights: Path | None = None,
+        prepared: PreparedGraph | None = None,
     ):
         self.spec, self._device = spec, device
         if PRECISIONS[precision].activations == "bfloat16":
@@ -43,7 +47,10 @@ class OnnxRuntimeExecutor:
                 f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
                 "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
             )
-        self._session = _session(path, precision, _options(precision, threads), ["CPUExecutionProvider"], weights)
+        options = partial(_options, precision, threads)
+        self._session = (prepared and _prepared_session(path, precision, options, prepared)) or _session(
+            path, precision, options(), CPU_ONLY, weights
+        )
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         binding = _binding(self._session, self.spec, tensors, "cpu", 0)
@@ -61,6 +68,7 @@ class OnnxRuntimeCudaExecutor:
     """
 
     alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
+    fixed_rings = False
     capturable = False  # the provider allocates and synchronizes as it goes, which a capture around it forbids
 
     def __init__(
@@ -99,6 +107,12 @@ def has_cuda_provider() -> bool:
     return "CUDAExecutionProvider" in _library().get_available_providers()
 
 
+def library_version() -> str:
+    """Of the ONNX Runtime that is installed. Raises LibraryError where there is none."""
+    version: str = _library().__version__
+    return version
+
+
 def available_threads() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -118,6 +132,8 @@ def _options(precision: str, threads: int | None) -> Any:
     options = _library().SessionOptions()
     options.intra_op_num_threads = threads or available_threads()
     options.log_severity_level = 3
+    # Packing weights for the processor takes most of a load.
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     # The four graphs take turns: an idle one's threads must not spin while the next one works.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if PRECISIONS[precision].weights.startswith("float8"):
@@ -133,7 +149,35 @@ def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[st
     return _session(path, precision, options, providers, weights)
 
 
-def _session(path: Path, precision: str, options: Any, providers: list[Any], weights: Path | None = None) -> Any:
+def _prepared_session(path: Path, precision: str, options: Callable[[], Any], prepared: PreparedGraph) -> Any | None:
+    """A session of what is kept of the graph, which is made if need be; None where it cannot be."""
+
+    def load() -> Any:
+        as_it_is = options()
+        as_it_is.graph_optimization_level = _library().GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _session(prepared.model, precision, as_it_is, CPU_ONLY)
+
+    if prepared.is_there:
+        try:
+            return load()
+        except BundleError:
+            prepared.remove()
+    return load() if prepared.make(partial(_prepare, path, precision, options())) else None
+
+
+def _prepare(path: Path, precision: str, options: Any, model: Path, weights: str) -> None:
+    """Write a graph to `model` as ONNX Runtime optimises it, its packed weights to the file of that name beside it."""
+    options.optimized_model_filepath = os.fspath(model)
+    for key, value in (
+        ("session.optimized_model_external_initializers_file_name", weights),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+        ("session.save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(key, value)
+    _session(path, precision, options, CPU_ONLY)
+
+
+def _session(path: Path, precision: str, options: Any, providers: Sequence[Any], weights: Path | None = None) -> Any:
     ort = _library()
     model: str | bytes = os.fspath(path)
     if weights not in (None, path.parent):  # which it looks for beside the file, unless it does not know of one
@@ -143,7 +187,7 @@ def _session(path: Path, precision: str, options: Any, providers: list[Any], wei
     # before it as the product does: they would be turned into floats in every call.
     disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
     try:
-        return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=disabled)
+        return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pplex.runtime.audio import Pcm, check_finite, check_frame
-from pplex.runtime.backend import Backend
-from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, open_bundle
+from pplex.runtime.backend import Backend, open_to_run
+from pplex.runtime.bundle import TOKENIZER_FILE, Bundle
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.delays import DelayRing, Tokens
 from pplex.runtime.device import Array
@@ -130,7 +130,7 @@ class Runtime:
     @classmethod
     def load(cls, folder: str | os.PathLike[str], slots: int = 8, **options: Any) -> "Runtime":
         """Open, check and load the bundle in `folder`; `options` as in the constructor. Raises BundleError, EngineError."""
-        return cls(open_bundle(Path(folder)), slots, **options)
+        return cls(open_to_run(Path(folder), options.get("device")), slots, **options)
 
     # One frame.
 

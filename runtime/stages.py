@@ -23,6 +23,8 @@ Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 LOGITS = ("text_logits", "audio_logits")  # outputs that only validation reads
 DEVICE = "device"  # in `Stages.seconds`: the work of a device, where graphs cannot be told apart
 
+SHORTEST_RING = 128  # steps, 10 s: what a conversation starts with
+
 
 class Stages:
     """What one frame goes through, for slots 0, ..., batch - 1 at once.
@@ -33,6 +35,9 @@ class Stages:
 
     On a GPU each array has a buffer of the device beside it. A frame is then an upload, four graphs and a download,
     captured as one CUDA graph per batch size.
+
+    A step of the temporal transformer reads its rings whole. They are as long as the longest conversation in a slot needs,
+    one of `ring_lengths`, and get longer when it does, where the engine can take that.
     """
 
     def __init__(
@@ -47,7 +52,10 @@ class Stages:
         backend = device if isinstance(device, Backend) else choose_backend(bundle, device, threads)
         self.slots, self._config, self.device = slots, bundle.config, backend.device
         self.executors = backend.load(bundle, slots)
-        sizes = {"C": bundle.config.temporal.capacity}
+        capacity = bundle.config.temporal.capacity
+        self._ring_lengths = [capacity] if self.executors["temporal"].fixed_rings else ring_lengths(capacity)
+        self._ring_length, self._written = self._ring_lengths[0], np.zeros(slots, np.int64)
+        sizes = {"C": self._ring_length}
         self.engines = {name: Engine(self.executors[name], self.device, slots, sizes) for name in GRAPH_NAMES}
         codec_entries = bundle.config.mimi.steps_per_frame
         self._ring_entries = {"mimi_encode": codec_entries, "temporal": 1, "depth": 0, "mimi_decode": codec_entries}
@@ -100,6 +108,7 @@ class Stages:
     def run_forced(self, row: int, position: int, codes: Tokens, embedding: npt.NDArray[np.float32]) -> None:
         """Take one slot's temporal state through forced steps: codes [T, 17], embedding [T, dim]; nothing is sampled."""
         self.position[row], self.forced_text[row] = position, 0
+        self._reach(row, 1, len(codes))
         buffers, uploads = {name: buffer.rows(row, 1) for name, buffer in self._buffers["temporal"].items()}, []
         for name, given in (("codes", codes), ("embedding", embedding)):
             chunk, array = self._forced[name].rows(0, len(given)), self._forced_arrays[name][: len(given)]
@@ -127,6 +136,29 @@ class Stages:
         """Make a slot new after `steps` steps of the temporal transformer."""
         for engine in self.engines.values():
             engine.reset(row, self._ring_entries[engine.spec.name] * steps)
+        self._written[row] = 0
+        needed = self._length_for(int(self._written.max()))
+        if 2 * needed <= self._ring_length:  # not for a little: a ring that has just been left may soon be needed again
+            self._resize_rings(needed)
+
+    def save(self, row: int, steps: int) -> dict[str, Array]:
+        """A copy of what the temporal transformer remembers of a slot's first `steps` steps, as in `Engine.save`."""
+        return self.engines["temporal"].save(row, steps)
+
+    def restore(self, row: int, saved: Mapping[str, Array]) -> None:
+        """Write back what `save` gave, into any slot."""
+        self._written[row] = max(entries.shape[1] for entries in saved.values())
+        self._make_room()
+        self.engines["temporal"].restore(row, saved)
+
+    @property
+    def ring_length(self) -> int:
+        """Entries of the temporal transformer's rings that a step reads now."""
+        return self._ring_length
+
+    def lengthen_rings(self) -> None:
+        """Make the rings as long as they can get, until a slot is reset."""
+        self._resize_rings(self._ring_lengths[-1])
 
     def tensors(self, graph: str) -> Mapping[str, Array]:
         """A graph's inputs and outputs by name, [S, ...] each."""
@@ -135,6 +167,8 @@ class Stages:
     # How calls are made.
 
     def _run(self, graphs: tuple[str, ...], batch: int, row: int = 0) -> None:
+        if "temporal" in graphs:
+            self._reach(row, batch, 1)
         began = time.perf_counter()
         self._call((graphs, batch, row))()
         self.device.synchronize()
@@ -213,6 +247,34 @@ class Stages:
                 first, *others = streams
                 yield self.device.copy(codes.part(1, first, 1 + len(others)), tokens.part(1, first, 1 + len(others)))
 
+    # Rings.
+
+    def _reach(self, row: int, batch: int, steps: int) -> None:
+        """Make room for `steps` steps of rows row, ..., row + batch - 1, from their positions on."""
+        written = self._written[row : row + batch]
+        np.maximum(written, self.position[row : row + batch] + steps, out=written)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        needed = self._length_for(int(self._written.max()))
+        if needed > self._ring_length:
+            self._resize_rings(needed)
+
+    def _length_for(self, steps: int) -> int:
+        """The shortest rings that can hold so many steps."""
+        # One entry is always left free: a full ring hides its oldest, which the reference does at its capacity only.
+        return next((length for length in self._ring_lengths if length > steps), self._ring_lengths[-1])
+
+    def _resize_rings(self, length: int) -> None:
+        in_use = {row: int(steps) for row, steps in enumerate(self._written) if steps}
+        self.engines["temporal"].resize({"C": length}, in_use)
+        self._ring_length = length
+        # Calls hold addresses: those of the rings are bound again when they are made next.
+        for calls in (self._prepared, self._calls):
+            for key in [key for key in calls if "temporal" in key[0]]:
+                del calls[key]
+        self._bound = {key: call for key, call in self._bound.items() if key[0] != "temporal"}
+
     # Buffers.
 
     def _make_buffers(self, logits: bool) -> dict[str, dict[str, Buffer]]:
@@ -239,6 +301,12 @@ class Stages:
         if steps:
             return self.device.zeros((steps, *fixed_shape(tensor.shape[2:], {})), tensor.dtype)
         return self.device.zeros(fixed_shape(tensor.shape, {"B": self.slots, "T": 1}), tensor.dtype)
+
+
+def ring_lengths(capacity: int) -> list[int]:
+    """Two lengths an octave, so that a step reads a third too much at most: 128, 192, 256, 384, ... and `capacity`."""
+    octaves = [SHORTEST_RING << i for i in range(max(1, capacity).bit_length())]
+    return [n for octave in octaves for n in (octave, octave * 3 // 2) if n < capacity] + [capacity]
 
 
 def _exchanged(engine: Engine) -> tuple[TensorSpec, ...]:

@@ -102,6 +102,7 @@ class TensorRTExecutor:
     """
 
     alignment = ALLOCATION_ALIGNMENT  # IExecutionContext.setTensorAddress demands it
+    fixed_rings = True  # their length is part of the engine, as its KV cache layer wants
 
     def __init__(self, plan: Plan, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
         """`cache`: the file in which a library that compiles at load keeps what it compiled."""

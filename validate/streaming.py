@@ -106,12 +106,12 @@ def _hidden(stages: Stages, config: ModelConfig, codes: Tokens, size: int, row: 
 
 
 def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
-    engine, half, last = stages.engines["temporal"], len(codes) // 2, stages.slots - 1
+    half, last = len(codes) // 2, stages.slots - 1
     stages.reset(0, len(codes))
     _hidden(stages, config, codes[: half + 2], 1)
-    saved = engine.save(0, half)
+    saved = stages.save(0, half)
     stages.reset(0, len(codes))
-    engine.restore(last, saved)
+    stages.restore(last, saved)
     return _hidden(stages, config, codes, 1, row=last, start=half)
 
 
