@@ -2,10 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any, Protocol
 
 import click
 
 from pplex.cli.talk import DEVICE
+
+
+class _Report(Protocol):
+    def to_dict(self) -> Any: ...
+
+    def to_text(self) -> str: ...
+
+
+def _print(report: _Report, as_json: bool) -> None:
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
 
 
 @click.group()
@@ -23,7 +34,7 @@ def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> 
     from pplex.bench.codec import bench_codec
 
     report = bench_codec(checkpoint, frames, threads)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    _print(report, as_json)
 
 
 @bench.command()
@@ -32,13 +43,23 @@ def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> 
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
 @DEVICE
+@click.option("--profile", is_flag=True, help="Every graph's operators instead, on the processor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def frame(bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None, as_json: bool) -> None:
+def frame(
+    bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None, profile: bool, as_json: bool
+) -> None:
     """A whole frame of BUNDLE: every stage, with primed sessions that sample at the default settings."""
+    if profile:
+        if device == "cuda":
+            raise click.UsageError("Operators are told apart on the processor only: leave --device out.")
+        from pplex.bench.profile import profile_frame
+
+        _print(profile_frame(bundle, sessions, frames, threads), as_json)
+        return
     from pplex.bench.frame import bench_frame
 
     report = bench_frame(bundle, sessions, frames, threads, device)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    _print(report, as_json)
 
 
 @bench.command()
@@ -56,7 +77,7 @@ def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) ->
     from pplex.bench.host import SESSIONS, bench_host
 
     report = bench_host(bundle, sessions or SESSIONS, frames)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    _print(report, as_json)
 
 
 @bench.command()
@@ -75,4 +96,47 @@ def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
 
     with names_bar("build") as progress:
         report = bench_precision(checkpoint, frames, progress)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    _print(report, as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--steps", type=click.IntRange(min=5), default=40, help="Timed steps of each side, which take turns.")
+@click.option(
+    "--torch-layers",
+    type=click.IntRange(min=0),
+    default=4,
+    help="Layers of the temporal transformer that torch gets; its time is scaled. 0: without torch.",
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_json: bool) -> None:
+    """A step of BUNDLE's language model against reading its weights once from memory, and against torch in bfloat16."""
+    from pplex.bench.floor import bench_floor
+
+    report = bench_floor(bundle, steps, threads, torch_layers)
+    _print(report, as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--slots", type=click.IntRange(2, 256), default=32, help="The most conversations in one call.")
+@click.option("--steps", type=click.IntRange(min=3), default=30, help="Timed steps of each size.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="A folder for pictures: slots.svg, ring.svg, threads.svg."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bool) -> None:
+    """How BUNDLE's cost on the processor grows with slots, with what a conversation remembers, and with threads."""
+    from pplex.bench.scaling import bench_scaling, scaling_plots
+    from pplex.cli.progress import names_bar
+    from pplex.runtime.files import check_writable, write_files
+
+    if plot:
+        plot.mkdir(parents=True, exist_ok=True)
+        check_writable(plot / "slots.svg")
+    with names_bar("scaling") as progress:
+        report = bench_scaling(bundle, slots, steps, progress)
+    if plot:
+        write_files({str(plot / name): picture for name, picture in scaling_plots(report).items()})
+    _print(report, as_json)

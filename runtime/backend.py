@@ -69,8 +69,8 @@ def _gpu_for_graphs(device: str | None) -> CudaDevice | None:
         return None
 
 
-def host_backend(device: HostDevice, threads: int | None) -> Backend:
-    """Every graph on ONNX Runtime's CPU provider."""
+def host_backend(device: HostDevice, threads: int | None, profiles: Path | None = None) -> Backend:
+    """Every graph on ONNX Runtime's CPU provider, with operators timed into the folder `profiles`."""
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         prepared = prepared_here(bundle.folder, bundle.manifest)
@@ -83,6 +83,7 @@ def host_backend(device: HostDevice, threads: int | None) -> Backend:
                 bundle.precision[name],
                 bundle.folder,
                 prepared.get(name),
+                profiles,
             )
             for name, spec in bundle.specs.items()
         }

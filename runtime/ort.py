@@ -23,7 +23,8 @@ NO_CUDA_GRAPH = "-1"  # the gpu_graph_id of a call that is neither recorded nor 
 class OnnxRuntimeExecutor:
     """A graph on ONNX Runtime's CPU provider; `weights` is the folder of its weights, if not the file's own.
 
-    With `prepared` it is loaded from there, and made there if it is not yet. Raises LibraryError where ONNX Runtime is not
+    With `prepared` it is loaded from there, and made there if it is not yet. With `profiles`, a folder, every operator of
+    every call is timed. Raises LibraryError where ONNX Runtime is not
     installed, EngineError for a precision that the provider cannot compute in, BundleError where it refuses the graph.
     """
 
@@ -40,6 +41,7 @@ class OnnxRuntimeExecutor:
         precision: str = "fp32",
         weights: Path | None = None,
         prepared: PreparedGraph | None = None,
+        profiles: Path | None = None,
     ):
         self.spec, self._device = spec, device
         if PRECISIONS[precision].activations == "bfloat16":
@@ -47,7 +49,7 @@ class OnnxRuntimeExecutor:
                 f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
                 "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
             )
-        options = partial(_options, precision, threads)
+        options = partial(_options, precision, threads, profiles and profiles / spec.name)
         self._session = (prepared and _prepared_session(path, precision, options, prepared)) or _session(
             path, precision, options(), CPU_ONLY, weights
         )
@@ -58,6 +60,10 @@ class OnnxRuntimeExecutor:
 
     def save_cache(self) -> None:
         """Nothing: what the provider prepares, it prepares at load."""
+
+    def end_profile(self) -> Path:
+        """Stop timing operators: the file that their times are in, as a list of Chrome's trace events."""
+        return Path(self._session.end_profiling())
 
 
 class OnnxRuntimeCudaExecutor:
@@ -128,8 +134,10 @@ def _library() -> Any:
     return onnxruntime
 
 
-def _options(precision: str, threads: int | None) -> Any:
+def _options(precision: str, threads: int | None, profile: Path | None = None) -> Any:
     options = _library().SessionOptions()
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, os.fspath(profile)
     options.intra_op_num_threads = threads or available_threads()
     options.log_severity_level = 3
     # Packing weights for the processor takes most of a load.
@@ -155,7 +163,9 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
     def load() -> Any:
         as_it_is = options()
         as_it_is.graph_optimization_level = _library().GraphOptimizationLevel.ORT_DISABLE_ALL
-        return _session(prepared.model, precision, as_it_is, CPU_ONLY)
+        session = _session(prepared.model, precision, as_it_is, CPU_ONLY)
+        prepared.give_back()
+        return session
 
     if prepared.is_there:
         try:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
 from pplex.runtime.graphs import Conv, downsample, seanet_decoder, seanet_encoder, upsample
-from pplex.runtime.precision import PRECISIONS, Precision, storage_dtype
+from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, Precision, storage_dtype
 
 # Bits of one weight in the formats numpy has no dtype for.
 _BITS = {"float8_e4m3fn": 8, "int4": 4}
@@ -35,6 +35,12 @@ class Parameters:
         matrices = sum(_matrix_nbytes(matrix, precision.weights, precision) for matrix in self.matrices)
         heads = sum(_matrix_nbytes(matrix, precision.heads, precision) for matrix in self.heads)
         return matrices + heads + storage_dtype(precision.activations).itemsize * self.plain + 4 * self.float32
+
+
+def step_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, int]:
+    """Bytes of weights and scales a step of each language graph reads: all but the embeddings, of which it reads rows."""
+    table = parameters(config)
+    return {graph: replace(table[graph], plain=0).nbytes(PRECISIONS[precision[graph]]) for graph in LANGUAGE_GRAPHS}
 
 
 def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, int]:

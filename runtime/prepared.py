@@ -4,8 +4,11 @@ Turning blocked weights into the layout that a processor multiplies fast takes m
 much memory again. What comes of it is written down once; later loads map it, and processes share it.
 """
 
+import ctypes
 import hashlib
+import mmap
 import platform
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +66,22 @@ class PreparedGraph:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
+
+    def give_back(self) -> None:
+        """Let go of the memory of what loading has read of the weights and no step will: scales, which were packed too.
+
+        Pages that are needed are mapped again when they are. Where the system does not tell what is mapped, they stay.
+        """
+        try:
+            mapped = Path("/proc/self/smaps").read_text()
+        except OSError:
+            return
+        advise = ctypes.CDLL(None).madvise
+        for entry in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", mapped, flags=re.MULTILINE):
+            # A page that was written to would be lost: none is, but then it is not for us to drop.
+            if self.weights.name in entry and re.search(r"^Anonymous: +0 kB$", entry, re.MULTILINE):
+                start, end = (int(address, 16) for address in entry.split(maxsplit=1)[0].split("-"))
+                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
     def remove(self) -> None:
         """Forget what turned out to be damaged."""
