@@ -28,7 +28,7 @@ demo: .venv/demo
 
 # The server's tests talk in real time: they have the machine to themselves.
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/server
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/server
 	$(BIN)/python -m pytest tests/server
 
 # The folders install as pplex.*; a tree of links shows them to mypy under that name.

@@ -65,7 +65,7 @@ class Depth(nn.Module):
         visible = past[len(past) == self.stack.capacity :]
         keys, values = (torch.cat(parts, 2) for parts in zip(*visible, strict=True))  # [B, H, k+1, D]
         y = F.scaled_dot_product_attention(q, keys, values)
-        return step.out_proj[layer](y.flatten(1))
+        return step.out_proj[layer](y.reshape(-1, self.stack.dim))
 
 
 def _heads(qkv: Tensor, stack: TransformerConfig) -> tuple[Tensor, ...]:

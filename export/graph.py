@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import onnx_ir.passes.common
 import onnxscript.optimizer
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
+from onnxscript import opset23 as op
+from onnxscript.function_libs.torch_lib.ops.core import aten__to_copy, aten_convolution
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
@@ -30,6 +32,37 @@ _TRACED = {"B": 2, "T": 3, "C": 64}
 _AXES = {"B": Dim("B", min=1, max=MAX_SLOTS), "T": Dim("T", min=1, max=MAX_STEPS), "C": Dim("C", min=1, max=1 << 20)}
 
 
+def _to(x: Any, dtype: int) -> Any:
+    return aten__to_copy(x, dtype=dtype)
+
+
+def _and(x: Any, other: Any) -> Any:
+    return op.And(x, other)
+
+
+def _conv(
+    x: Any, weight: Any, bias: Any = None, stride: Sequence[int] = (1,), padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,), groups: int = 1,
+) -> Any:  # fmt: skip
+    return aten_convolution(x, weight, bias, stride, padding, dilation, False, (0,), groups)
+
+
+def _transposed_conv(
+    x: Any, weight: Any, bias: Any = None, stride: Sequence[int] = (1,), padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,), groups: int = 1, dilation: Sequence[int] = (1,),
+) -> Any:  # fmt: skip
+    return aten_convolution(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
+
+
+# Composite ops of our modules that the exporter knows only taken apart. One missing here is an error that names it.
+_TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.to.dtype: _to,
+    torch.ops.aten.__and__.Tensor: _and,
+    torch.ops.aten.conv1d.default: _conv,
+    torch.ops.aten.conv_transpose1d.default: _transposed_conv,
+}
+
+
 def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: Any) -> ir.Model:
     """The module's graph, optimised, its weights being inputs after those of the spec. Needs no memory for weights.
 
@@ -41,14 +74,18 @@ def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: 
     dims: list[Any] = [_dynamic(tensor) for tensor in spec.all_inputs]
     own = len(spec.inputs)
     with _quiet():
+        shapes = (*dims[:own], tuple(dims[own:])) if spec.state else tuple(dims)
+        traced = torch.export.export(module, inputs, dynamic_shapes=shapes)
+        # Taking composite ops apart would trace all of it once more, half the time of an export: ours are translated whole.
+        traced.run_decompositions = lambda table: traced
         program = torch.onnx.export(
-            module,
-            inputs,
+            traced,
             dynamo=True,
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.all_inputs],
             output_names=[tensor.name for tensor in spec.all_outputs],
-            dynamic_shapes=(*dims[:own], tuple(dims[own:])) if spec.state else tuple(dims),
+            dynamic_shapes=shapes,  # for the names of the axes
+            custom_translation_table=_TRANSLATIONS,
             optimize=False,
         )
     assert program is not None

@@ -58,7 +58,7 @@ class SwiGLU(nn.Module):
 
 def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
     """Write update [B, H, T, D] into ring [B, H, C, D] at step index[b], ..., index[b] + T - 1, which must not wrap."""
-    if torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_exporting():
         return torch.onnx.ops.symbolic(
             "TensorScatter",
             (ring, update, index),
@@ -125,11 +125,13 @@ class RingAttention(nn.Module):
     def forward(
         self, x: Tensor, ring_k: Tensor, ring_v: Tensor, index: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.in_proj(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
+        # Reshapes to sizes at hand: unflatten and flatten would ask the graph for them a second time.
+        qkv = self.in_proj(x).reshape(*x.shape[:2], 3, self.heads, self.head_dim)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
         q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
         ring_k, ring_v = tensor_scatter(ring_k, k, index), tensor_scatter(ring_v, v, index)
         y = F.scaled_dot_product_attention(q, ring_k, ring_v, attn_mask=mask)
-        return self.out_proj(y.transpose(1, 2).flatten(2)), ring_k, ring_v
+        return self.out_proj(y.transpose(1, 2).reshape(x.shape)), ring_k, ring_v
 
 
 def sample(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, forced: Tensor) -> Tensor:

@@ -14,8 +14,21 @@ from pplex.export.build import build
 from pplex.export.source import Source
 from pplex.runtime.bundle import Bundle, open_bundle
 
+TESTS = Path(__file__).parent
+LONGEST = (  # first the file that takes the most time
+    "export/test_build.py", "test_readme.py", "export/test_precision.py", "export/test_other_sizes.py",
+    "validate/test_golden.py", "validate/test_validation.py", "engines/test_compile.py", "export/test_calibration.py",
+    "runtime/test_session.py", "export/test_awq.py",
+)  # fmt: skip
+
 # Small convolutions on several threads mostly wait for each other, all the more on a busy machine.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: processes that take one file after the other then end at about the same time."""
+    rank = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)
