@@ -1,8 +1,9 @@
-"""The codec's exported graphs against our torch modules: same weights, same frames, one run."""
+"""The codec's exported graphs against our torch modules, and a peer where it is installed: same weights, same frames."""
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 
 from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
 from pplex.export import weights
-from pplex.export.checkpoint import Checkpoint, open_checkpoint
+from pplex.export.checkpoint import MIMI_FILE, Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
+from pplex.runtime.config import CODEBOOKS, RELEASED
 from pplex.runtime.device import Buffer, HostDevice
 from pplex.runtime.engine import Engine
 from pplex.runtime.graphs import GraphSpec, graph_specs
@@ -23,13 +25,15 @@ from pplex.runtime.synthetic_speech import speech_like
 Array = npt.NDArray[Any]
 Step = Callable[[Array], Array]
 
+TORCH, OURS, PEER = "torch eager", "ONNX Runtime", "rustymimi"
 BLOCK = 10  # frames one side runs before the other takes its turn, so that both see the same machine
 
 
 def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
-    """Time encode and decode of `frames` frames on both sides, taking turns every ten frames.
+    """Time encode and decode of `frames` frames on all sides, taking turns every ten frames.
 
-    Raises CheckpointError. The decoder of both sides is given the codes of the torch encoder.
+    Raises CheckpointError. The decoders are given the codes of the torch encoder. rustymimi (PyPI) takes part where it is
+    installed; it uses all processors.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -37,36 +41,59 @@ def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         size = checkpoint.config.frame_size
         pcm = speech_like(WARM_UP_FRAMES + frames, size, seed=0).reshape(-1, 1, size)
-        torch_encode, torch_decode = (_torch_step(checkpoint, name) for name in ("mimi_encode", "mimi_decode"))
-        ort_encode, ort_decode = (
-            _ort_step(checkpoint, name, Path(scratch), threads) for name in ("mimi_encode", "mimi_decode")
-        )
-        codes, encode_s = _take_turns(pcm, torch_encode, ort_encode)
-        decoded, decode_s = _take_turns(codes[0], torch_decode, ort_decode)
-    sides = ("torch eager", "ONNX Runtime")
-    timings = {f"encode, {side}": Timing.of(s[WARM_UP_FRAMES:]) for side, s in zip(sides, encode_s, strict=True)}
-    timings |= {f"decode, {side}": Timing.of(s[WARM_UP_FRAMES:]) for side, s in zip(sides, decode_s, strict=True)}
+        encoders = {TORCH: _torch_step(checkpoint, "mimi_encode")}
+        decoders = {TORCH: _torch_step(checkpoint, "mimi_decode")}
+        encoders[OURS] = _ort_step(checkpoint, "mimi_encode", Path(scratch), threads)
+        decoders[OURS] = _ort_step(checkpoint, "mimi_decode", Path(scratch), threads)
+        if find_spec("rustymimi") and checkpoint.config.mimi == RELEASED.mimi:  # the only sizes it knows
+            encoders[PEER], decoders[PEER] = _peer_steps(checkpoint)
+        codes, encode_s = _take_turns(pcm, encoders)
+        decoded, decode_s = _take_turns(codes[TORCH], decoders)
+    timings = {f"encode, {side}": Timing.of(s[WARM_UP_FRAMES:]) for side, s in encode_s.items()}
+    timings |= {f"decode, {side}": Timing.of(s[WARM_UP_FRAMES:]) for side, s in decode_s.items()}
+    both = {side: sum(timings[f"{what}, {side}"].median_ms for what in ("encode", "decode")) for side in encoders}
     figures = {
         "frames": frames,
-        "codes that agree": f"{np.mean(codes[0] == codes[1]):.2%}",
-        "largest difference of pcm": f"{np.abs(decoded[0] - decoded[1]).max():.1e}",
+        **{f"encode and decode, {side}, ms": round(milliseconds, 2) for side, milliseconds in both.items()},
+        **{f"{OURS} over {side}": round(both[OURS] / both[side], 3) for side in both if side != OURS},
+        "codes that agree": f"{np.mean(codes[TORCH] == codes[OURS]):.2%}",
+        "largest difference of pcm": f"{np.abs(decoded[TORCH] - decoded[OURS]).max():.1e}",
         "peak memory MB": peak_memory_mb(),
     }
-    return BenchReport(f"codec of {folder.name}", timings, figures, machine(threads, "torch", "onnxruntime"))
+    return BenchReport(
+        f"codec of {folder.name}", timings, figures, machine(threads, "torch", "onnxruntime", "rustymimi")
+    )
 
 
-def _take_turns(inputs: Array, *steps: Step) -> tuple[list[Array], list[list[float]]]:
+def _take_turns(inputs: Array, steps: Mapping[str, Step]) -> tuple[dict[str, Array], dict[str, list[float]]]:
     """Outputs [F, ...] and seconds of every side over the same inputs [F, ...]."""
-    outputs: list[list[Array]] = [[] for _ in steps]
-    seconds: list[list[float]] = [[] for _ in steps]
+    outputs: dict[str, list[Array]] = {side: [] for side in steps}
+    seconds: dict[str, list[float]] = {side: [] for side in steps}
     for start in range(0, len(inputs), BLOCK):
-        for side, step in enumerate(steps):
+        for side, step in steps.items():
             for frame in inputs[start : start + BLOCK]:
                 began = time.perf_counter()
                 output = step(frame)
                 seconds[side].append(time.perf_counter() - began)
                 outputs[side].append(output.copy())
-    return [np.stack(side) for side in outputs], seconds
+    return {side: np.stack(made) for side, made in outputs.items()}, seconds
+
+
+def _peer_steps(checkpoint: Checkpoint) -> tuple[Step, Step]:
+    """rustymimi's encode and decode of a frame."""
+    import rustymimi
+
+    codec = rustymimi.Tokenizer(str(checkpoint.folder / MIMI_FILE), num_codebooks=CODEBOOKS)
+
+    def encode(frame: Array) -> Array:
+        codes: Array = codec.encode_step(frame[None])  # [1, 1, 1920] -> [1, 8, 1]
+        return codes[0, :, 0]
+
+    def decode(codes: Array) -> Array:
+        pcm: Array = codec.decode_step(codes[None, :, None].astype(np.uint32))
+        return pcm[0]
+
+    return encode, decode
 
 
 def _torch_step(checkpoint: Checkpoint, name: str) -> Step:

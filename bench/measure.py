@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pplex.runtime.ort import available_threads
 
@@ -22,7 +23,7 @@ class Timing:
     p99_ms: float
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Timing":
+    def of(cls, seconds: Sequence[float] | npt.NDArray[np.floating[Any]]) -> "Timing":
         milliseconds = 1000 * np.asarray(seconds)
         return cls(round(float(np.median(milliseconds)), 3), round(float(np.percentile(milliseconds, 99)), 3))
 

@@ -70,4 +70,4 @@ class Depth(nn.Module):
 
 def _heads(qkv: Tensor, stack: TransformerConfig) -> tuple[Tensor, ...]:
     """[B, 3 dim] -> query, key and value, [B, H, 1, D] each."""
-    return qkv.unflatten(-1, (3, stack.heads, 1, stack.head_dim)).unbind(1)
+    return qkv.reshape(-1, 3 * stack.heads, 1, stack.head_dim).chunk(3, 1)
