@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from pplex.runtime.precision import storage_dtype
 
 Array = npt.NDArray[Any]
+
+_LARGE = 4 << 20  # bytes from which on pages count
 Call = Callable[[], None]
 
 
@@ -98,7 +101,9 @@ class HostDevice:
     name, captures = "cpu", False
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        array = np.zeros(shape, storage_dtype(dtype))  # pages that no conversation has reached yet take no memory
+        array = (
+            _untouched(shape, dtype) if buffer_nbytes(shape, dtype) >= _LARGE else np.zeros(shape, storage_dtype(dtype))
+        )
         return Buffer(array.ctypes.data, shape, dtype, array)
 
     def staging(self, buffer: Buffer) -> Array:
@@ -122,6 +127,19 @@ class HostDevice:
 
     def free_nbytes(self) -> int | None:
         return None
+
+
+def _untouched(shape: tuple[int, ...], dtype: str) -> Array:
+    """Zeros of which pages that no conversation has reached yet take no memory.
+
+    numpy asks for pages of 2 MB, where it can have them: each is more than one attention head remembers in a whole ring, and
+    the first step of a conversation would take the memory of all that are to come.
+    """
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # another system than Linux
+        return np.zeros(shape, storage_dtype(dtype))
+    memory = mmap.mmap(-1, buffer_nbytes(shape, dtype), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.ndarray(shape, storage_dtype(dtype), memory)
 
 
 def host_view(buffer: Buffer) -> Array:
