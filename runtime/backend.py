@@ -73,7 +73,9 @@ def host_backend(device: HostDevice, threads: int | None, profiles: Path | None 
     """Every graph on ONNX Runtime's CPU provider, with operators timed into the folder `profiles`."""
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
-        prepared = prepared_here(bundle.folder, bundle.manifest)
+        kept = prepared_here(bundle.folder, bundle.manifest)
+        # What is kept was made of the bundle's own files, which a graph that was rewritten for a while is not.
+        prepared = {name: one for name, one in kept.items() if bundle.graph_path(name).parent == bundle.folder}
         return {
             name: OnnxRuntimeExecutor(
                 bundle.graph_path(name),

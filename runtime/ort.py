@@ -11,6 +11,7 @@ from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, GPU, CudaDevice
 from pplex.runtime.device import Buffer, Call, HostDevice
 from pplex.runtime.errors import BundleError, EngineError, LibraryError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
+from pplex.runtime.mapped import MappedFile
 from pplex.runtime.precision import PRECISIONS, storage_dtype
 from pplex.runtime.prepared import PreparedGraph
 
@@ -50,8 +51,9 @@ class OnnxRuntimeExecutor:
                 "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
             )
         options = partial(_options, precision, threads, profiles and profiles / spec.name)
-        self._session = (prepared and _prepared_session(path, precision, options, prepared)) or _session(
-            path, precision, options(), CPU_ONLY, weights
+        mapped = (weights or path.parent) / f"{spec.name}.data"
+        self._session = (prepared and _prepared_session(path, precision, options, prepared)) or _cpu_session(
+            path, precision, options(), mapped
         )
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
@@ -163,9 +165,7 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
     def load() -> Any:
         as_it_is = options()
         as_it_is.graph_optimization_level = _library().GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = _session(prepared.model, precision, as_it_is, CPU_ONLY)
-        prepared.give_back()
-        return session
+        return _cpu_session(prepared.model, precision, as_it_is, prepared.weights)
 
     if prepared.is_there:
         try:
@@ -175,23 +175,44 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
     return load() if prepared.make(partial(_prepare, path, precision, options())) else None
 
 
+def _cpu_session(path: Path, precision: str, options: Any, weights: Path) -> Any:
+    """A session that uses `weights` where they are, mapped, but for those that it packs for the processor."""
+    if not weights.is_file():  # too few for a file of their own
+        return _session(path, precision, options, CPU_ONLY)
+    mapped = MappedFile(weights)
+    options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+    options.add_external_initializers_from_files_in_memory([mapped.name], [mapped.bytes], [len(mapped.bytes)])
+    with mapped.giving_back():
+        session = _session(path, precision, options, CPU_ONLY, in_memory=True)
+    session.mapped = mapped  # for as long as there is a session
+    return session
+
+
 def _prepare(path: Path, precision: str, options: Any, model: Path, weights: str) -> None:
-    """Write a graph to `model` as ONNX Runtime optimises it, its packed weights to the file of that name beside it."""
+    """Write a graph to `model` as ONNX Runtime optimises it, its weights to the file of that name beside it."""
     options.optimized_model_filepath = os.fspath(model)
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", weights),
         ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
-        ("session.save_external_prepacked_constant_initializers", "1"),
     ):
         options.add_session_config_entry(key, value)
     _session(path, precision, options, CPU_ONLY)
 
 
-def _session(path: Path, precision: str, options: Any, providers: Sequence[Any], weights: Path | None = None) -> Any:
+def _session(
+    path: Path,
+    precision: str,
+    options: Any,
+    providers: Sequence[Any],
+    weights: Path | None = None,
+    in_memory: bool = False,
+) -> Any:
+    """`weights`: a folder to look for the weights in; `in_memory`: the options have them."""
     ort = _library()
     model: str | bytes = os.fspath(path)
-    if weights not in (None, path.parent):  # which it looks for beside the file, unless it does not know of one
-        model = path.read_bytes()
+    if in_memory or weights not in (None, path.parent):
+        model = path.read_bytes()  # or it would look beside the file
+    if weights is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(weights))
     # A matrix product and the addition after it would become a Gemm, which does not go together with the blocked weights
     # before it as the product does: they would be turned into floats in every call.

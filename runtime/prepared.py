@@ -1,14 +1,11 @@
-"""Graphs as ONNX Runtime has optimised and packed them for this processor, kept in the bundle's `caches/`.
+"""Graphs as ONNX Runtime has optimised them for this processor, kept in the bundle's `caches/`.
 
-Turning blocked weights into the layout that a processor multiplies fast takes most of a minute at the released size, and as
-much memory again. What comes of it is written down once; later loads map it, and processes share it.
+Turning the blocked weights of the standard graph into those of its own operators takes ONNX Runtime half a minute at the
+released size, and as much memory again. What comes of it is written down once, and later loads begin there.
 """
 
-import ctypes
 import hashlib
-import mmap
 import platform
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from typing import Any
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
 from pplex.runtime.precision import PRECISIONS
 
-GROWTH = 2.5  # times the weights' bytes: they are kept as they were, and packed with their scales as float32
+GROWTH = 1.5  # times the weights' bytes, at most: their scales are kept as float32
 
 
 @dataclass(frozen=True)
@@ -67,22 +64,6 @@ class PreparedGraph:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
 
-    def give_back(self) -> None:
-        """Let go of the memory of what loading has read of the weights and no step will: scales, which were packed too.
-
-        Pages that are needed are mapped again when they are. Where the system does not tell what is mapped, they stay.
-        """
-        try:
-            mapped = Path("/proc/self/smaps").read_text()
-        except OSError:
-            return
-        advise = ctypes.CDLL(None).madvise
-        for entry in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", mapped, flags=re.MULTILINE):
-            # A page that was written to would be lost: none is, but then it is not for us to drop.
-            if self.weights.name in entry and re.search(r"^Anonymous: +0 kB$", entry, re.MULTILINE):
-                start, end = (int(address, 16) for address in entry.split(maxsplit=1)[0].split("-"))
-                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
     def remove(self) -> None:
         """Forget what turned out to be damaged."""
         self.model.unlink(missing_ok=True)
@@ -90,17 +71,24 @@ class PreparedGraph:
 
 
 def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> dict[str, PreparedGraph]:
-    """Where a bundle's graphs with blocked weights are kept, or can be, as ONNX Runtime `version` prepares them here."""
-    files, result = manifest["files"], {}
+    """Where a bundle's graphs with blocked weights are kept, or can be, as ONNX Runtime `version` prepares them here.
+
+    A file that was written to since is another file, whatever the manifest says: what was kept of it is not found again.
+    """
     processor = _processor()
-    for graph, precision in manifest["precision"].items():
-        names = graph_files(graph)
-        if PRECISIONS[precision].block and all(name in files for name in names):
-            identity = "\n".join([version, processor, *(files[name]["sha256"] for name in names)])
-            key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-            nbytes = sum(files[name]["nbytes"] for name in names)
-            result[graph] = PreparedGraph(folder / CACHES_FOLDER, graph, key, nbytes)
-    return result
+
+    def prepared(graph: str) -> PreparedGraph | None:
+        found = [folder / name for name in graph_files(graph)]
+        if not all(path.is_file() for path in found):
+            return None
+        stats = [path.stat() for path in found]
+        sums = [manifest["files"][path.name]["sha256"] for path in found]
+        times = [str(stat.st_mtime_ns) for stat in stats]
+        key = hashlib.sha256("\n".join([version, processor, *sums, *times]).encode()).hexdigest()[:16]
+        return PreparedGraph(folder / CACHES_FOLDER, graph, key, sum(stat.st_size for stat in stats))
+
+    blocked = [graph for graph, precision in manifest["precision"].items() if PRECISIONS[precision].block]
+    return {graph: found for graph in blocked if (found := prepared(graph))}
 
 
 def graph_files(graph: str) -> tuple[str, str]:

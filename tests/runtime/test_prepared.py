@@ -1,0 +1,152 @@
+"""Graphs kept as ONNX Runtime prepared them: the same conversation, nothing read twice, and never of other files.
+
+Of the tiny model the temporal graph is, which has a file of weights of its own; the depth graph is too small for one.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import TINY
+
+from pplex.export.build import BuildOptions, build
+from pplex.export.source import Source
+from pplex.runtime import prepared
+from pplex.runtime.backend import open_to_run, prepared_here
+from pplex.runtime.bundle import Bundle, is_bundle, open_bundle
+from pplex.runtime.errors import BundleError
+from pplex.runtime.precision import parse_precision
+from pplex.runtime.prepared import PreparedGraph
+from pplex.runtime.session import Runtime
+
+CODES = np.random.default_rng(0).integers(0, 2048, (20, 8))
+Damage = Callable[[PreparedGraph], None]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in 4 bits, never loaded."""
+    options = BuildOptions(precision=parse_precision("int4"), calibration=None)
+    return build(Source(TINY / "checkpoint", None, None), tmp_path_factory.mktemp("int4") / "bundle", options)
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
+
+
+def kept(folder: Path) -> dict[str, PreparedGraph]:
+    return prepared_here(folder, open_bundle(folder, verify=False).manifest)
+
+
+def conversation(folder: Path, **options: Any) -> list[list[int]]:
+    with Runtime.load(folder, slots=1, threads=1, **options).open("NATF0", "Hello", seed=1) as session:
+        return [session.step_codes(codes).tolist() for codes in CODES]
+
+
+def unread(folder: Path) -> set[str]:
+    """Files of the bundle that a load does not look into: their bytes are changed behind its back, and their time kept."""
+    result = set()
+    for path in (path for path in folder.iterdir() if path.suffix in (".onnx", ".data")):
+        before, stat = path.read_bytes(), path.stat()
+        path.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        try:
+            open_to_run(folder, "cpu")
+            result.add(path.name)
+        except BundleError:
+            pass
+        path.write_bytes(before)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return result
+
+
+def test_the_first_load_keeps_what_the_next_ones_map(folder: Path) -> None:
+    assert not any(graph.is_there for graph in kept(folder).values()) and unread(folder) == set()
+    first = conversation(folder)
+    assert kept(folder)["temporal"].is_there
+    made = {path.name: path.stat().st_mtime_ns for path in (folder / "caches").iterdir()}
+    assert conversation(folder) == first
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "caches").iterdir()} == made
+    assert unread(folder) == {"temporal.onnx", "temporal.data"}
+    assert is_bundle(folder)
+
+
+def test_it_says_what_the_graphs_themselves_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = conversation(folder)
+    monkeypatch.setattr(PreparedGraph, "make", lambda self, write: False)
+    shutil.rmtree(folder / "caches")
+    assert conversation(folder) == expected
+
+
+def cut_short(graph: PreparedGraph) -> None:
+    with graph.weights.open("r+b") as file:
+        file.truncate(graph.weights.stat().st_size // 2)
+
+
+def half_written(graph: PreparedGraph) -> None:
+    graph.model.unlink()
+
+
+def no_model(graph: PreparedGraph) -> None:
+    graph.model.write_bytes(b"no model")
+
+
+@pytest.mark.parametrize("damage", [cut_short, half_written, no_model])
+def test_what_is_damaged_is_made_again(folder: Path, damage: Damage) -> None:
+    expected = conversation(folder)
+    temporal = kept(folder)["temporal"]
+    size = temporal.weights.stat().st_size
+    damage(temporal)
+    assert conversation(folder) == expected
+    assert temporal.is_there and temporal.weights.stat().st_size == size
+
+
+def test_other_files_and_other_versions_are_prepared_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = conversation(folder)
+    before = kept(folder)["temporal"]
+    os.utime(folder / "temporal.data", ns=(time.time_ns(), time.time_ns()))
+    assert not kept(folder)["temporal"].is_there
+    assert conversation(folder) == expected
+    assert kept(folder)["temporal"].is_there and not before.is_there
+    monkeypatch.setattr(prepared, "_processor", lambda: "another")
+    assert not kept(folder)["temporal"].is_there
+    assert conversation(folder) == expected
+    assert len(list((folder / "caches").iterdir())) == 2, "what is of no use any more is removed"
+
+
+def test_a_bundle_that_cannot_be_written_to_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = conversation(folder)
+    shutil.rmtree(folder / "caches")
+
+    def refuse(self: Path, *args: Any, **options: Any) -> None:
+        raise PermissionError(13, "read only", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # the tests may run as a user whom no permission stops
+    assert conversation(folder) == expected
+    assert not (folder / "caches").exists()
+
+
+def test_a_full_disk_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(prepared.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    conversation(folder)
+    assert list((folder / "caches").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
+    left = folder / "caches" / "temporal.cpu.part"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(bytes(10))
+    assert is_bundle(folder)
+    conversation(folder)
+    assert not left.exists() and kept(folder)["temporal"].is_there
+
+
+def test_other_precisions_keep_nothing(tiny_bundle: Bundle) -> None:
+    assert prepared_here(tiny_bundle.folder, tiny_bundle.manifest) == {}
