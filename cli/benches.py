@@ -1,4 +1,4 @@
-"""Commands that measure: bench codec, frame, host and precision."""
+"""Commands that measure: bench codec, frame, host, precision and soak."""
 
 import json
 from pathlib import Path
@@ -75,4 +75,28 @@ def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
 
     with names_bar("build") as progress:
         report = bench_precision(checkpoint, frames, progress)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--frames",
+    type=click.IntRange(min=80),
+    default=38_000,
+    help="Of the conversation; two windows of at least 20, and as many before and between them.",
+)
+@click.option(
+    "--window", type=click.IntRange(min=20), default=1_000, help="Frames timed at each end, a quarter of all at most."
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def soak(bundle: Path, frames: int, window: int, threads: int | None, device: str | None, as_json: bool) -> None:
+    """A long conversation with BUNDLE, as fast as it goes: is it as quick, as small and in time at its end?"""
+    from pplex.bench.soak import bench_soak
+    from pplex.cli.progress import frames_bar
+
+    with frames_bar(frames) as progress:
+        report = bench_soak(bundle, frames, window, threads, device, progress)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
