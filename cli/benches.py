@@ -1,4 +1,4 @@
-"""Commands that measure: bench codec, frame, host, precision and soak."""
+"""Commands that measure: bench codec, frame, host, precision, priming and soak."""
 
 import json
 from pathlib import Path
@@ -99,4 +99,20 @@ def soak(bundle: Path, frames: int, window: int, threads: int | None, device: st
 
     with frames_bar(frames) as progress:
         report = bench_soak(bundle, frames, window, threads, device, progress)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--steps", type=click.IntRange(min=2), help="Of the prompt.  [default: 300, or what BUNDLE remembers if less]"
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def priming(bundle: Path, steps: int | None, threads: int | None, device: str | None, as_json: bool) -> None:
+    """A prompt for BUNDLE: one by one against chunks of several sizes, and opening with a persona seen before."""
+    from pplex.bench.priming import bench_priming
+
+    report = bench_priming(bundle, steps, threads, device)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
