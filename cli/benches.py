@@ -1,4 +1,4 @@
-"""Commands that measure: bench codec, frame, host, precision, priming and soak."""
+"""Commands that measure: bench codec, frame, host, load, precision, priming and soak."""
 
 import json
 from pathlib import Path
@@ -115,4 +115,21 @@ def priming(bundle: Path, steps: int | None, threads: int | None, device: str | 
     from pplex.bench.priming import bench_priming
 
     report = bench_priming(bundle, steps, threads, device)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations that it is loaded for.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, help="Loads after the first one.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def load(bundle: Path, slots: int, runs: int, threads: int | None, device: str | None, as_json: bool) -> None:
+    """From nothing to BUNDLE's first spoken frame, each time in a fresh process: time and memory."""
+    from pplex.bench.load import bench_load
+    from pplex.cli.progress import names_bar
+
+    with names_bar("load") as progress:
+        report = bench_load(bundle, slots, runs, threads, device, progress)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())

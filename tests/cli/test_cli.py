@@ -135,7 +135,7 @@ def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp
 @pytest.mark.parametrize(
     "command",
     ["", "synth", "build", "run", "bench", "validate"]
-    + [f"bench {name}" for name in ("codec", "frame", "host", "priming", "soak")],
+    + [f"bench {name}" for name in ("codec", "frame", "host", "load", "priming", "soak")],
 )
 def test_help_is_one_page(command: str) -> None:
     result = CliRunner().invoke(main, [*command.split(), "--help"])

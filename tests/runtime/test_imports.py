@@ -70,7 +70,7 @@ def test_no_module_imports_torch_or_onnx(package: str) -> None:
 
 
 def test_what_measures_a_bundle_imports_no_torch_and_no_onnx() -> None:
-    modules = ", ".join(f"pplex.bench.{name}" for name in ("frame", "host", "priming", "soak"))
+    modules = ", ".join(f"pplex.bench.{name}" for name in ("frame", "host", "load", "priming", "soak"))
     imported = imported_by(f"import {modules}")
     assert "pplex" in imported
     assert not imported & (EXPORT_ONLY | GPU_ONLY)
