@@ -56,7 +56,9 @@ def bench_floor(bundle: Path, steps: int, threads: int | None, torch_layers: int
             if name.startswith(f"{graph}, torch")
         }
     figures["peak memory MB"] = peak_memory_mb()
-    return BenchReport(f"floor of {bundle.name}", timings, figures, machine(threads, "onnxruntime", "torch", "numpy"))
+    return BenchReport(
+        f"floor of {bundle.name}", timings, figures, machine(threads, "onnxruntime", "torch", "numpy"), "ms a step"
+    )
 
 
 def _take_turns(

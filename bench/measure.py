@@ -5,6 +5,7 @@ import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,16 @@ class BenchReport:
     timings: dict[str, Timing]
     figures: dict[str, Any]
     machine: dict[str, Any]
+    unit: str = "ms a frame"  # of the timings
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def to_text(self) -> str:
-        width = max(map(len, self.timings))
+        width = max(map(len, (self.unit, *self.timings)))
         rows = [f"{name:<{width}}  {t.median_ms:>9.2f}  {t.p99_ms:>9.2f}" for name, t in self.timings.items()]
         facts = [f"{name}: {value}" for name, value in {**self.figures, **self.machine}.items()]
-        return "\n".join([self.title, f"{'ms a frame':<{width}}  {'median':>9}  {'p99':>9}", *rows, *facts])
+        return "\n".join([self.title, f"{self.unit:<{width}}  {'median':>9}  {'p99':>9}", *rows, *facts])
 
 
 def machine(threads: int | None, *packages: str) -> dict[str, Any]:
@@ -60,6 +62,15 @@ def machine(threads: int | None, *packages: str) -> dict[str, Any]:
 def peak_memory_mb() -> int:
     """Largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+
+
+def resident_mb() -> float | None:
+    """Resident size of this process now; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return round(pages * resource.getpagesize() / 1e6, 1)
 
 
 def _processor_name() -> str:

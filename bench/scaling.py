@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ Seconds = dict[int, list[float]]  # by size
 class ScalingReport(BenchReport):
     """The medians in `timings` once more, as curves [axis][graph] of (size, milliseconds)."""
 
-    curves: Mapping[str, Mapping[str, tuple[tuple[int, float], ...]]]
+    curves: Mapping[str, Mapping[str, tuple[tuple[int, float], ...]]] = field(default_factory=dict)
 
 
 def bench_scaling(
@@ -55,7 +55,9 @@ def bench_scaling(
     for graph, curve in curves["slots"].items():
         alone = curve[0][1]
         figures |= {f"{graph}: {size} slots over one": round(ms / alone, 2) for size, ms in curve[1:]}
-    return ScalingReport(f"scaling of {bundle.name}", timings, figures, machine(None, "onnxruntime", "numpy"), curves)
+    return ScalingReport(
+        f"scaling of {bundle.name}", timings, figures, machine(None, "onnxruntime", "numpy"), "ms a step", curves
+    )
 
 
 def _by_slots(stages: Stages, graph: str, steps: int) -> Seconds:

@@ -1,4 +1,4 @@
-"""Commands that measure: bench codec, frame, host and precision."""
+"""Commands that measure: bench codec, floor, frame, host, load, precision, priming, scaling and soak."""
 
 import json
 from pathlib import Path
@@ -120,6 +120,30 @@ def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_j
 
 @bench.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--frames",
+    type=click.IntRange(min=80),
+    default=38_000,
+    help="Of the conversation; two windows of at least 20, and as many before and between them.",
+)
+@click.option(
+    "--window", type=click.IntRange(min=20), default=1_000, help="Frames timed at each end, a quarter of all at most."
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def soak(bundle: Path, frames: int, window: int, threads: int | None, device: str | None, as_json: bool) -> None:
+    """A long conversation with BUNDLE, as fast as it goes: is it as quick, as small and in time at its end?"""
+    from pplex.bench.soak import bench_soak
+    from pplex.cli.progress import frames_bar
+
+    with frames_bar(frames) as progress:
+        report = bench_soak(bundle, frames, window, threads, device, progress)
+    _print(report, as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--slots", type=click.IntRange(2, 256), default=32, help="The most conversations in one call.")
 @click.option("--steps", type=click.IntRange(min=3), default=30, help="Timed steps of each size.")
 @click.option(
@@ -139,4 +163,37 @@ def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bo
         report = bench_scaling(bundle, slots, steps, progress)
     if plot:
         write_files({str(plot / name): picture for name, picture in scaling_plots(report).items()})
+    _print(report, as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--steps", type=click.IntRange(min=2), help="Of the prompt.  [default: 300, or what BUNDLE remembers if less]"
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def priming(bundle: Path, steps: int | None, threads: int | None, device: str | None, as_json: bool) -> None:
+    """A prompt for BUNDLE: one by one against chunks of several sizes, and opening with a persona seen before."""
+    from pplex.bench.priming import bench_priming
+
+    report = bench_priming(bundle, steps, threads, device)
+    _print(report, as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations that it is loaded for.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, help="Loads after the first one.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def load(bundle: Path, slots: int, runs: int, threads: int | None, device: str | None, as_json: bool) -> None:
+    """From nothing to BUNDLE's first spoken frame, each time in a fresh process: time and memory."""
+    from pplex.bench.load import bench_load
+    from pplex.cli.progress import names_bar
+
+    with names_bar("load") as progress:
+        report = bench_load(bundle, slots, runs, threads, device, progress)
     _print(report, as_json)

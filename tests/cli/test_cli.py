@@ -133,7 +133,12 @@ def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "command", ["", "synth", "build", "run", "bench", "validate", "bench codec", "bench frame", "bench host"]
+    "command",
+    ["", "synth", "build", "run", "bench", "validate"]
+    + [
+        f"bench {name}"
+        for name in ("codec", "floor", "frame", "host", "load", "precision", "priming", "scaling", "soak")
+    ],
 )
 def test_help_is_one_page(command: str) -> None:
     result = CliRunner().invoke(main, [*command.split(), "--help"])

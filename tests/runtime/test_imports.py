@@ -69,6 +69,13 @@ def test_no_module_imports_torch_or_onnx(package: str) -> None:
     assert not imported & (EXPORT_ONLY | GPU_ONLY)
 
 
+def test_what_measures_a_bundle_imports_no_torch_and_no_onnx() -> None:
+    modules = ", ".join(f"pplex.bench.{name}" for name in ("frame", "host", "load", "priming", "soak"))
+    imported = imported_by(f"import {modules}")
+    assert "pplex" in imported
+    assert not imported & (EXPORT_ONLY | GPU_ONLY)
+
+
 def test_help_of_every_command_imports_nothing_slow() -> None:
     imported = imported_by(EVERY_HELP)
     assert "click" in imported

@@ -1,10 +1,12 @@
 """A frame on a device: the same conversations as in the host's memory, through uploads, captured calls and downloads."""
 
 import gc
+import resource
 import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from devices import QueueDevice
 from folders import TINY
 from tensorrt_stand_in import stand_in, write_plans
 
+from pplex.runtime import stages as stages_module
 from pplex.runtime.backend import Backend, gpu_loader, host_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.device import HostDevice, host_view
 from pplex.runtime.session import GREEDY, Runtime, Sampling, Session
-from pplex.runtime.stages import Stages
+from pplex.runtime.stages import Stages, ring_lengths
 from pplex.validate.golden import check_golden
 
 SLOTS = 3
@@ -149,6 +152,88 @@ def test_the_decoder_is_given_the_codes_of_the_frame(tiny_bundle: Bundle, delays
                 for speaker, reply in replies.items():
                     assert host_view(decoded)[speaker.row].tolist() == reply.tokens[1:9].tolist()
                     assert (reply.tokens[1:9] < 2048).all()
+
+
+SHORT = 8  # entries: rings get longer many times on their way to the tiny model's 96
+
+
+@pytest.fixture
+def short_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_module, "SHORTEST_RING", SHORT)
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 128, 129, 750, 3000, 4096])
+def test_ring_lengths_waste_a_third_at_most(capacity: int) -> None:
+    lengths = ring_lengths(capacity)
+    assert lengths[-1] == capacity and lengths[0] == min(capacity, 128)
+    assert all(short < long <= 1.5 * short for short, long in pairwise(lengths))
+
+
+@pytest.mark.usefixtures("short_rings")
+def test_growing_rings_are_the_golden_ones(place: Place, tiny_bundle: Bundle) -> None:
+    bundle, backend = place(tiny_bundle)
+    checks = list(check_golden(bundle, TINY, backend))
+    assert len(checks) == 14 and all(check.passed for check in checks), checks
+
+
+def test_growing_rings_change_no_bit(tiny_bundle: Bundle, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = conversation(Runtime(tiny_bundle, SLOTS, threads=1, device="cpu"))
+    monkeypatch.setattr(stages_module, "SHORTEST_RING", SHORT)
+    bundle, backend = place(tiny_bundle)
+    assert conversation(Runtime(bundle, SLOTS, device=backend)) == expected
+
+
+@pytest.mark.usefixtures("short_rings")
+def test_rings_are_as_long_as_the_longest_conversation(tiny_bundle: Bundle) -> None:
+    runtime = Runtime(tiny_bundle, 3, threads=1, device="cpu")
+    capacity = tiny_bundle.config.temporal.capacity
+
+    def talk(session: Session, frames: int) -> int:
+        """The ring's length after so many frames."""
+        for _ in range(frames):
+            session.step_codes(CODES[0, 0])
+        return runtime.stages.ring_length
+
+    def remembered(session: Session) -> int:
+        return int(runtime.ring.step[session.row]) - 1  # steps taken
+
+    first = runtime.open(None, "", seed=0)
+    lengths = {remembered(first): talk(first, 0)} | {remembered(first): talk(first, 1) for _ in range(capacity + 5)}
+    for steps, length in lengths.items():
+        assert min(steps + 1, capacity) <= length <= max(SHORT, 1.5 * (steps + 2)), (steps, length)
+    short = runtime.open(None, "", seed=1)
+    assert talk(short, 1) == capacity, "a slot's memory is there until it is closed"
+    first.close()
+    assert talk(short, 1) < 2 * remembered(short)
+    expected = [short.step_codes(codes).tolist() for codes in CODES[1, :20]]
+    alone = Runtime(tiny_bundle, 3, threads=1, device="cpu", batches=[4]).open(None, "", seed=1)
+    talk(alone, 2)
+    assert [alone.step_codes(codes).tolist() for codes in CODES[1, :20]] == expected
+
+
+@pytest.mark.usefixtures("short_rings")
+def test_a_prompt_that_was_kept_finds_room(tiny_bundle: Bundle) -> None:
+    runtime, persona = Runtime(tiny_bundle, 1, threads=1, device="cpu"), list(range(4, 40))
+    said = []
+    for _ in range(2):
+        with runtime.open("NATF0", persona, seed=2) as session:
+            said.append([session.step_codes(codes).tolist() for codes in CODES[0, :5]])
+        assert runtime.stages.ring_length == SHORT
+    assert said[0] == said[1]
+
+
+def test_slots_take_memory_as_they_are_written() -> None:
+    """Not in pages of 2 MB, which the first step of every conversation would fill to the last."""
+    buffer = HostDevice().zeros((64, 1 << 20), "float32")  # 256 MB
+    before = resident_nbytes()
+    array = host_view(buffer)
+    array[:, 0] = 1
+    assert not array[:, 1:1000].any()
+    assert resident_nbytes() - before < 16 << 20
+
+
+def resident_nbytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_seconds_are_told_by_graph_only_in_the_hosts_memory(tiny_bundle: Bundle) -> None:

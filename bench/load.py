@@ -1,0 +1,176 @@
+"""From nothing to the first spoken frame: a bundle loaded in one fresh process after the other, with its memory.
+
+python -m pplex.bench.load SPAWNED JSON      one of them: prints what `load_and_speak` measures
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pplex.bench.frame import ENGINES, PERSONA
+from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
+from pplex.runtime.errors import EngineError, PplexError
+
+RUNS = 3
+# name of a timing -> key of what a process reports, in seconds since it was started
+MOMENTS = {"imported": "imported_s", "loaded": "loaded_s", "opened": "opened_s", "first spoken frame": "spoken_s"}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a process loads, as in `Runtime`."""
+
+    bundle: str
+    slots: int
+    threads: int | None
+    device: str | None
+
+
+def bench_load(
+    bundle: Path,
+    slots: int = 1,
+    runs: int = RUNS,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: Callable[[str], object] = lambda name: None,
+) -> BenchReport:
+    """Load `bundle` in a process of its own once, then `runs` times more, and let each speak a frame.
+
+    The first warms the disk's cache, and where weights are kept as the processor reads them, it makes that form unless
+    it is there already. `threads` and `device` as in `Runtime`. Raises EngineError where a process fails.
+    """
+    options = LoadOptions(str(bundle), slots, threads, device)
+    progress("first")
+    before = kept_files(bundle)
+    first = _measured(options)
+    made = {name: nbytes for name, nbytes in kept_files(bundle).items() if name not in before}
+    later = list[dict[str, Any]]()
+    for i in range(runs):
+        progress(f"{i + 1} of {runs}")
+        later.append(_measured(options))
+    timings = {f"first load: {name}": Timing.of([first[key]]) for name, key in MOMENTS.items()}
+    timings |= {f"from then on: {name}": Timing.of([run[key] for run in later]) for name, key in MOMENTS.items()}
+    weights = weights_mb(bundle)
+    figures = {
+        "slots": slots,
+        "loads after the first": runs,
+        "device": first["device"],
+        "MB of weights": weights,
+        "MB kept by loads before": _mb(sum(before.values())),
+        "MB kept by the first load": _mb(sum(made.values())),
+        **{f"first load: {name}": value for name, value in _memory([first], weights).items()},
+        **{f"from then on: {name}": value for name, value in _memory(later, weights).items()},
+    }
+    return BenchReport(
+        f"load of {bundle.name}", timings, figures, machine(threads, *ENGINES, "numpy"), "ms from nothing"
+    )
+
+
+def kept_files(bundle: Path) -> dict[str, int]:
+    """Bytes by name of what loads left in a bundle for later ones; the name says for which processor and content."""
+    from pplex.runtime.bundle import CACHES_FOLDER
+
+    folder = bundle / CACHES_FOLDER
+    return {path.name: path.stat().st_size for path in folder.iterdir()} if folder.is_dir() else {}
+
+
+def weights_mb(bundle: Path) -> float:
+    """Of the engines' files and their weights', as the bundle keeps them."""
+    from pplex.runtime.backend import engines_nbytes
+    from pplex.runtime.bundle import open_bundle
+
+    return _mb(engines_nbytes(open_bundle(bundle, verify=False).manifest))
+
+
+def _memory(runs: Sequence[Mapping[str, Any]], weights: float) -> dict[str, float | None]:
+    """The most of all runs; None where the system does not say."""
+
+    def most(key: str) -> float | None:
+        found = [run[key] for run in runs if run[key] is not None]
+        return max(found) if found else None
+
+    peak = most("peak_mb")
+    return {
+        "peak MB": peak,
+        "peak over weights": None if peak is None else round(peak / weights, 2),
+        "MB of its own once loaded": most("anonymous_mb"),
+        "MB of files mapped once loaded": most("mapped_mb"),
+    }
+
+
+def _measured(options: LoadOptions) -> dict[str, Any]:
+    """What one process reports. Its clock is ours: `time.monotonic` is the system's."""
+    command = [sys.executable, "-m", "pplex.bench.load", repr(time.monotonic()), json.dumps(asdict(options))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise EngineError("\n".join(lines) if done.returncode == FAILED else _ended(options, done.returncode, lines))
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def _ended(options: LoadOptions, code: int, lines: Sequence[str]) -> str:
+    why = (
+        f"was ended by signal {-code}, as a process that takes too much memory is" if code < 0 else f"ended with {code}"
+    )
+    return "\n".join([f"The process that loaded {options.bundle} {why}.", *lines[-5:]])
+
+
+# In a process of its own.
+
+FAILED = 3  # the exit code of one of our errors, whose message is on standard error
+
+
+def load_and_speak(options: LoadOptions, spawned_s: float) -> dict[str, Any]:
+    """Seconds since `spawned_s` to each moment on the way to the first spoken frame, and memory."""
+    from pplex.runtime.session import Runtime
+
+    imported_s = time.monotonic()
+    runtime = Runtime.load(options.bundle, slots=options.slots, threads=options.threads, device=options.device)
+    loaded_s, loaded = time.monotonic(), _status()
+    session = runtime.open(next(iter(runtime.bundle.voices), None), PERSONA, seed=0)
+    opened_s = time.monotonic()
+    session.step(np.zeros(runtime.config.frame_size, np.float32))
+    moments = imported_s, loaded_s, opened_s, time.monotonic()
+    return {
+        **{key: moment - spawned_s for key, moment in zip(MOMENTS.values(), moments, strict=True)},
+        "device": runtime.stages.device.name,
+        "anonymous_mb": loaded.get("RssAnon"),
+        "mapped_mb": loaded.get("RssFile"),
+        # What the system counts for a child (ru_maxrss) begins with what its parent took: VmHWM is its own.
+        "peak_mb": _status().get("VmHWM", float(peak_memory_mb())),
+    }
+
+
+def _status() -> dict[str, float]:
+    """Megabytes of this process by what the system calls them; empty where it does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in lines if line.endswith(" kB"))
+    return {name: _mb(1024 * int(value.split()[0])) for name, _, value in fields}
+
+
+def _mb(nbytes: int) -> float:
+    return round(nbytes / 1e6, 1)
+
+
+def _main(spawned: str, options: str) -> int:
+    try:
+        print(json.dumps(load_and_speak(LoadOptions(**json.loads(options)), float(spawned))))
+    except PplexError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""What a prompt costs: forced steps one by one against chunks of them, and opening a session with a persona seen before."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pplex.bench.frame import ENGINES
+from pplex.bench.measure import BenchReport, Timing, machine
+from pplex.runtime.audio import Pcm
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.delays import Tokens
+from pplex.runtime.errors import PromptError
+from pplex.runtime.graphs import MAX_STEPS
+from pplex.runtime.priming import PRIMING_STEPS
+from pplex.runtime.prompt import make_prompt
+from pplex.runtime.session import Runtime
+from pplex.runtime.stages import Stages
+from pplex.runtime.synthetic_speech import speech_like
+
+STEPS = 300  # a voice and a long persona
+CHUNKS = (1, 16, 32, PRIMING_STEPS, 128, MAX_STEPS)
+ROUNDS = 5  # of every side in turn, so that all see the same machine
+FRAMES = 20  # of conversation a round
+
+
+def bench_priming(
+    bundle: Path, steps: int | None = None, threads: int | None = None, device: str | None = None
+) -> BenchReport:
+    """Time a prompt of `steps` random tokens in chunks of each size, and sessions opened with one like it.
+
+    `steps`: 300 by default, or all that the bundle remembers if that is less; PromptError for more than it remembers.
+    `threads` and `device` as in `Runtime`.
+    """
+    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
+    config, random = runtime.config, np.random.default_rng(0)
+    steps = _checked_steps(config, steps)
+    codes = _random_codes(config, steps, random)
+    sizes = sorted({min(size, steps) for size in CHUNKS})
+    for size in sizes:  # every length of chunk once
+        _prompt_seconds(runtime.stages, codes[: size + steps % size], size)
+
+    prompts: dict[int, list[float]] = {size: [] for size in sizes}
+    new, seen, frames = list[float](), list[float](), list[float]()
+    opening = _Opening(runtime, steps)
+    for _ in range(ROUNDS):
+        for size in sizes:
+            prompts[size].append(_prompt_seconds(runtime.stages, codes, size))
+        persona = opening.persona(random)
+        new.append(opening.seconds(persona))
+        seen.append(opening.seconds(persona, frames))
+
+    rows = {"one by one" if size == 1 else f"chunks of {size}": seconds for size, seconds in prompts.items()}
+    rows |= {"open, a persona not seen before": new, "open, a persona seen before": seen, "one frame": frames}
+    figures = {
+        "forced steps": steps,
+        "rounds": ROUNDS,
+        "device": runtime.stages.device.name,
+        **_chunk_figures(prompts, min(PRIMING_STEPS, steps), steps),
+        "steps of the prompt opened": opening.steps,
+        f"a persona seen before, of a frame's {config.frame_ms:g} ms": _ratio(seen, [config.frame_ms / 1000]),
+        "a persona seen before, of a frame as measured": _ratio(seen, frames),
+    }
+    timings = {name: Timing.of(seconds) for name, seconds in rows.items()}
+    return BenchReport(f"priming of {bundle.name}", timings, figures, machine(threads, *ENGINES, "numpy"), "ms in all")
+
+
+def _checked_steps(config: ModelConfig, steps: int | None) -> int:
+    room = config.temporal.capacity - 2  # as in make_prompt
+    if steps is not None and steps > room:
+        raise PromptError(f"A prompt of {steps} steps is more than this bundle remembers: --steps {room} or less.")
+    return min(STEPS, room) if steps is None else steps
+
+
+def _random_codes(config: ModelConfig, steps: int, random: np.random.Generator) -> Tokens:
+    """Valid tokens of every stream, [steps, 17]."""
+    text = random.integers(0, config.text_card, (steps, 1))
+    return np.hstack([text, random.integers(0, config.audio_card, (steps, config.num_streams - 1))])
+
+
+def _prompt_seconds(stages: Stages, codes: Tokens, size: int) -> float:
+    """Seconds of forced steps [T, 17] of a new slot, `size` in a call; the slot is new again afterwards."""
+    embedding = np.zeros((len(codes), stages.hidden.shape[1]), np.float32)  # [T, dim]
+    began = time.perf_counter()
+    for start in range(0, len(codes), size):
+        chunk = slice(start, start + size)
+        stages.run_forced(0, start, codes[chunk], embedding[chunk])
+    seconds = time.perf_counter() - began
+    stages.reset(0, len(codes))
+    return seconds
+
+
+class _Opening:
+    """Sessions with the bundle's first voice and personas that make prompts of `steps` steps."""
+
+    def __init__(self, runtime: Runtime, steps: int):
+        self._runtime, self._voice = runtime, next(iter(runtime.bundle.voices), None)
+        size = runtime.config.frame_size
+        self._speech: Pcm = speech_like(FRAMES, size, seed=0).reshape(-1, size)  # [F, 1920]
+        voice = None if self._voice is None else runtime.bundle.voices[self._voice]
+        others = make_prompt(runtime.config, voice, ()).steps
+        self._length = max(1, steps - others)
+        self.steps = others + self._length
+
+    def persona(self, random: np.random.Generator) -> list[int]:
+        tokens: list[int] = random.integers(0, self._runtime.config.text_card, self._length).tolist()
+        return tokens
+
+    def seconds(self, persona: list[int], frames: list[float] | None = None) -> float:
+        """Seconds of opening a session, which then speaks if its frames' seconds are asked for."""
+        began = time.perf_counter()
+        with self._runtime.open(self._voice, persona, seed=0) as session:
+            opened = time.perf_counter() - began
+            for frame in self._speech if frames is not None else ():
+                began = time.perf_counter()
+                session.step(frame)
+                if frames is not None:
+                    frames.append(time.perf_counter() - began)
+        return opened
+
+
+def _chunk_figures(prompts: dict[int, list[float]], usual: int, steps: int) -> dict[str, object]:
+    """The runtime's chunks against one by one and against the fastest, and how long others wait for one call.
+
+    A call is what a prompt takes over the number of its calls, a shorter last one as a part.
+    """
+    fastest = min(prompts, key=lambda size: float(np.median(prompts[size])))
+    return {
+        "steps in a chunk of the runtime": usual,
+        f"one by one over chunks of {usual}": _ratio(prompts[1], prompts[usual]),
+        "steps in the fastest chunk": fastest,
+        f"chunks of {usual} over the fastest": _ratio(prompts[usual], prompts[fastest]),
+        **{f"ms of a call of {n}": round(1000 * float(np.median(s)) * n / steps, 2) for n, s in prompts.items()},
+    }
+
+
+def _ratio(seconds: list[float], others: list[float]) -> float:
+    return round(float(np.median(seconds) / np.median(others)), 4)

@@ -1,0 +1,227 @@
+"""An hour's conversation as fast as it goes: whether frames take longer, memory grows or the clock drifts towards its end.
+
+    frame     0 ---- 3,000 ======== 4,000 -------------------- 37,000 ======== 38,000
+                     early window         allocations traced          last window
+                              resident size                           resident size
+
+Two windows half an hour apart would also measure what else the machine did in each. So a yardstick runs in both.
+"""
+
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pplex.bench.frame import ENGINES, PERSONA
+from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, resident_mb
+from pplex.runtime.audio import Pcm
+from pplex.runtime.backend import Backend
+from pplex.runtime.device import Buffer
+from pplex.runtime.session import Runtime
+from pplex.runtime.stages import Stages
+from pplex.runtime.synthetic_speech import speech_like
+
+FRAMES, WINDOW = 38_000, 1_000
+FIRST_TIMED = 3_000  # the released model's ring is full from here on, and a step reads the same number of entries
+SPEECH_FRAMES = 375  # half a minute, said again and again
+YARDSTICK_EVERY = 4  # frames of a window
+
+Progress = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which frames are timed: `length` from `first` on, and the last `length`."""
+
+    first: int
+    length: int
+    frames: int
+
+    @classmethod
+    def of(cls, frames: int, length: int) -> "Windows":
+        """At most a quarter of the frames each, at least as many between them, and the early one where the ring is full if
+        that leaves room."""
+        length = min(length, frames // 4)
+        return cls(min(FIRST_TIMED, frames - 3 * length), length, frames)
+
+    @property
+    def early_end(self) -> int:
+        return self.first + self.length
+
+    @property
+    def last(self) -> int:
+        return self.frames - self.length
+
+
+def bench_soak(
+    bundle: Path,
+    frames: int = FRAMES,
+    window: int = WINDOW,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: Progress = lambda: None,
+) -> BenchReport:
+    """Step one session for `frames` frames of synthetic speech at the default settings; `progress` is told of each.
+
+    `threads` and `device` as in `Runtime`.
+    """
+    windows = Windows.of(frames, window)
+    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
+    talk, yardstick = _Conversation(runtime, progress), _Yardstick(runtime)
+    talk.go_on_to(windows.first)
+    early = _timed(talk, yardstick, windows.early_end)
+    more = _held_more(talk, windows.last)
+    last = _timed(talk, yardstick, frames)
+    return BenchReport(
+        f"soak of {bundle.name}",
+        {
+            "frame, early window": Timing.of(early.frames),
+            "frame, last window": Timing.of(last.frames),
+            "yardstick, early window": Timing.of(early.yardstick),
+            "yardstick, last window": Timing.of(last.yardstick),
+        },
+        {
+            "frames": frames,
+            "minutes of audio": round(frames * runtime.config.frame_ms / 60_000, 1),
+            "device": runtime.stages.device.name,
+            "early window": f"frames {windows.first:,} to {windows.early_end:,}",
+            "last window": f"frames {windows.last:,} to {frames:,}",
+            "yardstick": f"the four graphs on a state that stays the same, after every {YARDSTICK_EVERY}th frame",
+            **_ratios(early, last),
+            "ring entries read, early": early.ring_length,
+            "ring entries read, last": last.ring_length,
+            "resident MB after the early window": early.resident_mb,
+            "resident MB at the end": last.resident_mb,
+            "bytes allocated since the early window and held before the last": more,
+            **talk.clock(),
+        },
+        machine(threads, *ENGINES, "numpy"),
+    )
+
+
+@dataclass
+class _Window:
+    """Seconds of each frame and of each run of the yardstick, and what there was when it was over."""
+
+    frames: list[float] = field(default_factory=list)
+    yardstick: list[float] = field(default_factory=list)
+    ring_length: int = 0
+    resident_mb: float | None = None
+
+
+def _timed(talk: "_Conversation", yardstick: "_Yardstick", end: int) -> _Window:
+    gc.collect()
+    window = _Window()
+    while talk.frames < end:
+        window.frames.append(talk.step())
+        if talk.frames % YARDSTICK_EVERY == 0:
+            window.yardstick.append(yardstick.run())
+    window.ring_length, window.resident_mb = talk.runtime.stages.ring_length, resident_mb()
+    return window
+
+
+def _held_more(talk: "_Conversation", end: int) -> int:
+    """Go on to frame `end`; bytes of Python's objects and numpy's arrays that were made on the way and are still held.
+
+    Tracing takes a part of each frame, so these are not timed.
+    """
+    gc.collect()
+    tracemalloc.start()
+    try:
+        talk.go_on_to(end)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def _ratios(early: _Window, last: _Window) -> dict[str, float]:
+    """How much longer the last window's frames took, the same of the yardstick, and the former over the latter."""
+    frames, machines = (
+        float(np.median(b) / np.median(a)) for a, b in ((early.frames, last.frames), (early.yardstick, last.yardstick))
+    )
+    return {
+        "last over early, of the medians": round(frames, 4),
+        "last over early of the yardstick: the machine's own change": round(machines, 4),
+        "last over early without the machine's own change": round(frames / machines, 4),
+    }
+
+
+class _Conversation:
+    """A session that hears speech for as long as it is asked to, and counts frames and samples."""
+
+    def __init__(self, runtime: Runtime, progress: Progress):
+        self.runtime, self._progress = runtime, progress
+        size = runtime.config.frame_size
+        self._speech = speech_like(SPEECH_FRAMES, size, seed=0).reshape(-1, size)  # [F, 1920]
+        self._session = runtime.open(next(iter(runtime.bundle.voices), None), PERSONA, seed=0)
+        self._first_step = int(runtime.ring.step[self._session.row])
+        self.frames = self._heard = self._said = 0
+
+    def step(self) -> float:
+        """One frame, and the seconds it took."""
+        pcm: Pcm = self._speech[self.frames % SPEECH_FRAMES]
+        began = time.perf_counter()
+        reply = self._session.step(pcm)
+        seconds = time.perf_counter() - began
+        self.frames += 1
+        self._heard += pcm.size
+        self._said += int(np.isfinite(reply.pcm).sum())
+        self._progress()
+        return seconds
+
+    def go_on_to(self, end: int) -> None:
+        while self.frames < end:
+            self.step()
+
+    def clock(self) -> dict[str, float]:
+        """Samples in and out, how many frames each part believes it has taken, and how far the furthest of all is off."""
+        stages, row, size = self.runtime.stages, self._session.row, self.runtime.config.frame_size
+        counts = {
+            "session": self._session.frame,
+            "token ring": int(self.runtime.ring.step[row]) - self._first_step,
+            # The last step's position, which was one less than the token ring's step before it.
+            "temporal transformer": int(stages.position[row]) + 2 - self._first_step,
+            "encoder": self._codec_frames("mimi_encode"),
+            "decoder": self._codec_frames("mimi_decode"),
+        }
+        samples = {"samples heard": self._heard, "samples said that are numbers": self._said}
+        off = [count - self.frames for count in counts.values()] + [n / size - self.frames for n in samples.values()]
+        return {
+            **samples,
+            f"frames stepped x {size}": self.frames * size,
+            **{f"frames by the {name}": count for name, count in counts.items()},
+            "clock drift in frames": max(off, key=abs),
+        }
+
+    def _codec_frames(self, graph: str) -> int:
+        stages, position = self.runtime.stages, np.zeros(1, np.int64)
+        state = stages.engines[graph].state["position"].rows(self._session.row, 1)
+        stages.device.copy(Buffer.of(position).whole, state.whole)()
+        stages.device.synchronize()
+        return int(position[0]) // self.runtime.config.mimi.steps_per_frame
+
+
+class _Yardstick:
+    """The engines' work of a frame with the runtime's own weights, but inputs, state and rings that nothing ever changes.
+
+    If it takes longer than before, the machine does. What a long conversation may change, it has no part in: the loop's
+    Python, the sampling noise, and what the model and the codec remember.
+    """
+
+    def __init__(self, runtime: Runtime):
+        executors = runtime.stages.executors
+        self._stages = Stages(runtime.bundle, 1, device=Backend(runtime.stages.device, lambda bundle, slots: executors))
+        for _ in range(WARM_UP_FRAMES):
+            self.run()
+
+    def run(self) -> float:
+        """Seconds of one frame: not active, so that the codec's state stays; the others write what they wrote before."""
+        began = time.perf_counter()
+        self._stages.run_frame(1)
+        return time.perf_counter() - began

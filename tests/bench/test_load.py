@@ -1,0 +1,73 @@
+"""Loads in processes of their own: what they report, what the first leaves for the others, and how they fail."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pplex.bench import load
+from pplex.bench.load import bench_load
+from pplex.cli import main
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.errors import EngineError
+
+MOMENTS = ("imported", "loaded", "opened", "first spoken frame")
+
+
+def test_the_command_reports_the_first_load_and_those_after_it(tiny_bundle: Bundle) -> None:
+    arguments = ["bench", "load", str(tiny_bundle.folder), "--runs", "1", "--slots", "2", "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    for which in ("first load", "from then on"):
+        medians = [report["timings"][f"{which}: {moment}"]["median_ms"] for moment in MOMENTS]
+        assert 0 < medians[0] < medians[1] < medians[2] < medians[3]
+        figures = {name: value for name, value in report["figures"].items() if name.startswith(which)}
+        peak, over = figures[f"{which}: peak MB"], figures[f"{which}: peak over weights"]
+        assert peak > 10 and over == pytest.approx(peak / report["figures"]["MB of weights"], rel=0.01)
+        assert all(value is None or 0 < value <= peak for name, value in figures.items() if "once loaded" in name)
+    assert len(report["timings"]) == 8
+    nbytes = {name: entry["nbytes"] for name, entry in tiny_bundle.manifest["files"].items()}
+    weights = sum(n for name, n in nbytes.items() if name.endswith((".onnx", ".data")))
+    assert report["figures"]["MB of weights"] == round(weights / 1e6, 1)
+    assert report["figures"]["MB kept by the first load"] == 0  # float32 is used as it is
+
+
+def test_a_form_the_first_load_makes_is_told_from_one_that_was_there(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = tmp_path / "caches"
+    seconds = iter([9.0, 2.0, 4.0, 9.0, 2.0, 4.0])
+
+    def measured(options: load.LoadOptions) -> dict[str, Any]:
+        caches.mkdir(exist_ok=True)
+        (caches / "new.cache").write_bytes(bytes(3_000_000))
+        (caches / "old.cache").unlink(missing_ok=True)
+        memory = {"anonymous_mb": None, "mapped_mb": None, "peak_mb": 20.0}
+        return {**dict.fromkeys(load.MOMENTS.values(), next(seconds)), "device": "cpu", **memory}
+
+    monkeypatch.setattr(load, "_measured", measured)
+    monkeypatch.setattr(load, "weights_mb", lambda bundle: 10.0)
+    caches.mkdir()
+    (caches / "old.cache").write_bytes(bytes(3_000_000))  # of another processor, which the first load replaces
+    made, there = (bench_load(tmp_path, runs=2) for _ in range(2))
+    assert (made.figures["MB kept by loads before"], made.figures["MB kept by the first load"]) == (3, 3)
+    assert (there.figures["MB kept by loads before"], there.figures["MB kept by the first load"]) == (3, 0)
+    assert made.timings["first load: loaded"].median_ms == 9000
+    assert made.timings["from then on: loaded"].median_ms == 3000
+    assert made.figures["from then on: peak over weights"] == 2
+    assert made.figures["from then on: MB of its own once loaded"] is None
+
+
+def test_an_error_of_ours_comes_through_and_another_end_is_told(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(main, ["bench", "load", str(tmp_path)])
+    assert result.exit_code == 1 and "Error: " in result.stderr and "is not a bundle" in result.stderr
+    killed = subprocess.CompletedProcess[str]([], -9, "", "one\ntwo\n")
+    monkeypatch.setattr(load.subprocess, "run", lambda *arguments, **options: killed)
+    with pytest.raises(EngineError, match=r"signal 9.*memory(?s:.*)two"):
+        bench_load(tiny_bundle.folder)

@@ -1,0 +1,60 @@
+"""A prompt in chunks of several sizes, and sessions opened again."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pplex.bench.priming import _prompt_seconds, _random_codes
+from pplex.cli import main
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.stages import Stages
+
+
+def test_the_command_reports_every_chunk_and_both_openings(tiny_bundle: Bundle) -> None:
+    result = CliRunner().invoke(main, ["bench", "priming", str(tiny_bundle.folder), "--threads", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    room = tiny_bundle.config.temporal.capacity - 2  # less than 300: all that it remembers
+    chunks = ["one by one", *(f"chunks of {size}" for size in (16, 32, 64, room))]
+    openings = ["open, a persona not seen before", "open, a persona seen before", "one frame"]
+    assert list(report["timings"]) == [*chunks, *openings] and report["unit"] == "ms in all"
+    assert all(0 < t["median_ms"] <= t["p99_ms"] for t in report["timings"].values())
+    figures = report["figures"]
+    assert figures["forced steps"] == figures["steps of the prompt opened"] == room
+    assert figures["steps in a chunk of the runtime"] == 64
+    assert figures["steps in the fastest chunk"] in (1, 16, 32, 64, room)
+    assert figures["chunks of 64 over the fastest"] >= 1
+    assert all(value > 0 for name, value in figures.items() if " over " in name or " of a frame" in name)
+
+
+def test_chunks_end_where_the_steps_do(tiny_bundle: Bundle) -> None:
+    result = CliRunner().invoke(
+        main, ["bench", "priming", str(tiny_bundle.folder), "--steps", "20", "--threads", "1", "--json"]
+    )
+    report = json.loads(result.stdout)
+    assert [name for name in report["timings"] if name.startswith("chunks")] == ["chunks of 16", "chunks of 20"]
+    assert report["figures"]["steps in a chunk of the runtime"] == 20
+
+
+def test_more_steps_than_the_bundle_remembers_are_refused(tiny_bundle: Bundle) -> None:
+    result = CliRunner().invoke(main, ["bench", "priming", str(tiny_bundle.folder), "--steps", "95"])
+    assert result.exit_code == 1 and "--steps 94 or less" in result.stderr
+
+
+@pytest.mark.parametrize("size", [1, 16, 30])
+def test_a_timed_prompt_takes_every_step_once_and_leaves_a_new_slot(
+    tiny_bundle: Bundle, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, taken = Stages(tiny_bundle, 1), []
+    run_forced, codes = stages.run_forced, _random_codes(tiny_bundle.config, 30, np.random.default_rng(0))
+
+    def counted(row: int, position: int, codes: np.ndarray, embedding: np.ndarray) -> None:
+        taken.extend(range(position, position + len(codes)))
+        run_forced(row, position, codes, embedding)
+
+    monkeypatch.setattr(stages, "run_forced", counted)
+    assert _prompt_seconds(stages, codes, size) > 0
+    assert taken == list(range(30))
+    assert not any(entries.any() for entries in stages.save(0, 30).values())
