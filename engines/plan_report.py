@@ -49,8 +49,18 @@ class PlanReport:
             [_size_row(name, plans) for name, plans in zip(self.precisions, self.plans[0], strict=True)],
         )
         steps = " / ".join(str(capacity) for capacity in self.capacities)
+        frame_ms = self.plans[0][0][0].config.frame_ms
+        lengths = " / ".join(_minutes(capacity * frame_ms / 1000) for capacity in self.capacities)
         kept = f"{readable(RESERVE_NBYTES)} of each GPU are kept free."
-        return f"{slots}\n\n{sizes}\n\nSlots, sessions and scratch are for {steps} steps of context, 80 ms each. {kept}"
+        return (
+            f"{slots}\n\n{sizes}\n\nSlots, sessions and scratch are for conversations of {lengths} minutes ({steps} steps); "
+            f"a longer one goes on, and remembers its last so many. {kept}"
+        )
+
+
+def _minutes(seconds: float) -> str:
+    """As in 4:00."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
 
 
 def report_plans(

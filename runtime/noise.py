@@ -1,6 +1,5 @@
 """Per-session sampling noise: a seed gives the same conversation whatever else is in the batch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +40,7 @@ class NoiseSource:
     the graphs look at no candidate beyond it, and what the rows hold there only has to be positive.
     """
 
-    def __init__(self, seed: int | Sequence[int], text: Noise32, audio: Noise32):
+    def __init__(self, seed: int, text: Noise32, audio: Noise32):
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._drawn = np.empty(text.size + audio.size, np.float32)  # numpy draws into contiguous arrays only
         self._text, self._drawn_text = text, self._drawn[: text.size]
@@ -54,11 +53,6 @@ class NoiseSource:
         np.maximum(self._drawn, TINY, out=self._drawn)
         np.copyto(self._text, self._drawn_text)
         np.copyto(self._audio, self._drawn_audio)
-
-
-def draw(seed: int, frame: int, text: Noise32, audio: Noise32) -> None:
-    """Fill text [n] and audio [K, m] for one frame, with draws that depend on the seed and its number only."""
-    NoiseSource((seed, frame), text, audio).draw()
 
 
 def replay(noise: FrameNoise, text: Noise32, audio: Noise32) -> None:

@@ -8,8 +8,8 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from pplex.runtime import noise
 from pplex.runtime.delays import Tokens
+from pplex.runtime.noise import NoiseSource
 from pplex.runtime.session import GREEDY, Sampling
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import Floats
@@ -24,8 +24,10 @@ TIE = 1e-3  # of the best candidate's share: nearer than that, float32 may decid
 def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
     """Draw in slot 0 of `stages`, made with logits, which it leaves as new, for a token history [T, 17]."""
     stages.reset(0, len(codes))
+    noise = NoiseSource(0, stages.text_noise[0], stages.audio_noise[0])
     wrong = [
-        _wrong(stages, codes[step], step, sampling) for step, sampling in enumerate(islice(cycle(SETTINGS), STEPS))
+        _wrong(stages, noise, codes[step], step, sampling)
+        for step, sampling in enumerate(islice(cycle(SETTINGS), STEPS))
     ]
     _restore(stages)
     stages.reset(0, STEPS)
@@ -42,14 +44,14 @@ def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
     )
 
 
-def _wrong(stages: Stages, codes: Tokens, step: int, sampling: Sampling) -> list[bool]:
+def _wrong(stages: Stages, noise: NoiseSource, codes: Tokens, step: int, sampling: Sampling) -> list[bool]:
     """Of one step, which streams [1 + K] were drawn wrongly."""
     forced = np.where((np.arange(1 + stages.forced_audio.shape[1]) + step) % FORCED_EVERY, -1, FORCED)
     stages.codes[0, 0], stages.position[0] = codes, step
     stages.forced_text[0], stages.forced_audio[0] = forced[0], forced[1:]
     stages.text_temperature[0], stages.text_top_k[0] = sampling.text_temperature, sampling.text_top_k
     stages.audio_temperature[0], stages.audio_top_k[0] = sampling.audio_temperature, sampling.audio_top_k
-    noise.draw(0, step, stages.text_noise[0], stages.audio_noise[0])
+    noise.draw()
     stages.run("temporal", 1)
     stages.run("depth", 1)
     logits = stages.tensors("depth")["audio_logits"][0].copy()  # [K, card]

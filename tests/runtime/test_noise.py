@@ -5,7 +5,7 @@ import pytest
 
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.errors import NoiseError
-from pplex.runtime.noise import TINY, FrameNoise, Noise32, NoiseSource, draw, replay
+from pplex.runtime.noise import TINY, FrameNoise, Noise32, NoiseSource, replay
 
 
 class Slot:
@@ -58,19 +58,6 @@ def test_what_the_rows_held_before_does_not_matter() -> None:
     other.draw()
     slot.rows[...] = np.inf
     np.testing.assert_array_equal(slot.draw(), other.draw())
-
-
-def test_a_single_frame_depends_on_seed_and_number_only() -> None:
-    def single(seed: int, frame: int) -> bytes:
-        rows = np.full((1 + CODEBOOKS, MAX_CANDIDATES), np.nan, np.float32)
-        draw(seed, frame, rows[0], rows[1:])
-        assert (rows > 0).all()
-        return rows.tobytes()
-
-    asked = [(0, 0), (0, 1), (1, 0), (1, 1), ((1 << 64) - 1, 10_000_000)]
-    found = [single(*which) for which in asked]
-    assert [single(*which) for which in reversed(asked)] == found[::-1]
-    assert len(set(found)) == len(asked)
 
 
 def test_frames_and_seeds_share_no_run_of_draws() -> None:
