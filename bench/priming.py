@@ -20,7 +20,7 @@ from pplex.runtime.synthetic_speech import speech_like
 
 STEPS = 300  # a voice and a long persona
 CHUNKS = (1, 16, 32, PRIMING_STEPS, 128, MAX_STEPS)
-ROUNDS = 5  # of every side in turn, so that all see the same machine
+ROUNDS = 3  # of every side in turn, so that all see the same machine
 FRAMES = 20  # of conversation a round
 
 

@@ -25,8 +25,8 @@ class OnnxRuntimeExecutor:
     """A graph on ONNX Runtime's CPU provider; `weights` is the folder of its weights, if not the file's own.
 
     With `prepared` it is loaded from there, and made there if it is not yet. With `profiles`, a folder, every operator of
-    every call is timed. Raises LibraryError where ONNX Runtime is not
-    installed, EngineError for a precision that the provider cannot compute in, BundleError where it refuses the graph.
+    every call is timed. Raises LibraryError where ONNX Runtime is not installed, EngineError for a precision that the
+    provider cannot compute in, BundleError where it refuses the graph.
     """
 
     alignment = 1

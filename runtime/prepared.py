@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
+from pplex.runtime.errors import BundleError
 from pplex.runtime.precision import PRECISIONS
 
 GROWTH = 1.5  # times the weights' bytes, at most: their scales are kept as float32
@@ -58,7 +59,7 @@ class PreparedGraph:
                 old.unlink(missing_ok=True)
             (scratch / self.weights.name).replace(self.weights)
             (scratch / self.model.name).replace(self.model)
-        except OSError:  # a bundle that is read only, or a disk that is full: it is prepared anew at each load
+        except (OSError, BundleError):  # read only, or full, or another process began: it is prepared anew at each load
             return False
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

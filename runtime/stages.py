@@ -156,10 +156,6 @@ class Stages:
         """Entries of the temporal transformer's rings that a step reads now."""
         return self._ring_length
 
-    def lengthen_rings(self) -> None:
-        """Make the rings as long as they can get, until a slot is reset."""
-        self._resize_rings(self._ring_lengths[-1])
-
     def tensors(self, graph: str) -> Mapping[str, Array]:
         """A graph's inputs and outputs by name, [S, ...] each."""
         return self._tensors[graph]

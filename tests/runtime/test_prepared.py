@@ -148,5 +148,20 @@ def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
     assert not left.exists() and kept(folder)["temporal"].is_there
 
 
+def test_of_two_that_prepare_at_once_one_gives_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one clears the place where it writes: it goes on without."""
+    expected = conversation(folder)
+    shutil.rmtree(folder / "caches")
+    disk_usage = shutil.disk_usage
+
+    def another_begins(path: Path) -> Any:
+        monkeypatch.setattr(Path, "mkdir", lambda self, **options: None)  # the folder that was just made is gone again
+        return disk_usage(path)
+
+    monkeypatch.setattr(prepared.shutil, "disk_usage", another_begins)
+    assert conversation(folder) == expected
+    assert not kept(folder)["temporal"].is_there and list((folder / "caches").iterdir()) == []
+
+
 def test_other_precisions_keep_nothing(tiny_bundle: Bundle) -> None:
     assert prepared_here(tiny_bundle.folder, tiny_bundle.manifest) == {}
