@@ -30,7 +30,7 @@ def bench() -> None:
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> None:
-    """The codec of CHECKPOINT: its exported graphs against our torch modules (eager), frame by frame in one run."""
+    """The codec of CHECKPOINT: its exported graphs against our torch modules, and rustymimi where that is installed."""
     from pplex.bench.codec import bench_codec
 
     report = bench_codec(checkpoint, frames, threads)

@@ -53,8 +53,8 @@ class PlanReport:
         lengths = " / ".join(_minutes(capacity * frame_ms / 1000) for capacity in self.capacities)
         kept = f"{readable(RESERVE_NBYTES)} of each GPU are kept free."
         return (
-            f"{slots}\n\n{sizes}\n\nSlots, sessions and scratch are for conversations of {lengths} minutes ({steps} steps); "
-            f"a longer one goes on, and remembers its last so many. {kept}"
+            f"{slots}\n\n{sizes}\n\nSlots, sessions and scratch are for conversations of {lengths} minutes. "
+            f"A longer one goes on, and remembers its last {steps} steps. {kept}"
         )
 
 

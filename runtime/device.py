@@ -4,6 +4,7 @@ import ctypes
 import math
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -14,9 +15,9 @@ import numpy.typing as npt
 from pplex.runtime.precision import storage_dtype
 
 Array = npt.NDArray[Any]
+Call = Callable[[], None]
 
 _LARGE = 4 << 20  # bytes from which on pages count
-Call = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,12 @@ def _untouched(shape: tuple[int, ...], dtype: str) -> Array:
     """
     if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # another system than Linux
         return np.zeros(shape, storage_dtype(dtype))
-    memory = mmap.mmap(-1, buffer_nbytes(shape, dtype), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    try:
+        memory = mmap.mmap(-1, buffer_nbytes(shape, dtype), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{shape} {dtype} do not fit into memory: {error}") from error
+    with suppress(OSError):  # a kernel that has no large pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.ndarray(shape, storage_dtype(dtype), memory)
 
 

@@ -48,17 +48,16 @@ class Engine:
 
         `written` ring entries of each row are kept, as far as they fit; no row that is not named has any.
         """
-        for state in self._rings():
-            old = self.state[state.name]
-            shape = (old.shape[0], *fixed_shape(state.shape[1:], sizes))
-            if shape == old.shape:
-                continue
-            new = self._device.zeros(shape, state.dtype)
+        slots = self.state[self._rings()[0].name].shape[0]
+        # All are there before the first one is replaced: a device that has not enough memory leaves things as they are.
+        longer = {s.name: self._device.zeros((slots, *fixed_shape(s.shape[1:], sizes)), s.dtype) for s in self._rings()}
+        for name in list(longer):
+            old, new = self.state[name], longer.pop(name)
             for row, steps in written.items():
                 kept = min(steps, old.shape[2], new.shape[2])
                 self._device.copy(new.rows(row, 1).part(2, 0, kept), old.rows(row, 1).part(2, 0, kept))()
             self._device.synchronize()  # before the old memory is given back
-            self.state[state.name] = new
+            self.state[name] = new
         self._stand_ins.clear()
 
     def bind(self, tensors: Mapping[str, Buffer], row: int, batch: int, repeated: bool = False) -> Call:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ from pplex.runtime.prepared import PreparedGraph
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: how IO binding is told of a type that numpy lacks
 CPU_ONLY = ("CPUExecutionProvider",)
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_UNREADABLE = (BundleError, OSError, ValueError)  # what a graph that was kept and is damaged, or gone, ends in
 NO_CUDA_GRAPH = "-1"  # the gpu_graph_id of a call that is neither recorded nor replayed
 
 
@@ -76,7 +78,6 @@ class OnnxRuntimeCudaExecutor:
     """
 
     alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
-    fixed_rings = False
     capturable = False  # the provider allocates and synchronizes as it goes, which a capture around it forbids
 
     def __init__(
@@ -94,8 +95,10 @@ class OnnxRuntimeCudaExecutor:
         options = _options(precision, threads=1)
         try:
             self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"}, weights)
+            self.fixed_rings = True  # it never lets go of a graph that it has captured
         except BundleError:  # some node runs on the processor: then the provider takes no graph of it
             self._session = _cuda_session(path, precision, options, provider, weights)
+            self.fixed_rings = False
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         import onnxruntime as ort
@@ -170,9 +173,12 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
     if prepared.is_there:
         try:
             return load()
-        except BundleError:
-            prepared.remove()
-    return load() if prepared.make(partial(_prepare, path, precision, options())) else None
+        except _UNREADABLE:
+            prepared.discard()
+    if prepared.make(partial(_prepare, path, precision, options())):
+        with suppress(*_UNREADABLE):  # another process may have put its own in the place of one half of it
+            return load()
+    return None
 
 
 def _cpu_session(path: Path, precision: str, options: Any, weights: Path) -> Any:

@@ -5,36 +5,47 @@ released size, and as much memory again. What comes of it is written down once, 
 """
 
 import hashlib
+import os
 import platform
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
+from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, file_sha256
 from pplex.runtime.errors import BundleError
 from pplex.runtime.precision import PRECISIONS
 
 GROWTH = 1.5  # times the weights' bytes, at most: their scales are kept as float32
+FORMAT = "1"  # of what is kept: another one where it is made or loaded with other options
+LEFT_SECONDS = 3600.0  # a folder that was not finished by then will not be
 
 
 @dataclass(frozen=True)
 class PreparedGraph:
-    """Where one graph is kept for one processor, library version and content; `nbytes` of weights go into it."""
+    """Where one graph is kept for one processor, library version and content.
+
+    `sources` are the bundle's own files of it with their SHA-256, `nbytes` together.
+    """
 
     folder: Path
     graph: str
+    processor: str
     key: str
+    sources: Mapping[Path, str]
     nbytes: int
 
     @property
     def model(self) -> Path:
-        return self.folder / f"{self.graph}.cpu_{self.key}.onnx{CACHE_SUFFIX}"
+        return self.folder / f"{self.graph}.cpu_{self.processor}_{self.key}.onnx{CACHE_SUFFIX}"
 
     @property
     def weights(self) -> Path:
-        return self.folder / f"{self.graph}.cpu_{self.key}.data{CACHE_SUFFIX}"
+        return self.folder / f"{self.graph}.cpu_{self.processor}_{self.key}.data{CACHE_SUFFIX}"
 
     @property
     def is_there(self) -> bool:
@@ -42,33 +53,47 @@ class PreparedGraph:
         return self.model.is_file() and self.weights.is_file()
 
     def make(self, write: Callable[[Path, str], None]) -> bool:
-        """Have `write(model, name of the weights' file)` write it; False, and nothing left, where there is no room for it.
+        """Have `write(model, name of the weights' file)` write it; False, and nothing left, where it cannot be written.
 
-        What was kept of the graph for other versions or contents is removed.
+        What was kept of the graph for this processor, of other versions or contents, is removed. Of two processes at once
+        each writes its own, and the last one's stays.
         """
-        scratch = self.folder / f"{self.graph}.cpu.part"
         try:
             self.folder.mkdir(exist_ok=True)
+            self._remove_left_overs()
             if shutil.disk_usage(self.folder).free < GROWTH * self.nbytes:
                 return False
-            # One name for all who make it: what a killed process left is removed, and of two at once the first gives up.
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            write(scratch / self.model.name, self.weights.name)
-            for old in self.folder.glob(f"{self.graph}.cpu_*{CACHE_SUFFIX}"):
-                old.unlink(missing_ok=True)
-            (scratch / self.weights.name).replace(self.weights)
-            (scratch / self.model.name).replace(self.model)
-        except (OSError, BundleError):  # read only, or full, or another process began: it is prepared anew at each load
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{self.graph}.", suffix=".part") as scratch:
+                model, weights = Path(scratch) / self.model.name, Path(scratch) / self.weights.name
+                write(model, weights.name)
+                for path in (weights, model):
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                for old in self.folder.glob(f"{self.graph}.cpu_{self.processor}_*{CACHE_SUFFIX}"):
+                    old.unlink(missing_ok=True)
+                weights.replace(self.weights)
+                model.replace(self.model)
+        except (OSError, BundleError):  # read only, or full: it is prepared anew at each load
             return False
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return True
 
-    def remove(self) -> None:
-        """Forget what turned out to be damaged."""
-        self.model.unlink(missing_ok=True)
-        self.weights.unlink(missing_ok=True)
+    def _remove_left_overs(self) -> None:
+        """What processes left that were killed while they wrote."""
+        for scratch in self.folder.glob("*.part"):
+            if time.time() - scratch.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Forget what turned out to be damaged. Raises BundleError if what it was made of is damaged, too."""
+        for path in (self.model, self.weights):
+            with suppress(OSError):
+                path.unlink()
+        changed = [path.name for path, sha256 in self.sources.items() if file_sha256(path) != sha256]
+        if changed:
+            raise BundleError(
+                f"{self.folder.parent} is damaged: {', '.join(changed)} has another SHA-256 than the manifest says. "
+                "Copy it again, or rebuild it: pplex-export build"
+            )
 
 
 def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> dict[str, PreparedGraph]:
@@ -76,20 +101,28 @@ def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> 
 
     A file that was written to since is another file, whatever the manifest says: what was kept of it is not found again.
     """
-    processor = _processor()
+    processor = _digest(_processor())[:8]
 
     def prepared(graph: str) -> PreparedGraph | None:
-        found = [folder / name for name in graph_files(graph)]
-        if not all(path.is_file() for path in found):
+        sources = {
+            folder / name: manifest["files"][name]["sha256"]
+            for name in graph_files(graph)
+            if name in manifest["files"] and (folder / name).is_file()
+        }
+        if len(sources) < 2:  # no weights in a file of their own
             return None
-        stats = [path.stat() for path in found]
-        sums = [manifest["files"][path.name]["sha256"] for path in found]
-        times = [str(stat.st_mtime_ns) for stat in stats]
-        key = hashlib.sha256("\n".join([version, processor, *sums, *times]).encode()).hexdigest()[:16]
-        return PreparedGraph(folder / CACHES_FOLDER, graph, key, sum(stat.st_size for stat in stats))
+        stats = [path.stat() for path in sources]
+        key = _digest(FORMAT, version, *sources.values(), *(str(stat.st_mtime_ns) for stat in stats))[:16]
+        nbytes = sum(stat.st_size for stat in stats)
+        return PreparedGraph(folder / CACHES_FOLDER, graph, processor, key, sources, nbytes)
 
-    blocked = [graph for graph, precision in manifest["precision"].items() if PRECISIONS[precision].block]
+    precisions = {graph: PRECISIONS.get(name) for graph, name in manifest["precision"].items()}
+    blocked = [graph for graph, precision in precisions.items() if precision and precision.block]
     return {graph: found for graph in blocked if (found := prepared(graph))}
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def graph_files(graph: str) -> tuple[str, str]:

@@ -263,13 +263,13 @@ class Stages:
 
     def _resize_rings(self, length: int) -> None:
         in_use = {row: int(steps) for row, steps in enumerate(self._written) if steps}
-        self.engines["temporal"].resize({"C": length}, in_use)
-        self._ring_length = length
-        # Calls hold addresses: those of the rings are bound again when they are made next.
+        # Calls hold the rings that they were bound to, each as much memory as its successor: they go first.
         for calls in (self._prepared, self._calls):
             for key in [key for key in calls if "temporal" in key[0]]:
                 del calls[key]
         self._bound = {key: call for key, call in self._bound.items() if key[0] != "temporal"}
+        self.engines["temporal"].resize({"C": length}, in_use)
+        self._ring_length = length
 
     # Buffers.
 
@@ -300,7 +300,7 @@ class Stages:
 
 
 def ring_lengths(capacity: int) -> list[int]:
-    """Two lengths an octave, so that a step reads a third too much at most: 128, 192, 256, 384, ... and `capacity`."""
+    """Two an octave, so that at most a third of what a step reads is not needed: 128, 192, 256, 384, ..., `capacity`."""
     octaves = [SHORTEST_RING << i for i in range(max(1, capacity).bit_length())]
     return [n for octave in octaves for n in (octave, octave * 3 // 2) if n < capacity] + [capacity]
 

@@ -93,11 +93,15 @@ def half_written(graph: PreparedGraph) -> None:
     graph.model.unlink()
 
 
+def empty(graph: PreparedGraph) -> None:
+    graph.weights.write_bytes(b"")
+
+
 def no_model(graph: PreparedGraph) -> None:
     graph.model.write_bytes(b"no model")
 
 
-@pytest.mark.parametrize("damage", [cut_short, half_written, no_model])
+@pytest.mark.parametrize("damage", [cut_short, half_written, empty, no_model])
 def test_what_is_damaged_is_made_again(folder: Path, damage: Damage) -> None:
     expected = conversation(folder)
     temporal = kept(folder)["temporal"]
@@ -114,10 +118,11 @@ def test_other_files_and_other_versions_are_prepared_anew(folder: Path, monkeypa
     assert not kept(folder)["temporal"].is_there
     assert conversation(folder) == expected
     assert kept(folder)["temporal"].is_there and not before.is_there
+    assert len(list((folder / "caches").iterdir())) == 2, "what is of no use any more is removed"
     monkeypatch.setattr(prepared, "_processor", lambda: "another")
     assert not kept(folder)["temporal"].is_there
     assert conversation(folder) == expected
-    assert len(list((folder / "caches").iterdir())) == 2, "what is of no use any more is removed"
+    assert len(list((folder / "caches").iterdir())) == 4, "a folder that several machines share serves them all"
 
 
 def test_a_bundle_that_cannot_be_written_to_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,27 +145,45 @@ def test_a_full_disk_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
-    left = folder / "caches" / "temporal.cpu.part"
-    left.mkdir(parents=True)
-    (left / "half").write_bytes(bytes(10))
+    left, fresh = folder / "caches" / "temporal.old.part", folder / "caches" / "temporal.new.part"
+    for scratch in (left, fresh):
+        scratch.mkdir(parents=True)
+        (scratch / "half").write_bytes(bytes(10))
+    os.utime(left, (0, 0))
     assert is_bundle(folder)
     conversation(folder)
     assert not left.exists() and kept(folder)["temporal"].is_there
+    assert fresh.exists(), "another process may be writing it"
 
 
-def test_of_two_that_prepare_at_once_one_gives_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one clears the place where it writes: it goes on without."""
-    expected = conversation(folder)
-    shutil.rmtree(folder / "caches")
-    disk_usage = shutil.disk_usage
+def test_two_that_prepare_at_once_do_not_meet(folder: Path) -> None:
+    expected, caches = conversation(folder), folder / "caches"
+    shutil.rmtree(caches)
+    writing = []
 
-    def another_begins(path: Path) -> Any:
-        monkeypatch.setattr(Path, "mkdir", lambda self, **options: None)  # the folder that was just made is gone again
-        return disk_usage(path)
+    def write(model: Path, weights: str) -> None:
+        """In the middle of it, another process begins, and ends."""
+        model.write_bytes(b"half")
+        (model.parent / weights).write_bytes(b"half")
+        writing.append(model.parent)
+        assert conversation(folder) == expected
+        assert model.read_bytes() == b"half", "each has a place of its own"
+        raise BundleError("and then the first one fails")
 
-    monkeypatch.setattr(prepared.shutil, "disk_usage", another_begins)
-    assert conversation(folder) == expected
-    assert not kept(folder)["temporal"].is_there and list((folder / "caches").iterdir()) == []
+    assert not kept(folder)["temporal"].make(write)
+    assert not writing[0].exists() and conversation(folder) == expected
+
+
+def test_damage_of_both_is_told(folder: Path) -> None:
+    """What is kept is made again of files that are hashed before: they may be damaged, too."""
+    conversation(folder)
+    cut_short(kept(folder)["temporal"])
+    path = folder / "temporal.data"
+    stat, data = path.stat(), path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(BundleError, match="temporal[.]data has another SHA-256"):
+        conversation(folder)
 
 
 def test_other_precisions_keep_nothing(tiny_bundle: Bundle) -> None:

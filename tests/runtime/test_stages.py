@@ -20,7 +20,7 @@ from pplex.runtime import stages as stages_module
 from pplex.runtime.backend import Backend, gpu_loader, host_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
-from pplex.runtime.device import HostDevice, host_view
+from pplex.runtime.device import Buffer, HostDevice, host_view
 from pplex.runtime.session import GREEDY, Runtime, Sampling, Session
 from pplex.runtime.stages import Stages, ring_lengths
 from pplex.validate.golden import check_golden
@@ -220,6 +220,40 @@ def test_a_prompt_that_was_kept_finds_room(tiny_bundle: Bundle) -> None:
             said.append([session.step_codes(codes).tolist() for codes in CODES[0, :5]])
         assert runtime.stages.ring_length == SHORT
     assert said[0] == said[1]
+
+
+@pytest.mark.usefixtures("short_rings")
+def test_rings_that_find_no_room_stay_as_they_are(tiny_bundle: Bundle) -> None:
+    """The conversation that needs longer ones fails, and the others go on."""
+    device = FullDevice()
+    runtime = Runtime(tiny_bundle, 2, device=host_backend(device, threads=1))
+    expected = conversation_of(Runtime(tiny_bundle, 2, threads=1, device="cpu", batches=[2]).open(None, "", seed=4))
+    short = runtime.open(None, "", seed=4)
+    length = runtime.stages.ring_length
+    device.room = 3  # of the six rings
+    with pytest.raises(MemoryError):
+        runtime.open(None, list(range(4, 40)), seed=0)
+    assert runtime.stages.ring_length == length
+    assert {buffer.shape[2] for buffer in runtime.stages.engines["temporal"].state.values()} == {length}
+    device.room = None
+    assert conversation_of(short) == expected
+
+
+class FullDevice(HostDevice):
+    """A device that has memory for so many more buffers."""
+
+    room: int | None = None
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        if self.room is not None:
+            if not self.room:
+                raise MemoryError(shape)
+            self.room -= 1
+        return super().zeros(shape, dtype)
+
+
+def conversation_of(session: Session) -> list[list[int]]:
+    return [session.step_codes(codes).tolist() for codes in CODES[1, :20]]
 
 
 def test_slots_take_memory_as_they_are_written() -> None:
