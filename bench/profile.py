@@ -23,7 +23,7 @@ OTHERS = "all others"
 def profile_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -> BenchReport:
     """Milliseconds a frame of each graph and of its operators, of sessions that speak at once. On the processor.
 
-    Profiling takes time itself, about a microsecond for each node: shares are what counts here, not sums.
+    Profiling takes time itself, more than ten microseconds for each node: a graph's own row has that in it.
     """
     with tempfile.TemporaryDirectory() as scratch:
         backend = host_backend(HostDevice(), threads, Path(scratch))
