@@ -103,9 +103,9 @@ def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple
     ring = torch.zeros(1, stack.heads, length, stack.head_dim, dtype=torch.bfloat16)
     position = torch.tensor([POSITION % length])
     where = (
-        ring_index(position, length),
-        ring_mask(position, 1, length, whole_write=False),
-        *rope(position, 1, stack),
+        ring_index(position, torch.arange(length)),
+        ring_mask(position, torch.arange(1), torch.arange(length), whole_write=False),
+        *rope(position, torch.arange(1), stack),
     )
     stream = torch.rand(1, 1, stack.dim).to(torch.bfloat16)
     ones = torch.ones(1, config.depth_steps, 512)

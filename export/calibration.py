@@ -199,8 +199,9 @@ def _place(steps: int, config: ModelConfig) -> tuple[Tensor, ...]:
     """What a layer takes beside its input for `steps` steps from the start: empty rings, where to write, mask, angles."""
     stack, capacity, start = config.temporal, steps + 1, torch.zeros(1, dtype=torch.int64)
     ring = torch.zeros(1, stack.heads, capacity, stack.head_dim)
-    mask = ring_mask(start, steps, capacity, whole_write=False)
-    return ring, ring, ring_index(start, capacity), mask, *rope(start, steps, stack)
+    queries, entries = torch.arange(steps), torch.arange(capacity)
+    mask = ring_mask(start, queries, entries, whole_write=False)
+    return ring, ring, ring_index(start, entries), mask, *rope(start, queries, stack)
 
 
 def _depth(

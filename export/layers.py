@@ -1,6 +1,7 @@
 """Building blocks of the exported graphs: torch code that runs eagerly and traces to one standard ONNX op each."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,18 +68,63 @@ def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
             shape=ring.shape,
             version=24,
         )
-    steps = index[:, None] + torch.arange(update.shape[2])  # [B, T]
+    steps = index[:, None] + torch.arange(update.shape[2], device=index.device)  # [B, T]
     return ring.scatter(2, steps[:, None, :, None].expand_as(update), update)
 
 
-def ring_index(position: Tensor, capacity: int) -> Tensor:
-    """Where in the ring a step is written."""
-    # A tensor, because the exporter has no remainder by a symbolic number.
-    return position % torch.full((), capacity, dtype=torch.int64)
+def indices(x: Tensor, axis: int, longest: int) -> Tensor:
+    """0, 1, ..., x.shape[axis] - 1, which are `longest` at most, on the device of x.
+
+    In the graph they are cut from a constant: arithmetic on a size is something that ONNX Runtime leaves to the processor,
+    and then it captures no CUDA graph.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.arange(x.shape[axis], device=x.device)
+    size = _symbolic("Shape", (x,), {"start": axis, "end": axis + 1}, torch.int64, (1,))
+    return _symbolic("Slice", (torch.arange(longest), _constant(0), size), {}, torch.int64, (x.shape[axis],))
 
 
-def ring_mask(position: Tensor, steps: int, capacity: int, whole_write: bool) -> Tensor:
-    """Which ring entries each of the `steps` queries at position[b], position[b] + 1, ... may read: [B, 1, T, C] bool.
+def split_last(x: Tensor, *sizes: int) -> Tensor:
+    """The last axis of x [B, T, n] taken apart: [B, T, *sizes]."""
+    if not torch.compiler.is_exporting():
+        return x.unflatten(-1, sizes)
+    return _symbolic("Reshape", (x, _constant(0, 0, *sizes)), {}, x.dtype, (*x.shape[:2], *sizes))
+
+
+def merge_last(x: Tensor) -> Tensor:
+    """The last two axes of x [B, T, n, m] put together: [B, T, n * m]."""
+    if not torch.compiler.is_exporting():
+        return x.flatten(-2)
+    return _symbolic("Reshape", (x, _constant(0, 0, -1)), {}, x.dtype, (*x.shape[:2], x.shape[2] * x.shape[3]))
+
+
+def _symbolic(
+    op: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor:
+    """One node of the graph that is traced, as it is to be."""
+    return torch.onnx.ops.symbolic(op, inputs, attrs=attributes, dtype=dtype, shape=shape, version=24)
+
+
+def _constant(*values: int) -> Tensor:
+    return _symbolic("Constant", (), {"value_ints": list(values)}, torch.int64, (len(values),))
+
+
+def elu(x: Tensor) -> Tensor:
+    """x above 0, exp(x) - 1 below."""
+    # Not ONNX's Elu, which ONNX Runtime 1.31 computes on the processor for lack of a CUDA kernel, and not faster there.
+    # Below 0 the exponential is never less than x.
+    return torch.maximum(x, torch.exp(x.clamp(max=0)) - 1)
+
+
+def ring_index(position: Tensor, entries: Tensor) -> Tensor:
+    """Where in the ring of `entries`, 0, 1, ..., C - 1, a step is written."""
+    return position % (entries[-1:] + 1)
+
+
+def ring_mask(position: Tensor, steps: Tensor, entries: Tensor, whole_write: bool) -> Tensor:
+    """Which ring entries the queries at position[b] + steps[0], ... may read: [B, 1, T, C] bool.
+
+    `steps` are 0, 1, ..., T - 1, `entries` 0, 1, ..., C - 1.
 
     After a write that ends at step E (exclusive) the reference takes entry E % C, the oldest, for step E itself and
     masks it as not yet seen. C = 4, E = 6:
@@ -90,22 +136,21 @@ def ring_mask(position: Tensor, steps: int, capacity: int, whole_write: bool) ->
     `whole_write`: the reference steps all T at once, as in the codec, and E is the same for every query. Without it the
     result is that of T calls of one step each, as long as the ring is not yet full.
     """
-    query = position[:, None] + torch.arange(steps)  # [B, T]
-    last = position[:, None] + (steps - 1)  # [B, 1]
+    query = position[:, None] + steps  # [B, T]
+    last = query[:, -1:]  # [B, 1]
     end = last + 1 if whole_write else query + 1
-    held = last - ring_index(
-        last - torch.arange(capacity), capacity
-    )  # [B, C] the step each entry holds; below 0: none yet
+    held = last - ring_index(last - entries, entries)  # [B, C] the step each entry holds; below 0: none yet
     held = held[:, None, :]
-    visible = (held >= 0) & (held <= query[:, :, None]) & (held > end[:, :, None] - capacity)
+    oldest = end[:, :, None] - entries[-1:]  # what the newest C - 1 steps begin with
+    visible = (held >= 0) & (held <= query[:, :, None]) & (held >= oldest)
     return visible[:, None]
 
 
-def rope(position: Tensor, steps: int, stack: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, T, D/2] in float32 of the angles at position[b], position[b] + 1, ..."""
-    pairs = torch.arange(stack.head_dim // 2, dtype=torch.float32)
+def rope(position: Tensor, steps: Tensor, stack: TransformerConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, T, D/2] in float32 of the angles at position[b] + steps[0], ..."""
+    pairs = torch.arange(stack.head_dim // 2, dtype=torch.float32, device=position.device)
     frequency = torch.exp(pairs * (-math.log(stack.max_period) * 2 / stack.head_dim))
-    angle = (position[:, None] + torch.arange(steps)).float()[:, :, None] * frequency
+    angle = (position[:, None] + steps).float()[:, :, None] * frequency
     return torch.cos(angle), torch.sin(angle)
 
 
@@ -125,13 +170,11 @@ class RingAttention(nn.Module):
     def forward(
         self, x: Tensor, ring_k: Tensor, ring_v: Tensor, index: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # Reshapes to sizes at hand: unflatten and flatten would ask the graph for them a second time.
-        qkv = self.in_proj(x).reshape(*x.shape[:2], 3, self.heads, self.head_dim)
-        qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
+        qkv = split_last(self.in_proj(x), 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
         q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
         ring_k, ring_v = tensor_scatter(ring_k, k, index), tensor_scatter(ring_v, v, index)
         y = F.scaled_dot_product_attention(q, ring_k, ring_v, attn_mask=mask)
-        return self.out_proj(y.transpose(1, 2).reshape(x.shape)), ring_k, ring_v
+        return self.out_proj(merge_last(y.transpose(1, 2))), ring_k, ring_v
 
 
 def sample(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, forced: Tensor) -> Tensor:
@@ -145,7 +188,7 @@ def sample(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, fo
     values, tokens = torch.topk(logits, candidates, dim=-1)
     weight = torch.exp((values - values[:, :1]) / temperature[:, None])
     race = weight / noise[:, :candidates]
-    race = torch.where(torch.arange(candidates) < top_k[:, None], race, -1.0)
+    race = torch.where(torch.arange(candidates, device=race.device) < top_k[:, None], race, -1.0)
     winner = torch.argmax(race, dim=-1, keepdim=True)
     return torch.where(forced >= 0, forced, tokens.gather(1, winner)[:, 0])
 

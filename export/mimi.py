@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RingAttention, ring_index, ring_mask, rope, store_in
+from pplex.export.layers import Linear, RingAttention, elu, ring_index, ring_mask, rope, store_in
 from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
 from pplex.runtime.graphs import Conv, Seanet, Stage, downsample, seanet_decoder, seanet_encoder, upsample
 
@@ -81,7 +81,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
         y = x
         for conv in self.convs:
-            y = conv(F.elu(y), carry)
+            y = conv(elu(y), carry)
         return x + y
 
 
@@ -93,7 +93,7 @@ class EncoderStage(nn.Module):
         self.residual, self.resample = ResidualBlock(stage.residual), CausalConv(stage.resample)
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        return self.resample(F.elu(self.residual(x, carry)), carry)
+        return self.resample(elu(self.residual(x, carry)), carry)
 
 
 class DecoderStage(nn.Module):
@@ -104,7 +104,7 @@ class DecoderStage(nn.Module):
         self.residual, self.resample = ResidualBlock(stage.residual), TransposedConv(stage.resample)
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        return self.residual(self.resample(F.elu(x), carry), carry)
+        return self.residual(self.resample(elu(x), carry), carry)
 
 
 class SeanetStack(nn.Module):
@@ -120,7 +120,7 @@ class SeanetStack(nn.Module):
         x = self.first(x, carry)
         for stage in self.stages:
             x = stage(x, carry)
-        return self.last(F.elu(x), carry)
+        return self.last(elu(x), carry)
 
 
 class LayerNorm(nn.Module):
@@ -161,9 +161,9 @@ class CodecTransformer(nn.Module):
         self.layers = nn.ModuleList(CodecLayer(stack) for _ in range(stack.layers))
 
     def forward(self, x: Tensor, position: Tensor, rings: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        steps, capacity, present = x.shape[-1], self.stack.capacity, list[Tensor]()
-        mask = ring_mask(position, steps, capacity, whole_write=True)
-        where = (ring_index(position, capacity), mask, *rope(position, steps, self.stack))
+        steps, entries = (torch.arange(n, device=x.device) for n in (x.shape[-1], self.stack.capacity))
+        mask, present = ring_mask(position, steps, entries, whole_write=True), list[Tensor]()
+        where = (ring_index(position, entries), mask, *rope(position, steps, self.stack))
         x = x.transpose(1, 2)
         for layer, ring_k, ring_v in zip(self.layers, rings[::2], rings[1::2], strict=True):
             x, ring_k, ring_v = layer(x, ring_k, ring_v, *where)

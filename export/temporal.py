@@ -9,6 +9,7 @@ from pplex.export.layers import (
     RMSNorm,
     SwiGLU,
     embed,
+    indices,
     ring_index,
     ring_mask,
     rope,
@@ -16,6 +17,7 @@ from pplex.export.layers import (
     store_in,
 )
 from pplex.runtime.config import ModelConfig, TransformerConfig
+from pplex.runtime.graphs import MAX_STEPS
 
 
 class TemporalLayer(nn.Module):
@@ -57,11 +59,11 @@ class Temporal(nn.Module):
         text_top_k: Tensor,
         *rings: Tensor,
     ) -> tuple[Tensor, ...]:
-        steps, capacity = codes.shape[1], rings[0].shape[2]
+        steps, entries = indices(codes, 1, MAX_STEPS), indices(rings[0], 2, self.stack.capacity)
         x = (self.embed_streams(codes) + embedding).to(self.dtype)  # [B, T, dim]
         where = (
-            ring_index(position, capacity),
-            ring_mask(position, steps, capacity, whole_write=False),
+            ring_index(position, entries),
+            ring_mask(position, steps, entries, whole_write=False),
             *rope(position, steps, self.stack),
         )
         present: list[Tensor] = []
@@ -76,6 +78,6 @@ class Temporal(nn.Module):
     def embed_streams(self, codes: Tensor) -> Tensor:
         """Sum of the embeddings of all streams: [B, T, 17] -> [B, T, dim] float32."""
         audio = codes[..., 1:]
-        offset = torch.arange(audio.shape[-1]) * self.audio_rows
+        offset = torch.arange(audio.shape[-1], device=audio.device) * self.audio_rows
         rows = torch.where(audio >= 0, audio + offset, -1)
         return embed(self.audio_emb, rows).sum(2) + embed(self.text_emb, codes[..., 0])

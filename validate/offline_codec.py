@@ -53,7 +53,7 @@ def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -
     stack, steps = transformer.stack, x.shape[-1]
     start = torch.zeros(1, dtype=torch.int64)
     mask = _window(steps, steps_per_frame, stack.capacity)
-    where = (start, mask, *rope(start, steps, stack))
+    where = (start, mask, *rope(start, torch.arange(steps), stack))
     x = x.transpose(1, 2)
     for layer in transformer.layers:
         ring = torch.zeros(1, stack.heads, steps, stack.head_dim)

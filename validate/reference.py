@@ -125,4 +125,4 @@ def _place(config: ModelConfig, steps: int, capacity: int) -> tuple[Tensor, ...]
     ring = torch.zeros(1, stack.heads, steps, stack.head_dim)
     age = torch.arange(steps)[:, None] - torch.arange(steps)  # of the step in the column, seen from that in the row
     visible = (age >= 0) & (age < capacity - 1)
-    return ring, ring, start, visible[None, None], *rope(start, steps, stack)
+    return ring, ring, start, visible[None, None], *rope(start, torch.arange(steps), stack)
