@@ -1,10 +1,12 @@
-"""How fast this machine's processors read memory: the floor under every step that reads weights once."""
+"""How fast memory is read, by this machine's processors or its GPU: the floor under every step that reads weights once."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
+from pplex.runtime.device import Buffer, Device
 from pplex.runtime.ort import available_threads
 
 NBYTES = 2 << 30  # more than any cache
@@ -23,3 +25,20 @@ class Bandwidth:
         began = time.perf_counter()
         list(self._pool.map(np.sum, self._parts))
         return NBYTES / (time.perf_counter() - began)
+
+
+def copy_bandwidth(device: Device, nbytes: int = NBYTES, copies: int = 20) -> float:
+    """Bytes a second that a copy within the device's memory reads and writes, the median of `copies` of `nbytes` each."""
+    source, target = (device.zeros((nbytes,), "uint8") for _ in range(2))
+    pattern = np.random.default_rng(0).integers(0, 256, min(nbytes, 1 << 24), np.uint8)
+    for start in range(0, nbytes, len(pattern)):
+        part = source.part(0, start, min(len(pattern), nbytes - start))
+        device.copy(part, Buffer.of(pattern).part(0, 0, part.width))()
+    copy, marks = device.copy(target.whole, source.whole), []
+    for _ in range(copies + 1):
+        marks.append(device.mark())
+        copy()
+    marks.append(device.mark())
+    device.synchronize()
+    seconds = [device.elapsed_ms(*pair) / 1000 for pair in pairwise(marks)][1:]  # the first one warms up
+    return 2 * nbytes / float(np.median(seconds))

@@ -1,6 +1,7 @@
-"""Commands that measure: bench codec, floor, frame, host, load, precision, priming, scaling and soak."""
+"""Commands that measure: bench codec, floor, frame, host, load, precision, priming, scaling, soak and stages."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,44 @@ def _print(report: _Report, as_json: bool) -> None:
 @click.group()
 def bench() -> None:
     """Measure: latency per stage with median and p99, and memory."""
+
+
+def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What the benches of stages have in common: how far they go, on what, and where the report is kept."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option("--out", type=click.Path(path_type=Path), help="JSON, kept after every rung and continued from."),
+        DEVICE,
+        click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
+        click.option(
+            "--remembered",
+            type=click.IntRange(0, 1 << 20),
+            multiple=True,
+            help="Steps that each conversation remembers; may be given several times.  [default: 0, 1000, 3000, 6000]",
+        ),
+        click.option("--slots", type=click.IntRange(1, 256), default=64, help="The most conversations at once."),
+    ):
+        command = option(command)
+    return command
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_ladder_options
+def stages(
+    bundle: Path,
+    slots: int,
+    remembered: tuple[int, ...],
+    frames: int,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Every stage of BUNDLE's frame beside its floor: 1, 2, 4, ... conversations, until 80 ms or memory end it."""
+    from pplex.bench.ladder import REMEMBERED
+    from pplex.bench.stages import bench_stages
+
+    _print(bench_stages(bundle, slots, remembered or REMEMBERED, frames, device, out), as_json)
 
 
 @bench.command()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pplex.runtime.device import Array, Block, Buffer, Call, buffer_nbytes, host_view
+from pplex.runtime.device import Array, Block, Buffer, Call, Mark, buffer_nbytes, host_view
 from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
 
 ALLOCATION_ALIGNMENT = 256  # bytes; CUDA promises it of every allocation
@@ -96,6 +96,15 @@ class CudaDevice:
 
         weakref.finalize(replay, self._cuda.cudaGraphExecDestroy, executable).atexit = False
         return replay
+
+    def mark(self) -> Mark:
+        event = self._call("cudaEventCreate")
+        self._do("cudaEventRecord", event, self._stream)
+        weakref.finalize(event, self._cuda.cudaEventDestroy, int(event)).atexit = False
+        return event
+
+    def elapsed_ms(self, first: Mark, last: Mark) -> float:
+        return float(self._call("cudaEventElapsedTime", first, last))
 
     def synchronize(self) -> None:
         self._do("cudaStreamSynchronize", self._stream)

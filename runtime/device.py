@@ -3,6 +3,7 @@
 import ctypes
 import math
 import mmap
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pplex.runtime.precision import storage_dtype
 
 Array = npt.NDArray[Any]
 Call = Callable[[], None]
+Mark = Any  # of a device's own kind
 
 _LARGE = 4 << 20  # bytes from which on pages count
 
@@ -89,6 +91,12 @@ class Device(Protocol):
     def capture(self, work: Call) -> Call:
         """Record what `work` enqueues, which is not done now: each call enqueues all of it again, at once."""
 
+    def mark(self) -> Mark:
+        """Enqueue the taking of the time."""
+
+    def elapsed_ms(self, first: Mark, last: Mark) -> float:
+        """Milliseconds between two marks that the queue has passed."""
+
     def synchronize(self) -> None:
         """Wait for everything that was enqueued."""
 
@@ -122,6 +130,14 @@ class HostDevice:
 
     def capture(self, work: Call) -> Call:
         return work
+
+    def mark(self) -> Mark:
+        taken = list[float]()
+        self.enqueue(lambda: taken.append(time.perf_counter()))
+        return taken
+
+    def elapsed_ms(self, first: Mark, last: Mark) -> float:
+        return 1000 * (last[0] - first[0])
 
     def synchronize(self) -> None:
         pass

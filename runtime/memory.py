@@ -9,6 +9,8 @@ from pplex.runtime.graphs import GraphSpec, TensorSpec
 
 RESERVE = 256 << 20  # bytes left to the driver: its context, captured graphs, kernels that are compiled at load
 
+WORKSPACE = 4 << 30  # bytes that steps of many slots may compute in, where a library does not tell
+
 
 def slot_nbytes(specs: Iterable[GraphSpec], capacity: int) -> int:
     """Bytes one slot takes on a device: its rings once, what is carried twice, and one frame of every input and output."""
@@ -38,6 +40,13 @@ def check_memory(free: int | None, per_slot: int, fixed: int, slots: int, capaci
         f"{_gb(per_slot)} each, {_gb(fixed + RESERVE)} besides. {_gb(free)} are free, so {fitting} slots fit. "
         + (f"Load the bundle with slots={fitting}, or build {smaller}" if fitting else f"Build {smaller}")
     )
+
+
+def fitting_slots(free: int | None, per_slot: int, fixed: int, wanted: int) -> int:
+    """How many of `wanted` slots fit into `free` bytes beside `fixed` bytes and WORKSPACE; at least one."""
+    if free is None:
+        return wanted
+    return max(1, min(wanted, (free - fixed - RESERVE - WORKSPACE) // per_slot))
 
 
 def _gb(nbytes: int) -> str:

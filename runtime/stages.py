@@ -97,6 +97,25 @@ class Stages:
         """
         self._run(GRAPH_NAMES, batch)
 
+    def parts(self, batch: int) -> dict[str, Call]:
+        """For measurements: the graphs of the frame of slots 0, ..., batch - 1 in order, each as a call that enqueues it.
+
+        What the host has put into the arrays is uploaded now. The graphs' outputs stay on the device.
+        """
+        self._reach(0, batch, 1)
+        in_turn(self._transfers(GRAPH_NAMES, batch, 0)[0])
+        calls = {graph: self._bind_frame(graph, batch) for graph in GRAPH_NAMES}
+        in_turn(list(calls.values()))  # for the first time, in which libraries set themselves up
+        self.device.synchronize()
+        return {
+            graph: self.device.capture(call) if self.device.captures and self.executors[graph].capturable else call
+            for graph, call in calls.items()
+        }
+
+    def make_room(self, batch: int) -> None:
+        """Make rings long enough for a step of slots 0, ..., batch - 1 at their positions, which steps also do."""
+        self._reach(0, batch, 1)
+
     def run_language(self, batch: int) -> None:
         """A frame without the codec."""
         self._run(LANGUAGE_GRAPHS, batch)

@@ -1,0 +1,105 @@
+"""The engines of a bundle as a side of the ladder: see ladder.py."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pplex.bench.bandwidth import Bandwidth, copy_bandwidth
+from pplex.bench.frame import ENGINES
+from pplex.bench.kernels import launched
+from pplex.bench.ladder import LadderReport, climb, moved_nbytes
+from pplex.bench.measure import machine
+from pplex.runtime.backend import choose_backend, engines_nbytes, open_to_run
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.cuda_device import CudaDevice
+from pplex.runtime.device import Array, Call, Device, Mark
+from pplex.runtime.memory import fitting_slots, slot_nbytes
+from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.stages import Stages
+
+
+def bench_stages(
+    folder: Path, slots: int, remembered: tuple[int, ...], frames: int, device: str | None, out: Path | None
+) -> LadderReport:
+    """Measure the bundle in `folder` with up to `slots` conversations, as in `climb`. Raises BundleError, EngineError."""
+    return climb(EngineSide(open_to_run(folder, device), slots, device), remembered, frames, out)
+
+
+class EngineSide:
+    """A bundle on its device, with as many slots as there is room for; rings hold noise, as far as they are remembered."""
+
+    def __init__(self, bundle: Bundle, slots: int, device: str | None):
+        backend = choose_backend(bundle, device, threads=None)
+        self._bundle, self._device, self._noise = bundle, backend.device, np.random.default_rng(0)
+        self._bandwidth = _bandwidth(backend.device)
+        self.slots = fitting_slots(
+            backend.device.free_nbytes(),
+            slot_nbytes(bundle.specs.values(), bundle.config.temporal.capacity),
+            engines_nbytes(bundle.manifest),
+            slots,
+        )
+        self._stages = Stages(bundle, self.slots, device=backend)
+        self.title = f"stages of {bundle.folder.name}"
+        self.machine: Mapping[str, Any] = {"device": backend.device.name, **machine(None, *ENGINES, "numpy")}
+        self.figures: Mapping[str, Any] = {"precision": dict(bundle.precision), "GB/s": round(self._bandwidth / 1e9, 1)}
+        self._remembered = np.zeros(self.slots, np.int64)
+
+    def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
+        self._remember(slots, remembered)
+        stages, config = self._stages, self._bundle.config
+        stages.pcm_in[:slots] = self._noise.normal(0, 0.05, stages.pcm_in[:slots].shape)
+        stages.active[:slots] = True
+        card = min(config.audio_card, config.text_card)
+        for codes in (stages.codes, stages.agent_codes):
+            codes[:slots] = self._noise.integers(0, card, codes[:slots].shape)
+        for noise, top_k in ((stages.text_noise, stages.text_top_k), (stages.audio_noise, stages.audio_top_k)):
+            noise[:slots], top_k[:slots] = self._noise.exponential(size=noise[:slots].shape), 250
+        stages.forced_text[:slots], stages.forced_audio[:slots] = -1, -1
+        return stages.parts(slots)
+
+    def mark(self) -> Mark:
+        return self._device.mark()
+
+    def elapsed_ms(self, first: Mark, last: Mark) -> float:
+        return self._device.elapsed_ms(first, last)
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def frame(self, slots: int) -> None:
+        self._stages.run_frame(slots)
+
+    def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
+        moved = moved_nbytes(self._bundle.config, self._bundle.precision, slots, remembered)
+        return {graph: 1000 * moved[graph] / self._bandwidth for graph in GRAPH_NAMES}
+
+    def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
+        return launched(calls, self.synchronize) if isinstance(self._device, CudaDevice) else {}
+
+    def _remember(self, slots: int, remembered: int) -> None:
+        """Rings of noise in slots that were not filled so far; zeros would be read as quickly, but multiplied otherwise."""
+        kept = min(remembered, self._bundle.config.temporal.capacity)
+        new = np.flatnonzero(self._remembered[:slots] < kept)
+        if new.size:
+            stack, engine = self._bundle.config.temporal, self._stages.engines["temporal"]
+            noise = self._noise.standard_normal((stack.heads, kept, stack.head_dim), np.float32)
+            self._stages.restore(0, {ring.name: _stored(noise, ring.dtype) for ring in engine.spec.state})
+            self._stages.position[:slots] = kept
+            self._stages.make_room(slots)
+            for ring in engine.state.values():
+                for row in new[new > 0].tolist():
+                    self._device.copy(ring.rows(row, 1).whole, ring.rows(0, 1).whole)()
+            self._remembered[new] = kept
+        self._stages.position[:slots] = remembered
+
+
+def _stored(values: Array, dtype: str) -> Array:
+    """float32 values as a ring of `dtype` keeps them; of bfloat16, which numpy lacks, the upper halves."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def _bandwidth(device: Device) -> float:
+    """Bytes a second: read and written by a copy on a GPU, read by all processors of a host."""
+    return copy_bandwidth(device) if isinstance(device, CudaDevice) else Bandwidth(None).measure()
