@@ -1,11 +1,10 @@
 """The depth transformer: the codebooks of one frame, one after the other, unrolled into a single graph."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RMSNorm, SwiGLU, embed, sample, store_in
-from pplex.runtime.config import ModelConfig, TransformerConfig
+from pplex.export.layers import Linear, RMSNorm, SwiGLU, attention, embed, sample, store_in
+from pplex.runtime.config import ModelConfig
 
 
 class DepthStep(nn.Module):
@@ -47,11 +46,11 @@ class Depth(nn.Module):
         token, tokens, all_logits = text_token, [], []
         for k, step in enumerate(self.steps):
             assert isinstance(step, DepthStep)
-            x = step.input(hidden.to(self.dtype)) + embed(step.emb, token).to(self.dtype)  # [B, dim]
+            x = (step.input(hidden.to(self.dtype)) + embed(step.emb, token).to(self.dtype))[:, None]  # [B, 1, dim]
             for layer in range(self.stack.layers):
                 x = x + self.attend(step, layer, self.norm1[layer](x), past[layer])
                 x = x + step.gating[layer](self.norm2[layer](x))
-            logits = step.output(x).float()
+            logits = step.output(x.squeeze(1)).float()
             token = sample(logits, audio_noise[:, k], audio_temperature, audio_top_k, forced_audio[:, k])
             tokens.append(token)
             all_logits.append(logits)
@@ -59,15 +58,9 @@ class Depth(nn.Module):
 
     def attend(self, step: DepthStep, layer: int, x: Tensor, past: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Attention of the newest step to the steps so far; appends its key and value to `past`."""
-        q, k, v = _heads(step.in_proj[layer](x), self.stack)
+        q, k, v = step.in_proj[layer](x).chunk(3, -1)  # [B, 1, dim] each
         past.append((k, v))
         # The reference's ring holds one entry per step and, once full, hides its oldest: see layers.ring_mask.
         visible = past[len(past) == self.stack.capacity :]
-        keys, values = (torch.cat(parts, 2) for parts in zip(*visible, strict=True))  # [B, H, k+1, D]
-        y = F.scaled_dot_product_attention(q, keys, values)
-        return step.out_proj[layer](y.reshape(-1, self.stack.dim))
-
-
-def _heads(qkv: Tensor, stack: TransformerConfig) -> tuple[Tensor, ...]:
-    """[B, 3 dim] -> query, key and value, [B, H, 1, D] each."""
-    return qkv.reshape(-1, 3 * stack.heads, 1, stack.head_dim).chunk(3, 1)
+        keys, values = (torch.cat(parts, 1) for parts in zip(*visible, strict=True))  # [B, k+1, dim]
+        return step.out_proj[layer](attention(q, keys, values, self.stack.heads))

@@ -98,6 +98,14 @@ def merge_last(x: Tensor) -> Tensor:
     return _symbolic("Reshape", (x, _constant(0, 0, -1)), {}, x.dtype, (*x.shape[:2], x.shape[2] * x.shape[3]))
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of q [B, T, H * D] to k and v [B, n, H * D]: [B, T, H * D]. Heads are told apart inside, not by transposes."""
+    if torch.compiler.is_exporting():
+        return _symbolic("Attention", (q, k, v), {"q_num_heads": heads, "kv_num_heads": heads}, q.dtype, q.shape)
+    q, k, v = (split_last(x, heads, -1).transpose(1, 2) for x in (q, k, v))
+    return merge_last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
+
+
 def _symbolic(
     op: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> Tensor:
@@ -170,8 +178,11 @@ class RingAttention(nn.Module):
     def forward(
         self, x: Tensor, ring_k: Tensor, ring_v: Tensor, index: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = split_last(self.in_proj(x), 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
-        q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
+        qkv = split_last(self.in_proj(x), 3 * self.heads, self.head_dim).transpose(1, 2)  # [B, 3 H, T, D]
+        # On a GPU each kernel counts: turning all three at once is cheaper than q and k in turn. Parts of two sizes would be
+        # cut by a kernel that gets them from the host, which a captured graph must not.
+        q, k, _ = rotate(qkv, cos, sin).chunk(3, 1)
+        v = qkv[:, 2 * self.heads :]
         ring_k, ring_v = tensor_scatter(ring_k, k, index), tensor_scatter(ring_v, v, index)
         y = F.scaled_dot_product_attention(q, ring_k, ring_v, attn_mask=mask)
         return self.out_proj(merge_last(y.transpose(1, 2))), ring_k, ring_v
