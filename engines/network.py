@@ -12,6 +12,7 @@ from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
+_ATTENTION = "_AttentionInput"  # what the parser puts after a node's name for the layer it makes
 _MASK, _FIRST_IGNORED = 3, 4  # among the inputs of ONNX's Attention; TensorRT's has no place for those after the mask
 
 
@@ -64,12 +65,13 @@ def layers(network: Any) -> list[Any]:
 
 
 def attentions(trt: Any, network: Any) -> dict[str, Any]:
-    """The network's attentions by the name of their output."""
+    """The network's attentions by the name of their node."""
     found = {}
     for layer in layers(network):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer  # get_layer gives the base class, which hides `attention`
-            found[layer.attention.get_output(0).name] = layer.attention
+            # Not by their output: with heads in the last axis it is another layer's, which puts them there.
+            found[layer.name.removesuffix(_ATTENTION)] = layer.attention
     return found
 
 
@@ -128,7 +130,7 @@ def _attention_problems(trt: Any, network: Any, model: onnx.ModelProto, spec: Gr
     over_ring = any(state.ring for state in spec.state)
     made = attentions(trt, network)
     for node in (node for node in model.graph.node if node.op_type == "Attention"):
-        attention, inputs = made.get(node.output[0]), list(node.input) + [""] * 7
+        attention, inputs = made.get(node.name), list(node.input) + [""] * 7
         if attention is None:
             yield f"Attention {node.name} became no attention layer"
             continue
