@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RMSNorm, SwiGLU, attention, embed, sample, store_in
+from pplex.export.layers import Linear, RMSNorm, SwiGLU, attention, embed, one_by_one, sample, store_in
 from pplex.runtime.config import ModelConfig
 
 
@@ -44,14 +44,15 @@ class Depth(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(self.stack.layers)]
         token, tokens, all_logits = text_token, [], []
-        for k, step in enumerate(self.steps):
+        given = (one_by_one(audio_noise, 1), one_by_one(forced_audio, 1))
+        for step, noise, forced in zip(self.steps, *given, strict=True):
             assert isinstance(step, DepthStep)
-            x = (step.input(hidden.to(self.dtype)) + embed(step.emb, token).to(self.dtype))[:, None]  # [B, 1, dim]
+            x = (step.input(hidden.to(self.dtype)) + embed(step.emb, token))[:, None]  # [B, 1, dim]
             for layer in range(self.stack.layers):
                 x = x + self.attend(step, layer, self.norm1[layer](x), past[layer])
                 x = x + step.gating[layer](self.norm2[layer](x))
             logits = step.output(x.squeeze(1)).float()
-            token = sample(logits, audio_noise[:, k], audio_temperature, audio_top_k, forced_audio[:, k])
+            token = sample(logits, noise, audio_temperature, audio_top_k, forced)
             tokens.append(token)
             all_logits.append(logits)
         return torch.stack(tokens, 1), torch.stack(all_logits, 1)

@@ -99,7 +99,7 @@ def merge_last(x: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of q [B, T, H * D] to k and v [B, n, H * D]: [B, T, H * D]. Heads are told apart inside, not by transposes."""
+    """Attention of q [B, T, H * D] to k and v [B, n, H * D]: [B, T, H * D]. The op itself tells heads apart."""
     if torch.compiler.is_exporting():
         return _symbolic("Attention", (q, k, v), {"q_num_heads": heads, "kv_num_heads": heads}, q.dtype, q.shape)
     q, k, v = (split_last(x, heads, -1).transpose(1, 2) for x in (q, k, v))
@@ -115,6 +115,11 @@ def _symbolic(
 
 def _constant(*values: int) -> Tensor:
     return _symbolic("Constant", (), {"value_ints": list(values)}, torch.int64, (len(values),))
+
+
+def one_by_one(x: Tensor, axis: int) -> list[Tensor]:
+    """The parts of x along an axis, without it: cut at once instead of by one slice each."""
+    return [part.squeeze(axis) for part in x.chunk(x.shape[axis], axis)]
 
 
 def elu(x: Tensor) -> Tensor:
@@ -201,10 +206,10 @@ def sample(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, fo
     race = weight / noise[:, :candidates]
     race = torch.where(torch.arange(candidates, device=race.device) < top_k[:, None], race, -1.0)
     winner = torch.argmax(race, dim=-1, keepdim=True)
-    return torch.where(forced >= 0, forced, tokens.gather(1, winner)[:, 0])
+    return torch.where(forced >= 0, forced, tokens.gather(1, winner).squeeze(1))
 
 
 def embed(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of table [card, dim] for tokens [...], in float32; a token of -1 gives zeros."""
-    rows = F.embedding(tokens.clamp(min=0), table).float()
+    """Rows of table [card, dim] for tokens [...]; a token of -1 gives zeros."""
+    rows = F.embedding(tokens.clamp(min=0), table)
     return torch.where((tokens >= 0)[..., None], rows, 0.0)

@@ -80,4 +80,4 @@ class Temporal(nn.Module):
         audio = codes[..., 1:]
         offset = torch.arange(audio.shape[-1], device=audio.device) * self.audio_rows
         rows = torch.where(audio >= 0, audio + offset, -1)
-        return embed(self.audio_emb, rows).sum(2) + embed(self.text_emb, codes[..., 0])
+        return embed(self.audio_emb, rows).float().sum(2) + embed(self.text_emb, codes[..., 0]).float()
