@@ -131,7 +131,11 @@ def elu(x: Tensor) -> Tensor:
 
 def ring_index(position: Tensor, entries: Tensor) -> Tensor:
     """Where in the ring of `entries`, 0, 1, ..., C - 1, a step is written."""
-    return position % (entries[-1:] + 1)
+    return position % _capacity(entries)
+
+
+def _capacity(entries: Tensor) -> Tensor:
+    return entries[-1:] + 1
 
 
 def ring_mask(position: Tensor, steps: Tensor, entries: Tensor, whole_write: bool) -> Tensor:
@@ -154,8 +158,7 @@ def ring_mask(position: Tensor, steps: Tensor, entries: Tensor, whole_write: boo
     end = last + 1 if whole_write else query + 1
     held = last - ring_index(last - entries, entries)  # [B, C] the step each entry holds; below 0: none yet
     held = held[:, None, :]
-    oldest = end[:, :, None] - entries[-1:]  # what the newest C - 1 steps begin with
-    visible = (held >= 0) & (held <= query[:, :, None]) & (held >= oldest)
+    visible = (held >= 0) & (held <= query[:, :, None]) & (held > end[:, :, None] - _capacity(entries))
     return visible[:, None]
 
 

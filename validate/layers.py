@@ -141,7 +141,10 @@ def depth_errors(trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConf
     module = weights.load("depth", checkpoint, config)
     assert isinstance(module, Depth)
     hidden, previous = trace.temporal["hidden"], torch.from_numpy(codes[1:].clip(min=0))
-    walk, layers = _Walk(trace.depth), range(config.depth.layers)
+    walk, layers = (
+        _Walk({name: x.flatten(1) for name, x in trace.depth.items()}),
+        range(config.depth.layers),
+    )  # [T, dim]
     past, own_past = ([Past() for _ in layers] for _ in range(2))
     for k, step in enumerate(module.steps):
         assert isinstance(step, DepthStep)
@@ -152,12 +155,12 @@ def depth_errors(trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConf
             walk.half(f"{name}.attention", attend, own_attend)
             feed = nn.Sequential(module.norm2[i], step.gating[i])
             walk.half(f"{name}.gating", feed, feed)
-        walk.end(f"steps.{k}.output", step.output, walk.got["audio_logits"][:, k])
+        walk.end(f"steps.{k}.output", step.output, trace.depth["audio_logits"][:, k])
     return walk.errors
 
 
 def _attend(module: Depth, step: DepthStep, layer: int, past: Past, x: Tensor) -> Tensor:
-    return module.attend(step, layer, module.norm1[layer](x), past)
+    return module.attend(step, layer, module.norm1[layer](x)[:, None], past).squeeze(1)
 
 
 class _Walk:

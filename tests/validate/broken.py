@@ -97,7 +97,7 @@ def halves_rotated(layer: int) -> Fault:
     """RoPE turns (i, i + D/2) instead of (2i, 2i + 1), of the queries and keys of a layer."""
 
     def fault(model: onnx.ModelProto) -> None:
-        for node in nodes(model, "RotaryEmbedding")[2 * layer : 2 * layer + 2]:
-            next(a for a in node.attribute if a.name == "interleaved").i = 0
+        node = nodes(model, "RotaryEmbedding")[layer]
+        next(a for a in node.attribute if a.name == "interleaved").i = 0
 
     return fault
