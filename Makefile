@@ -5,6 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := bench cli engines export runtime server validate
 
+# ONNX Runtime for GPUs is the same module as for the processor, so it gets a folder of its own, with CUDA's headers:
+# tests/cuda_stand_in runs it without a GPU.
+CUDA := onnxruntime-gpu==1.31.1 nvidia-cuda-runtime==13.5.37 nvidia-cuda-crt==13.5.37
+
 .PHONY: demo test lint clean
 
 # torch first and pinned: any looser request would fetch another build of it.
@@ -16,6 +20,8 @@ PACKAGES := bench cli engines export runtime server validate
 
 .venv/test: .venv/demo
 	$(BIN)/pip install --quiet --editable '.[export,cpu,rtx,serve,validate,test]'
+	$(BIN)/pip install --quiet --no-deps --only-binary :all: --target .venv/cuda --upgrade $(CUDA) || \
+		echo "No onnxruntime-gpu for this machine: the tests of its CUDA provider will be skipped."
 	@touch $@
 
 demo: .venv/demo

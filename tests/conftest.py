@@ -10,9 +10,10 @@ import pytest
 import torch
 from folders import TINY
 
-from pplex.export.build import build
+from pplex.export.build import BuildOptions, build
 from pplex.export.source import Source
 from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.precision import parse_precision
 
 TESTS = Path(__file__).parent
 LONGEST = (  # first the file that takes the most time
@@ -40,25 +41,26 @@ def on_the_processor() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Bundle]:
-    """Builds the bundle of a golden folder's checkpoint, once for all processes that run tests."""
+def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """Builds the bundle of a golden folder's checkpoint in a precision, once for all processes that run tests."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     @cache
-    def make(golden: Path) -> Bundle:
-        out = shared / "bundles" / golden.name
+    def make(golden: Path, precision: str = "fp32") -> Bundle:
+        out = shared / "bundles" / f"{golden.name}-{precision}"
         out.parent.mkdir(exist_ok=True)
-        with (out.parent / f"{golden.name}.lock").open("w") as lock:
+        with out.with_name(f"{out.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not out.exists():
-                build(Source(golden / "checkpoint", None, None), out)
+                options = BuildOptions(precision=parse_precision(precision))
+                build(Source(golden / "checkpoint", None, None), out, options)
         return open_bundle(out)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(bundle_of: Callable[[Path], Bundle]) -> Bundle:
+def tiny_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
     """The bundle of tests/golden/tiny; read only."""
     return bundle_of(TINY)

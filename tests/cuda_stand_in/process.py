@@ -1,0 +1,54 @@
+"""Makes this process use the stand-in, and reads what it wrote down."""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from enum import IntEnum
+from types import SimpleNamespace
+
+from cuda_stand_in.bindings import bindings
+from cuda_stand_in.build import FOLDER, LIBRARIES, build
+
+
+class Kind(IntEnum):
+    """As `enum kind` in events.h."""
+
+    KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED = range(8)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A call: `captured` into a CUDA graph, so that nothing ran. `name` is a mangled kernel's or a function's."""
+
+    kind: Kind
+    captured: bool
+    name: str
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_int), ("captured", ctypes.c_int), ("name", ctypes.c_char_p))
+
+
+class StandIn:
+    """The calls of one process. To be made before onnxruntime and pplex.runtime are imported."""
+
+    def __init__(self) -> None:
+        folder = build()
+        # A library is not looked for where one of its name is loaded.
+        loaded = [ctypes.CDLL(str(folder / library), ctypes.RTLD_GLOBAL) for library in LIBRARIES]
+        self._runtime = loaded[0]
+        self._runtime.stand_in_events.restype = ctypes.POINTER(_Event)
+        sys.path.insert(0, str(FOLDER))
+        runtime = bindings(self._runtime)
+        sys.modules["cuda.bindings"] = SimpleNamespace(runtime=runtime)  # type: ignore[assignment]
+        import onnxruntime
+
+        onnxruntime.preload_dlls = lambda: None  # real libraries, where there are some
+
+    def take(self) -> list[Event]:
+        """What was called since the last time."""
+        count = ctypes.c_size_t()
+        events = self._runtime.stand_in_events(ctypes.byref(count))
+        taken = [Event(Kind(e.kind), bool(e.captured), e.name.decode()) for e in events[: count.value]]
+        self._runtime.stand_in_forget()
+        return taken
