@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent
 LONGEST = (  # first the file that takes the most time
     "export/test_build.py", "test_readme.py", "export/test_precision.py", "export/test_other_sizes.py",
     "validate/test_golden.py", "validate/test_validation.py", "engines/test_compile.py", "export/test_calibration.py",
-    "runtime/test_session.py", "export/test_awq.py",
+    "runtime/test_session.py", "export/test_awq.py", "runtime/test_ort_cuda.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, all the more on a busy machine.

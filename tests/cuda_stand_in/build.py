@@ -67,7 +67,17 @@ def _compile(library: str, functions: list[str], out: Path) -> None:
     stubs.write_text('#include "events.h"\n' + "".join(_stub(f) for f in functions if name != "cudart"))
     versions.write_text(f"{library} {{ global: *; }};\n")
     sources = [path for path in (stubs, source) if path.exists()]
-    command = ["cc", "-std=gnu11", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", f"-I{SOURCES}", f"-I{_HEADERS}"]
+    command: list[str | Path] = [
+        "cc",
+        "-std=gnu11",
+        "-O1",
+        "-Wall",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        f"-I{SOURCES}",
+        f"-I{_HEADERS}",
+    ]
     linked = [f"-Wl,-soname,{library}", f"-Wl,--version-script,{versions}", "-o", out / library]
     subprocess.run([*command, *sources, *linked, "-lpthread"], check=True)
 

@@ -1,0 +1,147 @@
+"""ONNX Runtime's CUDA provider without a GPU: what it captures and launches, on the stand-in of tests/cuda_stand_in.
+
+Nothing is computed there. The provider multiplies by int8 and int4 weights as they are in blocks of 16 and more only, which
+the golden model's columns are too short for: those two are of a model of another size.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cuda_stand_in.build import missing
+from folders import TINY
+
+from pplex.export import synth
+from pplex.export.build import BuildOptions, build
+from pplex.export.source import Source
+from pplex.export.storage import storages
+from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS, PRECISIONS, parse_precision
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+TESTS = Path(__file__).parents[1]
+BLOCKED = {name: precision for name, precision in PRECISIONS.items() if precision.block}
+# The most slots whose products are made with int8 and int4 weights as they are: ONNX Runtime 1.31.1 widens them for more.
+MOST = {"int8": 5, "int4": 16}
+SLOTS = (1, 2, 4, *(slots for most in MOST.values() for slots in (most, most + 1)))
+# Columns of 32, 64, 96 and 176 weights.
+ARGUMENTS = {
+    "dim": 64, "num_layers": 1, "depformer_dim": 32, "depformer_num_layers": 1, "depformer_dim_feedforward": 144
+}  # fmt: skip
+
+Found = dict[str, Any]
+
+
+def run_on_stand_in(*arguments: str | Path) -> str:
+    """What a Python program printed that may use the stand-in."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory, bundle_of: Callable[..., Bundle]) -> dict[str, Bundle]:
+    """A bundle in each precision."""
+    folder = tmp_path_factory.mktemp("blocked")
+    arguments = {**synth.TINY_ARGUMENTS, "lm": {**synth.TINY_ARGUMENTS["lm"], **ARGUMENTS}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(synth.SIZES, "blocked", synth.Size(arguments, voice_frames=29))
+        checkpoint = synth.synthesize(folder / "checkpoint", "blocked")
+
+    def make(precision: str) -> Bundle:
+        if precision not in BLOCKED:
+            return bundle_of(TINY, precision)
+        options = BuildOptions(precision=parse_precision(precision), calibration=None)
+        return open_bundle(build(Source(checkpoint, None, None), folder / precision, options))
+
+    return {precision: make(precision) for precision in PRECISIONS}
+
+
+@pytest.fixture(scope="module")
+def found(bundles: dict[str, Bundle]) -> dict[str, Found]:
+    """What launches.py finds of each precision."""
+    folders, slots = [bundle.folder for bundle in bundles.values()], map(str, sorted(set(SLOTS)))
+    told = json.loads(run_on_stand_in("-m", "cuda_stand_in.launches", *folders, "--json", "--slots", *slots))
+    return {precision: told[str(bundle.folder)] for precision, bundle in bundles.items()}
+
+
+def launched(counts: dict[str, dict[str, int]], kinds: Iterable[str] = ("KERNEL", "LIBRARY")) -> int:
+    return sum(sum(counts.get(kind, {}).values()) for kind in kinds)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_graph_is_captured(found: dict[str, Found], precision: str) -> None:
+    """A single node without a CUDA kernel would leave its graph uncaptured."""
+    assert found[precision]["captured"] == dict.fromkeys(GRAPH_NAMES, True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nothing_is_allocated_or_waited_for_in_a_capture(found: dict[str, Found], precision: str) -> None:
+    assert found[precision]["refused"] == []
+    for frame in found[precision]["frames"].values():
+        for graph in GRAPH_NAMES:
+            assert frame["graphs"][graph].keys() <= {"KERNEL", "LIBRARY", "COPY"}
+            assert launched(frame["graphs"][graph]) > 50
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_frame_is_four_launches_and_one_wait(found: dict[str, Found], precision: str) -> None:
+    for frame in found[precision]["frames"].values():
+        again = frame["again"]
+        assert again.keys() == {"COPY", "REPLAY", "WAIT"}
+        assert again["REPLAY"] == {"cudaGraphLaunch": 4} and again["WAIT"] == {"cudaStreamSynchronize": 1}
+
+
+@pytest.mark.parametrize("graph", GRAPH_NAMES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_more_slots_are_no_more_launches(found: dict[str, Found], precision: str, graph: str) -> None:
+    """One slot's rows lie together, so that kernels give way to copies; all other numbers are alike."""
+    most = MOST["int8"] if precision in BLOCKED else max(SLOTS)  # of what has int8 heads
+    slots = [n for n in sorted(set(SLOTS)) if n <= most]
+    frames = [found[precision]["frames"][str(n)]["graphs"][graph] for n in slots]
+    one, *more = [launched(frame, ("KERNEL", "LIBRARY", "COPY")) for frame in frames]
+    assert len(set(more)) == 1 and abs(more[0] - one) <= 0.05 * one
+
+
+@pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
+@pytest.mark.parametrize("precision", BLOCKED)
+def test_blocked_weights_are_multiplied_as_they_are(
+    found: dict[str, Found], bundles: dict[str, Bundle], precision: str, graph: str
+) -> None:
+    """As many kernels of MatMulNBits as there are weights; for more slots than MOST, each is widened in every step."""
+    bundle = bundles[precision]
+    stored = storages(graph, bundle.config, bundle.precision).values()
+    for slots, frame in found[precision]["frames"].items():
+        kernels = frame["graphs"][graph]["KERNEL"]
+        fused = sum(n for name, n in kernels.items() if name.startswith("MatMulFloat"))
+        widened = sum(n for name, n in kernels.items() if name.startswith("Dequantize"))
+        as_they_are = [weight for weight in stored if int(slots) <= MOST[weight.dtype]]
+        assert (fused, widened) == (len(as_they_are), len(stored) - len(as_they_are)), slots
+
+
+FORBIDDEN = """
+from functools import partial
+from cuda_stand_in.process import Kind, StandIn
+stand_in = StandIn()
+from pplex.runtime.cuda_device import CudaDevice
+from pplex.runtime.errors import GpuError
+device = CudaDevice()
+buffer = device.zeros((4,), "float32")
+replay = device.capture(partial(device.clear, buffer.whole))
+stand_in.take()
+replay()
+assert [event.kind for event in stand_in.take()] == [Kind.REPLAY]
+device.capture(device.synchronize)
+"""
+
+
+def test_the_stand_in_refuses_what_a_capture_forbids() -> None:
+    with pytest.raises(AssertionError, match=r"refused cudaStreamSynchronize \(cudaErrorStreamCaptureUnsupported"):
+        run_on_stand_in("-c", FORBIDDEN)
