@@ -55,9 +55,8 @@ def _wanted() -> list[tuple[str, str]]:
     linked = re.findall(r" U (cu[^@\s]+)(?:@(\S+))?", listed.stdout)
     # It looks for cuDNN's by name, when a convolution is run.
     named = {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", _PROVIDER.read_bytes())}
-    return [(name, library or "libcuda.so.1") for name, library in linked] + [
-        (n, "libcudnn.so.9") for n in sorted(named)
-    ]
+    wanted = [(name, library or "libcuda.so.1") for name, library in linked]
+    return wanted + [(name, "libcudnn.so.9") for name in sorted(named)]
 
 
 def _compile(library: str, functions: list[str], out: Path) -> None:
@@ -67,19 +66,9 @@ def _compile(library: str, functions: list[str], out: Path) -> None:
     stubs.write_text('#include "events.h"\n' + "".join(_stub(f) for f in functions if name != "cudart"))
     versions.write_text(f"{library} {{ global: *; }};\n")
     sources = [path for path in (stubs, source) if path.exists()]
-    command: list[str | Path] = [
-        "cc",
-        "-std=gnu11",
-        "-O1",
-        "-Wall",
-        "-Werror",
-        "-shared",
-        "-fPIC",
-        f"-I{SOURCES}",
-        f"-I{_HEADERS}",
-    ]
-    linked = [f"-Wl,-soname,{library}", f"-Wl,--version-script,{versions}", "-o", out / library]
-    subprocess.run([*command, *sources, *linked, "-lpthread"], check=True)
+    compiler = ["cc", "-std=gnu11", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", f"-I{SOURCES}", f"-I{_HEADERS}"]
+    linked = [f"-Wl,-soname,{library}", f"-Wl,--version-script,{versions}", "-lpthread"]
+    subprocess.run([*compiler, *map(str, sources), *linked, "-o", str(out / library)], check=True)
 
 
 def _stub(function: str) -> str:

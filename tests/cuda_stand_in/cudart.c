@@ -364,7 +364,7 @@ cudaError_t cudaMalloc(void **target, size_t nbytes)
 {
     if (is_unsafe())
         return refuse(__func__);
-    stand_in_note(MEMORY, __func__, NULL);
+    stand_in_note(MEMORY, __func__, capture.stream);
     return allocate(target, nbytes, cudaMemoryTypeDevice);
 }
 
@@ -378,7 +378,7 @@ cudaError_t cudaMallocHost(void **target, size_t nbytes)
 {
     if (is_unsafe())
         return refuse(__func__);
-    stand_in_note(MEMORY, __func__, NULL);
+    stand_in_note(MEMORY, __func__, capture.stream);
     return allocate(target, nbytes, cudaMemoryTypeHost);
 }
 
@@ -391,7 +391,7 @@ cudaError_t cudaFree(void *address)
 {
     if (is_unsafe())
         return refuse(__func__);
-    stand_in_note(MEMORY, __func__, NULL);
+    stand_in_note(MEMORY, __func__, capture.stream);
     return release(address);
 }
 
@@ -530,7 +530,7 @@ static cudaError_t wait(const char *function, int forbidden)
 {
     if (forbidden)
         return refuse(function);
-    stand_in_note(WAIT, function, NULL);
+    stand_in_note(WAIT, function, capture.stream);
     return cudaSuccess;
 }
 

@@ -6,6 +6,7 @@ the golden model's columns are too short for: those two are of a model of anothe
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -18,9 +19,12 @@ from folders import TINY
 
 from pplex.export import synth
 from pplex.export.build import BuildOptions, build
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.exporter import export_graph
 from pplex.export.source import Source
 from pplex.export.storage import storages
 from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.config import ModelConfig
 from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS, PRECISIONS, parse_precision
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -47,21 +51,32 @@ def run_on_stand_in(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory, bundle_of: Callable[..., Bundle]) -> dict[str, Bundle]:
-    """A bundle in each precision."""
+def blocked(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> dict[str, Bundle]:
+    """Bundles in int8 and int4. Their codec is the golden model's, which would take as long to export as the rest."""
     folder = tmp_path_factory.mktemp("blocked")
     arguments = {**synth.TINY_ARGUMENTS, "lm": {**synth.TINY_ARGUMENTS["lm"], **ARGUMENTS}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(synth.SIZES, "blocked", synth.Size(arguments, voice_frames=29))
-        checkpoint = synth.synthesize(folder / "checkpoint", "blocked")
+
+    def export(name: str, checkpoint: Checkpoint, config: ModelConfig, out: Path, *others: Any) -> None:
+        if name in LANGUAGE_GRAPHS:
+            export_graph(name, checkpoint, config, out, *others)
+        for path in () if name in LANGUAGE_GRAPHS else tiny_bundle.folder.glob(f"{name}.*"):
+            shutil.copy(path, out)
 
     def make(precision: str) -> Bundle:
-        if precision not in BLOCKED:
-            return bundle_of(TINY, precision)
         options = BuildOptions(precision=parse_precision(precision), calibration=None)
-        return open_bundle(build(Source(checkpoint, None, None), folder / precision, options))
+        return open_bundle(build(source, folder / precision, options))
 
-    return {precision: make(precision) for precision in PRECISIONS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(synth.SIZES, "blocked", synth.Size(arguments, voice_frames=29))
+        patch.setattr("pplex.export.build.export_graph", export)
+        source = Source(synth.synthesize(folder / "checkpoint", "blocked"), None, None)
+        return {precision: make(precision) for precision in BLOCKED}
+
+
+@pytest.fixture(scope="module")
+def bundles(blocked: dict[str, Bundle], bundle_of: Callable[..., Bundle]) -> dict[str, Bundle]:
+    """A bundle in each precision."""
+    return {name: blocked[name] if name in blocked else bundle_of(TINY, name) for name in PRECISIONS}
 
 
 @pytest.fixture(scope="module")
