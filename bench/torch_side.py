@@ -27,8 +27,6 @@ from pplex.runtime.stages import LOGITS
 
 EAGER, GRAPHS = "eager", "graphs"
 COMPILE_MODES = {"compiled": "default", "autotuned": "max-autotune-no-cudagraphs"}
-HOWS = (EAGER, GRAPHS, *COMPILE_MODES)
-PRECISIONS = ("bf16", "fp16", "fp32")  # those that are dtypes of torch, and no more
 RECOMPILES = 64  # torch gives up on a function that it has compiled for 8 different shapes and modules
 
 CODEC = ("mimi_encode", "mimi_decode")
@@ -53,7 +51,9 @@ def bench_torch(
 
 
 class TorchSide:
-    """The four modules on one device, `how` being one of HOWS; the codec is in float32 whatever `precision` says.
+    """The four modules on one device; the codec is in float32 whatever `precision` says.
+
+    `how`: eager; each step captured as a CUDA graph (graphs); or compiled before that, as a name in COMPILE_MODES says.
 
     As in runtime/stages.py every input, output and state is one tensor of all slots, and a step of `slots` of them takes
     its first rows. Rings are written in place and hold noise as far as they are remembered, those of the codec everywhere.

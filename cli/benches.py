@@ -30,7 +30,9 @@ def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--out", type=click.Path(path_type=Path), help="JSON, kept after every rung and continued from."),
-        DEVICE,
+        click.option(
+            "--device", type=click.Choice(["cpu", "cuda"]), help="What to measure.  [default: a GPU where there is one]"
+        ),
         click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
         click.option(
             "--remembered",

@@ -155,6 +155,27 @@ def test_everything_is_on_the_device_of_the_inputs(config: ModelConfig, graph: s
     assert not host.found
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["graphs", "compiled"])
+def test_captured_steps_are_the_eager_ones(config: ModelConfig, how: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU.")
+    eager, captured = (frame_of(TorchSide(config, one, "fp32", 2, "cuda", "tiny")) for one in ("eager", how))
+    torch.testing.assert_close(captured["hidden"], eager["hidden"])
+    assert torch.equal(captured["text_token"], eager["text_token"])
+
+
+def frame_of(side: TorchSide) -> dict[str, Tensor]:
+    """What the temporal step of a frame of two slots leaves, of the same weights and inputs every time."""
+    torch.manual_seed(0)
+    for module in side._modules.values():
+        for weight in module.parameters():
+            weight.normal_(0, 0.02) if weight.dim() > 1 else weight.fill_(1)
+    side.prepare(2, 5)
+    side.frame(2)
+    return side._tensors["temporal"]
+
+
 def test_a_processor_has_no_graphs_to_capture() -> None:
     result = CliRunner().invoke(main, ["bench", "torch", str(CHECKPOINT), "--how", "graphs", "--device", "cpu"])
     assert result.exit_code and "no CUDA graphs" in result.output
@@ -181,7 +202,10 @@ def test_moshi_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(
     not find_spec("moshi"), reason="moshi is not installed: it pins older versions of what is used here"
 )
-def test_moshi_rows_are_complete() -> None:
+def test_moshi_rows_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "NO_TORCH_COMPILE", "1"
+    )  # which it reads when it is imported: compiling takes longer than the test
     side = MoshiSide(open_checkpoint(CHECKPOINT), slots=2, device="cpu")
     assert_complete(climbed(side), ("mimi_encode", LANGUAGE, "mimi_decode"))
     side.prepare(2, 300)
