@@ -56,7 +56,7 @@ class TorchSide:
     `how`: eager; each step captured as a CUDA graph (graphs); or compiled before that, as a name in COMPILE_MODES says.
 
     As in runtime/stages.py every input, output and state is one tensor of all slots, and a step of `slots` of them takes
-    its first rows. Rings are written in place and hold noise as far as they are remembered, those of the codec everywhere.
+    its first rows. Rings are written in place, and hold noise as far as they are remembered.
     """
 
     def __init__(self, config: ModelConfig, how: str, precision: str, slots: int, device: str | None, name: str):
@@ -78,12 +78,13 @@ class TorchSide:
 
     def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
         with gpu_memory():
-            if slots not in self._calls:
+            if slots not in self._transfers:
                 self._transfers[slots] = self._copies(slots)
-                self._calls[slots] = {graph: self._ready(graph, slots) for graph in GRAPH_NAMES}
-            self._remember(slots, remembered)
             self._imagine(remembered)
             _copy(self._transfers[slots][0])
+            if slots not in self._calls:
+                self._calls[slots] = {graph: self._ready(graph, slots) for graph in GRAPH_NAMES}
+            self._remember(slots, remembered)  # now: the first steps have moved the codec on
             self.synchronize()
         return dict(self._calls[slots])
 
