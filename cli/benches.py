@@ -1,4 +1,4 @@
-"""Commands that measure: bench codec, floor, frame, host, load, precision, priming, scaling, soak and stages."""
+"""Commands that measure: bench codec, floor, frame, host, load, moshi, precision, priming, scaling, soak, stages, torch."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,9 @@ def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--out", type=click.Path(path_type=Path), help="JSON, kept after every rung and continued from."),
-        DEVICE,
+        click.option(
+            "--device", type=click.Choice(["cpu", "cuda"]), help="What to measure.  [default: a GPU where there is one]"
+        ),
         click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
         click.option(
             "--remembered",
@@ -61,6 +63,58 @@ def stages(
     from pplex.bench.stages import bench_stages
 
     _print(bench_stages(bundle, slots, remembered or REMEMBERED, frames, device, out), as_json)
+
+
+@bench.command("torch")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--how",
+    type=click.Choice(["eager", "graphs", "compiled", "autotuned"]),
+    required=True,
+    help="PyTorch as it is, stages as CUDA graphs, or by torch.compile too, which may try out kernels for minutes.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["bf16", "fp16", "fp32"]),
+    default="bf16",
+    help="Of the language model; the codec is in fp32.",
+)
+@_ladder_options
+def torch_stages(
+    checkpoint: Path,
+    how: str,
+    precision: str,
+    slots: int,
+    remembered: tuple[int, ...],
+    frames: int,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """The stages as PyTorch runs them, in a table as of `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
+    from pplex.bench.ladder import REMEMBERED
+    from pplex.bench.torch_side import bench_torch
+
+    _print(bench_torch(checkpoint, how, precision, slots, remembered or REMEMBERED, frames, device, out), as_json)
+
+
+@bench.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@_ladder_options
+def moshi(
+    checkpoint: Path,
+    slots: int,
+    remembered: tuple[int, ...],
+    frames: int,
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """The PyPI package moshi in a table as of `bench stages`: its model in bf16, random weights, CHECKPOINT's sizes."""
+    from pplex.bench.ladder import REMEMBERED
+    from pplex.bench.moshi_side import bench_moshi
+
+    _print(bench_moshi(checkpoint, slots, remembered or REMEMBERED, frames, device, out), as_json)
 
 
 @bench.command()

@@ -1,6 +1,10 @@
-"""Building blocks of the exported graphs: torch code that runs eagerly and traces to one standard ONNX op each."""
+"""Building blocks of the exported graphs: torch code that runs eagerly and traces to one standard ONNX op each.
+
+Run eagerly on a GPU, it can be captured as a CUDA graph: what it makes is on the device of its inputs, and nothing waits.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pplex.runtime.config import TransformerConfig
+
+RingWrite = Callable[[Tensor, Tensor, Tensor], Tensor]  # (ring, update, index) -> the ring with the update in it
 
 
 def store_in(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
@@ -19,6 +25,12 @@ def store_in(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
         for part in module.children():
             store_in(part, dtype)
     return dtype
+
+
+def exporting() -> bool:
+    """Whether a graph is being traced, and not a function compiled by torch.compile."""
+    # Where torch.compile traces, torch 2.11 says that it exports, too.
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 class Linear(nn.Module):
@@ -59,7 +71,7 @@ class SwiGLU(nn.Module):
 
 def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
     """Write update [B, H, T, D] into ring [B, H, C, D] at step index[b], ..., index[b] + T - 1, which must not wrap."""
-    if torch.compiler.is_exporting():
+    if exporting():
         return torch.onnx.ops.symbolic(
             "TensorScatter",
             (ring, update, index),
@@ -68,8 +80,30 @@ def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
             shape=ring.shape,
             version=24,
         )
-    steps = index[:, None] + torch.arange(update.shape[2], device=index.device)  # [B, T]
-    return ring.scatter(2, steps[:, None, :, None].expand_as(update), update)
+    return ring.scatter(2, _steps(update, index)[:, None, :, None].expand_as(update), update)
+
+
+def tensor_scatter_(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
+    """As `tensor_scatter`, but into the memory of `ring`, which is returned: nothing else of it is moved."""
+    steps = _steps(update, index)
+    if not torch.compiler.is_compiling():
+        return ring.scatter_(2, steps[:, None, :, None].expand_as(update), update)
+    # torch.compile makes of scatter_ two copies of the whole ring, and of this none.
+    rows, heads = (torch.arange(n, device=ring.device) for n in update.shape[:2])
+    return ring.index_put_((rows[:, None, None], heads[:, None], steps[:, None]), update)
+
+
+def _steps(update: Tensor, index: Tensor) -> Tensor:
+    """The ring's step that each step of update [B, H, T, D] is written to: [B, T]."""
+    length = update.shape[2]
+    return index[:, None] if length == 1 else index[:, None] + torch.arange(length, device=index.device)
+
+
+def write_in_place(module: nn.Module) -> None:
+    """Make every attention in `module` write into the rings it is given, where that saves copies of them."""
+    for part in module.modules():
+        if isinstance(part, RingAttention):
+            part.write = tensor_scatter_
 
 
 def indices(x: Tensor, axis: int, longest: int) -> Tensor:
@@ -78,7 +112,7 @@ def indices(x: Tensor, axis: int, longest: int) -> Tensor:
     In the graph they are cut from a constant: arithmetic on a size is something that ONNX Runtime leaves to the processor,
     and then it captures no CUDA graph.
     """
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return torch.arange(x.shape[axis], device=x.device)
     size = _symbolic("Shape", (x,), {"start": axis, "end": axis + 1}, torch.int64, (1,))
     return _symbolic("Slice", (torch.arange(longest), _constant(0), size), {}, torch.int64, (x.shape[axis],))
@@ -86,21 +120,21 @@ def indices(x: Tensor, axis: int, longest: int) -> Tensor:
 
 def split_last(x: Tensor, *sizes: int) -> Tensor:
     """The last axis of x [B, T, n] taken apart: [B, T, *sizes]."""
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return x.unflatten(-1, sizes)
     return _symbolic("Reshape", (x, _constant(0, 0, *sizes)), {}, x.dtype, (*x.shape[:2], *sizes))
 
 
 def merge_last(x: Tensor) -> Tensor:
     """The last two axes of x [B, T, n, m] put together: [B, T, n * m]."""
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return x.flatten(-2)
     return _symbolic("Reshape", (x, _constant(0, 0, -1)), {}, x.dtype, (*x.shape[:2], x.shape[2] * x.shape[3]))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of q [B, T, H * D] to k and v [B, n, H * D]: [B, T, H * D]. The op itself tells heads apart."""
-    if torch.compiler.is_exporting():
+    if exporting():
         return _symbolic("Attention", (q, k, v), {"q_num_heads": heads, "kv_num_heads": heads}, q.dtype, q.shape)
     q, k, v = (split_last(x, heads, -1).transpose(1, 2) for x in (q, k, v))
     return merge_last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
@@ -172,15 +206,24 @@ def rope(position: Tensor, steps: Tensor, stack: TransformerConfig) -> tuple[Ten
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (2i, 2i + 1) of x [B, H, T, D] by their angles, in float32."""
-    return torch.onnx.ops.rotary_embedding(x.float(), cos, sin, interleaved=True).to(x.dtype)
+    if exporting():
+        return torch.onnx.ops.rotary_embedding(x.float(), cos, sin, interleaved=True).to(x.dtype)
+    # What that op computes. torch.compile cannot look into it, and torch 2.11 tells it the wrong strides.
+    cos, sin = cos[:, None], sin[:, None]  # [B, 1, T, D/2]
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
 
 
 class RingAttention(nn.Module):
-    """Self-attention over a ring of past keys and values: (x, ring_k, ring_v) -> (y, ring_k, ring_v)."""
+    """Self-attention over a ring of past keys and values: (x, ring_k, ring_v) -> (y, ring_k, ring_v).
+
+    `write` gives new rings, or the same ones after `write_in_place`.
+    """
 
     def __init__(self, stack: TransformerConfig):
         super().__init__()
         self.heads, self.head_dim = stack.heads, stack.head_dim
+        self.write: RingWrite = tensor_scatter
         self.in_proj, self.out_proj = Linear(stack.dim, 3 * stack.dim), Linear(stack.dim, stack.dim)
 
     def forward(
@@ -191,7 +234,7 @@ class RingAttention(nn.Module):
         # cut by a kernel that gets them from the host, which a captured graph must not.
         q, k, _ = rotate(qkv, cos, sin).chunk(3, 1)
         v = qkv[:, 2 * self.heads :]
-        ring_k, ring_v = tensor_scatter(ring_k, k, index), tensor_scatter(ring_v, v, index)
+        ring_k, ring_v = self.write(ring_k, k, index), self.write(ring_v, v, index)
         y = F.scaled_dot_product_attention(q, ring_k, ring_v, attn_mask=mask)
         return self.out_proj(merge_last(y.transpose(1, 2))), ring_k, ring_v
 

@@ -17,7 +17,8 @@ class Carry:
     """
 
     def __init__(self, past: dict[str, Tensor], active: Tensor):
-        self.past, self.active, self.present = past, active, dict[str, Tensor]()
+        self.past, self.active = past, active
+        self.present: dict[str, Tensor] = {}
 
     def leave(self, key: str, new: Tensor) -> None:
         old = self.past[key]
@@ -162,7 +163,8 @@ class CodecTransformer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, rings: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         steps, entries = (torch.arange(n, device=x.device) for n in (x.shape[-1], self.stack.capacity))
-        mask, present = ring_mask(position, steps, entries, whole_write=True), list[Tensor]()
+        mask = ring_mask(position, steps, entries, whole_write=True)
+        present: list[Tensor] = []
         where = (ring_index(position, entries), mask, *rope(position, steps, self.stack))
         x = x.transpose(1, 2)
         for layer, ring_k, ring_v in zip(self.layers, rings[::2], rings[1::2], strict=True):
@@ -188,9 +190,10 @@ class Quantizer(nn.Module):
     def encode(self, latent: Tensor) -> Tensor:
         """[B, dim] -> codes [B, 8]: nearest entry by Euclidean distance, the first one on ties."""
         latent = latent.float()
-        codes = [_nearest(self.semantic(latent), self.codebooks[0])]
+        first, *others = self.codebooks
+        codes = [_nearest(self.semantic(latent), first)]
         residual = self.acoustic(latent)
-        for codebook in self.codebooks[1:]:
+        for codebook in others:
             codes.append(_nearest(residual, codebook))
             residual = residual - F.embedding(codes[-1], codebook)
         return torch.stack(codes, 1)

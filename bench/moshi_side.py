@@ -1,0 +1,178 @@
+"""The PyPI package moshi, whose architecture PersonaPlex has, as a side of the ladder: see ladder.py."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pplex.bench.kernels import launched
+from pplex.bench.ladder import LadderReport, climb, moved_nbytes
+from pplex.bench.measure import machine
+from pplex.bench.torch_device import TorchDevice, gpu_memory
+from pplex.export.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SAMPLE_RATE_HZ
+from pplex.runtime.device import Call
+from pplex.runtime.errors import EngineError, LibraryError
+from pplex.runtime.graphs import graph_specs
+from pplex.runtime.memory import fitting_slots, slot_nbytes
+from pplex.runtime.parameters import weights_nbytes
+from pplex.runtime.precision import FP32, LANGUAGE_GRAPHS
+
+LANGUAGE = "language"  # the row of both transformers, which a step of the package takes together
+PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # what it is served in
+GRAPHED_CALLS = 2  # of a function until it is a CUDA graph: one to warm up, and the one that is captured
+
+
+def bench_moshi(
+    checkpoint: Path, slots: int, remembered: Sequence[int], frames: int, device: str | None, out: Path | None
+) -> LadderReport:
+    """Measure the package with random weights of the sizes of `checkpoint`, as in `climb`.
+
+    Raises CheckpointError, EngineError, and LibraryError where the package or something it needs is missing.
+    """
+    return climb(MoshiSide(open_checkpoint(checkpoint), slots, device), remembered, frames, out)
+
+
+class MoshiSide:
+    """Its language model with eight depth steps and its codec as they come: on a GPU with CUDA graphs of their own.
+
+    Its rings are moved on by every call, so that what is measured remembers up to a few hundred steps more than it is said
+    to; each call reads them whole, as far as they are written or not.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, slots: int, device: str | None):
+        loaders, generator = _package()
+        self._device, self._config = TorchDevice(device), checkpoint.config
+        self._bandwidth = self._device.bandwidth()
+        per_slot = slot_nbytes(graph_specs(self._config, PRECISION).values(), self._config.temporal.capacity)
+        weights = sum(weights_nbytes(self._config, PRECISION).values())
+        self.slots = fitting_slots(self._device.free_nbytes(), per_slot, weights, slots)
+        language, codec = _arguments(checkpoint)
+        with gpu_memory(), torch.no_grad():
+            self._model = loaders.get_moshi_lm(None, language, self._device.torch, torch.bfloat16)
+            self._codec = loaders.get_mimi(None, codec, self._device.torch, CODEBOOKS)
+            for name, codebook in self._codec.named_buffers():
+                if name.endswith("embedding_sum"):
+                    codebook.normal_()
+        self._generator = generator(self._model)
+        self._streams, self._batch = ExitStack(), 0
+        self.title = f"moshi at the sizes of {checkpoint.folder.name}"
+        packages = machine(None, "moshi", "torch", "triton", "numpy")
+        self.machine: Mapping[str, Any] = {"device": self._device.name, **packages}
+        self.figures: Mapping[str, Any] = {"precision": PRECISION, "GB/s": round(self._bandwidth / 1e9, 1)}
+
+    def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
+        with gpu_memory():
+            if slots != self._batch:
+                self._stream(slots)
+            # The first frames of a conversation have nothing to decode yet.
+            steps = max(remembered, self._config.max_delay + 1)
+            self._remember(self._generator, steps)
+            self._remember(self._model, steps)
+            self._remember(self._codec, self._config.mimi.steps_per_frame * steps)
+            self.synchronize()
+        return {"mimi_encode": self._encode, LANGUAGE: self._speak, "mimi_decode": self._decode}
+
+    def frame(self, slots: int) -> None:
+        self._pcm.copy_(self._host_pcm, non_blocking=True)
+        self._encode()
+        self._speak()
+        self._decode()
+        self._host_tokens.copy_(self._tokens, non_blocking=True)
+        self._host_reply.copy_(self._reply, non_blocking=True)
+        self.synchronize()
+
+    def mark(self) -> Any:
+        return self._device.mark()
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        return self._device.elapsed_ms(first, last)
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
+        moved = moved_nbytes(self._config, PRECISION, slots, remembered)
+        floors = {graph: 1000 * nbytes / self._bandwidth for graph, nbytes in moved.items()}
+        language = sum(floors.pop(graph) for graph in LANGUAGE_GRAPHS)
+        return {**floors, LANGUAGE: language}
+
+    def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
+        return launched(calls, self.synchronize) if self._device.is_gpu else {}
+
+    # Stages.
+
+    @torch.no_grad()
+    def _encode(self) -> None:
+        self._codes = self._codec.encode(self._pcm)  # [B, 8, 1]
+
+    @torch.no_grad()
+    def _speak(self) -> None:
+        spoken = self._generator.step(self._codes)
+        if spoken is not None:  # as it is until the longest delay has passed
+            self._tokens = spoken  # [B, 9, 1]
+
+    @torch.no_grad()
+    def _decode(self) -> None:
+        self._reply = self._codec.decode(self._tokens[:, 1:])  # [B, 1, 1920]
+
+    # State.
+
+    def _stream(self, slots: int) -> None:
+        """Begin as many conversations instead of those so far, and go on until they are CUDA graphs."""
+        self._streams.close()
+        self._batch = 0
+        self._device.free_nbytes()
+        for module in (self._codec, self._generator):
+            self._streams.enter_context(module.streaming(slots))
+        self._pcm = torch.zeros(slots, 1, self._config.frame_size, device=self._device.torch)
+        self._tokens = torch.zeros(slots, 1 + CODEBOOKS, 1, dtype=torch.int64, device=self._device.torch)
+        self._host_pcm = self._device.host(self._pcm).normal_(0, 0.05)
+        self._host_reply, self._host_tokens = self._device.host(self._pcm), self._device.host(self._tokens)
+        try:
+            for _ in range(self._config.max_delay + GRAPHED_CALLS):
+                self.frame(slots)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise EngineError(
+                f"moshi cannot take {slots} conversations through a frame here: {error}\n"
+                "Where its torch.compile is what fails, NO_TORCH_COMPILE=1 in the environment leaves that out."
+            ) from error
+        self._batch = slots
+
+    @staticmethod
+    def _remember(module: Any, steps: int) -> None:
+        """Make every ring and counter of a module's streaming state those of a conversation of `steps` steps so far."""
+        for state in module.get_streaming_state().values():
+            for counter in (getattr(state, name, None) for name in ("offset", "offsets")):
+                if counter is not None:
+                    counter.fill_(steps)
+            if ring := getattr(state, "kv_cache", None):
+                ring.end_offset.fill_(steps)
+                ring.cache[..., :steps, :].normal_()
+
+
+def _package() -> tuple[Any, Any]:
+    """moshi.models.loaders, and moshi.models.LMGen."""
+    try:
+        from moshi.models import LMGen, loaders
+    except ImportError as error:
+        raise LibraryError(
+            f"The PyPI package moshi cannot be imported ({error}). It pins older versions of what is used here, so: "
+            "pip install --no-deps moshi==0.2.13, and pip install einops huggingface_hub sentencepiece safetensors"
+        ) from error
+    return loaders, LMGen
+
+
+def _arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments for a language model of eight depth steps and for the codec: a checkpoint uses the package's names."""
+    path = checkpoint.path(CONFIG_FILE)
+    given = json.loads(path.read_text()) if path.exists() else {}
+    language = {**RELEASED_ARGUMENTS["lm"], **given.get("lm", {}), "dep_q": CODEBOOKS}
+    parts = {part: {**RELEASED_ARGUMENTS[part], **given.get("mimi", {}).get(part, {})} for part in MIMI_PARTS}
+    frame_rate_hz = SAMPLE_RATE_HZ / checkpoint.config.frame_size
+    return language, {**parts, "sample_rate": SAMPLE_RATE_HZ, "channels": 1, "frame_rate": frame_rate_hz}

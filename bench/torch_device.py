@@ -1,0 +1,114 @@
+"""Where the sides that run on torch do so: a GPU with its current stream, or the processor, which needs no waiting."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplex.bench import bandwidth
+from pplex.runtime.device import Call
+from pplex.runtime.errors import GpuError, GpuMemoryError
+
+WARM_UP_CALLS = 3  # before a capture, as torch's documentation has it: libraries allocate and choose kernels in them
+
+
+class TorchDevice:
+    """The first GPU that torch sees, or the processor: `device` is cuda, cpu, or None for what there is.
+
+    float32 is computed as such from here on, without TF32. Raises GpuError where there is no GPU to be had.
+    """
+
+    def __init__(self, device: str | None):
+        there = torch.cuda.is_available()
+        if device == "cuda" and not there:
+            raise GpuError(
+                f"torch {torch.__version__} finds no NVIDIA GPU. See what nvidia-smi says, and whether this torch was built "
+                "for CUDA; or measure the processor: --device cpu"
+            )
+        self.is_gpu = there if device is None else device == "cuda"
+        self.torch = torch.device("cuda" if self.is_gpu else "cpu")
+        self.name = torch.cuda.get_device_name() if self.is_gpu else "cpu"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._pool = torch.cuda.graph_pool_handle() if self.is_gpu else None
+
+    def host(self, like: Tensor) -> Tensor:
+        """Zeros of the host's, of the shape and dtype of `like`: pinned, so that copies go on by themselves."""
+        return torch.zeros(like.shape, dtype=like.dtype, pin_memory=self.is_gpu)
+
+    def mark(self) -> Any:
+        if not self.is_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        return float(first.elapsed_time(last)) if self.is_gpu else 1000 * float(last - first)
+
+    def synchronize(self) -> None:
+        if self.is_gpu:
+            torch.cuda.current_stream().synchronize()
+
+    def free_nbytes(self) -> int | None:
+        """Bytes that can still be allocated, after torch has given back what it keeps; None of the host's."""
+        if not self.is_gpu:
+            return None
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        return int(free)
+
+    def capture(self, work: Call) -> Call:
+        """What `work` enqueues as one CUDA graph, after a few calls of it; `work` itself on the processor.
+
+        It must read and write tensors that stay where they are, and leave behind nothing that it allocated: all graphs
+        share the memory they compute in, as they run one after the other.
+        """
+        if not self.is_gpu:
+            return work
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_CALLS):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+
+        # The graph holds addresses only: the closure keeps what `work` refers to alive.
+        def replay(_keep: Call = work) -> None:
+            graph.replay()
+
+        return replay
+
+    def bandwidth(self) -> float:
+        """Bytes a second: read and written by a copy on a GPU, read by all processors of a host."""
+        return self.copy_bandwidth(bandwidth.NBYTES) if self.is_gpu else bandwidth.Bandwidth(None).measure()
+
+    def copy_bandwidth(self, nbytes: int, copies: int = 20) -> float:
+        """Bytes a second that a copy within the device's memory reads and writes, the median of `copies`."""
+        source = torch.randn(nbytes // 4, device=self.torch)
+        target, marks = torch.empty_like(source), []
+        for _ in range(copies + 1):
+            marks.append(self.mark())
+            target.copy_(source)
+        marks.append(self.mark())
+        self.synchronize()
+        seconds = [self.elapsed_ms(*pair) / 1000 for pair in pairwise(marks)][1:]  # the first one warms up
+        return 2 * source.nbytes / float(np.median(seconds))
+
+
+@contextmanager
+def gpu_memory() -> Iterator[None]:
+    """Torch's word for too little GPU memory becomes ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        asked = str(error).removeprefix("CUDA out of memory. ").partition(". GPU")[0]
+        raise GpuMemoryError(f"The GPU has no memory left: {asked}.") from error
