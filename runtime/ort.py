@@ -159,9 +159,7 @@ def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[st
     _library().preload_dlls()  # CUDA's libraries, where they were installed by pip
     # The processor takes what is left over, which is arithmetic on shapes.
     providers = [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"]
-    # A split into unequal parts, made of slices, gets their sizes from the host's memory. A captured graph would read there
-    # again when something else is in it.
-    return _session(path, precision, options, providers, weights, without=("GatherSliceToSplitFusion",))
+    return _session(path, precision, options, providers, weights)
 
 
 def _prepared_session(path: Path, precision: str, options: Callable[[], Any], prepared: PreparedGraph) -> Any | None:
@@ -214,9 +212,8 @@ def _session(
     providers: Sequence[Any],
     weights: Path | None = None,
     in_memory: bool = False,
-    without: Sequence[str] = (),
 ) -> Any:
-    """`weights`: a folder to look for the weights in; `in_memory`: the options have them; `without`: optimizers left out."""
+    """`weights`: a folder to look for the weights in; `in_memory`: the options have them."""
     ort = _library()
     model: str | bytes = os.fspath(path)
     if in_memory or weights not in (None, path.parent):
@@ -225,7 +222,7 @@ def _session(
         options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(weights))
     # A matrix product and the addition after it would become a Gemm, which does not go together with the blocked weights
     # before it as the product does: they would be turned into floats in every call.
-    disabled = [*without, *(["MatMulAddFusion"] if PRECISIONS[precision].block else [])]
+    disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
     try:
         return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as error:  # ONNX Runtime's exceptions share no base class

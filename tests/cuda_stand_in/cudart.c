@@ -412,14 +412,22 @@ cudaError_t cudaMemGetInfo(size_t *free_nbytes, size_t *total_nbytes)
     return cudaSuccess;
 }
 
-cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *address)
+static enum cudaMemoryType type_of(const void *address)
 {
-    *attributes = (struct cudaPointerAttributes){.type = cudaMemoryTypeUnregistered};
+    enum cudaMemoryType type = cudaMemoryTypeUnregistered;
     pthread_mutex_lock(&lock);
     for (struct allocation *one = allocations; one; one = one->next)
         if ((size_t)((const char *)address - one->address) < one->nbytes)
-            attributes->type = one->type, attributes->devicePointer = (void *)address;
+            type = one->type;
     pthread_mutex_unlock(&lock);
+    return type;
+}
+
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *address)
+{
+    enum cudaMemoryType type = type_of(address);
+    void *device = type == cudaMemoryTypeUnregistered ? NULL : (void *)address;
+    *attributes = (struct cudaPointerAttributes){.type = type, .devicePointer = device};
     return cudaSuccess;
 }
 
@@ -455,7 +463,7 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t nbytes)
 static cudaError_t copy(const char *name, char *target, size_t target_pitch, const char *source, size_t source_pitch,
                         size_t width, size_t height, cudaStream_t stream)
 {
-    stand_in_note(COPY, name, stream);
+    stand_in_note(is_captured(stream) && type_of(source) != cudaMemoryTypeDevice ? HOST : COPY, name, stream);
     for (size_t row = 0; row < height; row++)
         memmove(target + row * target_pitch, source + row * source_pitch, width);
     return cudaSuccess;

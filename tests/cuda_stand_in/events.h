@@ -1,7 +1,8 @@
 /* What the stand-ins write down of the calls they get: see cudart.c, which keeps it, and process.py, which reads it. */
 #include <stddef.h>
 
-enum kind { KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED };
+/* HOST is a copy from the host's memory that is captured, so that it is read there again, whatever is there then. */
+enum kind { KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED, HOST };
 
 struct event {
     enum kind kind;

@@ -13,7 +13,7 @@ from cuda_stand_in.build import FOLDER, LIBRARIES, build
 class Kind(IntEnum):
     """As `enum kind` in events.h."""
 
-    KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED = range(8)
+    KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED, HOST = range(9)
 
 
 @dataclass(frozen=True)
