@@ -26,7 +26,7 @@ PACKAGES = (
 )  # fmt: skip
 QUERIED = (
     "name,driver_version,compute_cap,memory.total,memory.used,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
-    "power.limit,persistence_mode,ecc.mode.current,pcie.link.gen.current,pcie.link.width.current"
+    "power.limit,ecc.mode.current"
 )
 SKIPS = 77
 
@@ -35,7 +35,7 @@ def machine(device: str) -> int:
     looked = {
         "nvidia-smi": _gpus,
         "cuda": _cuda,
-        "torch": lambda: {"cuda": _torch().cuda.is_available(), "build": str(_torch().version.cuda)},
+        "torch": _torch,
         "onnxruntime": _onnxruntime,
         "tensorrt": lambda: str(importlib.import_module("tensorrt").__version__),
         "tensorrt_rtx": _tensorrt_rtx,
@@ -44,7 +44,11 @@ def machine(device: str) -> int:
     }
     found = {name: _or_error(look) for name, look in looked.items()}
     print(json.dumps(found, indent=1))
-    return int(device == "cuda" and isinstance(found["cuda"], str))
+    silent = [str(found[name]) for name in ("cuda", "torch") if isinstance(found[name], str)]
+    if device == "cpu" or len(silent) < 2:
+        return 0
+    print("\n".join(silent), file=sys.stderr)
+    return 1
 
 
 def _or_error(look: Callable[[], Any]) -> Any:
@@ -69,7 +73,9 @@ def _cuda() -> Any:
 
 
 def _torch() -> Any:
-    return importlib.import_module("torch")
+    torch = importlib.import_module("torch")
+    properties = torch.cuda.get_device_properties(0)  # raises where there is none
+    return {"cuda": torch.version.cuda, "name": properties.name, "multiprocessors": properties.multi_processor_count}
 
 
 def _onnxruntime() -> Any:
@@ -131,21 +137,25 @@ class Outcomes:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self._note(report.nodeid, "cannot be collected", report.longreprtext)
+            self._note(report.nodeid, "cannot be collected", report.longreprtext.strip().splitlines()[-1])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:
-            said = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+            crash = getattr(report.longrepr, "reprcrash", None)
+            said = report.longrepr[2] if isinstance(report.longrepr, tuple) else crash.message if crash else ""
             self._note(report.nodeid, report.outcome, said, round(report.duration, 2))
 
     def _note(self, test: str, outcome: str, said: str, seconds: float = 0.0) -> None:
-        self.tests[test] = {"outcome": outcome, "said": said[-2000:], "seconds": seconds}
+        self.tests[test] = {"outcome": outcome, "said": said[:2000], "seconds": seconds}
         self._path.write_text(json.dumps({"tests": self.tests}))
 
 
 def tests(out: str, *arguments: str) -> int:
     outcomes = Outcomes(Path(out))
-    code = int(pytest.main([*arguments, "-p", "no:cacheprovider", "-rA", "-vv"], plugins=[outcomes]))
+    # Only what is ours counts: no other plugins that are installed, and a library's warning is no failure of an engine.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = ("-p", "no:cacheprovider", "-W", "default", "-rA", "-vv")
+    code = int(pytest.main([*arguments, *options], plugins=[outcomes]))
     skipped = [test["said"] for test in outcomes.tests.values() if test["outcome"] == "skipped"]
     if code == 0 and len(skipped) == len(outcomes.tests):
         print(skipped[0] if skipped else "there is no such test", file=sys.stderr)

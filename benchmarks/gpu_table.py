@@ -85,7 +85,7 @@ def _outcomes(book: Book) -> str:
 def _tests(book: Book) -> str:
     """Each test's own outcome."""
     rows = [
-        [f"`{test}`", told["outcome"], _reason(told["said"].strip().splitlines()[-1] if told["said"].strip() else "")]
+        [f"`{test}`", told["outcome"], _reason(told["said"].partition("\n")[0])]
         for record in book.steps.values()
         for test, told in ((record.get("result") or {}).get("tests") or {}).items()
     ]

@@ -194,13 +194,13 @@ def test_table_has_a_block_for_each_side_and_the_outcome_of_every_step(tmp_path:
         result = {"rows": [{**ROW, "slots": slots, "p99_ms": p99_ms}]}
         book.record(name, outcome="ok", reason=None, tries=1, seconds=9.0, result=result)
     book.record("moshi", outcome="failed", reason="exit code 1: a | b", tries=1, seconds=3.2)
-    told = {"outcome": "failed", "said": "one\nlast line", "seconds": 1.0}
+    told = {"outcome": "failed", "said": "EngineError: no\nmore", "seconds": 1.0}
     book.record("golden.rtx", outcome="failed", reason="x", tries=1, seconds=1.0, result={"tests": {"test_a": told}})
     table = to_markdown(book)
     assert "## bf16\n" in table and "| frame | 1 | 100 | 30.00 | 40.00 | 45.00 | 10.00 | 3.0 | 7 |" in table
     assert "under 80 ms: 8 (1: 45.0 ms, 8: 70.0 ms, 32: 90.0 ms)" in table
     assert "| moshi | failed | 3 | exit code 1: a \\| b |" in table
-    assert "| `test_a` | failed | last line |" in table
+    assert "| `test_a` | failed | EngineError: no |" in table
 
 
 def cut(wheel: Path, nbytes: int, loads: list[Path]) -> None:
