@@ -240,7 +240,8 @@ def _result(step: Step, printed: str) -> Any:
     try:
         if step.out is not None:
             return json.loads(step.out.read_text())
-        return json.loads(printed) if step.json else None
+        lines = printed.splitlines()  # a library may have printed something before
+        return json.loads("\n".join(lines[lines.index("{") :])) if step.json else None
     except (OSError, ValueError):
         return None
 

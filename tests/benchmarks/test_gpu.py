@@ -72,6 +72,12 @@ def test_a_failure_keeps_its_last_lines_and_stops_nothing(call: Callable[..., Bo
     assert "no such kernel" in book.log_path.read_text()
 
 
+def test_json_is_found_behind_what_a_library_prints(call: Callable[..., Book]) -> None:
+    code = "import json; print('Failed to load lib.so'); print(json.dumps({'a': [1]}, indent=2))"
+    book = call(step("a", code, json=True), step("b", "print('no JSON')", json=True))
+    assert book.steps["a"]["result"] == {"a": [1]} and book.steps["b"]["result"] is None
+
+
 def test_a_program_that_is_not_there_has_failed(call: Callable[..., Book]) -> None:
     book = call(replace(step("a"), command=("/nowhere/python",)))
     assert "No such file or directory: '/nowhere/python'" in book.steps["a"]["reason"]
