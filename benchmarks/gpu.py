@@ -4,6 +4,7 @@ docs/gpu_run.md tells how to get here, and what the steps of gpu_steps.py are.
 """
 
 import argparse
+import signal
 import sys
 import time
 from functools import partial
@@ -32,6 +33,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     began, asked = time.monotonic(), _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we end our step
     run = Run(asked.work.resolve(), asked.device, asked.size)
     book = Book(asked.results)
     plan = Plan(all_steps(run), book)

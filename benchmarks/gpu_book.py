@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ SKIPS = 77  # exit code of a command that finds nothing to do here; its last lin
 TRIES = 2  # of a step that was cut off by the end of a call
 GRACE_S = 10.0  # from the request to end until the kill
 LAST_LINES = 20
-LOGGED_CHARS = 200_000  # of a step's standard output, at most
+LOGGED_NBYTES = 150_000  # of what a step prints, at most: 100 steps in 15 MB
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ def _run(step: Step, book: Book, remaining_s: float) -> None:
         text = printed.read().decode(errors="replace")
         result = _result(step, text)
         if result is None or step.out:
-            log.write(text[-LOGGED_CHARS:].encode())
+            log.write(text.encode())
     book.log_path.with_suffix(".part").unlink()
-    last = _last_lines(book.log_path, start)
+    last = _shorten(book.log_path, start)
     outcome, reason = _judged(code, step, remaining_s, tries, last)
     book.record(
         step.name,
@@ -198,9 +198,8 @@ def _place(step: Step, partial: Any) -> None:
 def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: BinaryIO) -> int | None:
     """The exit code, None for a command that had to be ended. All processes it has started end with it."""
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=printed, stderr=log, start_new_session=True
-        )
+        # A group of its own, to be ended whole; not a session, which would outlive whatever ends ours.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=log, process_group=0)
     except OSError as error:
         log.write(f"{error}\n".encode())
         return 127
@@ -246,9 +245,13 @@ def _result(step: Step, printed: str) -> Any:
         return None
 
 
-def _last_lines(log: Path, start: int) -> list[str]:
-    with log.open("rb") as file:
-        file.seek(max(start, file.seek(0, os.SEEK_END) - LOGGED_CHARS))
-        text = file.read().decode(errors="replace")
-    lines: Iterator[str] = (line.rstrip()[-500:] for line in text.replace("\r", "\n").splitlines())
+def _shorten(log: Path, start: int) -> list[str]:
+    """Keep the end of what a step has printed, as much as may be kept; returns its last lines."""
+    with log.open("r+b") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - LOGGED_NBYTES))
+        kept = file.read()
+        file.seek(start)
+        file.write(kept)
+        file.truncate()
+    lines = (line.rstrip()[-500:] for line in kept.decode(errors="replace").replace("\r", "\n").splitlines())
     return [line for line in lines if line][-LAST_LINES:]

@@ -115,10 +115,14 @@ def measured(run: Run, side: str) -> Iterator[Step]:
 def peers(run: Run) -> Iterator[Step]:
     """The checkpoint by torch, in three ways, and by the original project's own code."""
     for how in TORCH_WAYS:
-        yield replace(
-            cells(run, f"torch.{how}", pplex("bench", "torch", run.checkpoint, "--how", how)), needs=("checkpoint",)
-        )
-    yield replace(cells(run, "moshi", pplex("bench", "moshi", run.checkpoint)), needs=("checkpoint",))
+        yield of_checkpoint(run, f"torch.{how}", "torch", "--how", how)
+    yield of_checkpoint(run, "moshi", "moshi")
+    for slots in MORE_SLOTS:
+        yield of_checkpoint(run, f"torch.{TORCH_WAYS[0]}.{slots}", "torch", "--how", TORCH_WAYS[0], "--slots", slots)
+
+
+def of_checkpoint(run: Run, name: str, what: str, *options: object) -> Step:
+    return replace(cells(run, name, pplex("bench", what, run.checkpoint, *options)), needs=("checkpoint",))
 
 
 def cells(run: Run, name: str, command: tuple[str, ...]) -> Step:

@@ -1,5 +1,6 @@
 """`table.md` of benchmarks/gpu.py: what was measured, side by side, and what came of every step."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,12 +28,12 @@ def _heading(book: Book) -> str:
 
 
 def _sides(book: Book) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The rows of all measurements of one side together: `stages.bf16` and `stages.bf16.8` are both of bf16."""
+    """The rows of all measurements of one side together: `stages.bf16` and `stages.bf16.8` are both of `bf16`."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, record in book.steps.items():
         result = record.get("result")
         if isinstance(result, dict) and isinstance(result.get("rows"), list):
-            side = name.split(".")[1] if name.startswith("stages.") else name
+            side = re.sub(r"\.\d+$", "", name.removeprefix("stages."))
             found.setdefault(side, []).extend(result["rows"])
     yield from found.items()
 
