@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -150,49 +150,59 @@ def run_steps(plan: Plan, names: Sequence[str], deadline_s: float, tell: Callabl
 
 
 def _run(step: Step, book: Book, remaining_s: float) -> None:
-    before = book.steps.get(step.name, {})
-    tries = before.get("tries", 0) % TRIES + 1 if before.get("outcome") == CUT_OFF else 1
-    described = {"command": shlex.join(step.command), "began": datetime.now(UTC).isoformat(timespec="seconds")}
-    partial = before.get("result") if before.get("outcome") == CUT_OFF else None
-    _place(step, partial)
-    book.record(step.name, outcome=CUT_OFF, reason="the call ended while it ran", tries=tries, seconds=0.0, **described,
-                result=partial)  # fmt: skip
+    tries, partial = _taken_up(step, book.steps.get(step.name, {}))
+    described = {
+        "tries": tries, "command": shlex.join(step.command), "began": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    book.record(
+        step.name, outcome=CUT_OFF, reason="the call ended while it ran", seconds=0.0, result=partial, **described
+    )
     began = time.monotonic()
-    with book.log_path.open("ab") as log, book.log_path.with_suffix(".part").open("w+b") as printed:
-        log.write(f"\n===== {step.name}, try {tries}, {described['began']}\n$ {described['command']}\n".encode())
-        log.flush()
-        start = log.tell()
-        code = _execute(step.command, min(step.limit_s, remaining_s), printed, log)
-        seconds = round(time.monotonic() - began, 1)
-        printed.seek(0)
-        text = printed.read().decode(errors="replace")
-        result = _result(step, text)
-        if result is None or step.out:
-            log.write(text.encode())
-    book.log_path.with_suffix(".part").unlink()
-    last = _shorten(book.log_path, start)
+    code, last, result = _logged(
+        step, min(step.limit_s, remaining_s), book.log_path, f"{described['began']}, try {tries}"
+    )
     outcome, reason = _judged(code, step, remaining_s, tries, last)
     book.record(
         step.name,
         outcome=outcome,
         reason=reason,
-        tries=tries,
-        seconds=seconds,
-        exit_code=code,
-        **described,
-        last_lines=last if outcome != OK else [],
+        seconds=round(time.monotonic() - began, 1),
         result=partial if result is None else result,
+        exit_code=code,
+        last_lines=last if outcome != OK else [],
+        **described,
     )
 
 
-def _place(step: Step, partial: Any) -> None:
-    """Let the command find what an earlier try had measured, on whatever machine, and nothing else."""
+def _taken_up(step: Step, before: Mapping[str, Any]) -> tuple[int, Any]:
+    """Which try this is, and what the one before had measured, which the command finds in its file and continues."""
+    continued = before.get("outcome") == CUT_OFF
     if step.out is None:
-        return
+        return before["tries"] % TRIES + 1 if continued else 1, None
     step.out.parent.mkdir(parents=True, exist_ok=True)
-    step.out.unlink(missing_ok=True)
-    if partial is not None:
-        step.out.write_text(json.dumps(partial))
+    if not continued:
+        step.out.unlink(missing_ok=True)
+        return 1, None
+    if not step.out.exists() and before["result"] is not None:  # it was measured on another machine
+        step.out.write_text(json.dumps(before["result"]))
+    return before["tries"] % TRIES + 1, _result(step, "")
+
+
+def _logged(step: Step, limit_s: float, path: Path, title: str) -> tuple[int | None, list[str], Any]:
+    """Run the command; its exit code, the last lines it printed and its JSON. The log has everything else."""
+    printed_path = path.with_suffix(".part")
+    with path.open("ab") as log, printed_path.open("w+b") as printed:
+        log.write(f"\n===== {step.name}, {title}\n$ {shlex.join(step.command)}\n".encode())
+        log.flush()
+        start = log.tell()
+        code = _execute(step.command, limit_s, printed, log)
+        printed.seek(0)
+        text = printed.read().decode(errors="replace")
+        result = _result(step, text)
+        if result is None or step.out:
+            log.write(text.encode())
+    printed_path.unlink()
+    return code, _shorten(path, start), result
 
 
 def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: BinaryIO) -> int | None:

@@ -146,6 +146,16 @@ time.sleep(0 if rows else 30)
     out.unlink()  # another machine
     book = call(step("a", code, out=out))
     assert (book.outcome("a"), book.steps["a"]["result"]) == ("ok", {"rows": [0, 1]})
+    del book.steps["a"]
+    book.save()
+    assert call(step("a", code, out=out), seconds=3.0).steps["a"]["result"] == {"rows": [0]}, "it begins anew"
+
+
+def test_what_a_killed_call_had_measured_is_continued(call: Callable[..., Book], tmp_path: Path) -> None:
+    Book(tmp_path / "results").record("a", outcome="cut off", reason="x", tries=1, seconds=0.0, result=None)
+    (tmp_path / "a.json").write_text('{"rows": [1]}')
+    code = f"import sys; sys.exit(open({str(tmp_path / 'a.json')!r}).read() != '{{\"rows\": [1]}}')"
+    assert call(step("a", code, out=tmp_path / "a.json")).outcome("a") == "ok"
 
 
 def test_what_is_made_is_removed_with_its_last_user_and_made_again_if_wanted(
