@@ -13,7 +13,6 @@ PROBES = str(REPOSITORY / "benchmarks/gpu_probes.py")
 WAV = str(REPOSITORY / "tests/golden/tiny/checkpoint/voices/synthetic.wav")
 PRECISIONS = ("bf16", "fp16", "int8", "int4", "fp8")
 MORE_SLOTS = (8, 32)
-TORCH_WAYS = ("graphs", "compiled", "eager")
 GOLDEN = "tests/validate/test_golden_gpu.py"
 NO_GPU = "it needs a GPU, and --device is cpu"
 LACKS = {"bf16": "ONNX Runtime does not compute in bf16 on the processor"}
@@ -114,11 +113,14 @@ def measured(run: Run, side: str) -> Iterator[Step]:
 
 def peers(run: Run) -> Iterator[Step]:
     """The checkpoint by torch, in three ways, and by the original project's own code."""
-    for how in TORCH_WAYS:
+    graphs = None if run.gpu else NO_GPU
+    yield replace(of_checkpoint(run, "torch.graphs", "torch", "--how", "graphs"), lacks=graphs)
+    for how in ("compiled", "eager"):
         yield of_checkpoint(run, f"torch.{how}", "torch", "--how", how)
     yield of_checkpoint(run, "moshi", "moshi")
     for slots in MORE_SLOTS:
-        yield of_checkpoint(run, f"torch.{TORCH_WAYS[0]}.{slots}", "torch", "--how", TORCH_WAYS[0], "--slots", slots)
+        more = of_checkpoint(run, f"torch.graphs.{slots}", "torch", "--how", "graphs", "--slots", slots)
+        yield replace(more, lacks=graphs)
 
 
 def of_checkpoint(run: Run, name: str, what: str, *options: object) -> Step:
@@ -127,7 +129,7 @@ def of_checkpoint(run: Run, name: str, what: str, *options: object) -> Step:
 
 def cells(run: Run, name: str, command: tuple[str, ...]) -> Step:
     """A measurement of several lengths of conversation, which goes on where it was cut off."""
-    options = (*run.remembered, "--frames", FRAMES, "--device", run.device, "--out", str(run.out(name)), "--json")
+    options = (*run.remembered, "--frames", FRAMES, "--device", run.device, "--out", str(run.out(name)))
     return Step(name, (*command, *options), 400, 60, out=run.out(name))
 
 
