@@ -150,6 +150,8 @@ def run_steps(plan: Plan, names: Sequence[str], deadline_s: float, tell: Callabl
 
 
 def _run(step: Step, book: Book, remaining_s: float) -> None:
+    if step.makes and step.makes.exists():  # of other results, or made again; half of one lies beside it
+        shutil.rmtree(step.makes)
     tries, partial = _taken_up(step, book.steps.get(step.name, {}))
     described = {
         "tries": tries, "command": shlex.join(step.command), "began": datetime.now(UTC).isoformat(timespec="seconds"),

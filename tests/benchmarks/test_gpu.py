@@ -175,6 +175,13 @@ def test_what_is_made_is_removed_with_its_last_user_and_made_again_if_wanted(
     assert times(tmp_path / "log") == 2, "nobody wants it any more"
 
 
+def test_what_is_left_of_other_results_is_made_anew(call: Callable[..., Book], tmp_path: Path) -> None:
+    made = tmp_path / "work" / "a" / "bundle"
+    made.mkdir(parents=True)
+    make = step("make", f"import os; os.mkdir({str(made)!r})", makes=made)
+    assert call(make, step("use", needs=("make",))).outcome("make") == "ok"
+
+
 def test_results_are_whole_when_the_call_is_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
