@@ -28,14 +28,15 @@ def _heading(book: Book) -> str:
 
 
 def _sides(book: Book) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The rows of all measurements of one side together: `stages.bf16` and `stages.bf16.8` are both of `bf16`."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """The cells of all measurements of one side, once each: `stages.bf16` and `stages.bf16.32` are both of `bf16`."""
+    found: dict[str, dict[Any, dict[str, Any]]] = {}
     for name, record in book.steps.items():
         result = record.get("result")
         if isinstance(result, dict) and isinstance(result.get("rows"), list):
             side = re.sub(r"\.\d+$", "", name.removeprefix("stages."))
-            found.setdefault(side, []).extend(result["rows"])
-    yield from found.items()
+            cells = {(row["slots"], row["remembered"], row["stage"]): row for row in result["rows"]}
+            found[side] = cells | found.get(side, {})
+    yield from ((side, list(cells.values())) for side, cells in found.items())
 
 
 def _block(side: str, rows: Sequence[dict[str, Any]]) -> str:
