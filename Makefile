@@ -44,6 +44,7 @@ lint: .venv/test
 	rm -rf .cache/types && mkdir -p .cache/types/pplex
 	for package in $(PACKAGES); do ln -s ../../../$$package .cache/types/pplex/$$package; done
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml $(PACKAGES:%=-p pplex.%)
+	cd benchmarks && MYPYPATH=../.cache/types ../$(BIN)/mypy --config-file ../pyproject.toml gpu.py gpu_probes.py gpu_wheels.py
 
 clean:
 	rm -rf .venv .cache demo build *.egg-info

@@ -1,6 +1,7 @@
 """Commands that make checkpoints and bundles: synth and build."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 
 from pplex.cli.engines import engine_options
 from pplex.runtime.config import CODEBOOKS
-from pplex.runtime.gpus import parse_gpu
+from pplex.runtime.gpus import TENSORRT_RTX, parse_gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS, MAX_SLOTS
 from pplex.runtime.precision import PRECISIONS, parse_precision
 
@@ -93,13 +94,18 @@ def build(
     from pplex.validate.short import check_build
 
     if gpu is None and (engine_options != DEFAULT_OPTIONS or slots != DEFAULT_SLOTS):
-        raise click.UsageError("--slots, --tf32, --workspace-mb and --optimization-level are of engines: name a --gpu.")
+        raise click.UsageError(
+            "--slots, --tf32, --workspace-mb, --optimization-level and --compiled-for are of engines: name a --gpu."
+        )
+    target = None if gpu is None else parse_gpu(gpu)
+    if target is not None and engine_options.compiled_for is not None:
+        target = replace(target, kind=TENSORRT_RTX)  # also for those it is not made for
     options = BuildOptions(
         int(depth_steps),
         parse_precision(precision),
         None if calibration == "none" else calibration,
         capacity,
-        None if gpu is None else parse_gpu(gpu),
+        target,
         slots,
         engine_options,
     )

@@ -23,13 +23,26 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(0, 5),
         help="How long TensorRT searches for kernels. Not TensorRT-RTX.",
     )
+    @click.option(
+        "--compiled-for",
+        metavar="any|sm_NN",
+        help="What TensorRT-RTX compiles for, if not the GPU's own architecture: any names none. To try on GPUs it lacks.",
+    )
     @functools.wraps(command)
     def with_options(
-        *args: Any, tf32: bool, workspace_mb: int | None, optimization_level: int | None, **rest: Any
+        *args: Any,
+        tf32: bool,
+        workspace_mb: int | None,
+        optimization_level: int | None,
+        compiled_for: str | None,
+        **rest: Any,
     ) -> Any:
-        from pplex.engines.library import EngineOptions
+        from pplex.engines.library import COMPILED_FOR, EngineOptions
 
-        return command(*args, engine_options=EngineOptions(tf32, workspace_mb, optimization_level), **rest)
+        if compiled_for not in (None, *COMPILED_FOR):
+            raise click.UsageError(f"--compiled-for is one of {', '.join(COMPILED_FOR)}.")
+        options = EngineOptions(tf32, workspace_mb, optimization_level, compiled_for)
+        return command(*args, engine_options=options, **rest)
 
     return with_options
 

@@ -11,6 +11,8 @@ from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
 from pplex.runtime.errors import BuildError, GpuError
 from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
 
+ANY = "any"  # no architecture is named: the documentation has such an engine run on 8.0, 8.6, 8.9, 12.0 "and later"
+COMPILED_FOR = (ANY, *(f"sm_{sm}" for sm in RTX_SM))
 TIMING_CACHE_FILE = f"tensorrt_timings{CACHE_SUFFIX}"
 
 
@@ -20,12 +22,14 @@ class EngineOptions:
 
     `tf32` lets float32 matrix products round their factors to 10 bits of fraction, which the libraries do unless told
     not to. `workspace_mb` bounds the scratch memory of an engine. `optimization_level`, 0 to 5, is how long TensorRT
-    searches for kernels; TensorRT-RTX chooses them when an engine is first loaded and has no use for it.
+    searches for kernels; TensorRT-RTX chooses them when an engine is first loaded and has no use for it. `compiled_for`
+    has TensorRT-RTX compile for another architecture than the GPU's, one of COMPILED_FOR, whose code that GPU may run.
     """
 
     tf32: bool = False
     workspace_mb: int | None = None
     optimization_level: int | None = None
+    compiled_for: str | None = None
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -76,6 +80,8 @@ def check_options(library: Library, options: EngineOptions) -> None:
     """Raises BuildError for an option without effect."""
     if library.kind == TENSORRT_RTX and options.optimization_level is not None:
         raise BuildError(f"{library} builds the same engine at every optimization level: leave out the option.")
+    if library.kind != TENSORRT_RTX and options.compiled_for is not None:
+        raise BuildError(f"{library} compiles for the GPU it builds on: only TensorRT-RTX can be asked for another.")
 
 
 def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -> None:
@@ -90,10 +96,19 @@ def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -
         config.set_flag(
             trt.BuilderFlag.REQUIRE_USER_ALLOCATION
         )  # without it a frame cannot be captured as a CUDA graph
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{gpu.sm}"), 0)
+        _set_target(library, config, options.compiled_for or f"sm_{gpu.sm}")
     elif options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
+
+
+def _set_target(library: Library, config: Any, target: str) -> None:
+    if target == ANY:
+        return
+    known = library.trt.ComputeCapability.__members__
+    if target.replace("sm_", "SM") not in known:
+        raise BuildError(f"{library} does not compile for {target}: --compiled-for {ANY} names no architecture.")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(known[target.replace("sm_", "SM")], 0)
 
 
 @contextmanager

@@ -50,6 +50,14 @@ def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> B
     return Backend(gpu, gpu_loader(gpu))
 
 
+def graphs_run_on_processor(device: str | None) -> bool:
+    """Whether ONNX graphs run on the processor, `device` being as in `choose_backend`: also where no GPU answers.
+
+    Raises as `choose_backend`.
+    """
+    return _gpu_for_graphs(device) is None
+
+
 def _gpu_for_graphs(device: str | None) -> CudaDevice | None:
     """The GPU that ONNX graphs run on, None for the processor."""
     if device not in (None, *DEVICES):

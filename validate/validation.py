@@ -17,9 +17,9 @@ from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_his
 from pplex.export.threads import suited_threads
 from pplex.export.voices import read_voices
 from pplex.runtime.audio import Pcm
+from pplex.runtime.backend import graphs_run_on_processor
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, file_sha256
 from pplex.runtime.errors import PromptError, ReportError
-from pplex.runtime.ort import has_cuda_provider
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32
 from pplex.runtime.session import Runtime
@@ -268,12 +268,11 @@ def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:
 @contextmanager
 def _runnable(bundle: Bundle, device: str | None) -> Iterator[Bundle]:
     """The bundle, or where it is in bfloat16 and the processor has to do, a copy that rounds to it after every operation."""
-    on_processor = device == "cpu" or (device is None and not has_cuda_provider())
-    if "bf16" not in bundle.precision.values() or not can_be_probed(bundle) or not on_processor:
+    narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
+    if not narrow or not can_be_probed(bundle) or not graphs_run_on_processor(device):
         yield bundle
         return
     with tempfile.TemporaryDirectory() as scratch:
-        narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
         rewritten = {graph: Path(scratch) / f"{graph}.onnx" for graph in narrow}
         for graph, path in rewritten.items():
             shutil.copyfile(bundle.graph_path(graph), path)

@@ -73,6 +73,7 @@ def test_inspect_of_no_bundle_is_told(tmp_path: Path) -> None:
         ([], EngineOptions()),
         (["--tf32", "--workspace-mb", "512"], EngineOptions(tf32=True, workspace_mb=512)),
         (["--optimization-level", "5"], EngineOptions(optimization_level=5)),
+        (["--compiled-for", "any"], EngineOptions(compiled_for="any")),
     ],
 )
 def test_engine_options_reach_a_command_as_one(arguments: list[str], options: EngineOptions) -> None:

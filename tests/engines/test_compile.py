@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,23 @@ def test_too_little_workspace_is_refused_in_the_librarys_words(tmp_path: Path) -
     with pytest.raises(BuildError, match=r"cannot build mlp.onnx for sm_89: .*within workspace limit"):
         compile_mlp(tmp_path / "mlp.onnx", options=EngineOptions(workspace_mb=1))
     assert not (tmp_path / "mlp.engine").exists()
+
+
+def test_engines_for_another_architecture_or_none_are_other_engines(tmp_path: Path) -> None:
+    write_mlp(tmp_path / "mlp.onnx", "float16")
+
+    def engine(target: str | None) -> bytes:
+        return compile_mlp(tmp_path / "mlp.onnx", options=EngineOptions(compiled_for=target)).read_bytes()
+
+    assert engine(None) == engine("sm_89")
+    assert len({engine("any"), engine("sm_80"), engine("sm_89")}) == 3
+
+
+def test_an_architecture_the_library_lacks_is_told(tmp_path: Path) -> None:
+    write_mlp(tmp_path / "mlp.onnx", "float16")
+    hopper = replace(parse_gpu("sm_90"), kind="tensorrt-rtx")
+    with pytest.raises(BuildError, match=r"does not compile for sm_90: --compiled-for any names no architecture"):
+        compile_engine(tmp_path / "mlp.onnx", MLP, 1, hopper, 4, tmp_path / "mlp.engine")
 
 
 def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:

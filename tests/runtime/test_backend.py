@@ -10,7 +10,13 @@ from devices import QueueDevice
 from gpu import has_gpu
 from tensorrt_stand_in import VERSION, stand_in, write_plans
 
-from pplex.runtime.backend import check_engines, choose_backend, engines_nbytes, gpu_loader
+from pplex.runtime.backend import (
+    check_engines,
+    choose_backend,
+    engines_nbytes,
+    gpu_loader,
+    graphs_run_on_processor,
+)
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.cuda_device import FoundGpu
 from pplex.runtime.device import HostDevice
@@ -76,6 +82,7 @@ def test_onnx_runtime_was_built_for_gpus_and_there_is_none(
 ) -> None:
     monkeypatch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: True)
     assert isinstance(choose_backend(tiny_bundle, None, threads=1).device, HostDevice)
+    assert graphs_run_on_processor(None) and graphs_run_on_processor("cpu")
     with pytest.raises(GpuError, match="No NVIDIA GPU can be used"):
         choose_backend(tiny_bundle, "cuda", threads=1)
 

@@ -1,0 +1,153 @@
+"""The steps of benchmarks/gpu.py, in order of what they are worth."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from gpu_book import Step
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROBES = str(REPOSITORY / "benchmarks/gpu_probes.py")
+WAV = str(REPOSITORY / "tests/golden/tiny/checkpoint/voices/synthetic.wav")
+PRECISIONS = ("bf16", "fp16", "int8", "int4", "fp8")
+MOST_SLOTS = 32  # measured at 1, 2, 4, ... and as many
+GOLDEN = "tests/validate/test_golden_gpu.py"
+NO_GPU = "it needs a GPU, and --device is cpu"
+LACKS = {"bf16": "ONNX Runtime does not compute in bf16 on the processor"}
+LONG_S = {"int4": 540.0, "fp8": 540.0}  # of a build that calibrates
+REMEMBERED = ("100", "1000", "2900")  # steps: 8 s, 80 s, and nearly all of the released ring of 3000
+FRAMES = "60"  # frames of each cell: what 30 minutes of machine time leave
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is asked for: where it works, what it measures on, with which checkpoint."""
+
+    work: Path
+    device: str
+    size: str
+
+    @property
+    def gpu(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.work / "checkpoint" / "model"
+
+    def bundle(self, side: str) -> Path:
+        return self.work / side / "bundle"
+
+    def out(self, name: str) -> Path:
+        return self.work / "out" / f"{name}.json"
+
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        lengths = REMEMBERED if self.size == "full" else ("20", "60")
+        return tuple(word for length in lengths for word in ("--remembered", length))
+
+
+def pplex(*arguments: object) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-c", "from pplex.cli import main; main()", *map(str, arguments))
+
+
+def probe(*arguments: object) -> tuple[str, ...]:
+    return (sys.executable, "-P", PROBES, *map(str, arguments))
+
+
+def all_steps(run: Run) -> list[Step]:
+    """Every step, the most valuable first, with what it cannot run without on this machine."""
+    checkpoint = pplex("synth", run.checkpoint, "--size", run.size)
+    steps = [
+        Step("machine", probe("machine", run.device), 90, json=True),
+        *tests(run),
+        Step("checkpoint", checkpoint, 400, least_s=100, needs=("machine",), makes=run.checkpoint),
+        *bundle_steps(run, PRECISIONS[0]),
+        *peers(run),
+    ]
+    for precision in PRECISIONS[1:]:
+        steps += bundle_steps(run, precision)
+    return [*steps, *compiled(run)]
+
+
+def tests(run: Run) -> Iterator[Step]:
+    """The tests marked `gpu`. The golden suite has a process for each library, which may take it along."""
+    test = partial(Step, limit_s=240, lacks=None if run.gpu else NO_GPU, needs=("machine",))
+    for library in ("onnxruntime", "rtx", "rtx-any", "rtx-sm_80", "tensorrt"):
+        name, one = f"golden.{library}", f"{GOLDEN}::test_golden_suite[{library}]"
+        yield test(name, probe("tests", run.out(name), one, "-m", "gpu"), out=run.out(name))
+    for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
+        file = path.relative_to(REPOSITORY).as_posix()
+        if "mark.gpu" in path.read_text() and file != GOLDEN:
+            name = f"tests.{path.stem.removeprefix('test_')}"
+            yield test(name, probe("tests", run.out(name), file, "-m", "gpu"), out=run.out(name))
+
+
+def bundle_steps(run: Run, precision: str) -> Iterator[Step]:
+    """A bundle of ONNX graphs: built, measured, heard, held to its checkpoint, and removed."""
+    build = pplex("build", run.checkpoint, "--precision", precision, "--no-validate", "--out", run.bundle(precision))
+    limit_s = LONG_S.get(precision, 400)
+    yield Step(f"build.{precision}", build, limit_s, 150, needs=("checkpoint",), makes=run.bundle(precision))
+    for step in measured(run, precision):
+        computed = run.gpu or step.name.startswith("validate")  # which computes in float32 and rounds
+        lacks = None if computed else LACKS.get(precision)
+        yield replace(step, needs=(f"build.{precision}", *step.needs), lacks=lacks)
+
+
+def measured(run: Run, side: str) -> Iterator[Step]:
+    """What is asked of a bundle."""
+    bundle, device = run.bundle(side), ("--device", run.device)
+    yield cells(run, f"stages.{side}", pplex("bench", "stages", bundle, "--slots", 1))
+    frame = pplex("bench", "frame", bundle, *device, "--sessions", 1, "--frames", FRAMES, "--json")
+    yield Step(f"frame.{side}", frame, 200, 60, json=True)
+    yield Step(f"speak.{side}", probe("speak", bundle, run.device, WAV), 200, 60, json=True)
+    sections = ("--only", "graphs", "--only", "drift", "--frames", 64)
+    held = pplex("validate", bundle, "--reference", run.checkpoint, *sections, *device, "--json")
+    yield Step(f"validate.{side}", held, 500, 150, needs=("checkpoint",), json=True)
+    yield cells(run, f"stages.{side}.{MOST_SLOTS}", pplex("bench", "stages", bundle, "--slots", MOST_SLOTS))
+    yield Step(f"priming.{side}", pplex("bench", "priming", bundle, *device, "--json"), 200, 60, json=True)
+
+
+def peers(run: Run) -> Iterator[Step]:
+    """The checkpoint by torch, in three ways, and by the original project's own code."""
+    graphs = None if run.gpu else NO_GPU
+    yield replace(of_checkpoint(run, "torch.graphs", "torch", "--how", "graphs"), lacks=graphs)
+    for how in ("compiled", "eager"):
+        yield of_checkpoint(run, f"torch.{how}", "torch", "--how", how)
+    yield of_checkpoint(run, "moshi", "moshi")
+    more = of_checkpoint(run, f"torch.graphs.{MOST_SLOTS}", "torch", "--how", "graphs", "--slots", MOST_SLOTS)
+    yield replace(more, lacks=graphs)
+
+
+def of_checkpoint(run: Run, name: str, what: str, *options: object) -> Step:
+    return replace(cells(run, name, pplex("bench", what, run.checkpoint, *options)), needs=("checkpoint",))
+
+
+def cells(run: Run, name: str, command: tuple[str, ...]) -> Step:
+    """A measurement of several lengths of conversation, which goes on where it was cut off."""
+    options = (*run.remembered, "--frames", FRAMES, "--device", run.device, "--out", str(run.out(name)))
+    return Step(name, (*command, *options), 400, 60, out=run.out(name))
+
+
+def compiled(run: Run) -> Iterator[Step]:
+    """Engines: by TensorRT-RTX in the first way that runs on this GPU, by TensorRT where it is installed."""
+    ways = {"rtx": (), "rtx-any": ("--compiled-for", "any"), "rtx-sm_80": ("--compiled-for", "sm_80"), "tensorrt": ()}
+    for side, options in ways.items():
+        earlier = tuple(f"golden.{way}" for way in list(ways)[: list(ways).index(side)])
+        for step in engine_steps(run, side, options):
+            yield replace(
+                step,
+                needs=(f"golden.{side}", *step.needs),
+                unless=earlier if side != "tensorrt" else (),
+                lacks=None if run.gpu else NO_GPU,
+            )
+
+
+def engine_steps(run: Run, side: str, options: Sequence[str]) -> Iterator[Step]:
+    engines = ("--precision", PRECISIONS[0], "--gpu", "local", "--slots", MOST_SLOTS, *options)
+    build = pplex("build", run.checkpoint, *engines, "--no-validate", "--out", run.bundle(side))
+    yield Step(f"build.{side}", build, 540, 200, needs=("checkpoint",), makes=run.bundle(side))
+    for step in measured(run, side):
+        yield replace(step, needs=(f"build.{side}", *step.needs))

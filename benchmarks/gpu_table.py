@@ -1,0 +1,103 @@
+"""`table.md` of benchmarks/gpu.py: what was measured, side by side, and what came of every step."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpu_book import Book
+
+BUDGET_MS = 80.0  # a frame of sound
+COLUMNS = ("stage", "slots", "remembered", "p50 ms", "p95 ms", "p99 ms", "floor ms", "of floor", "kernels")
+
+
+def to_markdown(book: Book) -> str:
+    sides = dict(_sides(book))
+    blocks = [_heading(book), *(_block(side, rows) for side, rows in sides.items()), _outcomes(book)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _heading(book: Book) -> str:
+    machine = book.steps.get("machine", {}).get("result") or {}
+    gpus = machine.get("nvidia-smi")
+    where = (
+        ", ".join(f"{gpu['name']}, driver {gpu['driver_version']}" for gpu in gpus)
+        if isinstance(gpus, list)
+        else "no GPU"
+    )
+    return f"# {where}: {book.facts.get('size')} checkpoint on {book.facts.get('device')}"
+
+
+def _sides(book: Book) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The cells of all measurements of one side, once each: `stages.bf16` and `stages.bf16.32` are both of `bf16`."""
+    found: dict[str, dict[Any, dict[str, Any]]] = {}
+    for name, record in book.steps.items():
+        result = record.get("result")
+        if isinstance(result, dict) and isinstance(result.get("rows"), list):
+            side = re.sub(r"\.\d+$", "", name.removeprefix("stages."))
+            cells = {(row["slots"], row["remembered"], row["stage"]): row for row in result["rows"]}
+            found[side] = cells | found.get(side, {})
+    yield from ((side, list(cells.values())) for side, cells in found.items())
+
+
+def _block(side: str, rows: Sequence[dict[str, Any]]) -> str:
+    table = _table(COLUMNS, [_cells(row) for row in rows if row["slots"] == 1])
+    return f"## {side}\n\n{table}\n\n{_most_slots(rows)}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    floor = row.get("floor_ms")
+    figures = [_number(row.get(name)) for name in ("p50_ms", "p95_ms", "p99_ms", "floor_ms")]
+    times = f"{row['p50_ms'] / floor:.1f}" if floor else ""
+    kernels = row.get("kernels")
+    return [
+        row["stage"],
+        str(row["slots"]),
+        str(row["remembered"]),
+        *figures,
+        times,
+        "" if kernels is None else str(kernels),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _most_slots(rows: Sequence[dict[str, Any]]) -> str:
+    """The most slots whose slowest whole frame, over what was remembered, keeps the time."""
+    slowest: dict[int, float] = {}
+    for row in rows:
+        if row["stage"] == "frame":
+            slowest[row["slots"]] = max(slowest.get(row["slots"], 0.0), row["p99_ms"])
+    if not slowest:
+        return "No whole frame was measured."
+    told = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(slowest.items()))
+    fitting = max((slots for slots, p99_ms in slowest.items() if p99_ms < BUDGET_MS), default=0)
+    return f"Most slots of those measured whose frame's p99 is under {BUDGET_MS:g} ms: {fitting} ({told})."
+
+
+def _outcomes(book: Book) -> str:
+    rows = [
+        [name, record["outcome"], f"{record.get('seconds', 0):.0f}", _reason(record.get("reason"))]
+        for name, record in book.steps.items()
+    ]
+    return f"## Every step\n\n{_table(('step', 'outcome', 's', 'why'), rows)}\n\n{_tests(book)}".rstrip()
+
+
+def _tests(book: Book) -> str:
+    """Each test's own outcome."""
+    rows = [
+        [f"`{test}`", told["outcome"], _reason(told["said"].partition("\n")[0])]
+        for record in book.steps.values()
+        for test, told in ((record.get("result") or {}).get("tests") or {}).items()
+    ]
+    return f"## Every test\n\n{_table(('test', 'outcome', 'said last'), rows)}" if rows else ""
+
+
+def _reason(text: str | None) -> str:
+    return (text or "").replace("|", "\\|").replace("\n", " ")[:300]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

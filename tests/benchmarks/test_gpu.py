@@ -1,0 +1,315 @@
+"""benchmarks/gpu.sh: what it keeps of its steps, whatever becomes of them, and that the steps are commands we have."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import gpu_book
+import pytest
+from gpu_book import Book, Plan, Step, run_steps
+from gpu_steps import PROBES, REPOSITORY, Run, all_steps
+from gpu_table import to_markdown
+from gpu_wheels import DamagedError, collect
+
+from pplex.cli import main
+
+SOON = ("stages", "torch", "moshi")  # of bench: their options are agreed on
+ROW = {"stage": "frame", "remembered": 100, "p50_ms": 30.0, "p95_ms": 40.0, "floor_ms": 10.0, "kernels": 7}
+
+
+def step(name: str, code: str = "pass", **options: Any) -> Step:
+    return Step(name, (sys.executable, "-c", code), **{"limit_s": 20.0, "least_s": 0.1, **options})
+
+
+def written(path: Path, then: str = "") -> str:
+    """Code that adds a line to a file, as a sign that it was run."""
+    return f"open({str(path)!r}, 'a').write('x\\n')\n{then}"
+
+
+def times(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Book]:
+    """A call of so many seconds, after those before it, which has read the book anew."""
+    monkeypatch.setattr(gpu_book, "GRACE_S", 0.2)
+
+    def run(*steps: Step, seconds: float = 20.0, names: list[str] | None = None) -> Book:
+        book = Book(tmp_path / "results")
+        plan = Plan(steps, book)
+        run_steps(plan, names or list(plan.steps), time.monotonic() + seconds, lambda line: None)
+        return Book(tmp_path / "results")
+
+    return run
+
+
+def test_what_is_done_is_not_done_again(call: Callable[..., Book], tmp_path: Path) -> None:
+    good, bad = step("good", written(tmp_path / "good")), step("bad", written(tmp_path / "bad", "raise SystemExit(3)"))
+    call(good, bad)
+    book = call(good, bad)
+    assert (book.outcome("good"), book.outcome("bad")) == ("ok", "failed")
+    assert (times(tmp_path / "good"), times(tmp_path / "bad")) == (1, 1)
+
+
+def test_a_failure_keeps_its_last_lines_and_stops_nothing(call: Callable[..., Book]) -> None:
+    code = "import sys; [print(i, file=sys.stderr) for i in range(100)]; raise ValueError('no such kernel')"
+    book = call(step("bad", code), step("next"), step("killed", "import os; os.kill(os.getpid(), 11)"))
+    bad = book.steps["bad"]
+    assert bad["reason"] == "exit code 1: ValueError: no such kernel" and bad["exit_code"] == 1
+    assert len(bad["last_lines"]) == 20 and bad["last_lines"][-1] == "ValueError: no such kernel"
+    assert book.outcome("next") == "ok"
+    assert book.steps["killed"]["reason"].startswith("signal SIGSEGV")
+    assert "no such kernel" in book.log_path.read_text()
+
+
+def test_json_is_found_behind_what_a_library_prints(call: Callable[..., Book]) -> None:
+    code = "import json; print('Failed to load lib.so'); print(json.dumps({'a': [1]}, indent=2))"
+    book = call(step("a", code, json=True), step("b", "print('no JSON')", json=True))
+    assert book.steps["a"]["result"] == {"a": [1]} and book.steps["b"]["result"] is None
+
+
+def test_a_program_that_is_not_there_has_failed(call: Callable[..., Book]) -> None:
+    book = call(replace(step("a"), command=("/nowhere/python",)))
+    assert "No such file or directory: '/nowhere/python'" in book.steps["a"]["reason"]
+
+
+def test_what_needs_a_failed_step_is_skipped_until_it_is_well(call: Callable[..., Book], tmp_path: Path) -> None:
+    code = f"import os; raise SystemExit(not os.path.exists({str(tmp_path / 'cure')!r}))"
+    first, second = step("first", code), step("second", needs=("first",))
+    third = step("third", needs=("second",))
+    book = call(first, second, third)
+    assert book.steps["second"]["reason"] == "needs first, which failed"
+    assert book.steps["third"]["reason"] == "needs second, which was skipped"
+    (tmp_path / "cure").touch()
+    book.steps.pop("first")
+    book.save()
+    book = call(first, second, third)
+    assert [book.outcome(name) for name in ("first", "second", "third")] == ["ok"] * 3
+
+
+def test_a_step_may_find_that_it_has_nothing_to_do(call: Callable[..., Book], tmp_path: Path) -> None:
+    code = written(tmp_path / "a", "import sys; print('no GPU', file=sys.stderr); sys.exit(77)")
+    for _ in range(2):
+        book = call(step("a", code), step("b", needs=("a",)), step("c", unless=("b",)), step("d", unless=("c",)))
+    assert (book.outcome("a"), book.steps["a"]["reason"], times(tmp_path / "a")) == ("skipped", "no GPU", 1)
+    assert book.steps["b"]["reason"] == "needs a, which was skipped"
+    assert book.outcome("c") == "ok" and book.steps["d"]["reason"] == "c ended well"
+
+
+def test_a_step_has_its_own_limit_and_takes_its_children_along(call: Callable[..., Book], tmp_path: Path) -> None:
+    child = f"import time; time.sleep(2); open({str(tmp_path / 'late')!r}, 'w')"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(30)"
+    book = call(step("slow", code, limit_s=0.5), step("next"))
+    assert book.steps["slow"]["reason"] == "it took more than 0.5 s" and book.outcome("next") == "ok"
+    time.sleep(2)
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_step_that_the_call_cuts_off_is_tried_again_once(call: Callable[..., Book], tmp_path: Path) -> None:
+    slow, other = step("slow", written(tmp_path / "slow", "import time; time.sleep(30)")), step("other")
+    book = call(slow, other, seconds=2.5)
+    assert book.outcome("slow") == "cut off" and book.outcome("other") is None
+    book = call(slow, other, seconds=2.5)
+    assert book.outcome("slow") == "timed out" and "try number 2" in book.steps["slow"]["reason"]
+    book = call(slow, other)
+    assert times(tmp_path / "slow") == 2 and book.outcome("other") == "ok"
+
+
+def test_a_step_that_would_not_get_its_least_time_is_left(call: Callable[..., Book]) -> None:
+    long = step("long", least_s=60)
+    book = call(step("short"), long, step("after", needs=("long",)))
+    assert set(book.steps) == {"short"}
+    assert call(step("short"), long).outcome("long") == "ok", "a call that begins with it has all the time there is"
+
+
+def test_what_was_measured_before_a_cut_off_is_kept_and_continued(call: Callable[..., Book], tmp_path: Path) -> None:
+    out = tmp_path / "out" / "a.json"
+    code = f"""
+import json, pathlib, time
+path = pathlib.Path({str(out)!r})
+rows = json.loads(path.read_text())["rows"] if path.exists() else []
+path.write_text(json.dumps({{"rows": [*rows, len(rows)]}}))
+time.sleep(0 if rows else 30)
+"""
+    book = call(step("a", code, out=out), seconds=3.0)
+    assert (book.outcome("a"), book.steps["a"]["result"]) == ("cut off", {"rows": [0]})
+    out.unlink()  # another machine
+    book = call(step("a", code, out=out))
+    assert (book.outcome("a"), book.steps["a"]["result"]) == ("ok", {"rows": [0, 1]})
+    del book.steps["a"]
+    book.save()
+    assert call(step("a", code, out=out), seconds=3.0).steps["a"]["result"] == {"rows": [0]}, "it begins anew"
+
+
+def test_what_a_killed_call_had_measured_is_continued(call: Callable[..., Book], tmp_path: Path) -> None:
+    Book(tmp_path / "results").record("a", outcome="cut off", reason="x", tries=1, seconds=0.0, result=None)
+    (tmp_path / "a.json").write_text('{"rows": [1]}')
+    code = f"import sys; sys.exit(open({str(tmp_path / 'a.json')!r}).read() != '{{\"rows\": [1]}}')"
+    assert call(step("a", code, out=tmp_path / "a.json")).outcome("a") == "ok"
+
+
+def test_what_is_made_is_removed_with_its_last_user_and_made_again_if_wanted(
+    call: Callable[..., Book], tmp_path: Path
+) -> None:
+    made = tmp_path / "work" / "a" / "bundle"
+    make = step("make", written(tmp_path / "log", f"import os; os.makedirs({str(made)!r})"), makes=made)
+    there = f"import os; assert os.path.isdir({str(made)!r})"
+    steps = (make, step("one", there, needs=("make",)), step("two", there, needs=("make",)))
+    book = call(*steps, names=["one"])
+    assert made.exists(), "two is still to come"
+    made.rmdir()  # another machine
+    book = call(*steps)
+    assert [book.outcome(name) for name in ("make", "one", "two")] == ["ok"] * 3
+    assert times(tmp_path / "log") == 2 and not made.parent.exists()
+    call(*steps)
+    assert times(tmp_path / "log") == 2, "nobody wants it any more"
+
+
+def test_what_is_left_of_other_results_is_made_anew(call: Callable[..., Book], tmp_path: Path) -> None:
+    made = tmp_path / "work" / "a" / "bundle"
+    made.mkdir(parents=True)
+    make = step("make", f"import os; os.mkdir({str(made)!r})", makes=made)
+    assert call(make, step("use", needs=("make",))).outcome("make") == "ok"
+
+
+def test_results_are_whole_when_the_call_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
+from pathlib import Path
+from gpu_book import Book, Plan, Step, run_steps
+steps = [Step(f"step {{i}}", ("true",), 5.0, 0.0) for i in range(400)]
+book = Book(Path({str(tmp_path)!r}))
+book.facts = {{"long": "x" * 1_000_000}}
+run_steps(Plan(steps, book), [step.name for step in steps], time.monotonic() + 60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "results.json").exists():
+        time.sleep(0.01)
+    for _ in range(100):
+        json.loads((tmp_path / "results.json").read_text())
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert Book(tmp_path).steps
+
+
+def test_killed_calls_count_as_tries(call: Callable[..., Book], tmp_path: Path) -> None:
+    book = Book(tmp_path / "results")
+    book.record("a", outcome="cut off", reason="the call ended while it ran", tries=2, seconds=0.0)
+    assert call(step("a", written(tmp_path / "a"))).outcome("a") == "cut off" and times(tmp_path / "a") == 0
+
+
+def test_table_has_a_block_for_each_side_and_the_outcome_of_every_step(tmp_path: Path) -> None:
+    book = Book(tmp_path)
+    book.facts = {"size": "full", "device": "cuda"}
+    for name, slots, p99_ms in (("stages.bf16", 1, 45.0), ("stages.bf16.8", 8, 70.0), ("stages.bf16.32", 32, 90.0)):
+        result = {"rows": [{**ROW, "slots": slots, "p99_ms": p99_ms}]}
+        book.record(name, outcome="ok", reason=None, tries=1, seconds=9.0, result=result)
+    book.record("moshi", outcome="failed", reason="exit code 1: a | b", tries=1, seconds=3.2)
+    told = {"outcome": "failed", "said": "EngineError: no\nmore", "seconds": 1.0}
+    book.record("golden.rtx", outcome="failed", reason="x", tries=1, seconds=1.0, result={"tests": {"test_a": told}})
+    table = to_markdown(book)
+    assert "## bf16\n" in table and "| frame | 1 | 100 | 30.00 | 40.00 | 45.00 | 10.00 | 3.0 | 7 |" in table
+    assert "under 80 ms: 8 (1: 45.0 ms, 8: 70.0 ms, 32: 90.0 ms)" in table
+    assert "| moshi | failed | 3 | exit code 1: a \\| b |" in table
+    assert "| `test_a` | failed | EngineError: no |" in table
+
+
+def cut(wheel: Path, nbytes: int, loads: list[Path]) -> None:
+    """Parts of a wheel, dealt out to the loads, and the list of checksums in each."""
+    data = wheel.read_bytes()
+    pieces = [data[i : i + nbytes] for i in range(0, len(data), nbytes)]
+    for i, piece in enumerate(pieces):
+        load = loads[i * len(loads) // len(pieces)]
+        (load / f"{wheel.name}.part{i:03}").write_bytes(piece)
+    for load in loads:
+        with (load / "SHA256SUMS").open("a") as sums:
+            sums.write(f"{hashlib.sha256(data).hexdigest()}  {wheel.name}\n")
+
+
+@pytest.fixture
+def loads(tmp_path: Path) -> list[Path]:
+    """Two loads that have, of two wheels, the one whole in the second and the other in halves."""
+    import zipfile
+
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    for name, size, into in (("small", 90, folders[1:]), ("big", 1005, folders)):
+        with zipfile.ZipFile(tmp_path / f"{name}.whl", "w") as archive:
+            archive.writestr(f"{name}/__init__.py", "x" * size)
+        cut(tmp_path / f"{name}.whl", 300, into)
+    return folders
+
+
+def test_wheels_are_joined_over_two_loads(tmp_path: Path, loads: list[Path]) -> None:
+    target = tmp_path / "target"
+    assert collect(loads[0], target) == ["big.whl: parts after 001 are still to come, or it is damaged"]
+    assert collect(loads[1], target) == []
+    assert (target / "site/big/__init__.py").read_text() == "x" * 1005
+    assert (target / "site/small/__init__.py").exists()
+    assert [path.name for path in (target / "parts").iterdir()] == ["SHA256SUMS"], "the parts have gone"
+    assert collect(loads[0], tmp_path / "target") == [], "what is unpacked is not asked for again"
+
+
+def test_a_gap_in_the_parts_is_told(tmp_path: Path, loads: list[Path]) -> None:
+    assert collect(loads[1], tmp_path / "target") == ["big.whl: part 000, 001 is still to come"]
+
+
+def test_a_damaged_part_is_told(tmp_path: Path, loads: list[Path]) -> None:
+    part = loads[0] / "big.whl.part001"
+    part.write_bytes(bytes(len(part.read_bytes())))
+    collect(loads[0], tmp_path / "target")
+    with pytest.raises(DamagedError, match=r"big.whl: its 4 parts are not what SHA256SUMS says: .* carried again"):
+        collect(loads[1], tmp_path / "target")
+    assert not (tmp_path / "target/site/big").exists()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_every_step_is_a_command_we_have(tmp_path: Path, device: str, size: str) -> None:
+    steps = all_steps(Run(tmp_path, device, size))
+    assert len({step.name for step in steps}) == len(steps)
+    made = [step.makes.parent for step in steps if step.makes]
+    assert len(set(made)) == len(made), "each is removed with its folder"
+    before: set[str] = set()
+    for step in steps:
+        assert {*step.needs, *step.unless} <= before, f"{step.name} comes before what it needs"
+        before.add(step.name)
+        if step.command[3:4] == ("from pplex.cli import main; main()",):
+            parse(step.command[4:])
+        else:
+            assert step.command[2] == PROBES and step.command[3] in ("machine", "speak", "tests")
+
+
+def parse(arguments: tuple[str, ...]) -> None:
+    """As click would, up to where the command is called."""
+    command: click.Command = main
+    rest = list(arguments)
+    while isinstance(command, click.Group):
+        name = rest.pop(0)
+        if name in SOON and name not in command.commands:
+            return
+        command = command.commands[name]
+    command.make_context(str(command.name), rest)
+
+
+def test_the_script_lists_its_steps_and_needs_nothing_installed(tmp_path: Path) -> None:
+    command = [REPOSITORY / "benchmarks/gpu.sh", "--work", tmp_path / "work", "--results", tmp_path / "results"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    listed = subprocess.run([*command, "--list"], env=environment, capture_output=True, text=True, check=True).stdout
+    assert listed.split()[:4] == ["-", "machine", "-", "golden.onnxruntime"]
+    refused = subprocess.run([*command, "--again", "dance"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and "There is no step dance" in refused.stderr
+    assert (tmp_path / "work/links/pplex/runtime/session.py").is_file()
