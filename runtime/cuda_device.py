@@ -29,6 +29,14 @@ class _Memory:
         weakref.finalize(self, free, address).atexit = False
 
 
+class _Event:
+    """A moment on the stream, forgotten by the driver with the last reference to it."""
+
+    def __init__(self, handle: Any, destroy: Any):
+        self.handle = handle
+        weakref.finalize(self, destroy, handle).atexit = False
+
+
 class CudaDevice:
     """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses), and one stream that all work goes through.
 
@@ -98,13 +106,12 @@ class CudaDevice:
         return replay
 
     def mark(self) -> Mark:
-        event = self._call("cudaEventCreate")
-        self._do("cudaEventRecord", event, self._stream)
-        weakref.finalize(event, self._cuda.cudaEventDestroy, int(event)).atexit = False
+        event = _Event(self._call("cudaEventCreate"), self._cuda.cudaEventDestroy)
+        self._do("cudaEventRecord", event.handle, self._stream)
         return event
 
     def elapsed_ms(self, first: Mark, last: Mark) -> float:
-        return float(self._call("cudaEventElapsedTime", first, last))
+        return float(self._call("cudaEventElapsedTime", first.handle, last.handle))
 
     def synchronize(self) -> None:
         self._do("cudaStreamSynchronize", self._stream)

@@ -34,6 +34,7 @@ _GIVING = {
     "cudaHostAlloc": (_SIZE, _FLAGS),
     "cudaStreamCreateWithFlags": (_FLAGS,),
     "cudaGraphInstantiate": (_POINTER, ctypes.c_ulonglong),
+    "cudaEventCreate": (),
 }
 _DOING = {
     "cudaSetDevice": (_INT,),
@@ -48,6 +49,8 @@ _DOING = {
     "cudaGraphDestroy": (_POINTER,),
     "cudaGraphExecDestroy": (_POINTER,),
     "cudaGraphLaunch": (_POINTER, _POINTER),
+    "cudaEventRecord": (_POINTER, _POINTER),
+    "cudaEventDestroy": (_POINTER,),
 }
 
 
@@ -58,6 +61,11 @@ def bindings(library: ctypes.CDLL) -> SimpleNamespace:
         graph = _POINTER()
         return ErrorCode(library.cudaStreamEndCapture(_POINTER(stream), ctypes.byref(graph))), graph.value or 0
 
+    def elapsed(first: int, last: int) -> tuple[ErrorCode, float]:
+        milliseconds = ctypes.c_float()
+        code = library.cudaEventElapsedTime(ctypes.byref(milliseconds), _POINTER(first), _POINTER(last))
+        return ErrorCode(code), milliseconds.value
+
     def memory() -> tuple[ErrorCode, int, int]:
         free, total = _SIZE(), _SIZE()
         return ErrorCode(library.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))), free.value, total.value
@@ -67,6 +75,7 @@ def bindings(library: ctypes.CDLL) -> SimpleNamespace:
         **{name: _doing(library[name], types) for name, types in _DOING.items()},
         cudaStreamEndCapture=end_capture,
         cudaMemGetInfo=memory,
+        cudaEventElapsedTime=elapsed,
         cudaGetDeviceProperties=lambda _: (ErrorCode.cudaSuccess, SimpleNamespace(name=NAME, major=MAJOR, minor=MINOR)),
         cudaGetErrorString=lambda code: (ErrorCode.cudaSuccess, code.name.encode()),
         cudaError_t=ErrorCode,

@@ -3,6 +3,8 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,7 @@ def test_the_drivers_codes_are_named(code: str, error: type[GpuError], message: 
 
 
 BLOCK, ROWS = Block(256, 16), Block(256, 16, 3, 32)
+EVENT = SimpleNamespace(handle=runtime.cudaEvent_t())
 CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "describe": lambda device: device._describe(),
     "zeros": lambda device: device.zeros((2, 3), "bfloat16"),
@@ -61,6 +64,8 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "clear": lambda device: device.clear(BLOCK),
     "clear of rows": lambda device: device.clear(ROWS),
     "capture": lambda device: device.capture(lambda: None),
+    "mark": lambda device: device.mark(),
+    "elapsed": lambda device: device.elapsed_ms(EVENT, EVENT),
     "synchronize": lambda device: device.synchronize(),
     "free bytes": lambda device: device.free_nbytes(),
 }
@@ -139,6 +144,20 @@ def test_a_capture_does_nothing_until_it_is_replayed(gpu: CudaDevice) -> None:
         replay()
         gpu.synchronize()
         assert (result == value).all()
+
+
+@pytest.mark.gpu
+def test_time_between_two_marks_is_that_of_the_work_between(gpu: CudaDevice) -> None:
+    target, source = (gpu.zeros((1 << 28,), "uint8") for _ in range(2))
+    copy = gpu.copy(target.whole, source.whole)
+    marks = [gpu.mark()]
+    for copies in (0, 1, 20):
+        for _ in range(copies):
+            copy()
+        marks.append(gpu.mark())
+    gpu.synchronize()
+    none, one, twenty = (gpu.elapsed_ms(*pair) for pair in pairwise(marks))
+    assert 0 <= none < one < twenty
 
 
 @pytest.mark.gpu
