@@ -166,9 +166,9 @@ def _counted(side: Side, report: LadderReport, out: Path | None) -> LadderReport
     found: dict[tuple[int, str], int] = {}
     for slots in dict.fromkeys(row.slots for row in report.rows if row.kernels is None):
         counts = side.kernels(side.prepare(slots, 0))
-        found |= {(slots, stage): count for stage, count in counts.items()}
-        if counts:
-            found[slots, FRAME] = sum(counts.values())
+        if not counts:
+            break
+        found |= {(slots, stage): count for stage, count in counts.items()} | {(slots, FRAME): sum(counts.values())}
     rows = (replace(row, kernels=found.get((row.slots, row.stage), row.kernels)) for row in report.rows)
     report = replace(report, rows=tuple(rows))
     _write(report, out)

@@ -107,7 +107,16 @@ class OnnxRuntimeCudaExecutor:
         options = ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)) if repeated else NO_CUDA_GRAPH)
-        return partial(self._session.run_with_iobinding, binding, options)
+
+        def call() -> None:
+            try:
+                self._session.run_with_iobinding(binding, options)
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                raise EngineError(
+                    f"ONNX Runtime {ort.__version__} cannot run {self.spec.name} on the GPU: {error}"
+                ) from error
+
+        return call
 
     def save_cache(self) -> None:
         """Nothing: the provider's kernels are compiled already."""
