@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.device import Call, buffer_nbytes
+from pplex.runtime.device import Call, Mark, buffer_nbytes
 from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import GpuMemoryError, OutputError
 from pplex.runtime.files import check_writable, write_files
@@ -65,10 +65,27 @@ class LadderReport:
         return "\n".join([self.title, *lines, *facts])
 
 
+class Clock(Protocol):
+    """A device whose work is timed where it is done: see runtime/device.py."""
+
+    def mark(self) -> Mark:
+        """Enqueue the taking of the time."""
+
+    def elapsed_ms(self, first: Mark, last: Mark) -> float:
+        """Milliseconds between two marks that have passed."""
+
+    def synchronize(self) -> None:
+        """Wait for what was enqueued."""
+
+
 class Side(Protocol):
     """Something that takes conversations through a frame, on a device of its own."""
 
     title: str
+
+    @property
+    def device(self) -> Clock: ...
+
     slots: int  # the most conversations it has room for
     machine: Mapping[str, Any]
     figures: Mapping[str, Any]  # whatever else is to be known about it
@@ -81,15 +98,6 @@ class Side(Protocol):
 
     def frame(self, slots: int) -> None:
         """That frame as it is made in a conversation: returns when the host has what comes of it."""
-
-    def mark(self) -> Any:
-        """A moment in what is enqueued."""
-
-    def elapsed_ms(self, first: Any, last: Any) -> float:
-        """Between two moments that have passed."""
-
-    def synchronize(self) -> None:
-        """Wait for what was enqueued."""
 
     def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
         """The least a stage can take, by stage: bytes that must be moved over the bandwidth measured in this run."""
@@ -153,12 +161,12 @@ def _measure(side: Side, slots: int, remembered: int, frames: int) -> Iterator[R
 
 
 def _by_stage(side: Side, calls: Mapping[str, Call]) -> dict[str, float]:
-    marks = [side.mark()]
+    marks = [side.device.mark()]
     for call in calls.values():
         call()
-        marks.append(side.mark())
-    side.synchronize()
-    return {name: side.elapsed_ms(*pair) for name, pair in zip(calls, pairwise(marks), strict=True)}
+        marks.append(side.device.mark())
+    side.device.synchronize()
+    return {name: side.device.elapsed_ms(*pair) for name, pair in zip(calls, pairwise(marks), strict=True)}
 
 
 def _counted(side: Side, report: LadderReport, out: Path | None) -> LadderReport:

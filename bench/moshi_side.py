@@ -45,15 +45,15 @@ class MoshiSide:
 
     def __init__(self, checkpoint: Checkpoint, slots: int, device: str | None):
         loaders, generator = _package()
-        self._device, self._config = TorchDevice(device), checkpoint.config
-        self._bandwidth = self._device.bandwidth()
+        self.device, self._config = TorchDevice(device), checkpoint.config
+        self._bandwidth = self.device.bandwidth()
         per_slot = slot_nbytes(graph_specs(self._config, PRECISION).values(), self._config.temporal.capacity)
         weights = sum(weights_nbytes(self._config, PRECISION).values())
-        self.slots = fitting_slots(self._device.free_nbytes(), per_slot, weights, slots)
+        self.slots = fitting_slots(self.device.free_nbytes(), per_slot, weights, slots)
         language, codec = _arguments(checkpoint)
         with gpu_memory(), torch.no_grad():
-            self._model = loaders.get_moshi_lm(None, language, self._device.torch, torch.bfloat16)
-            self._codec = loaders.get_mimi(None, codec, self._device.torch, CODEBOOKS)
+            self._model = loaders.get_moshi_lm(None, language, self.device.torch, torch.bfloat16)
+            self._codec = loaders.get_mimi(None, codec, self.device.torch, CODEBOOKS)
             for name, codebook in self._codec.named_buffers():
                 if name.endswith("embedding_sum"):
                     codebook.normal_()
@@ -61,7 +61,7 @@ class MoshiSide:
         self._streams, self._batch = ExitStack(), 0
         self.title = f"moshi at the sizes of {checkpoint.folder.name}"
         packages = machine(None, "moshi", "torch", "triton", "numpy")
-        self.machine: Mapping[str, Any] = {"device": self._device.name, **packages}
+        self.machine: Mapping[str, Any] = {"device": self.device.name, **packages}
         self.figures: Mapping[str, Any] = {"precision": PRECISION, "GB/s": round(self._bandwidth / 1e9, 1)}
 
     def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
@@ -73,7 +73,7 @@ class MoshiSide:
             self._remember(self._generator, steps)
             self._remember(self._model, steps)
             self._remember(self._codec, self._config.mimi.steps_per_frame * steps)
-            self.synchronize()
+            self.device.synchronize()
         return {"mimi_encode": self._encode, LANGUAGE: self._speak, "mimi_decode": self._decode}
 
     def frame(self, slots: int) -> None:
@@ -83,16 +83,7 @@ class MoshiSide:
         self._decode()
         self._host_tokens.copy_(self._tokens, non_blocking=True)
         self._host_reply.copy_(self._reply, non_blocking=True)
-        self.synchronize()
-
-    def mark(self) -> Any:
-        return self._device.mark()
-
-    def elapsed_ms(self, first: Any, last: Any) -> float:
-        return self._device.elapsed_ms(first, last)
-
-    def synchronize(self) -> None:
-        self._device.synchronize()
+        self.device.synchronize()
 
     def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
         moved = moved_nbytes(self._config, PRECISION, slots, remembered)
@@ -101,7 +92,7 @@ class MoshiSide:
         return {**floors, LANGUAGE: language}
 
     def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
-        return launched(calls, self.synchronize) if self._device.is_gpu else {}
+        return launched(calls, self.device.synchronize) if self.device.is_gpu else {}
 
     # Stages.
 
@@ -125,13 +116,13 @@ class MoshiSide:
         """Begin as many conversations instead of those so far, and go on until they are CUDA graphs."""
         self._streams.close()
         self._batch = 0
-        self._device.free_nbytes()
+        self.device.free_nbytes()
         for module in (self._codec, self._generator):
             self._streams.enter_context(module.streaming(slots))
-        self._pcm = torch.zeros(slots, 1, self._config.frame_size, device=self._device.torch)
-        self._tokens = torch.zeros(slots, 1 + CODEBOOKS, 1, dtype=torch.int64, device=self._device.torch)
-        self._host_pcm = self._device.host(self._pcm).normal_(0, 0.05)
-        self._host_reply, self._host_tokens = self._device.host(self._pcm), self._device.host(self._tokens)
+        self._pcm = torch.zeros(slots, 1, self._config.frame_size, device=self.device.torch)
+        self._tokens = torch.zeros(slots, 1 + CODEBOOKS, 1, dtype=torch.int64, device=self.device.torch)
+        self._host_pcm = self.device.host(self._pcm).normal_(0, 0.05)
+        self._host_reply, self._host_tokens = self.device.host(self._pcm), self.device.host(self._tokens)
         try:
             for _ in range(self._config.max_delay + GRAPHED_CALLS):
                 self.frame(slots)

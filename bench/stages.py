@@ -14,7 +14,7 @@ from pplex.bench.measure import machine
 from pplex.runtime.backend import choose_backend, engines_nbytes, open_to_run
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.cuda_device import CudaDevice
-from pplex.runtime.device import Array, Call, Device, Mark
+from pplex.runtime.device import Array, Call, Device
 from pplex.runtime.memory import fitting_slots, slot_nbytes
 from pplex.runtime.precision import GRAPH_NAMES
 from pplex.runtime.stages import Stages
@@ -32,7 +32,7 @@ class EngineSide:
 
     def __init__(self, bundle: Bundle, slots: int, device: str | None):
         backend = choose_backend(bundle, device, threads=None)
-        self._bundle, self._device, self._noise = bundle, backend.device, np.random.default_rng(0)
+        self._bundle, self.device, self._noise = bundle, backend.device, np.random.default_rng(0)
         self._bandwidth = _bandwidth(backend.device)
         self.slots = fitting_slots(
             backend.device.free_nbytes(),
@@ -59,15 +59,6 @@ class EngineSide:
         stages.forced_text[:slots], stages.forced_audio[:slots] = -1, -1
         return stages.parts(slots)
 
-    def mark(self) -> Mark:
-        return self._device.mark()
-
-    def elapsed_ms(self, first: Mark, last: Mark) -> float:
-        return self._device.elapsed_ms(first, last)
-
-    def synchronize(self) -> None:
-        self._device.synchronize()
-
     def frame(self, slots: int) -> None:
         self._stages.run_frame(slots)
 
@@ -76,7 +67,7 @@ class EngineSide:
         return {graph: 1000 * moved[graph] / self._bandwidth for graph in GRAPH_NAMES}
 
     def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
-        return launched(calls, self.synchronize) if isinstance(self._device, CudaDevice) else {}
+        return launched(calls, self.device.synchronize) if isinstance(self.device, CudaDevice) else {}
 
     def _remember(self, slots: int, remembered: int) -> None:
         """Rings of noise in slots that were not filled so far; zeros would be read as quickly, but multiplied otherwise."""
@@ -90,7 +81,7 @@ class EngineSide:
             self._stages.make_room(slots)
             for ring in engine.state.values():
                 for row in new[new > 0].tolist():
-                    self._device.copy(ring.rows(row, 1).whole, ring.rows(0, 1).whole)()
+                    self.device.copy(ring.rows(row, 1).whole, ring.rows(0, 1).whole)()
             self._remembered[new] = kept
         self._stages.position[:slots] = remembered
 

@@ -60,20 +60,20 @@ class TorchSide:
     """
 
     def __init__(self, config: ModelConfig, how: str, precision: str, slots: int, device: str | None, name: str):
-        self._device, self._how, self._config = TorchDevice(device), how, config
-        if how == GRAPHS and not self._device.is_gpu:
+        self.device, self._how, self._config = TorchDevice(device), how, config
+        if how == GRAPHS and not self.device.is_gpu:
             raise EngineError("A processor has no CUDA graphs to capture: measure --how eager, or a GPU.")
         self._precision = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, precision)}
         self._specs = graph_specs(config, self._precision)
-        self._bandwidth = self._device.bandwidth()
+        self._bandwidth = self.device.bandwidth()
         per_slot = slot_nbytes(self._specs.values(), config.temporal.capacity)
         weights = sum(weights_nbytes(config, self._precision).values())
-        self.slots = fitting_slots(self._device.free_nbytes(), per_slot, weights, slots)
+        self.slots = fitting_slots(self.device.free_nbytes(), per_slot, weights, slots)
         with gpu_memory():
             self._make()
         self.title = f"torch, {how}, at the sizes of {name}"
         packages = machine(None, "torch", "triton", "numpy")
-        self.machine: Mapping[str, Any] = {"device": self._device.name, **packages}
+        self.machine: Mapping[str, Any] = {"device": self.device.name, **packages}
         self.figures: Mapping[str, Any] = {"precision": self._precision, "GB/s": round(self._bandwidth / 1e9, 1)}
 
     def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
@@ -85,7 +85,7 @@ class TorchSide:
             if slots not in self._calls:
                 self._calls[slots] = {graph: self._ready(graph, slots) for graph in GRAPH_NAMES}
             self._remember(slots, remembered)  # now: the first steps have moved the codec on
-            self.synchronize()
+            self.device.synchronize()
         return dict(self._calls[slots])
 
     def frame(self, slots: int) -> None:
@@ -93,23 +93,14 @@ class TorchSide:
         for call in self._calls[slots].values():
             call()
         _copy(self._transfers[slots][1])
-        self.synchronize()
-
-    def mark(self) -> Any:
-        return self._device.mark()
-
-    def elapsed_ms(self, first: Any, last: Any) -> float:
-        return self._device.elapsed_ms(first, last)
-
-    def synchronize(self) -> None:
-        self._device.synchronize()
+        self.device.synchronize()
 
     def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
         moved = moved_nbytes(self._config, self._precision, slots, remembered)
         return {graph: 1000 * moved[graph] / self._bandwidth for graph in GRAPH_NAMES}
 
     def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
-        return launched(calls, self.synchronize) if self._device.is_gpu else {}
+        return launched(calls, self.device.synchronize) if self.device.is_gpu else {}
 
     # Steps.
 
@@ -124,7 +115,7 @@ class TorchSide:
             if self._how not in COMPILE_MODES:
                 raise
             raise EngineError(f"torch.compile cannot make {graph} of {slots} slots here: {error}") from error
-        return work if self._how == EAGER else self._device.capture(work)
+        return work if self._how == EAGER else self.device.capture(work)
 
     def _work(self, graph: str, slots: int) -> Call:
         spec = self._specs[graph]
@@ -158,7 +149,7 @@ class TorchSide:
     # What they work on.
 
     def _make(self) -> None:
-        device, specs = self._device, self._specs
+        device, specs = self.device, self._specs
         self._modules = {graph: _random_module(graph, self._config, self._precision, device.torch) for graph in specs}
         self._tensors = {graph: self._zeros(spec) for graph, spec in specs.items()}
         self._tensors["depth"] |= {name: self._tensors["temporal"][name] for name in ("hidden", "text_token")}
@@ -182,7 +173,7 @@ class TorchSide:
         sizes = {"B": self.slots, "T": 1, "C": self._config.temporal.capacity}
         needed = (t for t in (*spec.all_inputs, *spec.outputs) if t.name not in LOGITS)
         return {
-            t.name: torch.zeros(fixed_shape(t.shape, sizes), dtype=getattr(torch, t.dtype), device=self._device.torch)
+            t.name: torch.zeros(fixed_shape(t.shape, sizes), dtype=getattr(torch, t.dtype), device=self.device.torch)
             for t in needed
         }
 
