@@ -6,7 +6,7 @@ from pplex.runtime.device import Call
 
 
 def launched(calls: Mapping[str, Call], synchronize: Callable[[], None]) -> dict[str, int]:
-    """Kernels by call, those within captured graphs too; nothing where torch is not installed or sees no GPU."""
+    """Kernels by call, those within captured graphs too; nothing where torch is not installed, or sees no GPU or no kernel."""
     try:
         import torch
         from torch.profiler import ProfilerActivity, profile
@@ -23,4 +23,4 @@ def launched(calls: Mapping[str, Call], synchronize: Callable[[], None]) -> dict
             synchronize()
         on_gpu = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         counts[name] = sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_gpu)
-    return counts
+    return counts if all(counts.values()) else {}
