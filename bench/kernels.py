@@ -6,7 +6,7 @@ from pplex.runtime.device import Call
 
 
 def launched(calls: Mapping[str, Call], synchronize: Callable[[], None]) -> dict[str, int]:
-    """Kernels by call, those within captured graphs too; nothing where torch is not installed, or sees no GPU or no kernel."""
+    """Kernels by call, those within captured graphs too; nothing where torch is missing, or sees no GPU or no kernel."""
     try:
         import torch
         from torch.profiler import ProfilerActivity, profile
