@@ -27,8 +27,9 @@ class Bandwidth:
         return NBYTES / (time.perf_counter() - began)
 
 
-def copy_bandwidth(device: Device, nbytes: int = NBYTES, copies: int = 20) -> float:
-    """Bytes a second that a copy within the device's memory reads and writes, the median of `copies` of `nbytes` each."""
+def copy_bandwidth(device: Device, copies: int = 20) -> float:
+    """Bytes a second that a copy within the device's memory reads and writes, the median of `copies`."""
+    nbytes = NBYTES
     source, target = (device.zeros((nbytes,), "uint8") for _ in range(2))
     pattern = np.random.default_rng(0).integers(0, 256, min(nbytes, 1 << 24), np.uint8)
     for start in range(0, nbytes, len(pattern)):

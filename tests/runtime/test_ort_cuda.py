@@ -145,11 +145,21 @@ def test_blocked_weights_are_multiplied_as_they_are(
         assert (fused, widened) == (len(as_they_are), len(stored) - len(as_they_are)), slots
 
 
+QUICKLY = """
+from cuda_stand_in.process import StandIn
+StandIn()
+from pplex.bench import bandwidth
+from pplex.cli import main
+bandwidth.NBYTES = 1 << 20  # copied by the processor here
+main()
+"""
+
+
 def test_a_bench_runs_as_on_a_gpu(bundles: dict[str, Bundle]) -> None:
     """Marks, copies, uploads of noise and captured calls, of as many slots as there are: no time that is told is one."""
     lengths = ("--remembered", "0", "--remembered", "150")  # more than the ring holds
     options = ("--device", "cuda", "--slots", "3", "--frames", "5", *lengths, "--json")
-    printed = run_on_stand_in("-m", "cuda_stand_in.cli", "bench", "stages", str(bundles["bf16"].folder), *options)
+    printed = run_on_stand_in("-c", QUICKLY, "bench", "stages", str(bundles["bf16"].folder), *options)
     report = json.loads(printed[printed.index("{") :])
     rows = [(row["slots"], row["remembered"], row["stage"]) for row in report["rows"]]
     assert rows == [(n, length, stage) for length in (0, 150) for n in (1, 2, 3) for stage in (*GRAPH_NAMES, FRAME)]
