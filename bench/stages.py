@@ -43,7 +43,17 @@ class EngineSide:
         self._stages = Stages(bundle, self.slots, device=backend)
         self.title = f"stages of {bundle.folder.name}"
         self.machine: Mapping[str, Any] = {"device": backend.device.name, **machine(None, *ENGINES, "numpy")}
-        self.figures: Mapping[str, Any] = {"precision": dict(bundle.precision), "GB/s": round(self._bandwidth / 1e9, 1)}
+        engines = {name: engine.get("made_with", engine["kind"]) for name, engine in bundle.manifest["engines"].items()}
+        self.figures: Mapping[str, Any] = {
+            "precision": dict(bundle.precision),
+            "engines": engines,
+            "not captured": {
+                name: reason
+                for name, executor in self._stages.executors.items()
+                if (reason := getattr(executor, "uncaptured", None))
+            },
+            "GB/s": round(self._bandwidth / 1e9, 1),
+        }
         self._remembered = np.zeros(self.slots, np.int64)
 
     def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:

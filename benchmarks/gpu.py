@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from gpu_book import FAILED, TIMED_OUT, Book, Plan, run_steps
+from gpu_book import FAILED, TIMED_OUT, Book, Plan, lock, run_steps
 from gpu_steps import Run, all_steps
 from gpu_table import to_markdown
 
@@ -33,8 +33,10 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     began, asked = time.monotonic(), _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we end our step
-    run = Run(asked.work.resolve(), asked.device, asked.size)
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, signal.default_int_handler)  # ended from outside, we end our step
+    made = asked.work.resolve() / "made"  # all that is removed is in it
+    run = Run(made, asked.device, asked.size)
     book = Book(asked.results)
     plan = Plan(all_steps(run), book)
     unknown = sorted({*asked.steps, *asked.again} - set(plan.steps))
@@ -51,12 +53,20 @@ def main() -> int:
     if book.facts not in ({}, asked_for):
         print(f"{book.path} is of {book.facts}, not of {asked_for}: name another --results.", file=sys.stderr)
         return 2
+    if not lock(made):
+        print(f"Another call works in {asked.work}, or a step that it left: wait for it, or end it.", file=sys.stderr)
+        return 2
     book.facts = asked_for
-    for name in asked.again:
+    for name in ("machine", *asked.again):  # which may be another one by now
         book.steps.pop(name, None)
-    left = run_steps(plan, asked.steps or list(plan.steps), began + 60 * asked.minutes, partial(print, flush=True))
-    (asked.results / "table.md").write_text(to_markdown(book))
-    bad = [name for name in plan.steps if book.outcome(name) in (FAILED, TIMED_OUT)]
+    try:
+        left = run_steps(plan, asked.steps or list(plan.steps), began + 60 * asked.minutes, partial(print, flush=True))
+    except KeyboardInterrupt:
+        print("Ended from outside. Call it again: it goes on from here.", file=sys.stderr)
+        return 130
+    finally:
+        (asked.results / "table.md").write_text(to_markdown(book))
+    bad = [name for name in plan.steps if book.outcome(name) in (FAILED, TIMED_OUT) or book.is_given_up(name)]
     print(f"{len(bad)} steps failed or timed out{': ' if bad else ''}{', '.join(bad)}")
     print(f"Call it again: {len(left)} steps left." if left else "Nothing is left to do.")
     return 1 if bad else 0

@@ -40,7 +40,7 @@ export PYTHONPATH=$work/wheels/site:$work/links${PYTHONPATH:+:$PYTHONPATH} PYTHO
 export HF_HUB_OFFLINE=1 TQDM_MININTERVAL=10
 installed=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 libraries=$({ find "$installed/nvidia" "$work/wheels/site/nvidia" -name '*.so*' -printf '%h\n' 2>/dev/null || true; } | sort -u | paste -sd:)
-export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+[ -z "$libraries" ] || export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 cd "$repository"
-exec "$python" benchmarks/gpu.py --work "$work" --results "$results" "${rest[@]}"
+exec "$python" benchmarks/gpu.py --work "$work" --results "$results" ${rest[@]+"${rest[@]}"}

@@ -4,6 +4,7 @@ A call is limited in time and may be ended at any moment, and the machine it ran
 known is in `results.json`, which is written before and after every step and never half. The next call goes on from there.
 """
 
+import fcntl
 import json
 import os
 import shlex
@@ -23,6 +24,7 @@ SKIPS = 77  # exit code of a command that finds nothing to do here; its last lin
 TRIES = 2  # of a step that was cut off by the end of a call
 GRACE_S = 10.0  # from the request to end until the kill
 LAST_LINES = 20
+_locks: list[int] = []  # descriptors of the locks that this process holds
 LOGGED_NBYTES = 150_000  # of what a step prints, at most: 100 steps in 15 MB
 
 
@@ -75,6 +77,10 @@ class Book:
         record = self.steps.get(name, {})
         tries = record.get("tries", 0)
         return bool(tries) and (record["outcome"] != CUT_OFF or tries >= TRIES)
+
+    def is_given_up(self, name: str) -> bool:
+        """Whether the step was cut off as often as it is tried."""
+        return self.outcome(name) == CUT_OFF and self.is_settled(name)
 
 
 class Plan:
@@ -184,9 +190,8 @@ def _taken_up(step: Step, before: Mapping[str, Any]) -> tuple[int, Any]:
     step.out.parent.mkdir(parents=True, exist_ok=True)
     if not continued:
         step.out.unlink(missing_ok=True)
+    if not step.out.exists():  # or it was measured on another machine, and times of two do not go together
         return 1, None
-    if not step.out.exists() and before["result"] is not None:  # it was measured on another machine
-        step.out.write_text(json.dumps(before["result"]))
     return before["tries"] % TRIES + 1, _result(step, "")
 
 
@@ -211,7 +216,9 @@ def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: Bin
     """The exit code, None for a command that had to be ended. All processes it has started end with it."""
     try:
         # A group of its own, to be ended whole; not a session, which would outlive whatever ends ours.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=log, process_group=0)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=printed, stderr=log, process_group=0, pass_fds=_locks
+        )
     except OSError as error:
         log.write(f"{error}\n".encode())
         return 127
@@ -225,6 +232,22 @@ def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: Bin
     finally:
         _signal(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def lock(folder: Path) -> bool:
+    """Keep other calls, and steps that a killed one has left running, out of `folder`; False where one is at work there.
+
+    Every step inherits the lock, which is held until the last process that has it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    _locks.append(descriptor)
+    return True
 
 
 def _signal(group: int, which: signal.Signals) -> None:

@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 PACKAGES = (
     "numpy", "torch", "triton", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13",
@@ -135,11 +136,11 @@ class Outcomes:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._note(nodeid, "begun, and took the process with it", "")
 
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+    def pytest_collectreport(self, report: "pytest.CollectReport") -> None:
         if report.failed:
             self._note(report.nodeid, "cannot be collected", report.longreprtext.strip().splitlines()[-1])
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:
         if report.when == "call" or not report.passed:
             crash = getattr(report.longrepr, "reprcrash", None)
             said = report.longrepr[2] if isinstance(report.longrepr, tuple) else crash.message if crash else ""
@@ -151,6 +152,8 @@ class Outcomes:
 
 
 def tests(out: str, *arguments: str) -> int:
+    import pytest
+
     outcomes = Outcomes(Path(out))
     # Only what is ours counts: no other plugins that are installed, and a library's warning is no failure of an engine.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from gpu_book import Step
@@ -20,7 +21,7 @@ LACKS = {"bf16": "ONNX Runtime does not compute in bf16 on the processor"}
 # Steps that are remembered: nothing, 80 s, the released ring of 3000 once full and twice. Of many slots only the ends: a GPU
 # reads whole rings, whatever is in them.
 REMEMBERED, REMEMBERED_BY_MANY = ("0", "1000", "3000", "6000"), ("0", "3000")
-FRAMES, FRAMES_OF_MANY = "300", "100"  # of each cell: what half an hour of machine time leaves
+FRAMES, FRAMES_OF_MANY = "300", "200"  # of each cell: what half an hour of machine time leaves
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def peers(run: Run) -> Iterator[Step]:
     graphs = None if run.gpu else NO_GPU
     yield replace(of_checkpoint(run, "torch.graphs", "torch", "--how", "graphs"), lacks=graphs)
     for how in ("compiled", "eager"):
-        yield of_checkpoint(run, f"torch.{how}", "torch", "--how", how)
-    yield of_checkpoint(run, "moshi", "moshi")
+        yield replace(of_checkpoint(run, f"torch.{how}", "torch", "--how", how), limit_s=540)
+    missing = None if find_spec("moshi") else "moshi is not installed: pip install --no-deps moshi==0.2.13"
+    yield replace(of_checkpoint(run, "moshi", "moshi"), lacks=missing)
     more = of_checkpoint(run, f"torch.graphs.{MOST_SLOTS}", "torch", "--how", "graphs", slots=MOST_SLOTS)
     yield replace(more, lacks=graphs)
 
@@ -138,7 +140,9 @@ def cells(run: Run, name: str, slots: int, command: tuple[str, ...]) -> Step:
 
 def compiled(run: Run) -> Iterator[Step]:
     """Engines: by TensorRT-RTX in the first way that runs on this GPU, by TensorRT where it is installed."""
-    ways = {"rtx": (), "rtx-any": ("--compiled-for", "any"), "rtx-sm_80": ("--compiled-for", "sm_80"), "tensorrt": ()}
+    targets = {"rtx": "own", "rtx-any": "any", "rtx-sm_80": "sm_80"}
+    ways: dict[str, tuple[str, ...]] = {side: ("--compiled-for", target) for side, target in targets.items()}
+    ways["tensorrt"] = ()
     for side, options in ways.items():
         earlier = tuple(f"golden.{way}" for way in list(ways)[: list(ways).index(side)])
         for step in engine_steps(run, side, options):

@@ -7,7 +7,7 @@ from typing import Any
 from gpu_book import Book
 
 BUDGET_MS = 80.0  # a frame of sound
-COLUMNS = ("stage", "slots", "remembered", "p50 ms", "p95 ms", "p99 ms", "floor ms", "of floor", "kernels")
+COLUMNS = ("stage", "slots", "remembered", "frames", "p50 ms", "p95 ms", "p99 ms", "floor ms", "of floor", "kernels")
 
 
 def to_markdown(book: Book) -> str:
@@ -28,13 +28,14 @@ def _heading(book: Book) -> str:
 
 
 def _sides(book: Book) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The cells of all measurements of one side, once each: `stages.bf16` and `stages.bf16.32` are both of `bf16`."""
+    """The cells of all measurements of one side, once each: `stages.bf16` and `stages.bf16.64` are both of `bf16`."""
     found: dict[str, dict[Any, dict[str, Any]]] = {}
     for name, record in book.steps.items():
         result = record.get("result")
         if isinstance(result, dict) and isinstance(result.get("rows"), list):
             side = re.sub(r"\.\d+$", "", name.removeprefix("stages."))
-            cells = {(row["slots"], row["remembered"], row["stage"]): row for row in result["rows"]}
+            frames = {"frames": (result.get("figures") or {}).get("frames")}
+            cells = {(row["slots"], row["remembered"], row["stage"]): row | frames for row in result["rows"]}
             found[side] = cells | found.get(side, {})
     yield from ((side, list(cells.values())) for side, cells in found.items())
 
@@ -53,6 +54,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["stage"],
         str(row["slots"]),
         str(row["remembered"]),
+        str(row["frames"] or ""),
         *figures,
         times,
         "" if kernels is None else str(kernels),
@@ -64,16 +66,19 @@ def _number(value: float | None) -> str:
 
 
 def _most_slots(rows: Sequence[dict[str, Any]]) -> str:
-    """The most slots whose slowest whole frame, over what was remembered, keeps the time."""
-    slowest: dict[int, float] = {}
+    """The most slots whose whole frame keeps the time, by what each remembers."""
+    frames: dict[int, dict[int, float]] = {}
     for row in rows:
         if row["stage"] == "frame":
-            slowest[row["slots"]] = max(slowest.get(row["slots"], 0.0), row["p99_ms"])
-    if not slowest:
+            frames.setdefault(row["remembered"], {})[row["slots"]] = row["p99_ms"]
+    if not frames:
         return "No whole frame was measured."
-    told = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(slowest.items()))
-    fitting = max((slots for slots, p99_ms in slowest.items() if p99_ms < BUDGET_MS), default=0)
-    return f"Most slots of those measured whose frame's p99 is under {BUDGET_MS:g} ms: {fitting} ({told})."
+    lines = [f"Most slots of those measured whose frame's p99 is under {BUDGET_MS:g} ms, and the p99 of each:", ""]
+    for remembered, found in sorted(frames.items()):
+        told = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(found.items()))
+        fitting = max((slots for slots, p99_ms in found.items() if p99_ms < BUDGET_MS), default=0)
+        lines.append(f"- {remembered} steps remembered: {fitting} ({told})")
+    return "\n".join(lines)
 
 
 def _outcomes(book: Book) -> str:

@@ -25,8 +25,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--compiled-for",
-        metavar="any|sm_NN",
-        help="What TensorRT-RTX compiles for, if not the GPU's own architecture: any names none. To try on GPUs it lacks.",
+        metavar="own|any|sm_NN",
+        help="Compile with TensorRT-RTX whatever the GPU, for its own architecture, for none in particular, or for another.",
     )
     @functools.wraps(command)
     def with_options(

@@ -12,7 +12,8 @@ from pplex.runtime.errors import BuildError, GpuError
 from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
 
 ANY = "any"  # no architecture is named: the documentation has such an engine run on 8.0, 8.6, 8.9, 12.0 "and later"
-COMPILED_FOR = (ANY, *(f"sm_{sm}" for sm in RTX_SM))
+OWN = "own"  # the GPU's, whichever of the two libraries is made for it
+COMPILED_FOR = (ANY, OWN, *(f"sm_{sm}" for sm in RTX_SM))
 TIMING_CACHE_FILE = f"tensorrt_timings{CACHE_SUFFIX}"
 
 
@@ -96,7 +97,8 @@ def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -
         config.set_flag(
             trt.BuilderFlag.REQUIRE_USER_ALLOCATION
         )  # without it a frame cannot be captured as a CUDA graph
-        _set_target(library, config, options.compiled_for or f"sm_{gpu.sm}")
+        own = options.compiled_for in (None, OWN)
+        _set_target(library, config, f"sm_{gpu.sm}" if own else str(options.compiled_for))
     elif options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
 

@@ -74,10 +74,11 @@ class OnnxRuntimeCudaExecutor:
     """A graph on ONNX Runtime's CUDA provider, on the device's own stream.
 
     The provider captures the calls that are repeated by itself, one CUDA graph each, where all nodes of the graph run on
-    the GPU. Raises as OnnxRuntimeExecutor.
+    the GPU; `uncaptured` is why it does not. Raises as OnnxRuntimeExecutor.
     """
 
     alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
+    uncaptured: str | None
     capturable = False  # the provider allocates and synchronizes as it goes, which a capture around it forbids
 
     def __init__(
@@ -95,10 +96,11 @@ class OnnxRuntimeCudaExecutor:
         options = _options(precision, threads=1)
         try:
             self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"}, weights)
-            self.fixed_rings = True  # it never lets go of a graph that it has captured
-        except BundleError:  # some node runs on the processor: then the provider takes no graph of it
-            self._session = _cuda_session(path, precision, options, provider, weights)
-            self.fixed_rings = False
+            self.uncaptured = None
+        except BundleError as error:  # some node runs on the processor: then the provider takes no graph of it
+            self._session = _cuda_session(path, precision, _options(precision, threads=1), provider, weights)
+            self.uncaptured = str(error)
+        self.fixed_rings = self.uncaptured is None  # it never lets go of a graph that it has captured
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         import onnxruntime as ort
