@@ -106,19 +106,19 @@ def test_a_step_may_find_that_it_has_nothing_to_do(call: Callable[..., Book], tm
 
 
 def test_a_step_has_its_own_limit_and_takes_its_children_along(call: Callable[..., Book], tmp_path: Path) -> None:
-    child = f"import time; time.sleep(2); open({str(tmp_path / 'late')!r}, 'w')"
+    child = f"import time; time.sleep(1.2); open({str(tmp_path / 'late')!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(30)"
     book = call(step("slow", code, limit_s=0.5), step("next"))
     assert book.steps["slow"]["reason"] == "it took more than 0.5 s" and book.outcome("next") == "ok"
-    time.sleep(2)
+    time.sleep(1.2)
     assert not (tmp_path / "late").exists()
 
 
 def test_a_step_that_the_call_cuts_off_is_tried_again_once(call: Callable[..., Book], tmp_path: Path) -> None:
     slow, other = step("slow", written(tmp_path / "slow", "import time; time.sleep(30)")), step("other")
-    book = call(slow, other, seconds=2.5)
+    book = call(slow, other, seconds=1.7)
     assert book.outcome("slow") == "cut off" and book.outcome("other") is None
-    book = call(slow, other, seconds=2.5)
+    book = call(slow, other, seconds=1.7)
     assert book.outcome("slow") == "timed out" and "try number 2" in book.steps["slow"]["reason"]
     book = call(slow, other)
     assert times(tmp_path / "slow") == 2 and book.outcome("other") == "ok"
@@ -140,7 +140,7 @@ rows = json.loads(path.read_text())["rows"] if path.exists() else []
 path.write_text(json.dumps({{"rows": [*rows, len(rows)]}}))
 time.sleep(0 if rows else 30)
 """
-    book = call(step("a", code, out=out), seconds=3.0)
+    book = call(step("a", code, out=out), seconds=2.0)
     assert (book.outcome("a"), book.steps["a"]["result"]) == ("cut off", {"rows": [0]})
     book = call(step("a", code, out=out))
     assert (book.outcome("a"), book.steps["a"]["result"]) == ("ok", {"rows": [0, 1]})
