@@ -54,7 +54,7 @@ def main() -> int:
         print(f"{book.path} is of {book.facts}, not of {asked_for}: name another --results.", file=sys.stderr)
         return 2
     if not lock(made):
-        print(f"Another call works in {asked.work}, or a step that it left: wait for it, or end it.", file=sys.stderr)
+        print(f"Another call works in {asked.work}: wait for it, or end it.", file=sys.stderr)
         return 2
     book.facts = asked_for
     for name in ("machine", *asked.again):  # which may be another one by now

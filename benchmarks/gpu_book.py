@@ -4,6 +4,7 @@ A call is limited in time and may be ended at any moment, and the machine it ran
 known is in `results.json`, which is written before and after every step and never half. The next call goes on from there.
 """
 
+import ctypes
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO
 OK, FAILED, TIMED_OUT, SKIPPED, CUT_OFF = "ok", "failed", "timed out", "skipped", "cut off"
 SKIPS = 77  # exit code of a command that finds nothing to do here; its last line says why
 TRIES = 2  # of a step that was cut off by the end of a call
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 GRACE_S = 10.0  # from the request to end until the kill
 LAST_LINES = 20
 _locks: list[int] = []  # descriptors of the locks that this process holds
@@ -217,7 +219,13 @@ def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: Bin
     try:
         # A group of its own, to be ended whole; not a session, which would outlive whatever ends ours.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=printed, stderr=log, process_group=0, pass_fds=_locks
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=log,
+            process_group=0,
+            pass_fds=_locks,
+            preexec_fn=_end_with_the_call,
         )
     except OSError as error:
         log.write(f"{error}\n".encode())
@@ -234,11 +242,13 @@ def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: Bin
         process.wait()
 
 
-def lock(folder: Path) -> bool:
-    """Keep other calls, and steps that a killed one has left running, out of `folder`; False where one is at work there.
+def _end_with_the_call() -> None:
+    """Of a step, before it begins: a call that is killed cannot end it any more."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    Every step inherits the lock, which is held until the last process that has it ends.
-    """
+
+def lock(folder: Path) -> bool:
+    """Keep other calls out of `folder`; False where one is at work there, or a step of its that has not ended yet."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     try:

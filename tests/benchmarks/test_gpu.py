@@ -154,7 +154,7 @@ def test_what_was_measured_on_another_machine_is_measured_anew(call: Callable[..
     assert call(step("a", code, out=out)).steps["a"]["result"] == []
 
 
-def test_a_step_that_a_killed_call_has_left_keeps_the_next_call_out(tmp_path: Path) -> None:
+def test_a_call_keeps_others_out_and_takes_its_step_along_when_it_is_killed(tmp_path: Path) -> None:
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(30)"
     code = f"""
 import sys
@@ -166,10 +166,12 @@ gpu_book._execute((sys.executable, "-c", {child!r}), 60, sys.stdout.buffer, sys.
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        left = int(process.stdout.readline())
+        step_id = int(process.stdout.readline())
+        assert not gpu_book.lock(tmp_path)
         process.kill()
-    assert not gpu_book.lock(tmp_path)
-    os.kill(left, signal.SIGKILL)
+    while Path(f"/proc/{step_id}").exists():
+        time.sleep(0.01)
+    assert gpu_book.lock(tmp_path)
 
 
 def test_what_a_killed_call_had_measured_is_continued(call: Callable[..., Book], tmp_path: Path) -> None:
