@@ -5,7 +5,7 @@ What is measured is a `Side`: a bundle's engines (stages.py), our torch modules 
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +65,20 @@ class LadderReport:
         return "\n".join([self.title, *lines, *facts])
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How far a side is measured: up to `slots` conversations at once, at each of the lengths `remembered`, `frames` a rung.
+
+    `device` is cuda, cpu, or None for what there is; `out` a file in which the report is kept.
+    """
+
+    slots: int
+    remembered: tuple[int, ...]
+    frames: int
+    device: str | None = None
+    out: Path | None = None
+
+
 class Clock(Protocol):
     """A device whose work is timed where it is done: see runtime/device.py."""
 
@@ -106,20 +120,15 @@ class Side(Protocol):
         """How many kernels each call launches; nothing where that cannot be told."""
 
 
-def climb(
-    side: Side,
-    remembered: Sequence[int],
-    frames: int,
-    out: Path | None = None,
-    limit_ms: float = LIMIT_MS,
-) -> LadderReport:
+def climb(side: Side, extent: Extent, limit_ms: float = LIMIT_MS) -> LadderReport:
     """Measure `side` with 1, 2, 4, ... slots until a frame mostly takes more than `limit_ms` or there is no more room.
 
-    With `out` the report so far is there after every rung, and one that is there already is continued. Raises OutputError
-    where that cannot be.
+    In `extent.out` the report so far is there after every rung, and one that is there already is continued. Raises
+    OutputError where that cannot be.
     """
+    frames, out = extent.frames, extent.out
     report = _continued(side, frames, out)
-    for length in remembered:
+    for length in extent.remembered:
         for slots in _rungs(side.slots):
             rung = [row for row in report.rows if (row.slots, row.remembered) == (slots, length)]
             if not rung:

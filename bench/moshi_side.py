@@ -1,7 +1,7 @@
 """The PyPI package moshi, whose architecture PersonaPlex has, as a side of the ladder: see ladder.py."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pplex.bench.kernels import launched
-from pplex.bench.ladder import LadderReport, climb, moved_nbytes
+from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
 from pplex.bench.measure import machine
 from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
@@ -26,14 +26,12 @@ PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # what it is ser
 GRAPHED_CALLS = 2  # of a function until it is a CUDA graph: one to warm up, and the one that is captured
 
 
-def bench_moshi(
-    checkpoint: Path, slots: int, remembered: Sequence[int], frames: int, device: str | None, out: Path | None
-) -> LadderReport:
+def bench_moshi(checkpoint: Path, extent: Extent) -> LadderReport:
     """Measure the package with random weights of the sizes of `checkpoint`, as in `climb`.
 
     Raises CheckpointError, EngineError, and LibraryError where the package or something it needs is missing.
     """
-    return climb(MoshiSide(open_checkpoint(checkpoint), slots, device), remembered, frames, out)
+    return climb(MoshiSide(open_checkpoint(checkpoint), extent.slots, extent.device), extent)
 
 
 class MoshiSide:

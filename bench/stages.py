@@ -9,7 +9,7 @@ import numpy as np
 from pplex.bench.bandwidth import Bandwidth, copy_bandwidth
 from pplex.bench.frame import ENGINES
 from pplex.bench.kernels import launched
-from pplex.bench.ladder import LadderReport, climb, moved_nbytes
+from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
 from pplex.bench.measure import machine
 from pplex.runtime.backend import choose_backend, engines_nbytes, open_to_run
 from pplex.runtime.bundle import Bundle
@@ -20,11 +20,9 @@ from pplex.runtime.precision import GRAPH_NAMES
 from pplex.runtime.stages import Stages
 
 
-def bench_stages(
-    folder: Path, slots: int, remembered: tuple[int, ...], frames: int, device: str | None, out: Path | None
-) -> LadderReport:
-    """Measure the bundle in `folder` with up to `slots` conversations, as in `climb`. Raises BundleError, EngineError."""
-    return climb(EngineSide(open_to_run(folder, device), slots, device), remembered, frames, out)
+def bench_stages(folder: Path, extent: Extent) -> LadderReport:
+    """Measure the bundle in `folder`, as in `climb`. Raises BundleError, EngineError."""
+    return climb(EngineSide(open_to_run(folder, extent.device), extent.slots, extent.device), extent)
 
 
 class EngineSide:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pplex.bench.kernels import launched
-from pplex.bench.ladder import LadderReport, climb, moved_nbytes
+from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
 from pplex.bench.measure import machine
 from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import open_checkpoint
@@ -34,20 +34,11 @@ CODEC = ("mimi_encode", "mimi_decode")
 Copy = tuple[Tensor, Tensor]  # target, source
 
 
-def bench_torch(
-    checkpoint: Path,
-    how: str,
-    precision: str,
-    slots: int,
-    remembered: Sequence[int],
-    frames: int,
-    device: str | None,
-    out: Path | None,
-) -> LadderReport:
+def bench_torch(checkpoint: Path, how: str, precision: str, extent: Extent) -> LadderReport:
     """Measure random weights of the sizes of `checkpoint`, as in `climb`. Raises CheckpointError, EngineError."""
     config = open_checkpoint(checkpoint).config
-    side = TorchSide(config, how, precision, slots, device, checkpoint.name)
-    return climb(side, remembered, frames, out)
+    side = TorchSide(config, how, precision, extent.slots, extent.device, checkpoint.name)
+    return climb(side, extent)
 
 
 class TorchSide:

@@ -6,6 +6,7 @@ docs/gpu_run.md tells how to get here, and what the steps of gpu_steps.py are.
 import argparse
 import signal
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from gpu_table import to_markdown
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.sh", description="What is true of our engines on this machine's GPU.")
     parser.add_argument("steps", nargs="*", metavar="STEP", help="only these, and what they need (default: all)")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/pplex-gpu"), help="for up to 50 GB")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "pplex-gpu"), help="for up to 50 GB")
     parser.add_argument("--results", type=Path, default=Path("gpu-results"), help="results.json, log.txt, table.md")
     parser.add_argument("--minutes", type=float, default=9, help="of this call; what is left is for the next one")
     parser.add_argument("--size", choices=["full", "small", "tiny"], default="full", help="of the checkpoint")

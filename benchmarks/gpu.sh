@@ -8,7 +8,7 @@
 # what was carried, and while some of it is still to come runs only the steps that are named.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-python3} work=/tmp/pplex-gpu results=gpu-results wheels="" rest=() named=""
+python=${PYTHON:-python3} work=${TMPDIR:-/tmp}/pplex-gpu results=gpu-results wheels="" rest=() named=""
 while [ $# -gt 0 ]; do
   case $1 in
   --work | --results | --wheels) declare "${1#--}=${2:?$1 needs a folder}" && shift 2 ;;

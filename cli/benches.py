@@ -1,13 +1,17 @@
 """Commands that measure: bench codec, floor, frame, host, load, moshi, precision, priming, scaling, soak, stages, torch."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from pplex.cli.talk import DEVICE
+
+if TYPE_CHECKING:
+    from pplex.bench.ladder import Extent
 
 
 class _Report(Protocol):
@@ -26,7 +30,22 @@ def bench() -> None:
 
 
 def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What the benches of stages have in common: how far they go, on what, and where the report is kept."""
+    """Options of a command that measures a side of the ladder, given to it as `extent`, and `as_json`."""
+
+    @functools.wraps(command)
+    def with_extent(
+        *args: Any,
+        slots: int,
+        remembered: tuple[int, ...],
+        frames: int,
+        device: str | None,
+        out: Path | None,
+        **rest: Any,
+    ) -> None:
+        from pplex.bench.ladder import REMEMBERED, Extent
+
+        command(*args, extent=Extent(slots, remembered or REMEMBERED, frames, device, out), **rest)
+
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--out", type=click.Path(path_type=Path), help="JSON, kept after every rung and continued from."),
@@ -42,27 +61,18 @@ def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--slots", type=click.IntRange(1, 256), default=64, help="The most conversations at once."),
     ):
-        command = option(command)
-    return command
+        with_extent = option(with_extent)
+    return with_extent
 
 
 @bench.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_ladder_options
-def stages(
-    bundle: Path,
-    slots: int,
-    remembered: tuple[int, ...],
-    frames: int,
-    device: str | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
     """Every stage of BUNDLE's frame beside its floor: 1, 2, 4, ... conversations, until 80 ms or memory end it."""
-    from pplex.bench.ladder import REMEMBERED
     from pplex.bench.stages import bench_stages
 
-    _print(bench_stages(bundle, slots, remembered or REMEMBERED, frames, device, out), as_json)
+    _print(bench_stages(bundle, extent), as_json)
 
 
 @bench.command("torch")
@@ -80,41 +90,21 @@ def stages(
     help="Of the language model; the codec is in fp32.",
 )
 @_ladder_options
-def torch_stages(
-    checkpoint: Path,
-    how: str,
-    precision: str,
-    slots: int,
-    remembered: tuple[int, ...],
-    frames: int,
-    device: str | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def torch_stages(checkpoint: Path, how: str, precision: str, extent: "Extent", as_json: bool) -> None:
     """The stages as PyTorch runs them, in a table as of `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
-    from pplex.bench.ladder import REMEMBERED
     from pplex.bench.torch_side import bench_torch
 
-    _print(bench_torch(checkpoint, how, precision, slots, remembered or REMEMBERED, frames, device, out), as_json)
+    _print(bench_torch(checkpoint, how, precision, extent), as_json)
 
 
 @bench.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @_ladder_options
-def moshi(
-    checkpoint: Path,
-    slots: int,
-    remembered: tuple[int, ...],
-    frames: int,
-    device: str | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
     """The PyPI package moshi in a table as of `bench stages`: its model in bf16, random weights, CHECKPOINT's sizes."""
-    from pplex.bench.ladder import REMEMBERED
     from pplex.bench.moshi_side import bench_moshi
 
-    _print(bench_moshi(checkpoint, slots, remembered or REMEMBERED, frames, device, out), as_json)
+    _print(bench_moshi(checkpoint, extent), as_json)
 
 
 @bench.command()

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pplex.bench import bandwidth
-from pplex.bench.ladder import FRAME, Row, climb, moved_nbytes
+from pplex.bench.ladder import FRAME, Extent, Row, climb, moved_nbytes
 from pplex.bench.stages import EngineSide
 from pplex.cli import main
 from pplex.runtime.bundle import Bundle
@@ -80,12 +80,16 @@ def side(monkeypatch: pytest.MonkeyPatch) -> Steady:
     return steady
 
 
+def extent(*remembered: int, out: Path | None = None) -> Extent:
+    return Extent(8, remembered, FRAMES, out=out)
+
+
 def rungs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
     return list(dict.fromkeys((row.remembered, row.slots) for row in rows))
 
 
 def test_rows_are_of_every_stage_and_the_frame(side: Steady) -> None:
-    report = climb(replace(side, slots=1), (0,), FRAMES)
+    report = climb(replace(side, slots=1), extent(0))
     assert report.rows == (
         Row(1, 0, "ears", 1.0, 1.0, 1.0, 0.5, 7),
         Row(1, 0, "mouth", 2.0, 2.0, 2.0, 0.25, 5),
@@ -95,24 +99,36 @@ def test_rows_are_of_every_stage_and_the_frame(side: Steady) -> None:
 
 
 def test_slots_double_until_a_frame_takes_too_long(side: Steady) -> None:
-    assert rungs(climb(side, (0, 9), FRAMES).rows) == [(0, 1), (0, 2), (0, 4), (0, 8), (9, 1), (9, 2), (9, 4), (9, 8)]
-    assert rungs(climb(replace(side, slots=6), (0,), FRAMES).rows) == [(0, 1), (0, 2), (0, 4), (0, 6)]
-    assert rungs(climb(side, (0,), FRAMES, limit_ms=5.0).rows) == [(0, 1), (0, 2)]  # the one that is too slow is told
+    assert rungs(climb(side, extent(0, 9)).rows) == [
+        (0, 1),
+        (0, 2),
+        (0, 4),
+        (0, 8),
+        (9, 1),
+        (9, 2),
+        (9, 4),
+        (9, 8),
+    ]
+    assert rungs(climb(replace(side, slots=6), extent(0)).rows) == [(0, 1), (0, 2), (0, 4), (0, 6)]
+    assert rungs(climb(side, extent(0), limit_ms=5.0).rows) == [
+        (0, 1),
+        (0, 2),
+    ]  # the one that is too slow is told
 
 
 def test_where_memory_ends_is_told(side: Steady) -> None:
-    report = climb(replace(side, room=2), (0,), FRAMES)
+    report = climb(replace(side, room=2), extent(0))
     assert rungs(report.rows) == [(0, 1), (0, 2)]
     assert report.figures["0 remembered, 4 slots"] == "no room: The GPU has no memory left."
 
 
 def test_a_report_is_kept_and_continued(side: Steady, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    whole = climb(side, (0, 5), FRAMES)
-    kept = climb(side, (0,), FRAMES, out)
+    whole = climb(side, extent(0, 5))
+    kept = climb(side, extent(0, out=out))
     assert json.loads(out.read_text())["rows"] == json.loads(json.dumps(kept.to_dict()))["rows"]
     later = replace(side, prepared=[])
-    assert climb(later, (0, 5), FRAMES, out).rows == whole.rows
+    assert climb(later, extent(0, 5, out=out)).rows == whole.rows
     measured = [prepared for prepared in later.prepared if prepared[1] == 5]
     assert [slots for slots, _ in measured] == [1, 2, 4, 8] and (1, 0) not in later.prepared[:1]
 
@@ -122,10 +138,10 @@ def test_another_file_is_left_alone(side: Steady, tmp_path: Path, text: str) -> 
     out = tmp_path / "notes.json"
     out.write_text(text)
     with pytest.raises(OutputError, match=r"notes.json is no report of a bench"):
-        climb(side, (0,), FRAMES, out)
-    climb(side, (0,), FRAMES, tmp_path / "report.json")
+        climb(side, extent(0, out=out))
+    climb(side, extent(0, out=tmp_path / "report.json"))
     with pytest.raises(OutputError, match=r"is a report of steady, measured otherwise"):
-        climb(side, (0,), FRAMES + 1, tmp_path / "report.json")
+        climb(side, replace(extent(0, out=tmp_path / "report.json"), frames=FRAMES + 1))
     assert out.read_text() == text
 
 

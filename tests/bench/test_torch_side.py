@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pplex.bench import bandwidth, ladder
-from pplex.bench.ladder import FRAME, LadderReport, Side, climb
+from pplex.bench.ladder import FRAME, Extent, LadderReport, Side, climb
 from pplex.bench.moshi_side import LANGUAGE, MoshiSide
 from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.bench.torch_side import TorchSide, _advance, _random_module
@@ -45,7 +45,7 @@ def config() -> ModelConfig:
 
 
 def climbed(side: Side) -> LadderReport:
-    return climb(side, (0, 300), frames=2, limit_ms=math.inf)
+    return climb(side, Extent(side.slots, (0, 300), frames=2), limit_ms=math.inf)
 
 
 def assert_complete(report: LadderReport, stages: tuple[str, ...]) -> None:
