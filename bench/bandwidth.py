@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from pplex.runtime.device import Buffer, Device
+from pplex.bench.clock import Clock
+from pplex.runtime.device import Buffer, Call, Device
 from pplex.runtime.ort import available_threads
 
 NBYTES = 2 << 30  # more than any cache
+COPIES = 20  # that a GPU is timed for
 
 
 class Bandwidth:
@@ -27,19 +29,23 @@ class Bandwidth:
         return NBYTES / (time.perf_counter() - began)
 
 
-def copy_bandwidth(device: Device, copies: int = 20) -> float:
-    """Bytes a second that a copy within the device's memory reads and writes, the median of `copies`."""
+def copy_bandwidth(device: Device) -> float:
+    """Bytes a second that a copy within the device's memory reads and writes."""
     nbytes = NBYTES
     source, target = (device.zeros((nbytes,), "uint8") for _ in range(2))
     pattern = np.random.default_rng(0).integers(0, 256, min(nbytes, 1 << 24), np.uint8)
     for start in range(0, nbytes, len(pattern)):
         part = source.part(0, start, min(len(pattern), nbytes - start))
         device.copy(part, Buffer.of(pattern).part(0, 0, part.width))()
-    copy, marks = device.copy(target.whole, source.whole), []
-    for _ in range(copies + 1):
-        marks.append(device.mark())
+    return copied_per_second(device, device.copy(target.whole, source.whole), nbytes)
+
+
+def copied_per_second(clock: Clock, copy: Call, nbytes: int) -> float:
+    """Bytes a second read and written by `copy`, which copies `nbytes`: by the median of COPIES, after one to warm up."""
+    marks = [clock.mark()]
+    for _ in range(1 + COPIES):
         copy()
-    marks.append(device.mark())
-    device.synchronize()
-    seconds = [device.elapsed_ms(*pair) / 1000 for pair in pairwise(marks)][1:]  # the first one warms up
+        marks.append(clock.mark())
+    clock.synchronize()
+    seconds = [clock.elapsed_ms(*pair) / 1000 for pair in pairwise(marks)][1:]
     return 2 * nbytes / float(np.median(seconds))

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pplex.bench.clock import Clock
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.device import Call, Mark, buffer_nbytes
+from pplex.runtime.device import Call, buffer_nbytes
 from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import GpuMemoryError, OutputError
-from pplex.runtime.files import check_writable, write_files
+from pplex.runtime.files import write_files
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.parameters import step_nbytes, weights_nbytes
 
@@ -77,19 +78,6 @@ class Extent:
     frames: int
     device: str | None = None
     out: Path | None = None
-
-
-class Clock(Protocol):
-    """A device whose work is timed where it is done: see runtime/device.py."""
-
-    def mark(self) -> Mark:
-        """Enqueue the taking of the time."""
-
-    def elapsed_ms(self, first: Mark, last: Mark) -> float:
-        """Milliseconds between two marks that have passed."""
-
-    def synchronize(self) -> None:
-        """Wait for what was enqueued."""
 
 
 class Side(Protocol):
@@ -198,7 +186,6 @@ def _continued(side: Side, frames: int, out: Path | None) -> LadderReport:
     new = LadderReport(side.title, (), {"frames": frames, "most slots": side.slots, **side.figures}, dict(side.machine))
     if out is None:
         return new
-    check_writable(out)
     if not out.exists():
         return new
     try:

@@ -41,10 +41,9 @@ class EngineSide:
         self._stages = Stages(bundle, self.slots, device=backend)
         self.title = f"stages of {bundle.folder.name}"
         self.machine: Mapping[str, Any] = {"device": backend.device.name, **machine(None, *ENGINES, "numpy")}
-        engines = {name: engine.get("made_with", engine["kind"]) for name, engine in bundle.manifest["engines"].items()}
         self.figures: Mapping[str, Any] = {
             "precision": dict(bundle.precision),
-            "engines": engines,
+            "engines": {name: engine["kind"] for name, engine in bundle.manifest["engines"].items()},
             "not captured": {
                 name: reason
                 for name, executor in self._stages.executors.items()

@@ -3,10 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,17 +88,15 @@ class TorchDevice:
         """Bytes a second: read and written by a copy on a GPU, read by all processors of a host."""
         return self.copy_bandwidth(bandwidth.NBYTES) if self.is_gpu else bandwidth.Bandwidth(None).measure()
 
-    def copy_bandwidth(self, nbytes: int, copies: int = 20) -> float:
-        """Bytes a second that a copy within the device's memory reads and writes, the median of `copies`."""
+    def copy_bandwidth(self, nbytes: int) -> float:
+        """Bytes a second that a copy within the device's memory reads and writes."""
         source = torch.randn(nbytes // 4, device=self.torch)
-        target, marks = torch.empty_like(source), []
-        for _ in range(copies + 1):
-            marks.append(self.mark())
+        target = torch.empty_like(source)
+
+        def copy() -> None:
             target.copy_(source)
-        marks.append(self.mark())
-        self.synchronize()
-        seconds = [self.elapsed_ms(*pair) / 1000 for pair in pairwise(marks)][1:]  # the first one warms up
-        return 2 * source.nbytes / float(np.median(seconds))
+
+        return bandwidth.copied_per_second(self, copy, source.nbytes)
 
 
 @contextmanager

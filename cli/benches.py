@@ -43,7 +43,10 @@ def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
         **rest: Any,
     ) -> None:
         from pplex.bench.ladder import REMEMBERED, Extent
+        from pplex.runtime.files import check_writable
 
+        if out is not None:
+            check_writable(out)  # before gigabytes are loaded
         command(*args, extent=Extent(slots, remembered or REMEMBERED, frames, device, out), **rest)
 
     for option in (

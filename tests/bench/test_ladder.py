@@ -183,5 +183,9 @@ def test_bench_stages_of_a_bundle(tiny_bundle: Bundle, tmp_path: Path, monkeypat
     assert [(row["slots"], row["remembered"], row["stage"]) for row in rows] == [
         (slots, remembered, stage) for remembered in (0, 200) for slots in (1, 2) for stage in (*GRAPH_NAMES, FRAME)
     ]
+    refused = CliRunner().invoke(
+        main, ["bench", "stages", str(tiny_bundle.folder), "--out", str(tmp_path / "no" / "x")]
+    )
+    assert refused.exit_code != 0 and "there is no folder" in refused.output + str(refused.exception)
     assert all(0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["floor_ms"] > 0 for row in rows)
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
