@@ -291,3 +291,27 @@ def test_stages_are_gone_when_nobody_needs_them(tiny_bundle: Bundle) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_parts_of_a_frame_enqueue_what_the_frame_does(tiny_bundle: Bundle, place: Place) -> None:
+    """For measurements: one by one, captured where that is possible, and what comes of them stays on the device."""
+    outputs = (("mimi_encode", "codes"), ("temporal", "text_token"), ("depth", "audio_tokens"))
+
+    def stages(bundle: Bundle, backend: Backend) -> Stages:
+        made = Stages(bundle, SLOTS, device=backend)
+        made.pcm_in[:, 0], made.active[:], made.forced_text[:], made.forced_audio[:] = PCM[:, 0], True, -1, -1
+        made.text_top_k[:], made.audio_top_k[:] = 1, 1
+        return made
+
+    whole, apart = stages(tiny_bundle, host_backend(HostDevice(), threads=1)), stages(*place(tiny_bundle))
+    for _ in range(2):
+        whole.run_frame(2)
+    calls = apart.parts(2)  # which makes each for the first time
+    assert list(calls) == list(tiny_bundle.specs)
+    for call in calls.values():
+        call()
+    apart.device.synchronize()
+    for graph, name in outputs:
+        on_device = host_view(apart._buffers[graph][name])
+        np.testing.assert_array_equal(on_device[:2], whole.tensors(graph)[name][:2])
+        assert on_device[:2].any() and not on_device[2].any()
