@@ -61,8 +61,11 @@ class EngineSide:
         card = min(config.audio_card, config.text_card)
         for codes in (stages.codes, stages.agent_codes):
             codes[:slots] = self._noise.integers(0, card, codes[:slots].shape)
-        for noise, top_k in ((stages.text_noise, stages.text_top_k), (stages.audio_noise, stages.audio_top_k)):
-            noise[:slots], top_k[:slots] = self._noise.exponential(size=noise[:slots].shape), 250
+        stages.text_top_k[:slots], stages.audio_top_k[:slots] = 250, 250
+        noise, rows = stages.make_noise(), np.arange(slots)
+        for row in rows:
+            noise.open(row, int(row))
+        noise.draw(rows)
         stages.forced_text[:slots], stages.forced_audio[:slots] = -1, -1
         return stages.parts(slots)
 

@@ -23,7 +23,7 @@ from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.memory import fitting_slots, slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, GRAPH_NAMES, LANGUAGE_GRAPHS
-from pplex.runtime.stages import LOGITS
+from pplex.runtime.stages import LOGITS, NOISE, STAYING
 
 EAGER, GRAPHS = "eager", "graphs"
 COMPILE_MODES = {"compiled": "default", "autotuned": "max-autotune-no-cudagraphs"}
@@ -127,7 +127,7 @@ class TorchSide:
         uploads, downloads, there = list[Copy](), list[Copy](), set[int]()
         for graph, spec in self._specs.items():
             tensors = self._tensors[graph]
-            for tensor in (tensors[t.name] for t in spec.inputs if t.name != "embedding"):  # zeros, but in forced steps
+            for tensor in (tensors[t.name] for t in spec.inputs if t.name not in STAYING):
                 if id(tensor) not in there:
                     uploads.append((tensor[:slots], self._hosts[id(tensor)][:slots]))
                     there.add(id(tensor))
@@ -143,7 +143,7 @@ class TorchSide:
         device, specs = self.device, self._specs
         self._modules = {graph: _random_module(graph, self._config, self._precision, device.torch) for graph in specs}
         self._tensors = {graph: self._zeros(spec) for graph, spec in specs.items()}
-        self._tensors["depth"] |= {name: self._tensors["temporal"][name] for name in ("hidden", "text_token")}
+        self._tensors["depth"] |= {name: self._tensors["temporal"][name] for name in ("hidden", "text_token", *NOISE)}
         self._tensors["mimi_decode"]["active"] = self._tensors["mimi_encode"]["active"]
         exchanged = (
             (g, t.name) for g, spec in specs.items() for t in (*spec.inputs, *spec.outputs) if t.name not in LOGITS
@@ -195,6 +195,9 @@ class TorchSide:
                         host.random_(card)
                     case "noise":
                         host.exponential_()
+                        self._tensors[graph][name].copy_(host)
+                    case "offset" | "stride":
+                        host.random_(self._config.noise_entries)
                     case "position":
                         host.fill_(remembered)
                     case "active" | "temperature":

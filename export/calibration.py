@@ -21,7 +21,7 @@ from pplex.export import weights
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
 from pplex.export.conversations import Conversations, default_conversations, recorded_conversations
 from pplex.export.depth import Depth
-from pplex.export.layers import Linear, ring_index, ring_mask, rope
+from pplex.export.layers import Linear, even_noise, ring_index, ring_mask, rope
 from pplex.export.temporal import Temporal, TemporalLayer
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
@@ -222,8 +222,8 @@ def _depth(
     with record.watching(module, "depth."):
         for x, tokens in zip(rows.split(_DEPTH_ROWS), target.split(_DEPTH_ROWS), strict=True):
             ones = torch.ones(len(x))
-            noise = torch.ones(len(x), config.depth_steps, 1)
-            module(x, tokens[:, 0], tokens[:, 1 : 1 + config.depth_steps], noise, ones, ones.long())
+            noise = even_noise(len(x), 1 + config.depth_steps)
+            module(x, tokens[:, 0], tokens[:, 1 : 1 + config.depth_steps], *noise, ones, ones.long())
 
 
 def _matrices(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -38,21 +38,23 @@ class Depth(nn.Module):
         hidden: Tensor,
         text_token: Tensor,
         forced_audio: Tensor,
-        audio_noise: Tensor,
+        noise: Tensor,
+        noise_offset: Tensor,
+        noise_stride: Tensor,
         audio_temperature: Tensor,
         audio_top_k: Tensor,
     ) -> tuple[Tensor, Tensor]:
         past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(self.stack.layers)]
         token, tokens, all_logits = text_token, [], []
-        given = (one_by_one(audio_noise, 1), one_by_one(forced_audio, 1))
-        for step, noise, forced in zip(self.steps, *given, strict=True):
+        keys = (part.chunk(part.shape[1], 1)[1:] for part in (noise_offset, noise_stride))  # [B, 1] of each codebook
+        for step, offset, stride, forced in zip(self.steps, *keys, one_by_one(forced_audio, 1), strict=True):
             assert isinstance(step, DepthStep)
             x = (step.input(hidden.to(self.dtype)) + embed(step.emb, token))[:, None]  # [B, 1, dim]
             for layer in range(self.stack.layers):
                 x = x + self.attend(step, layer, self.norm1[layer](x), past[layer])
                 x = x + step.gating[layer](self.norm2[layer](x))
             logits = step.output(x.squeeze(1)).float()
-            token = sample(logits, noise, audio_temperature, audio_top_k, forced)
+            token = sample(logits, (noise, offset, stride), audio_temperature, audio_top_k, forced)
             tokens.append(token)
             all_logits.append(logits)
         return torch.stack(tokens, 1), torch.stack(all_logits, 1)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplex.runtime.config import TransformerConfig
+from pplex.runtime.config import MAX_CANDIDATES, TransformerConfig
 
 RingWrite = Callable[[Tensor, Tensor, Tensor], Tensor]  # (ring, update, index) -> the ring with the update in it
 
@@ -239,20 +239,31 @@ class RingAttention(nn.Module):
         return self.out_proj(merge_last(y.transpose(1, 2))), ring_k, ring_v
 
 
-def sample(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, forced: Tensor) -> Tensor:
+TokenNoise = tuple[
+    Tensor, Tensor, Tensor
+]  # of one draw: a table [B, N], and where in it tokens have theirs, see `sample`
+
+
+def sample(logits: Tensor, noise: TokenNoise, temperature: Tensor, top_k: Tensor, forced: Tensor) -> Tensor:
     """Draw a token from softmax(logits / temperature) cut to the top k, or take the forced one: [B] int64.
 
-    logits [B, card] float32; noise [B, N] ~ Exp(1), entry i for the i-th most probable candidate; temperature, top_k,
-    forced [B]. argmax(p / noise) draws exactly from p (the exponential race), and as only the ratios of p count, the
-    softmax's denominator is left out.
+    logits [B, card] float32; noise: draws of Exp(1) [B, N], an offset and an odd stride [B, 1] each, so that token i has
+    entry (offset + stride * i) mod N (see runtime/noise.py); temperature, top_k, forced [B]. argmax(p / noise) draws
+    exactly from p (the exponential race), and as only the ratios of p count, the softmax's denominator is left out.
     """
-    candidates = min(noise.shape[-1], logits.shape[-1])
+    table, offset, stride = noise
+    candidates = min(MAX_CANDIDATES, logits.shape[-1])
     values, tokens = torch.topk(logits, candidates, dim=-1)
     weight = torch.exp((values - values[:, :1]) / temperature[:, None])
-    race = weight / noise[:, :candidates]
+    race = weight / table.gather(1, (tokens * stride + offset) % table.shape[-1])
     race = torch.where(torch.arange(candidates, device=race.device) < top_k[:, None], race, -1.0)
     winner = torch.argmax(race, dim=-1, keepdim=True)
     return torch.where(forced >= 0, forced, tokens.gather(1, winner).squeeze(1))
+
+
+def even_noise(rows: int, draws: int) -> TokenNoise:
+    """For `rows` rows of `draws` tokens that are forced: the same noise for all."""
+    return torch.ones(rows, 1), torch.zeros(rows, draws, dtype=torch.int64), torch.zeros(rows, draws, dtype=torch.int64)
 
 
 def embed(table: Tensor, tokens: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ class Temporal(nn.Module):
         embedding: Tensor,
         position: Tensor,
         forced_text: Tensor,
-        text_noise: Tensor,
+        noise: Tensor,
+        noise_offset: Tensor,
+        noise_stride: Tensor,
         text_temperature: Tensor,
         text_top_k: Tensor,
         *rings: Tensor,
@@ -72,7 +74,8 @@ class Temporal(nn.Module):
             present += [ring_k, ring_v]
         hidden = self.out_norm(x[:, -1].float())  # [B, dim] float32
         logits = self.text_linear(hidden.to(self.dtype)).float()
-        token = sample(logits, text_noise, text_temperature, text_top_k, forced_text)
+        own = (noise, noise_offset[:, :1], noise_stride[:, :1])
+        token = sample(logits, own, text_temperature, text_top_k, forced_text)
         return hidden, token, logits, *present
 
     def embed_streams(self, codes: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pplex.runtime.errors import BundleError, ConfigError
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import check_precision
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 VOICES_FILE = "voices.safetensors"

@@ -19,7 +19,8 @@ SILENCE_FRAMES = 6
 
 CODEBOOKS = 8  # codebooks per speaker in a conversation
 MIN_CAPACITY = 32  # steps the temporal transformer must remember, to hold a prompt
-MAX_CANDIDATES = 512  # the largest top-k on offer: the width of every noise input
+MAX_CANDIDATES = 512  # the largest top-k on offer
+MIN_NOISE = 1 << 16  # draws of noise that each session has: see runtime/noise.py
 
 
 def _swiglu_hidden(dim: int, feedforward: int) -> int:
@@ -109,6 +110,12 @@ class ModelConfig:
     def initial_tokens(self) -> tuple[int, ...]:
         """What every stream holds before its first frame."""
         return (self.text_card,) + (self.audio_card,) * (self.num_streams - 1)
+
+    @property
+    def noise_entries(self) -> int:
+        """Draws in a session's table of noise: a power of two, with an entry of its own for every token of a frame."""
+        tokens = self.text_card + self.depth_steps * self.audio_card
+        return max(MIN_NOISE, 1 << (tokens - 1).bit_length())
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

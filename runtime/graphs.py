@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, MimiConfig, ModelConfig, TransformerConfig
+from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
 from pplex.runtime.precision import FP32, PRECISIONS
 from pplex.runtime.tolerances import Limits, tolerances
 
@@ -185,6 +185,11 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
     active = TensorSpec("active", "bool", ("B",))
     hidden = TensorSpec("hidden", "float32", ("B", config.temporal.dim))
     text_token = TensorSpec("text_token", "int64", ("B",))
+    noise = (
+        TensorSpec("noise", "float32", ("B", config.noise_entries)),
+        TensorSpec("noise_offset", "int64", ("B", 1 + steps)),
+        TensorSpec("noise_stride", "int64", ("B", 1 + steps)),
+    )
     encoder, decoder = seanet_encoder(mimi), seanet_decoder(mimi)
     specs = (
         GraphSpec(
@@ -200,7 +205,7 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
                 TensorSpec("embedding", "float32", ("B", "T", config.temporal.dim)),
                 TensorSpec("position", "int64", ("B",)),
                 TensorSpec("forced_text", "int64", ("B",)),
-                TensorSpec("text_noise", "float32", ("B", MAX_CANDIDATES)),
+                *noise,
                 TensorSpec("text_temperature", "float32", ("B",)),
                 TensorSpec("text_top_k", "int64", ("B",)),
             ),
@@ -213,7 +218,7 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
                 hidden,
                 text_token,
                 TensorSpec("forced_audio", "int64", ("B", steps)),
-                TensorSpec("audio_noise", "float32", ("B", steps, MAX_CANDIDATES)),
+                *noise,
                 TensorSpec("audio_temperature", "float32", ("B",)),
                 TensorSpec("audio_top_k", "int64", ("B",)),
             ),

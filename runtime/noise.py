@@ -1,62 +1,148 @@
-"""Per-session sampling noise: a seed gives the same conversation whatever else is in the batch."""
+"""Sampling noise of sessions: a token's noise depends on the seed, the frame, the stream and the token, on nothing else.
 
+Each slot has a table of Exp(1) draws beside the engines, and each token that is drawn has two numbers, an offset and an odd
+stride. The noise of candidate i is then entry (offset + stride * i) mod N of the table. N is a power of two, so distinct
+candidates have distinct entries; and how probable a candidate is does not change its noise.
+
+    host     2 (1 + K) integers a frame and session
+    graph    TopK -> candidates -> entries -> argmax(probability / noise)
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pplex.runtime.config import MAX_CANDIDATES
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.delays import Rows, Tokens
 from pplex.runtime.errors import NoiseError
 
 Noise32 = npt.NDArray[np.float32]
+Upload = Callable[[int, int, int], None]
 
-TINY = np.finfo(np.float32).tiny
+FRAMES = 64  # that a block of a session's noise has keys for
+PIECES = 8  # of a table; each block renews one, so a table is another one after 41 s
+_CHUNK = 2048  # draws made at a time
 
 
 @dataclass(frozen=True)
 class FrameNoise:
-    """Recorded Exp(1) draws for one frame: text [n], audio [K, n], entry i for the i-th most probable candidate."""
+    """Recorded Exp(1) draws for one frame, text [n] and audio [K, n], and the token that each belongs to, shaped alike."""
 
     text: Noise32
     audio: Noise32
+    text_ids: Tokens
+    audio_ids: Tokens
 
-    def check(self, steps: int) -> None:
-        """Raise NoiseError unless the draws can be used: up to 512 candidates, `steps` codebooks or more, all positive."""
-        shapes = self.text.shape, self.audio.shape
-        widths = [shape[-1] if shape else 0 for shape in shapes]
-        if [len(shape) for shape in shapes] != [1, 2] or len(self.audio) < steps or max(widths) > MAX_CANDIDATES:
+    def check(self, config: ModelConfig) -> None:
+        """Raise NoiseError unless the draws can be used: `depth_steps` codebooks or more, positive, of tokens that exist."""
+        text, audio, steps = self.text.shape, self.audio.shape, config.depth_steps
+        if [len(text), len(audio)] != [1, 2] or audio[0] < steps:
             raise NoiseError(
-                f"Recorded noise must be text [n] and audio [{steps} or more, n], n up to {MAX_CANDIDATES}; "
-                f"this is {list(shapes[0])} and {list(shapes[1])}."
+                f"Recorded noise must be text [n] and audio [{steps} or more, n]; this is {list(text)} and {list(audio)}."
             )
         if not all((draws > 0).all() and np.isfinite(draws).all() for draws in (self.text, self.audio)):
             raise NoiseError("Recorded noise must be positive and finite: it is drawn from Exp(1).")
+        ids = {
+            "text_ids": (self.text_ids, text, config.text_card),
+            "audio_ids": (self.audio_ids, audio, config.audio_card),
+        }
+        for name, (tokens, shape, card) in ids.items():
+            if tokens.shape != shape or tokens.dtype.kind not in "iu" or not ((tokens >= 0) & (tokens < card)).all():
+                raise NoiseError(
+                    f"{name} must be {list(shape)} whole numbers from 0 to {card - 1}: the token of every draw. "
+                    f"This is {list(tokens.shape)} {tokens.dtype}."
+                )
 
 
-class NoiseSource:
-    """Draws a session's noise, frame after frame: text [n] and audio [K, m], rows of arrays that engines read.
+class Noise:
+    """The tables [S, N], offsets and strides [S, 1 + K] of all slots: text, then the codebooks.
 
-    A frame's draws depend on the seed, on how many frames were drawn before, and on n and m, which are the session's top-k:
-    the graphs look at no candidate beyond it, and what the rows hold there only has to be positive.
+    A session's noise comes in blocks of FRAMES frames. Block 0 fills the table, a later one renews a piece of it: the same
+    table used for ever would be a sample of Exp(1) that is always wrong in the same way. A block depends on the seed and its
+    number. The seed also shortens the first one, so that sessions that begin together renew their tables at other times.
+
+    Of numpy only raw bits are used: its generators keep those from version to version, but not their distributions.
     """
 
-    def __init__(self, seed: int, text: Noise32, audio: Noise32):
-        self._generator = np.random.Generator(np.random.PCG64(seed))
-        self._drawn = np.empty(text.size + audio.size, np.float32)  # numpy draws into contiguous arrays only
-        self._text, self._drawn_text = text, self._drawn[: text.size]
-        self._audio, self._drawn_audio = audio, self._drawn[text.size :].reshape(audio.shape)
+    def __init__(self, tables: Noise32, offset: Tokens, stride: Tokens, upload: Upload):
+        """Arrays that engines read; `upload` is called with a slot, a start and a count of entries that were written."""
+        self._tables, self._offset, self._stride, self._upload = tables, offset, stride, upload
+        slots, streams = offset.shape
+        self._keys = np.zeros((slots, FRAMES, 2, streams), np.int64)  # offsets, then strides
+        self._next = np.zeros(slots, np.intp)  # frame of the block
+        self._seeds: list[int | None] = [None] * slots
+        self._blocks = [0] * slots
+        self._replaced: dict[int, Noise32] = {}
 
-    def draw(self) -> None:
-        """Write the next frame's Exp(1) draws, all above zero."""
-        self._generator.standard_exponential(dtype=np.float32, out=self._drawn)
-        # One draw in 2^23 is exactly zero, which would win any race, and 0/0 would lose it as a NaN.
-        np.maximum(self._drawn, TINY, out=self._drawn)
-        np.copyto(self._text, self._drawn_text)
-        np.copyto(self._audio, self._drawn_audio)
+    def open(self, row: int, seed: int) -> None:
+        """Begin a session's noise in a slot."""
+        self._seeds[row], self._blocks[row], self._next[row] = seed, 0, seed % FRAMES
+        self._make_block(row)
+
+    def close(self, row: int) -> None:
+        """Leave a slot without noise of its own, as for greedy choices, which need none."""
+        self._seeds[row], self._keys[row] = None, 0
+        self._offset[row] = self._stride[row] = 0
+
+    def draw(self, rows: Rows) -> None:
+        """Write the next frame's offsets and strides for slots `rows`."""
+        for row in rows[self._next[rows] == FRAMES]:
+            self._next[row] = 0
+            if self._seeds[row] is not None:
+                self._blocks[row] += 1
+                self._make_block(row)
+        keys = self._keys[rows, self._next[rows]]  # [n, 2, 1 + K]
+        self._offset[rows], self._stride[rows] = keys[:, 0], keys[:, 1]
+        self._next[rows] += 1
+
+    def _make_block(self, row: int) -> None:
+        seed, block, table, keys = self._seeds[row], self._blocks[row], self._tables[row], self._keys[row]
+        assert seed is not None
+        bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(block,)))
+        piece = len(table) // PIECES
+        start, size = (block % PIECES * piece, piece) if block else (0, len(table))
+        for first in range(start, start + size, _CHUNK):
+            _draw_exponential(bits, table[first : min(first + _CHUNK, start + size)])
+        self._upload(row, start, size)
+        words = bits.random_raw(keys[:, 0].size).view(np.uint32).reshape(FRAMES, -1, 2)  # [F, 1 + K, 2]
+        keys[...] = words.transpose(0, 2, 1) % np.uint32(len(table))
+        keys[:, 1] |= 1
+
+    def replay(self, recorded: Mapping[int, FrameNoise], config: ModelConfig) -> None:
+        """Give slots recorded draws for this frame; tokens without one get 1. `restore` puts back what they had."""
+        first = np.append(
+            0, config.text_card + config.audio_card * np.arange(config.depth_steps)
+        )  # entry of each stream
+        for row, frame in recorded.items():
+            table = self._tables[row]
+            self._replaced[row] = table.copy()
+            table[...] = 1
+            for start, ids, draws in zip(
+                first, (frame.text_ids, *frame.audio_ids), (frame.text, *frame.audio), strict=False
+            ):
+                table[start + ids] = draws
+            self._offset[row], self._stride[row] = first, 1
+            self._upload(row, 0, len(table))
+
+    def restore(self) -> None:
+        """Put back the tables that `replay` has replaced; other frames get the same draws with it and without."""
+        for row, table in self._replaced.items():
+            self._tables[row] = table
+            self._upload(row, 0, len(table))
+        self._replaced.clear()
 
 
-def replay(noise: FrameNoise, text: Noise32, audio: Noise32) -> None:
-    """Fill text [N] and audio [K, N] from recorded draws; candidates beyond the recorded ones get 1."""
-    text[...], audio[...] = 1, 1
-    text[: noise.text.shape[-1]] = noise.text
-    audio[:, : noise.audio.shape[-1]] = noise.audio[: len(audio)]
+def noise_of(table: Noise32, offset: int, stride: int, tokens: Tokens) -> Noise32:
+    """What a graph finds in a slot's table [N] for tokens [n], by the offset and stride of a draw."""
+    return table[(offset + stride * tokens) % len(table)]
+
+
+def _draw_exponential(bits: np.random.PCG64, out: Noise32) -> None:
+    """Fill `out` from Exp(1): -log of the middles of 2^32 equal parts of 0 to 1, none of which gives 0.
+
+    In float64: rounding to float32 then hides in what last digit two processors' logarithms differ.
+    """
+    uniform = (bits.random_raw(-(-len(out) // 2)).view(np.uint32)[: len(out)] + 0.5) * 2.0**-32
+    np.negative(np.log(uniform, out=uniform), out=out, casting="same_kind")

@@ -17,7 +17,7 @@ from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
 from pplex.runtime.delays import DelayRing, Tokens
 from pplex.runtime.device import Array
 from pplex.runtime.errors import AudioError, PromptError, SlotError
-from pplex.runtime.noise import FrameNoise, NoiseSource, replay
+from pplex.runtime.noise import FrameNoise
 from pplex.runtime.priming import Primer, VoiceName
 from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer
@@ -50,6 +50,11 @@ class Sampling:
         if wrong:
             raise PromptError("; ".join(wrong) + ".")
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no choice is left to noise."""
+        return self.text_top_k == self.audio_top_k == 1
+
 
 GREEDY = Sampling(1.0, 1, 1.0, 1)
 
@@ -69,7 +74,6 @@ class Session:
     def __init__(self, runtime: "Runtime", row: int, seed: int, sampling: Sampling):
         self.runtime, self.row, self.seed, self.sampling = runtime, row, seed, sampling
         self.frame = 0  # frames stepped so far
-        self.noise = _noise_source(runtime.stages, row, seed, sampling)
         self.text = TextStream(runtime.tokenizer)
         self.is_open = True
 
@@ -123,6 +127,7 @@ class Runtime:
         self.tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE))
         self.stages = Stages(bundle, self.batches[-1], threads, device)
         self.ring = DelayRing(self.batches[-1], self.config.delays, self.config.initial_tokens)
+        self.noise = self.stages.make_noise()
         self._sessions: list[Session | None] = [None] * slots
         self.primer = Primer(bundle, self.stages, self.ring, prefix_bytes)
         self.stages.warm_up(self.batches)
@@ -147,7 +152,7 @@ class Runtime:
         stages.active[:batch] = False
         stages.active[rows] = True
         self._read_ring(rows, batch)
-        self._draw_noise(pcm, {})
+        self._draw_noise(pcm, rows)
 
         stages.run_frame(batch)
 
@@ -167,13 +172,16 @@ class Runtime:
             return {}
         recorded = recorded or {}
         for frame_noise in recorded.values():
-            frame_noise.check(self.config.depth_steps)
+            frame_noise.check(self.config)
         checked = np.stack([_checked_codes(frame, self.config.audio_card) for frame in codes.values()])
         batch = self._batch()
         self._read_ring(rows, batch)
-        self._draw_noise(codes, recorded)
-
-        self.stages.run_language(batch)
+        self._draw_noise(codes, rows)
+        self.noise.replay({session.row: frame for session, frame in recorded.items()}, self.config)
+        try:
+            self.stages.run_language(batch)
+        finally:
+            self.noise.restore()
 
         tokens = self._write_ring(rows, checked)
         return {session: tokens[i] for i, session in enumerate(codes)}
@@ -204,13 +212,9 @@ class Runtime:
         sampled = np.concatenate([self.stages.text_token[rows, None], self.stages.audio_tokens[rows]], axis=1)
         return self.ring.commit(rows, sampled)
 
-    def _draw_noise(self, sessions: Mapping[Session, Any], recorded: Mapping[Session, FrameNoise]) -> None:
-        """Recorded noise takes the place of what is drawn: later frames get the same draws with it and without."""
+    def _draw_noise(self, sessions: Mapping[Session, Any], rows: Array) -> None:
+        self.noise.draw(rows)
         for session in sessions:
-            if session.noise is not None:
-                session.noise.draw()
-            if session in recorded:
-                replay(recorded[session], self.stages.text_noise[session.row], self.stages.audio_noise[session.row])
             session.frame += 1
 
     def _rows(self, sessions: Mapping[Session, Any]) -> Array:
@@ -273,6 +277,8 @@ class Runtime:
         self._sessions[row] = session
         try:
             self._set_sampling(row, sampling)
+            if not sampling.is_greedy:
+                self.noise.open(row, session.seed)
             yield from self.primer.prime(row, voice, tokens)
         except BaseException:
             session.close()
@@ -288,6 +294,7 @@ class Runtime:
             self.stages.reset(session.row, int(self.ring.step[session.row]))
             self.ring.reset(session.row)
             self._set_sampling(session.row, GREEDY)
+            self.noise.close(session.row)
             self._sessions[session.row] = None
 
     def _set_sampling(self, row: int, sampling: Sampling) -> None:
@@ -296,14 +303,6 @@ class Runtime:
             sampling.audio_temperature,
             sampling.audio_top_k,
         )
-
-
-def _noise_source(stages: Stages, row: int, seed: int, sampling: Sampling) -> NoiseSource | None:
-    """What draws a slot's noise, for as many candidates as can be chosen; None where there is no choice."""
-    if sampling.text_top_k == sampling.audio_top_k == 1:
-        return None
-    text, audio = stages.text_noise[row], stages.audio_noise[row]  # [N], [K, N]
-    return NoiseSource(seed, text[: sampling.text_top_k], audio[:, : sampling.audio_top_k])
 
 
 def _powers_of_two(slots: int) -> list[int]:

@@ -15,12 +15,15 @@ from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.device import Array, Buffer, Call
 from pplex.runtime.engine import Engine, fixed_shape, in_turn
 from pplex.runtime.graphs import MAX_STEPS, TensorSpec
+from pplex.runtime.noise import Noise
 from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
 
 Tokens = npt.NDArray[np.int64]
 Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 
 LOGITS = ("text_logits", "audio_logits")  # outputs that only validation reads
+NOISE = ("noise", "noise_offset", "noise_stride")  # inputs that the language graphs share
+STAYING = ("embedding", "noise")  # inputs that are not uploaded with each call: zeros but in forced steps; tables
 DEVICE = "device"  # in `Stages.seconds`: the work of a device, where graphs cannot be told apart
 
 SHORTEST_RING = 128  # steps, 10 s: what a conversation starts with
@@ -67,6 +70,8 @@ class Stages:
         }
         self._forced_arrays = {name: self.device.staging(buffer) for name, buffer in self._forced.items()}
         self._name_arrays()
+        for row in range(slots):
+            self._upload_noise(row, 0, self.noise.shape[1])
 
         self.seconds = dict.fromkeys([DEVICE] if self.device.captures else GRAPH_NAMES, 0.0)  # spent in calls so far
         self._bound: dict[tuple[str, int], Call] = {}
@@ -77,13 +82,13 @@ class Stages:
         encode, temporal, depth, decode = (self._tensors[name] for name in GRAPH_NAMES)
         self.pcm_in, self.active, self.user_codes = encode["pcm"], encode["active"], encode["codes"]
         self.codes, self.position, self.forced_text = temporal["codes"], temporal["position"], temporal["forced_text"]
-        self.text_noise, self.text_temperature = temporal["text_noise"], temporal["text_temperature"]
-        self.text_top_k, self.hidden, self.text_token = (
-            temporal["text_top_k"],
+        self.noise, self.noise_offset, self.noise_stride = (temporal[name] for name in NOISE)
+        self.text_temperature, self.text_top_k = temporal["text_temperature"], temporal["text_top_k"]
+        self.hidden, self.text_token, self.forced_audio = (
             temporal["hidden"],
             temporal["text_token"],
+            depth["forced_audio"],
         )
-        self.forced_audio, self.audio_noise = depth["forced_audio"], depth["audio_noise"]
         self.audio_temperature, self.audio_top_k = depth["audio_temperature"], depth["audio_top_k"]
         self.audio_tokens, self.agent_codes, self.pcm_out = depth["audio_tokens"], decode["codes"], decode["pcm"]
 
@@ -134,10 +139,22 @@ class Stages:
             array[...] = given
             buffers[name] = replace(chunk, shape=(1, *chunk.shape))
             uploads += self._transfer(chunk, array, up=True)
-        for name in ("position", "forced_text", "text_noise", "text_temperature", "text_top_k"):
+        for name in ("position", "forced_text", "text_temperature", "text_top_k"):
             uploads += self._transfer(buffers[name], self._tensors["temporal"][name][row : row + 1], up=True)
         in_turn([*uploads, self.engines["temporal"].bind(buffers, row, 1)])
         self.device.synchronize()
+
+    def make_noise(self) -> Noise:
+        """What writes the noise of all slots; not for two at a time."""
+        return Noise(self.noise, self.noise_offset, self.noise_stride, self._upload_noise)
+
+    def _upload_noise(self, row: int, start: int, count: int) -> None:
+        """Copy entries start, ..., start + count - 1 of one slot's table to the engines."""
+        host, buffer = Buffer.of(self.noise), self._buffers["temporal"]["noise"]
+        if host.address != buffer.address:
+            target, source = (side.rows(row, 1).part(1, start, count) for side in (buffer, host))
+            self.device.copy(target, source)()
+            self.device.synchronize()  # the table may be written again at once
 
     def warm_up(self, batches: Sequence[int]) -> None:
         """Make the calls that a conversation makes, for the first time, which is slow; no slot may be in use."""
@@ -230,7 +247,7 @@ class Stages:
         uploads, downloads, there = list[Call](), list[Call](), set[int]()
         for graph in graphs:
             spec, buffers, arrays = self.engines[graph].spec, self._buffers[graph], self._tensors[graph]
-            for name in (t.name for t in spec.inputs if t.name != "embedding"):  # zeros, but in forced steps
+            for name in (t.name for t in spec.inputs if t.name not in STAYING):
                 if buffers[name].address not in there:
                     uploads += self._transfer(buffers[name].rows(row, batch), arrays[name][row : row + batch], up=True)
                     there.add(buffers[name].address)
@@ -298,7 +315,7 @@ class Stages:
             name: {t.name: self._zeros(t) for t in _exchanged(engine) if logits or t.name not in LOGITS}
             for name, engine in self.engines.items()
         }
-        made["depth"] |= {name: made["temporal"][name] for name in ("hidden", "text_token")}
+        made["depth"] |= {name: made["temporal"][name] for name in ("hidden", "text_token", *NOISE)}
         made["mimi_decode"]["active"] = made["mimi_encode"]["active"]
         return made
 
@@ -307,7 +324,7 @@ class Stages:
         arrays = {b.address: self.device.staging(b) for made in self._buffers.values() for b in made.values()}
         for made in self._buffers.values():
             for name, buffer in made.items():
-                if name.endswith(("noise", "temperature")):
+                if name == "noise" or name.endswith("temperature"):
                     arrays[buffer.address][...] = 1
         return {graph: {name: arrays[b.address] for name, b in made.items()} for graph, made in self._buffers.items()}
 

@@ -10,6 +10,7 @@ import torch
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.conversations import voice_history
+from pplex.export.layers import even_noise
 from pplex.export.threads import in_threads
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
@@ -120,10 +121,10 @@ def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens)
 
     def logits(start: int) -> Forced:
         x, tokens = hidden[start : start + BLOCK], target[start : start + BLOCK]
-        noise, ones = torch.ones(len(x), config.depth_steps, 1), torch.ones(len(x))
+        noise, ones = even_noise(len(x), 1 + config.depth_steps), torch.ones(len(x))
         with torch.inference_mode():
             forced = tokens[:, 1 : 1 + config.depth_steps]
-            _, audio = depth(x, tokens[:, 0], forced, noise, ones, ones.long())
+            _, audio = depth(x, tokens[:, 0], forced, *noise, ones, ones.long())
             return Forced(x.numpy(), whole.text_logits(x).numpy(), audio.numpy())
 
     threads = available_threads()

@@ -159,7 +159,7 @@ def force_step(stages: Stages, codes: Tokens, step: int) -> None:
 def _recorded_noise(expected: dict[str, Any], frame: int) -> FrameNoise | None:
     if "text_noise" not in expected:
         return None
-    return FrameNoise(expected["text_noise"][frame], expected["audio_noise"][frame])
+    return FrameNoise(*(expected[name][frame] for name in ("text_noise", "audio_noise", "text_ids", "audio_ids")))
 
 
 def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: float | None = None) -> Check:

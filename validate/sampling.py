@@ -8,8 +8,9 @@ from itertools import cycle, islice
 
 import numpy as np
 
+from pplex.runtime.config import MAX_CANDIDATES
 from pplex.runtime.delays import Tokens
-from pplex.runtime.noise import NoiseSource
+from pplex.runtime.noise import Noise, noise_of
 from pplex.runtime.session import GREEDY, Sampling
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import Floats
@@ -24,11 +25,13 @@ TIE = 1e-3  # of the best candidate's share: nearer than that, float32 may decid
 def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
     """Draw in slot 0 of `stages`, made with logits, which it leaves as new, for a token history [T, 17]."""
     stages.reset(0, len(codes))
-    noise = NoiseSource(0, stages.text_noise[0], stages.audio_noise[0])
+    noise = stages.make_noise()
+    noise.open(0, seed=0)
     wrong = [
         _wrong(stages, noise, codes[step], step, sampling)
         for step, sampling in enumerate(islice(cycle(SETTINGS), STEPS))
     ]
+    noise.close(0)
     _restore(stages)
     stages.reset(0, STEPS)
     by_stream = np.sum(wrong, axis=0)
@@ -44,14 +47,14 @@ def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
     )
 
 
-def _wrong(stages: Stages, noise: NoiseSource, codes: Tokens, step: int, sampling: Sampling) -> list[bool]:
+def _wrong(stages: Stages, noise: Noise, codes: Tokens, step: int, sampling: Sampling) -> list[bool]:
     """Of one step, which streams [1 + K] were drawn wrongly."""
     forced = np.where((np.arange(1 + stages.forced_audio.shape[1]) + step) % FORCED_EVERY, -1, FORCED)
     stages.codes[0, 0], stages.position[0] = codes, step
     stages.forced_text[0], stages.forced_audio[0] = forced[0], forced[1:]
     stages.text_temperature[0], stages.text_top_k[0] = sampling.text_temperature, sampling.text_top_k
     stages.audio_temperature[0], stages.audio_top_k[0] = sampling.audio_temperature, sampling.audio_top_k
-    noise.draw()
+    noise.draw(np.zeros(1, np.intp))
     stages.run("temporal", 1)
     stages.run("depth", 1)
     logits = stages.tensors("depth")["audio_logits"][0].copy()  # [K, card]
@@ -59,8 +62,16 @@ def _wrong(stages: Stages, noise: NoiseSource, codes: Tokens, step: int, samplin
     stages.run("depth", 1)
     follows = (stages.tensors("depth")["audio_logits"][0] == logits).all(-1)  # [K] what was drawn, as what is forced
     text_logits, text_token = stages.tensors("temporal")["text_logits"][0], int(stages.text_token[0])
-    text = (text_logits, stages.text_noise[0], sampling.text_temperature, sampling.text_top_k, forced[0], text_token)
-    audio = zip(logits, stages.audio_noise[0], forced[1:], tokens, follows, strict=True)
+    of_text, *of_audio = (
+        noise_of(stages.noise[0], *keys, np.arange(card))
+        for keys, card in zip(
+            zip(stages.noise_offset[0].tolist(), stages.noise_stride[0].tolist(), strict=True),
+            (len(text_logits), *map(len, logits)),
+            strict=True,
+        )
+    )
+    text = (text_logits, of_text, sampling.text_temperature, sampling.text_top_k, forced[0], text_token)
+    audio = zip(logits, of_audio, forced[1:], tokens, follows, strict=True)
     return [
         not may_be_drawn(*text),
         *(
@@ -71,22 +82,21 @@ def _wrong(stages: Stages, noise: NoiseSource, codes: Tokens, step: int, samplin
 
 
 def may_be_drawn(logits: Floats, noise: Floats, temperature: float, top_k: int, forced: int, token: int) -> bool:
-    """Whether a token wins the race that `export.layers.sample` describes, or ties with the winner; logits [card],
-    noise [N]."""
+    """Whether a token wins the race that `export.layers.sample` describes, or ties with the winner; logits and noise
+    [card]."""
     if forced >= 0:
         return token == forced
     if not 0 <= token < len(logits):
         return False
-    best = np.sort(logits.astype(np.float64))[::-1][: min(top_k, len(noise))]
-    race = np.exp((best - best[0]) / temperature) / noise[: len(best)]
-    # Equal logits may be ranked in either order: a token has the place of any that is as probable.
-    mine = race[best == logits[token]]
-    return bool(mine.size and mine.max() >= (1 - TIE) * race.max())
+    race = np.exp((logits.astype(np.float64) - logits.max()) / temperature) / noise
+    least = np.sort(logits)[-min(top_k, MAX_CANDIDATES, len(logits))]
+    # Of equal logits at the last place any may be a candidate: the token must beat those that are one in any case.
+    return bool(logits[token] >= least and race[token] >= (1 - TIE) * race[logits > least].max(initial=0))
 
 
 def _restore(stages: Stages) -> None:
-    """Slot 0's settings as they were: no noise, which greedy choices do not read."""
-    for array in (stages.text_noise, stages.audio_noise, stages.text_temperature, stages.audio_temperature):
+    """Slot 0's settings as they were."""
+    for array in (stages.text_temperature, stages.audio_temperature):
         array[0] = 1
     for array in (stages.text_top_k, stages.audio_top_k, stages.forced_text, stages.forced_audio):
         array[0] = 0

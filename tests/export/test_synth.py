@@ -27,7 +27,7 @@ from pplex.export.synth_codec import stream_codec
 from pplex.export.synth_tensors import write_tensors
 from pplex.export.synth_tokenizer import write_tokenizer
 from pplex.export.weights import load
-from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES, RELEASED, SINE_CODES, ModelConfig
+from pplex.runtime.config import CODEBOOKS, RELEASED, SINE_CODES, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.synthetic_speech import speech_like
@@ -194,12 +194,11 @@ def _generate(checkpoint: Checkpoint, user: Tensor, top_k: int) -> Tensor:
     column, generated = torch.tensor(config.initial_tokens), list[Tensor]()
     settings, free = (torch.tensor([0.8]), torch.tensor([top_k])), torch.tensor([-1])
     for t, heard in enumerate(user):
-        noise = torch.empty(1, 1 + CODEBOOKS, MAX_CANDIDATES).exponential_(generator=generator)
+        table = torch.empty(1, config.noise_entries).exponential_(generator=generator)
+        noise = table, torch.arange(1 + CODEBOOKS)[None] * 7000, torch.ones(1, 1 + CODEBOOKS, dtype=torch.int64)
         none = torch.zeros(1, 1, config.temporal.dim)
-        hidden, text, _, *state = temporal(
-            column[None, None], none, torch.tensor([t]), free, noise[:, 0], *settings, *state
-        )
-        audio, _ = depth(hidden, text, free.expand(1, CODEBOOKS), noise[:, 1:], *settings)
+        hidden, text, _, *state = temporal(column[None, None], none, torch.tensor([t]), free, *noise, *settings, *state)
+        audio, _ = depth(hidden, text, free.expand(1, CODEBOOKS), *noise, *settings)
         generated.append(torch.cat([text, audio[0]]))
         column = torch.cat([generated[-1], heard])
     return torch.stack(generated)
