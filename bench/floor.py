@@ -108,12 +108,12 @@ def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple
         *rope(position, torch.arange(1), stack),
     )
     stream = torch.rand(1, 1, stack.dim).to(torch.bfloat16)
-    ones = torch.ones(1, config.depth_steps, 512)
     inputs = (
         torch.rand(1, stack.dim),
         torch.zeros(1, dtype=torch.int64),
         torch.full((1, config.depth_steps), -1),
-        ones,
+        torch.rand(1, config.noise_entries),
+        *torch.randint(config.noise_entries, (2, 1, 1 + config.depth_steps)),
         torch.ones(1),
         torch.full((1,), 250),
     )

@@ -62,10 +62,10 @@ class EngineSide:
         for codes in (stages.codes, stages.agent_codes):
             codes[:slots] = self._noise.integers(0, card, codes[:slots].shape)
         stages.text_top_k[:slots], stages.audio_top_k[:slots] = 250, 250
-        noise, rows = stages.make_noise(), np.arange(slots)
-        for row in rows:
-            noise.open(row, int(row))
-        noise.draw(rows)
+        noise = stages.make_noise()
+        for row in range(slots):
+            noise.open(row, seed=row)
+        noise.draw(np.arange(slots))
         stages.forced_text[:slots], stages.forced_audio[:slots] = -1, -1
         return stages.parts(slots)
 

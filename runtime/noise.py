@@ -22,7 +22,7 @@ Noise32 = npt.NDArray[np.float32]
 Upload = Callable[[int, int, int], None]
 
 FRAMES = 64  # that a block of a session's noise has keys for
-PIECES = 8  # of a table; each block renews one, so a table is another one after 41 s
+PIECES = 16  # of a table; each block renews one, so a table is another one after 82 s
 _CHUNK = 2048  # draws made at a time
 
 
@@ -88,7 +88,7 @@ class Noise:
 
     def draw(self, rows: Rows) -> None:
         """Write the next frame's offsets and strides for slots `rows`."""
-        for row in rows[self._next[rows] == FRAMES]:
+        for row in rows[self._next[rows] == FRAMES].tolist():
             self._next[row] = 0
             if self._seeds[row] is not None:
                 self._blocks[row] += 1

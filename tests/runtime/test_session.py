@@ -17,11 +17,11 @@ from folders import TINY
 
 from pplex.bench.host import IdleHost
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.config import SINE_CODES
+from pplex.runtime.config import SINE_CODES, ModelConfig
 from pplex.runtime.delays import DelayRing
 from pplex.runtime.device import Array, host_view
 from pplex.runtime.errors import AudioError, NoiseError, PplexError, PromptError, SlotError
-from pplex.runtime.noise import FrameNoise, NoiseSource
+from pplex.runtime.noise import FrameNoise, Noise, noise_of
 from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import decode, encode
@@ -550,12 +550,18 @@ def test_recorded_noise_takes_the_place_of_the_seed(one: Runtime) -> None:
 
 
 def recorded(seed: int, frames: int) -> list[FrameNoise]:
-    """What a session of this seed draws, at the default settings."""
-    text, audio = np.empty(25, np.float32), np.empty((8, 250), np.float32)
-    source, drawn = NoiseSource(seed, text, audio), []
+    """What a session of this seed draws."""
+    config = ModelConfig.from_checkpoint(TINY / "checkpoint" / "config.json")
+    tables = np.empty((1, config.noise_entries), np.float32)
+    offset, stride = np.zeros((2, 1, 9), np.int64)
+    noise, drawn = Noise(tables, offset, stride, lambda row, start, count: None), []
+    noise.open(0, seed)
+    text, audio = np.arange(config.text_card), np.tile(np.arange(config.audio_card), (8, 1))
     for _ in range(frames):
-        source.draw()
-        drawn.append(FrameNoise(text.copy(), audio.copy()))
+        noise.draw(np.array([0]))
+        keys = [*zip(offset[0].tolist(), stride[0].tolist(), strict=True)]
+        of_audio = np.stack([noise_of(tables[0], *key, audio[0]) for key in keys[1:]])
+        drawn.append(FrameNoise(noise_of(tables[0], *keys[0], text), of_audio, text, audio))
     return drawn
 
 
@@ -572,11 +578,12 @@ def test_recorded_noise_shifts_no_other_frame(one: Runtime) -> None:
 def test_greedy_draws_nothing(three: Runtime) -> None:
     stages = three.stages
     with three.open(seed=1) as sampled, three.open(seed=2, sampling=GREEDY) as greedy:
-        before = stages.text_noise.copy(), stages.audio_noise.copy()
-        three.step({greedy: PCM[0, 0], sampled: PCM[1, 0]})
-        for rows, earlier in zip((stages.text_noise, stages.audio_noise), before, strict=True):
+        before = stages.noise.copy(), stages.noise_offset.copy(), stages.noise_stride.copy()
+        for frame in range(3):
+            three.step({greedy: PCM[0, frame], sampled: PCM[1, frame]})
+        for rows, earlier in zip((stages.noise, stages.noise_offset, stages.noise_stride), before, strict=True):
             np.testing.assert_array_equal(rows[greedy.row], earlier[greedy.row])
-            assert (rows[sampled.row] != earlier[sampled.row]).any()
+        assert (stages.noise_offset[sampled.row] != before[1][sampled.row]).any()
 
 
 def test_a_step_allocates_its_replies_and_nothing_as_large(tiny_bundle: Bundle) -> None:
@@ -940,7 +947,8 @@ def test_refused_noise_leaves_all_sessions_untouched(tiny_bundle: Bundle) -> Non
     runtime = small_runtime(tiny_bundle, 2)
     first, second = runtime.open("NATF0", PERSONA, seed=1), runtime.open("NATM1", PERSONA, seed=2)
     before = [runtime.ring.save(session.row) for session in (first, second)]
-    wide = FrameNoise(np.ones(600, np.float32), np.ones((8, 600), np.float32))
+    draws, ids = np.ones((8, 9), np.float32), np.full((8, 9), 5000)
+    wide = FrameNoise(draws[0], draws, ids[0], ids)
     with pytest.raises(NoiseError):
         runtime.step_codes({first: CODES[0, 0], second: CODES[0, 1]}, {second: wide})
     assert (first.frame, second.frame) == (0, 0)

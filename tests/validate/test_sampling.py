@@ -74,7 +74,7 @@ def test_a_fault_of_drawing_is_named_by_its_stream(tiny_bundle: Bundle, tmp_path
 def test_it_leaves_the_slot_as_new(tiny_bundle: Bundle) -> None:
     stages, new = Stages(tiny_bundle, 1, logits=True), Stages(tiny_bundle, 1, logits=True)
     sampling_measure(stages, CODES)
-    for name in ("text_noise", "audio_noise", "text_temperature", "audio_temperature", "text_top_k", "audio_top_k"):
+    for name in ("noise_offset", "noise_stride", "text_temperature", "audio_temperature", "text_top_k", "audio_top_k"):
         np.testing.assert_array_equal(getattr(stages, name), getattr(new, name))
 
 
@@ -82,9 +82,14 @@ def test_it_leaves_the_slot_as_new(tiny_bundle: Bundle) -> None:
 def test_what_the_torch_module_draws_may_be_drawn(seed: int, temperature: float, top_k: int) -> None:
     draws = np.random.default_rng(seed)
     logits = np.round(4 * draws.standard_normal(60)).astype(np.float32)  # with ties
-    noise = draws.standard_exponential(32).astype(np.float32)
-    settings = tensor([temperature]), tensor([top_k]), tensor([-1])
-    token = int(sample(from_numpy(logits[None]), from_numpy(noise[None]), *settings)[0])
+    noise = draws.standard_exponential(64).astype(np.float32)
+    settings = (
+        (from_numpy(noise[None]), tensor([[0]]), tensor([[1]])),
+        tensor([temperature]),
+        tensor([top_k]),
+        tensor([-1]),
+    )
+    token, noise = int(sample(from_numpy(logits[None]), *settings)[0]), noise[:60]
     assert may_be_drawn(logits, noise, temperature, top_k, -1, token)
     least = int(logits.argmin())
     assert not may_be_drawn(logits, noise, temperature, top_k, -1, least) or logits[least] == logits[token]

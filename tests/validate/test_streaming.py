@@ -52,11 +52,11 @@ def every_step_at_the_first_ones_place(model: onnx.ModelProto) -> None:
 
 def noise_of_all_slots(model: onnx.ModelProto) -> None:
     """Every slot draws with the mean of all slots' noise."""
-    reader = next(node for node in model.graph.node if "text_noise" in node.input)
-    index = [*reader.input].index("text_noise")
+    reader = next(node for node in model.graph.node if "noise" in node.input)
+    index = [*reader.input].index("noise")
     axes = constant(model, "batch.axis", np.array([0]))
-    mean = add_node(model, reader, "ReduceMean", ["text_noise", axes], "mean.noise")
-    zeros = add_node(model, reader, "Sub", ["text_noise", "text_noise"], "no.noise")
+    mean = add_node(model, reader, "ReduceMean", ["noise", axes], "mean.noise")
+    zeros = add_node(model, reader, "Sub", ["noise", "noise"], "no.noise")
     reader.input[index] = add_node(model, reader, "Add", [mean, zeros], "shared.noise")
 
 
