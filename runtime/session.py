@@ -109,11 +109,14 @@ class Runtime:
         batches: Sequence[int] | None = None,
         prefix_bytes: int = 1 << 30,
         device: str | Backend | None = None,
+        logits: bool = False,
     ):
-        """`batches`: engine batch sizes to use, the largest at least `slots`; powers of two by default.
+        """`batches`: engine batch sizes to use, the largest at least `slots`; powers of two by default. What a session says
+        is the same to the bit at one batch size, whoever sits beside it: `batches=[slots]` gives every frame that one.
 
         `prefix_bytes`: memory for primed prompts, so that a pair of voice and persona seen before starts by a copy.
         `device`: what ONNX graphs run on, "cpu" or "cuda"; None for a GPU where there is one. A compiled engine has its own.
+        `logits`: keep what tokens are drawn from, for validation.
         Raises SlotError, and EngineError where the bundle cannot run here.
         """
         if slots < 1 or (batches is not None and min(batches, default=0) < 1):
@@ -125,7 +128,8 @@ class Runtime:
                 f"{slots} slots need a batch size of at least {slots}; the largest given is {self.batches[-1]}."
             )
         self.tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE))
-        self.stages = Stages(bundle, self.batches[-1], threads, device)
+        self.logits = logits
+        self.stages = Stages(bundle, self.batches[-1], threads, device, logits)
         self.ring = DelayRing(self.batches[-1], self.config.delays, self.config.initial_tokens)
         self.noise = self.stages.make_noise()
         self._sessions: list[Session | None] = [None] * slots

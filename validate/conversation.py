@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pplex.runtime.audio import Pcm
 from pplex.runtime.precision import FP32
 from pplex.runtime.session import USER
+from pplex.validate.parting import Judge, Parting
 from pplex.validate.recording import Recording
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.scenarios import SYNTHETIC, Scenario
@@ -62,25 +63,35 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def conversation_section(
-    engine: Sequence[Recording], reference: Sequence[Recording], precision: Mapping[str, str], detect: Detect
+    engine: Sequence[Recording],
+    reference: Sequence[Recording],
+    precision: Mapping[str, str],
+    detect: Detect,
+    judge: Judge,
 ) -> Section:
     """Both sides' turns, from recordings of the same scenarios and runs in the same order.
 
-    precision: of the engine's graphs, by name. Where all are float32 the tokens must be the reference's; else the two
-    may part, and only what the listener notices is held to a margin.
+    precision: of the engine's graphs, by name. Where all are float32 the tokens must be the reference's up to a near tie,
+    which `judge` tells from a fault; else the two may part, and only what the listener notices is held to a margin.
     """
     assert [r.name for r in engine] == [r.name for r in reference], "recordings of different scenarios or runs"
     ours, theirs = ([_dialogue(recording, detect) for recording in side] for side in (engine, reference))
     heard = any(dialogue.agent for dialogue in (*ours, *theirs))
     values, expected = measure_turns(ours), measure_turns(theirs)
     difference = divergence(backchannel_profile(ours), backchannel_profile(theirs))
+    exact = all(precision[graph] == name for graph, name in FP32.items())
+    partings = [judge.parting(*pair) for pair in zip(engine, reference, strict=True)] if exact else []
     measures = [_measure(METRICS[name], values[name], expected[name], heard) for name in METRICS]
     return Section(
         key="conversation",
         title="Conversation",
         question=QUESTION,
-        measures=(*measures, _divergence_measure(difference), _equal_tokens(engine, reference, precision)),
-        tables=(_metrics_table(values, expected), _parting_table(engine, reference)),
+        measures=(
+            *measures,
+            _divergence_measure(difference),
+            *_token_measures(engine, reference, partings, judge.plausible(reference) if exact else None),
+        ),
+        tables=(_metrics_table(values, expected), _tokens_table(engine, reference), *_partings_table(partings)),
         plots=tuple(_plots(engine, theirs, ours)),
         notes=tuple(_notes((r.scenario for r in engine), values, expected, measures, heard)),
     )
@@ -121,21 +132,46 @@ def _divergence_measure(value: float | None) -> Measure:
     return Measure("conversation.backchannel_divergence", value, "bits", what)
 
 
-def _equal_tokens(engine: Sequence[Recording], reference: Sequence[Recording], precision: Mapping[str, str]) -> Measure:
-    """The share of equal tokens of all recordings, and the first frame at which any of them parts."""
-    pairs = list(zip(engine, reference, strict=True))
-    equal = np.concatenate([_same(ours, theirs).reshape(-1) for ours, theirs in pairs])
-    parted = [(frame, ours.name) for ours, theirs in pairs if (frame := first_difference(ours, theirs)) is not None]
-    where = "{1}, frame {0}".format(*min(parted)) if parted else ""
-    exact = all(precision[graph] == name for graph, name in FP32.items())
-    reason = "float32 on both sides, with the same noise: every token is the same"
-    tolerance = Tolerance(1.0, reason, least=True) if exact else None
-    what = "Share of the agent's text and audio tokens, running freely, that are the reference's"
-    return Measure("conversation.tokens_equal", float(equal.mean()), "share", what, tolerance, where)
+def _token_measures(
+    engine: Sequence[Recording],
+    reference: Sequence[Recording],
+    partings: Sequence[Parting | None],
+    plausible: int | None,
+) -> Iterator[Measure]:
+    """Of tokens while both sides run freely. `plausible`: how many near ties may go the other way, None where precisions
+    differ and tokens may."""
+    equal = [_same(*pair) for pair in zip(engine, reference, strict=True)]
+    if plausible is None:
+        what = "Share of the agent's text and audio tokens, running freely, that are the reference's"
+        yield Measure("conversation.tokens_equal", float(np.concatenate(equal).mean()), "share", what)
+        return
+    explained = [parting for parting in partings if parting and parting.explained]
+    compared = [
+        same[: parting.frame] if parting in explained else same for same, parting in zip(equal, partings, strict=True)
+    ]
+    yield Measure(
+        "conversation.tokens_equal",
+        float(np.concatenate(compared).mean()) if any(map(len, compared)) else 1.0,
+        "share",
+        "Share of the agent's text and audio tokens, running freely, that are the reference's, up to a near tie "
+        f"({sum(map(len, compared))} of {sum(map(len, equal))} frames)",
+        Tolerance(1.0, "float32 on both sides, with the same noise: only a near tie may go another way", least=True),
+        str(next((parting for parting in partings if parting and not parting.explained), "")),
+    )
+    yield Measure(
+        "conversation.near_ties",
+        sum(parting.is_of_a_draw for parting in explained),
+        "draws",
+        "Conversations that part at a draw which was a near tie (see the table of partings)",
+        Tolerance(
+            plausible,
+            "so many draws are as near to another outcome as rounding may decide, with a chance of 1 in 1,000",
+        ),
+    )
 
 
 def _same(ours: Recording, theirs: Recording) -> npt.NDArray[np.bool_]:
-    """Of the agent's streams [F, 1 + 8]; the user's are the same on both sides."""
+    """Of the agent's streams [F, 1 + 8]."""
     return ours.tokens[:, :USER] == theirs.tokens[:, :USER]
 
 
@@ -173,13 +209,34 @@ def _metrics_table(values: Values, expected: Values) -> Table:
     return Table("Turn-taking", ("metric", "unit", "events", "reference", "engine", "difference"), tuple(rows))
 
 
-def _parting_table(engine: Sequence[Recording], reference: Sequence[Recording]) -> Table:
+def _tokens_table(engine: Sequence[Recording], reference: Sequence[Recording]) -> Table:
     rows = []
     for ours, theirs in zip(engine, reference, strict=True):
         same = float(_same(ours, theirs).mean())
         rows.append((ours.scenario.name, ours.run, len(ours.tokens), first_difference(ours, theirs), same))
     columns = ("scenario", "run", "frames", "first frame that differs", "share of equal tokens")
     return Table("Tokens, running freely", columns, tuple(rows))
+
+
+def _partings_table(partings: Sequence[Parting | None]) -> Iterator[Table]:
+    rows = [
+        (p.recording, p.frame, p.stream, p.expected, p.got, p.distance, p.allowed, p.unit, p.explained)
+        for p in partings
+        if p
+    ]
+    columns = (
+        "recording",
+        "frame",
+        "stream",
+        "reference",
+        "engine",
+        "distance from a tie",
+        "allowed",
+        "unit",
+        "explained",
+    )
+    if rows:
+        yield Table("Where conversations part", columns, tuple(rows))
 
 
 def _plots(engine: Sequence[Recording], theirs: Sequence[Dialogue], ours: Sequence[Dialogue]) -> list[Plot]:

@@ -49,6 +49,7 @@ TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "conversation": (
             *(f"conversation.{metric.name}" for metric in METRICS.values() if metric.better),
             "conversation.tokens_equal",
+            "conversation.near_ties",
             *(f"health.{sign}" for sign in SIGNS),
         ),
     }

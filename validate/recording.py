@@ -16,6 +16,7 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.delays import Tokens
 from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
 from pplex.validate.scenarios import Scenario
+from pplex.validate.standings import Standings, standings
 
 FRAME, HOST = "frame", "host"
 Seconds = npt.NDArray[np.float64]
@@ -37,12 +38,16 @@ def make_runs(seeds: Iterable[int]) -> tuple[Run, ...]:
 
 @dataclass(frozen=True)
 class Recording:
-    """What an agent did in a scenario: pcm [F * 1920] float32 at 24 kHz, tokens [F, 17] (text, agent, user)."""
+    """What an agent did in a scenario: pcm [F * 1920] float32 at 24 kHz, tokens [F, 17] (text, agent, user).
+
+    `standings` [F, 1 + 8, ...], of what was drawn in each frame's step, are those of a runtime with logits.
+    """
 
     scenario: Scenario
     run: str
     pcm: Pcm
     tokens: Tokens
+    standings: Standings | None = None
 
     @property
     def name(self) -> str:
@@ -95,6 +100,7 @@ def _converse(
     """Conversations side by side, each until its scenario ends; adds what every step took to `steps`."""
     user = [frames(scenario.pcm, runtime.config.frame_size) for scenario, _ in batch]  # [F, 1920] each
     replies: list[list[Reply]] = [[] for _ in batch]
+    drawn: list[list[Standings]] = [[] for _ in batch]
     with ExitStack() as opened:
         sessions = [opened.enter_context(runtime.open(voice, persona, run.seed, run.sampling)) for _, run in batch]
         for frame in range(max(map(len, user))):
@@ -102,7 +108,9 @@ def _converse(
             answers = _timed_step(runtime, {sessions[i]: user[i][frame] for i in speaking}, steps)
             for i in speaking:
                 replies[i].append(answers[sessions[i]])
-    return [_recording(scenario, run, heard) for (scenario, run), heard in zip(batch, replies, strict=True)]
+                if runtime.logits:
+                    drawn[i].append(standings(sessions[i]))
+    return [_recording(*played, heard, draws) for played, heard, draws in zip(batch, replies, drawn, strict=True)]
 
 
 def _timed_step(runtime: Runtime, pcm: Mapping[Session, Pcm], steps: list[dict[str, float]]) -> dict[Session, Reply]:
@@ -114,6 +122,6 @@ def _timed_step(runtime: Runtime, pcm: Mapping[Session, Pcm], steps: list[dict[s
     return replies
 
 
-def _recording(scenario: Scenario, run: Run, replies: Sequence[Reply]) -> Recording:
+def _recording(scenario: Scenario, run: Run, replies: Sequence[Reply], drawn: Sequence[Standings]) -> Recording:
     pcm, tokens = np.concatenate([reply.pcm for reply in replies]), np.stack([reply.tokens for reply in replies])
-    return Recording(scenario, run.name, pcm, tokens)
+    return Recording(scenario, run.name, pcm, tokens, Standings.stack(drawn) if drawn else None)

@@ -11,7 +11,6 @@ from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.delays import Tokens
-from pplex.runtime.precision import LANGUAGE_GRAPHS
 from pplex.runtime.session import Runtime, Session
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import Floats
@@ -115,25 +114,26 @@ def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
     return _hidden(stages, config, codes, 1, row=last, start=half)
 
 
-def batch_measures(bundle: Bundle, runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
-    """One conversation alone, and the same one in the last of all slots beside others; hears pcm [F, 1920]."""
+def batch_measures(runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
+    """One conversation alone, and the same one in the last of all slots beside others, at the one batch size of `runtime`;
+    hears pcm [F, 1920]."""
+    assert len(runtime.batches) == 1, runtime.batches
     slots = runtime.slots
     expected = _talk(runtime, [runtime.open(seed=7)], pcm)
     got = _talk(runtime, [runtime.open(seed=seed) for seed in [*range(slots - 1), 7]], pcm)
-    exact = all(bundle.precision[graph] == "fp32" for graph in LANGUAGE_GRAPHS)
     yield Measure(
         "streaming.batch_tokens",
         float((got[0] == expected[0]).mean()),
         "",
         f"Share of a conversation's tokens ({FRAMES} frames) that are the same alone and in slot {slots - 1} beside others.",
-        Tolerance(1, "in float32 rounding is too small to change a draw", least=True) if exact else None,
+        Tolerance(1, "at one batch size a slot's row is computed by itself, to the bit", least=True),
     )
     yield Measure(
         "streaming.batch_audio",
         _relative(got[1], expected[1]),
         "",
         "Audio of that conversation, alone and beside others.",
-        Tolerance(1e-5, "the tokens are the same, and what float32 rounds is not heard") if exact else None,
+        Tolerance(0, "at one batch size a slot's row is computed by itself, to the bit"),
     )
 
 

@@ -32,6 +32,7 @@ from pplex.validate.graph_section import graph_section
 from pplex.validate.health import health_section
 from pplex.validate.memory import lacking_memory
 from pplex.validate.names import LEAST, SECTIONS, check_tolerances
+from pplex.validate.parting import Judge
 from pplex.validate.probes import RewrittenBundle, can_be_probed
 from pplex.validate.recording import make_runs, record
 from pplex.validate.reference import as_float32, torch_backend
@@ -151,7 +152,8 @@ class _Run:
             together = slots if "streaming" in wanted else 1
             yield from self._forced(Stages(self.runnable, together, threads, device, logits=True), wanted, state)
         if {"streaming", "conversation"} & wanted:
-            yield from self._free(Runtime(self.runnable, slots, threads, device=device), wanted, state)
+            # One batch size: what is compared here is then the same to the bit, whoever sits beside it.
+            yield from self._free(Runtime(self.runnable, slots, threads, [slots], device=device), wanted, state)
 
     def _forced(self, stages: Stages, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
         """What needs the graphs one by one; leaves half of the measures of streaming in `state`."""
@@ -170,7 +172,7 @@ class _Run:
         """What needs whole conversations."""
         if "streaming" in wanted:
             question = "Does it matter how the steps are cut, where a conversation sits, or who sits beside it?"
-            measures = (*state, *batch_measures(self.bundle, runtime, self.heard))
+            measures = (*state, *batch_measures(runtime, self.heard))
             yield Section("streaming", "Streaming", question, measures)
         if "conversation" in wanted:
             self.told("conversation")
@@ -186,11 +188,15 @@ class _Run:
         voice, persona = _prompt(runtime)
         ours = record(runtime, scenarios, make_runs(SEEDS), voice, persona)
         self.told("conversation of the reference")
-        reference = Runtime(as_float32(self.bundle), runtime.slots, device=torch_backend(self.checkpoint, config))
+        backend = torch_backend(self.checkpoint, config)
+        reference = Runtime(
+            as_float32(self.bundle), runtime.slots, batches=runtime.batches, device=backend, logits=True
+        )
         theirs = record(reference, scenarios, make_runs(SEEDS), voice, persona)
         for side, recorded in zip(SIDES, (ours, theirs), strict=True):
             self.sounds |= {_file_name(recording.name, side): recording.to_wav() for recording in recorded.recordings}
-        yield conversation_section(ours.recordings, theirs.recordings, self.bundle.precision, self.detect)
+        judge = Judge(self.checkpoint, config, self.bundle.specs)
+        yield conversation_section(ours.recordings, theirs.recordings, self.bundle.precision, self.detect, judge)
         yield health_section(ours.recordings, theirs.recordings, config.frame_size)
         yield speed_section(ours, config.frame_ms, runtime.stages.device.name)
 
