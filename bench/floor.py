@@ -113,7 +113,7 @@ def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple
         torch.zeros(1, dtype=torch.int64),
         torch.full((1, config.depth_steps), -1),
         torch.rand(1, config.noise_entries),
-        *torch.randint(config.noise_entries, (2, 1, 1 + config.depth_steps)),
+        *torch.randint(config.noise_entries, (2, 1, config.num_streams)),
         torch.ones(1),
         torch.full((1,), 250),
     )

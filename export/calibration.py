@@ -222,7 +222,7 @@ def _depth(
     with record.watching(module, "depth."):
         for x, tokens in zip(rows.split(_DEPTH_ROWS), target.split(_DEPTH_ROWS), strict=True):
             ones = torch.ones(len(x))
-            noise = even_noise(len(x), 1 + config.depth_steps)
+            noise = even_noise(len(x), config.num_streams)
             module(x, tokens[:, 0], tokens[:, 1 : 1 + config.depth_steps], *noise, ones, ones.long())
 
 

@@ -46,7 +46,8 @@ class Depth(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(self.stack.layers)]
         token, tokens, all_logits = text_token, [], []
-        keys = (part.chunk(part.shape[1], 1)[1:] for part in (noise_offset, noise_stride))  # [B, 1] of each codebook
+        own = slice(1, 1 + len(self.steps))  # after the text's
+        keys = (part.chunk(part.shape[1], 1)[own] for part in (noise_offset, noise_stride))  # [B, 1] of each codebook
         for step, offset, stride, forced in zip(self.steps, *keys, one_by_one(forced_audio, 1), strict=True):
             assert isinstance(step, DepthStep)
             x = (step.input(hidden.to(self.dtype)) + embed(step.emb, token))[:, None]  # [B, 1, dim]

@@ -261,9 +261,10 @@ def sample(logits: Tensor, noise: TokenNoise, temperature: Tensor, top_k: Tensor
     return torch.where(forced >= 0, forced, tokens.gather(1, winner).squeeze(1))
 
 
-def even_noise(rows: int, draws: int) -> TokenNoise:
-    """For `rows` rows of `draws` tokens that are forced: the same noise for all."""
-    return torch.ones(rows, 1), torch.zeros(rows, draws, dtype=torch.int64), torch.zeros(rows, draws, dtype=torch.int64)
+def even_noise(rows: int, streams: int) -> TokenNoise:
+    """A graph's three inputs for `rows` rows in which every token is forced: the same noise for all."""
+    offset, stride = torch.zeros(2, rows, streams, dtype=torch.int64)
+    return torch.ones(rows, 1), offset, stride
 
 
 def embed(table: Tensor, tokens: Tensor) -> Tensor:

@@ -113,8 +113,8 @@ class ModelConfig:
 
     @property
     def noise_entries(self) -> int:
-        """Draws in a session's table of noise: a power of two, with an entry of its own for every token of a frame."""
-        tokens = self.text_card + self.depth_steps * self.audio_card
+        """Draws in a session's table of noise: a power of two, with an entry of its own for every token of every stream."""
+        tokens = self.text_card + (self.num_streams - 1) * self.audio_card
         return max(MIN_NOISE, 1 << (tokens - 1).bit_length())
 
     def to_dict(self) -> dict[str, Any]:

@@ -187,8 +187,8 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
     text_token = TensorSpec("text_token", "int64", ("B",))
     noise = (
         TensorSpec("noise", "float32", ("B", config.noise_entries)),
-        TensorSpec("noise_offset", "int64", ("B", 1 + steps)),
-        TensorSpec("noise_stride", "int64", ("B", 1 + steps)),
+        TensorSpec("noise_offset", "int64", ("B", config.num_streams)),
+        TensorSpec("noise_stride", "int64", ("B", config.num_streams)),
     )
     encoder, decoder = seanet_encoder(mimi), seanet_decoder(mimi)
     specs = (

@@ -23,7 +23,8 @@ def _slot_nbytes(spec: GraphSpec, sizes: Mapping[str, int]) -> int:
 
     second = [state.present for state in spec.state if not state.ring]
     outputs = [tensor for tensor in spec.all_outputs if tensor in spec.outputs or tensor.name in second]
-    return sum(nbytes(tensor) for tensor in (*spec.all_inputs, *outputs))
+    inputs = [tensor for tensor in spec.all_inputs if (spec.name, tensor.name) != ("depth", "noise")]  # temporal's
+    return sum(nbytes(tensor) for tensor in (*inputs, *outputs))
 
 
 def check_memory(free: int | None, per_slot: int, fixed: int, slots: int, capacity: int) -> None:

@@ -4,7 +4,7 @@ Each slot has a table of Exp(1) draws beside the engines, and each token that is
 stride. The noise of candidate i is then entry (offset + stride * i) mod N of the table. N is a power of two, so distinct
 candidates have distinct entries; and how probable a candidate is does not change its noise.
 
-    host     2 (1 + K) integers a frame and session
+    host     an offset and a stride for each stream, a frame and session
     graph    TopK -> candidates -> entries -> argmax(probability / noise)
 """
 
@@ -57,7 +57,8 @@ class FrameNoise:
 
 
 class Noise:
-    """The tables [S, N], offsets and strides [S, 1 + K] of all slots: text, then the codebooks.
+    """The tables [S, N], offsets and strides [S, 17] of all slots, by stream; those of the
+    user's are used in teacher-forced checks of all 16 depth steps only.
 
     A session's noise comes in blocks of FRAMES frames. Block 0 fills the table, a later one renews a piece of it: the same
     table used for ever would be a sample of Exp(1) that is always wrong in the same way. A block depends on the seed and its
@@ -93,7 +94,7 @@ class Noise:
             if self._seeds[row] is not None:
                 self._blocks[row] += 1
                 self._make_block(row)
-        keys = self._keys[rows, self._next[rows]]  # [n, 2, 1 + K]
+        keys = self._keys[rows, self._next[rows]]  # [n, 2, 17]
         self._offset[rows], self._stride[rows] = keys[:, 0], keys[:, 1]
         self._next[rows] += 1
 
@@ -106,15 +107,13 @@ class Noise:
         for first in range(start, start + size, _CHUNK):
             _draw_exponential(bits, table[first : min(first + _CHUNK, start + size)])
         self._upload(row, start, size)
-        words = bits.random_raw(keys[:, 0].size).view(np.uint32).reshape(FRAMES, -1, 2)  # [F, 1 + K, 2]
+        words = bits.random_raw(keys[:, 0].size).view(np.uint32).reshape(FRAMES, -1, 2)  # [F, 17, 2]
         keys[...] = words.transpose(0, 2, 1) % np.uint32(len(table))
         keys[:, 1] |= 1
 
     def replay(self, recorded: Mapping[int, FrameNoise], config: ModelConfig) -> None:
         """Give slots recorded draws for this frame; tokens without one get 1. `restore` puts back what they had."""
-        first = np.append(
-            0, config.text_card + config.audio_card * np.arange(config.depth_steps)
-        )  # entry of each stream
+        first = np.append(0, config.text_card + config.audio_card * np.arange(config.num_streams - 1))  # of each stream
         for row, frame in recorded.items():
             table = self._tables[row]
             self._replaced[row] = table.copy()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pplex.export.mimi import Quantizer
 from pplex.runtime.config import CODEBOOKS
-from pplex.validate.golden import Floats, Tokens
+from pplex.validate.arrays import Floats, Tokens
 
 Flags = npt.NDArray[np.bool_]
 

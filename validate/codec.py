@@ -17,8 +17,9 @@ from pplex.runtime.config import CODEBOOKS, SAMPLE_RATE_HZ, ModelConfig
 from pplex.runtime.errors import AudioError
 from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.stages import Stages
+from pplex.validate.arrays import Floats, Tokens
 from pplex.validate.boundaries import ComparedCodes, compare_codes
-from pplex.validate.golden import Floats, Tokens, decode, encode
+from pplex.validate.golden import decode, encode
 from pplex.validate.offline_codec import decode_at_once, latents_at_once
 from pplex.validate.report import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.signal import OnsetShift, onset_shift_ms, si_sdr_db, spectral_distance

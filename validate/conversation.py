@@ -80,7 +80,9 @@ def conversation_section(
     values, expected = measure_turns(ours), measure_turns(theirs)
     difference = divergence(backchannel_profile(ours), backchannel_profile(theirs))
     exact = all(precision[graph] == name for graph, name in FP32.items())
-    partings = [judge.parting(*pair) for pair in zip(engine, reference, strict=True)] if exact else []
+    pairs = zip(engine, reference, strict=True) if exact else ()
+    partings = [judge.parting(ours.conversation, theirs.conversation) for ours, theirs in pairs]
+    plausible = judge.plausible([recording.conversation for recording in reference]) if exact else None
     measures = [_measure(METRICS[name], values[name], expected[name], heard) for name in METRICS]
     return Section(
         key="conversation",
@@ -89,7 +91,7 @@ def conversation_section(
         measures=(
             *measures,
             _divergence_measure(difference),
-            *_token_measures(engine, reference, partings, judge.plausible(reference) if exact else None),
+            *_token_measures(engine, reference, partings, plausible),
         ),
         tables=(_metrics_table(values, expected), _tokens_table(engine, reference), *_partings_table(partings)),
         plots=tuple(_plots(engine, theirs, ours)),
@@ -220,12 +222,12 @@ def _tokens_table(engine: Sequence[Recording], reference: Sequence[Recording]) -
 
 def _partings_table(partings: Sequence[Parting | None]) -> Iterator[Table]:
     rows = [
-        (p.recording, p.frame, p.stream, p.expected, p.got, p.distance, p.allowed, p.unit, p.explained)
+        (p.conversation, p.frame, p.stream, p.expected, p.got, p.distance, p.allowed, p.unit, p.explained)
         for p in partings
         if p
     ]
     columns = (
-        "recording",
+        "conversation",
         "frame",
         "stream",
         "reference",

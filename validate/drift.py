@@ -18,7 +18,8 @@ from pplex.runtime.delays import Tokens
 from pplex.runtime.ort import available_threads
 from pplex.runtime.session import Sampling
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import Floats, force_step
+from pplex.validate.arrays import Floats
+from pplex.validate.golden import force_step
 from pplex.validate.reference import WholeTemporal
 
 Numbers = npt.NDArray[np.float64]
@@ -121,7 +122,7 @@ def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens)
 
     def logits(start: int) -> Forced:
         x, tokens = hidden[start : start + BLOCK], target[start : start + BLOCK]
-        noise, ones = even_noise(len(x), 1 + config.depth_steps), torch.ones(len(x))
+        noise, ones = even_noise(len(x), config.num_streams), torch.ones(len(x))
         with torch.inference_mode():
             forced = tokens[:, 1 : 1 + config.depth_steps]
             _, audio = depth(x, tokens[:, 0], forced, *noise, ones, ones.long())

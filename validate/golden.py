@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from pplex.export import weights
@@ -22,9 +21,10 @@ from pplex.runtime.errors import PplexError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.session import GREEDY, Runtime, Sampling
 from pplex.runtime.stages import Stages
+from pplex.validate.arrays import Floats, Tokens
+from pplex.validate.parting import Conversation, Judge
+from pplex.validate.standings import Standings, standings
 
-Floats = npt.NDArray[np.floating[Any]]
-Tokens = npt.NDArray[np.int64]
 Where = str | Backend | None
 
 PCM_TOLERANCE = 1e-4  # absolute: 70 dB below full scale is not heard, and float32 sums of another order reach 1e-6
@@ -87,23 +87,31 @@ def check_teacher_forced(bundle: Bundle, golden: Path, device: Where = None) -> 
 
 
 def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = None) -> Iterator[Check]:
-    """A primed session fed the recorded user codes, and the recorded noise where tokens were sampled."""
+    """A primed session fed the recorded user codes, and the recorded noise where tokens were sampled.
+
+    Its tokens are the recorded ones up to a near tie, after which it is another conversation.
+    """
     expected = load_file(golden / "expected" / f"conversation_{name}.safetensors")
     voice, sampling = CONVERSATIONS[name]
     if "." in voice:
         voice = str(golden / "checkpoint" / "voices" / voice)
-    runtime = Runtime(bundle, slots=1, device=device)
+    runtime = Runtime(bundle, slots=1, device=device, logits=True)
     session = runtime.open(voice, expected["prompt_text_tokens"].tolist(), seed=0, sampling=sampling)
     steps = int(runtime.ring.step[session.row])
     yield Check(f"{name}: prompt steps", abs(steps - int(expected["prompt_steps"][0])), 0, 1)
-    tokens = np.stack(
-        [
-            session.step_codes(codes.astype(np.int64), _recorded_noise(expected, frame))
-            for frame, codes in enumerate(expected["user_codes"].T)
-        ]
-    )
-    yield Check(f"{name}: tokens", int((tokens != expected["tokens"]).sum()), 0, tokens.size)
-    pcm = decode(Stages(bundle, slots=1, device=device), tokens[:, 1 : 1 + CODEBOOKS])
+    tokens, drawn = list[Tokens](), list[Standings]()
+    for frame, codes in enumerate(expected["user_codes"].T):
+        noise = _recorded_noise(expected, frame)
+        tokens.append(session.step_codes(codes.astype(np.int64), noise))
+        drawn.append(standings(session, noise))
+    got = Conversation(name, np.stack(tokens), Standings.stack(drawn))
+    judge = Judge(open_checkpoint(golden / "checkpoint"), bundle.config, bundle.specs)
+    parting = judge.parting(Conversation(name, expected["tokens"].astype(np.int64)), got)
+    frames = parting.frame if parting and parting.explained else len(tokens)
+    wrong = int((got.tokens != expected["tokens"])[:frames].sum())
+    tied = f", but for a tie in frame {frames}" if frames < len(tokens) else ""
+    yield Check(f"{name}: tokens{tied}", wrong, 0, got.tokens[:frames].size)
+    pcm = decode(Stages(bundle, slots=1, device=device), expected["tokens"][:, 1 : 1 + CODEBOOKS])
     yield _close(f"{name}: pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
 
 

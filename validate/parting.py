@@ -14,14 +14,14 @@ import numpy as np
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.mimi import MimiEncoder
 from pplex.export.weights import load
-from pplex.runtime.audio import frames
+from pplex.runtime.audio import Pcm, frames
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.session import USER
+from pplex.validate.arrays import Floats, Tokens
 from pplex.validate.boundaries import boundary_distances
-from pplex.validate.golden import Floats
 from pplex.validate.offline_codec import latents_at_once
-from pplex.validate.recording import Recording
+from pplex.validate.standings import Standings
 
 # A hidden state that is off by the share of its length that is allowed moves logits by that share of their spread, a race
 # is between two, and a few in a hundred draws are moved by more than twice as much.
@@ -31,13 +31,23 @@ CHANCE = 1e-3  # of more explained differences than are plausible, if engines we
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """Tokens [F, 17] of a conversation; what was drawn for them, [F, 1 + 8, ...]; what the user said, [samples]."""
+
+    name: str
+    tokens: Tokens
+    standings: Standings | None = None
+    user: Pcm | None = None
+
+
+@dataclass(frozen=True)
 class Parting:
-    """The first difference of two recordings: frame and stream of the tokens, and how near the reference was to it.
+    """The first difference of two conversations: frame and stream of the tokens, and how near the reference was to it.
 
     `distance` is in `unit`; up to `allowed` rounding explains it.
     """
 
-    recording: str
+    conversation: str
     frame: int
     stream: str
     expected: int
@@ -57,20 +67,20 @@ class Parting:
 
     def __str__(self) -> str:
         return (
-            f"{self.recording}, frame {self.frame}, {self.stream}: {self.got} instead of {self.expected}, "
+            f"{self.conversation}, frame {self.frame}, {self.stream}: {self.got} instead of {self.expected}, "
             f"{self.distance:.2g} {self.unit} from a tie, and {self.allowed:.2g} is rounding"
         )
 
 
 class Judge:
-    """Finds partings of an engine's recordings from the reference's, whose standings are among its own."""
+    """Finds where an engine's conversations leave the reference's, which have their standings."""
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, specs: Mapping[str, GraphSpec]):
         self._checkpoint, self._config = checkpoint, config
         self._rounding = specs["temporal"].tolerances["rounding"]
         self._latent = specs["mimi_encode"].tolerances["layer_error"]
 
-    def parting(self, ours: Recording, theirs: Recording) -> Parting | None:
+    def parting(self, ours: Conversation, theirs: Conversation) -> Parting | None:
         """The first token that differs, in the order in which they came to be; None where all are equal."""
         differs = np.argwhere(ours.tokens != theirs.tokens)
         if not len(differs):
@@ -91,9 +101,9 @@ class Judge:
         delay, latest = self._config.delays[stream], self._config.max_delay
         return (frame - latest + delay, stream) if stream < USER else (frame - latest, stream)
 
-    def _of_draw(self, theirs: Recording, call: int, stream: int, got: int) -> tuple[float, float]:
+    def _of_draw(self, theirs: Conversation, call: int, stream: int, got: int) -> tuple[float, float]:
         found = theirs.standings
-        assert found is not None, "a recording of the reference without standings"
+        assert found is not None, "a conversation without standings"
         if not 0 <= call < len(found.tokens):  # primed, and so forced
             return math.inf, 0.0
         return found.distance((call, stream), got), self._allowed(float(found.spread[call, stream]))
@@ -101,27 +111,25 @@ class Judge:
     def _allowed(self, spread: float | Floats) -> float:
         return SPREADS * self._rounding * spread  # type: ignore[return-value]
 
-    def _of_code(self, ours: Recording, call: int, codebook: int) -> float:
-        if call < 0:
+    def _of_code(self, ours: Conversation, call: int, codebook: int) -> float:
+        if call < 0 or ours.user is None:
             return math.inf
         encoder = load("mimi_encode", self._checkpoint)
         assert isinstance(encoder, MimiEncoder)
-        pcm = frames(ours.scenario.pcm, self._config.frame_size)[: call + 1]
-        first = self._config.max_delay  # reply that tells what was heard in the first call
-        heard = ours.tokens[first : first + call + 1, USER : USER + CODEBOOKS]  # [call + 1, 8]
-        latents = latents_at_once(encoder, self._config, pcm)
+        heard = ours.tokens[self._config.max_delay :, USER : USER + CODEBOOKS]  # [F, 8] in each call but the last
+        latents = latents_at_once(encoder, self._config, frames(ours.user, self._config.frame_size)[: len(heard)])
         return float(boundary_distances(encoder.quantizer, latents, heard)[call, codebook])
 
-    def plausible(self, recordings: Sequence[Recording]) -> int:
-        """How many draws of the reference's recordings may be near ties that went the other way, but for CHANCE.
+    def plausible(self, reference: Sequence[Conversation]) -> int:
+        """How many draws of the reference's conversations may be near ties that went the other way, but for CHANCE.
 
         Were the engine as far off as is allowed, all draws within that distance could differ: as many as a wider distance
         holds, in proportion.
         """
         expected = 0.0
-        for recording in recordings:
-            found = recording.standings
-            assert found is not None, "a recording of the reference without standings"
+        for conversation in reference:
+            found = conversation.standings
+            assert found is not None, "a conversation without standings"
             near = found.distances[..., 1] < WIDER * self._allowed(found.spread)
             expected += near.sum() / WIDER
         return poisson_limit(expected, CHANCE)

@@ -15,6 +15,7 @@ from pplex.runtime.audio import Pcm, frames
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.delays import Tokens
 from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
+from pplex.validate.parting import Conversation
 from pplex.validate.scenarios import Scenario
 from pplex.validate.standings import Standings, standings
 
@@ -52,6 +53,10 @@ class Recording:
     @property
     def name(self) -> str:
         return f"{self.scenario.name}, {self.run}"
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation(self.name, self.tokens, self.standings, self.scenario.pcm)
 
     def to_wav(self) -> bytes:
         """A file to listen to: the user left, the agent right."""

@@ -13,7 +13,7 @@ from pplex.runtime.delays import Tokens
 from pplex.runtime.noise import Noise, noise_of
 from pplex.runtime.session import GREEDY, Sampling
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import Floats
+from pplex.validate.arrays import Floats
 from pplex.validate.report import Measure, Tolerance
 
 STEPS = 48
@@ -67,7 +67,7 @@ def _wrong(stages: Stages, noise: Noise, codes: Tokens, step: int, sampling: Sam
         for keys, card in zip(
             zip(stages.noise_offset[0].tolist(), stages.noise_stride[0].tolist(), strict=True),
             (len(text_logits), *map(len, logits)),
-            strict=True,
+            strict=False,
         )
     )
     text = (text_logits, of_text, sampling.text_temperature, sampling.text_top_k, forced[0], text_token)

@@ -1,15 +1,18 @@
 """How near every token that was drawn was to another outcome: what tells a near tie from a fault."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from pplex.runtime.noise import noise_of
+from pplex.runtime.noise import FrameNoise, noise_of
 from pplex.runtime.session import Sampling, Session
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import Floats, Tokens
+from pplex.validate.arrays import Floats, Tokens
+
+Look = Callable[[Tokens], Floats]  # noise of tokens
 
 NEAREST = 4  # outcomes of a draw that are kept
 BEYOND_TOP_K = 8  # tokens after the last candidate that are looked at: one may take its place
@@ -37,21 +40,41 @@ class Standings:
         return float(found[0]) if len(found) else math.inf
 
 
-def standings(session: Session) -> Standings:
-    """Of the step that a session has just taken, [1 + K, ...]: its runtime must have been made with logits."""
+def standings(session: Session, recorded: FrameNoise | None = None) -> Standings:
+    """Of the step that a session has just taken, with this noise if it was given, [1 + K, ...].
+
+    Its runtime must have been made with logits.
+    """
     stages, row, sampling = session.runtime.stages, session.row, session.sampling
-    return Standings.stack([*_draws(stages, row, sampling)])
+    noise = _recorded_noise(recorded) if recorded else _own_noise(stages, row)
+    return Standings.stack([*_draws(stages, row, sampling, noise)])
 
 
-def _draws(stages: Stages, row: int, sampling: Sampling) -> Iterator[Standings]:
+def _draws(stages: Stages, row: int, sampling: Sampling, noise: Iterator[Look]) -> Iterator[Standings]:
     text, audio = stages.tensors("temporal")["text_logits"][row], stages.tensors("depth")["audio_logits"][row]
-    keys = zip(stages.noise_offset[row].tolist(), stages.noise_stride[row].tolist(), strict=True)
     settings = [(sampling.text_temperature, sampling.text_top_k)]
     settings += [(sampling.audio_temperature, sampling.audio_top_k)] * len(audio)
-    for logits, key, (temperature, top_k) in zip((text, *audio), keys, settings, strict=True):
+    for logits, look, (temperature, top_k) in zip((text, *audio), noise, settings, strict=False):
         near = _largest(logits, top_k + BEYOND_TOP_K)
-        noise = noise_of(stages.noise[row], *key, near)
-        yield standing(near, logits[near].astype(np.float64), noise, temperature, top_k, float(logits.std()))
+        yield standing(near, logits[near].astype(np.float64), look(near), temperature, top_k, float(logits.std()))
+
+
+def _own_noise(stages: Stages, row: int) -> Iterator[Look]:
+    """What each draw's tokens [n] have in a slot's table."""
+    for offset, stride in zip(stages.noise_offset[row].tolist(), stages.noise_stride[row].tolist(), strict=True):
+        yield partial(noise_of, stages.noise[row], offset, stride)
+
+
+def _recorded_noise(recorded: FrameNoise) -> Iterator[Look]:
+    """What each draw's tokens [n] have among the recorded ones; 1 where they have nothing."""
+    of_audio = zip(recorded.audio_ids, recorded.audio, strict=True)
+    for ids, draws in ((recorded.text_ids, recorded.text), *of_audio):
+        known = dict(zip(ids.tolist(), draws.tolist(), strict=True))
+        yield partial(_known, known)
+
+
+def _known(noise: Mapping[int, float], tokens: Tokens) -> Floats:
+    return np.array([noise.get(token, 1.0) for token in tokens.tolist()])
 
 
 def _largest(logits: Floats, count: int) -> Tokens:
@@ -65,14 +88,13 @@ def _largest(logits: Floats, count: int) -> Tokens:
 def standing(tokens: Tokens, logits: Floats, noise: Floats, temperature: float, top_k: int, spread: float) -> Standings:
     """Of one draw, from candidates and a few tokens more, in falling order of their logits: [n] each."""
     score = logits - temperature * np.log(noise.astype(np.float64))  # [n] the race, in logits
-    candidates, others = score[:top_k], slice(top_k, None)
-    order = np.argsort(-candidates, kind="stable")
-    winner, second = order[0], candidates[order[min(1, len(order) - 1)]]
-    distance = candidates[winner] - score
-    # A winner that is the last candidate or nearly so also loses to the next one when it falls out of the top k.
-    falls_out = logits[winner] - logits[top_k] if top_k < len(logits) else math.inf
-    distance[:top_k] = np.minimum(distance[:top_k], np.maximum(falls_out, second - candidates))
-    distance[others] = np.maximum(logits[len(candidates) - 1] - logits[others], np.maximum(distance[others], 0))
+    candidates = min(top_k, len(logits))
+    winner = int(score[:candidates].argmax())
+    second = np.delete(score[:candidates], winner).max(initial=-math.inf)
+    joins = np.maximum(logits[candidates - 1] - logits, 0)  # [n] to be a candidate
+    leaves = logits[winner] - (logits[candidates:].max(initial=-math.inf))  # that the winner is none
+    leaves = np.where(np.arange(len(logits)) < candidates, leaves, logits[winner] - logits)
+    distance = np.minimum(np.maximum(joins, score[winner] - score), np.maximum(leaves, second - score))
     distance[winner] = 0
     nearest = np.argsort(distance, kind="stable")[:NEAREST]
     missing = NEAREST - len(nearest)

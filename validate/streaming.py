@@ -13,7 +13,7 @@ from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.delays import Tokens
 from pplex.runtime.session import Runtime, Session
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import Floats
+from pplex.validate.arrays import Floats
 from pplex.validate.layers import relative_error
 from pplex.validate.report import Measure, Tolerance
 

@@ -12,7 +12,7 @@ from pplex.runtime.delays import Tokens
 from pplex.runtime.device import Array, Buffer
 from pplex.runtime.precision import storage_dtype
 from pplex.runtime.stages import Stages
-from pplex.validate.golden import Floats
+from pplex.validate.arrays import Floats
 from pplex.validate.report import Measure, Tolerance
 
 LARGE = 1e4

@@ -25,7 +25,7 @@ def released(gpu: str, precision: str, capacity: int = 3000) -> Plan:
 def test_a_session_of_the_released_model_is_its_rings_and_little_else() -> None:
     nbytes = session_nbytes(RELEASED, parse_precision("fp16"), 3000)
     rings = 32 * 2 * 3000 * 4096 * 2
-    assert rings < nbytes["temporal"] < rings + 200_000
+    assert rings < nbytes["temporal"] < rings + 500_000
     assert nbytes["mimi_encode"] + nbytes["mimi_decode"] < 17_000_000 and nbytes["depth"] < 100_000
 
 

@@ -195,7 +195,7 @@ def _generate(checkpoint: Checkpoint, user: Tensor, top_k: int) -> Tensor:
     settings, free = (torch.tensor([0.8]), torch.tensor([top_k])), torch.tensor([-1])
     for t, heard in enumerate(user):
         table = torch.empty(1, config.noise_entries).exponential_(generator=generator)
-        noise = table, torch.arange(1 + CODEBOOKS)[None] * 7000, torch.ones(1, 1 + CODEBOOKS, dtype=torch.int64)
+        noise = table, torch.arange(17)[None] * 3000, torch.ones(1, 17, dtype=torch.int64)
         none = torch.zeros(1, 1, config.temporal.dim)
         hidden, text, _, *state = temporal(column[None, None], none, torch.tensor([t]), free, *noise, *settings, *state)
         audio, _ = depth(hidden, text, free.expand(1, CODEBOOKS), *noise, *settings)

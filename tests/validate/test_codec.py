@@ -26,9 +26,9 @@ from pplex.runtime.graphs import graph_specs
 from pplex.runtime.precision import CODEC_PRECISIONS, FP32
 from pplex.runtime.stages import Stages
 from pplex.runtime.synthetic_speech import speech_like
+from pplex.validate.arrays import Floats
 from pplex.validate.boundaries import boundary_distances, compare_codes
 from pplex.validate.codec import Sounds, codec_section, codec_streaming_measures, codec_tolerances, sound_measures
-from pplex.validate.golden import Floats
 from pplex.validate.offline_codec import decode_at_once, encode_at_once
 from pplex.validate.reference import TorchExecutor
 from pplex.validate.report import Measure, Section

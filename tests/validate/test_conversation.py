@@ -12,9 +12,11 @@ from planted import planted
 
 from pplex.export.checkpoint import open_checkpoint
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.graphs import graph_specs
 from pplex.runtime.precision import FP32
 from pplex.runtime.session import Runtime
 from pplex.validate.conversation import conversation_section, first_difference
+from pplex.validate.parting import Judge
 from pplex.validate.recording import Recording, make_runs, record
 from pplex.validate.reference import as_float32, torch_backend
 from pplex.validate.report import Measure, Section
@@ -23,6 +25,8 @@ from pplex.validate.speech import SpeechDetector
 from pplex.validate.turns import Segment
 
 INT8 = {**FP32, "temporal": "int8"}
+CHECKPOINT = open_checkpoint(TINY / "checkpoint")
+JUDGE = Judge(CHECKPOINT, CHECKPOINT.config, graph_specs(CHECKPOINT.config))
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +45,8 @@ def measures(section: Section) -> dict[str, Measure]:
 def sides(tiny_bundle: Bundle) -> tuple[Sequence[Recording], Sequence[Recording]]:
     """Recordings of the bundle and of the reference."""
     short, runs = make_scenarios(synthetic_speech(), 0.15), make_runs([1])
-    backend = torch_backend(open_checkpoint(TINY / "checkpoint"), tiny_bundle.config)
-    engine, reference = Runtime(tiny_bundle, 2), Runtime(as_float32(tiny_bundle), 2, device=backend)
+    backend = torch_backend(CHECKPOINT, tiny_bundle.config)
+    engine, reference = Runtime(tiny_bundle, 2), Runtime(as_float32(tiny_bundle), 2, device=backend, logits=True)
     ours, theirs = (record(runtime, short, runs, "NATM1", "Hi.").recordings for runtime in (engine, reference))
     return ours, theirs
 
@@ -50,12 +54,11 @@ def sides(tiny_bundle: Bundle) -> tuple[Sequence[Recording], Sequence[Recording]
 def test_a_float32_bundle_says_what_the_reference_says(
     tiny_bundle: Bundle, sides: tuple[Sequence[Recording], Sequence[Recording]], detect: SpeechDetector
 ) -> None:
-    section = conversation_section(*sides, tiny_bundle.precision, detect)
+    section = conversation_section(*sides, tiny_bundle.precision, detect, JUDGE)
     equal = measures(section)["tokens_equal"]
     assert equal.value == 1 and equal.tolerance is not None and not equal.where
     assert not section.failures
     assert len(section.plots) == 4 and len(section.tables[1].rows) == 8
-    assert [row[3] for row in section.tables[1].rows] == [None] * 8
 
 
 def test_a_token_that_differs_fails_in_float32_only(
@@ -66,11 +69,12 @@ def test_a_token_that_differs_fails_in_float32_only(
     tokens[7, 4] += 1
     changed = [*engine[:3], replace(engine[3], tokens=tokens), *engine[4:]]
     assert first_difference(changed[3], reference[3]) == 7
-    section = conversation_section(changed, reference, FP32, detect)
-    assert [(m.name, m.where) for m in section.failures] == [
-        ("conversation.tokens_equal", f"{engine[3].name}, frame 7")
-    ]
-    lower = conversation_section(changed, reference, INT8, detect)
+    section = conversation_section(changed, reference, FP32, detect, JUDGE)
+    (failure,) = section.failures
+    assert failure.name == "conversation.tokens_equal"
+    assert failure.where.startswith(f"{engine[3].name}, frame 7, agent 3: ")
+    assert section.tables[2].rows[0][:3] == (engine[3].name, 7, "agent 3") and section.tables[2].rows[0][-1] is False
+    lower = conversation_section(changed, reference, INT8, detect, JUDGE)
     assert not lower.failures and measures(lower)["tokens_equal"].value == measures(section)["tokens_equal"].value
 
 
@@ -110,7 +114,7 @@ def twice(first: list[Recording], second: list[Recording] | None = None) -> list
 
 
 def test_the_planted_turns_are_measured(detect: SpeechDetector) -> None:
-    section = conversation_section(agent(), agent(), INT8, detect)
+    section = conversation_section(agent(), agent(), INT8, detect, JUDGE)
     found = {name: measure.value for name, measure in measures(section).items()}
     assert found["takeover_rate"] == 1 and found["interruption_takeover_rate"] == 1
     assert found["pause_takeover_rate"] == found["long_turn_takeover_rate"] == 0
@@ -138,24 +142,24 @@ def test_an_engine_that_takes_its_turns_worse_fails(
     agents: list[dict[str, Any]], failures: set[str], detect: SpeechDetector
 ) -> None:
     engine = twice(*(agent(**changes) for changes in agents))
-    section = conversation_section(engine, twice(agent()), INT8, detect)
+    section = conversation_section(engine, twice(agent()), INT8, detect, JUDGE)
     assert {measure.name.removeprefix("conversation.") for measure in section.failures} == failures
 
 
 def test_one_event_is_too_few_for_a_limit(detect: SpeechDetector) -> None:
-    section = conversation_section(agent(silent_in="interruption"), agent(), INT8, detect)
+    section = conversation_section(agent(silent_in="interruption"), agent(), INT8, detect, JUDGE)
     assert measures(section)["interruption_takeover_rate"].tolerance is None
     loose = next(note for note in section.notes if "no engine could miss it" in note)
     assert "interruption_takeover_rate" in loose and "latency_ms" not in loose and ".takeover_rate" not in loose
 
 
 def test_an_engine_that_takes_its_turns_better_passes(detect: SpeechDetector) -> None:
-    assert not conversation_section(agent(), agent(late_s=0.5), INT8, detect).failures
+    assert not conversation_section(agent(), agent(late_s=0.5), INT8, detect, JUDGE).failures
 
 
 def test_what_one_side_lacks_has_no_limit_and_a_note(detect: SpeechDetector) -> None:
     mute = [played(scenario, []) for scenario in scenarios()]
-    section = conversation_section(mute, agent(), INT8, detect)
+    section = conversation_section(mute, agent(), INT8, detect, JUDGE)
     assert measures(section)["latency_ms"].value is None and measures(section)["latency_ms"].passed
     assert not measures(section)["takeover_rate"].passed
     assert any("latency_ms" in note and "the engine's side" in note for note in section.notes)
@@ -163,13 +167,13 @@ def test_what_one_side_lacks_has_no_limit_and_a_note(detect: SpeechDetector) -> 
 
 def test_without_speech_on_both_sides_no_rate_has_a_limit(detect: SpeechDetector) -> None:
     mute = [played(scenario, []) for scenario in scenarios()]
-    section = conversation_section(mute, mute, INT8, detect)
+    section = conversation_section(mute, mute, INT8, detect, JUDGE)
     assert all(measure.tolerance is None for measure in section.measures)
     assert any(note.startswith("No speech was detected") for note in section.notes)
 
 
 def test_who_speaks_when(detect: SpeechDetector) -> None:
-    section = conversation_section(agent(late_s=0.3), agent(), INT8, detect)
+    section = conversation_section(agent(late_s=0.3), agent(), INT8, detect, JUDGE)
     plot = next(plot for plot in section.plots if "interruption" in plot.title)
     spans = {series.name: list(zip(series.x, series.y, strict=True)) for series in plot.series}
     assert plot.kind == "spans" and spans["user"] == list(scenarios()[3].speech)

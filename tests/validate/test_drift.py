@@ -20,9 +20,9 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.delays import Tokens
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
+from pplex.validate.arrays import Floats
 from pplex.validate.drift import BLOCK, Drift, Forced, compare, drift, engine_blocks, reference_blocks, voice_distance
 from pplex.validate.drift_section import VOICE_MARGIN
-from pplex.validate.golden import Floats
 
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
 STEPS, TEXT, CARD, BOOKS = 3, 60, 300, 2
