@@ -46,7 +46,8 @@ class BenchReport:
         width = max(map(len, (self.unit, *self.timings)))
         rows = [f"{name:<{width}}  {t.median_ms:>9.2f}  {t.p99_ms:>9.2f}" for name, t in self.timings.items()]
         facts = [f"{name}: {value}" for name, value in {**self.figures, **self.machine}.items()]
-        return "\n".join([self.title, f"{self.unit:<{width}}  {'median':>9}  {'p99':>9}", *rows, *facts])
+        header = [f"{self.unit:<{width}}  {'median':>9}  {'p99':>9}"] if rows else []
+        return "\n".join([self.title, *header, *rows, *facts])
 
 
 def machine(threads: int | None, *packages: str) -> dict[str, Any]:

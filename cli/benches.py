@@ -1,4 +1,4 @@
-"""Commands that measure: bench codec, floor, frame, host, load, moshi, precision, priming, scaling, soak, stages, torch."""
+"""Measuring: bench codec, floor, frame, host, load, moshi, parting, precision, priming, scaling, soak, stages, torch."""
 
 import functools
 import json
@@ -250,6 +250,29 @@ def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bo
     if plot:
         write_files({str(plot / name): picture for name, picture in scaling_plots(report).items()})
     _print(report, as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("others", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--reference", type=click.Path(path_type=Path), help="BUNDLE's checkpoint, to run in torch as well.")
+@click.option("--seeds", type=click.IntRange(min=1), default=50, help="Conversations with each engine.")
+@click.option("--frames", type=click.IntRange(min=1), default=500, help="Of each conversation at most.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def parting(
+    bundle: Path,
+    others: tuple[Path, ...],
+    reference: Path | None,
+    seeds: int,
+    frames: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Frames until BUNDLE and another engine part that draw with the same seed: at another batch size, in torch, OTHERS."""
+    from pplex.bench.parting import bench_parting
+
+    _print(bench_parting(bundle, others, reference, seeds, frames, threads), as_json)
 
 
 @bench.command()

@@ -74,6 +74,11 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--log-prompts", is_flag=True, help="Let personas appear in the log.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engine.  [default: all but one]")
 @DEVICE
+@click.option(
+    "--one-batch-size",
+    is_flag=True,
+    help="Step all slots in every call: a seed's conversation is the same to the bit, whoever else is connected.",
+)
 def serve(
     bundle: Path,
     slots: int,
@@ -88,6 +93,7 @@ def serve(
     log_prompts: bool,
     threads: int | None,
     device: str | None,
+    one_batch_size: bool,
     **limits: Any,
 ) -> None:
     """Let many talk to the model of BUNDLE at once: a page, and the reference's WebSocket protocol at /api/chat.
@@ -123,6 +129,7 @@ def serve(
         threads or max(1, available_threads() - 1),
         device,
         Limits(**limits),
+        one_batch_size,
     )
     opened = open_to_run(bundle, device)
     start_logging()

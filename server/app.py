@@ -109,7 +109,8 @@ class Server:
 
     def _load(self) -> Runtime:
         options = self._options
-        return Runtime(self._bundle, options.slots, threads=options.threads, device=options.device)
+        batches = [options.slots] if options.one_batch_size else None
+        return Runtime(self._bundle, options.slots, threads=options.threads, batches=batches, device=options.device)
 
     def _on_spoken(self, batch: list[Spoken]) -> None:
         for spoken in batch:

@@ -24,6 +24,7 @@ class ServeOptions:
     threads: int | None = None
     device: str | None = None
     limits: Limits = field(default_factory=Limits)
+    one_batch_size: bool = False  # that of all slots, see Runtime
 
 
 def check_folders(static: Path | None, recordings: Path | None) -> None:

@@ -101,7 +101,7 @@ def hold(
     """As `validate`, for a bundle that is known to be built from the checkpoint."""
     pieces, recordings = _pieces(checkpoint, options.recordings)
     frames = options.frames or max(FRAMES, bundle.config.temporal.capacity + BEYOND)
-    with suited_threads(bundle.config.temporal.dim), _runnable(bundle, options.device) as runnable:
+    with suited_threads(bundle.config.temporal.dim), runnable_here(bundle, options.device) as runnable:
         run = _Run(bundle, runnable, checkpoint, pieces, frames, options, told)
         sections = tuple(run.sections())
     settings = {"frames": frames, "recordings": recordings, "sections": list(options.sections), "seeds": list(SEEDS)}
@@ -272,7 +272,7 @@ def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:
 
 
 @contextmanager
-def _runnable(bundle: Bundle, device: str | None) -> Iterator[Bundle]:
+def runnable_here(bundle: Bundle, device: str | None) -> Iterator[Bundle]:
     """The bundle, or where it is in bfloat16 and the processor has to do, a copy that rounds to it after every operation."""
     narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
     if not narrow or not can_be_probed(bundle) or not graphs_run_on_processor(device):

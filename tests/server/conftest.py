@@ -18,5 +18,5 @@ def serve(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Serv
 @pytest.fixture(scope="session")
 def server(serve: Serve) -> Iterator[Running]:
     """A server with 4 slots that tests share; they leave its slots free."""
-    with serve("--slots", "4", "--resume-seconds", "2") as running:
+    with serve("--slots", "4", "--resume-seconds", "2", "--one-batch-size") as running:
         yield running

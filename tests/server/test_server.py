@@ -21,14 +21,16 @@ from serving import COMMAND, Running, Serve
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Runtime
+from pplex.server.app import Server
 from pplex.server.ogg import PageReader
+from pplex.server.options import ServeOptions
 from pplex.server.opus import PacketEncoder, PacketPages
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_bundle: Bundle) -> Runtime:
-    """A runtime of our own, to compare with."""
-    return Runtime(tiny_bundle, slots=1, threads=1)
+    """A runtime of our own, to compare with, of the shared server's only batch size."""
+    return Runtime(tiny_bundle, slots=4, threads=1, batches=[4])
 
 
 def expected(runtime: Runtime, frames: np.ndarray, voice: str, persona: str, seed: int) -> tuple[np.ndarray, str]:
@@ -39,8 +41,14 @@ def expected(runtime: Runtime, frames: np.ndarray, voice: str, persona: str, see
 
 
 def close(heard: np.ndarray, wanted: np.ndarray) -> bool:
-    """Equal but for the last bits, which depend on the batch."""
+    """Equal but for what the wire rounds."""
     return heard.shape == wanted.shape and bool(np.abs(heard - wanted).max() < 1e-4)
+
+
+@pytest.mark.parametrize("one, batches", [(True, [4]), (False, [1, 2, 4])])
+def test_one_batch_size_is_that_of_all_slots(tiny_bundle: Bundle, one: bool, batches: list[int]) -> None:
+    server = Server(tiny_bundle, ServeOptions(slots=4, threads=1, device="cpu", one_batch_size=one))
+    assert server._load().batches == batches
 
 
 # A conversation.
@@ -136,7 +144,7 @@ def test_the_official_client(server: Running) -> None:
     assert samples == [960] * 4 * 20
 
 
-def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve, alone: Runtime) -> None:
+def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve, tiny_bundle: Bundle) -> None:
     """Eight at once, joining 50 ms apart, each with another voice, persona and seed; two of them with the same."""
     user = speech(20)
     wishes = [(("NATF0", "NATM1", "VARF2")[i % 3], f"You like {i}.", i) for i in range(7)]
@@ -151,11 +159,12 @@ def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve
     async def everyone(url: str) -> list[Caller]:
         return await asyncio.gather(*(converse(url, wish, 0.05 * i) for i, wish in enumerate(wishes)))
 
-    with serve("--slots", "8") as server:
+    with serve("--slots", "8", "--one-batch-size") as server:
         callers = run(everyone(server.url))
+    alone = Runtime(tiny_bundle, slots=8, threads=1, batches=[8])
     for caller, wish in zip(callers, wishes, strict=True):
         pcm, text = expected(alone, user, *wish)
-        assert close(caller.heard(), pcm), wish
+        assert np.array_equal(caller.heard(), pcm), wish
         assert caller.text == text
 
 
