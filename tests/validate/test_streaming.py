@@ -22,7 +22,7 @@ CODES, PCM = token_history(CHECKPOINT, PIECES, 90), PIECES.reshape(-1, 1920)
 
 
 def measures(bundle: Bundle) -> dict[str, Measure]:
-    found = [*state_measures(bundle, Stages(bundle, 4, logits=True), CODES, PCM)]
+    found = [*state_measures(bundle, CHECKPOINT, Stages(bundle, 4, logits=True), CODES, PCM)]
     return {m.name: m for m in [*found, *batch_measures(Runtime(bundle, 4, batches=[4]), PCM)]}
 
 
