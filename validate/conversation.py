@@ -142,20 +142,23 @@ def _token_measures(
 ) -> Iterator[Measure]:
     """Of tokens while both sides run freely. `plausible`: how many near ties may go the other way, None where precisions
     differ and tokens may."""
-    equal = [_same(*pair) for pair in zip(engine, reference, strict=True)]
+    pairs = [*zip(engine, reference, strict=True)]
     if plausible is None:
         what = "Share of the agent's text and audio tokens, running freely, that are the reference's"
-        yield Measure("conversation.tokens_equal", float(np.concatenate(equal).mean()), "share", what)
+        share = float(np.concatenate([_same(*pair) for pair in pairs]).mean())
+        yield Measure("conversation.tokens_equal", share, "share", what)
         return
+    equal = [ours.tokens == theirs.tokens for ours, theirs in pairs]  # [F, 17] the codes that are heard, too
     explained = [parting for parting in partings if parting and parting.explained]
     compared = [
-        same[: parting.frame] if parting in explained else same for same, parting in zip(equal, partings, strict=True)
+        same[: parting.equal_frames] if parting in explained else same
+        for same, parting in zip(equal, partings, strict=True)
     ]
     yield Measure(
         "conversation.tokens_equal",
         float(np.concatenate(compared).mean()) if any(map(len, compared)) else 1.0,
         "share",
-        "Share of the agent's text and audio tokens, running freely, that are the reference's, up to a near tie "
+        "Share of all streams' tokens, running freely, that are the reference's, up to a near tie "
         f"({sum(map(len, compared))} of {sum(map(len, equal))} frames)",
         Tolerance(1.0, "float32 on both sides, with the same noise: only a near tie may go another way", least=True),
         str(next((parting for parting in partings if parting and not parting.explained), "")),

@@ -107,7 +107,7 @@ def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = 
     got = Conversation(name, np.stack(tokens), Standings.stack(drawn))
     judge = Judge(open_checkpoint(golden / "checkpoint"), bundle.config, bundle.specs)
     parting = judge.parting(Conversation(name, expected["tokens"].astype(np.int64)), got)
-    frames = parting.frame if parting and parting.explained else len(tokens)
+    frames = parting.equal_frames if parting and parting.explained else len(tokens)
     wrong = int((got.tokens != expected["tokens"])[:frames].sum())
     tied = f", but for a tie in frame {frames}" if frames < len(tokens) else ""
     yield Check(f"{name}: tokens{tied}", wrong, 0, got.tokens[:frames].size)

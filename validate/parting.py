@@ -44,7 +44,8 @@ class Conversation:
 class Parting:
     """The first difference of two conversations: frame and stream of the tokens, and how near the reference was to it.
 
-    `distance` is in `unit`; up to `allowed` rounding explains it.
+    `distance` is in `unit`; up to `allowed` rounding explains it. `equal_frames` come before any token that differs: text is
+    drawn before the delayed codebooks of the frame before it, which follow it then.
     """
 
     conversation: str
@@ -55,6 +56,7 @@ class Parting:
     distance: float
     allowed: float
     unit: str
+    equal_frames: int
 
     @property
     def explained(self) -> bool:
@@ -94,7 +96,7 @@ class Judge:
         else:
             distance, allowed, unit = self._of_code(ours, call, stream - USER), self._latent, "of a latent's length"
             name = f"user {stream - USER}"
-        return Parting(ours.name, frame, name, expected, got, distance, allowed, unit)
+        return Parting(ours.name, frame, name, expected, got, distance, allowed, unit, int(differs[:, 0].min()))
 
     def _when(self, frame: int, stream: int) -> tuple[int, int]:
         """The call that made a token of a reply, and its place in it; what is heard counts from the next call on."""

@@ -86,8 +86,8 @@ class _CodesApart:
         self._latents = latents_at_once(encoder, checkpoint.config, pcm)
 
     def __call__(self, got: Floats, expected: Floats) -> float:
-        codes = (side.astype(np.int64) for side in (got, expected))
-        return float(compare_codes(self._quantizer, self._latents, *codes, self._boundary).unexplained.mean())
+        ours, theirs = got.astype(np.int64), expected.astype(np.int64)
+        return float(compare_codes(self._quantizer, self._latents, ours, theirs, self._boundary).unexplained.mean())
 
 
 def _rows(stages: Stages, config: ModelConfig, codes: Tokens, pcm: Pcm, batch: int) -> dict[str, Floats]:

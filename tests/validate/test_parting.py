@@ -138,6 +138,14 @@ def test_the_first_token_counts_in_the_order_in_which_they_are_made() -> None:
         assert (parting.frame, streams.index(parting.stream)) == expected, places
 
 
+def test_what_follows_a_near_tie_is_not_compared() -> None:
+    """Text of frame 4 is drawn before the delayed codebooks of frame 3, which are drawn from it."""
+    theirs = spoken(0.5 * ALLOWED)
+    parting = JUDGE.parting(changed(theirs, (4, 0), (3, 2), (3, 8), (5, 3)), theirs)
+    assert parting is not None and parting.explained
+    assert (parting.frame, parting.stream, parting.equal_frames) == (4, "text", 3)
+
+
 def test_what_was_primed_cannot_differ() -> None:
     theirs = spoken(1e-9)
     parting = JUDGE.parting(changed(theirs, (0, 0)), theirs)
