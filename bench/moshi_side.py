@@ -15,6 +15,7 @@ from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SAMPLE_RATE_HZ
 from pplex.runtime.device import Call
+from pplex.runtime.environment import TORCH_CACHES, temporary_cache
 from pplex.runtime.errors import EngineError, LibraryError
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.memory import fitting_slots, slot_nbytes
@@ -31,7 +32,8 @@ def bench_moshi(checkpoint: Path, extent: Extent) -> LadderReport:
 
     Raises CheckpointError, EngineError, and LibraryError where the package or something it needs is missing.
     """
-    return climb(MoshiSide(open_checkpoint(checkpoint), extent.slots, extent.device), extent)
+    with temporary_cache(TORCH_CACHES):  # parts of the package are compiled
+        return climb(MoshiSide(open_checkpoint(checkpoint), extent.slots, extent.device), extent)
 
 
 class MoshiSide:

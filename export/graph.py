@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from pplex.runtime.environment import TORCH_CACHES, temporary_cache
 from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, GraphSpec, TensorSpec
 
@@ -73,7 +74,7 @@ def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: 
         inputs = tuple(_example(tensor) for tensor in spec.all_inputs)
     dims: list[Any] = [_dynamic(tensor) for tensor in spec.all_inputs]
     own = len(spec.inputs)
-    with _quiet():
+    with _quiet(), temporary_cache(TORCH_CACHES):
         shapes = (*dims[:own], tuple(dims[own:])) if spec.state else tuple(dims)
         traced = torch.export.export(module, inputs, dynamic_shapes=shapes)
         # Taking composite ops apart would trace all of it once more, half the time of an export: ours are translated whole.
