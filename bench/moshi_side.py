@@ -27,13 +27,13 @@ PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # what it is ser
 GRAPHED_CALLS = 2  # of a function until it is a CUDA graph: one to warm up, and the one that is captured
 
 
+@temporary_cache(TORCH_CACHES)  # parts of the package are compiled
 def bench_moshi(checkpoint: Path, extent: Extent) -> LadderReport:
     """Measure the package with random weights of the sizes of `checkpoint`, as in `climb`.
 
     Raises CheckpointError, EngineError, and LibraryError where the package or something it needs is missing.
     """
-    with temporary_cache(TORCH_CACHES):  # parts of the package are compiled
-        return climb(MoshiSide(open_checkpoint(checkpoint), extent.slots, extent.device), extent)
+    return climb(MoshiSide(open_checkpoint(checkpoint), extent.slots, extent.device), extent)
 
 
 class MoshiSide:

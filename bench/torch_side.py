@@ -35,12 +35,12 @@ CODEC = ("mimi_encode", "mimi_decode")
 Copy = tuple[Tensor, Tensor]  # target, source
 
 
+@temporary_cache(TORCH_CACHES)
 def bench_torch(checkpoint: Path, how: str, precision: str, extent: Extent) -> LadderReport:
     """Measure random weights of the sizes of `checkpoint`, as in `climb`. Raises CheckpointError, EngineError."""
     config = open_checkpoint(checkpoint).config
-    with temporary_cache(TORCH_CACHES):
-        side = TorchSide(config, how, precision, extent.slots, extent.device, checkpoint.name)
-        return climb(side, extent)
+    side = TorchSide(config, how, precision, extent.slots, extent.device, checkpoint.name)
+    return climb(side, extent)
 
 
 class TorchSide:

@@ -64,6 +64,7 @@ _TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
+@temporary_cache(TORCH_CACHES)
 def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: Any) -> ir.Model:
     """The module's graph, optimised, its weights being inputs after those of the spec. Needs no memory for weights.
 
@@ -74,7 +75,7 @@ def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: 
         inputs = tuple(_example(tensor) for tensor in spec.all_inputs)
     dims: list[Any] = [_dynamic(tensor) for tensor in spec.all_inputs]
     own = len(spec.inputs)
-    with _quiet(), temporary_cache(TORCH_CACHES):
+    with _quiet():
         shapes = (*dims[:own], tuple(dims[own:])) if spec.state else tuple(dims)
         traced = torch.export.export(module, inputs, dynamic_shapes=shapes)
         # Taking composite ops apart would trace all of it once more, half the time of an export: ours are translated whole.
