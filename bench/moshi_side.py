@@ -15,6 +15,7 @@ from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SAMPLE_RATE_HZ
 from pplex.runtime.device import Call
+from pplex.runtime.environment import TORCH_CACHES, temporary_cache
 from pplex.runtime.errors import EngineError, LibraryError
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.memory import fitting_slots, slot_nbytes
@@ -26,6 +27,7 @@ PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # what it is ser
 GRAPHED_CALLS = 2  # of a function until it is a CUDA graph: one to warm up, and the one that is captured
 
 
+@temporary_cache(TORCH_CACHES)  # parts of the package are compiled
 def bench_moshi(checkpoint: Path, extent: Extent) -> LadderReport:
     """Measure the package with random weights of the sizes of `checkpoint`, as in `climb`.
 

@@ -18,6 +18,7 @@ from pplex.export.weights import MODULES, activations
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.device import Call
 from pplex.runtime.engine import fixed_shape, in_turn
+from pplex.runtime.environment import TORCH_CACHES, temporary_cache
 from pplex.runtime.errors import EngineError
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.memory import fitting_slots, slot_nbytes
@@ -34,6 +35,7 @@ CODEC = ("mimi_encode", "mimi_decode")
 Copy = tuple[Tensor, Tensor]  # target, source
 
 
+@temporary_cache(TORCH_CACHES)
 def bench_torch(checkpoint: Path, how: str, precision: str, extent: Extent) -> LadderReport:
     """Measure random weights of the sizes of `checkpoint`, as in `climb`. Raises CheckpointError, EngineError."""
     config = open_checkpoint(checkpoint).config

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from pplex.runtime.environment import TORCH_CACHES, temporary_cache
 from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, GraphSpec, TensorSpec
 
@@ -63,6 +64,7 @@ _TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
+@temporary_cache(TORCH_CACHES)
 def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: Any) -> ir.Model:
     """The module's graph, optimised, its weights being inputs after those of the spec. Needs no memory for weights.
 

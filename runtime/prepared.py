@@ -136,5 +136,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return f"{platform.machine()} {features}"
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), None)
+    return f"{platform.machine()} {features or platform.processor()}"

@@ -70,11 +70,12 @@ def self_signed_context(host: str) -> ssl.SSLContext:
 def _names(host: str) -> list[str]:
     """What this machine is called: the names of the loop, its own, and the addresses it has."""
     names = ["localhost", "127.0.0.1", "::1", socket.gethostname(), host]
-    with suppress(OSError):  # a machine may not know its own name
-        names += [str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(socket.gethostname(), None)]
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # or have no network
-        probe.connect(("192.0.2.1", 9))  # sends nothing: tells the address others see
-        names.append(probe.getsockname()[0])
+    # Looking up its own name could ask the network. To connect a datagram socket sends nothing: it chooses the address that
+    # others see. These two belong to nobody (RFC 5737, RFC 3849).
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:  # a machine may have no network
+            probe.connect((elsewhere, 9))
+            names.append(probe.getsockname()[0])
     return list(dict.fromkeys(name for name in names if name not in ("", "0.0.0.0", "::")))
 
 

@@ -9,9 +9,19 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import numpy.typing as npt
+
+from pplex.runtime.environment import MATPLOTLIB_CACHES, MATPLOTLIB_OWN_FONTS, temporary_cache
+from pplex.runtime.errors import ReportError
+from pplex.validate import wording
+from pplex.validate.inline_svg import inline
+from pplex.validate.report import PLOT_KINDS, Plot, Series
+
+# It lists fonts while it is imported, and would keep the list at the user's home. It brings those that are used here.
+with temporary_cache(MATPLOTLIB_CACHES, **{MATPLOTLIB_OWN_FONTS: "1"}):
+    import matplotlib.font_manager
+    import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -19,11 +29,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullLocator
-
-from pplex.runtime.errors import ReportError
-from pplex.validate import wording
-from pplex.validate.inline_svg import inline
-from pplex.validate.report import PLOT_KINDS, Plot, Series
 
 Floats = npt.NDArray[np.float64]
 
