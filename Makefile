@@ -54,7 +54,7 @@ test: .venv/test
 	$(call run_tests,$(BIN))
 
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/server
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Made anew each time: pip keeps what is there already, even where something newer exists.
 test-newest:
@@ -77,6 +77,7 @@ lock:
 		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt
 	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
 
+export MYPY_CACHE_DIR := $(CURDIR)/.cache/mypy
 # The folders install as pplex.*; a tree of links shows them to mypy under that name.
 lint: .venv/test
 	$(BIN)/ruff check .

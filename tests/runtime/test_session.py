@@ -243,6 +243,7 @@ def ways(uncached: Runtime) -> list[tuple[dict[str, Any], Heard]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()], ids=["greedy", "sampled"])
 def test_batch_size_changes_no_token(tiny_bundle: Bundle, one: Runtime, eight: Runtime, sampling: Sampling) -> None:
     growing = Runtime(tiny_bundle, slots=8, threads=1)
