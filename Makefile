@@ -1,27 +1,36 @@
-# make demo   a tiny random model, exported, bundled and spoken to
-# make test   every test
-# make lint   style and types
+# make demo         a tiny random model, exported, bundled and spoken to
+# make check        style, types and the fast tests: what to run after each change
+# make test         every test, with the packages of requirements/
+# make test-newest  the same tests with the newest packages that pip finds
+# make lint         style and types
+# make lock         newer packages in requirements/
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := bench cli engines export runtime server validate
+EXTRAS := export,cpu,rtx,serve,validate,test
+NEWEST := .venv-newest
+
+# torch has a line of its own, pinned: a looser request would fetch another build of it, and its file, and so its hash, may
+# come from an index with builds for the processor. What it needs is locked and installed before it.
+TORCH := torch==2.13.0
+LOCKED := install --quiet --require-hashes --no-deps
+# setuptools is locked too: what has no wheel is built with it.
+BUILT := --no-build-isolation
+
+.PHONY: demo check test test-newest lint lock clean
+
+.venv/demo: pyproject.toml requirements/demo.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip $(LOCKED) --requirement requirements/demo.txt
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --no-deps $(BUILT) --editable .
+	@touch $@
 
 # ONNX Runtime for GPUs is the same module as for the processor, so it gets a folder of its own, with CUDA's headers:
 # tests/cuda_stand_in runs it without a GPU.
-CUDA := onnxruntime-gpu==1.31.1 nvidia-cuda-runtime==13.5.37 nvidia-cuda-crt==13.5.37
-
-.PHONY: demo test lint clean
-
-# torch first and pinned: any looser request would fetch another build of it.
-.venv/demo: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[export,cpu,serve,validate]'
-	@touch $@
-
-.venv/test: .venv/demo
-	$(BIN)/pip install --quiet --editable '.[export,cpu,rtx,serve,validate,test]'
-	$(BIN)/pip install --quiet --no-deps --only-binary :all: --target .venv/cuda --upgrade $(CUDA) || \
-		echo "No onnxruntime-gpu for this machine: the tests of its CUDA provider will be skipped."
+.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt
+	$(BIN)/pip $(LOCKED) $(BUILT) --requirement requirements/test.txt
+	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/cuda --upgrade --requirement requirements/cuda.txt
 	@touch $@
 
 demo: .venv/demo
@@ -32,11 +41,43 @@ demo: .venv/demo
 		--output-wav demo/agent.wav --output-text demo/agent.json
 	@echo "The agent's side is in demo/agent.wav and demo/agent.json (random weights: it babbles)."
 
-# The server's tests talk in real time: they have the machine to themselves.
-test: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/server
-	$(BIN)/python -m pytest tests/server
+# All tests with the Python of $(1). The server's tests talk in real time: they have the machine to themselves.
+define run_tests
+	@mkdir -p .cache
+	@failed=0; \
+	$(1)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/server --junitxml .cache/tests.xml || failed=1; \
+	$(1)/python -m pytest tests/server --junitxml .cache/tests-server.xml || failed=1; \
+	$(1)/python tests/skips.py .cache/tests.xml .cache/tests-server.xml; exit $$failed
+endef
 
+test: .venv/test
+	$(call run_tests,$(BIN))
+
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Made anew each time: pip keeps what is there already, even where something newer exists.
+test-newest:
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet $(TORCH)
+	$(NEWEST)/bin/pip install --quiet --editable '.[$(EXTRAS)]'
+	$(NEWEST)/bin/pip install --quiet --no-deps --only-binary :all: --target $(NEWEST)/cuda --requirement requirements/cuda.in
+	$(call run_tests,$(NEWEST)/bin)
+
+# uv resolves for every platform at once, and fetches no package to do so.
+LOCK := .cache/lock/bin/uv pip compile --quiet --universal --upgrade --fork-strategy fewest --python-version 3.11 \
+	--generate-hashes --no-annotate --custom-compile-command 'make lock'
+lock:
+	$(PYTHON) -m venv .cache/lock
+	.cache/lock/bin/pip install --quiet --upgrade uv
+	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra validate --extra test \
+		pyproject.toml --output-file requirements/test.txt
+	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra serve --extra validate \
+		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt
+	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
+
+export MYPY_CACHE_DIR := $(CURDIR)/.cache/mypy
 # The folders install as pplex.*; a tree of links shows them to mypy under that name.
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -47,4 +88,4 @@ lint: .venv/test
 	cd benchmarks && MYPYPATH=../.cache/types ../$(BIN)/mypy --config-file ../pyproject.toml gpu.py gpu_probes.py gpu_wheels.py
 
 clean:
-	rm -rf .venv .cache demo build *.egg-info
+	rm -rf .venv $(NEWEST) .cache demo build *.egg-info

@@ -16,19 +16,30 @@ from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.precision import parse_precision
 
 TESTS = Path(__file__).parent
-LONGEST = (  # first the file that takes the most time
-    "export/test_build.py", "test_readme.py", "export/test_precision.py", "export/test_other_sizes.py",
-    "validate/test_golden.py", "validate/test_validation.py", "engines/test_compile.py", "export/test_calibration.py",
-    "runtime/test_session.py", "export/test_awq.py", "runtime/test_ort_cuda.py",
+SLOW = (  # what `make check` leaves out, as it does tests that are marked slow; first the file that takes the most time
+    "export/test_precision.py", "test_readme.py", "export/test_build.py", "validate/test_validation.py",
+    "engines/test_compile.py", "validate/test_short.py", "export/test_other_sizes.py", "validate/test_graph_section.py",
+    "runtime/test_stages.py", "runtime/test_ort_cuda.py", "runtime/test_prepared.py", "cli/test_cli.py",
+    "validate/test_window.py", "bench/test_soak.py", "validate/test_streaming.py", "validate/test_reference.py",
+    "validate/test_codec.py", "export/test_synth.py", "validate/test_conversation.py", "validate/test_plots.py",
+    "bench/test_floor.py", "benchmarks/test_gpu.py", "export/test_awq.py", "export/test_calibration.py",
+    "validate/test_drift.py", "export/test_source.py", "validate/test_sampling.py", "bench/test_priming.py",
+    "bench/test_torch_side.py", "validate/test_scenarios.py", "engines/test_bundle_report.py", "test_skips.py",
+    "server/test_client.py", "server/test_hostile.py", "server/test_load.py", "server/test_page.py", "server/test_server.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, all the more on a busy machine.
 torch.set_num_threads(1)
 
 
+# Before pytest chooses by markers.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: processes that take one file after the other then end at about the same time."""
-    rank = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    """Slow files are marked and come first: processes that take one file after the other then end at about the same time."""
+    rank = {TESTS / name: place for place, name in enumerate(SLOW)}
+    for item in items:
+        if item.path in rank:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 

@@ -139,6 +139,7 @@ def test_without_verification_contents_are_not_read(folder: Path, name: str) -> 
     open_bundle(folder, verify=False)
 
 
+@pytest.mark.slow
 def test_every_changed_byte_of_the_manifest_is_refused(folder: Path) -> None:
     path = folder / MANIFEST_FILE
     whole = path.read_bytes()

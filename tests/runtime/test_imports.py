@@ -55,6 +55,7 @@ def test_an_import_is_seen() -> None:
     assert "onnx" in imported_by("import onnx.helper")
 
 
+@pytest.mark.slow
 def test_a_conversation_needs_no_torch_and_no_onnx(tiny_bundle: Bundle) -> None:
     wav = str(TINY / "checkpoint/voices/synthetic.wav")
     imported = imported_by(CONVERSATION, str(tiny_bundle.folder), wav)

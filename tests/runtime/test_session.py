@@ -244,6 +244,7 @@ def ways(uncached: Runtime) -> list[tuple[dict[str, Any], Heard]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()], ids=["greedy", "sampled"])
 def test_batch_size_changes_no_token_but_for_near_ties(tiny_bundle: Bundle, eight: Runtime, sampling: Sampling) -> None:
     growing, logits = Runtime(tiny_bundle, slots=8, threads=1), small_runtime(tiny_bundle, logits=True)

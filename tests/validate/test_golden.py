@@ -53,6 +53,7 @@ def test_conversation(bundle_of: BundleOf, golden: Path, name: str) -> None:
     assert all_pass(check_conversation(bundle_of(golden), golden, name))
 
 
+@pytest.mark.slow
 @each_golden
 def test_all_sixteen_depth_steps(bundle_of: BundleOf, golden: Path, tmp_path: Path) -> None:
     """The depth graph with the user's steps too: the last one shows the reference's full-ring rule."""
@@ -106,12 +107,14 @@ def checks_of(file: str, bundle: Bundle, golden: Path) -> Iterable[Check]:
     return list(check_codec(bundle, checkpoint, golden))
 
 
+@pytest.mark.slow
 def test_the_program_prints_every_check(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(str(tiny_bundle.folder), str(TINY)) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == 14 and all(line.startswith("ok ") for line in lines)
 
 
+@pytest.mark.slow
 def test_the_program_fails_with_the_wrong_bundle(
     tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
