@@ -158,7 +158,10 @@ class TorchSide:
         self._calls: dict[int, dict[str, Call]] = {}
         self._advance = _advance
         if self._how in COMPILE_MODES:
+            from torch._inductor import config as inductor  # which makes a cache where it is imported
+
             torch._dynamo.config.recompile_limit = RECOMPILES
+            inductor.cpp_cache_precompile_headers = False  # they are kept in no cache that can be chosen
             self._advance = torch.compile(_advance, fullgraph=True, dynamic=False, mode=COMPILE_MODES[self._how])
 
     def _zeros(self, spec: GraphSpec) -> dict[str, Tensor]:

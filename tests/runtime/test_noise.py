@@ -182,6 +182,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
     return winners(logits, temperature, top_k, COUNT), p / p.sum()
 
 
+@pytest.mark.slow
 def test_a_million_draws_are_of_the_softmax_cut_to_the_top_k(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     ranks, p = drawn
     expected = p * ranks.size
@@ -194,6 +195,7 @@ def test_a_million_draws_are_of_the_softmax_cut_to_the_top_k(drawn: tuple[np.nda
     assert abs(counts[~often].sum() - rare) <= 3.3 * np.sqrt(rare + 1)
 
 
+@pytest.mark.slow
 def test_draws_tell_nothing_of_the_next_frame_or_codebook(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     x = drawn[0] - drawn[0].mean()
     pairs = {"frame": (x[1:], x[:-1]), "block": (x[FRAMES:], x[:-FRAMES]), "codebook": (x[:, 1:], x[:, :-1])}
@@ -204,6 +206,7 @@ def test_draws_tell_nothing_of_the_next_frame_or_codebook(drawn: tuple[np.ndarra
     assert abs(same - chance) < 3.3 * np.sqrt(chance / x.size)
 
 
+@pytest.mark.slow
 def test_sessions_are_independent() -> None:
     logits, temperature, top_k = SHAPES["flat"]
     one, other = (winners(logits, temperature, top_k, 20_000, seed) - (top_k - 1) / 2 for seed in (7, 8))

@@ -132,7 +132,7 @@ class TestSection:
 
     @pytest.mark.parametrize("codebook", [0, 1, 3, 7])
     def test_permuted_entries_are_named_by_their_codebook(self, tiny_bundle: Bundle, codebook: int) -> None:
-        module = weights.weights.load("mimi_encode", CHECKPOINT)
+        module = weights.load("mimi_encode", CHECKPOINT)
         assert isinstance(module, MimiEncoder)
         book = module.quantizer.codebooks[codebook]
         module.quantizer.codebooks[codebook] = nn.Parameter(book.roll(1, dims=0), requires_grad=False)
@@ -142,7 +142,7 @@ class TestSection:
         assert (wrong.value, wrong.where) == (FRAMES, f"codebook {codebook}: {FRAMES}")
 
     def test_two_codebooks_in_each_others_place(self, tiny_bundle: Bundle) -> None:
-        module = weights.weights.load("mimi_encode", CHECKPOINT)
+        module = weights.load("mimi_encode", CHECKPOINT)
         assert isinstance(module, MimiEncoder)
         books = module.quantizer.codebooks
         books[2], books[5] = nn.Parameter(books[5].data), nn.Parameter(books[2].data)
@@ -249,7 +249,7 @@ class Forgetful(nn.Module):
 
 class TestBoundaries:
     def quantizer(self) -> Quantizer:
-        module = weights.weights.load("mimi_encode", CHECKPOINT)
+        module = weights.load("mimi_encode", CHECKPOINT)
         assert isinstance(module, MimiEncoder)
         return module.quantizer
 

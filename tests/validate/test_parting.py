@@ -185,12 +185,14 @@ def test_more_explained_draws_than_are_plausible() -> None:
 # Engines of another processor.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_golden_holds_on_another_processor(tiny_bundle: Bundle, tmp_path: Path, seed: int) -> None:
     other = on_another_processor(tiny_bundle, tmp_path / "other", seed)
     assert all(check.passed for check in check_golden(other, TINY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_conversations_on_another_processor_are_the_same_but_for_near_ties(
     tiny_bundle: Bundle, tmp_path: Path, seed: int
@@ -205,6 +207,7 @@ def test_conversations_on_another_processor_are_the_same_but_for_near_ties(
     assert not section.failures, section.failures
 
 
+@pytest.mark.slow
 def test_another_engine_is_no_other_processor(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """Weights that are off by a ten-thousandth part: conversations part where no tie was."""
     other = on_another_processor(tiny_bundle, tmp_path / "other", 0, ulps=2000)
