@@ -431,6 +431,7 @@ def test_a_prompt_too_large_to_keep_drops_no_other(tiny_bundle: Bundle) -> None:
 # Interleaving.
 
 
+@pytest.mark.slow
 def test_opening_others_between_the_frames_changes_nothing(uncached: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sessions are primed in turns while a third one speaks between their chunks."""
     monkeypatch.setattr("pplex.runtime.priming.PRIMING_STEPS", 4)
