@@ -311,12 +311,12 @@ class Stages:
 
     def _make_buffers(self, logits: bool) -> dict[str, dict[str, Buffer]]:
         """Every graph's inputs and outputs; what one graph takes from another, or two from the host, is one buffer."""
-        made = {
-            name: {t.name: self._zeros(t) for t in _exchanged(engine) if logits or t.name not in LOGITS}
-            for name, engine in self.engines.items()
-        }
-        made["depth"] |= {name: made["temporal"][name] for name in ("hidden", "text_token", *NOISE)}
-        made["mimi_decode"]["active"] = made["mimi_encode"]["active"]
+        shared = {"depth": ("temporal", ("hidden", "text_token", *NOISE)), "mimi_decode": ("mimi_encode", ("active",))}
+        made = dict[str, dict[str, Buffer]]()
+        for graph, engine in self.engines.items():
+            origin, names = shared.get(graph, ("", ()))
+            wanted = [t for t in _exchanged(engine) if logits or t.name not in LOGITS]
+            made[graph] = {t.name: made[origin][t.name] if t.name in names else self._zeros(t) for t in wanted}
         return made
 
     def _make_arrays(self) -> dict[str, dict[str, Array]]:

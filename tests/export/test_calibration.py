@@ -14,7 +14,7 @@ from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration, weights_mark
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, Conversations, default_conversations
-from pplex.export.layers import Linear
+from pplex.export.layers import Linear, even_noise
 from pplex.export.source import Source
 from pplex.export.voices import read_voices
 from pplex.runtime.bundle import Voice
@@ -74,7 +74,7 @@ def test_what_is_recorded_is_what_the_whole_module_computes(
     for item in conversations.items:
         ones = torch.ones(1)
         start = torch.zeros(1, dtype=torch.int64)
-        module(item.codes[None], item.embedding[None], start, start - 1, ones[None], ones, start + 1, *rings)
+        module(item.codes[None], item.embedding[None], start, start - 1, *even_noise(1, 17), ones, start + 1, *rings)
     for name in ("layers.0.attention.in_proj", "layers.2.gating.linear_out"):
         x = torch.cat(seen[name])
         key = f"temporal.{name}.weight"
