@@ -47,8 +47,10 @@ def close(heard: np.ndarray, wanted: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("one, batches", [(True, [4]), (False, [1, 2, 4])])
 def test_one_batch_size_is_that_of_all_slots(tiny_bundle: Bundle, one: bool, batches: list[int]) -> None:
-    server = Server(tiny_bundle, ServeOptions(slots=4, threads=1, device="cpu", one_batch_size=one))
-    assert server._load().batches == batches
+    async def load() -> Runtime:
+        return Server(tiny_bundle, ServeOptions(slots=4, threads=1, device="cpu", one_batch_size=one))._load()
+
+    assert run(load()).batches == batches
 
 
 # A conversation.
