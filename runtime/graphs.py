@@ -171,6 +171,12 @@ def _codec_state(convs: tuple[Conv, ...], mimi: MimiConfig, dtype: str) -> tuple
     return (position, *tails, *_rings(mimi.transformer, mimi.transformer.capacity, dtype))
 
 
+def _noise(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """What both language graphs draw with: see runtime/noise.py."""
+    keys = (TensorSpec(name, "int64", ("B", config.num_streams)) for name in ("noise_offset", "noise_stride"))
+    return TensorSpec("noise", "float32", ("B", config.noise_entries)), *keys
+
+
 def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dict[str, GraphSpec]:
     """The four graphs by name, for a precision each (a name in PRECISIONS).
 
@@ -185,12 +191,7 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
     active = TensorSpec("active", "bool", ("B",))
     hidden = TensorSpec("hidden", "float32", ("B", config.temporal.dim))
     text_token = TensorSpec("text_token", "int64", ("B",))
-    noise = (
-        TensorSpec("noise", "float32", ("B", config.noise_entries)),
-        TensorSpec("noise_offset", "int64", ("B", config.num_streams)),
-        TensorSpec("noise_stride", "int64", ("B", config.num_streams)),
-    )
-    encoder, decoder = seanet_encoder(mimi), seanet_decoder(mimi)
+    noise, encoder, decoder = _noise(config), seanet_encoder(mimi), seanet_decoder(mimi)
     specs = (
         GraphSpec(
             "mimi_encode",
