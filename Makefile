@@ -54,7 +54,7 @@ test: .venv/test
 	$(call run_tests,$(BIN))
 
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	PPLEX_TEST_BUNDLES=$(CURDIR)/.cache/bundles $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Made anew each time: pip keeps what is there already, even where something newer exists.
 test-newest:

@@ -1,6 +1,7 @@
 """Shared fixtures: golden folders, and a bundle built once from each."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,6 +17,8 @@ from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.precision import parse_precision
 
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+KEPT = "PPLEX_TEST_BUNDLES"  # a folder where bundles stay for the next run, as `make check` has it
 SLOW = (  # what `make check` leaves out, as it does tests that are marked slow; first the file that takes the most time
     "export/test_precision.py", "test_readme.py", "export/test_build.py", "validate/test_validation.py",
     "engines/test_compile.py", "validate/test_short.py", "export/test_other_sizes.py", "validate/test_graph_section.py",
@@ -53,16 +56,27 @@ def on_the_processor() -> Iterator[None]:
         yield
 
 
+def made_of() -> str:
+    """A hash of what a bundle is made of: our code, the checkpoint, the versions of packages."""
+    code = (path for package in ("export", "engines", "runtime", "validate") for path in (ROOT / package).glob("*.py"))
+    checkpoint = (path for path in (TINY / "checkpoint").rglob("*") if path.is_file())
+    found = hashlib.sha256()
+    for path in sorted((*code, *checkpoint, *(ROOT / "requirements").iterdir())):
+        found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     """Builds the bundle of a golden folder's checkpoint in a precision, once for all processes that run tests."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    kept = Path(os.environ[KEPT]) / made_of() if KEPT in os.environ else shared / "bundles"
 
     @cache
     def make(golden: Path, precision: str = "fp32") -> Bundle:
-        out = shared / "bundles" / f"{golden.name}-{precision}"
-        out.parent.mkdir(exist_ok=True)
+        out = (kept if golden == TINY else shared / "bundles") / f"{golden.name}-{precision}"
+        out.parent.mkdir(parents=True, exist_ok=True)
         with out.with_name(f"{out.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not out.exists():
