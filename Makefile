@@ -28,10 +28,18 @@ BUILT := --no-build-isolation
 
 # ONNX Runtime for GPUs is the same module as for the processor, so it gets a folder of its own, with CUDA's headers:
 # tests/cuda_stand_in runs it without a GPU.
-.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt
+.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt requirements/clients.txt requirements/package-lock.json
 	$(BIN)/pip $(LOCKED) $(BUILT) --requirement requirements/test.txt
 	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/cuda --upgrade --requirement requirements/cuda.txt
+	$(call install_clients,.venv)
 	@touch $@
+
+# Other people's clients, for tests/server/test_real_clients.py, in a folder of their own: we need nothing of what they bring.
+define install_clients
+	$(1)/bin/pip $(LOCKED) $(BUILT) --target $(1)/clients --upgrade --requirement requirements/clients.txt
+	mkdir -p $(1)/clients && cp requirements/package.json requirements/package-lock.json $(1)/clients
+	npm ci --silent --ignore-scripts --prefix $(1)/clients || echo "npm did not install opus-recorder: its test is skipped" >&2
+endef
 
 demo: .venv/demo
 	rm -rf demo
@@ -63,6 +71,7 @@ test-newest:
 	$(NEWEST)/bin/pip install --quiet $(TORCH)
 	$(NEWEST)/bin/pip install --quiet --editable '.[$(EXTRAS)]'
 	$(NEWEST)/bin/pip install --quiet --no-deps --only-binary :all: --target $(NEWEST)/cuda --requirement requirements/cuda.in
+	$(call install_clients,$(NEWEST))
 	$(call run_tests,$(NEWEST)/bin)
 
 # uv resolves for every platform at once, and fetches no package to do so.
@@ -76,6 +85,9 @@ lock:
 	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra serve --extra validate \
 		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt
 	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
+	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) --constraints requirements/test.txt \
+		requirements/clients.in --output-file requirements/clients.txt
+	npm install --prefix requirements --package-lock-only --omit-lockfile-registry-resolved
 
 export MYPY_CACHE_DIR := $(CURDIR)/.cache/mypy
 # The folders install as pplex.*; a tree of links shows them to mypy under that name.

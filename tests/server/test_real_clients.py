@@ -1,0 +1,217 @@
+"""Clients that other people wrote, unmodified, against the real server. `make test` installs them into .venv/clients.
+
+Only the sound card has a stand-in, and the agent sings: each of its frames is a tone of its own, so that what its user hears
+can be compared with what it said.
+"""
+
+import asyncio
+import ctypes.util
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import callers
+import numpy as np
+import pytest
+import soundfile
+import tones
+from callers import call, run
+from folders import TINY
+from serving import Running, Serve
+
+HERE = Path(__file__).parent
+CLIENTS = Path(sys.prefix) / "clients"
+VOICE = TINY / "checkpoint/voices/synthetic.wav"
+OPUS_RECORDER = ("recorder.min.js", "encoderWorker.min.js", "decoderWorker.min.js", "decoderWorker.min.wasm")
+FRAMES = 20  # of the agent's, to be heard by each client
+PATIENCE_S = 20
+
+needs_clients = pytest.mark.skipif(
+    not (CLIENTS / "moshi").is_dir(),
+    reason="other people's clients are not installed in .venv/clients: make test does so on x86-64 Linux",
+)
+needs_opus = pytest.mark.skipif(
+    ctypes.util.find_library("opus") is None, reason="libopus is not installed: apt-get install libopus0"
+)
+needs_sphn = pytest.mark.skipif(importlib.util.find_spec("sphn") is None, reason="sphn has no wheel for this machine")
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed: apt-get install ffmpeg")
+
+
+@pytest.fixture(scope="module")
+def singing(serve: Serve) -> Iterator[Running]:
+    """A server whose agent sings; tests leave its slots free."""
+    with serve("--slots", "2", "--resume-seconds", "0", prelude=tones.PRELUDE) as server:
+        yield server
+
+
+class Client:
+    """Another's program while it runs, and what its loudspeaker has played."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path):
+        self.process, self._log, self._played = process, folder / "client.log", folder / "played.f32"
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def played(self) -> np.ndarray:
+        return np.frombuffer(self._played.read_bytes() if self._played.exists() else b"", "<f4")
+
+    def listen(self, rate_hz: int, frames: int = FRAMES) -> None:
+        """Until as much as `frames` of the agent's was played, whatever it was."""
+        end = time.monotonic() + PATIENCE_S
+        while np.count_nonzero(self.played) < frames * tones.FRAME_S * rate_hz:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
+            assert time.monotonic() < end, f"it played {np.count_nonzero(self.played)} samples:\n{self.log}"
+            time.sleep(0.05)
+
+    def interrupt(self) -> int:
+        """Ctrl-C; its exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(PATIENCE_S)
+
+
+@contextmanager
+def client(folder: Path, *arguments: str, volume: float = 1.0) -> Iterator[Client]:
+    """`python ARGUMENTS` with the other's packages and our sound card; `volume` is what the microphone is turned down to."""
+    pcm, rate = soundfile.read(VOICE)
+    soundfile.write(folder / "microphone.wav", volume * pcm, rate)
+    path = os.pathsep.join(map(str, (HERE / "sound_card", CLIENTS)))
+    sound = {"MICROPHONE": str(folder / "microphone.wav"), "LOUDSPEAKER": str(folder / "played.f32")}
+    with (folder / "client.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path, **sound}, stdout=log, stderr=log
+        )
+    with process:
+        try:
+            yield Client(process, folder)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A tab of Debian's browser, with the recording for a microphone."""
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
+    microphone = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+    with playwright.sync_playwright() as started:
+        switches = ["--no-sandbox", "--disable-gpu", *microphone, f"--use-file-for-fake-audio-capture={VOICE}"]
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=switches)
+        yield browser.new_page()
+        browser.close()
+
+
+def last_conversation(server: Running) -> dict[str, Any]:
+    """How the server's last conversation ended; its slot is free again."""
+    server.wait_for(lambda: server.state()["used"] == 0)
+    return [event for event in server.events() if event["event"] == "conversation ended"][-1]
+
+
+# Kyutai's own, in Python: no query, sphn's Ogg, any kind of message.
+
+
+@needs_clients
+@needs_sphn
+def test_moshis_client_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+    before = singing.metric("pplex_frames_total")
+    with client(tmp_path, "-m", "moshi.client", "--port", str(singing.port)) as moshi:
+        moshi.listen(24_000)
+        said = singing.metric("pplex_frames_total") - before
+        assert moshi.interrupt() == 0, moshi.log
+    heard = tones.assert_all_heard(moshi.played, 24_000, FRAMES)
+    assert last_conversation(singing)["cause"] == "client"
+    assert said - heard <= 6, "its loudspeaker is more than half a second behind"
+    assert "Lost connection" not in moshi.log and "All done!" in moshi.log
+
+
+# A client that takes the first message for the handshake, and a page for a packet. Its own pages claim one segment of 255
+# bytes at most, whatever they hold: no reader of Ogg takes those of a loud voice, so the microphone is turned down.
+
+
+@needs_clients
+@needs_opus
+def test_fujielabs_client_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+    url = f"ws://localhost:{singing.port}/api/chat"
+    with client(tmp_path, "-m", "fujielab.moshi.simple_moshi_client", "--server", url, volume=0.01) as fujielab:
+        fujielab.listen(16_000)
+        assert fujielab.interrupt() == 0, fujielab.log
+    tones.assert_all_heard(fujielab.played, 16_000, FRAMES)
+    assert last_conversation(singing)["cause"] == "client"
+    assert "Connected!" in fujielab.log and "Error" not in fujielab.log
+
+
+# LiveKit's plugin: waits for the handshake, and takes what it hears for a turn that ends when nothing comes.
+
+
+@needs_clients
+@needs_sphn
+def test_livekits_plugin_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+    with client(tmp_path, str(HERE / "livekit_caller.py"), singing.url) as livekit:
+        livekit.listen(24_000)
+        assert livekit.interrupt() == 0, livekit.log
+    tones.assert_all_heard(livekit.played, 24_000, FRAMES)
+    assert last_conversation(singing)["cause"] == "client"
+    assert "rror" not in livekit.log, livekit.log
+
+
+# A program that only encodes and decodes: its pages, sent in pieces of any size, and ours in its decoder.
+
+
+@needs_ffmpeg
+def test_ffmpeg_encodes_what_is_heard_and_decodes_what_is_said(singing: Running) -> None:
+    frames = callers.speech(FRAMES + 8)
+    spoken = ffmpeg(frames.tobytes(), "-f f32le -ar 24000 -ac 1", "-c:a libopus -page_duration 20000 -f ogg")
+
+    async def converse() -> bytes:
+        async with call(singing.url, audio="opus") as caller:
+            await caller.handshake()
+            for at in range(0, len(spoken), 700):
+                await caller.ws.send_bytes(b"\1" + spoken[at : at + 700])
+                await asyncio.sleep(0.05)
+            await caller.until(lambda: len(caller.all("audio")) >= FRAMES + 2)  # the headers come in two messages
+            await caller.ws.close()
+            return b"".join(caller.all("audio"))
+
+    bad = singing.metric("pplex_bad_audio_total")
+    said = ffmpeg(run(converse()), "-f ogg", "-f f32le -ar 24000 -ac 1")
+    tones.assert_all_heard(np.frombuffer(said, "<f4"), 24_000, FRAMES)
+    assert singing.metric("pplex_bad_audio_total") == bad
+    assert last_conversation(singing)["cause"] == "client"
+
+
+def ffmpeg(data: bytes, taken: str, made: str) -> bytes:
+    """`data` through a pipe of ffmpeg, from one format to another."""
+    command = ["ffmpeg", "-v", "error", *taken.split(), "-i", "pipe:0", *made.split(), "pipe:1"]
+    return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True, timeout=PATIENCE_S).stdout
+
+
+# What the reference's web client encodes and decodes with, in a browser; the page around it keeps that client's times.
+
+
+@needs_clients
+def test_opus_recorder_plays_every_frame_from_the_first_one_on(serve: Serve, tmp_path: Path) -> None:
+    rate = 48_000
+    for name in OPUS_RECORDER:
+        shutil.copy(CLIENTS / "node_modules/opus-recorder/dist" / name, tmp_path)
+    shutil.copy(HERE / "opus_recorder.html", tmp_path / "index.html")
+    with serve("--slots", "1", "--static", str(tmp_path), prelude=tones.PRELUDE) as server, chromium() as tab:
+        tab.goto(server.url)
+        tab.evaluate(f"() => {{ window.state = talk({rate}); }}")
+        tab.wait_for_function(f"state.heard.length >= {FRAMES * tones.FRAME_S * rate}", timeout=PATIENCE_S * 1000)
+        state = tab.evaluate("async () => { const now = { ...state }; await state.hangUp(); return now; }")
+        assert last_conversation(server)["cause"] == "client"
+    tones.assert_all_heard(np.array(state["heard"], np.float32), rate, FRAMES)
+    assert state["handshakeMs"] >= 1000, "its decoder was not ready yet"
+    assert state["decoded"][0] - state["messages"][0] < 200  # a page is played when it comes, not with the next ones
