@@ -7,14 +7,13 @@ can be compared with what it said.
 import asyncio
 import ctypes.util
 import importlib.util
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,9 @@ needs_opus = pytest.mark.skipif(
     ctypes.util.find_library("opus") is None, reason="libopus is not installed: apt-get install libopus0"
 )
 needs_sphn = pytest.mark.skipif(importlib.util.find_spec("sphn") is None, reason="sphn has no wheel for this machine")
-needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed: apt-get install ffmpeg")
+needs_ffmpeg = pytest.mark.skipif(
+    shutil.which("ffmpeg") is None, reason="ffmpeg is not installed: apt-get install ffmpeg"
+)
 
 
 @pytest.fixture(scope="module")

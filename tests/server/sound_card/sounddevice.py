@@ -69,11 +69,8 @@ class InputStream(_Stream):
 class OutputStream(_Stream):
     """The loudspeaker."""
 
-    def start(self) -> None:
-        self._file = Path(os.environ["LOUDSPEAKER"]).open("ab", buffering=0)
-        super().start()
-
     def block(self) -> None:
         played = np.zeros((self.frames, self.channels), np.float32)
         self.callback(played, self.frames, None, None)
-        self._file.write(played[:, 0].tobytes())
+        with Path(os.environ["LOUDSPEAKER"]).open("ab") as file:
+            file.write(played[:, 0].tobytes())
