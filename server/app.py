@@ -204,6 +204,7 @@ class Server:
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._show_metrics)
         self._pages.add_to(app.router)
+        app.on_response_prepare.append(self._note_missing)
         return app
 
     def _middleware(self) -> Middleware:
@@ -214,11 +215,6 @@ class Server:
                 response = await handler(request)
             except RequestError as error:
                 response = self._refuse(request, error)
-            except web.HTTPException as error:
-                if error.status in (403, 404):
-                    reason = "There is no such page, or it cannot be read."
-                    self._refusals.note(error.status, reason, now_s(), path=request.path[:200])
-                raise
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:  # a static file's
                     raise
@@ -228,6 +224,12 @@ class Server:
             return response
 
         return middleware
+
+    async def _note_missing(self, request: web.Request, response: web.StreamResponse) -> None:
+        """A file's absence shows only when it is sent."""
+        if response.status in (403, 404) and isinstance(response, web.FileResponse | web.HTTPException):
+            reason = "There is no such file, or it cannot be read."
+            self._refusals.note(response.status, reason, now_s(), path=request.path[:200])
 
     def _refuse(self, request: web.Request, error: RequestError) -> web.Response:
         facts = {name.lower(): request.headers[name][:200] for name in ("Origin", "Host") if name in request.headers}

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from pplex.server.limits import Bucket
 from pplex.server.logs import LOGGER
@@ -74,6 +74,4 @@ def _reason(error: HttpProcessingError) -> tuple[int, str]:
             f"The address of this request, or one of its headers, is longer than {MAX_LINE_BYTES:,} bytes. "
             "Shorten the persona (text_prompt): a letter takes one byte in an address, and up to twelve in other scripts."
         )
-    if isinstance(error, InvalidHeader):
-        return 400, "A header of this request is not valid HTTP."
     return 400, "This is not a valid HTTP request."
