@@ -1,16 +1,29 @@
 """The commands around the server: serve a bundle to many, and load a server."""
 
+import ipaddress
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pplex.cli.talk import DEVICE
 from pplex.runtime.files import check_writable, write_files
 
+if TYPE_CHECKING:
+    from pplex.server.options import Network
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def _network(address: str) -> "Network":
+    try:
+        return ipaddress.ip_network(address, strict=False)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{address!r} is not an IP address or network. Give one as 127.0.0.1, ::1 or 10.0.0.0/8."
+        ) from error
 
 
 @click.command()
@@ -29,6 +42,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="What a client must know to talk; may be repeated. In the environment other users do not see it.",
 )
 @click.option("--origin", "origins", multiple=True, help="Origin of other pages that may talk, or *; may be repeated.")
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    callback=lambda context, parameter, addresses: tuple(_network(address) for address in addresses),
+    help="IP address or network of a proxy whose X-Forwarded-Host and -Proto are believed; may be repeated.",
+)
 @click.option("--static", type=FOLDER, help="Folder served at / instead of our own page.")
 @click.option("--queue", type=click.IntRange(0), default=16, help="Clients that may wait for a slot.")
 @click.option(
@@ -88,6 +109,7 @@ def serve(
     self_signed: bool,
     tokens: tuple[str, ...],
     origins: tuple[str, ...],
+    trusted_proxies: tuple["Network", ...],
     static: Path | None,
     recordings: Path | None,
     log_prompts: bool,
@@ -122,6 +144,7 @@ def serve(
         slots,
         tokens,
         origins,
+        trusted_proxies,
         static,
         recordings,
         log_prompts,

@@ -3,24 +3,23 @@
 import asyncio
 import errno
 import gc
-import hmac
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler as Serves
+from aiohttp.typedefs import Middleware
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import ConfigError, PplexError
 from pplex.runtime.session import Runtime
 from pplex.server import metrics
+from pplex.server.access import Access
 from pplex.server.admission import Admission
 from pplex.server.connection import Connection, Parting
 from pplex.server.conversation import Conversation, Studio
@@ -30,16 +29,12 @@ from pplex.server.gate import Gate
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.options import ServeOptions
+from pplex.server.pages import Pages
 from pplex.server.protocol import MAX_MESSAGE, PATH, Close
-from pplex.server.request import CREDENTIALS, ChatRequest, RequestError, parse_query
+from pplex.server.refusals import Handler, Refusals
+from pplex.server.request import ChatRequest, RequestError, parse_query
 from pplex.server.worker import Worker
 
-PAGE = Path(__file__).parent / "page"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
-    "X-Frame-Options": "DENY",
-}
 HEADERS = {
     "Cache-Control": "no-cache",  # modules of one version go together
     "X-Content-Type-Options": "nosniff",
@@ -79,10 +74,11 @@ class Server:
         self._signals = 0
         self._ended = asyncio.Event()  # a conversation has, or a signal has come, or the engine has failed
         self._loop = asyncio.get_running_loop()
+        self._access = Access(options.tokens, options.origins, options.trusted_proxies)
+        self._pages = Pages(options.static, self._access)
+        self._refusals = Refusals(self._metrics, now_s())
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
-        self._runner = web.AppRunner(
-            self._application(), access_log=None, keepalive_timeout=10, shutdown_timeout=SHUTDOWN_S
-        )
+        self._runner = web.AppRunner(self._application(), shutdown_timeout=SHUTDOWN_S)
         self._gate = Gate(self._protocol, most, self._limits, self._metrics)
 
     async def run(self, listening: Callable[[str], None]) -> None:
@@ -186,7 +182,10 @@ class Server:
 
     def _protocol(self) -> asyncio.Protocol:
         assert self._runner.server is not None
-        return self._runner.server()
+        return Handler(self._runner.server, self._loop, self._on_bad_request)
+
+    def _on_bad_request(self, status: int, reason: str) -> None:
+        self._refusals.note(status, reason, now_s())
 
     async def _watch_lag(self) -> None:
         while True:
@@ -199,42 +198,48 @@ class Server:
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._middleware()])
         app.router.add_get(PATH, self._chat)
+        app.router.add_post(PATH, self._would_chat)
         app.router.add_get("/api/info", self._info)
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._show_metrics)
-        folder = self._options.static or PAGE
-        app.router.add_get("/", self._index)
-        app.router.add_static("/", folder)
+        self._pages.add_to(app.router)
+        app.on_response_prepare.append(self._note_missing)
         return app
 
     def _middleware(self) -> Middleware:
         @web.middleware
-        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def middleware(request: web.Request, handler: Serves) -> web.StreamResponse:
             self._gate.passed(request.transport)
             try:
                 response = await handler(request)
             except RequestError as error:
-                self._metrics.refused.labels(str(error.status)).inc()
-                response = web.Response(status=error.status, text=f"{error}\n")
-                if error.retry_after_s is not None:
-                    response.headers["Retry-After"] = str(error.retry_after_s)
-                if error.status == 401:
-                    response.headers["WWW-Authenticate"] = "Bearer"
+                response = self._refuse(request, error)
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:  # a static file's
                     raise
                 response = web.Response(status=404, text="There is no such file.\n")
             if not response.prepared:
-                response.headers.update(HEADERS)
-                if self._options.static is None and isinstance(response, web.FileResponse):
-                    response.headers.update(PAGE_HEADERS)
+                response.headers.update({**HEADERS, **self._pages.headers(response), **response.headers})
             return response
 
         return middleware
 
-    async def _index(self, request: web.Request) -> web.StreamResponse:
-        return web.FileResponse((self._options.static or PAGE) / "index.html")
+    async def _note_missing(self, request: web.Request, response: web.StreamResponse) -> None:
+        """A file's absence shows only when it is sent."""
+        if response.status in (403, 404) and isinstance(response, web.FileResponse | web.HTTPException):
+            reason = "There is no such file, or it cannot be read."
+            self._refusals.note(response.status, reason, now_s(), path=request.path[:200])
+
+    def _refuse(self, request: web.Request, error: RequestError) -> web.Response:
+        facts = {name.lower(): request.headers[name][:200] for name in ("Origin", "Host") if name in request.headers}
+        self._refusals.note(error.status, str(error), now_s(), **facts)
+        response = web.Response(status=error.status, text=f"{error}\n")
+        if error.retry_after_s is not None:
+            response.headers["Retry-After"] = str(error.retry_after_s)
+        if error.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=503 if self._failure else 200, text="failed\n" if self._failure else "ok\n")
@@ -254,15 +259,29 @@ class Server:
                 "voices": list(self._bundle.voices),
                 "sample_rate": SAMPLE_RATE_HZ,
                 "frame_size": self._bundle.config.frame_size,
-                "token_required": bool(self._options.tokens),
+                "token_required": not self._access.has_token(request),
             }
         )
 
+    def _checked(self, request: web.Request) -> tuple[ChatRequest, Conversation | None]:
+        """What a request asks for, and the conversation it goes on with. Raises RequestError where it would be refused."""
+        self._access.check_origin(request)
+        self._access.check_token(request)
+        chat = parse_query(request.query.items(), self._bundle.voices)
+        resumed = self._resumable(chat.resume) if chat.resume else None
+        if resumed is None:
+            self._check_prompt(chat)
+            self._admission.check_room()
+        return chat, resumed
+
+    async def _would_chat(self, request: web.Request) -> web.StreamResponse:
+        """Whether a conversation would begin: a browser does not tell a page why a WebSocket was refused."""
+        self._checked(request)
+        return web.Response(status=204)
+
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         """A conversation: everything is checked before the upgrade."""
-        self._check_origin(request)
-        self._check_token(request)
-        chat = parse_query(request.query.items(), self._bundle.voices)
+        chat, resumed = self._checked(request)
         ws = web.WebSocketResponse(
             timeout=2.0,
             compress=False,
@@ -271,10 +290,6 @@ class Server:
             heartbeat=self._limits.heartbeat_s,
             writer_limit=SEND_BUFFER // 4,
         )
-        resumed = self._resumable(chat.resume) if chat.resume else None
-        if resumed is None:
-            self._check_prompt(chat)
-            self._admission.check_room()
         if not ws.can_prepare(request):
             raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
         conversation = resumed or self._enter(chat)
@@ -284,7 +299,7 @@ class Server:
                 await ws.prepare(request)
             except ConnectionError:
                 return web.Response(status=499)  # nobody is there to read it
-            connection = Connection(ws, _transport(request), chat.audio, self._hearing, self._limits, self._metrics)
+            connection = Connection(ws, _transport(request), chat, self._hearing, self._limits, self._metrics)
             parting = await conversation.run(connection)
         finally:
             if parting is None and resumed is None:
@@ -292,30 +307,6 @@ class Server:
         self._metrics.partings.labels(parting.cause).inc()
         await connection.hang_up(parting)
         return ws
-
-    def _check_origin(self, request: web.Request) -> None:
-        """A page may only talk to us if it is ours, or of an origin that was allowed; programs send none."""
-        origin = request.headers.get("Origin")
-        allowed = self._options.origins
-        if origin is None or "*" in allowed or origin in allowed:
-            return
-        try:
-            netloc = urlsplit(origin).netloc
-        except ValueError:  # http://[
-            netloc = ""
-        if netloc.lower() != request.headers.get("Host", "").lower():
-            raise RequestError(403, f"Pages of {ascii(origin)[:100]} may not use this server. Allow it with --origin.")
-
-    def _check_token(self, request: web.Request) -> None:
-        if not self._options.tokens:
-            return
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        given = [bearer.strip()] if scheme.lower() == "bearer" else []
-        given += [value for name in CREDENTIALS for value in request.query.getall(name, [])]
-        if not _matches(given, self._options.tokens):
-            raise RequestError(
-                401, "This server asks for a token: Authorization: Bearer TOKEN, or the parameter token."
-            )
 
     def _resumable(self, key: str) -> Conversation:
         conversation = self._by_key.get(key)
@@ -337,6 +328,9 @@ class Server:
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
         facts: dict[str, object] = {"conversation": conversation.id, "voice": chat.voice, "audio": chat.audio}
+        if chat.ignored:
+            self._metrics.ignored.labels("parameter").inc(len(chat.ignored))
+            facts["ignored"] = chat.ignored
         if self._options.log_prompts:
             facts["text_prompt"] = chat.persona
         LOGGER.info("conversation admitted", extra=facts)
@@ -346,12 +340,6 @@ class Server:
         self._conversations.discard(conversation)
         self._by_key.pop(conversation.key, None)
         self._ended.set()
-
-
-def _matches(given: Iterable[str], tokens: Iterable[str]) -> bool:
-    """Whether one of the given is a token; takes as long for a near miss as for any other."""
-    pairs = [(one.encode(errors="replace"), token.encode()) for one in given for token in tokens]
-    return any([hmac.compare_digest(one, token) for one, token in pairs])
 
 
 def _transport(request: web.Request) -> asyncio.Transport:

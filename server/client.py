@@ -24,6 +24,7 @@ from yarl import URL
 from pplex.runtime.audio import frames
 from pplex.runtime.errors import AudioError, PplexError
 from pplex.server.protocol import PATH, Close, Kind, pack
+from pplex.server.request import EARLY
 
 Pcm = npt.NDArray[np.float32]
 AudioFormat = Literal["opus", "s16", "f32"]
@@ -103,7 +104,7 @@ Event = Audio | Text | Dropped | Queued
 
 @dataclass(frozen=True)
 class Facts:
-    """What the server says of a conversation just before the handshake."""
+    """What the server says of a conversation just after the handshake."""
 
     id: str
     resume: str | None
@@ -161,19 +162,21 @@ class Link:
 
     async def handshake(self, on_queued: OnQueued | None = None) -> Facts:
         """Wait until the conversation is primed and listens. Raises ClosedError, LostError, UnreachableError."""
-        facts: Facts | None = None
+        listens = False
         while True:
             kind, payload = await self.receive()
-            if kind == Kind.HANDSHAKE:
-                if facts is None:
-                    raise UnreachableError("The server tells nothing of the conversation: it is no pplex-export serve.")
-                return facts
             metadata = json.loads(payload) if kind == Kind.METADATA else {}
             match metadata.get("type"):
                 case "queued" if on_queued:
                     on_queued(metadata["position"])
-                case "session":
-                    facts = Facts.of(metadata)
+                case "session" if listens:
+                    return Facts.of(metadata)
+            if listens and kind != Kind.PING:
+                raise UnreachableError(
+                    "The server does not describe the conversation, so it is not pplex-export serve. "
+                    "This client cannot talk to another server."
+                )
+            listens |= kind == Kind.HANDSHAKE
 
     async def receive(self) -> tuple[int, bytes]:
         """The next message: kind, payload. Raises ClosedError where the server closed, LostError where it is gone."""
@@ -296,7 +299,7 @@ async def connect(
 
     async def open_link(key: str | None) -> Link:
         query = {"resume": key} if key else given
-        return await Link.open(url, {**query, "audio": audio}, token, ssl)
+        return await Link.open(url, {**query, "audio": audio, EARLY: "1"}, token, ssl)
 
     conversation = Conversation(open_link, reconnect)
     await conversation.begin(resume, on_queued)

@@ -11,14 +11,18 @@ from aiohttp import WSMsgType, web
 from pplex.server.engine import Spoken, now_s
 from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
 from pplex.server.limits import Bucket, Limits
+from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.opus import Received
 from pplex.server.protocol import FRAME_S, Close, Kind, ProtocolError, pack, pack_metadata, unpack
+from pplex.server.request import ChatRequest
 from pplex.server.worker import Work, Worker
 
 PING_S = 2.0  # of silence; the official client gives up after 10
 REASON_BYTES = 120  # a close frame holds 123
 HANG_UP_S = 2.0  # for the close handshake
+# The official web client's decoder is ready a second after it connects, and what arrives before is lost.
+REFERENCE_CLIENT_S = 1.0
 
 Hear = Callable[[Received, float], None]  # what a message held, and when it arrived
 
@@ -48,19 +52,21 @@ class Connection:
         self,
         ws: web.WebSocketResponse,
         transport: asyncio.Transport,
-        audio: str,
+        request: ChatRequest,
         hearing: Worker,
         limits: Limits,
         metrics: Metrics,
     ):
         self._ws, self._transport, self._limits, self._metrics = ws, transport, limits, metrics
-        self.audio, self._hearing, self._loop = audio, hearing, asyncio.get_running_loop()
+        self.request, self._hearing, self._loop = request, hearing, asyncio.get_running_loop()
         self.parted: asyncio.Future[Parting] = self._loop.create_future()
-        self.heard_s = now_s()  # when audio last arrived
+        self.heard_s = now_s()  # when what somebody said last arrived
+        self.ready_s = now_s() + (0.0 if request.knows_us else REFERENCE_CLIENT_S)  # no handshake before
         self._unheard: deque[Work] = deque()  # the first one is being decoded, or its turn will come
         self._outbox: deque[tuple[bytes, Spoken | None]] = deque()
         self._frames = 0  # of the outbox
         self._filled = asyncio.Event()
+        self._ignored = set[str]()  # kinds of messages
         self._bytes_in, self._bytes_out = metrics.bytes.labels("in"), metrics.bytes.labels("out")
         self._encode_s, self._total_s = (metrics.frame_seconds.labels(stage) for stage in ("encode", "total"))
         self._sent_s = now = now_s()
@@ -91,7 +97,9 @@ class Connection:
                     await self._ws.pong(message.data)
                 await asyncio.sleep(0)
             elif message.type is WSMsgType.TEXT:
-                raise ProtocolError(Close.UNSUPPORTED, "Messages are binary: a byte of kind and a payload.")
+                self._count_message(len(message.data), now_s())
+                self._ignore("text message")
+                await asyncio.sleep(0)
             else:
                 return self.part(self._gone(message.type, self._ws.close_code))
 
@@ -100,11 +108,19 @@ class Connection:
         self._bytes_in.inc(len(data))
         self._count_message(len(data), now)
         kind, payload = unpack(data)
+        if kind is None:
+            self._ignore("unknown kind" if data else "empty message")
         if kind is Kind.AUDIO:
-            self.heard_s = now
             self._unheard.append(partial(self._decode, payload, now, room, hear))
             if len(self._unheard) == 1:
                 self._hearing.put(self._hear_next)
+
+    def _ignore(self, what: str) -> None:
+        """Go on after a message that means nothing, as the reference does."""
+        self._metrics.ignored.labels(what).inc()
+        if what not in self._ignored:
+            self._ignored.add(what)
+            LOGGER.info("messages ignored", extra={"what": what})
 
     def _hear_next(self) -> None:
         """In the hearing thread: one message, and then it is the others' turn, however many have come at once."""
@@ -130,8 +146,11 @@ class Connection:
         try:
             received = receiver.push(payload, min(room(), int(self._samples.level(now))))
         except ProtocolError as error:
+            self._metrics.bad_audio.inc()
             self._loop.call_soon_threadsafe(self.part, Parting(error.code, str(error), "protocol"))
             return
+        if received.is_audio:
+            self.heard_s = now
         self._samples.take(len(received.pcm), now)
         self._metrics.bad_audio.inc(receiver.bad - bad)
         hear(received, arrived_s)
@@ -142,12 +161,12 @@ class Connection:
 
     @cached_property
     def _receiver(self) -> Receiver:
-        return make_receiver(self.audio)
+        return make_receiver(self.request.audio)
 
     @cached_property
     def sender(self) -> Sender:
         """The speech thread's, from the handshake on."""
-        return make_sender(self.audio)
+        return make_sender(self.request.audio)
 
     def _gone(self, kind: WSMsgType, code: int | None) -> Parting:
         """The end that a client made: it closed, broke the protocol, or was lost."""

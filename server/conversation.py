@@ -138,9 +138,10 @@ class Conversation:
             await self._wait_for_slot(connection)
             await self._prime()
             self._began_s = now_s()  # what it waited for is no part of how long it may last
+        await asyncio.sleep(connection.ready_s - now_s())
         await asyncio.sleep(-now_s() % FRAME_S)
-        self._tell_session(connection, resumed)
         connection.post(pack(Kind.HANDSHAKE))
+        self._tell_session(connection, resumed)
         self._inbox.start()
         self._studio.engine.wake()
         self._is_begun, connection.heard_s = True, now_s()
@@ -153,13 +154,18 @@ class Conversation:
             async with asyncio.timeout(self._limits.queue_s):
                 while not self._ticket.granted:
                     self._ticket.moved.clear()
-                    connection.tell(type="queued", position=self._ticket.position)
+                    self._tell_position(connection)
                     await self._ticket.moved.wait()
                     if self._ticket.granted:
-                        connection.tell(type="queued", position=0)
+                        self._tell_position(connection)
         except TimeoutError:
             reason = f"No slot became free in {self._limits.queue_s:g} s. Try again later."
             raise Parted(Parting(Close.TRY_LATER, reason, "queue")) from None
+
+    def _tell_position(self, connection: Connection) -> None:
+        """Clients of the reference's protocol take the handshake for the first message, and only wait."""
+        if connection.request.early_metadata:
+            connection.tell(type="queued", position=self._ticket.position)
 
     async def _prime(self) -> None:
         began = now_s()
@@ -174,7 +180,7 @@ class Conversation:
     def _tell_session(self, connection: Connection, resumed: bool) -> None:
         resume_s = self._limits.resume_s
         facts = session_facts(self._request, self.id, self._studio.frame_size)
-        facts |= {"audio": connection.audio, "resumed": resumed}
+        facts |= {"audio": connection.request.audio, "resumed": resumed}
         connection.tell(**facts, resume=self.key if resume_s else None, resume_seconds=resume_s)
 
     async def _watch(self, connection: Connection) -> None:

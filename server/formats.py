@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from pplex.runtime.audio import Pcm
+from pplex.server.containers import container_of
 from pplex.server.opus import OpusReceiver, OpusSender, Received
 from pplex.server.protocol import Close, ProtocolError
 
@@ -36,8 +37,17 @@ class RawReceiver:
     def __init__(self, name: str):
         self.name, (dtype, self._full_scale) = name, RAW[name]
         self._dtype = np.dtype(dtype)
+        self._is_new = True
 
     def push(self, payload: bytes, limit: int) -> Received:
+        container = container_of(payload) if self._is_new else None
+        self._is_new = False
+        if container is not None:
+            raise ProtocolError(
+                Close.INVALID,
+                f"The audio is {container}, and audio={self.name} means samples without a container. "
+                "Send samples, or Opus in Ogg pages with audio=opus.",
+            )
         if len(payload) % self._dtype.itemsize:
             raise ProtocolError(
                 Close.INVALID,
@@ -48,7 +58,7 @@ class RawReceiver:
         pcm = samples[skipped:].astype(np.float32) / np.float32(self._full_scale)
         if not np.isfinite(pcm).all():
             raise ProtocolError(Close.INVALID, "The audio holds samples that are no finite numbers.")
-        return Received(np.clip(pcm, -1, 1), skipped)
+        return Received(np.clip(pcm, -1, 1), skipped, len(samples) > 0)
 
 
 class RawSender:

@@ -53,7 +53,12 @@ class Metrics:
         self.dropped_frames = counter(
             "dropped_frames", "Frames dropped, by reason: backlog (of the client's), outbox (of the agent's).", "reason"
         )
-        self.bad_audio = counter("bad_audio", "Damaged Ogg pages and Opus packets received.")
+        self.bad_audio = counter(
+            "bad_audio", "Damaged Ogg pages and Opus packets received, and messages that hold no audio."
+        )
+        self.ignored = counter(
+            "ignored", "What clients sent and had no effect: parameters, and messages by their kind.", "what"
+        )
         self.bytes = counter("bytes", "Bytes of messages, by direction: in, out.", "direction")
         self.conversations = counter("conversations", "Conversations begun.")
         self.resumed = counter("resumed", "Conversations gone on with over a new connection.")

@@ -120,6 +120,7 @@ class PageReader:
     """
 
     def __init__(self) -> None:
+        self.good_pages = 0  # of any stream
         self.bad_pages = 0  # marks that began no good page
         self.skipped_bytes = 0  # in no good page
         self._bytes = bytearray()  # not yet read; from a mark on, or too short to tell
@@ -128,12 +129,19 @@ class PageReader:
         self._sequence = 0  # of its last page
         self._seen_first = False  # before any stream's beginning, whatever comes is followed
         self._unfinished: bytes | None = None  # of the packet that goes on in the next page; None if there is none
+        self._other: bytes | None = (
+            None  # the first packet of a stream that began and is not Opus, while none is followed
+        )
+        self.unplayable: bytes | None = (
+            None  # the same, once that stream's audio has come and no stream of Opus has begun
+        )
 
     def push(self, data: bytes) -> list[bytes | OpusHead]:
         """What `data` completes, in order: packets of audio, and the head of each stream that begins. Raises nothing."""
         self._bytes += data
         found: list[bytes | OpusHead] = []
         for page in self._good_pages():
+            self.good_pages += 1
             found += self._read(page)
         return found
 
@@ -175,6 +183,8 @@ class PageReader:
             return self._begin(serial, sequence, page[start:])
         if self._serial is None and not self._seen_first:
             self._serial = serial
+        if self._serial is None:  # every stream of a group begins before the first page of audio
+            self.unplayable = self._other
         if serial != self._serial:
             return []
         if sequence != (self._sequence + 1) & 0xFFFFFFFF:
@@ -190,8 +200,10 @@ class PageReader:
         head = OpusHead.parse(body)
         if head is None:
             self._serial = None if serial == self._serial else self._serial
+            self._other = body
             return []
         self._serial, self._sequence, self._unfinished = serial, sequence, None
+        self._other = None
         return [head]
 
     def _packets(self, page: bytes, continued: bool) -> list[bytes]:

@@ -1,5 +1,6 @@
 """How a bundle is served: what the command line settles before the server starts."""
 
+import ipaddress
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,16 +8,23 @@ from pathlib import Path
 from pplex.runtime.errors import ConfigError
 from pplex.server.limits import Limits
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How a bundle is served. tokens: any of them lets a client in, none asks for none. origins: of pages not our own."""
+    """How a bundle is served.
+
+    tokens: any of them lets a client in, none asks for none. origins: of pages not our own. trusted_proxies: whose
+    X-Forwarded-Host and X-Forwarded-Proto are believed.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8998
     slots: int = 8
     tokens: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
     static: Path | None = None
     recordings: Path | None = None
     log_prompts: bool = False

@@ -1,6 +1,6 @@
 """Opus in Ogg to samples and back, for one connection; the coding itself is libopus, through PyAV, without the GIL.
 
-Called by the server's connections. A frame of 80 ms takes 250 us to send and 150 us to receive (one x86-64 core, PyAV 18.1).
+Called by the server's connections. A frame of 80 ms takes 270 us to send and 150 us to receive (one x86-64 core, PyAV 18.1).
 """
 
 import random
@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.server.containers import LONGEST_MARK, codec_of, container_of
 from pplex.server.ogg import OpusHead, PageReader, PageWriter, packet_samples, tags_packet
-from pplex.server.protocol import FRAME_SIZE
+from pplex.server.protocol import FRAME_SIZE, Close, ProtocolError
 
-PACKET_SAMPLES = 480  # 20 ms
+PACKET_SAMPLES = 480  # 20 ms: what a client sends, because it may stop at any of them
 BITS_PER_SECOND = 48_000
 UP = 2  # samples at Opus's own 48 kHz for each of ours
+PAGELESS_BYTES = 32768  # without an Ogg page in them, they are something else: seconds of Opus
 
 Pcm = npt.NDArray[np.float32]
 Pcm16 = npt.NDArray[np.int16]
@@ -27,6 +29,7 @@ class Received(NamedTuple):
 
     pcm: Pcm  # [n] 24 kHz, within [-1, 1]
     skipped: int  # samples at 24 kHz before them that were not decoded
+    is_audio: bool  # whether any of it is what somebody said, not only the silence in the place of damage
 
 
 class OpusReceiver:
@@ -38,18 +41,24 @@ class OpusReceiver:
     def __init__(self) -> None:
         self.pages = PageReader()
         self.bad_packets = 0  # heard as silence of the length they claim
+        self._bad_payloads = 0  # with bytes of no page
+        self._beginning = b""  # of all that came
         self._decoder = _mono_decoder()
         self._is_new = False  # a stream has begun since the last packet that was decoded
         self._halver = Halver()
 
     @property
     def bad(self) -> int:
-        """Damaged pages and packets so far."""
-        return self.pages.bad_pages + self.bad_packets
+        """Damaged pages and packets so far, and payloads with bytes that belong to no page."""
+        return self.pages.bad_pages + self.bad_packets + self._bad_payloads
 
     def push(self, payload: bytes, limit: int) -> Received:
-        """Decode the newest packets, of together `limit` samples at most, and skip what is before them by its headers."""
-        parts = self.pages.push(payload)
+        """Decode the newest packets, of together `limit` samples at most, and skip what is before them by its headers.
+
+        Raises ProtocolError where the stream cannot be Ogg Opus.
+        """
+        parts = self._packets(payload)
+        bad_packets = self.bad_packets
         sizes = [0 if isinstance(part, OpusHead) else packet_samples(part) for part in parts]  # at 48 kHz
         left, skipped = sum(sizes), 0
         blocks: list[Pcm16] = []
@@ -63,7 +72,26 @@ class OpusReceiver:
             else:
                 blocks.append(self._decode(part, samples))
             left -= samples
-        return Received(self._halver.push(blocks), skipped // UP)
+        packets = sum(isinstance(part, bytes) for part in parts)
+        is_audio = packets > self.bad_packets - bad_packets
+        return Received(self._halver.push(blocks), skipped // UP, is_audio)
+
+    def _packets(self, payload: bytes) -> list[bytes | OpusHead]:
+        """What a payload completes, if the stream can be Ogg Opus."""
+        if len(self._beginning) < LONGEST_MARK:
+            self._beginning += payload[:LONGEST_MARK]
+        bad_pages, skipped_bytes = self.pages.bad_pages, self.pages.skipped_bytes
+        parts = self.pages.push(payload)
+        if self.pages.skipped_bytes > skipped_bytes and self.pages.bad_pages == bad_pages:
+            self._bad_payloads += 1
+        container = None if self.pages.good_pages else container_of(self._beginning)
+        if container not in (None, "Ogg"):
+            raise not_opus(f"is {container}")
+        if not self.pages.good_pages and self.pages.skipped_bytes > PAGELESS_BYTES:
+            raise not_opus(f"holds no Ogg page in {self.pages.skipped_bytes:,} bytes")
+        if self.pages.unplayable is not None:
+            raise not_opus(f"is Ogg with {codec_of(self.pages.unplayable)}")
+        return parts
 
     def _decode(self, packet: bytes, samples: int) -> Pcm16:
         """`samples` at 48 kHz, silent if the packet is damaged. (An empty one would tell PyAV that the stream ends.)"""
@@ -83,21 +111,31 @@ class OpusReceiver:
 
 
 class PacketEncoder:
-    """Samples to packets of 20 ms, for speech and with the least delay: 2.5 ms, and no packet held back."""
+    """Samples to packets, for speech and with the least delay: 2.5 ms, and no packet is held back.
 
-    def __init__(self) -> None:
+    `packet_samples` at 24 kHz: Opus has packets of 480 (20 ms) and of 1,920 (80 ms, four frames of 20 ms in one packet),
+    with the same delay.
+    """
+
+    def __init__(self, packet_samples: int = PACKET_SAMPLES) -> None:
+        self.packet_samples = packet_samples
         self._encoder = av.CodecContext.create("libopus", "w")
         self._encoder.sample_rate, self._encoder.layout, self._encoder.format = SAMPLE_RATE_HZ, "mono", "flt"
         self._encoder.bit_rate = BITS_PER_SECOND
-        self._encoder.options = {"application": "lowdelay", "compression_level": "5", "frame_duration": "20"}
+        duration_ms = packet_samples * 1000 // SAMPLE_RATE_HZ
+        self._encoder.options = {
+            "application": "lowdelay",
+            "compression_level": "5",
+            "frame_duration": str(duration_ms),
+        }
         self._encoder.open()
         own = OpusHead.parse(self._encoder.extradata or b"")
         assert own is not None, "libopus wrote no head"
         self.head = OpusHead(own.pre_skip, SAMPLE_RATE_HZ)
 
     def push(self, pcm: Pcm) -> list[bytes]:
-        """The packets of [n * 480] samples. What is outside [-1, 1] is clipped; what is no number is silent."""
-        packets, rest = divmod(len(pcm), PACKET_SAMPLES)
+        """The packets of [n * packet_samples] samples. Samples are clipped to [-1, 1], and NaN becomes silence."""
+        packets, rest = divmod(len(pcm), self.packet_samples)
         assert packets and not rest, f"{len(pcm)} samples are no whole packets"
         samples = np.clip(pcm, -1, 1)
         samples[np.isnan(samples)] = 0
@@ -109,7 +147,7 @@ class PacketEncoder:
 
 
 class PacketPages:
-    """Packets of 20 ms to the pages of one stream."""
+    """Packets to the pages of one stream."""
 
     def __init__(self, head: OpusHead, serial: int | None = None):
         self._head, self._pages = head, PageWriter(random.getrandbits(32) if serial is None else serial)
@@ -120,19 +158,22 @@ class PacketPages:
 
     def page(self, packets: list[bytes]) -> bytes:
         """The next page."""
-        return self._pages.page(packets, len(packets) * PACKET_SAMPLES * UP)
+        return self._pages.page(packets, sum(packet_samples(packet) for packet in packets))
 
 
 class OpusSender:
-    """Frames of 80 ms to the pages of one Ogg Opus stream, each given out with the frame it belongs to."""
+    """Frames of 80 ms to the pages of one Ogg Opus stream, each given out with the frame it belongs to.
+
+    A page holds one packet: some clients decode only the first packet of a page.
+    """
 
     def __init__(self) -> None:
-        self._encoder = PacketEncoder()
+        self._encoder = PacketEncoder(FRAME_SIZE)
         self._pages = PacketPages(self._encoder.head)
         self._headers = self._pages.headers()
 
     def frame(self, pcm: Pcm) -> list[bytes]:
-        """The pages of one frame [1920]: one of four packets, before the first one the two of the headers."""
+        """The pages of one frame [1920]: one page, and before the first one the two pages of the headers."""
         assert pcm.shape == (FRAME_SIZE,), f"a frame has {FRAME_SIZE} samples, not {pcm.shape}"
         headers, self._headers = self._headers, []
         return [*headers, self._pages.page(self._encoder.push(pcm))]
@@ -168,6 +209,14 @@ class Halver:
         pcm = np.correlate(samples[::2], self._taps)  # [n]
         pcm += self._middle * samples[self.MIDDLE :: 2][: pcm.size]
         return np.clip(pcm, -1, 1, out=pcm)
+
+
+def not_opus(what_it_is: str) -> ProtocolError:
+    """The refusal of a stream that is something else."""
+    return ProtocolError(
+        Close.INVALID,
+        f"The audio {what_it_is}, and must be Opus in Ogg pages. Send that, or connect with audio=s16 and send samples.",
+    )
 
 
 def _mono_decoder() -> av.AudioCodecContext:

@@ -32,7 +32,6 @@ class Close(IntEnum):
     """Why a connection ends. Never 1000: a known client connects again at once, a thousand times a second."""
 
     GOING_AWAY = 1001
-    UNSUPPORTED = 1003
     INVALID = 1007
     POLICY = 1008
     INTERNAL = 1011
@@ -59,10 +58,8 @@ def pack_metadata(content: Mapping[str, Any]) -> bytes:
     return pack(Kind.METADATA, json.dumps(content, separators=(",", ":")).encode())
 
 
-def unpack(message: bytes) -> tuple[Kind, bytes]:
-    """Kind and payload. Raises ProtocolError for an empty message or an unknown kind."""
-    if not message:
-        raise ProtocolError(Close.UNSUPPORTED, "The message is empty: its first byte must be its kind.")
-    if message[0] > max(Kind):
-        raise ProtocolError(Close.UNSUPPORTED, f"There is no message kind {message[0]}; kinds are 0 to {max(Kind)}.")
+def unpack(message: bytes) -> tuple[Kind | None, bytes]:
+    """Kind and payload; the kind is None where the message is empty or its kind unknown, which the reference ignores."""
+    if not message or message[0] > max(Kind):
+        return None, message[1:]
     return Kind(message[0]), message[1:]

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import PplexError, PromptError
@@ -24,8 +24,10 @@ SAMPLING = {  # the query's name, and Sampling's
 UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}  # and the client's defaults
 SEEDS = ("seed", "text_seed", "audio_seed")
 CREDENTIALS = ("token", "worker_auth_id")
-KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", "resume", "email", *CREDENTIALS)
-BESIDE_RESUME = {"resume", "audio", "email", *CREDENTIALS}
+EARLY = "early_metadata"
+KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", EARLY, "resume", "email", *CREDENTIALS)
+BESIDE_RESUME = {"resume", "audio", EARLY, "email", *CREDENTIALS}
+IGNORED_MOST = 16  # names that a client is told of
 
 
 class RequestError(PplexError):
@@ -46,19 +48,26 @@ class ChatRequest:
     sampling: Sampling = field(default_factory=Sampling)
     audio: str = "opus"
     resume: str | None = None
-    ignored: tuple[str, ...] = ()  # parameters with a value that has no effect
+    early_metadata: bool = False
+    ignored: tuple[str, ...] = ()  # parameters that have no effect: unknown, given again, or not this model's
+
+    @property
+    def knows_us(self) -> bool:
+        """Whether the client was written for this server, and not for the reference's protocol alone."""
+        return self.early_metadata or self.audio != AUDIO_FORMATS[0]
 
 
 def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) -> ChatRequest:
-    """The request that (name, value) pairs describe, for a bundle's `voices`. Raises RequestError for all that is wrong."""
-    given, wrong = dict[str, str](), list[str]()
+    """The request that (name, value) pairs describe, for a bundle's `voices`. Raises RequestError for all that is wrong.
+
+    As in the reference, an unknown parameter is ignored, and so is the second value of a known one.
+    """
+    given, ignored, wrong = dict[str, str](), list[str](), list[str]()
     for name, value in query:
-        if name not in KNOWN:
-            wrong.append(f"There is no parameter {_shown(name)}; there are {', '.join(KNOWN)}.")
-            continue
-        if name in given:
-            wrong.append(f"{name} is given twice.")
-        given[name] = value
+        if name not in KNOWN or name in given:
+            ignored.append(name)
+        else:
+            given[name] = value
     given = {name: value for name, value in given.items() if value}
     read = _Reader(given, wrong)
     audio = given.get("audio", AUDIO_FORMATS[0])
@@ -69,12 +78,18 @@ def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) 
             wrong.append(f"A conversation that is resumed keeps its settings: leave out {', '.join(others)}.")
         request = ChatRequest(audio=audio, resume=given["resume"])
     else:
-        ignored = tuple(name for name, default in UNUSED.items() if read.number(name, default) != default)
+        ignored += [name for name, default in UNUSED.items() if read.number(name, default) != default]
         persona = given.get("text_prompt", "")
-        request = ChatRequest(read.voice(voices), persona, read.seed(), read.sampling(), audio, ignored=ignored)
+        request = ChatRequest(read.voice(voices), persona, read.seed(), read.sampling(), audio)
+    request = replace(request, early_metadata=read.flag(EARLY), ignored=_names(ignored))
     if wrong:
         raise RequestError(400, " ".join(wrong[:8]))
     return request
+
+
+def _names(ignored: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, and no more of them than anyone would read."""
+    return tuple(name if name in KNOWN else _shown(name) for name in list(dict.fromkeys(ignored))[:IGNORED_MOST])
 
 
 class _Reader:
@@ -103,6 +118,12 @@ class _Reader:
             self._wrong.append(f"{name} is {_shown(text)}, and must be a whole number.")
             return default
         return int(text)
+
+    def flag(self, name: str) -> bool:
+        text = self._given.get(name, "0")
+        if text not in ("0", "1"):
+            self._wrong.append(f"{name} is {_shown(text)}, and must be 0 or 1.")
+        return text == "1"
 
     def voice(self, voices: Mapping[str, object]) -> str | None:
         name = self._given.get("voice_prompt")

@@ -59,7 +59,7 @@ class Caller:
             await asyncio.sleep(0.005)
 
     async def handshake(self) -> "Caller":
-        await self.until(lambda: self.all("handshake"), "the handshake")
+        await self.until(lambda: self.metadata("session"), "the handshake, and the facts after it")
         return self
 
     async def replies(self, count: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class Caller:
 async def call(url: str, headers: dict[str, str] | None = None, **query: str) -> AsyncIterator[Caller]:
     """Connect, with raw float32 audio unless `audio` says otherwise."""
     async with aiohttp.ClientSession() as session:
-        parameters = {"audio": "f32", **query}
+        parameters = {"audio": "f32", "early_metadata": "1", **query}
         connecting = session.ws_connect(
             f"{url}/api/chat", params=parameters, headers=headers, max_msg_size=0, autoclose=True, ssl=False
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny"
+CASES = Path(__file__).parent / "cases"  # small inputs that once broke something
 
 
 def golden_folders() -> list[Path]:

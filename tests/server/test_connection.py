@@ -12,6 +12,7 @@ from pplex.server.connection import Connection
 from pplex.server.limits import Limits
 from pplex.server.metrics import Metrics
 from pplex.server.opus import Received
+from pplex.server.request import ChatRequest
 from pplex.server.worker import Work, Worker
 
 
@@ -35,7 +36,9 @@ def test_many_messages_at_once_do_not_keep_others_from_being_heard() -> None:
 
         def connection() -> Connection:
             ws = cast(web.WebSocketResponse, None)
-            return Connection(ws, cast(asyncio.Transport, None), "f32", cast(Worker, hearing), Limits(), metrics)
+            return Connection(
+                ws, cast(asyncio.Transport, None), ChatRequest(audio="f32"), cast(Worker, hearing), Limits(), metrics
+            )
 
         def say(connection: Connection, name: str, value: float) -> None:
             def hear(received: Received, arrived_s: float) -> None:

@@ -3,6 +3,7 @@
 import random
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server import opus
 from pplex.server.ogg import HEADER, LAST, OpusHead, PageReader, PageWriter, build_page, packet_samples, tags_packet
-from pplex.server.opus import Halver, OpusReceiver, OpusSender, Pcm
-from pplex.server.protocol import FRAME_SIZE
+from pplex.server.opus import Halver, OpusReceiver, OpusSender, PacketEncoder, Pcm
+from pplex.server.protocol import FRAME_SIZE, ProtocolError
 
 NO_LIMIT = 10**9
 SERIAL = 77
@@ -41,6 +42,11 @@ def sent(frames: int = 8) -> list[bytes]:
     """Pages of `frames` frames of speech, the two headers first."""
     sender = OpusSender()
     return [page for pcm in speech(frames).reshape(frames, -1) for page in sender.frame(pcm)]
+
+
+def short_packets(frames: int) -> list[bytes]:
+    """`frames` frames of speech in packets of 20 ms, as clients send them."""
+    return PacketEncoder().push(speech(frames))
 
 
 def heard(data: bytes) -> Pcm:
@@ -101,7 +107,7 @@ def test_what_is_sent_is_heard_by_us() -> None:
     assert (late < 90, snr > 12) == (True, True), (late, snr)
 
 
-def test_every_frame_gives_its_page_of_four_packets_and_the_first_the_headers_too() -> None:
+def test_every_frame_gives_a_page_of_one_packet_and_the_first_one_the_headers_too() -> None:
     sender, reader = OpusSender(), PageReader()
     for frame, pcm in enumerate(speech(5).reshape(5, -1)):
         pages = sender.frame(pcm)
@@ -110,7 +116,7 @@ def test_every_frame_gives_its_page_of_four_packets_and_the_first_the_headers_to
         found = [item for page in pages for item in reader.push(page)]
         if frame == 0:
             assert found.pop(0) == OpusHead(120, SAMPLE_RATE_HZ)
-        assert [packet_samples(item) for item in found if isinstance(item, bytes)] == [960] * 4
+        assert [packet_samples(item) for item in found if isinstance(item, bytes)] == [3840]  # 80 ms
 
 
 def finished(tmp_path: Path) -> Path:
@@ -160,7 +166,7 @@ def test_any_division_gives_the_same_samples(cuts: list[int]) -> None:
 
 
 def test_packets_one_by_one_give_the_same_samples_as_all_at_once() -> None:
-    packets = [item for item in PageReader().push(b"".join(sent(10))) if isinstance(item, bytes)]
+    packets = short_packets(10)
     assert len(packets) == 40
     assert np.array_equal(heard(pages_of(packets)), heard(pages_of(packets, each=40)))
 
@@ -230,14 +236,14 @@ def test_a_decompression_bomb_is_skipped_undecoded(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("limit", [0, 479, 480, 481, 4000, 10**6])
 def test_the_newest_packets_within_the_limit_are_decoded(limit: int) -> None:
-    data = b"".join(sent(4)[2:])
+    data = pages_of(short_packets(4))
     received = OpusReceiver().push(data, limit)
     assert received.pcm.size == min(limit // 480 * 480, 4 * FRAME_SIZE)
     assert received.skipped == 4 * FRAME_SIZE - received.pcm.size
 
 
 def test_a_packet_the_decoder_refuses_is_silence_of_its_length_and_counted() -> None:
-    packets = [item for item in PageReader().push(b"".join(sent(4))) if isinstance(item, bytes)]
+    packets = short_packets(4)
     packets[5] = b"\xff\x06"  # claims six frames and lacks their sizes or their equal parts
     packets[6:6] = [b"", b"\xff", b"\x83\x31"]
     packets[9] = b"\x79\x01\x02"  # two frames that do not share two bytes evenly
@@ -246,7 +252,7 @@ def test_a_packet_the_decoder_refuses_is_silence_of_its_length_and_counted() -> 
     coded = receiver.push(pages_of(packets), NO_LIMIT).pcm
     assert receiver.bad_packets >= 4
     assert coded.size == sum(packet_samples(packet) for packet in packets) // 2
-    whole = heard(pages_of([item for item in PageReader().push(b"".join(sent(4))) if isinstance(item, bytes)]))
+    whole = heard(pages_of(short_packets(4)))
     assert np.abs(coded[-2000:] - whole[-2000:]).max() < 0.1  # the decoder has found its way back
 
 
@@ -273,7 +279,7 @@ def test_random_packets_are_decoded_or_silent(seed: int) -> None:
 @given(st.data())
 def test_mutated_streams_are_heard_within_bounds(data: st.DataObject) -> None:
     """The audio is damaged under good checksums, which is the only way for damage to reach the decoder."""
-    packets = [item for item in PageReader().push(b"".join(sent(2))) if isinstance(item, bytes)]
+    packets = short_packets(2)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(packets) - 1))
         cut = data.draw(st.integers(0, len(packets[at])))
@@ -289,9 +295,77 @@ def test_mutated_streams_are_heard_within_bounds(data: st.DataObject) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=300)))
-def test_arbitrary_bytes_are_silent(messages: list[bytes]) -> None:
+def test_arbitrary_bytes_are_silent_or_refused_and_no_audio(messages: list[bytes]) -> None:
     receiver = OpusReceiver()
-    assert all(receiver.push(message, NO_LIMIT).pcm.size == 0 for message in messages)
+    with suppress(ProtocolError):
+        for message in messages:
+            received = receiver.push(message, NO_LIMIT)
+            assert received.pcm.size == 0 and not received.is_audio
+
+
+# What is no Ogg Opus at all.
+
+OTHERS = {
+    "WebM": b"\x1aE\xdf\xa3\x9f\x42\x86\x81\x01",
+    "WAV": b"RIFF\0\0\0\0WAVEfmt ",
+    "MP4": b"\0\0\0\x20ftypM4A ",
+    "FLAC": b"fLaC\0\0\0\x22",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_another_container_is_named_as_soon_as_it_is_known(name: str, size: int) -> None:
+    """However the client divides it."""
+    data = OTHERS[name]
+    receiver = OpusReceiver()
+    with pytest.raises(ProtocolError, match=f"The audio is {name}.*must be Opus in Ogg pages"):
+        for start in range(0, len(data), size):
+            receiver.push(data[start : start + size], NO_LIMIT)
+
+
+def test_samples_that_are_sent_as_opus_are_refused_within_a_second() -> None:
+    samples, receiver = (speech(12) * 32767).astype("<i2"), OpusReceiver()
+    with pytest.raises(ProtocolError, match=r"holds no Ogg page in 3\d,\d{3} bytes"):
+        for frame in samples.reshape(-1, FRAME_SIZE):
+            receiver.push(frame.tobytes(), NO_LIMIT)
+
+
+@pytest.mark.parametrize(
+    "first, name",
+    [
+        (b"\x01vorbis\0\0\0\0\1", "Vorbis"),
+        (b"Speex   1.2", "Speex"),
+        (b"OpusHead\1\6\0\0\x80\xbb\0\0\0\0\1", "Opus of more than two channels"),
+        (b"what", "an unknown codec"),
+    ],
+)
+def test_an_ogg_stream_of_another_codec_is_named(first: bytes, name: str) -> None:
+    writer, receiver = PageWriter(SERIAL), OpusReceiver()
+    assert receiver.push(writer.page([first]), NO_LIMIT).pcm.size == 0  # a stream of Opus may begin beside it
+    with pytest.raises(ProtocolError, match=f"is Ogg with {name}"):
+        receiver.push(writer.page([b"audio"]), NO_LIMIT)
+
+
+def test_opus_beside_another_stream_is_heard() -> None:
+    skeleton, opus_pages = PageWriter(SERIAL + 1), sent(3)
+    data = skeleton.page([b"fishead\0"]) + opus_pages[0] + skeleton.page([b"fisbone\0"]) + b"".join(opus_pages[1:])
+    assert heard(data).size == 3 * FRAME_SIZE
+
+
+def test_bytes_that_belong_to_no_page_are_counted() -> None:
+    receiver, pages = OpusReceiver(), sent(4)
+    receiver.push(b"".join(pages[:3]), NO_LIMIT)
+    assert receiver.bad == 0
+    for _ in range(3):
+        assert not receiver.push(b"no page at all", NO_LIMIT).is_audio
+    assert receiver.bad == 3
+    assert receiver.push(pages[3], NO_LIMIT).is_audio and receiver.bad <= 4  # the last bytes could have begun a page
+
+
+def test_packets_of_damage_only_are_no_audio() -> None:
+    received = OpusReceiver().push(pages_of([b"\x79\x01\x02\x03"] * 3), NO_LIMIT)  # two equal frames in three bytes
+    assert received.pcm.size > 0 and not received.pcm.any() and not received.is_audio
 
 
 def tone(frequency_hz: float) -> opus.Pcm16:

@@ -89,8 +89,7 @@ def test_seeds() -> None:
         ("seed=18446744073709551616", "0 to 2^64 - 1"),
         ("pad_mult=x", "pad_mult is 'x'"),
         ("audio=mp3", "audio is 'mp3', and must be opus, s16 or f32"),
-        ("voice=NATF0", "There is no parameter 'voice'; there are voice_prompt,"),
-        ("seed=1&seed=2", "seed is given twice"),
+        ("early_metadata=yes", "early_metadata is 'yes', and must be 0 or 1"),
         ("resume=k&text_prompt=x", "keeps its settings: leave out text_prompt"),
     ],
 )
@@ -105,6 +104,24 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 def test_a_setting_without_effect_is_named() -> None:
     assert parse("repetition_penalty=1.2&pad_mult=0").ignored == ("repetition_penalty",)
+
+
+def test_what_the_reference_does_not_know_is_ignored_and_named() -> None:
+    request = parse("voice=NATF2&codec=opus&codec=ogg&seed=1&seed=2&" + "x" * 500 + "=1&caf%C3%A9=%20")
+    assert (request.voice, request.seed) == ("NATF0", 1)
+    assert request.ignored == ("'voice'", "'codec'", "seed", "'" + "x" * 57 + "...'", "'caf\\xe9'")
+
+
+def test_no_more_ignored_names_are_kept_than_anyone_reads() -> None:
+    assert len(parse("&".join(f"x{i}=1" for i in range(1000))).ignored) == 16
+
+
+@pytest.mark.parametrize(
+    "query, knows_us",
+    [("", False), ("early_metadata=0", False), ("early_metadata=1", True), ("audio=s16", True), ("audio=opus", False)],
+)
+def test_who_was_written_for_the_reference(query: str, knows_us: bool) -> None:
+    assert parse(query).knows_us is knows_us
 
 
 @given(st.lists(st.tuples(st.one_of(st.sampled_from(KNOWN), st.text(max_size=20)), st.text(max_size=200)), max_size=12))

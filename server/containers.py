@@ -1,0 +1,38 @@
+"""What a client's bytes are when they are not what it asked for: containers and codecs by how they begin.
+
+Called by the receivers, so that a client that sends WebM as Opus, or Ogg as raw samples, learns it at once.
+"""
+
+# Where the mark is, the mark, and the name. Four bytes at least: raw samples can begin with any two or three.
+_CONTAINERS = (
+    (0, b"OggS", "Ogg"),
+    (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
+    (0, b"RIFF", "WAV"),
+    (0, b"RF64", "WAV"),
+    (0, b"fLaC", "FLAC"),
+    (4, b"ftyp", "MP4"),
+    (0, b"ID3\x03", "MP3"),
+    (0, b"ID3\x04", "MP3"),
+    (0, b"caff", "CAF"),
+    (0, b"FORM", "AIFF"),
+    (0, b".snd", "AU"),
+    (0, b"#!AMR", "AMR"),
+)
+LONGEST_MARK = 8  # bytes from the beginning that are enough to name any of them
+_CODECS = {  # of an Ogg stream, by its first packet
+    b"OpusHead": "Opus of more than two channels, or of a later version",
+    b"\x01vorbis": "Vorbis",
+    b"\x7fFLAC": "FLAC",
+    b"Speex   ": "Speex",
+    b"\x80theora": "Theora",
+}
+
+
+def container_of(beginning: bytes) -> str | None:
+    """The name of the container that begins so, None for none that we know."""
+    return next((name for at, mark, name in _CONTAINERS if beginning.startswith(mark, at)), None)
+
+
+def codec_of(first_packet: bytes) -> str:
+    """The name of the codec of an Ogg stream, by its first packet."""
+    return next((name for mark, name in _CODECS.items() if first_packet.startswith(mark)), "an unknown codec")

@@ -1,0 +1,98 @@
+"""What a browser is shown: our page or the operator's own, and the way in where the server asks for a token.
+
+Called by the server for every path that is not its protocol's.
+"""
+
+import html
+from pathlib import Path
+
+from aiohttp import web
+from yarl import URL
+
+from pplex.server.access import Access
+
+PAGE = Path(__file__).parent / "page"
+INDEX = "index.html"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    "X-Frame-Options": "DENY",
+}
+LOGIN_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+}
+LOGIN = """<!doctype html>
+<html lang="en">
+  <head>
+    <meta charset="utf-8">
+    <meta name="viewport" content="width=device-width, initial-scale=1">
+    <meta name="color-scheme" content="light dark">
+    <title>Access token</title>
+    <style>
+      body {{ max-width: 24rem; margin: 15vh auto 0; padding: 0 1.25rem; font: 16px/1.5 system-ui, sans-serif }}
+      form {{ display: grid; gap: 0.75rem }}
+      input, button {{ padding: 0.6rem 0.75rem; font: inherit }}
+    </style>
+  </head>
+  <body>
+    <h1>Access token</h1>
+    <p role="alert">{message}</p>
+    <form method="post" action="login">
+      <label for="token">Token</label>
+      <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+      <button type="submit">Open the page</button>
+    </form>
+  </body>
+</html>
+"""
+ASKS = "This server asks for a token. Whoever runs it can give you one."
+WRONG = "This token is wrong. Check it, and try again."
+
+
+class Pages:
+    """Files of one folder. `static` is the operator's; None is our own page, which asks for a token by itself."""
+
+    def __init__(self, static: Path | None, access: Access):
+        self._static, self._access = static, access
+        self._folder = static or PAGE
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """The routes; they come after all others."""
+        router.add_get("/", self._index)
+        router.add_get(f"/{INDEX}", self._index)
+        router.add_post("/login", self._login)
+        # A package or a folder may be installed as links into a store (uv, Nix, Bazel, a ConfigMap).
+        router.add_static("/", self._folder, follow_symlinks=True)
+
+    def headers(self, response: web.StreamResponse) -> dict[str, str]:
+        """What our own files are sent with; the operator's page may need other rules."""
+        return PAGE_HEADERS if self._static is None and isinstance(response, web.FileResponse) else {}
+
+    async def _index(self, request: web.Request) -> web.StreamResponse:
+        token = request.query.get("token", "")
+        if self._access.is_token(token):
+            return self._let_in(request, token)
+        if self._static is not None and not self._access.has_token(request):
+            return _login_page(WRONG if token else ASKS)
+        return web.FileResponse(self._folder / INDEX)
+
+    async def _login(self, request: web.Request) -> web.StreamResponse:
+        token = (await request.post()).get("token", "")
+        if isinstance(token, str) and self._access.is_token(token.strip()):
+            return self._let_in(request, token.strip())
+        return _login_page(WRONG)
+
+    def _let_in(self, request: web.Request, token: str) -> web.StreamResponse:
+        """To the same page with a cookie, and without the token in the address, which is kept in histories."""
+        query = {name: value for name, value in request.query.items() if name != "token"}
+        # Relative: behind a proxy's prefix we do not know what the browser calls us.
+        response = web.Response(status=303, headers={"Location": str(URL("./").with_query(query))})
+        self._access.set_cookie(request, response, token)
+        return response
+
+
+def _login_page(message: str) -> web.Response:
+    text = LOGIN.format(message=html.escape(message))
+    return web.Response(status=401, text=text, content_type="text/html", headers=LOGIN_HEADERS)
