@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pytest
 import soundfile
 import tones
 from callers import call, run
+from chromium_tab import chromium_tab
 from folders import TINY
 from serving import Running, Serve
 
@@ -37,6 +39,10 @@ PATIENCE_S = 20
 needs_clients = pytest.mark.skipif(
     not (CLIENTS / "moshi").is_dir(),
     reason="other people's clients are not installed in .venv/clients: make test does so on x86-64 Linux",
+)
+needs_opus_recorder = pytest.mark.skipif(
+    not (CLIENTS / "node_modules/opus-recorder").is_dir(),
+    reason="opus-recorder is not installed in .venv/clients: make test does so where there is npm",
 )
 needs_opus = pytest.mark.skipif(
     ctypes.util.find_library("opus") is None, reason="libopus is not installed: apt-get install libopus0"
@@ -100,20 +106,6 @@ def client(folder: Path, *arguments: str, volume: float = 1.0) -> Iterator[Clien
             process.kill()
 
 
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A tab of Debian's browser, with the recording for a microphone."""
-    if shutil.which("chromium") is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
-    microphone = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
-    with playwright.sync_playwright() as started:
-        switches = ["--no-sandbox", "--disable-gpu", *microphone, f"--use-file-for-fake-audio-capture={VOICE}"]
-        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=switches)
-        yield browser.new_page()
-        browser.close()
-
-
 def last_conversation(server: Running) -> dict[str, Any]:
     """How the server's last conversation ended; its slot is free again."""
     server.wait_for(lambda: server.state()["used"] == 0)
@@ -151,6 +143,28 @@ def test_fujielabs_client_plays_every_frame_from_the_first_one_on(singing: Runni
     tones.assert_all_heard(fujielab.played, 16_000, FRAMES)
     assert last_conversation(singing)["cause"] == "client"
     assert "Connected!" in fujielab.log and "Error" not in fujielab.log
+
+
+@needs_clients
+@needs_opus
+def test_fujielabs_client_waits_for_its_turn(serve: Serve, tmp_path: Path) -> None:
+    """It takes a ping for a handshake gone wrong, too."""
+
+    async def hold_the_slot(url: str, seconds: float) -> None:
+        async with call(url) as caller:
+            await caller.handshake()
+            await asyncio.sleep(seconds)
+            await caller.ws.close()
+
+    with serve("--slots", "1", prelude=tones.PRELUDE) as server, ThreadPoolExecutor(1) as elsewhere:
+        held = elsewhere.submit(run, hold_the_slot(server.url, 5))
+        server.wait_for(lambda: server.state()["used"] == 1)
+        url = f"ws://localhost:{server.port}/api/chat"
+        with client(tmp_path, "-m", "fujielab.moshi.simple_moshi_client", "--server", url, volume=0.01) as fujielab:
+            server.wait_for(lambda: server.state()["queued"] == 1)
+            held.result()
+            fujielab.listen(16_000, frames=5)
+    tones.assert_all_heard(fujielab.played, 16_000, 5)
 
 
 # LiveKit's plugin: waits for the handshake, and takes what it hears for a turn that ends when nothing comes.
@@ -201,13 +215,13 @@ def ffmpeg(data: bytes, taken: str, made: str) -> bytes:
 # What the reference's web client encodes and decodes with, in a browser; the page around it keeps that client's times.
 
 
-@needs_clients
+@needs_opus_recorder
 def test_opus_recorder_plays_every_frame_from_the_first_one_on(serve: Serve, tmp_path: Path) -> None:
     rate = 48_000
     for name in OPUS_RECORDER:
         shutil.copy(CLIENTS / "node_modules/opus-recorder/dist" / name, tmp_path)
     shutil.copy(HERE / "opus_recorder.html", tmp_path / "index.html")
-    with serve("--slots", "1", "--static", str(tmp_path), prelude=tones.PRELUDE) as server, chromium() as tab:
+    with serve("--slots", "1", "--static", str(tmp_path), prelude=tones.PRELUDE) as server, chromium_tab(VOICE) as tab:
         tab.goto(server.url)
         tab.evaluate(f"() => {{ window.state = talk({rate}); }}")
         tab.wait_for_function(f"state.heard.length >= {FRAMES * tones.FRAME_S * rate}", timeout=PATIENCE_S * 1000)
