@@ -229,4 +229,4 @@ def test_opus_recorder_plays_every_frame_from_the_first_one_on(serve: Serve, tmp
         assert last_conversation(server)["cause"] == "client"
     tones.assert_all_heard(np.array(state["heard"], np.float32), rate, FRAMES)
     assert state["handshakeMs"] >= 1000, "its decoder was not ready yet"
-    assert state["decoded"][0] - state["messages"][0] < 200  # a page is played when it comes, not with the next ones
+    assert state["decoded"][0] - state["messages"][0] < 400  # ms: no page waits for the next ones
