@@ -22,7 +22,7 @@ PING_S = 2.0  # of silence; the official client gives up after 10
 REASON_BYTES = 120  # a close frame holds 123
 HANG_UP_S = 2.0  # for the close handshake
 # The official web client's decoder is ready a second after it connects, and what arrives before is lost.
-REFERENCE_CLIENT_S = 1.0
+DECODER_STARTS_S = 1.0
 
 Hear = Callable[[Received, float], None]  # what a message held, and when it arrived
 
@@ -61,7 +61,8 @@ class Connection:
         self.request, self._hearing, self._loop = request, hearing, asyncio.get_running_loop()
         self.parted: asyncio.Future[Parting] = self._loop.create_future()
         self.heard_s = now_s()  # when what somebody said last arrived
-        self.ready_s = now_s() + (0.0 if request.knows_us else REFERENCE_CLIENT_S)  # no handshake before
+        self.has_begun = False  # whether the handshake was sent
+        self._can_hear = asyncio.Event()  # the client's decoder is ready, as far as we can tell
         self._unheard: deque[Work] = deque()  # the first one is being decoded, or its turn will come
         self._outbox: deque[tuple[bytes, Spoken | None]] = deque()
         self._frames = 0  # of the outbox
@@ -74,13 +75,22 @@ class Connection:
         self._messages = Bucket(limits.messages, limits.messages_per_s, now)
         self._bytes = Bucket(limits.message_bytes, limits.bytes_per_s, now)
         self._samples = Bucket(limits.samples, limits.samples_per_s, now)
+        self._ready_timer = self._loop.call_later(0 if request.knows_us else DECODER_STARTS_S, self._can_hear.set)
         hearing.put(self._prepare)
+
+    async def client_can_hear(self) -> None:
+        """Wait until the handshake may go out.
+
+        A client of the reference's protocol gets it after a second. One that speaks earlier was not waiting for it.
+        """
+        await self._can_hear.wait()
 
     def part(self, parting: Parting) -> None:
         """End the connection, unless it is ending already."""
         if not self.parted.done():
             self.parted.set_result(parting)
             self._ping_timer.cancel()
+            self._ready_timer.cancel()
 
     # In.
 
@@ -111,6 +121,7 @@ class Connection:
         if kind is None:
             self._ignore("unknown kind" if data else "empty message")
         if kind is Kind.AUDIO:
+            self._can_hear.set()
             self._unheard.append(partial(self._decode, payload, now, room, hear))
             if len(self._unheard) == 1:
                 self._hearing.put(self._hear_next)
@@ -183,6 +194,11 @@ class Connection:
         self._outbox.append((message, spoken))
         self._filled.set()
 
+    def post_handshake(self) -> None:
+        """Tell the client that it is listened to."""
+        self.has_begun = True
+        self.post(pack(Kind.HANDSHAKE))
+
     def tell(self, **content: object) -> None:
         """Send metadata."""
         self.post(pack_metadata(content))
@@ -216,9 +232,12 @@ class Connection:
                     self._count(spoken)
 
     def _ping(self) -> None:
-        """Say something where nothing was said for a while: the official client's watchdog counts messages only."""
+        """Say something where nothing was said for a while: the official client's watchdog counts messages only.
+
+        Before the handshake only to those that ask: other clients take their first message for it.
+        """
         silence_s = now_s() - self._sent_s
-        if silence_s >= PING_S and not self._outbox:
+        if silence_s >= PING_S and not self._outbox and (self.has_begun or self.request.early_metadata):
             self.post(pack(Kind.PING))
             silence_s = 0.0
         self._ping_timer = self._loop.call_later(max(PING_S - silence_s, PING_S / 8), self._ping)

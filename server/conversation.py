@@ -138,9 +138,9 @@ class Conversation:
             await self._wait_for_slot(connection)
             await self._prime()
             self._began_s = now_s()  # what it waited for is no part of how long it may last
-        await asyncio.sleep(connection.ready_s - now_s())
+        await connection.client_can_hear()
         await asyncio.sleep(-now_s() % FRAME_S)
-        connection.post(pack(Kind.HANDSHAKE))
+        connection.post_handshake()
         self._tell_session(connection, resumed)
         self._inbox.start()
         self._studio.engine.wake()

@@ -74,4 +74,9 @@ def _reason(error: HttpProcessingError) -> tuple[int, str]:
             f"The address of this request, or one of its headers, is longer than {MAX_LINE_BYTES:,} bytes. "
             "Shorten the persona (text_prompt): a letter takes one byte in an address, and up to twelve in other scripts."
         )
+    if "Host" in error.message:
+        return (
+            400,
+            "This request has no Host header, or more than one. If it came through a proxy, let the proxy send one.",
+        )
     return 400, "This is not a valid HTTP request."
