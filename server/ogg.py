@@ -138,7 +138,7 @@ class PageReader:
 
     def push(self, data: bytes) -> list[bytes | OpusHead]:
         """What `data` completes, in order: packets of audio, and the head of each stream that begins. Raises nothing."""
-        self._bytes += data
+        self._bytes += _with_true_size(data)
         found: list[bytes | OpusHead] = []
         for page in self._good_pages():
             self.good_pages += 1
@@ -229,6 +229,21 @@ class PageReader:
             for piece in pieces[:-1]
             if len(piece) <= MAX_PACKET_BYTES and not piece.startswith((HEAD_MAGIC, TAGS_MAGIC))
         ]
+
+
+def _with_true_size(message: bytes) -> bytes:
+    """A message that is one page of one packet above 255 bytes, as the page should be.
+
+    fujielab-moshi-client 0.1.2 writes 255 for the size of every longer packet; its checksum covers all of the message.
+    """
+    body_at = HEADER.size + 1
+    if message[:5] != MARK or message[SEGMENTS_AT:body_at] != b"\1\xff" or len(message) <= body_at + 255:
+        return message
+    if message[CRC_AT : CRC_AT + 4] != checksum(message[:CRC_AT] + bytes(4) + message[CRC_AT + 4 :]):
+        return message
+    _, _, flags, granule, serial, sequence, _, _ = HEADER.unpack_from(message)
+    packet = message[body_at:]
+    return build_page(flags, granule, serial, sequence, lacing_of([packet]), packet)
 
 
 def _claimed_bytes(data: bytearray, start: int) -> int:
