@@ -95,6 +95,16 @@ class _StraightOn(soundfile.SoundFile):
         return False
 
 
+class _Bytes(io.BytesIO):
+    """A file in memory, for a library that a damaged header makes seek to where nothing is: it stays where it was."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):  # soundfile would print a traceback
+            return self.tell()
+
+
 class _Decoding:
     """Decodes a part from its beginning, as often as asked, and says where it could not go on."""
 
@@ -121,7 +131,7 @@ class _Decoding:
 
     def _blocks(self) -> Iterator[Pcm]:
         """[samples, channels]; in blocks, because the length a header gives may be a lie."""
-        data, done = io.BytesIO(self._part.data), 0
+        data, done = _Bytes(self._part.data), 0
         try:
             with _StraightOn(data) as file:
                 self.rate_hz = file.samplerate

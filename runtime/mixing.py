@@ -82,7 +82,9 @@ class MixChooser:
             return Mix(self._channels)
         summed = means[lost].sum() * self._channels**2  # at least the loudest channel's, unless channels cancel
         if summed < loudest[lost].sum() / 2:
-            return Mix(self._channels, channel=int(self._total.argmax()))
+            return Mix(
+                self._channels, channel=int((self._total > 0.99 * self._total.max()).argmax())
+            )  # the first of equals
         return Mix(self._channels, gain=sqrt(loudest.sum() / means.sum()))
 
 
@@ -113,7 +115,7 @@ class StreamMix:
         if before == self._weights == self.MEAN:
             return mean
         fade = np.linspace(0, 1, len(block), dtype=np.float32)[:, None]
-        weights = (1 - fade) * np.float32(before) + fade * np.float32(self._weights)
+        weights = (1 - fade) * np.array(before, np.float32) + fade * np.array(self._weights, np.float32)
         mixed: Pcm = (block * weights).sum(axis=1)
         return mixed
 
