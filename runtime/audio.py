@@ -122,7 +122,7 @@ class _Decoding:
                 means.append(block.mean(axis=1))
                 if block.shape[1] > 1:
                     chooser = chooser or MixChooser(block.shape[1])
-                    chooser.see(block, means[-1])
+                    chooser.see(block)
             return np.concatenate(means), chooser.choose() if chooser else Mix(1)
 
     def mixed(self, mix: Mix) -> Pcm:

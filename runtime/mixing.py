@@ -22,10 +22,10 @@ LOST_SHARE = (
 )
 
 
-def powers(block: npt.NDArray[np.floating]) -> Powers:
-    """The summed squares of each channel [C] of a block [n, C]."""
-    result: Powers = np.einsum("nc,nc->c", block, block, dtype=np.float64)
-    return result
+def powers(block: Pcm) -> tuple[Powers, float]:
+    """The summed squares of each channel [C] of a block [n, C], and of their mean."""
+    products = (block.T @ block).astype(np.float64)  # [C, C]: one product is cheaper than squaring the mean
+    return products.diagonal(), float(products.sum()) / block.shape[1] ** 2
 
 
 def is_lost(mean: Powers | float, loudest: Powers | float) -> npt.NDArray[np.bool_] | bool:
@@ -59,7 +59,7 @@ class Mix:
 
 
 class MixChooser:
-    """Sees the blocks of a recording and their means, and says at the end how its channels should have been mixed."""
+    """Sees the blocks of a recording, and says at the end how its channels should have been mixed."""
 
     def __init__(self, channels: int):
         self._channels = channels
@@ -67,12 +67,12 @@ class MixChooser:
         self._means: list[float] = []
         self._total = np.zeros(channels)
 
-    def see(self, block: Pcm, mean: Pcm) -> None:
-        """The next block [n, C] and its mean [n]."""
-        each = powers(block)
+    def see(self, block: Pcm) -> None:
+        """The next block [n, C]."""
+        each, mean = powers(block)
         self._total += each
         self._loudest.append(float(each.max()))
-        self._means.append(float(powers(mean[:, None])[0]))
+        self._means.append(mean)
 
     def choose(self) -> Mix:
         """The mean, unless it loses more than `LOST_SHARE` of the sound."""
@@ -82,9 +82,8 @@ class MixChooser:
             return Mix(self._channels)
         summed = means[lost].sum() * self._channels**2  # at least the loudest channel's, unless channels cancel
         if summed < loudest[lost].sum() / 2:
-            return Mix(
-                self._channels, channel=int((self._total > 0.99 * self._total.max()).argmax())
-            )  # the first of equals
+            equals = self._total > 0.99 * self._total.max()
+            return Mix(self._channels, channel=int(equals.argmax()))  # the first of them
         return Mix(self._channels, gain=sqrt(loudest.sum() / means.sum()))
 
 
@@ -108,12 +107,13 @@ class StreamMix:
 
     def push(self, block: Pcm) -> Pcm:
         """[n] of the next block [n, 2], of any scale."""
-        mean: Pcm = block.mean(axis=1)
+        (left, right), mean = powers(block)
         self._powers *= exp(-len(block) / self._memory)
-        self._powers += powers(np.column_stack([block, mean]))
+        self._powers += left, right, mean
         before, self._weights = self._weights, self._wanted()
-        if before == self._weights == self.MEAN:
-            return mean
+        if before == self._weights:
+            constant: Pcm = block @ np.array(before, np.float32)
+            return constant
         fade = np.linspace(0, 1, len(block), dtype=np.float32)[:, None]
         weights = (1 - fade) * np.array(before, np.float32) + fade * np.array(self._weights, np.float32)
         mixed: Pcm = (block * weights).sum(axis=1)

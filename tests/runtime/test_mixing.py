@@ -29,7 +29,7 @@ def channels(*each: Pcm | float) -> Pcm:
 def choose(pcm: Pcm) -> Mix:
     chooser = MixChooser(pcm.shape[1])
     for block in np.array_split(pcm, len(pcm) // BLOCK):
-        chooser.see(block, block.mean(axis=1))
+        chooser.see(block)
     return chooser.choose()
 
 
