@@ -262,7 +262,9 @@ LAYOUTS: tuple[Layout, ...] = (
 def _sized(data: bytes, layout: Layout, start: int, claimed: int) -> tuple[list[Part], bytes]:
     """The samples of a container whose header gives their size, and the bytes of the file after it."""
     end = start + claimed
-    if end >= len(data):
+    if end == len(data):
+        return [Part(data, "", True)], b""
+    if end > len(data):
         return [Part(layout.resized(data, start, len(data)), "", True)], b""
     says_nothing = claimed <= layout.lead
     for tail_at in (layout.padded(end), end):  # some writers leave the padding out
