@@ -13,6 +13,7 @@ import click
 from pplex.cli.benches import bench
 from pplex.cli.checkpoints import build, synth
 from pplex.cli.engines import inspect, plan
+from pplex.cli.notices import notices
 from pplex.cli.serving import load, serve
 from pplex.cli.talk import run
 from pplex.cli.validation import validate
@@ -28,7 +29,8 @@ class _Group(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with notices() as context.obj:
+                return super().invoke(context)
         except PplexError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:

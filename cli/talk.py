@@ -42,8 +42,10 @@ DEVICE = click.option(
 @click.option("--topk-text", type=click.IntRange(1, MAX_CANDIDATES), default=25, help="Text tokens to choose from.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
 @DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print the timings as JSON on standard error.")
+@click.option("--json", "as_json", is_flag=True, help="Print the timings and warnings as JSON on standard error.")
+@click.pass_obj
 def run(
+    warnings: list[str],
     bundle: Path,
     input_wav: str,
     output_wav: str,
@@ -74,4 +76,5 @@ def run(
         sampling=GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio),
     )
     report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, device, frames_bar)
-    click.echo(json.dumps(report.to_dict()) if as_json else report.to_text(), err=True)
+    as_dict = {**report.to_dict(), "warnings": warnings}
+    click.echo(json.dumps(as_dict) if as_json else report.to_text(), err=True)

@@ -1,11 +1,13 @@
-"""Audio in and out: files and streams of any rate as 24 kHz mono float32, one frame's check, loudness of a wav voice.
+"""Audio in and out: files and streams of any rate as 24 kHz mono float32, and the loudness of a wav voice.
 
-Called by sessions (each frame), the command line and the server.
+Called by the command line, by `Runtime.open` for a recorded voice, and by programs.
 """
 
 import io
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,39 +17,40 @@ import soundfile
 import soxr
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.errors import AudioError, OutputError
+from pplex.runtime.containers import LEFT_BYTES, Part, find_parts, is_trailer
+from pplex.runtime.errors import AudioError, AudioWarning, OutputError
 from pplex.runtime.files import STANDARD_STREAM, check_writable
-
-Pcm = npt.NDArray[np.float32]
+from pplex.runtime.mixing import Mix, MixChooser
+from pplex.runtime.samples import Pcm, check_samples
 
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 VOICE_LUFS = -24.0
 MIN_VOICE_S = 0.4  # one gating block of ITU-R BS.1770
 MIN_RATE_HZ = 1000  # below it a header is damaged, and resampling would blow a small file up 24000-fold
-BLOCK = 1 << 16  # samples handed to or taken from libsndfile at once
+BLOCK = 1 << 12  # samples handed to or taken from libsndfile at once; where it fails, those of a block are lost
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's for a length that is not in the header is above
+NOTED_LOSS_S = 0.05
 
 
 def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
     """All of a wav, flac or ogg as mono: [samples] float32 at 24 kHz, the mean of its channels, resampled where needed.
 
-    `source` is a path, "-" for standard input, or an open binary file. Raises AudioError where there is no such file,
-    it is no audio, or it holds no samples or ones that are not finite.
+    `source` is a path, "-" for standard input, or an open binary file. Recordings joined in one file are heard one after
+    the other. Warns (AudioWarning) where not all is as it seems: a size in the header that is wrong, channels that cancel
+    out, parts that are damaged. Raises AudioError where there is no such file, it is no audio, it cannot be read to its
+    end, it holds no samples, or ones that are not finite or far above full scale.
     """
     name, data = _read_bytes(source)
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate_hz, pcm = file.samplerate, _mono(file)
-    except soundfile.LibsndfileError as error:
-        if not data:
-            raise AudioError(f"{name} is empty: it holds no samples. Give a recording.") from error
-        reason = error.error_string.strip(" .")
-        raise AudioError(
-            f"{name} is damaged or no audio that can be read ({reason}). Give a wav, flac or ogg file."
-        ) from error
-    _check_finite(pcm, name, rate_hz)
-    pcm = _resampled(pcm, name, rate_hz)
+    heard, notes = [np.zeros(0, np.float32)], []
+    for part in find_parts(data):
+        pcm, found = _read_part(part, name, sum(map(len, heard)) / SAMPLE_RATE_HZ)
+        heard.append(pcm)
+        notes += [note for note in (part.note, *found) if note]
+    pcm = np.concatenate(heard)
     if not len(pcm):
-        raise AudioError(f"{name} holds no samples. Give a recording.")
+        raise AudioError(f"{name} {'holds no samples' if data else 'is empty: it holds no samples'}. Give a recording.")
+    for note in dict.fromkeys(notes):
+        warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=2)
     return pcm
 
 
@@ -71,13 +74,110 @@ def _read_bytes(source: str | os.PathLike[str] | BinaryIO) -> tuple[str, bytes]:
         raise AudioError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
 
 
-def _mono(file: soundfile.SoundFile) -> Pcm:
-    """[samples] float32 at the file's rate; read in blocks, because the length a header gives may be a lie."""
-    blocks = [np.zeros(0, np.float32)]
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite samples are reported later
-        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):  # [samples, channels]
-            blocks.append(block.mean(axis=1))
-    return np.concatenate(blocks)
+def _read_part(part: Part, name: str, begins_s: float) -> tuple[Pcm, list[str]]:
+    """One recording of a file, [samples] at 24 kHz, and what a user should know of it; it is heard from `begins_s` on."""
+    decoding = _Decoding(part, name, begins_s)
+    pcm, mix = decoding.mean()
+    if mix.note:
+        pcm = decoding.mixed(mix)
+    _check_finite(pcm, name, decoding.rate_hz)
+    check_samples(pcm, name)
+    return _resampled(pcm, name, decoding.rate_hz), [mix.note, decoding.loss]
+
+
+class _StraightOn(soundfile.SoundFile):
+    """Reads without seeking.
+
+    After each block soundfile seeks to where it is. That fails in FLAC of unknown length, and hides what damage has cost.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Bytes(io.BytesIO):
+    """A file in memory, for a library that a damaged header makes seek to where nothing is: it stays where it was."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):  # soundfile would print a traceback
+            return self.tell()
+
+
+class _Decoding:
+    """Decodes a part from its beginning, as often as asked, and says where it could not go on."""
+
+    def __init__(self, part: Part, name: str, begins_s: float):
+        self._part, self._name, self._begins_s = part, name, begins_s
+        self.rate_hz = SAMPLE_RATE_HZ
+        self.loss = ""  # what a user should know of samples that could not be decoded
+
+    def mean(self) -> tuple[Pcm, Mix]:
+        """The mean of the channels [samples], at the file's rate, and how they should be mixed."""
+        means: list[Pcm] = [np.zeros(0, np.float32)]
+        chooser: MixChooser | None = None
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite samples are reported later
+            for block in self._blocks():
+                means.append(block.mean(axis=1))
+                if block.shape[1] > 1:
+                    chooser = chooser or MixChooser(block.shape[1])
+                    chooser.see(block)
+            return np.concatenate(means), chooser.choose() if chooser else Mix(1)
+
+    def mixed(self, mix: Mix) -> Pcm:
+        """The channels mixed as `mix` says."""
+        return np.concatenate([mix.apply(block) for block in self._blocks()])
+
+    def _blocks(self) -> Iterator[Pcm]:
+        """[samples, channels]; in blocks, because the length a header gives may be a lie."""
+        data, done = _Bytes(self._part.data), 0
+        try:
+            with _StraightOn(data) as file:
+                self.rate_hz = file.samplerate
+                for block in self._read(file, data):
+                    done += len(block)
+                    yield block
+                self._check_all_read(file, done, data.tell())
+        except soundfile.LibsndfileError as error:
+            raise AudioError(self._refusal(error.error_string.strip(" ."), done)) from error
+
+    def _read(self, file: soundfile.SoundFile, data: io.BytesIO) -> Iterator[Pcm]:
+        left = file.frames
+        while left:
+            try:
+                block: Pcm = file.read(min(BLOCK, left), dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError:
+                if file.frames < UNKNOWN_FRAMES or data.tell() < len(self._part.data):
+                    raise
+                return  # its length was to be written at the end, which its recorder did not live to see
+            if not len(block):
+                return
+            left -= len(block)
+            yield block
+
+    def _check_all_read(self, file: soundfile.SoundFile, done: int, position: int) -> None:
+        claimed_s, heard_s = file.frames / file.samplerate, done / file.samplerate
+        if file.frames < UNKNOWN_FRAMES and claimed_s - heard_s > NOTED_LOSS_S:
+            self.loss = f"it is damaged or cut short: only {heard_s:.2f} s of its {claimed_s:.2f} s can be decoded."
+        tail = self._part.data[position:]
+        if self._part.to_the_end and len(tail) > LEFT_BYTES and not is_trailer(tail):
+            raise AudioError(
+                f"{self._name} cannot be read to its end: decoding stops at {self._at_s(done):.2f} s, and "
+                f"{len(tail):,} of {len(self._part.data):,} bytes are left.\n"
+                "Write it again from its source, or as wav."
+            )
+
+    def _refusal(self, reason: str, done: int) -> str:
+        if not self._at_s(done):
+            return f"{self._name} is damaged or no audio that can be read ({reason}). Give a wav, flac or ogg file."
+        return (
+            f"{self._name} is damaged: after {self._at_s(done):.2f} s it cannot be read ({reason}).\n"
+            "Cut it there, or write it again from its source."
+        )
+
+    def _at_s(self, done: int) -> float:
+        return self._begins_s + done / self.rate_hz
 
 
 def _check_finite(pcm: Pcm, name: str, rate_hz: int) -> None:
@@ -131,25 +231,6 @@ def frames(pcm: Pcm, frame_size: int) -> Pcm:
     """Cut `pcm` [samples] into [F, frame_size], the last frame filled up with zeros."""
     count = -(-len(pcm) // frame_size)
     return np.pad(pcm, (0, count * frame_size - len(pcm))).reshape(count, frame_size)
-
-
-def check_frame(pcm: npt.NDArray[np.floating], frame_size: int) -> npt.NDArray[np.floating]:
-    """`pcm`, if it is one frame, [frame_size] floats; raises AudioError for another shape, integers or no array."""
-    if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f":
-        kind = pcm.dtype if isinstance(pcm, np.ndarray) else type(pcm).__name__
-        raise AudioError(f"A frame must be a numpy array of float samples in [-1, 1], not {kind}.")
-    if pcm.shape != (frame_size,):
-        raise AudioError(f"A frame must be [{frame_size}] samples, mono at 24 kHz; this one is {list(pcm.shape)}.")
-    return pcm
-
-
-def check_finite(frames: Pcm) -> None:
-    """Raise AudioError where any sample of `frames`, of any shape, is NaN or infinite."""
-    # The least and the most of what holds a NaN is NaN; isfinite would make an array as long as the frames.
-    with np.errstate(invalid="ignore"):
-        finite = frames.min() > -np.inf and frames.max() < np.inf
-    if not finite:
-        raise AudioError("A frame holds samples that are NaN or infinite. Replace them, with zeros for silence.")
 
 
 def normalize_loudness(pcm: Pcm, lufs: float = VOICE_LUFS) -> Pcm:

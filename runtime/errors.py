@@ -21,6 +21,10 @@ class AudioError(PplexError):
     """Audio that cannot be read or used."""
 
 
+class AudioWarning(UserWarning):
+    """Audio that is used, but not quite as it was given: what a user should know of it. Not an error."""
+
+
 class OutputError(PplexError):
     """A result that cannot be written where it was asked for."""
 

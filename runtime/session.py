@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pplex.runtime.audio import Pcm, check_finite, check_frame
 from pplex.runtime.backend import Backend, open_to_run
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle
 from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
@@ -19,6 +18,7 @@ from pplex.runtime.device import Array
 from pplex.runtime.errors import AudioError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.priming import Primer, VoiceName
+from pplex.runtime.samples import Pcm, check_frame, check_samples
 from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer
 
@@ -146,7 +146,8 @@ class Runtime:
     def step(self, pcm: Mapping[Session, Pcm]) -> dict[Session, Reply]:
         """One frame [1920] of each given session, in one call per graph. Nothing is stepped if any frame is refused.
 
-        Raises AudioError for a wrong shape or samples that are not finite, SlotError for a closed session.
+        Raises AudioError for a wrong shape and for samples that are not finite or far above full scale (integers as
+        floats), SlotError for a closed session.
         """
         rows = self._rows(pcm)
         if not pcm:
@@ -197,7 +198,7 @@ class Runtime:
             with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite, which is refused
                 for session, frame in pcm.items():
                     heard[session.row] = check_frame(frame, self.config.frame_size)
-            check_finite(heard)
+            check_samples(heard)
         except AudioError:
             heard[...] = 0
             raise

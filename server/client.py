@@ -23,6 +23,7 @@ from yarl import URL
 
 from pplex.runtime.audio import frames
 from pplex.runtime.errors import AudioError, PplexError
+from pplex.runtime.samples import check_samples
 from pplex.server.protocol import PATH, Close, Kind, pack
 from pplex.server.request import EARLY
 
@@ -386,8 +387,7 @@ class Conversation:
         """
         if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f" or pcm.ndim != 1:
             raise AudioError("Send a numpy array of float samples, [samples], mono at 24 kHz.")
-        if not np.isfinite(pcm).all():
-            raise AudioError("There are samples that are NaN or infinite. Replace them, with zeros for silence.")
+        check_samples(pcm, "The audio")
         if self._end:
             raise self._end
         try:

@@ -4,8 +4,9 @@ from typing import Protocol
 
 import numpy as np
 
-from pplex.runtime.audio import Pcm
-from pplex.server.containers import container_of
+from pplex.runtime.errors import AudioError
+from pplex.runtime.samples import Pcm, check_samples
+from pplex.server.foreign_audio import container_of
 from pplex.server.opus import OpusReceiver, OpusSender, Received
 from pplex.server.protocol import Close, ProtocolError
 
@@ -30,7 +31,7 @@ class Sender(Protocol):
 
 
 class RawReceiver:
-    """Little-endian samples."""
+    """Little-endian samples; those of `f32` follow the rule of `Session.step`."""
 
     bad = 0  # it is refused
 
@@ -56,9 +57,11 @@ class RawReceiver:
         samples = np.frombuffer(payload, self._dtype)
         skipped = max(0, len(samples) - limit)
         pcm = samples[skipped:].astype(np.float32) / np.float32(self._full_scale)
-        if not np.isfinite(pcm).all():
-            raise ProtocolError(Close.INVALID, "The audio holds samples that are no finite numbers.")
-        return Received(np.clip(pcm, -1, 1), skipped, len(samples) > 0)
+        try:
+            check_samples(pcm, "The audio")
+        except AudioError as error:
+            raise ProtocolError(Close.INVALID, str(error)) from error
+        return Received(pcm, skipped, len(samples) > 0)
 
 
 class RawSender:

@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.server.containers import LONGEST_MARK, codec_of, container_of
+from pplex.runtime.mixing import StreamMix
+from pplex.server.foreign_audio import LONGEST_MARK, codec_of, container_of
+from pplex.server.logs import LOGGER
 from pplex.server.ogg import OpusHead, PageReader, PageWriter, packet_samples, tags_packet
 from pplex.server.protocol import FRAME_SIZE, Close, ProtocolError
 
 PACKET_SAMPLES = 480  # 20 ms: what a client sends, because it may stop at any of them
 BITS_PER_SECOND = 48_000
+STEREO = 4  # the bit of a packet's first byte, RFC 6716 section 3.1
 UP = 2  # samples at Opus's own 48 kHz for each of ours
 PAGELESS_BYTES = 32768  # without an Ogg page in them, they are something else: seconds of Opus
 
@@ -27,7 +30,7 @@ Pcm16 = npt.NDArray[np.int16]
 class Received(NamedTuple):
     """What one message held."""
 
-    pcm: Pcm  # [n] 24 kHz, within [-1, 1]
+    pcm: Pcm  # [n] 24 kHz
     skipped: int  # samples at 24 kHz before them that were not decoded
     is_audio: bool  # whether any of it is what somebody said, not only the silence in the place of damage
 
@@ -43,7 +46,9 @@ class OpusReceiver:
         self.bad_packets = 0  # heard as silence of the length they claim
         self._bad_payloads = 0  # with bytes of no page
         self._beginning = b""  # of all that came
-        self._decoder = _mono_decoder()
+        self.has_cancelled = False  # the two channels of stereo did, and the louder one was heard
+        self._decoder = _decoder("mono")
+        self._mix: StreamMix | None = None  # since the first stereo packet; until then nothing is mixed
         self._is_new = False  # a stream has begun since the last packet that was decoded
         self._halver = Halver()
 
@@ -95,6 +100,8 @@ class OpusReceiver:
 
     def _decode(self, packet: bytes, samples: int) -> Pcm16:
         """`samples` at 48 kHz, silent if the packet is damaged. (An empty one would tell PyAV that the stream ends.)"""
+        if packet[0] & STEREO and self._mix is None:
+            self._decoder, self._mix = _decoder("stereo"), StreamMix(SAMPLE_RATE_HZ * UP)
         if self._is_new:  # here and not at the head, of which a message can hold a thousand
             self._decoder.flush_buffers()
             self._is_new = False
@@ -103,11 +110,22 @@ class OpusReceiver:
         except av.error.InvalidDataError:
             frames = []
         except av.error.FFmpegError:
-            frames, self._decoder = [], _mono_decoder()
+            frames, self._decoder = [], _decoder("stereo" if self._mix else "mono")
         if len(frames) == 1 and frames[0].samples == samples:
-            return np.frombuffer(memoryview(frames[0].planes[0]), np.int16, samples)
+            return self._mono(memoryview(frames[0].planes[0]), samples)
         self.bad_packets += 1
         return np.zeros(samples, np.int16)
+
+    def _mono(self, plane: memoryview, samples: int) -> Pcm16:
+        """What a packet was decoded to, as one channel."""
+        if self._mix is None:
+            return np.frombuffer(plane, np.int16, samples)
+        stereo = np.frombuffer(plane, np.int16, 2 * samples).reshape(samples, 2)
+        mixed = self._mix.push(stereo.astype(np.float32))
+        if self._mix.cancels and not self.has_cancelled:
+            self.has_cancelled = True
+            LOGGER.warning("a client's stereo channels cancel out: the louder one is heard")
+        return np.rint(mixed).astype(np.int16)
 
 
 class PacketEncoder:
@@ -219,10 +237,10 @@ def not_opus(what_it_is: str) -> ProtocolError:
     )
 
 
-def _mono_decoder() -> av.AudioCodecContext:
-    """An open decoder that mixes stereo down, at Opus's 48 kHz and in 16 bits, which its output is limited to."""
+def _decoder(layout: str) -> av.AudioCodecContext:
+    """An open decoder at Opus's 48 kHz and in 16 bits, which its output is limited to; mono packets become stereo, too."""
     decoder = av.CodecContext.create("libopus", "r")
-    decoder.layout = "mono"
+    decoder.layout = layout
     decoder.sample_rate = SAMPLE_RATE_HZ * UP
     decoder.open()
     return decoder

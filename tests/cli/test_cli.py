@@ -14,6 +14,9 @@ from click.testing import CliRunner, Result
 
 from pplex.cli import main
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.session import Runtime
+
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,56 @@ def test_recordings_without_sound(
     result = run(tiny_bundle, tmp_path / "user.wav", tmp_path)
     assert result.exit_code == 1 and words in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["user.wav"]
+
+
+def antiphase(path: Path) -> Path:
+    """A recording of 1 s whose channels cancel out."""
+    left = np.random.default_rng(0).normal(0, 0.1, 24_000)
+    soundfile.write(path, np.stack([left, -left], axis=1), 24_000)
+    return path
+
+
+def test_what_a_user_should_know_of_a_recording_is_said_once_as_a_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """As a process of its own, where Python would add a line of our source."""
+    path = antiphase(tmp_path / "user.wav")
+    code = "from pplex.cli import main; main()"
+    arguments = ["run", str(tiny_bundle.folder), "--input-wav", str(path), "--output-wav", str(tmp_path / "agent.wav")]
+    command = [sys.executable, "-c", code, *arguments, "--output-text", "-", "--voice", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = f"{path}: its 2 channels cancel out when they are mixed: only channel 1 is heard."
+    assert done.stderr.splitlines().count(f"Warning: {line}") == 1
+    assert "audio.py" not in done.stderr and "warn(" not in done.stderr
+    assert json.loads(done.stderr.strip().splitlines()[-1])["warnings"] == [line]
+    assert len(json.loads(done.stdout)) == 13
+
+
+def test_both_parts_of_a_chained_file_are_answered(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    result = run(tiny_bundle, CASES / "chained.ogg", tmp_path, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stderr.strip().splitlines()[-1])["warnings"] == []
+    assert soundfile.info(tmp_path / "agent.wav").frames == 96_000
+
+
+@pytest.mark.parametrize("option", ["--input-wav", "--voice"])
+def test_integers_as_floats_are_refused_as_input_and_as_voice(
+    tiny_bundle: Bundle, speech: Path, tmp_path: Path, option: str
+) -> None:
+    samples, _ = soundfile.read(speech)
+    soundfile.write(tmp_path / "unscaled.wav", samples * 32768, 24_000, subtype="FLOAT")
+    result = run(tiny_bundle, speech, tmp_path, option, str(tmp_path / "unscaled.wav"))
+    assert result.exit_code == 1 and "divide them by 32,768" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["unscaled.wav"]
+
+
+def test_a_voice_is_heard_to_its_end(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
+    """Two files joined by cat are a voice as long as both."""
+    (tmp_path / "twice.wav").write_bytes(2 * speech.read_bytes())
+    runtime = Runtime(tiny_bundle, slots=1, threads=1, device="cpu")
+    steps = []
+    for voice in (speech, tmp_path / "twice.wav"):
+        with runtime.open(voice, seed=0) as session:
+            steps.append(int(runtime.ring.step[session.row]))
+    assert steps[1] - steps[0] == 13  # frames of 1.03 s
 
 
 def test_a_changed_byte_in_the_bundle_is_refused(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:

@@ -720,6 +720,8 @@ def not_finite(value: float) -> Pcm:
 BAD_FRAMES = {
     "nan": (not_finite(np.nan), "NaN or infinite"),
     "infinite": (not_finite(-np.inf), "NaN or infinite"),
+    "16-bit integers as floats": (PCM[0, 0] * 32768, r"never scaled: divide them by 32,768"),
+    "24-bit integers as float64": (PCM[0, 0].astype(np.float64) * 2**23, r"never scaled: divide them by 8,388,608"),
     "too short": (np.zeros(1919, np.float32), r"must be \[1920\] samples.* \[1919\]"),
     "two channels": (np.zeros((1920, 2), np.float32), r"\[1920, 2\]"),
     "empty": (np.zeros(0, np.float32), r"\[0\]"),

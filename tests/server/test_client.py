@@ -234,6 +234,18 @@ async def network(server: Running) -> AsyncIterator[tuple[str, Network]]:
     await asyncio.sleep(0.05)  # for the ends to be noticed
 
 
+@pytest.mark.parametrize("audio", ["f32", "s16", "opus"])
+def test_integers_as_floats_are_not_sent(server: Running, audio: str) -> None:
+    async def converse() -> None:
+        async with connect(server.url, audio=audio) as conversation:
+            with pytest.raises(AudioError, match="divide them by 32,768"):
+                await conversation.send(np.full(1920, 9830, np.float32))
+            with pytest.raises(AudioError, match="NaN or infinite"):
+                await conversation.send(np.full(1920, np.nan, np.float32))
+
+    run(converse())
+
+
 @pytest.mark.parametrize("audio", ["f32", "opus"])
 def test_a_lost_connection_is_made_again(server: Running, audio: str) -> None:
     async def converse() -> None:

@@ -69,6 +69,8 @@ BROKEN_RULES: dict[str, tuple[int, list[bytes | str]]] = {  # the code to close 
     "flood of an unknown kind": (1008, [b"\x07abc"] * 3000),
     "NaN": (1007, [b"\x01" + NAN]),
     "infinity": (1007, [b"\x01" + INFINITE]),
+    "16-bit integers as floats": (1007, [b"\x01" + np.full(480, 9830, "<f4").tobytes()]),
+    "far above full scale": (1007, [b"\x01" + np.full(480, -3e38, "<f4").tobytes()]),
     "part of a sample": (1007, [b"\x01abc"]),
     "too large": (1009, [b"\x01" + bytes(65536)]),
     "far too large": (1009, [b"\x01" + bytes(10_000_000)]),
@@ -115,11 +117,11 @@ def test_a_flood_below_the_protocol_is_cut_off(opcode: int, target: Running, unh
     attacked(target, unharmed, attack)
 
 
-def test_huge_samples_are_clipped(target: Running, unharmed: np.ndarray) -> None:
+def test_samples_above_full_scale_are_heard(target: Running, unharmed: np.ndarray) -> None:
     async def attack() -> None:
         async with call(target.url) as caller:
             await caller.handshake()
-            heard = await caller.talk(np.full((5, FRAME), 3e38, np.float32))
+            heard = await caller.talk(np.full((5, FRAME), 15.0, np.float32))
             assert np.isfinite(heard).all()
 
     attacked(target, unharmed, attack)

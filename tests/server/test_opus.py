@@ -204,6 +204,47 @@ def test_stereo_is_mixed_to_mono(with_head: bool) -> None:
     assert np.sqrt(np.mean(coded[4000:20000] ** 2)) == pytest.approx(0.2 / np.sqrt(2), rel=0.1)
 
 
+def level(pcm: Pcm) -> float:
+    return float(np.sqrt(np.mean(pcm**2)))
+
+
+@pytest.mark.parametrize("other", [-1.0, -0.8], ids=["opposite", "opposite and quieter"])
+@pytest.mark.parametrize("application", ["audio", "voip"])
+def test_stereo_whose_channels_cancel_out_is_heard_and_logged_once(
+    other: float, application: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pcm = np.repeat(speech(12), 2)  # at 48 kHz
+    packets = encoded(np.stack([pcm, other * pcm], 1).ravel(), "stereo", application=application)
+    alone = heard(pages_of(encoded(pcm, "mono", application=application)))
+    assert not caplog.messages
+    receiver = OpusReceiver()
+    coded = receiver.push(pages_of(packets, OpusHead(312, 48_000, 2)), NO_LIMIT).pcm
+    assert level(coded) == pytest.approx(level(alone), rel=0.05)
+    assert receiver.has_cancelled
+    assert caplog.messages == ["a client's stereo channels cancel out: the louder one is heard"]
+
+
+def test_a_client_that_turns_to_stereo_and_back_is_heard_all_along(caplog: pytest.LogCaptureFixture) -> None:
+    pcm = np.repeat(speech(12), 2)
+    mono, stereo = encoded(pcm, "mono"), encoded(np.stack([pcm, pcm], 1).ravel(), "stereo")
+    coded = heard(pages_of([*mono, *stereo, *mono]))
+    thirds = np.array_split(coded, 3)
+    assert [level(third) == pytest.approx(level(thirds[0]), rel=0.05) for third in thirds] == [True] * 3
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_mono_is_what_the_library_decodes_to_the_bit(with_head: bool) -> None:
+    packets = encoded(np.repeat(speech(6), 2), "mono")
+    decoder, halver = av.CodecContext.create("libopus", "r"), Halver()
+    decoder.layout, decoder.sample_rate = "mono", 48_000
+    decoder.open()
+    frames = [frame for packet in packets for frame in decoder.decode(av.Packet(packet))]
+    expected = halver.push([frame.to_ndarray().ravel() for frame in frames])
+    channels = 2  # what MediaRecorder's head says of a mono microphone
+    assert np.array_equal(heard(pages_of(packets, OpusHead(312, 48_000, channels) if with_head else None)), expected)
+
+
 @pytest.mark.parametrize("frame_ms", ["2.5", "5", "10", "20", "40", "60", "120"])
 def test_packets_of_every_length_are_heard(frame_ms: str) -> None:
     tone = (0.4 * np.sin(2 * np.pi * 400 * np.arange(48_000) / 48_000)).astype(np.float32)
