@@ -1,6 +1,6 @@
 """Whether the host's memory is enough, asked before it is filled: a process that runs out of it is killed without a word."""
 
-from pathlib import Path
+from pplex.runtime.cgroup import available_memory
 
 
 def lacking_memory(needed: int) -> str | None:
@@ -9,12 +9,3 @@ def lacking_memory(needed: int) -> str | None:
     if free is None or free >= needed:
         return None
     return f"that takes about {needed / 1e9:.0f} GB of memory, of which {free / 1e9:.0f} GB are free here"
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
