@@ -12,6 +12,7 @@ import click
 
 from pplex.cli.benches import bench
 from pplex.cli.checkpoints import build, synth
+from pplex.cli.doctor import doctor
 from pplex.cli.engines import inspect, plan
 from pplex.cli.serving import load, serve
 from pplex.cli.talk import run
@@ -51,5 +52,5 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we clean up as for Ctrl-C
 
 
-for command in (synth, build, run, serve, load, validate, bench, inspect, plan):
+for command in (synth, build, run, serve, load, validate, bench, inspect, plan, doctor):
     main.add_command(command)

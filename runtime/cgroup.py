@@ -14,10 +14,10 @@ ROOT = Path("/")  # of what the kernel tells: proc and sys/fs/cgroup are read be
 
 
 def available_processors() -> int:
-    """Threads that can run at once: processors of the affinity, which a cpuset limits too, and no more than a quota pays for.
+    """Threads that can run at once: no more than the affinity has processors, and than a quota pays for.
 
-    A quota of 1.5 processors gives 1: the kernel stops a group that has used up its time until the next period, and a
-    stop of all threads costs a frame more than a thread less does.
+    A cpuset is part of the affinity. A quota of 1.5 processors gives 1: the kernel stops a group that has used up its
+    time until the next period, and a stop of all threads costs a frame more than a thread less does.
     """
     quota = quota_processors()
     return affinity_processors() if quota is None else max(1, min(affinity_processors(), int(quota)))
