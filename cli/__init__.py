@@ -12,7 +12,7 @@ import click
 
 from pplex.cli.benches import bench
 from pplex.cli.checkpoints import build, synth
-from pplex.cli.doctor import doctor
+from pplex.cli.doctor import doctor, hint
 from pplex.cli.engines import inspect, plan
 from pplex.cli.serving import load, serve
 from pplex.cli.talk import run
@@ -31,13 +31,14 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except PplexError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(f"{error}{hint(error)}") from error
         except ModuleNotFoundError as error:
             extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
             raise click.ClickException(
                 f"This command needs {error.name}, which is not installed: pip install 'pplex-export[{extra}]'"
+                f"{hint(error)}"
             ) from error
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our output has gone

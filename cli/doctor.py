@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+from pplex.runtime.errors import EngineError
+
+HINT = "\npplex-export doctor says what works on this machine."
 AIMS = ("build", "run", "serve")
 _FOR_BUILD, _FOR_SERVE = ("out", "precision", "gpu", "hub"), ("slots", "host", "port", "tls_folder")
 _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERVE), "serve": _FOR_BUILD}
@@ -50,6 +53,11 @@ def doctor(context: click.Context, aim: str | None, source: str | None, as_json:
     click.echo(json.dumps(to_dict(diagnosis), indent=2, default=str) if as_json else to_text(diagnosis))
     if not diagnosis.passed:
         raise SystemExit(1)
+
+
+def hint(error: BaseException) -> str:
+    """A line to end an error's message with: where what is wrong is the machine, doctor knows more."""
+    return HINT if isinstance(error, EngineError | ImportError) else ""
 
 
 def _refuse_irrelevant(context: click.Context, aim: str | None) -> None:

@@ -13,6 +13,7 @@ from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, Gpu, kind
 RUNNING = ("run", "serve")
 CUDA_NEEDED = (13, 0)  # of the driver, by onnxruntime-gpu 1.31, cuda-bindings 13 and TensorRT-RTX for CUDA 13
 CUDA = "CUDAExecutionProvider"
+BUILD_LOCAL = "Build engines for this GPU: pplex-export build CHECKPOINT --gpu local --out BUNDLE"
 _ONNXRUNTIME = """
 import ctypes, os
 import onnxruntime as ort
@@ -63,8 +64,8 @@ def check_onnxruntime(question: Question, ort: Probe, needed: bool) -> Iterator[
     yield Finding("onnxruntime", OK, f"ONNX Runtime {ort.value['version']}: {', '.join(providers)}.", details=ort.value)
 
 
-def check_gpu(question: Question, driver: Driver) -> Iterator[Finding]:
-    """Which GPU there is, and whether its driver is new enough for CUDA 13."""
+def check_gpu(question: Question, driver: Driver, used: bool) -> Iterator[Finding]:
+    """Which GPU there is, and whether its driver is new enough for CUDA 13; `used`: what is installed would run on it."""
     stops = _needing_gpu(question)
     if not driver.gpus:
         level = PROBLEM if stops else WARNING if driver.advice else OK
@@ -79,7 +80,8 @@ def check_gpu(question: Question, driver: Driver) -> Iterator[Finding]:
     if driver.cuda < CUDA_NEEDED:
         fact = f"The driver runs CUDA up to {_dotted(driver.cuda)}; the libraries need {_dotted(CUDA_NEEDED)}."
         advice = "Update NVIDIA's driver to release 580 or newer, or use --device cpu."
-        yield Finding("gpu", PROBLEM, fact, advice, _unless_cpu(question))
+        stops = (*_unless_cpu(question), *stops) if used else stops
+        yield Finding("gpu", PROBLEM if stops else WARNING, fact, advice, tuple(dict.fromkeys(stops)))
 
 
 def check_cuda(question: Question, ort: Probe, driver: Driver) -> Iterator[Finding]:
@@ -89,13 +91,7 @@ def check_cuda(question: Question, ort: Probe, driver: Driver) -> Iterator[Findi
     if ort.error:
         return
     if not has_provider:
-        install = "pip uninstall onnxruntime, then pip install 'pplex-export[cuda]'"
-        fact = (
-            "The ONNX Runtime that is installed was not built for GPUs: bundles without engines run on the processor."
-        )
-        if question.device == "cuda" or driver.gpus:
-            stops = _asked(question, RUNNING) if question.device == "cuda" else ()
-            yield Finding("cuda", PROBLEM if stops else WARNING, fact, f"For the GPU: {install}", stops)
+        yield from _without_provider(question, driver)
         return
     if ort.value["cuda"]:
         fact = f"CUDA's libraries do not load: {first_line(ort.value['cuda'])}"
@@ -153,6 +149,24 @@ def local_gpu(driver: Driver) -> Gpu | None:
     return Gpu("local", gpu.name, gpu.sm, gpu.memory_nbytes, kind_for(gpu.name, gpu.sm))
 
 
+def _without_provider(question: Question, driver: Driver) -> Iterator[Finding]:
+    """An ONNX Runtime for the processor: wrong where the GPU was asked for, a loss where there is one that it could use."""
+    stops = _asked(question, RUNNING) if question.device == "cuda" else ()
+    fact = "The ONNX Runtime that is installed was not built for GPUs: bundles without engines run on the processor."
+    if stops or any(gpu.sm in _kernels_here() for gpu in driver.gpus):
+        advice = "For the GPU: pip uninstall onnxruntime, then pip install 'pplex-export[cuda]'"
+        yield Finding("cuda", PROBLEM if stops else WARNING, fact, advice, stops)
+    elif driver.gpus:
+        fact = (
+            f"ONNX Runtime has no kernels for sm_{driver.gpus[0].sm}, so bundles without engines run on the processor."
+        )
+        yield Finding("cuda", WARNING, fact, BUILD_LOCAL)
+
+
+def _kernels_here() -> tuple[int, ...]:
+    return ONNXRUNTIME_SM.get(platform.machine(), ())
+
+
 def _bindings(question: Question, has_provider: bool) -> Iterator[Finding]:
     """cuda-bindings, which ONNX graphs on a GPU and `--gpu local` need."""
     stops = _unless_cpu(question) if has_provider else ()
@@ -165,7 +179,7 @@ def _bindings(question: Question, has_provider: bool) -> Iterator[Finding]:
 
 
 def _kernels(question: Question, gpu: DriverGpu, version: str) -> Finding:
-    known = ONNXRUNTIME_SM.get(platform.machine(), ())
+    known = _kernels_here()
     details: dict[str, Any] = {"kernels": known, "sm": gpu.sm}
     if gpu.sm in known:
         return Finding(
@@ -174,7 +188,7 @@ def _kernels(question: Question, gpu: DriverGpu, version: str) -> Finding:
     listed = ", ".join(f"sm_{sm}" for sm in known) or "no GPU"
     has = f"On {platform.machine()} it has them for {listed} only."
     fact = f"onnxruntime-gpu {version} has no kernels for sm_{gpu.sm} ({gpu.name}). {has}"
-    advice = "Build engines for this GPU: pplex-export build CHECKPOINT --gpu local --out BUNDLE; or use --device cpu."
+    advice = f"{BUILD_LOCAL}; or use --device cpu."
     return Finding("cuda", PROBLEM, fact, advice, _unless_cpu(question), details)
 
 

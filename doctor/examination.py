@@ -105,7 +105,7 @@ class Examination:
         yield "python", partial(packages.check_python, question)
         yield "packages", partial(packages.check_packages, question)
         yield "onnxruntime", lambda: engines.check_onnxruntime(question, self._ort, self._needs_onnxruntime)
-        yield "gpu", lambda: engines.check_gpu(question, self._driver)
+        yield "gpu", lambda: engines.check_gpu(question, self._driver, self._uses_gpu)
         if self._needs_onnxruntime:
             yield "cuda", lambda: engines.check_cuda(question, self._ort, self._driver)
         if "build" in aims or not self._needs_onnxruntime:
@@ -152,6 +152,12 @@ class Examination:
     def _needs_onnxruntime(self) -> bool:
         """Whether some graph runs on it: all of them, unless a bundle has been named whose engines are all compiled."""
         return self._bundle is None or bool(self._bundle["on_onnxruntime"])
+
+    @property
+    def _uses_gpu(self) -> bool:
+        """Whether a GPU's driver would be asked: by ONNX Runtime as it is installed, or by a bundle's engines."""
+        provider = not self._ort.error and engines.CUDA in self._ort.value["providers"]
+        return provider or not self._needs_onnxruntime
 
     @cached_property
     def _ort(self) -> Probe:

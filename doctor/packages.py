@@ -92,21 +92,20 @@ def _group(extra: str, group: Sequence[Requirement], looked: Mapping[str, Probe]
 def _broken(
     name: str, broken: Sequence[Requirement], looked: Mapping[str, Probe], stops: tuple[str, ...]
 ) -> Iterator[Finding]:
-    """One finding for each error: packages with the same one fail through a package that they need."""
-    by_error: dict[str, list[Requirement]] = {}
+    """A finding for each that fails by itself, with those that need it, which cannot be judged before it is mended."""
+    through = {one.name: [other.name for other in broken if _needs(other.name, one.name)] for one in broken}
+    by_another = {name for names in through.values() for name in names}
     for one in broken:
-        by_error.setdefault(first_line(looked[one.module].error), []).append(one)
-    for why, failing in by_error.items():
-        cause = max(failing, key=lambda each: sum(_needs(other.name, each.name) for other in failing))
-        others = ", ".join(one.name for one in failing if one is not cause)
-        through = f" (and so, {others})" if others else ""
-        fact = f"{cause.name} {cause.version or ''} cannot be imported{through}: {why}"
-        cure = _CURES.get(cause.name, f"pip install --force-reinstall '{cause.name}{cause.bound}'")
-        faster = all(one.name in FASTER_WITH for one in failing)
-        yield Finding(name, PROBLEM, fact, f"Reinstall it: {cure}", () if faster else stops)
+        if one.name in by_another:
+            continue
+        others = f" (nor can {', '.join(through[one.name])}, which need it)" if through[one.name] else ""
+        fact = f"{one.name} {one.version or ''} cannot be imported{others}: {first_line(looked[one.module].error)}"
+        cure = _CURES.get(one.name, f"pip install --force-reinstall '{one.name}{one.bound}'")
+        yield Finding(name, PROBLEM, fact, f"Reinstall it: {cure}", () if one.name in FASTER_WITH else stops)
 
 
 def _needs(package: str, other: str) -> bool:
+    """Whether a package's metadata names another one."""
     try:
         return any(parse_name(line) == other for line in metadata.requires(package) or [])
     except Exception:  # half of an installation
