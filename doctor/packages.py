@@ -8,7 +8,16 @@ from importlib import metadata
 
 from pplex.doctor.findings import AIMS, OK, PROBLEM, WARNING, Finding, Question
 from pplex.doctor.probe import Probe, first_line, probe
-from pplex.doctor.requirements import PACKAGE, Requirement, installed, numbers, parse_name, requirements, tested
+from pplex.doctor.requirements import (
+    PACKAGE,
+    Requirement,
+    installed,
+    locked_versions,
+    normalized,
+    numbers,
+    parse_name,
+    requirements,
+)
 
 TESTED_PYTHON = ((3, 11), (3, 13))
 TESTED_MACHINES = ("x86_64", "aarch64")
@@ -107,7 +116,7 @@ def _broken(
 def _needs(package: str, other: str) -> bool:
     """Whether a package's metadata names another one."""
     try:
-        return any(parse_name(line) == other for line in metadata.requires(package) or [])
+        return any(parse_name(line) == normalized(other) for line in metadata.requires(package) or [])
     except Exception:  # half of an installation
         return False
 
@@ -127,10 +136,11 @@ def _missing(name: str, extra: str, missing: Sequence[Requirement], stops: tuple
 
 
 def _sound(name: str, extra: str, sound: Sequence[Requirement]) -> Finding:
-    pins = tested()
-    other = {one.name: pins[one.name] for one in sound if one.version and _differs(one.version, pins.get(one.name))}
+    pins = locked_versions()
+    pin_of = {one.name: pins.get(normalized(one.name)) for one in sound}
+    other = {one.name: pin for one in sound if one.version and _differs(one.version, pin := pin_of[one.name])}
     versions = ", ".join(f"{one.name} {one.version or '(version unknown)'}" for one in sound)
-    details = {one.name: {"installed": one.version, "needed": one.bound, "tested": pins.get(one.name)} for one in sound}
+    details = {one.name: {"installed": one.version, "needed": one.bound, "tested": pin_of[one.name]} for one in sound}
     if not pins:
         compared = "The versions of the tests are not at hand to compare."
     elif other:

@@ -67,10 +67,15 @@ def parse(line: str) -> Requirement:
     return Requirement(name.lower(), extra[1] if extra else "", version, sign == "==")
 
 
+def normalized(name: str) -> str:
+    """As packages are compared: prometheus_client is prometheus-client."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def parse_name(line: str) -> str:
-    """The package that a line of anyone's metadata asks for."""
+    """The package that a line of anyone's metadata asks for, normalized."""
     found = re.match(r"[\w.-]+", line.strip())
-    return found[0].lower() if found else ""
+    return normalized(found[0]) if found else ""
 
 
 def installed(name: str) -> str | None:
@@ -81,15 +86,15 @@ def installed(name: str) -> str | None:
         return None
 
 
-def tested() -> Mapping[str, str]:
-    """The version of each package that the tests ran with; empty where the lock files are not at hand."""
+def locked_versions() -> Mapping[str, str]:
+    """The version of each package that the tests ran with, by its normalized name; empty without the lock files."""
     found = {}
     for name in ("cuda.txt", "test.txt"):
         try:
             lines = (LOCKS / name).read_text().splitlines()
         except OSError:
             continue
-        found |= {pin[1].lower(): pin[2] for line in lines if (pin := re.match(r"([\w.-]+)==([^\s;]+)", line))}
+        found |= {normalized(pin[1]): pin[2] for line in lines if (pin := re.match(r"([\w.-]+)==([^\s;]+)", line))}
     return found
 
 
