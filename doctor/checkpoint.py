@@ -18,10 +18,10 @@ from pplex.export.checkpoint import LM_FILE
 found = {"folder": constants.HF_HUB_CACHE, "whole": isinstance(try_to_load_from_cache(arguments[0], LM_FILE), str)}
 """
 _HUB = """
-import huggingface_hub
+from huggingface_hub import constants, get_token
 from pplex.export.source import check_access
 from pplex.runtime.errors import CheckpointError
-found = {"endpoint": huggingface_hub.constants.ENDPOINT, "login": huggingface_hub.get_token() is not None, "refused": None}
+found = {"endpoint": constants.ENDPOINT, "login": get_token() is not None, "refused": None}
 try:
     check_access(arguments[0])
 except CheckpointError as error:
@@ -73,13 +73,20 @@ def check_hub(question: Question) -> Iterator[Finding]:
         return
     login = "A login is set" if told.value["login"] else "No login is set"
     if told.value["refused"]:
-        fact, _, advice = told.value["refused"].partition(". ")
-        yield Finding(
-            "hub", PROBLEM, f"{login}. {fact}.", advice.strip() or "Check the connection.", ("build",), told.value
-        )
+        fact, advice = _cut(told.value["refused"])
+        yield Finding("hub", PROBLEM, f"{login}. {fact}", advice, ("build",), told.value)
     else:
         fact = f"{login}, and {told.value['endpoint']} gives the weights of {name}."
         yield Finding("hub", OK, fact, details=told.value)
+
+
+def _cut(message: str) -> tuple[str, str]:
+    """A message of ours as fact and advice: the advice is its last line, or all after its first sentence."""
+    fact, _, advice = message.rpartition("\n")
+    if not fact:
+        fact, _, advice = message.partition(". ")
+        fact = f"{fact}."
+    return fact, advice
 
 
 def _is_folder(source: str) -> bool:

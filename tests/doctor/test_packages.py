@@ -9,6 +9,7 @@ import pytest
 from pplex.doctor import packages, requirements
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question
 from pplex.doctor.packages import check_packages, check_python
+from pplex.doctor.probe import Probe
 
 MISSING = "raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')"
 BASE = Question("run")
@@ -90,6 +91,13 @@ def test_a_folder_without_code_is_no_package(tmp_path: Path, monkeypatch: pytest
     )
 
 
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every package can be imported, and none is."""
+    monkeypatch.setattr(packages, "import_all", lambda modules: dict.fromkeys(modules, Probe()))
+
+
+@pytest.mark.usefixtures("importable")
 def test_versions_that_are_too_old_or_others_than_the_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     real = requirements.installed
     monkeypatch.setattr(
@@ -100,6 +108,7 @@ def test_versions_that_are_too_old_or_others_than_the_tested(monkeypatch: pytest
     assert sound.level == OK and f"The tests ran with tqdm {requirements.locked_versions()['tqdm']}." in sound.fact
 
 
+@pytest.mark.usefixtures("importable")
 def test_without_lock_files_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(requirements, "LOCKS", tmp_path)
     (finding,) = check_packages(BASE)

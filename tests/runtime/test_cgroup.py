@@ -124,19 +124,23 @@ class TestMemory:
         assert lacking_memory(16 * GB) == "that takes about 17 GB of memory, of which 9 GB are free here"
 
 
-def answer(code: str, folder: Path | None = None, nbytes: int | None = None) -> int:
-    """What an expression of `cgroup` gives in a new process, which joins the group `folder` or gets `ulimit -v` first."""
+JOINED = """
+import os, resource, sys
+from pathlib import Path
+from pplex.runtime.cgroup import available_memory, available_processors
+folder, nbytes, asked = sys.argv[1:]
+if folder:
+    Path(folder, "cgroup.procs").write_text(str(os.getpid()))
+if nbytes:
+    resource.setrlimit(resource.RLIMIT_AS, (int(nbytes), int(nbytes)))
+print({"memory": available_memory, "processors": available_processors}[asked]())
+"""
 
-    def enter() -> None:
-        if folder is not None:
-            (folder / "cgroup.procs").write_text(str(os.getpid()))
-        if nbytes is not None:
-            import resource
 
-            resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
-
-    command = [sys.executable, "-c", f"from pplex.runtime.cgroup import *; print({code})"]
-    return int(subprocess.run(command, preexec_fn=enter, capture_output=True, check=True).stdout)
+def answer(asked: str, folder: Path | str = "", nbytes: int | str = "") -> int:
+    """The memory or processors of a new process, which joins the group `folder` or gets `ulimit -v` first."""
+    command = [sys.executable, "-c", JOINED, str(folder), str(nbytes), asked]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 @pytest.fixture
@@ -165,14 +169,14 @@ def write_first(folder: Path, texts: dict[str, str]) -> None:
 @pytest.mark.parametrize("own_group", ["cpu"], indirect=True)
 def test_the_kernels_own_quota(own_group: Path) -> None:
     write_first(own_group, {"cpu.max": "100000 100000", "cpu.cfs_quota_us": "100000"})
-    assert answer("available_processors()", own_group) == 1
+    assert answer("processors", own_group) == 1
 
 
 @pytest.mark.parametrize("own_group", ["memory"], indirect=True)
 def test_the_kernels_own_memory_limit(own_group: Path) -> None:
     write_first(own_group, dict.fromkeys(("memory.max", "memory.limit_in_bytes"), str(GB)))
-    assert GB // 2 < answer("available_memory()", own_group) < GB
+    assert GB // 2 < answer("memory", own_group) < GB
 
 
 def test_ulimit_v_is_a_limit_of_memory() -> None:
-    assert 0 < answer("available_memory()", nbytes=2 * GB) < 2 * GB
+    assert 0 < answer("memory", nbytes=2 * GB) < 2 * GB
