@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from pplex.doctor.findings import AIMS, Question
 from pplex.runtime.errors import EngineError
 
 HINT = "\npplex-export doctor says what works on this machine."
-AIMS = ("build", "run", "serve")
 _FOR_BUILD, _FOR_SERVE = ("out", "precision", "gpu", "hub"), ("slots", "host", "port", "tls_folder")
 _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERVE), "serve": _FOR_BUILD}
 
@@ -28,14 +28,14 @@ _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERV
 @click.option("--ssl", "tls_folder", type=click.Path(path_type=Path), help="Its folder with cert.pem and key.pem.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def doctor(context: click.Context, aim: str | None, source: str | None, as_json: bool, **options: Any) -> None:
+def doctor(context: click.Context, /, aim: str | None, source: str | None, as_json: bool, **options: Any) -> None:
     """What this machine can do, and the next command: is everything here to build, to run, to serve?
 
     SOURCE is the bundle to run or serve, or the checkpoint to build: a folder or a repository. Nothing is sent anywhere
     without --hub. Exit code 1 where the command that was named cannot work; without a name all three are looked at, and
     the exit code is 0.
     """
-    from pplex.doctor.examination import Question, diagnose
+    from pplex.doctor.examination import diagnose
     from pplex.doctor.report import to_dict, to_text
     from pplex.runtime.gpus import parse_gpu
     from pplex.runtime.precision import parse_precision

@@ -8,7 +8,7 @@ from pplex.doctor.driver import Driver, DriverGpu, to_dict
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question, gigabytes
 from pplex.doctor.probe import Probe, first_line, probe
 from pplex.doctor.requirements import installed
-from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, Gpu, kind_for
+from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, Gpu, kind_for, parse_gpu
 
 RUNNING = ("run", "serve")
 CUDA_NEEDED = (13, 0)  # of the driver, by onnxruntime-gpu 1.31, cuda-bindings 13 and TensorRT-RTX for CUDA 13
@@ -120,22 +120,13 @@ def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe])
             )
         else:
             runs = " for this GPU" if kind == wanted and driver.gpus else ""
-            needs = (
-                ""
-                if driver.gpus
-                else " It builds without a GPU; to run an engine takes one."
-                if kind == TENSORRT_RTX
-                else ""
-            )
-            yield Finding(
-                kind, OK, f"{module} {told.value}: compiles engines{runs}.{needs}", details={"version": told.value}
-            )
+            alone = " without a GPU; to run one takes one" if kind == TENSORRT_RTX and not driver.gpus else ""
+            fact = f"{module} {told.value}: compiles engines{runs}{alone}."
+            yield Finding(kind, OK, fact, details={"version": told.value})
 
 
 def wanted_kind(question: Question, driver: Driver) -> str | None:
     """The kind of engine that the GPU takes that was asked for, or that is here."""
-    from pplex.runtime.gpus import parse_gpu
-
     if question.gpu and question.gpu != "local":
         return parse_gpu(question.gpu).kind
     return kind_for(driver.gpus[0].name, driver.gpus[0].sm) if driver.gpus else None

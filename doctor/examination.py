@@ -9,7 +9,7 @@ from typing import Any
 
 from pplex.doctor import bundle, checkpoint, engines, machine, packages, serving
 from pplex.doctor.driver import Driver, ask_driver
-from pplex.doctor.findings import AIMS, OK, PROBLEM, Check, Finding, Question, gigabytes, guarded
+from pplex.doctor.findings import OK, PROBLEM, WARNING, Check, Finding, Question, gigabytes, guarded
 from pplex.doctor.probe import Probe, probe
 from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX
 
@@ -146,7 +146,7 @@ class Examination:
         if any(slots.values()):
             yield Finding("gpu memory", OK, fact, details=slots)
         else:
-            yield Finding("gpu memory", "warning", fact, "What fits which GPU: pplex-export plan", details=slots)
+            yield Finding("gpu memory", WARNING, fact, "What fits which GPU: pplex-export plan", details=slots)
 
     @property
     def _needs_onnxruntime(self) -> bool:
@@ -209,6 +209,3 @@ class Examination:
         """The checkpoint's folder; None for a repository, whose sizes are taken to be the released model's."""
         source = self._question.checkpoint
         return source if source and Path(source).is_dir() else None
-
-
-__all__ = ["AIMS", "OK", "Diagnosis", "Question", "diagnose"]

@@ -88,7 +88,7 @@ def installed(name: str) -> str | None:
 
 def locked_versions() -> Mapping[str, str]:
     """The version of each package that the tests ran with, by its normalized name; empty without the lock files."""
-    found = {}
+    found: dict[str, str] = {}
     for name in ("cuda.txt", "test.txt"):
         try:
             lines = (LOCKS / name).read_text().splitlines()
