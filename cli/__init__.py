@@ -12,6 +12,7 @@ import click
 
 from pplex.cli.benches import bench
 from pplex.cli.checkpoints import build, synth
+from pplex.cli.doctor import doctor, hint
 from pplex.cli.engines import inspect, plan
 from pplex.cli.notices import notices
 from pplex.cli.serving import load, serve
@@ -32,13 +33,14 @@ class _Group(click.Group):
             with notices() as context.obj:
                 return super().invoke(context)
         except PplexError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(f"{error}{hint(error)}") from error
         except ModuleNotFoundError as error:
             extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
             raise click.ClickException(
                 f"This command needs {error.name}, which is not installed: pip install 'pplex-export[{extra}]'"
+                f"{hint(error)}"
             ) from error
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our output has gone
@@ -53,5 +55,5 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we clean up as for Ctrl-C
 
 
-for command in (synth, build, run, serve, load, validate, bench, inspect, plan):
+for command in (synth, build, run, serve, load, validate, bench, inspect, plan, doctor):
     main.add_command(command)

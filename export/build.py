@@ -49,7 +49,7 @@ from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
 from pplex.runtime.errors import BuildError, CalibrationError, ConfigError
 from pplex.runtime.gpus import ONNXRUNTIME, Gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS, graph_specs
-from pplex.runtime.parameters import weights_nbytes
+from pplex.runtime.parameters import build_nbytes, weights_nbytes
 from pplex.runtime.precision import FP32, GRAPH_NAMES
 from pplex.runtime.text import Tokenizer
 
@@ -265,9 +265,7 @@ def _check_target(out: Path) -> None:
 
 
 def _check_space(folder: Path, config: ModelConfig, options: BuildOptions) -> None:
-    """Engines are as large as their graphs, of which one at a time is kept beside them."""
-    weights = weights_nbytes(config, options.precision).values()
-    nbytes = sum(weights) + (0 if options.gpu is None else max(weights))
+    nbytes = build_nbytes(config, options.precision, compiled=options.gpu is not None)
     free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if free < nbytes:
         raise BuildError(

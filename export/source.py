@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pplex.export.checkpoint import CONFIG_FILE, REQUIRED_FILES
+from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
 from pplex.runtime.errors import CheckpointError
 
 
@@ -59,6 +59,19 @@ def _fetch(repo: str, revision: str | None) -> Path:
             "Give a checkpoint's folder, a repository as ORGANISATION/NAME, or make one: pplex-export synth OUT"
         ) from error
     except Exception as error:  # the hub's HTTP library, and so its errors' base class, differs from version to version
+        raise CheckpointError(_advice(repo, revision, error)) from error
+
+
+def check_access(repo: str, revision: str | None = None) -> None:
+    """Ask the hub for the size of a repository's weights, which takes its licence and a login where it is gated.
+
+    Raises CheckpointError, with what to do, where the hub would not give them.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, LM_FILE, revision=revision))
+    except Exception as error:
         raise CheckpointError(_advice(repo, revision, error)) from error
 
 

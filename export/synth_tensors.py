@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pplex.export.checkpoint import Shapes
+from pplex.runtime.cgroup import available_processors
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int], None]
@@ -58,7 +58,7 @@ def _header(dtype: str, shapes: Shapes) -> bytes:
 
 def ahead(jobs: Iterable[Callable[[], Array]]) -> Iterator[Array]:
     """The jobs' results in order, worked out by one thread a core, a few ahead of what is taken."""
-    threads = os.cpu_count() or 1
+    threads = available_processors()
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Array]] = deque()
         for job in jobs:

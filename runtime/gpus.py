@@ -14,8 +14,14 @@ ONNXRUNTIME, TENSORRT_RTX, TENSORRT = "onnxruntime", "tensorrt-rtx", "tensorrt"
 
 # What TensorRT-RTX 1.7 compiles for: its own `ComputeCapability`.
 RTX_SM = (75, 80, 86, 89, 120, 121)
-# Compute capabilities that TensorRT and ONNX Runtime's CUDA provider still run on (developer.nvidia.com/cuda-gpus).
+# Compute capabilities that `--gpu sm_NN` may name (developer.nvidia.com/cuda-gpus).
 KNOWN_SM = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+
+# Compute capabilities that the wheels of onnxruntime-gpu 1.31 have kernels for, by processor. They hold no PTX, which a
+# driver could compile for another GPU: on one that is not listed, no graph runs.
+ONNXRUNTIME_SM: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {"x86_64": (75, 80, 86, 89, 90, 120), "aarch64": (89, 90, 120, 121)}
+)
 
 # The first compute capability with arithmetic for a weight format. TensorRT-RTX refuses to compile fp8 below 8.9, and
 # int4 and bf16 below 8.0; int8 weights it takes on 7.5, but its support matrix lists them from 8.6 on.
@@ -26,7 +32,7 @@ _SINCE_SM = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 80, "int4": 80, "fp8": 
 class Gpu:
     """One GPU: `sm` is 89 for compute capability 8.9, `memory_nbytes` None where only the architecture was named.
 
-    `kind` is the engine to build for it. ONNX Runtime's CUDA provider runs the same graphs on any of them.
+    `kind` is the engine to build for it. ONNX Runtime's CUDA provider runs graphs on those in ONNXRUNTIME_SM.
     """
 
     name: str
@@ -87,10 +93,10 @@ def _local() -> Gpu:
             f"--gpu rtx-4090; pplex-export plan lists them."
         )
     title, sm = properties.name.decode().rstrip("\0"), 10 * properties.major + properties.minor
-    return Gpu("local", title, sm, properties.totalGlobalMem, _kind(title, sm))
+    return Gpu("local", title, sm, properties.totalGlobalMem, kind_for(title, sm))
 
 
-def _kind(title: str, sm: int) -> str:
+def kind_for(title: str, sm: int) -> str:
     """TensorRT-RTX for the products NVIDIA supports it on: RTX cards and, since 1.5, the GB10 (sm_121).
 
     A data center part may share their architecture (L4 and RTX 4090 are both sm_89) and is still not among them, so it
@@ -100,7 +106,7 @@ def _kind(title: str, sm: int) -> str:
 
 
 def _gpu(name: str, title: str, sm: int, memory_gb: int) -> tuple[str, Gpu]:
-    return name, Gpu(name, title, sm, memory_gb * 10**9, _kind(title, sm))
+    return name, Gpu(name, title, sm, memory_gb * 10**9, kind_for(title, sm))
 
 
 # Memory as it is sold, in 10^9 bytes.

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pplex.runtime.cgroup import available_processors
 from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, GPU, CudaDevice
 from pplex.runtime.device import Buffer, Call, HostDevice
 from pplex.runtime.errors import BundleError, EngineError, LibraryError
@@ -136,8 +137,8 @@ def library_version() -> str:
 
 
 def available_threads() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that this process can run at once, within its affinity and its control groups' quota."""
+    return available_processors()
 
 
 def _library() -> Any:

@@ -49,6 +49,12 @@ def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[st
     return {graph: table[graph].nbytes(PRECISIONS[name]) for graph, name in precision.items()}
 
 
+def build_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool) -> int:
+    """Bytes of disk that a build takes: engines are as large as their graphs, of which one at a time is kept beside them."""
+    weights = weights_nbytes(config, precision).values()
+    return sum(weights) + (max(weights) if compiled else 0)
+
+
 def parameters(config: ModelConfig) -> dict[str, Parameters]:
     """The parameters of each graph, by its name."""
     mimi = config.mimi

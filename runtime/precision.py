@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from pplex.runtime.errors import ConfigError
+
+if TYPE_CHECKING:  # the names of precisions are needed where numpy may be broken
+    import numpy as np
 
 GRAPH_NAMES = ("mimi_encode", "temporal", "depth", "mimi_decode")
 LANGUAGE_GRAPHS = ("temporal", "depth")
@@ -78,8 +79,10 @@ def check_precision(precision: Mapping[str, str]) -> dict[str, str]:
     return {graph: precision[graph] for graph in GRAPH_NAMES}
 
 
-def storage_dtype(name: str) -> np.dtype[Any]:
+def storage_dtype(name: str) -> "np.dtype[Any]":
     """The numpy dtype whose buffers hold values of `name`: bfloat16, which numpy lacks, is kept as its 16 bits."""
+    import numpy as np
+
     return np.dtype("uint16" if name == "bfloat16" else name)
 
 

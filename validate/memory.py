@@ -1,6 +1,21 @@
 """Whether the host's memory is enough, asked before it is filled: a process that runs out of it is killed without a word."""
 
-from pathlib import Path
+from collections.abc import Mapping
+
+from pplex.runtime.cgroup import available_memory
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.parameters import weights_nbytes
+from pplex.runtime.precision import FP32
+
+
+def short_validation_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> int:
+    """Bytes of memory that the validation at the end of a build takes, for graphs on ONNX Runtime.
+
+    It packs weights anew and keeps both; beside them the reference has its depth transformer, and of the temporal one the
+    tables, the head and a layer or two, in float32.
+    """
+    exact = weights_nbytes(config, FP32)
+    return 2 * sum(weights_nbytes(config, precision).values()) + exact["depth"] + exact["temporal"] // 8
 
 
 def lacking_memory(needed: int) -> str | None:
@@ -9,12 +24,3 @@ def lacking_memory(needed: int) -> str | None:
     if free is None or free >= needed:
         return None
     return f"that takes about {needed / 1e9:.0f} GB of memory, of which {free / 1e9:.0f} GB are free here"
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None

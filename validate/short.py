@@ -7,9 +7,7 @@ from pplex.export.checkpoint import Checkpoint
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import EngineError
 from pplex.runtime.gpus import ONNXRUNTIME
-from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import FP32
-from pplex.validate.memory import lacking_memory
+from pplex.validate.memory import lacking_memory, short_validation_nbytes
 from pplex.validate.report import Report
 from pplex.validate.validation import ValidateOptions, hold
 
@@ -46,8 +44,4 @@ def _lacking(bundle: Bundle) -> str | None:
     """Why the bundle's graphs cannot be loaded on this machine, if they cannot."""
     if any(entry["kind"] != ONNXRUNTIME for entry in bundle.manifest["engines"].values()):
         return None  # a GPU's memory, which loading checks
-    # ONNX Runtime packs weights anew and keeps both; beside them the reference has its depth transformer, and of the
-    # temporal one the tables, the head and a layer or two, in float32.
-    exact = weights_nbytes(bundle.config, FP32)
-    needed = 2 * sum(weights_nbytes(bundle.config, bundle.precision).values()) + exact["depth"] + exact["temporal"] // 8
-    return lacking_memory(needed)
+    return lacking_memory(short_validation_nbytes(bundle.config, bundle.precision))

@@ -1,0 +1,72 @@
+"""The command that looks at the machine: doctor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pplex.doctor.findings import AIMS, Question
+from pplex.runtime.errors import EngineError
+
+HINT = "\npplex-export doctor says what works on this machine."
+_FOR_BUILD, _FOR_SERVE = ("out", "precision", "gpu", "hub"), ("slots", "host", "port", "tls_folder")
+_IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERVE), "serve": _FOR_BUILD}
+
+
+@click.command()
+@click.argument("aim", required=False, metavar="[build|run|serve]")
+@click.argument("source", required=False)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bundle"), help="Where a build would go.")
+@click.option("--precision", help="That a build would have.  [default: what fits is listed]")
+@click.option("--gpu", help="That a build would compile engines for, as for build.")
+@click.option("--hub", is_flag=True, help="Ask the hub, too: login, and access to the repository.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What ONNX graphs would run on, as for run.")
+@click.option("--slots", type=click.IntRange(1), default=8, help="Conversations that would be served at once.")
+@click.option("--host", default="127.0.0.1", help="Address that a server would listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8998, help="Its port.")
+@click.option("--ssl", "tls_folder", type=click.Path(path_type=Path), help="Its folder with cert.pem and key.pem.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(context: click.Context, /, aim: str | None, source: str | None, as_json: bool, **options: Any) -> None:
+    """What this machine can do, and the next command: is everything here to build, to run, to serve?
+
+    SOURCE is the bundle to run or serve, or the checkpoint to build: a folder or a repository. Nothing is sent anywhere
+    without --hub. Exit code 1 where the command that was named cannot work; without a name all three are looked at, and
+    the exit code is 0.
+    """
+    from pplex.doctor.examination import diagnose
+    from pplex.doctor.report import to_dict, to_text
+    from pplex.runtime.gpus import parse_gpu
+    from pplex.runtime.precision import parse_precision
+
+    if aim is not None and aim not in AIMS:  # a bundle or a checkpoint alone
+        if source is not None:
+            raise click.UsageError(f"{aim} is not one of {', '.join(AIMS)}.")
+        aim, source = None, aim
+    _refuse_irrelevant(context, aim)
+    if options["precision"] is not None:
+        parse_precision(options["precision"])
+    if options["gpu"] not in (None, "local"):
+        parse_gpu(options["gpu"])
+    diagnosis = diagnose(Question(aim, source, **options))
+    click.echo(json.dumps(to_dict(diagnosis), indent=2, default=str) if as_json else to_text(diagnosis))
+    if not diagnosis.passed:
+        raise SystemExit(1)
+
+
+def hint(error: BaseException) -> str:
+    """A line to end an error's message with: where what is wrong is the machine, doctor knows more."""
+    return HINT if isinstance(error, EngineError | ImportError) else ""
+
+
+def _refuse_irrelevant(context: click.Context, aim: str | None) -> None:
+    """An option that the named command does not look at would be passed over in silence."""
+    given = (name for name in _IRRELEVANT.get(aim or "", ()) if _is_given(context, name))
+    for name in given:
+        option = "--ssl" if name == "tls_folder" else f"--{name}"
+        raise click.UsageError(f"{option} has no meaning for doctor {aim}.")
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE

@@ -1,0 +1,110 @@
+"""A bundle: can it be read, is it whole, and do its engines run here?"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pplex.doctor.driver import Driver
+from pplex.doctor.engines import CUDA
+from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question
+from pplex.doctor.probe import Probe, probe
+
+RUNNING = ("run", "serve")
+_STATE = "from pplex.doctor.sizes import bundle_state; found = bundle_state(arguments[0])"
+_TROUBLE = """
+import json
+from pplex.doctor.sizes import engine_trouble
+found = engine_trouble(**json.loads(arguments[0]))
+"""
+
+
+def ask_bundle(question: Question) -> Probe | None:
+    """What the bundle holds; None where none was named."""
+    return None if question.bundle is None else probe(_STATE, str(question.bundle))
+
+
+def check_bundle(question: Question, told: Probe | None) -> Iterator[Finding]:
+    """Its manifest and files. Contents are not hashed: loading does that."""
+    stops = tuple(aim for aim in RUNNING if aim in question.aims)
+    if told is None:
+        return
+    folder = question.bundle
+    if told.error and told.error.startswith("BundleError: "):
+        fact, _, rest = told.error.removeprefix("BundleError: ").strip().rpartition("\n")
+        fact, advice = (fact, rest) if fact else _cut(rest)
+        yield Finding("bundle", PROBLEM, fact, advice, stops)
+    elif told.missing or (told.error and "ImportError" in told.error):
+        advice = "First mend the packages."
+        yield Finding("bundle", WARNING, f"{folder} cannot be looked at yet: {told.error}", advice)
+    elif told.error:
+        advice = "Let this user read it, copy it again, or rebuild it: pplex-export build"
+        yield Finding("bundle", PROBLEM, f"{folder} cannot be read: {told.error}", advice, stops)
+    elif told.value["unreadable"]:
+        fact = f"{folder}: this user may not read {', '.join(told.value['unreadable'])}."
+        yield Finding("bundle", PROBLEM, fact, f"chmod -R a+rX {folder}", stops)
+    else:
+        yield from _sound(question, told.value)
+
+
+def check_engines_run(
+    question: Question, state: Mapping[str, Any], driver: Driver, ort: Probe, looked: Mapping[str, Probe]
+) -> Iterator[Finding]:
+    """Whether the bundle's graphs have what they run on: precision on the processor, GPU and library of engines."""
+    stops = tuple(aim for aim in RUNNING if aim in question.aims)
+    compiled = {name: engine for name, engine in state["engines"].items() if name not in state["on_onnxruntime"]}
+    on_gpu = bool(driver.gpus) and question.device != "cpu" and not ort.error and CUDA in ort.value["providers"]
+    if state["in_bfloat16"] and not compiled and not on_gpu and not ort.error:
+        fact = f"{', '.join(state['in_bfloat16'])}: in bf16, which ONNX Runtime cannot compute on the processor."
+        advice = "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
+        yield Finding("bundle", PROBLEM, fact, advice, stops)
+    if not compiled:
+        return
+    kinds = sorted({engine["kind"] for engine in compiled.values()})
+    missing = [kind for kind in kinds if kind not in looked or looked[kind].error]
+    if question.device == "cpu" or not driver.gpus:
+        fact = f"{', '.join(compiled)}: compiled for {_gpus(compiled)}, and no such GPU answers here."
+        advice = "Run it there, or build one without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
+        yield Finding("engines", PROBLEM, fact, advice, stops)
+    elif missing:
+        fact = f"{', '.join(compiled)}: its engines need {', '.join(missing)}, which cannot be imported."
+        yield Finding("engines", PROBLEM, fact, "Install it: pip install 'pplex-export[rtx]' or [tensorrt]", stops)
+    else:
+        yield _engines(question, state["engines"], driver, {kind: str(looked[kind].value) for kind in kinds}, stops)
+
+
+def _engines(
+    question: Question, engines: Mapping[str, Any], driver: Driver, versions: Mapping[str, str], stops: tuple[str, ...]
+) -> Finding:
+    slots = question.slots if question.aim == "serve" else 1
+    gpu = driver.gpus[0]
+    asked = {"engines": engines, "name": gpu.name, "sm": gpu.sm, "versions": versions, "slots": slots}
+    trouble = probe(_TROUBLE, json.dumps(asked))
+    if trouble.error or trouble.value:
+        fact, advice = _cut(trouble.error or trouble.value)
+        return Finding("engines", PROBLEM, fact, advice, stops)
+    return Finding("engines", OK, f"The bundle's engines are for this GPU: {gpu.name}.")
+
+
+def _sound(question: Question, state: Mapping[str, Any]) -> Iterator[Finding]:
+    kinds = {engine["kind"] for engine in state["engines"].values()}
+    precision = ", ".join(f"{graph} {name}" for graph, name in state["precision"].items())
+    fact = f"{question.bundle} is whole: {precision}; for {' and '.join(sorted(kinds))}."
+    parity = state["parity"]
+    details = {name: state[name] for name in ("precision", "weights", "session", "engines")}
+    yield Finding("bundle", OK, fact, details=details)
+    if parity and parity.get("checked") and not parity["passed"]:
+        fact = "The validation at the end of its build failed: it is not the same model within its tolerances."
+        yield Finding("bundle", WARNING, fact, f"What failed: pplex-export inspect {question.bundle}")
+
+
+def _gpus(compiled: Mapping[str, Any]) -> str:
+    return ", ".join(sorted({f"sm_{engine['sm']} ({engine['gpu']})" for engine in compiled.values()}))
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """A message of ours as fact and advice: its last line, or else its last sentence."""
+    fact, _, advice = text.strip().rpartition("\n")
+    if not fact:
+        fact, _, advice = text.strip().rpartition(". ")
+        fact = f"{fact}." if fact else ""
+    return (fact, advice) if fact else (advice, "pplex-export build makes a new one.")

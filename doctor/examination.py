@@ -1,0 +1,211 @@
+"""All checks for a question, in the order a reader mends things, and what follows from them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from pplex.doctor import bundle, checkpoint, engines, machine, packages, serving
+from pplex.doctor.driver import Driver, ask_driver
+from pplex.doctor.findings import OK, PROBLEM, WARNING, Check, Finding, Question, gigabytes, guarded
+from pplex.doctor.probe import Probe, probe
+from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX
+
+_SIZES = """
+import json
+from pplex.doctor.sizes import model_sizes
+found = model_sizes(**json.loads(arguments[0]))
+"""
+_SLOTS = """
+import json
+from pplex.doctor.sizes import slots_by_precision
+found = slots_by_precision(**json.loads(arguments[0]))
+"""
+RUNNING = {"run", "serve"}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Every finding, and for each command that was asked for which checks stop it."""
+
+    question: Question
+    findings: tuple[Finding, ...]
+    gpu_precision: str | None  # the best precision that the GPU has memory for
+
+    @property
+    def stopped(self) -> dict[str, list[str]]:
+        """Checks that stop a command, by command; an empty list where it can work."""
+        return {
+            aim: list(dict.fromkeys(finding.check for finding in self.findings if aim in finding.stops))
+            for aim in self.question.aims
+        }
+
+    @property
+    def passed(self) -> bool:
+        """False where a command was asked for that cannot work; a question for all of them is only answered."""
+        return self.question.aim is None or not self.stopped[self.question.aim]
+
+    @property
+    def next(self) -> str:
+        """What to do now: mend what stops the command, or use it."""
+        aim = self.question.aim or self._possible_aim
+        first = next((finding for finding in self.findings if aim in finding.stops), None)
+        if first is not None:
+            return first.advice or first.fact
+        source = self.question.source
+        if aim == "serve" and source:
+            port = f" --port {self.question.port}" if self.question.port != Question().port else ""
+            return f"pplex-export serve {source} --slots {self.question.slots}{port}"
+        if aim == "run" and source:
+            return f"pplex-export run {source} --input-wav user.wav --output-wav agent.wav --output-text agent.json"
+        return self._build
+
+    @property
+    def _possible_aim(self) -> str:
+        """Of all commands the one to go on with: what the source is for, if that can work, else the first that can."""
+        order = ("serve", "run", "build") if self.question.bundle is not None else ("build",)
+        return next((aim for aim in order if not self.stopped[aim]), order[0])
+
+    @property
+    def _build(self) -> str:
+        question = self.question
+        gpu = question.gpu or ("local" if self.gpu_precision else None)
+        precision = question.precision or self.gpu_precision or "int4"
+        source = question.checkpoint or machine.RELEASED
+        return (
+            f"pplex-export build {source} --precision {precision}{f' --gpu {gpu}' if gpu else ''} --out {question.out}"
+        )
+
+
+def diagnose(question: Question) -> Diagnosis:
+    """Look at everything that the question is about. Raises nothing for what is broken: that is a finding."""
+    examination = Examination(question)
+    found = tuple(
+        _judged(finding, question) for name, check in examination.checks() for finding in guarded(name, check)
+    )
+    return Diagnosis(question, found, examination.gpu_precision)
+
+
+def _judged(finding: Finding, question: Question) -> Finding:
+    """What is not installed is a problem for the command that was asked for, and otherwise worth a warning."""
+    return replace(finding, level=PROBLEM) if question.aim in finding.stops else finding
+
+
+class Examination:
+    """The checks, with what several of them look at looked at once."""
+
+    def __init__(self, question: Question):
+        self._question = question
+
+    def checks(self) -> Iterator[tuple[str, Check]]:
+        """Each check by its name; those that the question is not about are left out."""
+        question, aims = self._question, set(self._question.aims)
+        yield "python", partial(packages.check_python, question)
+        yield "packages", partial(packages.check_packages, question)
+        yield "onnxruntime", lambda: engines.check_onnxruntime(question, self._ort, self._needs_onnxruntime)
+        yield "gpu", lambda: engines.check_gpu(question, self._driver, self._uses_gpu)
+        if self._needs_onnxruntime:
+            yield "cuda", lambda: engines.check_cuda(question, self._ort, self._driver)
+        if "build" in aims or not self._needs_onnxruntime:
+            yield "tensorrt", lambda: engines.check_tensorrt(question, self._driver, self._libraries)
+        yield "processors", partial(machine.check_processors, question)
+        yield "memory", lambda: machine.check_memory(question, self._sizes, self._bundle)
+        yield "gpu memory", self._check_gpu_memory
+        yield "disk", lambda: machine.check_disk(question, self._sizes, self._bundle, self._cache)
+        if "build" in aims and question.bundle is None:
+            yield "checkpoint", partial(checkpoint.check_checkpoint, question)
+            yield "hub", partial(checkpoint.check_hub, question)
+        if aims & RUNNING:
+            yield "audio", partial(serving.check_audio, question)
+            yield "bundle", lambda: bundle.check_bundle(question, self._asked_bundle)
+            yield "engines", self._check_engines
+        if "serve" in aims:
+            yield "port", partial(serving.check_port, question)
+            yield "certificate", partial(serving.check_certificate, question)
+        yield "browser", partial(serving.check_browser, question)
+
+    @cached_property
+    def gpu_precision(self) -> str | None:
+        """The best precision of those whose weights and a conversation fit the GPU; None without a GPU that could."""
+        slots = self._slots.value if self._slots and not self._slots.error else {}
+        return next((name for name in ("bf16", "fp16", "fp8", "int8", "int4") if slots.get(name)), None)
+
+    def _check_engines(self) -> Iterator[Finding]:
+        if self._bundle is not None:
+            yield from bundle.check_engines_run(self._question, self._bundle, self._driver, self._ort, self._libraries)
+
+    def _check_gpu_memory(self) -> Iterator[Finding]:
+        gpu = engines.local_gpu(self._driver)
+        if gpu is None or self._question.device == "cpu" or self._slots is None or self._slots.error:
+            return
+        slots, size = self._slots.value, gigabytes(gpu.memory_nbytes or 0)
+        listed = ", ".join(f"{name} {count}" for name, count in slots.items())
+        fact = f"{gpu.title} has {size}. Conversations that fit, by precision: {listed or 'none'}."
+        if any(slots.values()):
+            yield Finding("gpu memory", OK, fact, details=slots)
+        else:
+            yield Finding("gpu memory", WARNING, fact, "What fits which GPU: pplex-export plan", details=slots)
+
+    @property
+    def _needs_onnxruntime(self) -> bool:
+        """Whether some graph runs on it: all of them, unless a bundle has been named whose engines are all compiled."""
+        return self._bundle is None or bool(self._bundle["on_onnxruntime"])
+
+    @property
+    def _uses_gpu(self) -> bool:
+        """Whether a GPU's driver would be asked: by ONNX Runtime as it is installed, or by a bundle's engines."""
+        provider = not self._ort.error and engines.CUDA in self._ort.value["providers"]
+        return provider or not self._needs_onnxruntime
+
+    @cached_property
+    def _ort(self) -> Probe:
+        return engines.ask_onnxruntime()
+
+    @cached_property
+    def _driver(self) -> Driver:
+        return ask_driver()
+
+    @cached_property
+    def _libraries(self) -> dict[str, Probe]:
+        return {kind: engines.ask_library(kind) for kind in (TENSORRT_RTX, TENSORRT)}
+
+    @cached_property
+    def _asked_bundle(self) -> Probe | None:
+        return bundle.ask_bundle(self._question)
+
+    @property
+    def _bundle(self) -> Mapping[str, Any] | None:
+        """A bundle's state; None where none was named, or it cannot be opened."""
+        return None if self._asked_bundle is None or self._asked_bundle.error else self._asked_bundle.value
+
+    @cached_property
+    def _cache(self) -> Path | None:
+        return checkpoint.hub_cache(self._question)
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, Mapping[str, int]]:
+        """Of the checkpoint, by precision; empty where they cannot be counted, as without numpy."""
+        asked = {
+            "source": self._folder,
+            "precision": self._question.precision,
+            "compiled": self._question.gpu is not None,
+        }
+        told = probe(_SIZES, json.dumps(asked))
+        return {} if told.error else told.value
+
+    @cached_property
+    def _slots(self) -> Probe | None:
+        """Conversations that fit the GPU here, by precision."""
+        gpu = engines.local_gpu(self._driver)
+        if gpu is None:
+            return None
+        source = self._folder if self._bundle is None else str(self._question.bundle)
+        return probe(_SLOTS, json.dumps({"source": source, "gpu": asdict(gpu), "precision": self._question.precision}))
+
+    @property
+    def _folder(self) -> str | None:
+        """The checkpoint's folder; None for a repository, whose sizes are taken to be the released model's."""
+        source = self._question.checkpoint
+        return source if source and Path(source).is_dir() else None

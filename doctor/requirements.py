@@ -1,0 +1,106 @@
+"""What our package says it needs, and the versions that it was tested with."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+PACKAGE = "pplex-export"
+# The lock files are installed with the package: pplex/requirements beside pplex/doctor, as in a checkout.
+LOCKS = Path(__file__).resolve().parents[1] / "requirements"
+# Names of modules that are not the package's own with _ for -.
+_MODULES = {
+    "cuda-bindings": "cuda.bindings.runtime",
+    "onnxruntime-gpu": "onnxruntime",
+    "protobuf": "google.protobuf",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
+}
+_REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[[\w,.-]+\])?\s*(?:(>=|==)\s*([\w.]+))?\s*(?:;(.*))?")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A package: `extra` is "" for what every command needs; `least` the oldest version, or with `exact` the only one."""
+
+    name: str
+    extra: str
+    least: str | None
+    exact: bool
+
+    @property
+    def module(self) -> str:
+        return _MODULES.get(self.name, self.name.replace("-", "_"))
+
+    @property
+    def bound(self) -> str:
+        """As in >=2.3, for pip."""
+        return f"{'==' if self.exact else '>='}{self.least}" if self.least else ""
+
+    @cached_property
+    def version(self) -> str | None:
+        """What is installed."""
+        return installed(self.name)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the version that is installed is within the bound; what has no metadata is not judged."""
+        if self.version is None or self.least is None:
+            return True
+        have, want = numbers(self.version), numbers(self.least)
+        return have == want if self.exact else have >= want
+
+
+def requirements() -> list[Requirement]:
+    """Of our package, by its metadata. Raises PackageNotFoundError where it is run without being installed."""
+    return [parse(line) for line in metadata.requires(PACKAGE) or []]
+
+
+def parse(line: str) -> Requirement:
+    """A line of our own metadata, which has no other bounds than >= and ==. Raises ValueError for another."""
+    found = _REQUIREMENT.fullmatch(line.strip())
+    if found is None:
+        raise ValueError(f"{line!r} is no requirement that doctor can read")
+    name, sign, version, marker = found.groups()
+    extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker or "")
+    return Requirement(name.lower(), extra[1] if extra else "", version, sign == "==")
+
+
+def normalized(name: str) -> str:
+    """As packages are compared: prometheus_client is prometheus-client."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def parse_name(line: str) -> str:
+    """The package that a line of anyone's metadata asks for, normalized."""
+    found = re.match(r"[\w.-]+", line.strip())
+    return normalized(found[0]) if found else ""
+
+
+def installed(name: str) -> str | None:
+    """The version of a package by its metadata; None where it has none, or none that can be read."""
+    try:
+        return metadata.version(name)
+    except Exception:  # half of an installation
+        return None
+
+
+def locked_versions() -> Mapping[str, str]:
+    """The version of each package that the tests ran with, by its normalized name; empty without the lock files."""
+    found: dict[str, str] = {}
+    for name in ("cuda.txt", "test.txt"):
+        try:
+            lines = (LOCKS / name).read_text().splitlines()
+        except OSError:
+            continue
+        found |= {normalized(pin[1]): pin[2] for line in lines if (pin := re.match(r"([\w.-]+)==([^\s;]+)", line))}
+    return found
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version to compare by: 2.13.0+cpu is (2, 13), zeros at the end do not count."""
+    parts = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-zA-Z]", version)[0])]
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)

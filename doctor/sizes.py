@@ -1,0 +1,88 @@
+"""Sizes of a model and the state of a bundle, as `plan`, `inspect` and the runtime see them.
+
+Called in a process of its own (`probe`), as it imports numpy and what else reads a bundle.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pplex.engines.plan import plan, session_nbytes
+from pplex.engines.plan_report import open_model
+from pplex.runtime.backend import check_engines, engines_nbytes, prepared_here
+from pplex.runtime.bundle import open_bundle
+from pplex.runtime.cuda_device import FoundGpu
+from pplex.runtime.errors import PplexError
+from pplex.runtime.gpus import ONNXRUNTIME, Gpu
+from pplex.runtime.parameters import build_nbytes, weights_nbytes
+from pplex.runtime.precision import PRECISIONS, parse_precision
+from pplex.runtime.prepared import GROWTH
+from pplex.validate.memory import short_validation_nbytes
+
+
+def model_sizes(source: str | None, precision: str | None, compiled: bool) -> dict[str, dict[str, int]]:
+    """Bytes by precision of the released model, or of a checkpoint's folder: of `--precision` where one is named."""
+    config = open_model(Path(source) if source else None).config
+    names = [precision] if precision else list(PRECISIONS)
+    return {
+        name: {
+            "weights": sum(weights_nbytes(config, parsed).values()),
+            "session": sum(session_nbytes(config, parsed, config.temporal.capacity).values()),
+            "build": build_nbytes(config, parsed, compiled),
+            "validation": short_validation_nbytes(config, parsed),
+            "sixteen_bits": sum(weights_nbytes(config, parse_precision("fp16")).values()),
+        }
+        for name in names
+        for parsed in [parse_precision(name)]
+    }
+
+
+def slots_by_precision(source: str | None, gpu: dict[str, Any], precision: str | None) -> dict[str, int | None]:
+    """Conversations that fit a GPU by precision, as `plan` counts them; without those that it has no arithmetic for."""
+    model, here = open_model(Path(source) if source else None), Gpu(**gpu)
+    if model.precision is not None:
+        chosen = {"as built": dict(model.precision)}
+    else:
+        chosen = {name: parse_precision(name) for name in ([precision] if precision else PRECISIONS)}
+    plans = {
+        name: plan(model.config, parsed, here, model.config.temporal.capacity, model.weights_nbytes)
+        for name, parsed in chosen.items()
+    }
+    return {name: one.slots for name, one in plans.items() if one.possible}
+
+
+def bundle_state(folder: str) -> dict[str, Any]:
+    """What a bundle holds and takes. Raises BundleError where it is none or damaged, contents not hashed."""
+    bundle = open_bundle(Path(folder), verify=False)
+    engines = bundle.manifest["engines"]
+    capacity = bundle.config.temporal.capacity
+    return {
+        "engines": engines,
+        "precision": dict(bundle.precision),
+        "weights": engines_nbytes(bundle.manifest),
+        "session": sum(session_nbytes(bundle.config, bundle.precision, capacity).values()),
+        "unreadable": [name for name in bundle.manifest["files"] if not os.access(bundle.path(name), os.R_OK)],
+        "on_onnxruntime": [name for name, engine in engines.items() if engine["kind"] == ONNXRUNTIME],
+        "in_bfloat16": [name for name, one in bundle.precision.items() if PRECISIONS[one].activations == "bfloat16"],
+        "parity": bundle.manifest["parity"],
+        "to_prepare": _to_prepare(Path(folder), bundle.manifest),
+        "writable": os.access(folder, os.W_OK),
+    }
+
+
+def _to_prepare(folder: Path, manifest: Any) -> int | None:
+    """Bytes of the disk that the first load fills; 0 where it has been, None where ONNX Runtime cannot say."""
+    try:
+        prepared = prepared_here(folder, manifest).values()
+    except Exception:  # its own check says why
+        return None
+    return int(GROWTH * sum(one.nbytes for one in prepared if not one.is_there))
+
+
+def engine_trouble(engines: dict[str, Any], name: str, sm: int, versions: dict[str, str], slots: int) -> str | None:
+    """Why engines do not run on a GPU with the libraries installed, in the runtime's words."""
+    try:
+        check_engines(engines, FoundGpu(name, sm), versions, slots)
+    except PplexError as error:
+        return str(error)
+    return None

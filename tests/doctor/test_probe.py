@@ -1,0 +1,57 @@
+"""Libraries that end the process, hang or say too much, looked at in a process of their own."""
+
+import pytest
+
+from pplex.doctor import probe as module
+from pplex.doctor.findings import WARNING, Finding, guarded
+from pplex.doctor.probe import Probe, first_line, probe
+
+
+def test_what_is_found_comes_back() -> None:
+    assert probe("print('a library talks'); found = [*arguments, 1]", "a") == Probe(value=["a", 1])
+
+
+def test_an_error_and_a_missing_module_are_told_apart() -> None:
+    assert probe("raise OSError('no libsndfile')") == Probe(error="OSError: no libsndfile")
+    assert probe("import no_such_module").missing == "no_such_module"
+    assert probe("import sys; sys.exit(3)").error == "SystemExit: 3"
+
+
+def test_a_crash_is_an_answer() -> None:
+    assert probe("import ctypes; ctypes.string_at(0)").error == "it crashes (SIGSEGV)"
+    assert probe("import os; os.abort()").error == "it crashes (SIGABRT)"
+
+
+def test_a_process_that_ends_without_a_word() -> None:
+    assert probe("import os; os._exit(0)").error == "it ends Python with exit code 0: no word why"
+
+
+def test_a_library_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 1)
+    assert probe("import time; time.sleep(100)").error == "no answer within 1 s"
+
+
+def test_python_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/no/python")
+    assert "Python cannot be started" in (probe("found = 1").error or "")
+
+
+def test_a_folder_of_the_moment_shadows_no_library(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    with open("json.py", "w") as file:
+        file.write("raise ImportError('not this one')")
+    assert probe("import json; found = 1").value == 1
+
+
+def test_a_long_error_is_cut_to_its_first_line() -> None:
+    assert first_line("\n\nIMPORTANT\nread this") == "IMPORTANT"
+    assert len(first_line("x" * 1000)) < 300
+
+
+def test_a_check_that_fails_is_a_finding() -> None:
+    def broken() -> list[Finding]:
+        raise ZeroDivisionError("of ours")
+
+    (finding,) = guarded("disk", broken)
+    assert (finding.check, finding.level, finding.stops) == ("disk", WARNING, ())
+    assert "ZeroDivisionError: of ours" in finding.fact and "doctor --json" in str(finding.advice)

@@ -1,0 +1,67 @@
+"""What our metadata asks for, and the lock files that are installed beside the code."""
+
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from pplex.doctor.requirements import LOCKS, Requirement, locked_versions, normalized, numbers, parse, requirements
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_line_of_our_metadata_is_understood() -> None:
+    found = {(one.extra, one.name, one.bound) for one in requirements()}
+    assert {("", "numpy", ">=2.3"), ("export", "torch", "==2.13.0"), ("serve", "uvloop", ">=0.21")} <= found
+    assert ("cuda", "onnxruntime-gpu", ">=1.31") in found
+    assert len(found) == len(metadata.requires("pplex-export") or [])
+
+
+def test_a_bound_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="no requirement that doctor can read"):
+        parse("numpy~=2.3")
+
+
+@pytest.mark.parametrize(
+    "version, least, exact, fits",
+    [
+        ("2.3.0", "2.3", False, True), ("2.13", "2.3", False, True), ("2.2.9", "2.3", False, False),
+        ("2.13.0+cpu", "2.13.0", True, True), ("2.13.1", "2.13.0", True, False), ("3.0rc1", "2.3", False, True),
+    ],
+)  # fmt: skip
+def test_versions_are_compared_by_their_numbers(version: str, least: str, exact: bool, fits: bool) -> None:
+    one = Requirement("package", "", least, exact)
+    one.__dict__["version"] = version
+    assert one.fits is fits
+
+
+def test_zeros_at_the_end_do_not_count() -> None:
+    assert numbers("1.0") == numbers("1") == numbers("1.0.0")
+
+
+def test_the_lock_files_are_packaged_and_read() -> None:
+    setuptools = PROJECT["tool"]["setuptools"]
+    assert setuptools["package-dir"]["pplex.requirements"] == LOCKS.name == "requirements"
+    assert setuptools["package-data"]["pplex.requirements"] == ["*.txt"]
+    pins = locked_versions()
+    assert {"numpy", "aiohttp", "huggingface-hub", "nvidia-cuda-runtime"} <= set(pins)
+
+
+def test_a_locked_package_is_found_under_the_name_that_we_ask_for() -> None:
+    locked = set(locked_versions())
+    asked = {normalized(one.name) for one in requirements() if one.extra in ("", "cpu", "serve", "validate")}
+    assert asked <= locked
+
+
+def test_every_package_is_listed_and_says_that_it_has_types() -> None:
+    setuptools = PROJECT["tool"]["setuptools"]
+    folders = {
+        name: ROOT / folder for name, folder in setuptools["package-dir"].items() if name != "pplex.requirements"
+    }
+    assert set(folders) | {"pplex.requirements"} == set(setuptools["packages"])
+    packages = {path.parent for path in ROOT.glob("*/__init__.py")}
+    assert set(folders.values()) == packages
+    assert all((folder / "py.typed").is_file() for folder in folders.values())
+    assert all("py.typed" in setuptools["package-data"][name] for name in folders)
