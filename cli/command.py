@@ -50,8 +50,9 @@ def _check_filled(context: click.Context, parameter: click.Parameter, given: Map
     """Raise UsageError for an empty value on the command line, or in the variable that stands in for one."""
     texts = list(_texts(given.get(str(parameter.name))))
     if any(not text.strip() for text in texts):
-        name = parameter.get_error_hint(context)
-        advice = "Give it a value, or leave it out" if isinstance(parameter, click.Option) else "Name one"
+        name, advice = parameter.human_readable_name, "Name one"
+        if isinstance(parameter, click.Option):
+            name, advice = parameter.opts[0], "Give it a value, or leave it out"
         raise click.UsageError(f"{name} is empty. {advice}. Is a shell variable not set?", context)
     variable = parameter.envvar
     if isinstance(variable, str) and not texts and variable in os.environ and not os.environ[variable].strip():

@@ -67,14 +67,15 @@ def read_text(path: Path) -> str:
 
 def check_readable(*paths: Path) -> None:
     """Raise AccessError that names all of the files which are there and may not be read: libraries call them missing."""
-    refused = []
+    reasons, advice = [], dict[str, None]()
     for path in filter(is_file, paths):
         try:
             path.open("rb").close()
         except OSError as error:
-            refused.append(_refused(error, path))
-    if refused:
-        raise AccessError("\n".join(map(str, refused)))
+            reasons.append(_reason(error, path))
+            advice[_advice(error)] = None
+    if reasons:
+        raise AccessError("\n".join([*reasons, *advice]))
 
 
 def access_error(error: OSError) -> AccessError | None:
@@ -85,10 +86,16 @@ def access_error(error: OSError) -> AccessError | None:
 
 
 def _refused(error: OSError, path: Path | None = None) -> AccessError:
+    return AccessError(f"{_reason(error, path)}\n{_advice(error)}")
+
+
+def _reason(error: OSError, path: Path | None) -> str:
     name = path or error.filename
-    reason = error.strerror or str(error)
-    advice = _ADVICE.get(error.errno or 0, "Check its name and the disk.")
-    return AccessError(f"{f'{name} cannot be used: ' if name else ''}{reason}. {advice}")
+    return f"{f'{name} cannot be used: ' if name else ''}{error.strerror or error}."
+
+
+def _advice(error: OSError) -> str:
+    return _ADVICE.get(error.errno or 0, "Check its name and the disk.")
 
 
 def _look(path: Path) -> os.stat_result | None:

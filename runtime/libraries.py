@@ -36,7 +36,7 @@ def load_library(module: str, missing: str) -> Any:
 def library_error(error: BaseException) -> LibraryError | None:
     """What to tell the user of an error that came up while a library was loaded or first used; None for any other."""
     library = _library_of(error)
-    if library is None or library in ("", "pplex") or library in sys.stdlib_module_names:
+    if not library or library == "pplex" or library in sys.stdlib_module_names:
         return None
     if _is_missing(error, library):
         if library not in _EXTRAS:
@@ -47,21 +47,32 @@ def library_error(error: BaseException) -> LibraryError | None:
 
 def _library_of(error: BaseException) -> str | None:
     """The top-level name of the library whose loading, or whose lack of content, ended in an error."""
-    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and _is_empty(error.obj):
-        return error.obj.__name__.partition(".")[0]
-    below = _below_ours(error.__traceback__)
-    if below and (isinstance(error, ImportError) or below[1] == "<module>"):
-        return below[0].partition(".")[0]
-    return (error.name or "").partition(".")[0] if isinstance(error, ImportError) else None
+    named = _named(error)
+    if named in sys.modules and _is_empty(sys.modules[named]):
+        return named
+    called = _called_by_us(error.__traceback__)
+    loaded = [library for library, function in called if function == "<module>"]
+    if called and called[0][1] == "<module>":
+        return loaded[-1]  # the innermost, as one library loads the next
+    if not isinstance(error, ImportError):
+        return None
+    return called[0][0] if called else named
 
 
-def _below_ours(traceback: TracebackType | None) -> tuple[str, str] | None:
-    """Module and function of what our code had called last when an error came up; a module's body is "<module>"."""
+def _named(error: BaseException) -> str:
+    """The top-level name of the module that an error says it is about, "" if about none."""
+    name = error.name if isinstance(error, ImportError) else None
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        name = error.obj.__name__
+    return (name or "").partition(".")[0]
+
+
+def _called_by_us(traceback: TracebackType | None) -> list[tuple[str, str]]:
+    """Library and function of each call below our code when an error came up; a module's body is "<module>"."""
     frames = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame, _ in walk_tb(traceback)]
-    frames = [frame for frame in frames if not frame[0].startswith("importlib")]
-    ours = [place for place, (module, _) in enumerate(frames) if module.startswith("pplex.")]
-    below = frames[ours[-1] + 1 :] if ours else []
-    return below[0] if below else None
+    calls = [(module.partition(".")[0], function) for module, function in frames]
+    ours = max((place for place, (library, _) in enumerate(calls) if library == "pplex"), default=len(calls))
+    return [call for call in calls[ours + 1 :] if call[0] not in sys.stdlib_module_names]
 
 
 def _is_missing(error: BaseException, library: str) -> bool:
@@ -84,7 +95,7 @@ def _broken(library: str, error: BaseException | None) -> str:
         reason = f"the folder {next(iter(module.__path__), library)} has nothing of it"
     else:
         reason = f"{type(error).__name__}: {error}".strip()
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != library:
+    if isinstance(error, ModuleNotFoundError) and _named(error) != library:
         advice = f"Install what it needs: {_install(library)}"
     else:
         packages = metadata.packages_distributions().get(library, [library])
