@@ -24,13 +24,13 @@ _SYSTEM = {"soundfile": "Where that does not help, the system's libsndfile is mi
 def load_library(module: str, missing: str) -> Any:
     """Import `module`. Raises LibraryError: `missing` where it is not installed, else why it cannot be loaded."""
     try:
-        library = import_module(module)
+        loaded = import_module(module)
     except Exception as error:  # a library may raise anything while it is loaded
         library = module.partition(".")[0]
         raise LibraryError(missing if _is_missing(error, library) else _broken(library, error)) from error
-    if _is_empty(library):
+    if _is_empty(loaded):
         raise LibraryError(_broken(module, None))
-    return library
+    return loaded
 
 
 def library_error(error: BaseException) -> LibraryError | None:
