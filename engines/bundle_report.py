@@ -63,7 +63,7 @@ _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file",
 
 
 def report_bundle(folder: Path) -> BundleReport:
-    """Raises BundleError for what is no bundle, or a damaged one; contents are not hashed."""
+    """Raises BundleError for what is no bundle, or a damaged one, AccessError for an unreadable one; hashes nothing."""
     bundle = open_bundle(folder, verify=False)
     capacity = bundle.config.temporal.capacity
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
