@@ -6,45 +6,77 @@ Heavy imports sit inside the commands, so that --help answers at once.
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import click
 
-from pplex.cli.benches import bench
-from pplex.cli.checkpoints import build, synth
-from pplex.cli.doctor import doctor, hint
-from pplex.cli.engines import inspect, plan
 from pplex.cli.notices import notices
-from pplex.cli.serving import load, serve
-from pplex.cli.talk import run
-from pplex.cli.validation import validate
-from pplex.runtime.errors import PplexError
+from pplex.cli.streams import open_standard_streams
+from pplex.runtime.errors import EngineError, PplexError
+from pplex.runtime.files import access_error
+from pplex.runtime.libraries import library_error
 
-_EXTRA_OF = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
-_EXTRA_OF |= dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "silero_vad"), "validate")
-_EXTRA_OF |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client"), "serve")
+_MODULES = {
+    "synth": "checkpoints",
+    "build": "checkpoints",
+    "run": "talk",
+    "serve": "serving",
+    "load": "serving",
+    "validate": "validation",
+    "bench": "benches",
+    "inspect": "engines",
+    "plan": "engines",
+    "doctor": "doctor",
+}
 
 
 class _Group(click.Group):
-    """Shows our errors, and what is not installed, as a message with exit code 1; a defect keeps its traceback."""
+    """The commands, each imported when it is asked for. What the user can mend becomes a message with exit code 1."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in _MODULES and name not in self.commands:
+            self.add_command(getattr(import_module(f"pplex.cli.{_MODULES[name]}"), name))
+        return super().get_command(context, name)
+
+    def main(self, *args: Any, **rest: Any) -> Any:
+        open_standard_streams()
+        return super().main(*args, **rest)
+
+    def make_context(self, *args: Any, **rest: Any) -> click.Context:
+        with _messages():
+            return super().make_context(*args, **rest)
 
     def invoke(self, context: click.Context) -> Any:
-        try:
-            with notices() as context.obj:
-                return super().invoke(context)
-        except PplexError as error:
-            raise click.ClickException(f"{error}{hint(error)}") from error
-        except ModuleNotFoundError as error:
-            extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
-            if extra is None:
-                raise
-            raise click.ClickException(
-                f"This command needs {error.name}, which is not installed: pip install 'pplex-export[{extra}]'"
-                f"{hint(error)}"
-            ) from error
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output has gone
-            raise SystemExit(1) from None
+        with _messages(), notices() as context.obj:
+            return super().invoke(context)
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Show our errors, libraries that cannot be loaded and files that cannot be used; a defect keeps its traceback."""
+    try:
+        yield
+    except PplexError as error:
+        raise click.ClickException(f"{error}{_hint(error)}") from error
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone
+        raise SystemExit(1) from None
+    except Exception as error:
+        told = library_error(error) or (access_error(error) if isinstance(error, OSError) else None)
+        if told is None:
+            raise
+        raise click.ClickException(f"{told}{_hint(told)}") from error
+
+
+def _hint(error: PplexError) -> str:
+    """Where the machine is what is wrong, doctor knows more."""
+    return "\npplex-export doctor says what works on this machine." if isinstance(error, EngineError) else ""
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -53,7 +85,3 @@ def main() -> None:
     """Make NVIDIA's PersonaPlex deployable: export it, compile it, run it without PyTorch."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we clean up as for Ctrl-C
-
-
-for command in (synth, build, run, serve, load, validate, bench, inspect, plan, doctor):
-    main.add_command(command)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from pplex.cli.command import Group
 from pplex.cli.talk import DEVICE
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def _print(report: _Report, as_json: bool) -> None:
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
     """Measure: latency per stage with median and p99, and memory."""
 
@@ -68,7 +69,7 @@ def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_extent
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_ladder_options
 def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
@@ -78,7 +79,7 @@ def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
     _print(bench_stages(bundle, extent), as_json)
 
 
-@bench.command("torch")
+@bench.command("torch", prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--how",
@@ -100,7 +101,7 @@ def torch_stages(checkpoint: Path, how: str, precision: str, extent: "Extent", a
     _print(bench_torch(checkpoint, how, precision, extent), as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @_ladder_options
 def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
@@ -110,7 +111,7 @@ def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
     _print(bench_moshi(checkpoint, extent), as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
@@ -123,7 +124,7 @@ def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> 
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--sessions", type=click.IntRange(min=1), default=1, help="Conversations stepped together.")
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
@@ -148,7 +149,7 @@ def frame(
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--sessions",
@@ -166,7 +167,7 @@ def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) ->
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--frames",
@@ -185,7 +186,7 @@ def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--steps", type=click.IntRange(min=5), default=40, help="Timed steps of each side, which take turns.")
 @click.option(
@@ -204,7 +205,7 @@ def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_j
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--frames",
@@ -228,7 +229,7 @@ def soak(bundle: Path, frames: int, window: int, threads: int | None, device: st
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--slots", type=click.IntRange(2, 256), default=32, help="The most conversations in one call.")
 @click.option("--steps", type=click.IntRange(min=3), default=30, help="Timed steps of each size.")
@@ -252,7 +253,7 @@ def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bo
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("others", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), help="BUNDLE's checkpoint, to run in torch as well.")
@@ -275,7 +276,7 @@ def parting(
     _print(bench_parting(bundle, others, reference, seeds, frames, threads), as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--steps", type=click.IntRange(min=2), help="Of the prompt.  [default: 300, or what BUNDLE remembers if less]"
@@ -291,7 +292,7 @@ def priming(bundle: Path, steps: int | None, threads: int | None, device: str | 
     _print(report, as_json)
 
 
-@bench.command()
+@bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations that it is loaded for.")
 @click.option("--runs", type=click.IntRange(min=1), default=3, help="Loads after the first one.")

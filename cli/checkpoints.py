@@ -1,12 +1,14 @@
 """Commands that make checkpoints and bundles: synth and build."""
 
 import functools
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pplex.cli.command import command
 from pplex.cli.engines import engine_options
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.gpus import TENSORRT_RTX, parse_gpu
@@ -14,7 +16,7 @@ from pplex.runtime.graphs import DEFAULT_SLOTS, MAX_SLOTS
 from pplex.runtime.precision import PRECISIONS, parse_precision
 
 
-@click.command()
+@command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--size",
@@ -34,7 +36,7 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     click.echo(out)
 
 
-@click.command()
+@command()
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
 @click.option("--revision", help="Commit, tag or branch of a hub repository.  [default: its main branch, now]")
@@ -115,7 +117,7 @@ def build(
             tell = functools.partial(click.echo, err=True)
             build_bundle(checkpoint, out, options, progress, tell, unchecked if no_validate else check_build)
     except (KeyboardInterrupt, BuildError, OutputError):
-        if (partial_folder(out) / STEPS_FILE).exists():
+        if os.path.exists(partial_folder(out) / STEPS_FILE):
             click.echo(f"What is finished is in {partial_folder(out)}: the same command goes on from there.", err=True)
         raise
     click.echo(out)

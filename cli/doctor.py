@@ -6,15 +6,14 @@ from typing import Any
 
 import click
 
+from pplex.cli.command import command
 from pplex.doctor.findings import AIMS, Question
-from pplex.runtime.errors import EngineError
 
-HINT = "\npplex-export doctor says what works on this machine."
 _FOR_BUILD, _FOR_SERVE = ("out", "precision", "gpu", "hub"), ("slots", "host", "port", "tls_folder")
 _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERVE), "serve": _FOR_BUILD}
 
 
-@click.command()
+@command(prints=True)
 @click.argument("aim", required=False, metavar="[build|run|serve]")
 @click.argument("source", required=False)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bundle"), help="Where a build would go.")
@@ -53,11 +52,6 @@ def doctor(context: click.Context, /, aim: str | None, source: str | None, as_js
     click.echo(json.dumps(to_dict(diagnosis), indent=2, default=str) if as_json else to_text(diagnosis))
     if not diagnosis.passed:
         raise SystemExit(1)
-
-
-def hint(error: BaseException) -> str:
-    """A line to end an error's message with: where what is wrong is the machine, doctor knows more."""
-    return HINT if isinstance(error, EngineError | ImportError) else ""
 
 
 def _refuse_irrelevant(context: click.Context, aim: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pplex.cli.command import command
 from pplex.runtime.config import MIN_CAPACITY
 
 
@@ -47,7 +48,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options
 
 
-@click.command()
+@command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(bundle: Path, as_json: bool) -> None:
@@ -58,7 +59,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
 
 
-@click.command()
+@command(prints=True)
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option("--gpu", "gpus", multiple=True, help="A name, sm_89 or local; can be repeated.  [default: every name]")
 @click.option("--precision", "precisions", multiple=True, help="As for build; can be repeated.")

@@ -1,35 +1,28 @@
 """The commands around the server: serve a bundle to many, and load a server."""
 
-import ipaddress
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pplex.cli.command import checked, command
 from pplex.cli.talk import DEVICE
 from pplex.runtime.files import check_writable, write_files
-
-if TYPE_CHECKING:
-    from pplex.server.options import Network
+from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-def _network(address: str) -> "Network":
-    try:
-        return ipaddress.ip_network(address, strict=False)
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{address!r} is not an IP address or network. Give one as 127.0.0.1, ::1 or 10.0.0.0/8."
-        ) from error
-
-
-@click.command()
+@command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--slots", type=click.IntRange(1), default=8, help="Conversations at once.")
-@click.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for all of this machine's.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    callback=checked(parse_host),
+    help="Address or name to listen at; 0.0.0.0 for all of this machine's, :: for those of IPv6 too.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8998, help="0 for any that is free.")
 @click.option("--ssl", "tls_folder", type=FOLDER, help="Folder with cert.pem and key.pem: serve over TLS.")
 @click.option("--self-signed", is_flag=True, help="Serve over TLS with a certificate made for this run.")
@@ -39,15 +32,22 @@ def _network(address: str) -> "Network":
     multiple=True,
     envvar="PPLEX_TOKEN",
     show_envvar=True,
+    callback=checked(parse_token),
     help="What a client must know to talk; may be repeated. In the environment other users do not see it.",
 )
-@click.option("--origin", "origins", multiple=True, help="Origin of other pages that may talk, or *; may be repeated.")
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    callback=checked(parse_origin),
+    help="Origin of other pages that may talk, such as https://example.org, or *; may be repeated.",
+)
 @click.option(
     "--trusted-proxy",
     "trusted_proxies",
     multiple=True,
     metavar="ADDRESS",
-    callback=lambda context, parameter, addresses: tuple(_network(address) for address in addresses),
+    callback=checked(parse_network),
     help="IP address or network of a proxy whose X-Forwarded-Host and -Proto are believed; may be repeated.",
 )
 @click.option("--static", type=FOLDER, help="Folder served at / instead of our own page.")
@@ -109,7 +109,7 @@ def serve(
     self_signed: bool,
     tokens: tuple[str, ...],
     origins: tuple[str, ...],
-    trusted_proxies: tuple["Network", ...],
+    trusted_proxies: tuple[Network, ...],
     static: Path | None,
     recordings: Path | None,
     log_prompts: bool,
@@ -132,11 +132,7 @@ def serve(
 
     if tls_folder is not None and self_signed:
         raise click.UsageError("--ssl and --self-signed are two ways to the same thing: give one.")
-    if not all(tokens or [os.environ.get("PPLEX_TOKEN", "none")]):  # click takes an empty variable for none at all
-        raise click.UsageError(
-            "A token is empty, and would let everyone in. Give one, or unset PPLEX_TOKEN to ask for none."
-        )
-    check_folders(static, recordings)
+    check_folders(static, recordings, tls_folder)
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
     options = ServeOptions(
         host,
@@ -159,8 +155,8 @@ def serve(
     run_server(opened, options, click.echo)
 
 
-@click.command()
-@click.argument("url")
+@command(prints=True)
+@click.argument("url", callback=checked(parse_url))
 @click.option("--sessions", type=click.IntRange(1, 4096), default=16, help="Conversations at once.")
 @click.option(
     "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="How long they speak once all have joined."
@@ -178,7 +174,9 @@ def serve(
 @click.option("--voice", help="One of the server's voices.  [default: the server's]")
 @click.option("--persona", "personas", multiple=True, help="May be given again; sessions take them in turn.")
 @click.option("--seed", type=click.IntRange(0), help="Of the first session, one more for each.  [default: random]")
-@click.option("--token", envvar="PPLEX_TOKEN", help="The server's token, where it asks for one.")
+@click.option(
+    "--token", envvar="PPLEX_TOKEN", callback=checked(parse_token), help="The server's, where it asks for one."
+)
 @click.option("--insecure", is_flag=True, help="Trust any certificate, such as a self-signed one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @click.option("--out", help="Write the JSON to a file, too.")

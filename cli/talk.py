@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pplex.cli.command import command
 from pplex.runtime.config import MAX_CANDIDATES
 
 DEFAULT_VOICE = "NATF2"
@@ -20,7 +21,7 @@ DEVICE = click.option(
 )
 
 
-@click.command()
+@command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--input-wav", required=True, help="The user's side: wav, flac or ogg, any rate; - for standard input.")
 @click.option("--output-wav", required=True, help="The agent's side, as long as the input; - for standard output.")

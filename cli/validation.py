@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pplex.cli.command import command
 from pplex.cli.talk import DEVICE
 
 FOLDER = click.Path(path_type=Path)
@@ -25,7 +26,7 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
     return limits
 
 
-@click.command()
+@command(prints=True)
 @click.argument("bundle", required=False, type=FOLDER)
 @click.option(
     "--reference",

@@ -10,6 +10,7 @@ from pplex.engines.library import layers_path
 from pplex.engines.plan import session_nbytes
 from pplex.engines.tables import markdown, readable
 from pplex.runtime.bundle import Bundle, open_bundle, parity_text
+from pplex.runtime.files import is_file, read_text
 from pplex.runtime.gpus import ONNXRUNTIME
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -62,7 +63,7 @@ _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file",
 
 
 def report_bundle(folder: Path) -> BundleReport:
-    """Raises BundleError for what is no bundle, or a damaged one; contents are not hashed."""
+    """Raises BundleError for what is no bundle, or a damaged one, AccessError for an unreadable one; hashes nothing."""
     bundle = open_bundle(folder, verify=False)
     capacity = bundle.config.temporal.capacity
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
@@ -87,7 +88,7 @@ def _nbytes(bundle: Bundle, graph: str) -> int:
 
 def _of_engine(path: Path) -> dict[str, Any]:
     """What was written down when the engine was built: nothing but its GPU can read the engine itself."""
-    told = json.loads(layers_path(path).read_text()) if layers_path(path).exists() else {}
+    told = json.loads(read_text(layers_path(path))) if is_file(layers_path(path)) else {}
     return {name: told.get(name) for name in _TOLD}
 
 
@@ -97,7 +98,7 @@ def _of_onnx(path: Path) -> dict[str, Any]:
         import onnx
 
         from pplex.engines.onnx_file import node_counts, weights_by_dtype
-    except ImportError:
+    except ModuleNotFoundError:
         return dict.fromkeys(_TOLD)
     model = onnx.load(path, load_external_data=False)
     return dict.fromkeys(_TOLD) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}

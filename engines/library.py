@@ -1,6 +1,5 @@
 """TensorRT-RTX and TensorRT: one Python API under two module names, and the few points in which they differ."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
-from pplex.runtime.errors import BuildError, GpuError
+from pplex.runtime.errors import BuildError, GpuError, LibraryError
 from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
+from pplex.runtime.libraries import load_library
 
 ANY = "any"  # no architecture is named: the documentation has such an engine run on 8.0, 8.6, 8.9, 12.0 "and later"
 OWN = "own"  # the GPU's, whichever of the two libraries is made for it
@@ -62,15 +62,16 @@ _EXTRAS = {TENSORRT_RTX: "rtx", TENSORRT: "tensorrt"}
 
 
 def open_library(gpu: Gpu) -> Library:
-    """The library that builds for a GPU. Raises BuildError where it is not installed, or cannot build for it here."""
+    """The library that builds for a GPU. Raises BuildError where it cannot be loaded, or cannot build for it here."""
     title = _TITLES[gpu.kind]
+    missing = (
+        f"Engines for {gpu.title} are built by {title}, which is not installed: "
+        f"pip install 'pplex-export[export,{_EXTRAS[gpu.kind]}]'{_alternative(gpu)}"
+    )
     try:
-        trt = importlib.import_module(gpu.kind.replace("-", "_"))
-    except ImportError as error:
-        raise BuildError(
-            f"Engines for {gpu.title} are built by {title}, which is not installed: "
-            f"pip install 'pplex-export[export,{_EXTRAS[gpu.kind]}]'{_alternative(gpu)}"
-        ) from error
+        trt = load_library(gpu.kind.replace("-", "_"), missing)
+    except LibraryError as error:
+        raise BuildError(str(error)) from error
     library = Library(gpu.kind, title, trt)
     if gpu.kind == TENSORRT:
         _check_present(library, gpu)

@@ -11,6 +11,7 @@ from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
 from pplex.runtime.config import MIN_CAPACITY, RELEASED, ModelConfig
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.files import is_file, is_folder
 from pplex.runtime.gpus import GPUS, Gpu, parse_gpu
 from pplex.runtime.precision import parse_precision
 
@@ -69,7 +70,7 @@ def report_plans(
     """Plans for a bundle, a checkpoint's sizes or, without a source, those of the released model.
 
     What is left out: all named GPUs, some precisions (a bundle's own), and the ring's capacity, its half and its
-    quarter. Raises GpuError, ConfigError or BundleError for what does not exist.
+    quarter. Raises GpuError, ConfigError or BundleError for what does not exist, AccessError for what may not be read.
     """
     model = open_model(source)
     config = model.config
@@ -96,11 +97,11 @@ def open_model(source: Path | None) -> Model:
     if is_bundle(source):
         bundle = open_bundle(source, verify=False)
         return Model(bundle.config, bundle.precision, engines_nbytes(bundle.manifest))
-    if not source.is_dir():
+    if not is_folder(source):
         raise ConfigError(
             f"There is no folder {source}. Name a bundle or a checkpoint, or nothing: the released model."
         )
-    if not any((source / name).is_file() for name in ("config.json", "model.safetensors")):
+    if not any(is_file(source / name) for name in ("config.json", "model.safetensors")):
         raise ConfigError(f"{source} is no bundle and no checkpoint. Name one, or nothing: the released model.")
     return Model(ModelConfig.from_checkpoint(source / "config.json"))
 

@@ -47,6 +47,7 @@ from pplex.runtime.bundle import (
 )
 from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
 from pplex.runtime.errors import BuildError, CalibrationError, ConfigError
+from pplex.runtime.files import files_below, is_file
 from pplex.runtime.gpus import ONNXRUNTIME, Gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS, graph_specs
 from pplex.runtime.parameters import build_nbytes, weights_nbytes
@@ -195,7 +196,7 @@ def _identity(checkpoint: Checkpoint, config: ModelConfig, options: BuildOptions
     files = [checkpoint.path(name).resolve() for name in REQUIRED_FILES]
     if options.calibration not in (None, DEFAULT_CALIBRATION):
         given = Path(options.calibration).resolve()
-        files += sorted(path for path in (given, *given.rglob("*")) if path.is_file())
+        files += [given] if is_file(given) else files_below(given)
     library = "" if options.gpu is None else str(open_library(options.gpu))
     parts = [_made_by(), _made_with(), library, repr(config), repr(options)]
     parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]

@@ -26,6 +26,7 @@ from pplex.export.temporal import Temporal, TemporalLayer
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CalibrationError
+from pplex.runtime.files import check_readable, is_file, is_folder
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, LANGUAGE_GRAPHS
 from pplex.runtime.text import Tokenizer
@@ -59,6 +60,7 @@ class Calibration:
     def load(cls, path: Path, config: ModelConfig, weights_mark: str) -> "Calibration":
         """Read what `save` wrote; raises CalibrationError for another model's, or no, calibration."""
         try:
+            check_readable(path)
             with safe_open(path, framework="pt") as file:
                 source = json.loads((file.metadata() or {})["calibration"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -90,8 +92,8 @@ def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
 def stored_calibration(given: str | os.PathLike[str]) -> Path | None:
     """The file of an earlier calibration that is named, itself or by its bundle; None for what is to be calibrated with."""
     path = Path(given)
-    stored = path / CALIBRATION_FILE if path.is_dir() else path
-    return stored if given != DEFAULT_CALIBRATION and stored.is_file() else None
+    stored = path / CALIBRATION_FILE if is_folder(path) else path
+    return stored if given != DEFAULT_CALIBRATION and is_file(stored) else None
 
 
 def find_calibration(

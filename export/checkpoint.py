@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.errors import CheckpointError
+from pplex.runtime.files import check_readable, is_file
 from pplex.runtime.graphs import Conv, downsample, seanet_decoder, seanet_encoder, upsample
 
 CONFIG_FILE = "config.json"
@@ -140,13 +141,17 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open the checkpoint in `folder`; raises CheckpointError naming every missing file or wrong tensor at once."""
-    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    """Open the checkpoint in `folder`; raises CheckpointError naming every missing file or wrong tensor at once.
+
+    Raises AccessError naming every file that may not be read.
+    """
+    missing = [name for name in REQUIRED_FILES if not is_file(folder / name)]
     if missing:
         raise CheckpointError(
             f"{folder} is not a checkpoint: it lacks {', '.join(missing)}.\n"
             "Name a folder in the layout of nvidia/personaplex-7b-v1, a hub repository, or make one: pplex-export synth OUT"
         )
+    check_readable(*(folder / name for name in (CONFIG_FILE, *REQUIRED_FILES)))
     config = ModelConfig.from_checkpoint(folder / CONFIG_FILE)
     with _open(folder / LM_FILE) as lm, _open(folder / MIMI_FILE) as mimi:
         depth_sets = _depth_sets(lm, config)

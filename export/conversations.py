@@ -18,6 +18,7 @@ from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.delays import DelayRing, Tokens
 from pplex.runtime.errors import AudioError, CalibrationError
+from pplex.runtime.files import files_below
 from pplex.runtime.ort import available_threads
 from pplex.runtime.prompt import make_prompt
 from pplex.runtime.synthetic_speech import speech_like
@@ -90,7 +91,7 @@ def recorded_pieces(folder: Path, frame_size: int, count: int) -> tuple[Pcm, lis
 
     Raises AudioError where there is none, or one cannot be read.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    found = [path for path in files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES]
     paths = _spread(found, count)  # no more than can be used are read
     pieces = [piece for path in paths for piece in _pieces(path, frame_size)]
     if not pieces:

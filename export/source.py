@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
 from pplex.runtime.errors import CheckpointError
+from pplex.runtime.files import is_file, is_folder, is_there
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Sour
     or was cut short.
     """
     name = os.fspath(source)
-    if name and Path(name).is_dir():  # Path("") is the working folder
+    if name and is_folder(Path(name)):  # Path("") is the working folder
         if revision is not None:
             raise CheckpointError(
                 f"{name} is a folder and has no revision {revision}. Leave it out, or name a repository."
             )
         return Source(Path(name), None, None)
     folder = _fetch(name, revision)
-    missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
+    missing = [file for file in REQUIRED_FILES if not is_file(folder / file)]
     if missing:
         raise CheckpointError(
             f"{name} at revision {folder.name} is no checkpoint of this model: it lacks {', '.join(missing)}.\n"
@@ -50,7 +51,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        if repo.count("/") != 1 or Path(repo).exists():  # other names are none of this model's, or a file's
+        if repo.count("/") != 1 or is_there(Path(repo)):  # other names are none of this model's, or a file's
             raise HFValidationError
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[CONFIG_FILE, *REQUIRED_FILES]))
     except HFValidationError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pplex.runtime.bundle import CACHES_FOLDER, LOCK_FILE, STEPS_FILE
 from pplex.runtime.errors import OutputError
+from pplex.runtime.files import is_folder
 
 
 class Steps:
@@ -115,7 +116,7 @@ def partial_folder(out: Path) -> Path:
 
 def may_take(out: Path, may_replace: Callable[[Path], bool]) -> bool:
     """Whether a whole folder may take the place of `out`."""
-    return not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())) or may_replace(out)
+    return not os.path.lexists(out) or (is_folder(out) and not any(out.iterdir())) or may_replace(out)
 
 
 def _put_in_place(folder: Path, out: Path, may_replace: Callable[[Path], bool]) -> None:

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import math
+import os
 import re
 import shutil
 import tarfile
@@ -39,6 +40,7 @@ from pplex.export.synth_tensors import Array, Progress, ahead, generator, write_
 from pplex.export.synth_tokenizer import write_tokenizer
 from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SINE_CODES, ModelConfig
 from pplex.runtime.errors import CheckpointError
+from pplex.runtime.files import is_folder
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,10 @@ def _numbers(shapes: Shapes) -> int:
 
 
 def _check_folder(out: Path, nbytes: int) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.exists(out) and (not is_folder(out) or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder.\nName a new folder, or remove this one first.")
-    parent = next(path for path in out.absolute().parents if path.exists())
-    if not parent.is_dir():
+    parent = next(path for path in out.absolute().parents if os.path.exists(path))
+    if not is_folder(parent):
         raise CheckpointError(f"{out} cannot be made: {parent} is a file.\nName another folder.")
     free = shutil.disk_usage(parent).free
     if free < nbytes:

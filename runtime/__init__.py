@@ -4,7 +4,6 @@ What is named here is loaded when it is first used, so that commands can name th
 numpy or another library is broken.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pplex.runtime.environment import disable_telemetry
@@ -19,6 +18,9 @@ disable_telemetry()  # every package of ours imports this one, and none imports 
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("pplex.runtime.session"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """What a session needs is imported with the first of its names: libraries may be missing, and the command says which."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pplex.runtime import session
+
+    return getattr(session, name)

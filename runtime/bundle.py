@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import BundleError, ConfigError
+from pplex.runtime.files import check_readable, is_file, read_text
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import check_precision
 
@@ -62,9 +63,14 @@ class Bundle:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder holds a bundle, whole or damaged, and nothing else: then it can be replaced by another one."""
+    """Whether a folder holds a bundle, whole or damaged, and nothing else: then it can be replaced by another one.
+
+    Raises AccessError where this user may not look.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        if not is_file(folder / MANIFEST_FILE):
+            return False
+        manifest = json.loads(read_text(folder / MANIFEST_FILE))
         if manifest.keys() != _KEYS:
             return False
         own = {*manifest["files"], MANIFEST_FILE, LOCK_FILE, STEPS_FILE}
@@ -83,9 +89,10 @@ def open_bundle(
     """Read a bundle's manifest and check every file's size and, with `verify`, its SHA-256.
 
     `unread`: given the manifest, files that will not be read, whose SHA-256 is left out. Raises BundleError that names
-    every mismatch at once.
+    every mismatch at once, AccessError that names every file which this user may not read.
     """
     manifest = _read_manifest(folder / MANIFEST_FILE)
+    check_readable(*(folder / name for name in manifest["files"]))
     hashed = set(manifest["files"]) - set(unread(manifest)) if verify else set()
     problems = [problem for problem in _file_problems(folder, manifest["files"], hashed) if problem]
     if problems:
@@ -127,11 +134,11 @@ def file_sha256(path: Path) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_file(path):
         raise BundleError(f"{path.parent} is not a bundle: it has no {MANIFEST_FILE}. Make one: pplex-export build")
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest = json.loads(read_text(path))
+    except ValueError as error:
         raise BundleError(f"{path} cannot be read: {error}. Copy the bundle again, or rebuild it.") from error
     if not isinstance(manifest, dict) or "schema" not in manifest:
         raise BundleError(f"{path} is not a manifest. Copy the bundle again, or rebuild it.")
@@ -152,7 +159,7 @@ def _file_problems(
     def problem(item: tuple[str, Mapping[str, Any]]) -> str | None:
         name, expected = item
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             return f"{name} is missing"
         if path.stat().st_size != expected["nbytes"]:
             return f"{name} has {path.stat().st_size} bytes, expected {expected['nbytes']}"

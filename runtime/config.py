@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.files import is_there, read_text
 
 SAMPLE_RATE_HZ = 24_000
 
@@ -129,13 +130,14 @@ class ModelConfig:
     def from_checkpoint(cls, config_path: Path) -> "ModelConfig":
         """Sizes from a checkpoint's config.json where it has them, else the released preset.
 
-        Raises ConfigError for a file that is not JSON, or that describes another architecture.
+        Raises ConfigError for a file that is not JSON, or that describes another architecture, AccessError for one that
+        may not be read.
         """
-        if not config_path.exists():
+        if not is_there(config_path):
             return RELEASED
         try:
-            data = json.loads(config_path.read_text())
-        except (OSError, ValueError) as error:
+            data = json.loads(read_text(config_path))
+        except ValueError as error:
             raise ConfigError(f"{config_path} is not readable as JSON: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{config_path} must hold a JSON object.")

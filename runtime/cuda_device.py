@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from pplex.runtime.device import Array, Block, Buffer, Call, Mark, buffer_nbytes, host_view
-from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
+from pplex.runtime.errors import GpuError, GpuMemoryError
+from pplex.runtime.libraries import load_library
 
 ALLOCATION_ALIGNMENT = 256  # bytes; CUDA promises it of every allocation
 GPU = 0  # the one that every thread of a process starts with
@@ -40,7 +41,7 @@ class _Event:
 class CudaDevice:
     """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses), and one stream that all work goes through.
 
-    Raises LibraryError where cuda-bindings is not installed, GpuError where no GPU or no driver answers.
+    Raises LibraryError where cuda-bindings cannot be loaded, GpuError where no GPU or no driver answers.
     """
 
     captures = True
@@ -141,14 +142,11 @@ class CudaDevice:
 
 
 def _library() -> Any:
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise LibraryError(
-            f"A GPU is driven through cuda-bindings, which cannot be imported ({error}): "
-            "pip install 'pplex-export[rtx]', or [tensorrt] or [cuda]"
-        ) from error
-    return runtime
+    return load_library(
+        "cuda.bindings.runtime",
+        "A GPU is driven through cuda-bindings, which is not installed: "
+        "pip install 'pplex-export[rtx]', or [tensorrt] or [cuda]",
+    )
 
 
 def _error(cuda: Any, function: str, code: Any) -> GpuError:

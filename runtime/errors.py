@@ -65,5 +65,9 @@ class GpuMemoryError(GpuError):
     """Less GPU memory than is asked of it."""
 
 
+class AccessError(PplexError):
+    """A file or folder that this user may not read, or that the disk does not give."""
+
+
 class ReportError(PplexError):
     """A report of a validation that cannot be read, or one that cannot be made as asked."""

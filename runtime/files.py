@@ -1,20 +1,120 @@
-"""Writing files so that they appear under their names only when all of them are whole."""
+"""Files that a user names: asked about and read with one message where they may not be, and written whole or not at all."""
 
+import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from pplex.runtime.errors import OutputError
+from pplex.runtime.errors import AccessError, OutputError
 
 STANDARD_STREAM = "-"
+_NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_RIGHTS = "Give this user the right to it and to the folders it is in, or run the command as another user."
+_ADVICE = {
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "Name another place.",
+    errno.ENOSPC: "Make room, or name another disk.",
+    errno.EDQUOT: "Make room, or name another disk.",
+    errno.EMFILE: "Allow more: ulimit -n 4096",
+    errno.ENFILE: "End what else keeps files open.",
+    errno.EIO: "Check the disk, or copy the file again.",
+    errno.ESTALE: "Check the network's disk, and run it again.",
+}
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file at `path`. Raises AccessError where this user may not look.
+
+    What pathlib's own does then depends on the version of Python.
+    """
+    found = _look(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at `path`. Raises AccessError as `is_file`."""
+    found = _look(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything at `path`. Raises AccessError as `is_file`."""
+    return _look(path) is not None
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in those below it, by name; none where there is no folder. Raises AccessError."""
+
+    def refuse(error: OSError) -> None:
+        raise _refused(error)
+
+    walk = os.walk(folder, onerror=refuse) if is_folder(folder) else ()
+    return sorted(Path(parent) / name for parent, _, names in walk for name in names)
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises AccessError for one that may not be read, ValueError for one that is not UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise _refused(error, path) from error
+
+
+def check_readable(*paths: Path) -> None:
+    """Raise AccessError that names all of the files which are there and may not be read: libraries call them missing."""
+    reasons, advice = [], dict[str, None]()
+    for path in filter(is_file, paths):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            reasons.append(_reason(error, path))
+            advice[_advice(error)] = None
+    if reasons:
+        raise AccessError("\n".join([*reasons, *advice]))
+
+
+def access_error(error: OSError) -> AccessError | None:
+    """What to tell the user of an error that is the machine's, as no permission or no room; None for a defect of ours."""
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error.strerror):  # of the module tempfile
+        return AccessError("No folder for temporary files can be written to. Name one: TMPDIR=FOLDER pplex-export ...")
+    return _refused(error) if error.errno in _ADVICE else None
+
+
+def _refused(error: OSError, path: Path | None = None) -> AccessError:
+    return AccessError(f"{_reason(error, path)}\n{_advice(error)}")
+
+
+def _reason(error: OSError, path: Path | None) -> str:
+    name = path or error.filename
+    return f"{f'{name} cannot be used: ' if name else ''}{error.strerror or error}."
+
+
+def _advice(error: OSError) -> str:
+    return _ADVICE.get(error.errno or 0, "Check its name and the disk.")
+
+
+def _look(path: Path) -> os.stat_result | None:
+    """What is at `path`, None for nothing."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        raise _refused(error, path) from error
+    except ValueError:  # no name of a file has a zero in it
+        return None
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Raise OutputError if `write_files` could not write `target`: for before the work of making what goes in it."""
     name = os.fspath(target)
     if name == STANDARD_STREAM:
+        _check_standard_output()
         return
     path = Path(name).absolute()
     try:
@@ -32,7 +132,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
 
 def check_distinct(*targets: str) -> None:
     """Raise OutputError if two of the names are one file, which the last one written would be left of."""
-    paths = [Path(target).resolve() for target in targets if target != STANDARD_STREAM]
+    paths = [_real(target) for target in targets if target != STANDARD_STREAM]
     twice = next((path for path in paths if paths.count(path) > 1 and _takes_a_new_file(path)), None)
     if twice is not None:
         raise OutputError(f"{twice} is named twice: one would overwrite the other. Name another file.")
@@ -48,7 +148,7 @@ def write_files(contents: Mapping[str, bytes]) -> None:
     target = ""
     try:
         for target, data in contents.items():
-            path = Path(target).resolve()
+            path = _real(target)
             if target != STANDARD_STREAM and _takes_a_new_file(path):
                 temporary = _beside(path)
                 staged[temporary] = path
@@ -64,24 +164,34 @@ def write_files(contents: Mapping[str, bytes]) -> None:
         raise _refusal(target, error) from error
     finally:
         for temporary in staged:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _takes_a_new_file(path: Path) -> bool:
     """Whether a file can be put in the place of `path`: not of a device, nor of a pipe."""
-    return path.is_file() or not path.exists()
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def _beside(path: Path) -> Path:
-    return path.resolve().with_name(f".{secrets.token_hex(8)}.part")
+    return _real(path).with_name(f".{secrets.token_hex(8)}.part")
+
+
+def _real(path: str | os.PathLike[str]) -> Path:
+    """Links followed, also where they lead in a circle, of which `Path.resolve` makes an error of its own."""
+    return Path(os.path.realpath(path))
 
 
 def _refusal(name: str, error: OSError) -> OutputError:
     return OutputError(f"{name} cannot be written: {error.strerror}. Name another file.")
 
 
-def _write_standard_output(data: bytes) -> None:
+def _check_standard_output() -> None:
     if sys.stdout is None:
         raise OutputError("There is no standard output to write to: it is closed. Name a file.")
+
+
+def _write_standard_output(data: bytes) -> None:
+    _check_standard_output()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

@@ -1,13 +1,12 @@
 """NVIDIA GPUs by the names `--gpu` takes: what `plan`, `build` and the runtime's messages know of each."""
 
-import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
-from pplex.runtime.errors import GpuError
+from pplex.runtime.errors import GpuError, LibraryError
+from pplex.runtime.libraries import load_library
 from pplex.runtime.precision import PRECISIONS
 
 ONNXRUNTIME, TENSORRT_RTX, TENSORRT = "onnxruntime", "tensorrt-rtx", "tensorrt"
@@ -82,10 +81,11 @@ def _architecture(sm: int) -> Gpu:
 
 def _local() -> Gpu:
     """The first GPU that CUDA sees, which CUDA_VISIBLE_DEVICES chooses."""
+    missing = "--gpu local asks CUDA for this machine's GPU: pip install 'pplex-export[rtx]'"
     try:
-        cudart: Any = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise GpuError("--gpu local asks CUDA for this machine's GPU: pip install 'pplex-export[rtx]'") from error
+        cudart = load_library("cuda.bindings.runtime", missing)
+    except LibraryError as error:
+        raise GpuError(str(error)) from error
     status, properties = cudart.cudaGetDeviceProperties(0)
     if status != cudart.cudaError_t.cudaSuccess:
         raise GpuError(

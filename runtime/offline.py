@@ -61,7 +61,8 @@ def run_offline(
     """Play a recording to the agent; write its speech, as long as the input, and a JSON list of its text pieces.
 
     Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Outputs appear when both are
-    whole. `threads` and `device` as in `Runtime`. Raises AudioError, BundleError, EngineError, OutputError, PromptError.
+    whole. `threads` and `device` as in `Runtime`. Raises AccessError, AudioError, BundleError, EngineError, OutputError,
+    PromptError.
     """
     check_audio_target(output_wav)
     check_writable(output_text)

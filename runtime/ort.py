@@ -11,8 +11,9 @@ from typing import Any
 from pplex.runtime.cgroup import available_processors
 from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, GPU, CudaDevice
 from pplex.runtime.device import Buffer, Call, HostDevice
-from pplex.runtime.errors import BundleError, EngineError, LibraryError
+from pplex.runtime.errors import BundleError, EngineError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
+from pplex.runtime.libraries import load_library
 from pplex.runtime.mapped import MappedFile
 from pplex.runtime.precision import PRECISIONS, storage_dtype
 from pplex.runtime.prepared import PreparedGraph
@@ -28,7 +29,7 @@ class OnnxRuntimeExecutor:
     """A graph on ONNX Runtime's CPU provider; `weights` is the folder of its weights, if not the file's own.
 
     With `prepared` it is loaded from there, and made there if it is not yet. With `profiles`, a folder, every operator of
-    every call is timed. Raises LibraryError where ONNX Runtime is not installed, EngineError for a precision that the
+    every call is timed. Raises LibraryError where ONNX Runtime cannot be loaded, EngineError for a precision that the
     provider cannot compute in, BundleError where it refuses the graph.
     """
 
@@ -104,8 +105,7 @@ class OnnxRuntimeCudaExecutor:
         self.fixed_rings = self.uncaptured is None  # it never lets go of a graph that it has captured
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
-        import onnxruntime as ort
-
+        ort = _library()
         binding = _binding(self._session, self.spec, tensors, "cuda", GPU)
         options = ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -131,7 +131,7 @@ def has_cuda_provider() -> bool:
 
 
 def library_version() -> str:
-    """Of the ONNX Runtime that is installed. Raises LibraryError where there is none."""
+    """Of the ONNX Runtime that is installed. Raises LibraryError where it cannot be loaded."""
     version: str = _library().__version__
     return version
 
@@ -142,13 +142,9 @@ def available_threads() -> int:
 
 
 def _library() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise LibraryError(
-            "This bundle runs on ONNX Runtime: pip install 'pplex-export[cpu]', or [cuda] for an NVIDIA GPU"
-        ) from error
-    return onnxruntime
+    return load_library(
+        "onnxruntime", "This bundle runs on ONNX Runtime: pip install 'pplex-export[cpu]', or [cuda] for an NVIDIA GPU"
+    )
 
 
 def _options(precision: str, threads: int | None, profile: Path | None = None) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, file_sha256
 from pplex.runtime.errors import BundleError
+from pplex.runtime.files import is_file
 from pplex.runtime.precision import PRECISIONS
 
 GROWTH = 1.5  # times the weights' bytes, at most: their scales are kept as float32
@@ -50,7 +51,7 @@ class PreparedGraph:
     @property
     def is_there(self) -> bool:
         """Whether it is whole: the model gets its name last."""
-        return self.model.is_file() and self.weights.is_file()
+        return os.path.isfile(self.model) and os.path.isfile(self.weights)  # what may not be read is made anew
 
     def make(self, write: Callable[[Path, str], None]) -> bool:
         """Have `write(model, name of the weights' file)` write it; False, and nothing left, where it cannot be written.
@@ -107,7 +108,7 @@ def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> 
         sources = {
             folder / name: manifest["files"][name]["sha256"]
             for name in graph_files(graph)
-            if name in manifest["files"] and (folder / name).is_file()
+            if name in manifest["files"] and is_file(folder / name)
         }
         if len(sources) < 2:  # no weights in a file of their own
             return None

@@ -138,7 +138,8 @@ class Runtime:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], slots: int = 8, **options: Any) -> "Runtime":
-        """Open, check and load the bundle in `folder`; `options` as in the constructor. Raises BundleError, EngineError."""
+        """Open, check and load the bundle in `folder`; `options` as in the constructor. Raises BundleError, EngineError,
+        AccessError."""
         return cls(open_to_run(Path(folder), options.get("device")), slots, **options)
 
     # One frame.

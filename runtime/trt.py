@@ -10,10 +10,11 @@ from typing import Any
 from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, CudaDevice
 from pplex.runtime.device import Buffer, Call
 from pplex.runtime.engine import fixed_shape
-from pplex.runtime.errors import EngineError, LibraryError, OutputError
+from pplex.runtime.errors import EngineError, OutputError
 from pplex.runtime.files import check_writable, write_files
 from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX
 from pplex.runtime.graphs import GraphSpec
+from pplex.runtime.libraries import load_library
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,11 @@ class Library:
     jit: bool
 
     def load(self) -> Any:
-        """The library's module. Raises LibraryError where it is not installed."""
-        from importlib import import_module
-
-        try:
-            return import_module(self.module)
-        except ImportError as error:
-            raise LibraryError(
-                f"This bundle's engines need {self.kind}, which cannot be imported ({error}): "
-                f"pip install 'pplex-export[{self.extra}]'"
-            ) from error
+        """The library's module. Raises LibraryError where it cannot be loaded."""
+        return load_library(
+            self.module,
+            f"This bundle's engines need {self.kind}, which is not installed: pip install 'pplex-export[{self.extra}]'",
+        )
 
 
 LIBRARIES = {
@@ -184,7 +180,10 @@ class _Kernels:
     def __init__(self, plan: Plan, path: Path):
         self._plan, self._path = plan, path
         self._cache = plan.engine.create_runtime_config().create_runtime_cache()
-        self._stored = path.read_bytes() if path.is_file() else b""
+        try:
+            self._stored = path.read_bytes()
+        except OSError:  # there is none yet, or this user may not read it: kernels are compiled again
+            self._stored = b""
         if self._stored:
             self._cache.deserialize(self._stored)  # of another GPU, driver or version: it stays empty, and is replaced
 

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
 
-from pplex.server.options import Network
+from pplex.server.addresses import Network
 from pplex.server.request import CREDENTIALS, RequestError
 
 COOKIE = "pplex_token"

@@ -16,7 +16,7 @@ from aiohttp.typedefs import Middleware
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.errors import ConfigError, PplexError
+from pplex.runtime.errors import PplexError
 from pplex.runtime.session import Runtime
 from pplex.server import metrics
 from pplex.server.access import Access
@@ -26,6 +26,7 @@ from pplex.server.conversation import Conversation, Studio
 from pplex.server.engine import EngineThread, Spoken, now_s
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
+from pplex.server.listening import listen
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.options import ServeOptions
@@ -84,14 +85,14 @@ class Server:
     async def run(self, listening: Callable[[str], None]) -> None:
         """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or why the engine failed."""
         await self._runner.setup()
-        server = await self._listen()
+        server, url = await listen(self._gate, self._options, self._limits.header_s)
         lag = asyncio.create_task(self._watch_lag())
         try:
             for thread in (self._hearing, self._speech, self._engine):
                 thread.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._on_signal)
-            listening(self._address(server.sockets[0]))
+            listening(url)
             await self._wait(lambda: bool(self._signals or self._failure))
             self._is_draining = True
             await self._drain()
@@ -158,27 +159,6 @@ class Server:
             if thread.is_running:
                 await asyncio.to_thread(thread.stop)
         LOGGER.info("stopped")
-
-    async def _listen(self) -> asyncio.Server:
-        options = self._options
-        try:
-            return await self._loop.create_server(
-                self._gate,
-                options.host,
-                options.port,
-                ssl=options.tls,
-                ssl_handshake_timeout=self._limits.header_s if options.tls else None,
-                backlog=512,
-            )
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"{options.host}:{options.port} cannot be listened at ({error}). Choose another with --host and --port."
-            ) from error
-
-    def _address(self, listener: socket.socket) -> str:
-        host, port = listener.getsockname()[:2]
-        shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"{'https' if self._options.tls else 'http'}://{shown}:{port}"
 
     def _protocol(self) -> asyncio.Protocol:
         assert self._runner.server is not None

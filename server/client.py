@@ -24,6 +24,7 @@ from yarl import URL
 from pplex.runtime.audio import frames
 from pplex.runtime.errors import AudioError, PplexError
 from pplex.runtime.samples import check_samples
+from pplex.server.addresses import parse_token
 from pplex.server.protocol import PATH, Close, Kind, pack
 from pplex.server.request import EARLY
 
@@ -137,8 +138,8 @@ class Link:
     async def open(
         cls, url: str, query: Mapping[str, str], token: str | None = None, ssl: SSLContext | bool = True
     ) -> Self:
-        """Raises RefusedError, UnreachableError."""
-        headers, upgrade = {"Authorization": f"Bearer {token}"} if token else {}, _Upgrade()
+        """Raises RefusedError, UnreachableError, and ConfigError for a token that no header can carry."""
+        headers, upgrade = {"Authorization": f"Bearer {parse_token(token)}"} if token else {}, _Upgrade()
         http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=UPGRADE_S),
             middlewares=(upgrade,),

@@ -8,6 +8,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, which takes a fifth less time for a message; there is none for Windows."""
     try:
         import uvloop
-    except ImportError:
+    except ModuleNotFoundError:
         return None
     return uvloop.new_event_loop

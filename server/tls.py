@@ -2,26 +2,32 @@
 
 import datetime
 import ipaddress
+import os
 import socket
 import ssl
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.files import check_readable, is_file
+from pplex.server.addresses import EVERYWHERE, parse_host
 
 CERTIFICATE, KEY = "cert.pem", "key.pem"
 VALID_DAYS = 30
+OPEN_FILES = "/proc/self/fd"
 
 
 def folder_context(folder: Path) -> ssl.SSLContext:
-    """A context from `folder`'s cert.pem and key.pem. Raises ConfigError where they cannot be used."""
-    missing = [name for name in (CERTIFICATE, KEY) if not (folder / name).is_file()]
+    """A context from `folder`'s cert.pem and key.pem. Raises ConfigError or AccessError where they cannot be used."""
+    missing = [name for name in (CERTIFICATE, KEY) if not is_file(folder / name)]
     if missing:
         raise ConfigError(
             f"{folder} has no {' and no '.join(missing)}. Put the certificate chain and its key there, or use --self-signed."
         )
+    check_readable(folder / CERTIFICATE, folder / KEY)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(folder / CERTIFICATE, folder / KEY, password=_no_password)
@@ -34,7 +40,10 @@ def folder_context(folder: Path) -> ssl.SSLContext:
 
 
 def self_signed_context(host: str) -> ssl.SSLContext:
-    """A context with a new certificate for `host` and this machine's names, which clients will not trust by themselves."""
+    """A context with a new certificate for `host` and this machine's names, which clients will not trust by themselves.
+
+    Raises ConfigError for a host that is none.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -56,36 +65,47 @@ def self_signed_context(host: str) -> ssl.SSLContext:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    with tempfile.TemporaryDirectory() as name_of_folder:  # ssl reads files only; this one is the user's alone
-        folder = Path(name_of_folder)
-        (folder / CERTIFICATE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (folder / KEY).write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return folder_context(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with _named(secret + certificate.public_bytes(serialization.Encoding.PEM)) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+@contextmanager
+def _named(data: bytes) -> Iterator[str]:
+    """A name under which this process can read `data`, as ssl reads files only: in memory where the system has that."""
+    in_memory = hasattr(os, "memfd_create") and os.path.isdir(OPEN_FILES)
+    opened = os.fdopen(os.memfd_create(CERTIFICATE), "wb") if in_memory else tempfile.NamedTemporaryFile()  # noqa: SIM115
+    with opened as file:
+        file.write(data)
+        file.flush()
+        yield f"{OPEN_FILES}/{file.fileno()}" if in_memory else file.name
 
 
 def _names(host: str) -> list[str]:
     """What this machine is called: the names of the loop, its own, and the addresses it has."""
-    names = ["localhost", "127.0.0.1", "::1", socket.gethostname(), host]
+    names = ["localhost", "127.0.0.1", "::1", parse_host(host)]
+    with suppress(ConfigError):  # a machine may be called anything
+        names.append(parse_host(socket.gethostname()))
     # Looking up its own name could ask the network. To connect a datagram socket sends nothing: it chooses the address that
     # others see. These two belong to nobody (RFC 5737, RFC 3849).
     for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:  # a machine may have no network
             probe.connect((elsewhere, 9))
             names.append(probe.getsockname()[0])
-    return list(dict.fromkeys(name for name in names if name not in ("", "0.0.0.0", "::")))
+    return list(dict.fromkeys(name for name in names if name not in EVERYWHERE))
 
 
 def _general_name(name: str) -> Any:
     from cryptography import x509
 
     try:
-        return x509.IPAddress(ipaddress.ip_address(name))
+        return x509.IPAddress(ipaddress.ip_address(name.partition("%")[0]))
     except ValueError:
-        return x509.DNSName(name)
+        return x509.DNSName(name.rstrip("."))
 
 
 def _no_password() -> str:

@@ -72,7 +72,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
     """Builds the bundle of a golden folder's checkpoint in a precision, once for all processes that run tests."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    kept = Path(os.environ[KEPT]) / made_of() if KEPT in os.environ else shared / "bundles"
+    kept = Path(os.environ[KEPT]) / made_of() if os.environ.get(KEPT) else shared / "bundles"
 
     @cache
     def make(golden: Path, precision: str = "fp32") -> Bundle:

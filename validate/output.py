@@ -1,6 +1,7 @@
 """A report's folder: the files of a validation or a comparison, written when all of them are made."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def comparison_files(comparison: Comparison) -> dict[str, bytes]:
 
 def check_folder(folder: Path) -> None:
     """Raise OutputError if `write_folder` could not write there: for before the work of making what goes in it."""
-    there = folder.exists()
+    there = os.path.exists(folder)
     _made(folder)
     check_writable(folder / REPORT_FILE)
     if not there:

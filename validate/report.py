@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.errors import ReportError
+from pplex.runtime.files import check_readable, is_folder
 
 SCHEMA = 1
 REPORT_FILE = "report.json"
@@ -151,7 +152,8 @@ class Report:
 
 def read_report(path: Path) -> Report:
     """The report in a file, or in a folder's report.json. Raises ReportError."""
-    file = path / REPORT_FILE if path.is_dir() else path
+    file = path / REPORT_FILE if is_folder(path) else path
+    check_readable(file)
     try:
         data = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

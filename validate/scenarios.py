@@ -10,6 +10,7 @@ import numpy as np
 from pplex.runtime.audio import FORMATS, Pcm, read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import ReportError
+from pplex.runtime.files import files_below
 from pplex.validate.spoken import spoken
 from pplex.validate.turns import INTERRUPTED, INTERRUPTION, LONG_TURN, PAUSE, TURN_END, Event, Segment
 
@@ -130,7 +131,7 @@ def recorded_speech(folder: Path, detect: Callable[[Pcm], list[Segment]]) -> Spe
     A piece is as many of them as it takes to last as long as asked for. Raises ReportError where there is no speech,
     AudioError for a recording that cannot be read.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    found = [path for path in files_below(folder) if path.suffix.lower() in FORMATS]
     paths = [found[i] for i in np.linspace(0, len(found) - 1, min(len(found), RECORDINGS)).astype(int)]
     stretches = [piece for path in paths for piece in _cut(read_audio(path), detect)]
     if not stretches:

@@ -4,7 +4,6 @@ import ctypes
 import sys
 from dataclasses import dataclass
 from enum import IntEnum
-from types import SimpleNamespace
 
 from cuda_stand_in.bindings import bindings
 from cuda_stand_in.build import FOLDER, LIBRARIES, build
@@ -40,7 +39,7 @@ class StandIn:
         self._runtime.stand_in_events.restype = ctypes.POINTER(_Event)
         sys.path.insert(0, str(FOLDER))
         runtime = bindings(self._runtime)
-        sys.modules["cuda.bindings"] = SimpleNamespace(runtime=runtime)  # type: ignore[assignment]
+        sys.modules["cuda.bindings.runtime"] = runtime  # type: ignore[assignment]
         import onnxruntime
 
         onnxruntime.preload_dlls = lambda: None  # real libraries, where there are some

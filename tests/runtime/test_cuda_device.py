@@ -29,7 +29,7 @@ def test_no_gpu_or_no_driver() -> None:
 
 
 def test_cuda_bindings_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(LibraryError, match=r"cuda-bindings, .* pip install 'pplex-export\[rtx\]'"):
         CudaDevice()
 

@@ -1,13 +1,14 @@
-"""Files appear whole or not at all, and what is no file is left what it is."""
+"""Files appear whole or not at all, what is no file is left what it is, and what may not be read is not missing."""
 
 import os
 import stat
 from pathlib import Path
 
 import pytest
+import unprivileged
 
 from pplex.runtime.errors import OutputError
-from pplex.runtime.files import check_distinct, check_writable, write_files
+from pplex.runtime.files import check_distinct, check_writable, files_below, is_file, is_folder, is_there, write_files
 
 
 def names(folder: Path) -> list[str]:
@@ -59,3 +60,54 @@ def test_one_file_under_two_names(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="named twice"):
         check_distinct(str(tmp_path / "a"), "-", str(tmp_path / "link"))
     check_distinct(str(tmp_path / "a"), "-", "-", str(tmp_path / "b"), "/dev/null", "/dev/null")
+
+
+def test_what_is_asked_about_a_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    assert is_file(tmp_path / "file") and not is_folder(tmp_path / "file") and is_folder(tmp_path)
+    for nothing in ("none", "none/x", "file/x", "loop", "x" * 300, "zero\0"):
+        assert (
+            not is_file(tmp_path / nothing) and not is_folder(tmp_path / nothing) and not is_there(tmp_path / nothing)
+        )
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/c").write_text("")
+    assert files_below(tmp_path) == [tmp_path / "a/b/c", tmp_path / "file", tmp_path / "loop"]
+    assert files_below(tmp_path / "none") == files_below(tmp_path / "file") == []
+
+
+ASKED = """
+import sys
+from pathlib import Path
+from pplex.runtime import files
+from pplex.runtime.errors import AccessError, OutputError
+shut, unreadable = Path(sys.argv[1]), Path(sys.argv[2])
+for ask in (
+    lambda: files.is_file(shut / "x"),
+    lambda: files.is_folder(shut / "x"),
+    lambda: files.is_there(shut / "x"),
+    lambda: files.files_below(shut.parent),
+    lambda: files.read_text(unreadable),
+    lambda: files.check_readable(unreadable, Path("none"), unreadable),
+    lambda: files.check_writable(shut / "x"),
+    lambda: files.write_files({str(shut / "x"): b""}),
+):
+    try:
+        ask()
+    except (AccessError, OutputError) as error:
+        assert "Permission denied" in str(error)
+    else:
+        raise AssertionError("no error")
+"""
+
+
+@pytest.mark.skipif(bool(unprivileged.why_not()), reason=str(unprivileged.why_not()))
+def test_who_may_not_read_gets_one_kind_of_error(tmp_path: Path) -> None:
+    shut, unreadable = tmp_path / "a/shut", tmp_path / "unreadable"
+    shut.mkdir(parents=True)
+    unreadable.write_text("x")
+    shut.chmod(0)
+    unreadable.chmod(0)
+    done = unprivileged.run(ASKED, shut, unreadable)
+    shut.chmod(0o700)
+    assert done.returncode == 0, done.stderr

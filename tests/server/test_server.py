@@ -618,8 +618,8 @@ def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tm
         (["--ssl", str(tmp_path), "--self-signed"], "give one"),
         (["--static", str(tmp_path)], "has no index.html"),
         (["--record", "/proc/nowhere"], "cannot be written to"),
-        (["--token", ""], "A token is empty"),
-        ([], "A token is empty"),  # of the environment
+        (["--token", ""], "--token is empty"),
+        ([], "PPLEX_TOKEN is set, but empty"),
     ):
         environment = os.environ if arguments else {**os.environ, "PPLEX_TOKEN": ""}
         command = [*COMMAND, str(tiny_bundle.folder), *arguments]

@@ -1,0 +1,112 @@
+"""Libraries that are not installed, or not whole: whatever they raise becomes one message with the command to mend it.
+
+Called where the runtime loads an engine's library, and by the command line for every other import.
+"""
+
+import sys
+from importlib import import_module, metadata
+from traceback import walk_tb
+from types import ModuleType, TracebackType
+from typing import Any
+
+from pplex.runtime.errors import LibraryError
+
+# What installs a library: an extra of this package, or the package alone.
+_EXTRAS = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
+_EXTRAS |= dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "silero_vad"), "validate")
+_EXTRAS |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client", "uvloop", "yarl"), "serve")
+_EXTRAS |= {"onnxruntime": "cpu", "tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "cuda"}
+_EXTRAS |= dict.fromkeys(("numpy", "pyloudnorm", "safetensors", "sentencepiece", "soundfile", "soxr", "tqdm"), "")
+_NAMESPACES = ("cuda", "google")  # folders that several packages share: they have no file of their own
+_SYSTEM = {"soundfile": "Where that does not help, the system's libsndfile is missing: apt-get install libsndfile1"}
+
+
+def load_library(module: str, missing: str) -> Any:
+    """Import `module`. Raises LibraryError: `missing` where it is not installed, else why it cannot be loaded."""
+    try:
+        loaded = import_module(module)
+    except Exception as error:  # a library may raise anything while it is loaded
+        library = module.partition(".")[0]
+        raise LibraryError(missing if _is_missing(error, library) else _broken(library, error)) from error
+    if _is_empty(loaded):
+        raise LibraryError(_broken(module, None))
+    return loaded
+
+
+def library_error(error: BaseException) -> LibraryError | None:
+    """What to tell the user of an error that came up while a library was loaded or first used; None for any other."""
+    library = _library_of(error)
+    if not library or library == "pplex" or library in sys.stdlib_module_names:
+        return None
+    if _is_missing(error, library):
+        if library not in _EXTRAS:
+            return None
+        return LibraryError(f"This command needs {library}, which is not installed: {_install(library)}")
+    return LibraryError(_broken(library, error))
+
+
+def _library_of(error: BaseException) -> str | None:
+    """The top-level name of the library whose loading, or whose lack of content, ended in an error."""
+    named = _named(error)
+    if named in sys.modules and _is_empty(sys.modules[named]):
+        return named
+    called = _called_by_us(error.__traceback__)
+    loaded = [library for library, function in called if function == "<module>"]
+    if called and called[0][1] == "<module>":
+        return loaded[-1]  # the innermost, as one library loads the next
+    if not isinstance(error, ImportError):
+        return None
+    return called[0][0] if called else named
+
+
+def _named(error: BaseException) -> str:
+    """The top-level name of the module that an error says it is about, "" if about none."""
+    name = error.name if isinstance(error, ImportError) else None
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        name = error.obj.__name__
+    return (name or "").partition(".")[0]
+
+
+def _called_by_us(traceback: TracebackType | None) -> list[tuple[str, str]]:
+    """Library and function of each call below our code when an error came up; a module's body is "<module>"."""
+    frames = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame, _ in walk_tb(traceback)]
+    calls = [(module.partition(".")[0], function) for module, function in frames]
+    ours = max((place for place, (library, _) in enumerate(calls) if library == "pplex"), default=len(calls))
+    return [call for call in calls[ours + 1 :] if call[0] not in sys.stdlib_module_names]
+
+
+def _is_missing(error: BaseException, library: str) -> bool:
+    """Whether the library itself is not installed, rather than a part of it or something that it needs."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return False
+    return error.name == library or (library in _NAMESPACES and error.name.startswith(f"{library}."))
+
+
+def _is_empty(module: ModuleType) -> bool:
+    """Whether a module is a folder without an __init__.py: of an installation that was cut short, or removed in part."""
+    return (
+        getattr(module, "__file__", None) is None and hasattr(module, "__path__") and module.__name__ not in _NAMESPACES
+    )
+
+
+def _broken(library: str, error: BaseException | None) -> str:
+    module = sys.modules.get(library)
+    if module is not None and _is_empty(module):
+        reason = f"the folder {next(iter(module.__path__), library)} has nothing of it"
+    else:
+        reason = f"{type(error).__name__}: {error}".strip()
+    if isinstance(error, ModuleNotFoundError) and _named(error) != library:
+        advice = f"Install what it needs: {_install(library)}"
+    else:
+        packages = metadata.packages_distributions().get(library, [library])
+        advice = f"Install it again: pip install --force-reinstall --no-deps {' '.join(sorted(set(packages)))}"
+    return "\n".join(
+        filter(None, [f"{library} is installed, but cannot be loaded: {reason}", advice, _SYSTEM.get(library)])
+    )
+
+
+def _install(library: str) -> str:
+    extra = _EXTRAS.get(library)
+    if extra is None:
+        return f"pip install {library}"
+    return f"pip install 'pplex-export[{extra}]'" if extra else "pip install pplex-export"
