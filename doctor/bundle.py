@@ -29,9 +29,8 @@ def check_bundle(question: Question, told: Probe | None) -> Iterator[Finding]:
     if told is None:
         return
     folder = question.bundle
-    if told.error and told.error.startswith("BundleError: "):
-        fact, _, rest = told.error.removeprefix("BundleError: ").strip().rpartition("\n")
-        fact, advice = (fact, rest) if fact else _cut(rest)
+    if told.error and told.error.startswith(("BundleError: ", "AccessError: ")):
+        fact, advice = _cut(told.error.partition(": ")[2])
         yield Finding("bundle", PROBLEM, fact, advice, stops)
     elif told.missing or (told.error and "ImportError" in told.error):
         advice = "First mend the packages."
@@ -39,9 +38,6 @@ def check_bundle(question: Question, told: Probe | None) -> Iterator[Finding]:
     elif told.error:
         advice = "Let this user read it, copy it again, or rebuild it: pplex-export build"
         yield Finding("bundle", PROBLEM, f"{folder} cannot be read: {told.error}", advice, stops)
-    elif told.value["unreadable"]:
-        fact = f"{folder}: this user may not read {', '.join(told.value['unreadable'])}."
-        yield Finding("bundle", PROBLEM, fact, f"chmod -R a+rX {folder}", stops)
     else:
         yield from _sound(question, told.value)
 

@@ -52,7 +52,7 @@ def slots_by_precision(source: str | None, gpu: dict[str, Any], precision: str |
 
 
 def bundle_state(folder: str) -> dict[str, Any]:
-    """What a bundle holds and takes. Raises BundleError where it is none or damaged, contents not hashed."""
+    """What a bundle holds and takes, contents not hashed. Raises BundleError and AccessError."""
     bundle = open_bundle(Path(folder), verify=False)
     engines = bundle.manifest["engines"]
     capacity = bundle.config.temporal.capacity
@@ -61,7 +61,6 @@ def bundle_state(folder: str) -> dict[str, Any]:
         "precision": dict(bundle.precision),
         "weights": engines_nbytes(bundle.manifest),
         "session": sum(session_nbytes(bundle.config, bundle.precision, capacity).values()),
-        "unreadable": [name for name in bundle.manifest["files"] if not os.access(bundle.path(name), os.R_OK)],
         "on_onnxruntime": [name for name, engine in engines.items() if engine["kind"] == ONNXRUNTIME],
         "in_bfloat16": [name for name, one in bundle.precision.items() if PRECISIONS[one].activations == "bfloat16"],
         "parity": bundle.manifest["parity"],

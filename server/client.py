@@ -146,7 +146,7 @@ class Link:
             headers=headers,
         )
         try:
-            target = server_url(url, PATH).with_query(query)
+            target = server_url(url, PATH).with_query({**query, EARLY: "1"})
             socket = await http.ws_connect(target, ssl=ssl, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S))
             return cls(http, socket, upgrade.transport)
         except aiohttp.WSServerHandshakeError as error:
@@ -301,7 +301,7 @@ async def connect(
 
     async def open_link(key: str | None) -> Link:
         query = {"resume": key} if key else given
-        return await Link.open(url, {**query, "audio": audio, EARLY: "1"}, token, ssl)
+        return await Link.open(url, {**query, "audio": audio}, token, ssl)
 
     conversation = Conversation(open_link, reconnect)
     await conversation.begin(resume, on_queued)
