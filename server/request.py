@@ -24,7 +24,7 @@ SAMPLING = {  # the query's name, and Sampling's
 UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}  # and the client's defaults
 SEEDS = ("seed", "text_seed", "audio_seed")
 CREDENTIALS = ("token", "worker_auth_id")
-KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", "resume", "email", *CREDENTIALS)
+KNOWN = ("early_metadata", "voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", "resume", "email", *CREDENTIALS)
 BESIDE_RESUME = {"resume", "audio", "email", *CREDENTIALS}
 
 
