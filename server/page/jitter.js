@@ -21,7 +21,7 @@ const PIECE_MS = 20; // what is dropped at a time
 const LOUD_MS = 1500; // without silence, until a voice is cut
 const REST_MS = 80; // between two cuts of a voice
 const RETRY_MS = 20;
-const MOST_TRIES = 10; // then it is noise, which can be cut anywhere
+const MOST_TRIES = 6; // then it is noise, which can be cut anywhere
 const SHORTEST_PERIOD_MS = 2.5; // 400 Hz
 const ALIKE = 0.8; // correlation of two places that may be joined in a voice
 const HELD_MOST_MS = 800; // beyond this the past is given up at once
@@ -171,19 +171,21 @@ export class JitterBuffer {
   }
 
   #cutVoice() {
-    if (this.#loud < this.#samples(LOUD_MS) || this.#rest > 0 || this.#held < this.#samples(PIECE_MS + FADE_MS)) return 0;
-    const period = this.#period(this.#tries < MOST_TRIES ? ALIKE : -1);
+    const piece = this.#samples(PIECE_MS);
+    if (this.#loud < this.#samples(LOUD_MS) || this.#rest > 0 || this.#spare < piece) return 0;
+    if (this.#held < piece + this.#samples(FADE_MS)) return 0;
+    const period = this.#tries < MOST_TRIES ? this.#period() : piece;
     this.#tries = period ? 0 : this.#tries + 1;
     this.#rest = this.#samples(period ? REST_MS : RETRY_MS);
     return period && this.#skip(period) ? period : 0;
   }
 
   // The distance, up to a piece, at which what is held is most like its beginning, the longest of some; 0 where none is
-  // more like it than `least`.
-  #period(least) {
-    let [best, found] = [least, 0];
-    let lag = Math.min(this.#spare, this.#samples(PIECE_MS));
-    for (const shortest = this.#samples(SHORTEST_PERIOD_MS); lag >= shortest; lag -= this.#stride) {
+  // like it.
+  #period() {
+    let [best, found] = [ALIKE, 0];
+    const shortest = this.#samples(SHORTEST_PERIOD_MS);
+    for (let lag = this.#samples(PIECE_MS); lag >= shortest; lag -= this.#stride) {
       const likeness = this.#likeness(lag);
       if (likeness > best + 0.01) [best, found] = [likeness, lag];
     }

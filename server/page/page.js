@@ -7,7 +7,7 @@ import { PERSONAS } from "./personas.js";
 import { FRAME_SAMPLES } from "./protocol.js";
 import { Transcript } from "./transcript.js";
 import { Trouble } from "./trouble.js";
-import { MICROPHONE_GONE, partProblem, STATES, TROUBLES, UNREACHABLE } from "./words.js";
+import { MICROPHONE_GONE, NOT_LOADED, partProblem, STATES, TROUBLES } from "./words.js";
 
 const NO_VOICE = "none";
 const FLOOR_DB = -60; // an empty meter
@@ -194,7 +194,7 @@ async function load() {
     $("token").value = new URLSearchParams(location.search).get("token") ?? "";
     return null;
   } catch {
-    return UNREACHABLE;
+    return NOT_LOADED;
   }
 }
 

@@ -32,6 +32,7 @@ export const TOO_OLD = "This browser is too old for this page. Update it, or use
 export const NO_SOUND = `The sound did not start. Connect headphones or a loudspeaker, ${AGAIN}.`;
 export const MICROPHONE_GONE = `The microphone was disconnected or switched off. Connect it, ${AGAIN}.`;
 export const UNREACHABLE = "The server does not answer. Check your internet connection. If it works, the server is down: try again in a minute.";
+export const NOT_LOADED = "The server does not answer. Check your internet connection. If it works, the server is down: reload this page in a minute.";
 export const OFFLINE = `You are offline. Connect to a network, ${AGAIN}.`;
 export const LOST = `The connection was lost. Check your internet connection, ${AGAIN}.`;
 export const FULL = "All places are taken, and the queue is full. Try again in a few minutes.";
@@ -55,7 +56,9 @@ export const microphoneProblem = (name) =>
 
 /** Why the server did not give a file of the page, by HTTP status. */
 export const partProblem = (status) =>
-  status >= 500 ? failing(status) : `A part of this page is missing on the server (${status}). Reload the page. If that does not help, ${TELL}.`;
+  status >= 500
+    ? `The server does not work right now (${status}). Reload this page in a minute.`
+    : `A part of this page is missing on the server (${status}). Reload the page. If that does not help, ${TELL}.`;
 
 const ENDINGS = {
   1000: () => "The server ended the conversation. Press Talk to begin a new one.",
@@ -83,11 +86,9 @@ export function refusalOf(status, sentence, resuming) {
   if (said && status === 503) return said;
   if (said) return `The server did not accept this: ${said}`;
   if ([400, 413, 414, 431].includes(status)) return TOO_LONG;
-  if (status >= 500) return failing(status);
+  if (status >= 500) return `The server does not work right now (${status}). Try again in a minute.`;
   return `The server refused the connection (${status}). Reload the page. If that does not help, ${TELL}.`;
 }
-
-const failing = (status) => `The server does not work right now (${status}). Try again in a minute.`;
 
 const MOST = 300; // characters of what others say
 

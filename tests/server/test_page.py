@@ -73,7 +73,9 @@ def logic(open_tab: Callable[..., Tab]) -> Callable[[str], Any]:
     modules = "".join(
         f"const {{ {names} }} = await import('/{file}');"
         for file, names in {
-            "protocol.js": "packAudio, unpack, openingQuery, resumingQuery, endingOf, isLoss",
+            "protocol.js": "packAudio, unpack, openingQuery, resumingQuery, isLoss",
+            "words.js": "endingOf, refusalOf, microphoneProblem, STATES, TROUBLES",
+            "trouble.js": "Trouble",
             "resampler.js": "Resampler",
             "jitter.js": "JitterBuffer",
             "latency.js": "ReplyTimer",
@@ -151,9 +153,9 @@ def test_the_resampler_does_not_depend_on_how_its_input_is_cut(logic: Callable[[
 # What is heard of a 300 Hz tone that arrives in frames at `arrivals` (ms): the time playing starts, the largest step from
 # one sample to the next, and what the buffer says at the end. The tone itself steps by 0.0393 (2 pi 300 / 24000 x 0.5).
 HEAR = """
-    const hear = (arrivals, untilMs, amplitude = 0.5) => {
+    const hear = (arrivals, untilMs, amplitude = 0.5, wave = tone(300, 24000, 1920 * arrivals.length)) => {
         const buffer = new JitterBuffer(24000);
-        const input = tone(300, 24000, 1920 * arrivals.length).map((x) => amplitude * x);
+        const input = wave.map((x) => amplitude * x);
         const output = new Float32Array(128);
         let before = 0, step = 0, startMs = null, held = [];
         for (let next = 0, at = 0; at < untilMs * 24; at += 128) {
@@ -187,7 +189,7 @@ def test_the_jitter_buffer_holds_a_little_back_and_then_plays_on(logic: Callable
 def test_the_jitter_buffer_fades_out_at_an_underrun_and_holds_more_back_after_it(logic: Callable[[str], Any]) -> None:
     heard = logic(HEAR + "return hear([...steady(20), ...steady(20, 1760)], 3300);")
     assert heard["underruns"] == 1
-    assert heard["targetMs"] == 130
+    assert 110 <= heard["targetMs"] <= 130
     assert heard["step"] < 3 * TONE_STEP  # faded over 5 ms; a click would step by up to 0.5
 
 
@@ -199,7 +201,7 @@ def test_the_jitter_buffer_rides_out_what_it_has_grown_for(logic: Callable[[str]
     assert whole["step"] < 3 * TONE_STEP
 
 
-@pytest.mark.parametrize("amplitude, within_s", [(0.5, 30), (0.001, 5)])
+@pytest.mark.parametrize("amplitude, within_s", [(0.5, 8), (0.001, 5)])
 def test_the_jitter_buffer_gives_up_what_it_holds_for_nothing(
     logic: Callable[[str], Any], amplitude: float, within_s: int
 ) -> None:
@@ -208,6 +210,45 @@ def test_the_jitter_buffer_gives_up_what_it_holds_for_nothing(
     assert heard["underruns"] == 0
     assert heard["heldMs"] < 50
     assert heard["step"] < 3 * TONE_STEP * amplitude / 0.5
+
+
+# Networks that are bad for 20 s and then clean: the delay in ms of a frame that is sent at `ms`.
+SPELLS = {
+    "stalls": "ms + Math.max(0, 500 - (ms % 2900))",
+    "uneven": "ms - 80 * Math.log(1 - ((ms * 0.6180339887) % 1))",
+    "bursts": "ms + 240 - (ms % 320)",
+}
+# What the agent says meanwhile: a tone and noise never pause, a voice does; `n` samples of each.
+WAVES = {
+    "tone": "tone(300, 24000, n)",
+    "noise": "Float32Array.from({ length: n }, () => Math.random() - 0.5)",
+    "voice": "tone(140, 24000, n).map((x, i) => (x + 0.5 * Math.sin(i * 0.11)) * (i % 60000 < 54000 ? 0.5 : 0.001))",
+    "silence": "new Float32Array(n)",
+}
+
+
+@pytest.mark.parametrize("wave", WAVES)
+def test_the_jitter_buffer_is_small_again_ten_seconds_after_a_bad_spell(
+    logic: Callable[[str], Any], wave: str
+) -> None:
+    """It grew by underruns; whatever is said, what it holds goes within 10 s, without a click and without new gaps."""
+    heard = logic(f"""{HEAR}
+        const n = 1920 * 375;
+        const wave = {WAVES[wave]};
+        const spells = [{", ".join(f"(ms) => {spell}" for spell in SPELLS.values())}];
+        return spells.map((late) => {{
+            const arrivals = steady(375).map((ms) => (ms < 20000 ? late(ms) : ms));
+            arrivals.forEach((ms, i) => (arrivals[i] = Math.max(ms, arrivals[i - 1] ?? 0)));
+            return [hear(arrivals.slice(0, 250), 20000, 0.5, wave), hear(arrivals, 30000, 0.5, wave)];
+        }});
+    """)
+    for (spell, whole), name in zip(heard, SPELLS, strict=True):
+        assert spell["underruns"] >= 1, name
+        assert whole["underruns"] == spell["underruns"], name
+        assert whole["heldMs"] < 55, name
+        assert whole["targetMs"] < 110, name
+        if wave == "tone":
+            assert whole["step"] < 3 * TONE_STEP, name
 
 
 def test_the_jitter_buffer_gives_up_the_past_after_a_stall(logic: Callable[[str], Any]) -> None:
@@ -253,7 +294,7 @@ def test_messages_are_packed_and_unpacked(logic: Callable[[str], Any]) -> None:
 
 def test_a_query_leaves_out_what_is_empty(logic: Callable[[str], Any]) -> None:
     assert logic("return openingQuery({ seed: '', text_prompt: ' Be kind & brief. ', token: undefined })") == (
-        "audio=s16&text_prompt=Be+kind+%26+brief."
+        "audio=s16&early_metadata=1&text_prompt=Be+kind+%26+brief."
     )
     assert logic("return resumingQuery('k', 't')") == "audio=s16&resume=k&token=t"
 
@@ -261,7 +302,7 @@ def test_a_query_leaves_out_what_is_empty(logic: Callable[[str], Any]) -> None:
 def test_only_a_lost_connection_is_taken_up_again(logic: Callable[[str], Any]) -> None:
     codes = [1000, 1001, 1003, 1006, 1007, 1008, 1009, 1011, 1013, 4001, 4002]
     assert logic(f"return {codes}.filter(isLoss)") == [1006, 4002]
-    assert all("code" not in reason for reason in logic(f"return {codes}.filter((c) => !isLoss(c)).map(endingOf)"))
+    assert all("code" not in reason for reason in logic(f"return {codes}.filter((c) => !isLoss(c)).map((c) => endingOf(c))"))
 
 
 def test_answers_are_timed_from_a_frames_last_sample(logic: Callable[[str], Any]) -> None:
@@ -320,7 +361,7 @@ def test_a_page_that_is_not_secure_says_what_to_do(open_tab: Callable[..., Tab])
     playwright.expect(tab.get_by_role("button", name="Talk")).to_be_disabled()
 
 
-@pytest.mark.parametrize("error, words", [("NotAllowedError", "not allowed"), ("NotFoundError", "no microphone")])
+@pytest.mark.parametrize("error, words", [("NotAllowedError", "not allowed"), ("NotFoundError", "No microphone")])
 def test_a_microphone_that_cannot_be_had_is_explained(open_tab: Callable[..., Tab], error: str, words: str) -> None:
     tab = open_tab()
     refuse = f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('', '{error}'); }};"
@@ -471,7 +512,7 @@ def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Ca
     tab.get_by_label("Seed").fill("99999999999999999999")
     tab.get_by_role("button", name="Talk").click()
     _expect_state(tab, "ended")
-    playwright.expect(tab.get_by_role("status")).to_contain_text("seed is 99999999999999999999, and must be")
+    playwright.expect(tab.get_by_role("status")).to_contain_text("not accept this: seed is 99999999999999999999, and must be")
     _forget_failed_requests(tab)
 
 
@@ -508,7 +549,7 @@ def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..
     playwright.expect(tab.get_by_role("status")).to_contain_text("number 2")
     assert {"audio=s16", "voice_prompt=NATF0", "token=secret"} <= set(sockets[0].url.partition("?")[2].split("&"))
     sockets[0].close(code=1013)
-    playwright.expect(tab.get_by_role("status")).to_contain_text("Try again later")
+    playwright.expect(tab.get_by_role("status")).to_contain_text("Try again in a few minutes")
     assert len(sockets) == 1
 
 
@@ -530,7 +571,7 @@ def test_a_client_that_did_not_read_goes_on(open_tab: Callable[..., Tab], two: R
     assert sockets[1].url.endswith("?audio=s16&resume=k")
     sockets[1].send(b"\5You were idle.")
     sockets[1].close(code=1008)
-    playwright.expect(tab.get_by_role("status")).to_have_text("You were idle.")
+    playwright.expect(tab.get_by_role("status")).to_have_text("You were idle. Press Talk to begin a new one.")
     assert len(sockets) == 2
 
 
@@ -606,14 +647,14 @@ def test_a_conversation_whose_connection_is_cut_goes_on(
 
 
 def test_a_conversation_that_is_over_is_not_taken_up_again(open_tab: Callable[..., Tab], serve: Serve) -> None:
-    """The server did not wait: its words are shown, and no third connection is tried."""
+    """The server did not wait: the page says so, and tries no third connection."""
     tab = open_tab()
     sockets = _received(tab)
     with serve("--slots", "1", "--resume-seconds", "0.01") as server, contextlib.closing(Relay(server.port)) as relay:
         _talk(tab, relay.url)
         relay.cut()
         _expect_state(tab, "ended")
-        playwright.expect(tab.get_by_role("status")).to_contain_text("it is over")
+        playwright.expect(tab.get_by_role("status")).to_contain_text("Press Talk to begin a new one")
         assert len(sockets) == 2
     _forget_failed_requests(tab)
 
