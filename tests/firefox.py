@@ -1,20 +1,27 @@
-"""Debian's Firefox without a window, spoken to over WebDriver BiDi; as much of it as tests of our page need."""
+"""Debian's Firefox without a window, spoken to over WebDriver BiDi; as much of it as tests of our page need.
+
+Firefox plays no audio, and gives none of the microphone to a page, where there is no loudspeaker. `loudspeaker` is one that
+nobody hears.
+"""
 
 import asyncio
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
+PULSEAUDIO = shutil.which("pulseaudio")
 START_S, ANSWER_S = 60, 30
 PREFERENCES = {
     "app.update.enabled": False,
@@ -31,16 +38,40 @@ PREFERENCES = {
 }
 
 
-class Firefox:
-    """One Firefox with a profile in `folder`. `close` ends it."""
+@contextmanager
+def loudspeaker(folder: Path) -> Iterator[Mapping[str, str]]:
+    """PulseAudio with its files in `folder` and a device that plays to nobody; gives the environment that leads to it."""
+    assert PULSEAUDIO is not None
+    home = {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}
+    socket = f"module-native-protocol-unix socket={folder}/native auth-anonymous=1"
+    command = [PULSEAUDIO, "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no", "--disable-shm=yes"]
+    with (folder / "pulseaudio.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "-L", "module-null-sink", "-L", socket], stderr=log, env={**os.environ, **home}
+        )
+    try:
+        end = time.monotonic() + START_S
+        while not (folder / "native").exists():
+            assert process.poll() is None and time.monotonic() < end, (folder / "pulseaudio.log").read_text()
+            time.sleep(0.05)
+        yield {**home, "PULSE_SERVER": f"unix:{folder}/native"}
+    finally:
+        process.terminate()
+        process.wait(ANSWER_S)
 
-    def __init__(self, folder: Path):
+
+class Firefox:
+    """One Firefox with a profile in `folder`, and more in its environment. `close` ends it."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]):
         lines = (f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in PREFERENCES.items())
         (folder / "user.js").write_text("".join(lines))
         self._log = (folder / "firefox.log").open("w+")
         assert FIREFOX is not None
         command = [FIREFOX, "--headless", "--no-remote", "--profile", str(folder), "--remote-debugging-port", "0"]
-        self._process = subprocess.Popen([*command, "about:blank"], stdout=self._log, stderr=subprocess.STDOUT)
+        self._process = subprocess.Popen(
+            [*command, "about:blank"], stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -128,11 +159,13 @@ class FirefoxTab:
         return json.loads(result["result"]["value"])
 
     def resize(self, width: int, height: int) -> None:
-        self._firefox.call("browsingContext.setViewport", context=self._context, viewport={"width": width, "height": height})
+        size = {"width": width, "height": height}
+        self._firefox.call("browsingContext.setViewport", context=self._context, viewport=size)
 
     def picture(self, path: Path) -> None:
         """What is in sight, as a PNG."""
-        path.write_bytes(base64.b64decode(self._firefox.call("browsingContext.captureScreenshot", context=self._context)["data"]))
+        picture = self._firefox.call("browsingContext.captureScreenshot", context=self._context)
+        path.write_bytes(base64.b64decode(picture["data"]))
 
     def close(self) -> None:
         self._firefox.call("browsingContext.close", context=self._context)

@@ -52,7 +52,7 @@ const MICROPHONE = {
 
 /** Why the microphone could not be opened, by the name of the browser's error. */
 export const microphoneProblem = (name) =>
-  MICROPHONE[name] ?? `The microphone could not be opened (${name}). Check that it is connected and allowed, ${AGAIN}.`;
+  MICROPHONE[name] ?? `The microphone could not be opened. Check that it is connected and allowed, ${AGAIN}.`;
 
 /** Why the server did not give a file of the page, by HTTP status. */
 export const partProblem = (status) =>

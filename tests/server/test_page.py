@@ -5,14 +5,13 @@ import json
 import os
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import TINY
+from relay import Relay
 from serving import Running
 
 import pplex.server
@@ -228,9 +227,7 @@ WAVES = {
 
 
 @pytest.mark.parametrize("wave", WAVES)
-def test_the_jitter_buffer_is_small_again_ten_seconds_after_a_bad_spell(
-    logic: Callable[[str], Any], wave: str
-) -> None:
+def test_the_jitter_buffer_is_small_again_ten_seconds_after_a_bad_spell(logic: Callable[[str], Any], wave: str) -> None:
     """It grew by underruns; whatever is said, what it holds goes within 10 s, without a click and without new gaps."""
     heard = logic(f"""{HEAR}
         const n = 1920 * 375;
@@ -302,7 +299,9 @@ def test_a_query_leaves_out_what_is_empty(logic: Callable[[str], Any]) -> None:
 def test_only_a_lost_connection_is_taken_up_again(logic: Callable[[str], Any]) -> None:
     codes = [1000, 1001, 1003, 1006, 1007, 1008, 1009, 1011, 1013, 4001, 4002]
     assert logic(f"return {codes}.filter(isLoss)") == [1006, 4002]
-    assert all("code" not in reason for reason in logic(f"return {codes}.filter((c) => !isLoss(c)).map((c) => endingOf(c))"))
+    assert all(
+        "code" not in reason for reason in logic(f"return {codes}.filter((c) => !isLoss(c)).map((c) => endingOf(c))")
+    )
 
 
 def test_answers_are_timed_from_a_frames_last_sample(logic: Callable[[str], Any]) -> None:
@@ -512,7 +511,9 @@ def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Ca
     tab.get_by_label("Seed").fill("99999999999999999999")
     tab.get_by_role("button", name="Talk").click()
     _expect_state(tab, "ended")
-    playwright.expect(tab.get_by_role("status")).to_contain_text("not accept this: seed is 99999999999999999999, and must be")
+    playwright.expect(tab.get_by_role("status")).to_contain_text(
+        "not accept this: seed is 99999999999999999999, and must be"
+    )
     _forget_failed_requests(tab)
 
 
@@ -573,50 +574,6 @@ def test_a_client_that_did_not_read_goes_on(open_tab: Callable[..., Tab], two: R
     sockets[1].close(code=1008)
     playwright.expect(tab.get_by_role("status")).to_have_text("You were idle. Press Talk to begin a new one.")
     assert len(sockets) == 2
-
-
-class Relay:
-    """Stands between a browser and the server, and can cut every connection, as a network does."""
-
-    def __init__(self, port: int):
-        self._to = port
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads = [threading.Thread(target=self._accept)]
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._to))
-                self._sockets += [client, server]
-                for pair in ((client, server), (server, client)):
-                    self._threads.append(threading.Thread(target=self._pump, args=pair))
-                    self._threads[-1].start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        for end in list(self._sockets):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join()
-        self.cut()
-        for thread in self._threads:
-            thread.join()
-        for end in (self._listener, *self._sockets):
-            end.close()
 
 
 @pytest.fixture
