@@ -153,6 +153,7 @@ class Call {
     this.#wakeLock?.release();
     clearInterval(this.#updates);
     transcript.finish();
+    $("call").hidden = transcript.isEmpty;
     for (const id of ["you", "agent"]) setLevel($(id), 0);
     call = null;
     this.#talking = false;

@@ -304,6 +304,43 @@ def test_only_a_lost_connection_is_taken_up_again(logic: Callable[[str], Any]) -
     )
 
 
+def test_what_each_ending_says_is_what_to_do(logic: Callable[[str], Any]) -> None:
+    """The server's own words stand where they are for readers; a code that we do not know is named."""
+    idle, fault, unknown, resumed, refused = logic("""return [
+        endingOf(1008, "No audio for 60 s."), endingOf(1011, "IndexError: 7"), endingOf(4999, "?"),
+        refusalOf(404, "There is no key.", true), refusalOf(400, "seed is x.\\n" + "y ".repeat(900), false)]""")
+    assert idle == "No audio for 60 s. Press Talk to begin a new one."
+    assert "IndexError" not in fault and "Press Talk" in fault
+    assert "4999" in unknown and "Press Talk" in unknown
+    assert "restarted" in resumed and "key" not in resumed
+    assert refused.startswith("The server did not accept this: seed is x.") and len(refused) < 340
+
+
+def test_trouble_is_named_while_it_lasts(logic: Callable[[str], Any]) -> None:
+    """Late answers and gaps are a slow connection; no audio asked for is worse, and zeros only from the microphone less."""
+    assert logic("""
+        const seen = [];
+        const trouble = new Trouble(0);
+        const voice = new Float32Array(960).fill(0.1), zeros = new Float32Array(960);
+        for (let ms = 0; ms < 40000; ms += 500) {
+            if (ms < 30000) trouble.played(ms < 9000 ? 0 : 3, ms);
+            trouble.heard(ms > 16000 && ms < 25000 ? zeros : voice, ms);
+            const word = trouble.look(ms > 2000 && ms < 4000 ? ms - 2000 : 0, ms);
+            if (word !== seen.at(-1)?.[1]) seen.push([ms, word]);
+        }
+        return seen;
+    """) == [
+        [0, None],
+        [3500, "slow"],
+        [6000, None],
+        [9000, "slow"],
+        [16000, None],
+        [21500, "silent"],
+        [25000, None],
+        [32000, "stopped"],
+    ]
+
+
 def test_answers_are_timed_from_a_frames_last_sample(logic: Callable[[str], Any]) -> None:
     """Frame 0 is sent by 40 ms and answered at 100, frame 1 dropped, frame 2 sent by 200 and answered at 290."""
     assert logic("""
@@ -506,7 +543,7 @@ def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab], 
 def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Callable[..., Tab], two: Running) -> None:
     tab = open_tab()
     tab.goto(two.url)
-    tab.get_by_label("What the agent is told about itself").fill("<system>")
+    tab.get_by_label("Describe the agent: who it is and what it knows").fill("<system>")
     tab.get_by_text("Advanced").click()
     tab.get_by_label("Seed").fill("99999999999999999999")
     tab.get_by_role("button", name="Talk").click()

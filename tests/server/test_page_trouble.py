@@ -29,7 +29,7 @@ SWITCHES = (
 ).split()
 PAGE = Path(pplex.server.__file__).parent / "page"
 ROOT = Path(__file__).parents[2]
-SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+SIZES = {"desktop": (1280, 800), "phone": (390, 844), "small": (320, 568)}
 FOR_PROGRAMMERS = ("WebSocket", "bytearray", "Bearer", "parameter", "orklet", "undefined", "null", "Error", "{", "<p>")
 
 
