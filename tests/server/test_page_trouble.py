@@ -374,6 +374,7 @@ def test_a_slow_network_is_shown_and_what_follows_it(visit: Visit, sound: None, 
     """Nothing comes through for 2 s; then all does; then the network is gone, and the server did not wait."""
     visit.load(relay.url)
     visit.talk()
+    visit.tab.evaluate(f"void (document.querySelector('#transcript p').textContent = {'much to say ' * 400!r})")
     visit.look("talking", "Talking")
     relay.hold()
     visit.look("slow", "The connection is slow")
