@@ -60,7 +60,9 @@ class Admission:
         """Raise RequestError where `enter` would."""
         if not self._has_slot and self.queued >= self._limit:
             raise RequestError(
-                503, f"All {self.slots} conversations are taken and {self.queued} wait. Try again later.", RETRY_AFTER_S
+                503,
+                f"All places are taken ({self.slots}), and the queue is full ({self.queued}). Try again in a few minutes.",
+                RETRY_AFTER_S,
             )
 
     def release(self, ticket: Ticket) -> None:

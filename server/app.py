@@ -32,15 +32,10 @@ from pplex.server.metrics import Metrics
 from pplex.server.options import ServeOptions
 from pplex.server.pages import Pages
 from pplex.server.protocol import MAX_MESSAGE, PATH, Close
-from pplex.server.refusals import Handler, Refusals
+from pplex.server.refusals import HEADERS, Handler, Refusals
 from pplex.server.request import ChatRequest, RequestError, parse_query
 from pplex.server.worker import Worker
 
-HEADERS = {
-    "Cache-Control": "no-cache",  # modules of one version go together
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # it could hold a token
-}
 LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
 SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
@@ -214,7 +209,7 @@ class Server:
     def _refuse(self, request: web.Request, error: RequestError) -> web.Response:
         facts = {name.lower(): request.headers[name][:200] for name in ("Origin", "Host") if name in request.headers}
         self._refusals.note(error.status, str(error), now_s(), **facts)
-        response = web.Response(status=error.status, text=f"{error}\n")
+        response = web.Response(status=error.status, text=" ".join(f"{error}".split("\n")) + "\n")
         if error.retry_after_s is not None:
             response.headers["Retry-After"] = str(error.retry_after_s)
         if error.status == 401:

@@ -13,6 +13,11 @@ from pplex.server.metrics import Metrics
 LOGGED_AT_ONCE, LOGGED_PER_S = 20, 1.0  # anyone can be refused, as often as it likes
 MAX_LINE_BYTES = 65536  # of a request's address, and of a header: a persona of 7,000 characters in any script
 KEEP_ALIVE_S = 10
+HEADERS = {  # of every answer
+    "Cache-Control": "no-cache",  # modules of one version go together
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # it could hold a token
+}
 
 
 class Refusals:
@@ -62,7 +67,7 @@ class Handler(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         status, reason = _reason(exc)
         self._refused(status, reason)
-        response = web.Response(status=status, text=f"{reason}\n")
+        response = web.Response(status=status, text=f"{reason}\n", headers=HEADERS)
         response.force_close()
         return response
 

@@ -30,8 +30,8 @@ SLOW = (  # what `make check` leaves out, as it does tests that are marked slow;
     "bench/test_torch_side.py", "validate/test_scenarios.py", "engines/test_bundle_report.py", "test_skips.py",
     "validate/test_recording.py", "bench/test_load.py", "bench/test_ladder.py",
     "cli/test_quiet.py", "cli/test_doctor.py", "bench/test_parting.py", "validate/test_html_report.py",
-    "server/test_client.py", "server/test_hostile.py", "server/test_load.py", "server/test_page.py", "server/test_server.py",
-    "server/test_real_clients.py", "server/test_proxies.py",
+    "server/test_client.py", "server/test_hostile.py", "server/test_load.py", "server/test_page.py",
+    "server/test_page_trouble.py", "server/test_server.py", "server/test_real_clients.py", "server/test_proxies.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, all the more on a busy machine.

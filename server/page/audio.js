@@ -1,28 +1,31 @@
 // Microphone and loudspeaker of one conversation, as chunks of samples at 24 kHz.
 
 import { SAMPLE_RATE_HZ } from "./protocol.js";
+import { microphoneProblem, NO_MICROPHONES, NO_SOUND, NOT_SECURE, OTHER_VERSION, partProblem, TOO_OLD, UNREACHABLE } from "./words.js";
 
 const FADE_OUT_MS = 60;
+const START_MS = 5000; // that a loudspeaker may take; those without a wire need some time
+const PARTS = ["capture.js", "playback.js"];
 
 /** Why this browser cannot hold a conversation, to show; null if it can. */
 export function audioProblem() {
-  if (!isSecureContext) {
-    return "A browser gives the microphone only to a page that came over https, or from this very computer (localhost).";
-  }
-  if (!navigator.mediaDevices?.getUserMedia) return "This browser cannot use a microphone.";
-  if (!window.AudioContext || !window.AudioWorkletNode) return "This browser is too old: it has no AudioWorklet.";
+  if (!isSecureContext) return NOT_SECURE;
+  if (!navigator.mediaDevices?.getUserMedia) return NO_MICROPHONES;
+  if (!window.AudioContext || !window.AudioWorkletNode) return TOO_OLD;
   return null;
 }
 
 /**
- * Opens both; call it from a click, before anything is awaited. `on` has `chunk(samples)`, `playing({ rms, heldMs,
- * underruns })` and `ended()`, the microphone being gone. Throws an Error with a message to show.
+ * Opens both; call it from a click, before anything is awaited. `on` has `allowed()`, the microphone being open,
+ * `chunk(samples)`, `playing({ rms, heldMs, underruns })` and `ended()`, the microphone being gone. Throws an Error with a
+ * message to show.
  */
 export async function openAudio(on) {
   let context = newContext({ sampleRate: SAMPLE_RATE_HZ });
   let stream;
   try {
     stream = await openMicrophone();
+    on.allowed();
     let source;
     try {
       source = context.createMediaStreamSource(stream);
@@ -52,22 +55,15 @@ async function openMicrophone() {
   try {
     return await navigator.mediaDevices.getUserMedia({ audio });
   } catch (error) {
-    throw new Error(microphoneProblem(error));
+    throw new Error(microphoneProblem(error.name));
   }
-}
-
-function microphoneProblem({ name, message }) {
-  if (name === "NotAllowedError") return "The microphone was not allowed. Allow it for this page, then press Talk again.";
-  if (name === "NotFoundError") return "There is no microphone. Connect one, then press Talk again.";
-  if (name === "NotReadableError") return "The microphone is in use by another program, or switched off.";
-  return `The microphone could not be opened: ${message || name}`;
 }
 
 async function connect(context, stream, source, on) {
   try {
-    await Promise.all(["capture.js", "playback.js"].map((name) => context.audioWorklet.addModule(urlOf(name))));
+    await Promise.all(PARTS.map((name) => context.audioWorklet.addModule(urlOf(name))));
   } catch {
-    throw new Error("A part of this page could not be loaded. Reload it.");
+    throw new Error(await whyNotLoaded());
   }
   const mono = { channelCount: 1, channelCountMode: "explicit", outputChannelCount: [1] };
   const capture = new AudioWorkletNode(context, "capture", mono);
@@ -78,14 +74,35 @@ async function connect(context, stream, source, on) {
   capture.port.onmessage = ({ data }) => on.chunk(data);
   playback.port.onmessage = ({ data }) => on.playing(data);
   stream.getTracks().forEach((track) => track.addEventListener("ended", () => on.ended()));
-  await resumed(context);
-  return new Sound(context, stream, playback, volume);
+  await started(context);
+  return new Sound(context, stream, playback, volume, await hasLoudspeaker());
 }
 
 const urlOf = (name) => new URL(name, import.meta.url);
 
-// Without a user's gesture in time this never resolves: page.js resumes at the next one.
-const resumed = (context) => Promise.race([context.resume(), new Promise((done) => setTimeout(done, 1000))]);
+// A browser says nothing of why a worklet could not be loaded.
+async function whyNotLoaded() {
+  try {
+    const answers = await Promise.all(PARTS.map((name) => fetch(urlOf(name), { cache: "no-store" })));
+    const refused = answers.find((answer) => !answer.ok);
+    return refused ? partProblem(refused.status) : OTHER_VERSION;
+  } catch {
+    return UNREACHABLE;
+  }
+}
+
+// Without a loudspeaker, in Firefox, or a user's gesture in time, `resume` never resolves.
+async function started(context) {
+  await Promise.race([context.resume(), new Promise((done) => setTimeout(done, START_MS))]);
+  if (context.state !== "running") throw new Error(NO_SOUND);
+}
+
+// Chromium plays to nobody where it has no loudspeaker; other browsers do not list theirs.
+async function hasLoudspeaker() {
+  if (!("setSinkId" in AudioContext.prototype)) return true;
+  const devices = await navigator.mediaDevices.enumerateDevices();
+  return devices.some(({ kind }) => kind === "audiooutput");
+}
 
 class Sound {
   #context;
@@ -93,7 +110,8 @@ class Sound {
   #playback;
   #volume;
 
-  constructor(context, stream, playback, volume) {
+  constructor(context, stream, playback, volume, hasLoudspeaker) {
+    this.hasLoudspeaker = hasLoudspeaker;
     this.#context = context;
     this.#stream = stream;
     this.#playback = playback;

@@ -3,7 +3,8 @@
 //   connecting -> (queued) -> preparing -> talking <-> lost
 //        \____________________________________\__________\-> ended
 
-import { endingOf, isLoss, openingQuery, packAudio, resumingQuery, unpack } from "./protocol.js";
+import { isLoss, openingQuery, packAudio, resumingQuery, unpack } from "./protocol.js";
+import { BLOCKED, endingOf, LOST, OFFLINE, refusalOf, UNREACHABLE } from "./words.js";
 
 const OPEN_TIMEOUT_MS = 10000;
 const SILENCE_MS = 8000; // the server sends something every 2 s
@@ -27,8 +28,8 @@ export class Conversation {
   #serverError = "";
 
   /**
-   * `on` has `state(name, detail)`, `audio(samples)`, `text(piece)`, `session(facts)` and `dropped(frames)`. The detail of
-   * `queued` is a position, that of `ended` a reason to show, or "" when the user stopped.
+   * `on` has `state(name, detail)`, `audio(samples)`, `text(piece)`, `session(facts)`, `dropped(frames)` and
+   * `tokenRefused()`. The detail of `queued` is a position, that of `ended` a reason to show, or "" when the user stopped.
    */
   constructor(settings, on) {
     this.#on = on;
@@ -116,32 +117,33 @@ export class Conversation {
     else this.#abandoned.push(this.#socket);
     this.#socket = null;
     if (this.#session?.resume) this.#lose();
-    else this.#end("The server does not answer any more.");
+    else this.#end(UNREACHABLE);
   }
 
   async #closed(opened, code, url) {
     if (opened && !isLoss(code)) {
-      this.#end(this.#serverError || endingOf(code));
+      this.#end(endingOf(code, this.#serverError));
       return;
     }
     if (!opened) {
       const socket = this.#socket;
-      const { final, reason } = await refusal(url);
+      const { final, reason, status } = await refusal(url);
       if (socket !== this.#socket || this.#state === "ended") return;
+      if (status === 401) this.#on.tokenRefused();
       if (final || !this.#session?.resume) {
         this.#end(reason);
         return;
       }
     }
     if (this.#session?.resume) this.#lose();
-    else this.#end("The connection was lost.");
+    else this.#end(LOST);
   }
 
   #lose() {
     const now = performance.now();
     if (this.#state !== "lost") this.#lostAt = now;
     if (now - this.#lostAt > this.#session.resume_seconds * 1000) {
-      this.#end("The connection was lost, and did not come back in time.");
+      this.#end(LOST);
       return;
     }
     this.#enter("lost");
@@ -169,22 +171,23 @@ export class Conversation {
   }
 }
 
-// A WebSocket that does not open says nothing of why. The same address by plain GET answers with the refusal, or with 426
-// when all is well with it.
+// A WebSocket that does not open does not say why. A POST to the same address starts nothing: it answers with the refusal,
+// or with 204 if all is well, and then something in between keeps WebSockets out.
 async function refusal(url) {
   try {
-    const response = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(5000) });
-    if (response.status === 426 || response.ok) return { final: false, reason: await whyNotOpened() };
-    const line = (await response.text()).trim().split("\n")[0].slice(0, 300);
-    return { final: response.status < 500, reason: line || `The server refused: ${response.status}.` };
+    const response = await fetch(url, { method: "POST", cache: "no-store", signal: AbortSignal.timeout(5000) });
+    const { status } = response;
+    if (response.ok) return { final: false, status, reason: BLOCKED };
+    const reason = refusalOf(status, await sentenceOf(response), url.searchParams.has("resume"));
+    return { final: status < 500, status, reason };
   } catch {
-    return { final: false, reason: "The server cannot be reached." };
+    return { final: false, reason: navigator.onLine ? UNREACHABLE : OFFLINE };
   }
 }
 
-// Whether there is a place is looked at last, behind what answers 426.
-async function whyNotOpened() {
-  const { slots, used } = await (await fetch(new URL("ready", document.baseURI), { cache: "no-store" })).json();
-  if (used >= slots) return "All places are taken, and so is the queue. Try again later.";
-  return "The server is there, but no WebSocket reaches it. Is a proxy in between?";
+// The server's own line. What its HTTP parser or a proxy says instead, without our headers, is not for readers.
+async function sentenceOf(response) {
+  const text = (await response.text()).trim();
+  const isOurs = response.headers.get("Referrer-Policy") === "no-referrer" && !/[\n<]/.test(text);
+  return isOurs ? text : "";
 }

@@ -36,6 +36,11 @@ export class ReplyTimer {
     this.#sentAt = [];
   }
 
+  /** For how many ms the oldest frame has had no answer; 0 where all have. */
+  waitingMs(nowMs) {
+    return this.#sentAt.length ? nowMs - this.#sentAt[0] : 0;
+  }
+
   /** The median of the last answers, or null before the first. */
   get medianMs() {
     const sorted = this.#delays.slice().sort((a, b) => a - b);

@@ -6,6 +6,8 @@ import { ReplyTimer } from "./latency.js";
 import { PERSONAS } from "./personas.js";
 import { FRAME_SAMPLES } from "./protocol.js";
 import { Transcript } from "./transcript.js";
+import { Trouble } from "./trouble.js";
+import { MICROPHONE_GONE, NOT_LOADED, partProblem, STATES, TROUBLES } from "./words.js";
 
 const NO_VOICE = "none";
 const FLOOR_DB = -60; // an empty meter
@@ -15,22 +17,13 @@ const $ = (id) => document.getElementById(id);
 const transcript = new Transcript($("transcript"), $("spoken"));
 let call = null; // the one that is going on
 
-const WORDS = {
-  ready: () => "",
-  microphone: () => "Waiting for the microphone…",
-  connecting: () => "Connecting…",
-  queued: (position) => (position === 1 ? "All places are taken. You are next." : `All places are taken. You are number ${position}.`),
-  preparing: () => "Getting ready…",
-  talking: () => "Talking. Say something.",
-  lost: () => "Connection lost. Reconnecting…",
-  ended: (reason) => reason || "The conversation is over.",
-};
-
-function show(state, detail) {
+function show(state, detail, trouble = null) {
   document.body.dataset.state = state;
+  document.body.dataset.trouble = trouble ?? "";
   document.body.classList.toggle("calling", call !== null);
-  $("status").textContent = WORDS[state](detail);
-  $("status").classList.toggle("wrong", state === "lost" || (state === "ended" && detail !== ""));
+  const words = trouble ? TROUBLES[trouble] : STATES[state](detail);
+  if ($("status").textContent !== words) $("status").textContent = words; // it is read out when it is set
+  $("status").classList.toggle("wrong", trouble !== null || state === "lost" || (state === "ended" && detail !== ""));
   $("talk").textContent = call ? "Stop" : "Talk";
   $("setup").hidden = call !== null;
 }
@@ -40,6 +33,7 @@ class Call {
   #sound = null;
   #conversation = null;
   #timer = new ReplyTimer();
+  #trouble = new Trouble(performance.now());
   #droppedThere = 0; // frames, by the server
   #droppedHere = 0; // samples that were not sent
   #playing = { heldMs: 0, underruns: 0 };
@@ -52,9 +46,10 @@ class Call {
     show("microphone");
     try {
       const sound = await openAudio({
+        allowed: () => this.#over || show("sound"),
         chunk: (samples) => this.#heard(samples),
         playing: (report) => this.#played(report),
-        ended: () => this.#end("The microphone is gone."),
+        ended: () => this.#end(MICROPHONE_GONE),
       });
       if (this.#over) return sound.close(); // stopped while the browser asked
       this.#sound = sound;
@@ -69,6 +64,7 @@ class Call {
       text: (piece) => transcript.add(piece),
       session: (facts) => this.#described(facts),
       dropped: (frames) => this.#lostThere(frames),
+      tokenRefused: () => askForToken(true),
     });
     await this.lockScreen();
   }
@@ -98,7 +94,10 @@ class Call {
     if (state === "ended") return this.#end(detail);
     if (state === "lost") this.#sound.pause();
     this.#talking = state === "talking";
-    if (this.#talking) this.#timer.restart();
+    if (this.#talking) {
+      this.#timer.restart();
+      this.#trouble.restart(performance.now());
+    }
     show(state, detail);
   }
 
@@ -109,6 +108,7 @@ class Call {
 
   #heard(samples) {
     setLevel($("you"), rmsOf(samples));
+    this.#trouble.heard(samples, performance.now());
     if (!this.#talking) return;
     if (this.#conversation.send(samples)) this.#timer.sent(samples.length, performance.now());
     else this.#droppedHere += samples.length;
@@ -126,6 +126,7 @@ class Call {
 
   #played(report) {
     this.#playing = report;
+    this.#trouble.played(report.underruns, performance.now());
     setLevel($("agent"), report.rms);
   }
 
@@ -136,6 +137,12 @@ class Call {
     $("dropped").textContent = this.#droppedThere + Math.round(this.#droppedHere / FRAME_SAMPLES);
     $("gaps").textContent = this.#playing.underruns;
     transcript.pause();
+    if (this.#talking) show("talking", undefined, this.#whatIsWrong(performance.now()));
+  }
+
+  #whatIsWrong(nowMs) {
+    const trouble = this.#trouble.look(this.#timer.waitingMs(nowMs), nowMs);
+    return trouble ?? (this.#sound.hasLoudspeaker ? null : "deaf");
   }
 
   #end(reason) {
@@ -146,9 +153,12 @@ class Call {
     this.#wakeLock?.release();
     clearInterval(this.#updates);
     transcript.finish();
+    $("call").hidden = transcript.isEmpty;
     for (const id of ["you", "agent"]) setLevel($(id), 0);
     call = null;
+    this.#talking = false;
     show("ended", reason);
+    if (!$("token-field").hidden && !$("token").value) $("token").focus();
   }
 }
 
@@ -174,15 +184,26 @@ function start() {
   call.start(settings);
 }
 
+/** Fills the form with what the server has; gives what is wrong, to show, or null. */
 async function load() {
-  const response = await fetch(new URL("api/info", document.baseURI), { cache: "no-store" });
-  if (!response.ok) throw new Error(`${response.status}`);
-  const { voices, token_required: needsToken } = await response.json();
-  fillVoices(voices);
-  $("token-field").hidden = !needsToken;
-  $("token").disabled = !needsToken;
-  $("token").required = needsToken;
-  $("token").value = new URLSearchParams(location.search).get("token") ?? "";
+  try {
+    const response = await fetch(new URL("api/info", document.baseURI), { cache: "no-store" });
+    if (!response.ok) return partProblem(response.status);
+    const { voices, token_required: needsToken } = await response.json();
+    fillVoices(voices);
+    askForToken(needsToken);
+    $("token").value = new URLSearchParams(location.search).get("token") ?? "";
+    return null;
+  } catch {
+    return NOT_LOADED;
+  }
+}
+
+function askForToken(needed) {
+  $("token-field").hidden = !needed;
+  $("token").disabled = !needed;
+  $("token").required = needed;
+  $("token").value = "";
 }
 
 const GROUPS = { NATF: "Natural, female", NATM: "Natural, male", VARF: "Varied, female", VARM: "Varied, male" };
@@ -244,12 +265,8 @@ addEventListener("online", () => call?.hurry());
 addEventListener("pagehide", () => call?.stop());
 
 fillExamples();
-const problem = audioProblem();
+const problem = audioProblem() ?? (await load());
 if (problem) complain(problem);
-try {
-  await load();
-  $("talk").disabled = problem !== null;
-  show("ready");
-} catch {
-  complain("The server does not answer. Reload the page when it is back.");
-}
+$("talk").disabled = problem !== null;
+$("stuck").hidden = true;
+show("ready");

@@ -1,5 +1,5 @@
-// The messages of /api/chat as bytes and as what they mean, its address, and its close codes in words; docs/server.md
-// describes them. No browser API in here: conversation.js does the talking, and tests import this file alone.
+// The messages of /api/chat as bytes and as what they mean, and its address; docs/server.md describes them. No browser API
+// in here: conversation.js does the talking, words.js says what a close code means, and tests import this file alone.
 
 export const SAMPLE_RATE_HZ = 24000;
 export const FRAME_SAMPLES = 1920; // 80 ms, what the server answers one by one
@@ -45,30 +45,17 @@ function contentOf(buffer) {
   }
 }
 
-/** The query of a new conversation; settings that are empty are left to the server. */
-export function openingQuery(settings) {
+/** The query of a new conversation; settings that are empty are left to the server. It asks for its place in the queue. */
+export const openingQuery = (settings) => queryOf({ early_metadata: "1", ...settings });
+
+/** The query that goes on with a conversation. */
+export const resumingQuery = (key, token) => queryOf({ resume: key, token });
+
+function queryOf(settings) {
   const query = new URLSearchParams({ audio: "s16" });
   for (const [name, value] of Object.entries(settings)) if (value?.trim()) query.set(name, value.trim());
   return query.toString();
 }
-
-/** The query that goes on with a conversation. */
-export const resumingQuery = (key, token) => openingQuery({ resume: key, token });
-
-const ENDINGS = {
-  1000: "The server ended the conversation.",
-  1001: "The server is shutting down.",
-  1003: "The server did not understand a message of this page. Reload the page.",
-  1007: "The server could not read the microphone's samples. Reload the page.",
-  1008: "The conversation was idle, or reached the longest time allowed.",
-  1009: "A message of this page was too long for the server. Reload the page.",
-  1011: "Something broke in the server. Its log says what.",
-  1013: "The wait for a place took too long. Try again later.",
-  4001: "The conversation goes on in another window.",
-};
-
-/** What a close code means, to show. */
-export const endingOf = (code) => ENDINGS[code] ?? `The connection was closed (code ${code}).`;
 
 const NOT_READING = 4002;
 

@@ -18,6 +18,10 @@ export class Transcript {
     this.#spoken = spoken;
   }
 
+  get isEmpty() {
+    return this.#seen.childElementCount === 0;
+  }
+
   add(piece) {
     this.pause();
     const follows = this.#seen.scrollHeight - this.#seen.scrollTop - this.#seen.clientHeight < NEAR_END_PX;

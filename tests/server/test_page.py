@@ -5,14 +5,13 @@ import json
 import os
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import TINY
+from relay import Relay
 from serving import Running
 
 import pplex.server
@@ -73,7 +72,9 @@ def logic(open_tab: Callable[..., Tab]) -> Callable[[str], Any]:
     modules = "".join(
         f"const {{ {names} }} = await import('/{file}');"
         for file, names in {
-            "protocol.js": "packAudio, unpack, openingQuery, resumingQuery, endingOf, isLoss",
+            "protocol.js": "packAudio, unpack, openingQuery, resumingQuery, isLoss",
+            "words.js": "endingOf, refusalOf, microphoneProblem, STATES, TROUBLES",
+            "trouble.js": "Trouble",
             "resampler.js": "Resampler",
             "jitter.js": "JitterBuffer",
             "latency.js": "ReplyTimer",
@@ -151,9 +152,9 @@ def test_the_resampler_does_not_depend_on_how_its_input_is_cut(logic: Callable[[
 # What is heard of a 300 Hz tone that arrives in frames at `arrivals` (ms): the time playing starts, the largest step from
 # one sample to the next, and what the buffer says at the end. The tone itself steps by 0.0393 (2 pi 300 / 24000 x 0.5).
 HEAR = """
-    const hear = (arrivals, untilMs, amplitude = 0.5) => {
+    const hear = (arrivals, untilMs, amplitude = 0.5, wave = tone(300, 24000, 1920 * arrivals.length)) => {
         const buffer = new JitterBuffer(24000);
-        const input = tone(300, 24000, 1920 * arrivals.length).map((x) => amplitude * x);
+        const input = wave.map((x) => amplitude * x);
         const output = new Float32Array(128);
         let before = 0, step = 0, startMs = null, held = [];
         for (let next = 0, at = 0; at < untilMs * 24; at += 128) {
@@ -187,7 +188,7 @@ def test_the_jitter_buffer_holds_a_little_back_and_then_plays_on(logic: Callable
 def test_the_jitter_buffer_fades_out_at_an_underrun_and_holds_more_back_after_it(logic: Callable[[str], Any]) -> None:
     heard = logic(HEAR + "return hear([...steady(20), ...steady(20, 1760)], 3300);")
     assert heard["underruns"] == 1
-    assert heard["targetMs"] == 130
+    assert 110 <= heard["targetMs"] <= 130
     assert heard["step"] < 3 * TONE_STEP  # faded over 5 ms; a click would step by up to 0.5
 
 
@@ -199,7 +200,7 @@ def test_the_jitter_buffer_rides_out_what_it_has_grown_for(logic: Callable[[str]
     assert whole["step"] < 3 * TONE_STEP
 
 
-@pytest.mark.parametrize("amplitude, within_s", [(0.5, 30), (0.001, 5)])
+@pytest.mark.parametrize("amplitude, within_s", [(0.5, 8), (0.001, 5)])
 def test_the_jitter_buffer_gives_up_what_it_holds_for_nothing(
     logic: Callable[[str], Any], amplitude: float, within_s: int
 ) -> None:
@@ -208,6 +209,43 @@ def test_the_jitter_buffer_gives_up_what_it_holds_for_nothing(
     assert heard["underruns"] == 0
     assert heard["heldMs"] < 50
     assert heard["step"] < 3 * TONE_STEP * amplitude / 0.5
+
+
+# Networks that are bad for 20 s and then clean: the delay in ms of a frame that is sent at `ms`.
+SPELLS = {
+    "stalls": "ms + Math.max(0, 500 - (ms % 2900))",
+    "uneven": "ms - 80 * Math.log(1 - ((ms * 0.6180339887) % 1))",
+    "bursts": "ms + 240 - (ms % 320)",
+}
+# What the agent says meanwhile: a tone and noise never pause, a voice does; `n` samples of each.
+WAVES = {
+    "tone": "tone(300, 24000, n)",
+    "noise": "Float32Array.from({ length: n }, () => Math.random() - 0.5)",
+    "voice": "tone(140, 24000, n).map((x, i) => (x + 0.5 * Math.sin(i * 0.11)) * (i % 60000 < 54000 ? 0.5 : 0.001))",
+    "silence": "new Float32Array(n)",
+}
+
+
+@pytest.mark.parametrize("wave", WAVES)
+def test_the_jitter_buffer_is_small_again_ten_seconds_after_a_bad_spell(logic: Callable[[str], Any], wave: str) -> None:
+    """It grew by underruns; whatever is said, what it holds goes within 10 s, without a click and without new gaps."""
+    heard = logic(f"""{HEAR}
+        const n = 1920 * 375;
+        const wave = {WAVES[wave]};
+        const spells = [{", ".join(f"(ms) => {spell}" for spell in SPELLS.values())}];
+        return spells.map((late) => {{
+            const arrivals = steady(375).map((ms) => (ms < 20000 ? late(ms) : ms));
+            arrivals.forEach((ms, i) => (arrivals[i] = Math.max(ms, arrivals[i - 1] ?? 0)));
+            return [hear(arrivals.slice(0, 250), 20000, 0.5, wave), hear(arrivals, 30000, 0.5, wave)];
+        }});
+    """)
+    for (spell, whole), name in zip(heard, SPELLS, strict=True):
+        assert spell["underruns"] >= 1, name
+        assert whole["underruns"] == spell["underruns"], name
+        assert whole["heldMs"] < 55, name
+        assert whole["targetMs"] < 110, name
+        if wave == "tone":
+            assert whole["step"] < 3 * TONE_STEP, name
 
 
 def test_the_jitter_buffer_gives_up_the_past_after_a_stall(logic: Callable[[str], Any]) -> None:
@@ -253,7 +291,7 @@ def test_messages_are_packed_and_unpacked(logic: Callable[[str], Any]) -> None:
 
 def test_a_query_leaves_out_what_is_empty(logic: Callable[[str], Any]) -> None:
     assert logic("return openingQuery({ seed: '', text_prompt: ' Be kind & brief. ', token: undefined })") == (
-        "audio=s16&text_prompt=Be+kind+%26+brief."
+        "audio=s16&early_metadata=1&text_prompt=Be+kind+%26+brief."
     )
     assert logic("return resumingQuery('k', 't')") == "audio=s16&resume=k&token=t"
 
@@ -261,7 +299,46 @@ def test_a_query_leaves_out_what_is_empty(logic: Callable[[str], Any]) -> None:
 def test_only_a_lost_connection_is_taken_up_again(logic: Callable[[str], Any]) -> None:
     codes = [1000, 1001, 1003, 1006, 1007, 1008, 1009, 1011, 1013, 4001, 4002]
     assert logic(f"return {codes}.filter(isLoss)") == [1006, 4002]
-    assert all("code" not in reason for reason in logic(f"return {codes}.filter((c) => !isLoss(c)).map(endingOf)"))
+    assert all(
+        "code" not in reason for reason in logic(f"return {codes}.filter((c) => !isLoss(c)).map((c) => endingOf(c))")
+    )
+
+
+def test_what_each_ending_says_is_what_to_do(logic: Callable[[str], Any]) -> None:
+    """The server's own words stand where they are for readers; a code that we do not know is named."""
+    idle, fault, unknown, resumed, refused = logic("""return [
+        endingOf(1008, "No audio for 60 s."), endingOf(1011, "IndexError: 7"), endingOf(4999, "?"),
+        refusalOf(404, "There is no key.", true), refusalOf(400, "seed is x.\\n" + "y ".repeat(900), false)]""")
+    assert idle == "No audio for 60 s. Press Talk to begin a new one."
+    assert "IndexError" not in fault and "Press Talk" in fault
+    assert "4999" in unknown and "Press Talk" in unknown
+    assert "restarted" in resumed and "key" not in resumed
+    assert refused.startswith("The server did not accept this: seed is x.") and len(refused) < 340
+
+
+def test_trouble_is_named_while_it_lasts(logic: Callable[[str], Any]) -> None:
+    """Late answers and gaps are a slow connection; no audio asked for is worse, and zeros only from the microphone less."""
+    assert logic("""
+        const seen = [];
+        const trouble = new Trouble(0);
+        const voice = new Float32Array(960).fill(0.1), zeros = new Float32Array(960);
+        for (let ms = 0; ms < 40000; ms += 500) {
+            if (ms < 30000) trouble.played(ms < 9000 ? 0 : 3, ms);
+            trouble.heard(ms > 16000 && ms < 25000 ? zeros : voice, ms);
+            const word = trouble.look(ms > 2000 && ms < 4000 ? ms - 2000 : 0, ms);
+            if (word !== seen.at(-1)?.[1]) seen.push([ms, word]);
+        }
+        return seen;
+    """) == [
+        [0, None],
+        [3500, "slow"],
+        [6000, None],
+        [9000, "slow"],
+        [16000, None],
+        [21500, "silent"],
+        [25000, None],
+        [32000, "stopped"],
+    ]
 
 
 def test_answers_are_timed_from_a_frames_last_sample(logic: Callable[[str], Any]) -> None:
@@ -320,7 +397,7 @@ def test_a_page_that_is_not_secure_says_what_to_do(open_tab: Callable[..., Tab])
     playwright.expect(tab.get_by_role("button", name="Talk")).to_be_disabled()
 
 
-@pytest.mark.parametrize("error, words", [("NotAllowedError", "not allowed"), ("NotFoundError", "no microphone")])
+@pytest.mark.parametrize("error, words", [("NotAllowedError", "not allowed"), ("NotFoundError", "No microphone")])
 def test_a_microphone_that_cannot_be_had_is_explained(open_tab: Callable[..., Tab], error: str, words: str) -> None:
     tab = open_tab()
     refuse = f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('', '{error}'); }};"
@@ -466,12 +543,14 @@ def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., Tab], 
 def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Callable[..., Tab], two: Running) -> None:
     tab = open_tab()
     tab.goto(two.url)
-    tab.get_by_label("What the agent is told about itself").fill("<system>")
+    tab.get_by_label("Describe the agent: who it is and what it knows").fill("<system>")
     tab.get_by_text("Advanced").click()
     tab.get_by_label("Seed").fill("99999999999999999999")
     tab.get_by_role("button", name="Talk").click()
     _expect_state(tab, "ended")
-    playwright.expect(tab.get_by_role("status")).to_contain_text("seed is 99999999999999999999, and must be")
+    playwright.expect(tab.get_by_role("status")).to_contain_text(
+        "not accept this: seed is 99999999999999999999, and must be"
+    )
     _forget_failed_requests(tab)
 
 
@@ -508,7 +587,7 @@ def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..
     playwright.expect(tab.get_by_role("status")).to_contain_text("number 2")
     assert {"audio=s16", "voice_prompt=NATF0", "token=secret"} <= set(sockets[0].url.partition("?")[2].split("&"))
     sockets[0].close(code=1013)
-    playwright.expect(tab.get_by_role("status")).to_contain_text("Try again later")
+    playwright.expect(tab.get_by_role("status")).to_contain_text("Try again in a few minutes")
     assert len(sockets) == 1
 
 
@@ -530,52 +609,8 @@ def test_a_client_that_did_not_read_goes_on(open_tab: Callable[..., Tab], two: R
     assert sockets[1].url.endswith("?audio=s16&resume=k")
     sockets[1].send(b"\5You were idle.")
     sockets[1].close(code=1008)
-    playwright.expect(tab.get_by_role("status")).to_have_text("You were idle.")
+    playwright.expect(tab.get_by_role("status")).to_have_text("You were idle. Press Talk to begin a new one.")
     assert len(sockets) == 2
-
-
-class Relay:
-    """Stands between a browser and the server, and can cut every connection, as a network does."""
-
-    def __init__(self, port: int):
-        self._to = port
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads = [threading.Thread(target=self._accept)]
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._to))
-                self._sockets += [client, server]
-                for pair in ((client, server), (server, client)):
-                    self._threads.append(threading.Thread(target=self._pump, args=pair))
-                    self._threads[-1].start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        for end in list(self._sockets):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join()
-        self.cut()
-        for thread in self._threads:
-            thread.join()
-        for end in (self._listener, *self._sockets):
-            end.close()
 
 
 @pytest.fixture
@@ -606,14 +641,14 @@ def test_a_conversation_whose_connection_is_cut_goes_on(
 
 
 def test_a_conversation_that_is_over_is_not_taken_up_again(open_tab: Callable[..., Tab], serve: Serve) -> None:
-    """The server did not wait: its words are shown, and no third connection is tried."""
+    """The server did not wait: the page says so, and tries no third connection."""
     tab = open_tab()
     sockets = _received(tab)
     with serve("--slots", "1", "--resume-seconds", "0.01") as server, contextlib.closing(Relay(server.port)) as relay:
         _talk(tab, relay.url)
         relay.cut()
         _expect_state(tab, "ended")
-        playwright.expect(tab.get_by_role("status")).to_contain_text("it is over")
+        playwright.expect(tab.get_by_role("status")).to_contain_text("Press Talk to begin a new one")
         assert len(sockets) == 2
     _forget_failed_requests(tab)
 

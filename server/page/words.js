@@ -1,0 +1,98 @@
+// All that the page says of a conversation: what goes on, what is wrong, and what to do. No browser API in here.
+
+/** What the status line says in each state; `detail` is what `Conversation` gives with it. */
+export const STATES = {
+  ready: () => "",
+  microphone: () => "Waiting for the microphone. Allow it if your browser asks.",
+  sound: () => "Starting the sound…",
+  connecting: () => "Connecting…",
+  queued: (place) => (place === 1 ? "All places are taken. You are next." : `All places are taken. You are number ${place} in the queue.`),
+  preparing: () => "Getting ready…",
+  talking: () => "Talking. Say something.",
+  lost: () => "The connection is lost. Trying to reconnect…",
+  ended: (reason) => reason || "The conversation is over.",
+};
+
+/** What the status line says while a conversation suffers from something: see trouble.js. */
+export const TROUBLES = {
+  stopped: "The sound has stopped. Tap or click this page. If it stays silent, check your headphones or loudspeaker.",
+  slow: "The connection is slow. If this stays, move closer to your Wi-Fi router or try another network.",
+  silent: "No sound comes from your microphone. Check that it is on and not muted.",
+  deaf: "No loudspeaker was found. Connect headphones or a loudspeaker to hear the agent.",
+};
+
+const AGAIN = "then press Talk again";
+const TELL = "tell the person who runs this server";
+
+export const NOT_SECURE =
+  "Browsers allow the microphone only on secure pages. Open this page with https:// instead of http://, or on the computer " +
+  "that runs the server.";
+export const NO_MICROPHONES = "This browser cannot use a microphone. Open this page in a current Firefox, Chrome, Edge or Safari.";
+export const TOO_OLD = "This browser is too old for this page. Update it, or use a current Firefox, Chrome, Edge or Safari.";
+export const NO_SOUND = `The sound did not start. Connect headphones or a loudspeaker, ${AGAIN}.`;
+export const MICROPHONE_GONE = `The microphone was disconnected or switched off. Connect it, ${AGAIN}.`;
+export const UNREACHABLE = "The server does not answer. Check your internet connection. If it works, the server is down: try again in a minute.";
+export const NOT_LOADED = "The server does not answer. Check your internet connection. If it works, the server is down: reload this page in a minute.";
+export const OFFLINE = `You are offline. Connect to a network, ${AGAIN}.`;
+export const LOST = `The connection was lost. Check your internet connection, ${AGAIN}.`;
+export const BLOCKED = `The server answers, but conversations do not get through. Try another network. If that does not help, ${TELL}.`;
+export const OTHER_VERSION = "The server now has another version of this page. Reload the page.";
+const REFUSED_TOKEN = "The access token is missing or not valid. Enter it in the field “Access token”, then press Talk.";
+const OVER = "The conversation is over: the server was restarted, or you were away for too long. Press Talk to begin a new one.";
+const TOO_LONG = `The persona is too long for this server. Shorten it, ${AGAIN}.`;
+const DISAGREE = "This page and the server do not understand each other. Reload the page.";
+
+const MICROPHONE = {
+  NotAllowedError: `The microphone is not allowed. Allow it for this page in your browser, ${AGAIN}.`,
+  SecurityError: `The microphone is not allowed. Allow it for this page in your browser, ${AGAIN}.`,
+  NotFoundError: `No microphone was found. Connect one, ${AGAIN}.`,
+  NotReadableError: `The microphone cannot be used. Close other programs that use it, check that it is on, ${AGAIN}.`,
+};
+
+/** Why the microphone could not be opened, by the name of the browser's error. */
+export const microphoneProblem = (name) =>
+  MICROPHONE[name] ?? `The microphone could not be opened. Check that it is connected and allowed, ${AGAIN}.`;
+
+/** Why the server did not give a file of the page, by HTTP status. */
+export const partProblem = (status) =>
+  status >= 500
+    ? `The server does not work right now (${status}). Reload this page in a minute.`
+    : `A part of this page is missing on the server (${status}). Reload the page. If that does not help, ${TELL}.`;
+
+const ENDINGS = {
+  1000: () => "The server ended the conversation. Press Talk to begin a new one.",
+  1001: () => "The server is shutting down. Try again in a few minutes.",
+  1003: () => DISAGREE,
+  1007: () => DISAGREE,
+  1008: (said) => `${said || "You said nothing for too long, or the conversation reached its longest time."} Press Talk to begin a new one.`,
+  1009: () => DISAGREE,
+  1011: () => `The server has a fault. Press Talk to begin again. If it happens again, ${TELL}.`,
+  1013: () => "No place became free in time. Try again in a few minutes.",
+  4001: () => "The conversation goes on in another window.",
+};
+
+/** What a WebSocket's close code means; `said` is the error message that the server sent before it. */
+export const endingOf = (code, said = "") =>
+  ENDINGS[code]?.(clip(said)) ?? `The connection was closed (code ${code}). Press Talk to begin again.`;
+
+/** Why the server refused a conversation: an HTTP status, and its own sentence, "" where the answer had none. */
+export function refusalOf(status, sentence, resuming) {
+  const said = clip(sentence);
+  if (status === 401) return REFUSED_TOKEN;
+  if (status === 403) return `The server does not accept this page at this address. Please ${TELL}${said && `: ${said}`}`;
+  if (status === 404 && resuming) return OVER;
+  if (status === 404) return `This address has no server for conversations. Check the address, or ${TELL}.`;
+  if (said && status === 503) return said;
+  if (said) return `The server did not accept this: ${said}`;
+  if ([400, 413, 414, 431].includes(status)) return TOO_LONG;
+  if (status >= 500) return `The server does not work right now (${status}). Try again in a minute.`;
+  return `The server refused the connection (${status}). Reload the page. If that does not help, ${TELL}.`;
+}
+
+const MOST = 300; // characters of what others say
+
+/** Another's text on one line, and not longer than is read. */
+export function clip(text) {
+  const line = text.trim().replace(/\s+/g, " ");
+  return line.length <= MOST ? line : `${line.slice(0, MOST - 1)}…`;
+}
