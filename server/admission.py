@@ -60,9 +60,7 @@ class Admission:
         """Raise RequestError where `enter` would."""
         if not self._has_slot and self.queued >= self._limit:
             raise RequestError(
-                503,
-                f"All places are taken ({self.slots}), and the queue is full ({self.queued}). Try again in a few minutes.",
-                RETRY_AFTER_S,
+                503, "All places are taken, and the queue is full. Try again in a few minutes.", RETRY_AFTER_S
             )
 
     def release(self, ticket: Ticket) -> None:

@@ -560,7 +560,7 @@ def test_a_server_without_a_place_says_so(open_tab: Callable[..., Tab], two: Run
         _talk(tab, two.url)
     tabs[2].goto(two.url)
     tabs[2].get_by_role("button", name="Talk").click()
-    playwright.expect(tabs[2].get_by_role("status")).to_contain_text("ry again later")
+    playwright.expect(tabs[2].get_by_role("status")).to_contain_text("the queue is full")
     _forget_failed_requests(tabs[2])
     for tab in tabs[:2]:
         tab.get_by_role("button", name="Stop").click()
