@@ -82,9 +82,10 @@ export function refusalOf(status, sentence, resuming) {
   if (status === 403) return `The server does not accept this page at this address. Please ${TELL}${said && `: ${said}`}`;
   if (status === 404 && resuming) return OVER;
   if (status === 404) return `This address has no server for conversations. Check the address, or ${TELL}.`;
+  if ([413, 414, 431].includes(status)) return TOO_LONG;
   if (said && status === 503) return said;
   if (said) return `The server did not accept this: ${said}`;
-  if ([400, 413, 414, 431].includes(status)) return TOO_LONG;
+  if (status === 400) return TOO_LONG; // the words of an HTTP parser
   if (status >= 500) return `The server does not work right now (${status}). Try again in a minute.`;
   return `The server refused the connection (${status}). Reload the page. If that does not help, ${TELL}.`;
 }
