@@ -1,4 +1,4 @@
-"""What the README tells its reader to type works, as it stands there."""
+"""The commands of the README and of docs/start.md work as they stand there."""
 
 import re
 import shlex
@@ -11,11 +11,13 @@ import pytest
 import soundfile
 from serving import serving
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "README.md", ROOT / "docs" / "start.md"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_serving(demo: Path) -> None:
-    (block,) = [block for block in blocks("sh") if "serve demo/bundle" in block]
+    (block,) = [block for block in blocks("sh") if "load http://" in block]
     serve, load = (shlex.split(line, comments=True) for line in block.splitlines())
     assert serve[:3] == ["pplex-export", "serve", "demo/bundle"] and load[:2] == ["pplex-export", "load"]
     with serving(demo / "demo/bundle", demo, *serve[3:]) as server:
@@ -57,3 +59,28 @@ def test_serving(demo: Path) -> None:
         command[command.index("http://127.0.0.1:8998")] = server.url
         result = subprocess.run(command, capture_output=True, text=True)
         assert "4 ready, 0 refused, 0 failed" in result.stdout, result.stdout + result.stderr
+
+
+LINK = re.compile(r"\]\(([^)\s#]+)?(#[^)\s]+)?\)")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target, anchor in LINK.findall(page.read_text()):
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor[1:] in headings(path), f"{page.name} links to {target}{anchor}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_of_the_documentation_is_in_its_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md" and page.name not in index] == []
