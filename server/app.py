@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 from aiohttp import web
@@ -21,9 +20,9 @@ from pplex.runtime.session import Runtime
 from pplex.server import metrics
 from pplex.server.access import Access
 from pplex.server.admission import Admission
-from pplex.server.connection import Connection, Parting
-from pplex.server.conversation import Conversation, Studio
-from pplex.server.engine import EngineThread, Spoken, now_s
+from pplex.server.chat_protocol import ChatProtocol
+from pplex.server.connection import CloseReason, Connection
+from pplex.server.conversation import Conversation, ServerContext
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
 from pplex.server.listening import listen
@@ -34,6 +33,7 @@ from pplex.server.pages import Pages
 from pplex.server.protocol import MAX_MESSAGE, PATH, Close
 from pplex.server.refusals import HEADERS, Handler, Refusals
 from pplex.server.request import ChatRequest, RequestError, parse_query
+from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.worker import Worker
 
 LAG_S = 0.02  # between looks at the event loop
@@ -50,12 +50,12 @@ class Server:
         self._bundle, self._options, self._limits = bundle, options, options.limits
         self._metrics = Metrics()
         self._admission = Admission(options.slots, options.limits.queue, self._metrics)
-        self._engine = EngineThread(
-            self._load, options.limits.batch_wait_s, self._metrics, self._on_spoken, self._on_ready, self._on_failed
-        )
         self._hearing, self._speech = Worker("hearing"), Worker("speech")
-        self._studio = Studio(
-            self._engine,
+        self._scheduler = Scheduler(
+            self._load, options.limits.batch_wait_s, self._metrics, self._speech, self._on_ready, self._on_failed
+        )
+        self._context = ServerContext(
+            self._scheduler,
             self._hearing,
             self._speech,
             self._limits,
@@ -68,7 +68,7 @@ class Server:
         self._is_ready = self._is_draining = False
         self._failure: BaseException | None = None
         self._signals = 0
-        self._ended = asyncio.Event()  # a conversation has, or a signal has come, or the engine has failed
+        self._ended = asyncio.Event()  # a conversation, a signal, or the scheduler's failure
         self._loop = asyncio.get_running_loop()
         self._access = Access(options.tokens, options.origins, options.trusted_proxies)
         self._pages = Pages(options.static, self._access)
@@ -78,12 +78,12 @@ class Server:
         self._gate = Gate(self._protocol, most, self._limits, self._metrics)
 
     async def run(self, listening: Callable[[str], None]) -> None:
-        """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or why the engine failed."""
+        """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or the error of the scheduler."""
         await self._runner.setup()
         server, url = await listen(self._gate, self._options, self._limits.header_s)
         lag = asyncio.create_task(self._watch_lag())
         try:
-            for thread in (self._hearing, self._speech, self._engine):
+            for thread in (self._hearing, self._speech, self._scheduler):
                 thread.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._on_signal)
@@ -104,12 +104,8 @@ class Server:
         batches = [options.slots] if options.one_batch_size else None
         return Runtime(self._bundle, options.slots, threads=options.threads, batches=batches, device=options.device)
 
-    def _on_spoken(self, batch: list[Spoken]) -> None:
-        for spoken in batch:
-            self._speech.put(partial(spoken.seat.answer, spoken))
-
     def _on_ready(self) -> None:
-        """In the engine's thread: what is loaded stays; the collector need not look at it again."""
+        """Scheduler thread. The loaded bundle stays, so the garbage collector need not scan it again."""
         gc.collect()
         gc.freeze()
         self._is_ready = True
@@ -129,10 +125,10 @@ class Server:
             await self._ended.wait()
 
     async def _drain(self) -> None:
-        """Let conversations finish; after the deadline, a second signal or a failure of the engine, end them."""
-        going = Parting(Close.GOING_AWAY, "The server is shutting down.", "shutdown")
+        """Let conversations finish. End them after the deadline, a second signal or a failure of the scheduler."""
+        going = CloseReason(Close.GOING_AWAY, "The server is shutting down.", "shutdown")
         if self._failure is not None:
-            going = Parting(Close.INTERNAL, "The engine failed.", "engine")
+            going = CloseReason(Close.INTERNAL, "The engine failed.", "engine")
         for conversation in list(self._conversations):
             if not conversation.is_begun:
                 conversation.dismiss(going)
@@ -150,7 +146,7 @@ class Server:
         server.close()
         await self._runner.shutdown()
         await self._runner.cleanup()  # waits for the handlers, which hang up
-        for thread in (self._hearing, self._engine, self._speech):
+        for thread in (self._hearing, self._scheduler, self._speech):
             if thread.is_running:
                 await asyncio.to_thread(thread.stop)
         LOGGER.info("stopped")
@@ -268,19 +264,21 @@ class Server:
         if not ws.can_prepare(request):
             raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
         conversation = resumed or self._enter(chat)
-        parting = None
+        why = None
         try:
             try:
                 await ws.prepare(request)
             except ConnectionError:
                 return web.Response(status=499)  # nobody is there to read it
-            connection = Connection(ws, _transport(request), chat, self._hearing, self._limits, self._metrics)
-            parting = await conversation.run(connection)
+            wire = ChatProtocol(chat)
+            self._hearing.put(wire.prepare)
+            connection = Connection(ws, _transport(request), wire, self._limits, self._metrics)
+            why = await conversation.run(connection)
         finally:
-            if parting is None and resumed is None:
+            if why is None and resumed is None:
                 conversation.end("lost")  # before it could begin
-        self._metrics.partings.labels(parting.cause).inc()
-        await connection.hang_up(parting)
+        self._metrics.partings.labels(why.cause).inc()
+        await connection.hang_up(why)
         return ws
 
     def _resumable(self, key: str) -> Conversation:
@@ -290,16 +288,16 @@ class Server:
         return conversation
 
     def _check_prompt(self, chat: ChatRequest) -> None:
-        if not self._is_ready or self._engine.runtime is None or self._is_draining:
+        if not self._is_ready or self._scheduler.runtime is None or self._is_draining:
             state = "shutting down" if self._is_draining else "still loading"
             raise RequestError(503, f"The server is {state}. Try again later.", RETRY_AFTER_S)
         try:
-            self._engine.runtime.check_prompt(chat.voice, chat.persona)
+            self._scheduler.runtime.check_prompt(chat.voice, chat.persona)
         except PplexError as error:
             raise RequestError(400, str(error)) from error
 
     def _enter(self, chat: ChatRequest) -> Conversation:
-        conversation = Conversation(self._studio, chat, self._admission.enter(), self._forget)
+        conversation = Conversation(self._context, chat, self._admission.enter(), self._forget)
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
         facts: dict[str, object] = {"conversation": conversation.id, "voice": chat.voice, "audio": chat.audio}

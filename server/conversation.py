@@ -1,34 +1,34 @@
-"""A conversation on the event loop: from a slot to its end, over one connection or, when that is lost, the next."""
+"""Event loop: a conversation, from a slot to its end, over one connection or, when that is lost, the next."""
 
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pplex.runtime.errors import PplexError
 from pplex.server.admission import Ticket
-from pplex.server.connection import Connection, Parted, Parting
-from pplex.server.engine import EngineThread, Seat, Spoken, now_s
+from pplex.server.connection import CloseReason, Connection, ConnectionEnd
+from pplex.server.hearing import IncomingAudio
 from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
-from pplex.server.opus import Received
-from pplex.server.protocol import FRAME_S, Close, Kind, ProtocolError, pack
+from pplex.server.protocol import FRAME_S, Close, ProtocolError
 from pplex.server.recording import Recording
 from pplex.server.request import ChatRequest, session_facts
+from pplex.server.scheduler import ScheduledSession, Scheduler, now_s
+from pplex.server.speech import OutgoingAudio
 from pplex.server.worker import Worker
 
 WATCH_S = 0.25  # between looks at the clock
 
 
 @dataclass(frozen=True)
-class Studio:
+class ServerContext:
     """What all conversations of a server share. `recordings`: a folder for both sides of each, None for none."""
 
-    engine: EngineThread
+    scheduler: Scheduler
     hearing: Worker
     speech: Worker
     limits: Limits
@@ -38,72 +38,88 @@ class Studio:
 
 
 class Conversation:
-    """What stays when a connection is lost: the slot, what was said, and the key to return with."""
+    """Stays when a connection is lost: the slot, the session, and the key to return with."""
 
-    def __init__(self, studio: Studio, request: ChatRequest, ticket: Ticket, ended: Callable[["Conversation"], None]):
+    def __init__(
+        self, context: ServerContext, request: ChatRequest, ticket: Ticket, ended: Callable[["Conversation"], None]
+    ):
         """`ended` is called when it is over, once."""
         self.id, self.key = secrets.token_hex(6), secrets.token_urlsafe(24)
         self.connection: Connection | None = None
-        self._studio, self._limits, self._metrics = studio, studio.limits, studio.metrics
+        self._context, self._limits, self._metrics = context, context.limits, context.metrics
         self._request, self._ticket, self._ended = request, ticket, ended
         self._loop = asyncio.get_running_loop()
-        self._inbox = Inbox(studio.frame_size, studio.limits.backlog_frames)
-        self._seat = Seat(self._inbox, request, self._on_primed, self._answer)
-        self._primed: asyncio.Future[PplexError | None] = self._loop.create_future()
-        self._recording: Recording | None = None
+        self._inbox = Inbox(context.frame_size, context.limits.backlog_frames)
+        self._outgoing = OutgoingAudio(self._inbox)
+        self._scheduled = ScheduledSession(self._inbox, request, self._outgoing.answer)
         self._admitted_s = self._began_s = now_s()
         self._forgotten: asyncio.TimerHandle | None = None  # while a client may return
-        self._dropped = 0  # frames, as told and counted
+        self._dropped = 0  # frames, as reported and counted
         self._is_begun = self._is_over = False
 
     @property
     def is_begun(self) -> bool:
-        """Whether its client was told that it is listened to."""
+        """Whether the handshake was sent."""
         return self._is_begun
 
-    def dismiss(self, parting: Parting) -> None:
-        """End it from outside: by its connection, where it has one."""
+    def dismiss(self, why: CloseReason) -> None:
+        """End it from outside: through its connection, if it has one."""
         if self.connection is not None:
-            self.connection.part(parting)
+            self.connection.end(why)
         else:
-            self.end(parting.cause)
+            self.end(why.cause)
 
     # Over a connection.
 
-    async def run(self, connection: Connection) -> Parting:
-        """Converse until the connection parts; afterwards it is over, or waits for the client to return."""
-        if self._is_over:  # while the connection was made
-            return Parting(Close.GOING_AWAY, "The conversation is over.", "over")
-        self._inbox.clear()  # before the speech thread can see the new connection: no reply to the old one's frames is its
+    async def run(self, connection: Connection) -> CloseReason:
+        """Converse until the connection ends; afterwards the conversation is over, or waits for the client to return."""
+        if self._is_over:  # it ended while the connection was made
+            return CloseReason(Close.GOING_AWAY, "The conversation is over.", "over")
+        self._inbox.clear()  # before the speech thread sees the new connection: replies to earlier frames are discarded
         previous, self.connection = self.connection, connection
+        self._outgoing.connection = connection
         if previous is not None:
-            previous.part(Parting(Close.RESUMED_ELSEWHERE, "Resumed by another connection.", "resumed"))
+            previous.end(CloseReason(Close.RESUMED_ELSEWHERE, "Resumed by another connection.", "resumed"))
         if self._forgotten is not None:
             self._remember(self._forgotten)
-        hear = partial(self._hear, self._inbox.epoch)
+        incoming = self._incoming(connection)
         tasks = [
             asyncio.create_task(_guarded(work, connection))
-            for work in (connection.read(self._room, hear), connection.write(), self._talk(connection))
+            for work in (connection.read(incoming), connection.write(), self._talk(connection, incoming))
         ]
         try:
-            return await connection.parted
+            return await connection.ended
         finally:  # also where the server gives up on its handlers
+            incoming.close()
             if self.connection is connection:
                 self._leave(connection)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _incoming(self, connection: Connection) -> IncomingAudio:
+        context = self._context
+        return IncomingAudio(
+            connection.wire,
+            self._inbox,
+            context.scheduler,
+            context.hearing,
+            self._limits,
+            self._metrics,
+            refuse=connection.refuse,
+            is_admitted=lambda: self._ticket.granted,
+        )
+
     def _leave(self, connection: Connection) -> None:
-        """The connection has parted: wait for its client to return, if it may, or end."""
-        self.connection = None
-        parting = connection.parted.result() if not connection.parted.cancelled() and connection.parted.done() else None
-        if parting is None or not parting.resumable or not self._is_begun or not self._limits.resume_s:
-            return self.end(parting.cause if parting else "cancelled")
+        """The connection has ended: wait for its client to return, if it may, or end."""
+        self.connection = self._outgoing.connection = None
+        why = connection.ended.result() if not connection.ended.cancelled() and connection.ended.done() else None
+        if why is None or not why.resumable or not self._is_begun or not self._limits.resume_s:
+            return self.end(why.cause if why else "cancelled")
         self._inbox.clear()
         self._forgotten = self._loop.call_later(self._limits.resume_s, self.end, "forgotten")
         self._metrics.slots_kept.inc()
-        LOGGER.info("connection lost", extra={"conversation": self.id, "cause": parting.cause})
+        LOGGER.info("connection lost", extra={"conversation": self.id, "cause": why.cause})
 
     def _remember(self, forgotten: asyncio.TimerHandle) -> None:
         forgotten.cancel()
@@ -111,17 +127,17 @@ class Conversation:
         self._metrics.slots_kept.dec()
 
     def end(self, cause: str) -> None:
-        """Free the slot. Ending it again does nothing."""
+        """Free the slot. A second call does nothing."""
         if self._is_over:
             return
-        self._is_over = True
+        self._is_over = self._outgoing.is_over = True
         if self._forgotten is not None:
             self._remember(self._forgotten)
         self._count_dropped()
-        self._studio.engine.close(self._seat)
+        self._context.scheduler.close(self._scheduled)
         self._ticket.release()
-        if self._recording is not None:
-            self._studio.speech.put(self._recording.close)
+        if self._outgoing.recording is not None:
+            self._context.speech.put(self._outgoing.recording.close)
         self._ended(self)
         seconds = round(now_s() - self._admitted_s, 3)
         facts = {"conversation": self.id, "cause": cause, "seconds": seconds, "dropped_frames": self._inbox.dropped}
@@ -129,25 +145,27 @@ class Conversation:
 
     # Its course.
 
-    async def _talk(self, connection: Connection) -> None:
-        """The handshake goes out on a beat of 80 ms that all share: whoever speaks from then on has its frames whole when
-        the others have theirs, so that one call steps them all and nobody waits for a call that has just begun.
+    async def _talk(self, connection: Connection, incoming: IncomingAudio) -> None:
+        """Wait for a slot, prime, send the handshake, and watch the clock.
+
+        Handshakes go out on a beat of 80 ms that all conversations share. Clients that speak from then on have whole
+        frames at the same moment, and one call steps them all.
         """
         resumed = self._is_begun
         if not resumed:
             await self._wait_for_slot(connection)
             await self._prime()
-            self._began_s = now_s()  # what it waited for is no part of how long it may last
+            self._began_s = now_s()  # waiting does not count towards the maximum duration
         await connection.client_can_hear()
         await asyncio.sleep(-now_s() % FRAME_S)
-        connection.post_handshake()
+        connection.begin()
         self._tell_session(connection, resumed)
         self._inbox.start()
-        self._studio.engine.wake()
-        self._is_begun, connection.heard_s = True, now_s()
+        self._context.scheduler.wake()
+        self._is_begun, incoming.heard_s = True, now_s()
         (self._metrics.resumed if resumed else self._metrics.conversations).inc()
         LOGGER.info("conversation resumed" if resumed else "conversation begun", extra={"conversation": self.id})
-        await self._watch(connection)
+        await self._watch(connection, incoming)
 
     async def _wait_for_slot(self, connection: Connection) -> None:
         try:
@@ -160,41 +178,39 @@ class Conversation:
                         self._tell_position(connection)
         except TimeoutError:
             reason = f"No slot became free in {self._limits.queue_s:g} s. Try again later."
-            raise Parted(Parting(Close.TRY_LATER, reason, "queue")) from None
+            raise ConnectionEnd(CloseReason(Close.TRY_LATER, reason, "queue")) from None
 
     def _tell_position(self, connection: Connection) -> None:
-        """Clients of the reference's protocol take the handshake for the first message, and only wait."""
-        if connection.request.early_metadata:
+        """Clients of the reference's protocol expect nothing before the handshake."""
+        if connection.wire.early_metadata:
             connection.tell(type="queued", position=self._ticket.position)
 
     async def _prime(self) -> None:
         began = now_s()
-        if self._studio.recordings is not None:
-            self._recording = Recording(self._studio.recordings, self.id)
-        self._studio.engine.open(self._seat)
-        error = await self._primed
-        if error is not None:
-            raise error
+        if self._context.recordings is not None:
+            self._outgoing.recording = Recording(self._context.recordings, self.id)
+        self._context.scheduler.open(self._scheduled)
+        await asyncio.wrap_future(self._scheduled.primed)
         self._metrics.priming_seconds.observe(now_s() - began)
 
     def _tell_session(self, connection: Connection, resumed: bool) -> None:
         resume_s = self._limits.resume_s
-        facts = session_facts(self._request, self.id, self._studio.frame_size)
-        facts |= {"audio": connection.request.audio, "resumed": resumed}
+        facts = session_facts(self._request, self.id, self._context.frame_size)
+        facts |= {"audio": connection.wire.audio, "resumed": resumed}
         connection.tell(**facts, resume=self.key if resume_s else None, resume_seconds=resume_s)
 
-    async def _watch(self, connection: Connection) -> None:
-        """Tell of dropped frames, and end a conversation that is idle or has lasted long enough."""
+    async def _watch(self, connection: Connection, incoming: IncomingAudio) -> None:
+        """Report dropped frames, and end a conversation that is idle or has reached its maximum duration."""
         limits = self._limits
         while True:
             await asyncio.sleep(WATCH_S)
             if self._count_dropped():
                 connection.tell(type="dropped", frames=self._dropped)
-            if now_s() - connection.heard_s > limits.idle_s:
-                raise Parted(Parting(Close.POLICY, f"No audio for {limits.idle_s:g} s.", "idle"))
+            if now_s() - incoming.heard_s > limits.idle_s:
+                raise ConnectionEnd(CloseReason(Close.POLICY, f"No audio for {limits.idle_s:g} s.", "idle"))
             if now_s() - self._began_s > limits.duration_s:
                 reason = f"A conversation may last {limits.duration_s:g} s."
-                raise Parted(Parting(Close.POLICY, reason, "duration"))
+                raise ConnectionEnd(CloseReason(Close.POLICY, reason, "duration"))
 
     def _count_dropped(self) -> int:
         """Frames dropped since it was asked last."""
@@ -203,52 +219,19 @@ class Conversation:
         self._metrics.dropped_frames.labels("backlog").inc(dropped)
         return dropped
 
-    # What is heard and said.
-
-    def _room(self) -> int:
-        return self._inbox.room() if self._ticket.granted else 0
-
-    def _hear(self, epoch: int, received: Received, arrived_s: float) -> None:
-        """In the hearing thread."""
-        if not self._ticket.granted:
-            return  # said to nobody: what waits in the queue is not a conversation yet
-        self._inbox.skip(received.skipped)
-        if self._inbox.push(received.pcm, arrived_s, epoch):
-            self._studio.engine.wake()
-
-    def _on_primed(self, error: PplexError | None) -> None:
-        def tell() -> None:
-            if not self._primed.done():
-                self._primed.set_result(error)
-
-        self._loop.call_soon_threadsafe(tell)
-
-    def _answer(self, spoken: Spoken) -> None:
-        """In the speech thread: a reply to messages, which the event loop sends."""
-        connection = self.connection
-        if self._is_over:
-            return
-        if self._recording is not None:
-            self._recording.write(spoken.frame.pcm, spoken.reply.pcm)
-        if connection is None or spoken.frame.epoch != self._inbox.epoch:
-            return
-        messages = [pack(Kind.TEXT, spoken.reply.text.encode())] if spoken.reply.text else []
-        messages += [pack(Kind.AUDIO, payload) for payload in connection.sender.frame(spoken.reply.pcm)]
-        self._loop.call_soon_threadsafe(connection.deliver, messages, spoken)
-
 
 async def _guarded(work: Coroutine[None, None, None], connection: Connection) -> None:
-    """Part the connection where its work ends, however it does."""
+    """End the connection when one of its tasks ends, however it does."""
     try:
         await work
-    except Parted as end:
-        connection.part(end.parting)
+    except ConnectionEnd as end:
+        connection.end(end.why)
     except ProtocolError as error:
-        connection.part(Parting(error.code, str(error), "protocol"))
+        connection.refuse(error)
     except ConnectionError:
-        connection.part(Parting(None, "the connection was lost", "lost", resumable=True))
+        connection.end(CloseReason(None, "the connection was lost", "lost", resumable=True))
     except PplexError as error:
-        connection.part(Parting(Close.INTERNAL, str(error), "engine"))
+        connection.end(CloseReason(Close.INTERNAL, str(error), "engine"))
     except Exception:
         LOGGER.exception("a conversation failed")
-        connection.part(Parting(Close.INTERNAL, "The server has a defect; it was logged.", "defect"))
+        connection.end(CloseReason(Close.INTERNAL, "The server has a defect; it was logged.", "defect"))

@@ -7,8 +7,9 @@ import numpy as np
 from pplex.runtime.errors import AudioError
 from pplex.runtime.samples import Pcm, check_samples
 from pplex.server.foreign_audio import container_of
-from pplex.server.opus import OpusReceiver, OpusSender, Received
+from pplex.server.opus import OpusReceiver, OpusSender
 from pplex.server.protocol import Close, ProtocolError
+from pplex.server.wire import Received
 
 RAW = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}  # numpy's type, and what full scale is in it
 

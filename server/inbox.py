@@ -1,6 +1,6 @@
-"""What a client has said and the engine has not yet heard: whole frames, bounded, given out no faster than one can listen.
+"""Frames that a client has said and the model has not yet heard: bounded, and given out no faster than one can listen.
 
-Used by the engine's thread and the event loop; knows no clock of its own.
+Filled by the hearing thread, read by the scheduler, cleared by the event loop. It has no clock of its own.
 """
 
 import threading
@@ -112,7 +112,7 @@ class Inbox:
         with self._lock:
             if not (self._started and self._frames):
                 return None
-            self._next_s = self._due_s() + PACE_S  # however late the engine is: that is not the client's
+            self._next_s = self._due_s() + PACE_S  # a late scheduler does not count against the client
             self._early = max(0, self._early - 1)
             return self._frames.popleft()
 

@@ -73,7 +73,7 @@ class Metrics:
 
 
 class _ThreadTimes(Collector):
-    """Processor seconds of this process's Python threads: the engine's, the speech thread's, the event loop's."""
+    """Processor seconds of this process's Python threads: scheduler, hearing, speech, event loop."""
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily("pplex_thread_seconds", "Processor seconds by thread.", labels=["thread"])

@@ -4,7 +4,6 @@ Called by the server's connections. A frame of 80 ms takes 270 us to send and 15
 """
 
 import random
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -16,6 +15,7 @@ from pplex.server.foreign_audio import LONGEST_MARK, codec_of, container_of
 from pplex.server.logs import LOGGER
 from pplex.server.ogg import OpusHead, PageReader, PageWriter, packet_samples, tags_packet
 from pplex.server.protocol import FRAME_SIZE, Close, ProtocolError
+from pplex.server.wire import Received
 
 PACKET_SAMPLES = 480  # 20 ms: what a client sends, because it may stop at any of them
 BITS_PER_SECOND = 48_000
@@ -25,14 +25,6 @@ PAGELESS_BYTES = 32768  # without an Ogg page in them, they are something else: 
 
 Pcm = npt.NDArray[np.float32]
 Pcm16 = npt.NDArray[np.int16]
-
-
-class Received(NamedTuple):
-    """What one message held."""
-
-    pcm: Pcm  # [n] 24 kHz
-    skipped: int  # samples at 24 kHz before them that were not decoded
-    is_audio: bool  # whether any of it is what somebody said, not only the silence in the place of damage
 
 
 class OpusReceiver:
@@ -50,7 +42,7 @@ class OpusReceiver:
         self._decoder = _decoder("mono")
         self._mix: StreamMix | None = None  # since the first stereo packet; until then nothing is mixed
         self._is_new = False  # a stream has begun since the last packet that was decoded
-        self._halver = Halver()
+        self._decimator = HalfBandDecimator()
 
     @property
     def bad(self) -> int:
@@ -79,7 +71,7 @@ class OpusReceiver:
             left -= samples
         packets = sum(isinstance(part, bytes) for part in parts)
         is_audio = packets > self.bad_packets - bad_packets
-        return Received(self._halver.push(blocks), skipped // UP, is_audio)
+        return Received(self._decimator.push(blocks), skipped // UP, is_audio)
 
     def _packets(self, payload: bytes) -> list[bytes | OpusHead]:
         """What a payload completes, if the stream can be Ogg Opus."""
@@ -197,7 +189,7 @@ class OpusSender:
         return [*headers, self._pages.page(self._encoder.push(pcm))]
 
 
-class Halver:
+class HalfBandDecimator:
     """48 kHz to 24 kHz: a half-band filter, flat to 10.5 kHz and 70 dB down from 13.5 kHz, 0.8 ms late.
 
     Every other tap of it is zero but for the one in the middle, which is a half:

@@ -1,4 +1,4 @@
-"""Threads between the engine and the event loop: one decodes what is heard, one encodes and records what is said."""
+"""A thread that does work in order: one is the hearing thread, one the speech thread."""
 
 import queue
 import threading

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server import opus
 from pplex.server.ogg import HEADER, LAST, OpusHead, PageReader, PageWriter, build_page, packet_samples, tags_packet
-from pplex.server.opus import Halver, OpusReceiver, OpusSender, PacketEncoder, Pcm
+from pplex.server.opus import HalfBandDecimator, OpusReceiver, OpusSender, PacketEncoder, Pcm
 from pplex.server.protocol import FRAME_SIZE, ProtocolError
 
 NO_LIMIT = 10**9
@@ -236,11 +236,11 @@ def test_a_client_that_turns_to_stereo_and_back_is_heard_all_along(caplog: pytes
 @pytest.mark.parametrize("with_head", [True, False])
 def test_mono_is_what_the_library_decodes_to_the_bit(with_head: bool) -> None:
     packets = encoded(np.repeat(speech(6), 2), "mono")
-    decoder, halver = av.CodecContext.create("libopus", "r"), Halver()
+    decoder, decimator = av.CodecContext.create("libopus", "r"), HalfBandDecimator()
     decoder.layout, decoder.sample_rate = "mono", 48_000
     decoder.open()
     frames = [frame for packet in packets for frame in decoder.decode(av.Packet(packet))]
-    expected = halver.push([frame.to_ndarray().ravel() for frame in frames])
+    expected = decimator.push([frame.to_ndarray().ravel() for frame in frames])
     channels = 2  # what MediaRecorder's head says of a mono microphone
     assert np.array_equal(heard(pages_of(packets, OpusHead(312, 48_000, channels) if with_head else None)), expected)
 
@@ -415,30 +415,32 @@ def tone(frequency_hz: float) -> opus.Pcm16:
 
 @pytest.mark.parametrize("frequency_hz", [50, 1000, 5000, 9000, 10_500])
 def test_the_filter_is_flat_to_10_5_khz(frequency_hz: float) -> None:
-    pcm = Halver().push([tone(frequency_hz)])[100:-100]
+    pcm = HalfBandDecimator().push([tone(frequency_hz)])[100:-100]
     assert np.sqrt(2 * np.mean(pcm**2)) * 32768 / 20_000 == pytest.approx(1, rel=0.01)
 
 
 @pytest.mark.parametrize("frequency_hz", [13_500, 16_000, 20_000, 23_500])
 def test_the_filter_keeps_out_what_would_fold_into_it(frequency_hz: float) -> None:
-    pcm = Halver().push([tone(frequency_hz)])[100:-100]
+    pcm = HalfBandDecimator().push([tone(frequency_hz)])[100:-100]
     assert 20 * np.log10(np.sqrt(2 * np.mean(pcm**2)) * 32768 / 20_000) < -70
 
 
 def test_the_filter_is_less_than_a_millisecond_late() -> None:
     impulse = np.zeros(960, np.int16)
     impulse[1] = 32767
-    assert np.abs(Halver().push([impulse])).argmax() == 20  # (1 + 39) / 2
+    assert np.abs(HalfBandDecimator().push([impulse])).argmax() == 20  # (1 + 39) / 2
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 500).map(lambda n: 2 * n), min_size=1, max_size=20))
 def test_the_filter_gives_the_same_for_any_division(sizes: list[int]) -> None:
     noise = np.random.default_rng(0).integers(-32768, 32768, sum(sizes)).astype(np.int16)
-    divided, halver = np.split(noise, np.cumsum(sizes)[:-1]), Halver()
-    assert np.array_equal(np.concatenate([halver.push([part]) for part in divided]), Halver().push([noise]))
+    divided, decimator = np.split(noise, np.cumsum(sizes)[:-1]), HalfBandDecimator()
+    assert np.array_equal(
+        np.concatenate([decimator.push([part]) for part in divided]), HalfBandDecimator().push([noise])
+    )
 
 
 def test_the_loudest_samples_stay_within_bounds() -> None:
     square = np.where(np.arange(9600) // 13 % 2, 32767, -32768).astype(np.int16)
-    assert np.abs(Halver().push([square])).max() == 1
+    assert np.abs(HalfBandDecimator().push([square])).max() == 1

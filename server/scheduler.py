@@ -1,13 +1,15 @@
-"""The engine's thread: every conversation with a whole frame stepped together, newcomers primed in between.
+"""Scheduler thread: steps every session with a whole frame together, and primes newcomers in between.
 
-Nothing else touches the Runtime. The event loop gives orders and hears of them through callbacks, which run in this thread.
+Only this thread uses the Runtime. The event loop gives it orders; its replies go to the speech thread.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 
 from pplex.runtime.errors import PplexError
 from pplex.runtime.session import Reply, Runtime, Session
@@ -16,38 +18,38 @@ from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.protocol import FRAME_S
 from pplex.server.request import ChatRequest
+from pplex.server.worker import Worker
 
 now_s = time.monotonic
 
 
-@dataclass(eq=False)
-class Seat:
-    """A conversation as the engine sees it: what it hears, and its session once it is primed."""
-
-    inbox: Inbox
-    request: ChatRequest
-    primed: Callable[[PplexError | None], None]  # called once, in the engine's thread: ready, or refused
-    answer: Callable[["Spoken"], None]  # called in the speech thread
-    session: Session | None = None
-    expected_s: float = 0.0  # when its next frame will be due if it goes on as it did
-
-
 @dataclass(frozen=True)
-class Spoken:
+class FrameReply:
     """The reply to a frame, when it was due and when it was ready."""
 
-    seat: Seat
     frame: Frame
     reply: Reply
     due_s: float
     ready_s: float
 
 
-class EngineThread:
-    """Loads a runtime and steps its conversations until it is stopped.
+@dataclass(eq=False)
+class ScheduledSession:
+    """A conversation as the scheduler sees it: its inbox, and its session once it is primed."""
 
-    load: makes the runtime. spoken: is given each batch's replies. ready and failed: called once each at most. All of them
-    are called in the engine's thread. A failure ends the thread: what it held is in no known state.
+    inbox: Inbox
+    request: ChatRequest
+    answer: Callable[[FrameReply], None]  # OutgoingAudio.answer, called in the speech thread
+    primed: "Future[None]" = field(default_factory=Future)  # done when it is primed, or with the error
+    session: Session | None = None
+    expected_s: float = 0.0  # when its next frame will be due if it goes on as it did
+
+
+class Scheduler:
+    """Loads a runtime and steps its sessions until it is stopped.
+
+    load: makes the runtime. speech: the worker that encodes replies. ready and failed: each called at most once. All of them
+    are called in the scheduler's thread. A failure ends the thread, because the state of the sessions is then unknown.
     """
 
     def __init__(
@@ -55,19 +57,19 @@ class EngineThread:
         load: Callable[[], Runtime],
         batch_wait_s: float,
         metrics: Metrics,
-        spoken: Callable[[list[Spoken]], None],
+        speech: Worker,
         ready: Callable[[], None],
         failed: Callable[[BaseException], None],
     ):
         self._load, self._batch_wait_s, self._metrics = load, batch_wait_s, metrics
-        self._spoken, self._ready, self._failed = spoken, ready, failed
+        self._speech, self._ready, self._failed = speech, ready, failed
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._woken, self._awaited = 0, 1  # frames since the last look, and how many make the next one worthwhile
-        self._seats: list[Seat] = []  # primed
-        self._priming: deque[tuple[Seat, Generator[None, None, Session]]] = deque()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._sessions: list[ScheduledSession] = []  # primed
+        self._priming: deque[tuple[ScheduledSession, Generator[None, None, Session]]] = deque()
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self.runtime: Runtime | None = None
 
     # Orders, from any thread.
@@ -79,13 +81,13 @@ class EngineThread:
     def is_running(self) -> bool:
         return self._thread.is_alive()
 
-    def open(self, seat: Seat) -> None:
-        """Prime a seat: its `primed` is called when that is done."""
-        self._order(lambda: self._begin(seat))
+    def open(self, scheduled: ScheduledSession) -> None:
+        """Prime a session: its `primed` is done after that."""
+        self._order(lambda: self._begin(scheduled))
 
-    def close(self, seat: Seat) -> None:
-        """Free a seat, or stop priming it."""
-        self._order(lambda: self._end(seat))
+    def close(self, scheduled: ScheduledSession) -> None:
+        """Free a session's slot, or stop priming it."""
+        self._order(lambda: self._end(scheduled))
 
     def wake(self) -> None:
         """A frame has become whole. It wakes the thread if that waits for no more than this one."""
@@ -139,76 +141,79 @@ class EngineThread:
                 self._wake.wait(wait_s)
 
     def _step_whole_frames(self) -> float | None:
-        """Step those whose frame is due, together with those whose frame is about to be; returns seconds to sleep.
+        """Step sessions whose frame is due, together with those whose frame is about to be; returns seconds to sleep.
 
-        A frame waits `batch_wait_s` at most, and only while another's is expected, 80 ms after its last one.
+        A frame waits `batch_wait_s` at most, and only while another session's frame is expected, 80 ms after its last one.
         """
         now = now_s()
-        due = {seat: due_s for seat in self._seats if (due_s := seat.inbox.due_s()) is not None}
-        there = {seat: due_s for seat, due_s in due.items() if due_s <= now}
-        if not there:
+        due = {each: due_s for each in self._sessions if (due_s := each.inbox.due_s()) is not None}
+        ready = {each: due_s for each, due_s in due.items() if due_s <= now}
+        if not ready:
             return min(due.values()) - now if due else None
         wait_s = self._batch_wait_s
-        until_s = min(there.values()) + wait_s
-        others = (due.get(seat, seat.expected_s) for seat in self._seats if seat not in there)
+        until_s = min(ready.values()) + wait_s
+        others = (due.get(each, each.expected_s) for each in self._sessions if each not in ready)
         awaited = sum(now - wait_s < expected_s < until_s + wait_s for expected_s in others)  # as early or late as that
         if awaited and now < until_s:
             self._awaited = awaited
             return until_s - now
-        self._step(list(there), due)
+        self._step(list(ready), due)
         return 0.0
 
-    def _step(self, seats: list[Seat], due: dict[Seat, float]) -> None:
+    def _step(self, ready: list[ScheduledSession], due: dict[ScheduledSession, float]) -> None:
         assert self.runtime is not None
-        began = now_s()
+        began_s = now_s()
         before = dict(self.runtime.stages.seconds)
-        # There is none any more where the client has just left.
-        heard = {seat: frame for seat in seats if (frame := seat.inbox.pop()) is not None}
-        if not heard:
+        # A client that has just left has no frame any more.
+        frames = {each: frame for each in ready if (frame := each.inbox.pop()) is not None}
+        if not frames:
             return
-        replies = self.runtime.step({_session(seat): frame.pcm for seat, frame in heard.items()})
-        ready = now_s()
-        self._spoken([Spoken(seat, frame, replies[_session(seat)], due[seat], ready) for seat, frame in heard.items()])
+        replies = self.runtime.step({_session(each): frame.pcm for each, frame in frames.items()})
+        ready_s = now_s()
+        for each, frame in frames.items():
+            self._speech.put(partial(each.answer, FrameReply(frame, replies[_session(each)], due[each], ready_s)))
         observe = self._metrics.frame_seconds.labels
-        observe("step").observe(ready - began)
+        observe("step").observe(ready_s - began_s)
         for graph, seconds in self.runtime.stages.seconds.items():
             observe(graph).observe(seconds - before[graph])
-        for seat in heard:
-            seat.expected_s = due[seat] + FRAME_S
-            observe("wait").observe(began - due[seat])
-        self._metrics.batch_size.observe(len(heard))
+        for each in frames:
+            each.expected_s = due[each] + FRAME_S
+            observe("wait").observe(began_s - due[each])
+        self._metrics.batch_size.observe(len(frames))
 
-    def _begin(self, seat: Seat) -> None:
+    def _begin(self, scheduled: ScheduledSession) -> None:
         assert self.runtime is not None
-        request = seat.request
+        if not scheduled.primed.set_running_or_notify_cancel():
+            return  # its client has left
+        request = scheduled.request
         opening = self.runtime.begin(request.voice, request.persona, request.seed, request.sampling)
-        self._priming.append((seat, opening))
+        self._priming.append((scheduled, opening))
 
     def _prime_one_chunk(self) -> None:
         """One chunk of the newcomer whose turn it is."""
-        seat, opening = self._priming.popleft()
+        scheduled, opening = self._priming.popleft()
         try:
             next(opening)
-            self._priming.append((seat, opening))
+            self._priming.append((scheduled, opening))
         except StopIteration as end:
-            seat.session = end.value
-            self._seats.append(seat)
-            seat.primed(None)
+            scheduled.session = end.value
+            self._sessions.append(scheduled)
+            scheduled.primed.set_result(None)
         except PplexError as error:
-            seat.primed(error)
+            scheduled.primed.set_exception(error)
 
-    def _end(self, seat: Seat) -> None:
+    def _end(self, scheduled: ScheduledSession) -> None:
         for priming in self._priming:
-            if priming[0] is seat:
+            if priming[0] is scheduled:
                 self._priming.remove(priming)
                 priming[1].close()
                 return
-        if seat.session is not None:
-            self._seats.remove(seat)
-            seat.session.close()
-            seat.session = None
+        if scheduled.session is not None:
+            self._sessions.remove(scheduled)
+            scheduled.session.close()
+            scheduled.session = None
 
 
-def _session(seat: Seat) -> Session:
-    assert seat.session is not None
-    return seat.session
+def _session(scheduled: ScheduledSession) -> Session:
+    assert scheduled.session is not None
+    return scheduled.session

@@ -1,0 +1,71 @@
+"""The wire protocol of `/api/chat`, for one connection: kinds and payloads (`protocol.py`) around a codec (`formats.py`)."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from pplex.runtime.samples import Pcm
+from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
+from pplex.server.protocol import Kind, pack, pack_metadata, unpack
+from pplex.server.request import ChatRequest
+from pplex.server.wire import AudioMessage, ClientMessage, ControlMessage, IgnoredMessage, Message, Received
+
+# The official web client's decoder is ready a second after it connects, and what arrives before is lost.
+DECODER_STARTS_S = 1.0
+
+
+class ChatProtocol:
+    """See `WireProtocol`."""
+
+    def __init__(self, request: ChatRequest):
+        self.audio = request.audio
+        self.early_metadata = request.early_metadata
+        self.hears_after_s = 0.0 if request.knows_us else DECODER_STARTS_S
+
+    # Event loop.
+
+    def parse(self, message: Message) -> ClientMessage:
+        if isinstance(message, str):
+            return IgnoredMessage("text message")
+        kind, payload = unpack(message)
+        if kind is None:
+            return IgnoredMessage("unknown kind" if message else "empty message")
+        return AudioMessage(payload) if kind is Kind.AUDIO else ControlMessage()
+
+    def handshake(self) -> Message:
+        return pack(Kind.HANDSHAKE)
+
+    def metadata(self, content: Mapping[str, Any]) -> Message:
+        return pack_metadata(content)
+
+    def error(self, reason: str) -> Message:
+        return pack(Kind.ERROR, reason.encode())
+
+    def ping(self) -> Message:
+        return pack(Kind.PING)
+
+    # Hearing thread.
+
+    def prepare(self) -> None:
+        _ = self._receiver, self._sender
+
+    @property
+    def bad_audio(self) -> int:
+        return self._receiver.bad
+
+    def decode(self, payload: bytes, limit: int) -> Received:
+        return self._receiver.push(payload, limit)
+
+    @cached_property
+    def _receiver(self) -> Receiver:
+        return make_receiver(self.audio)
+
+    # Speech thread.
+
+    def encode(self, pcm: Pcm, text: str) -> list[Message]:
+        messages: list[Message] = [pack(Kind.TEXT, text.encode())] if text else []
+        return messages + [pack(Kind.AUDIO, payload) for payload in self._sender.frame(pcm)]
+
+    @cached_property
+    def _sender(self) -> Sender:
+        return make_sender(self.audio)

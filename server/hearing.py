@@ -1,0 +1,89 @@
+"""Hearing thread: decodes what clients send, within their limits, into the inboxes of their conversations.
+
+The event loop puts payloads in; the scheduler takes frames out of the inboxes.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from pplex.server.inbox import Inbox
+from pplex.server.limits import Bucket, Limits
+from pplex.server.metrics import Metrics
+from pplex.server.protocol import ProtocolError
+from pplex.server.scheduler import Scheduler, now_s
+from pplex.server.wire import WireProtocol
+from pplex.server.worker import Worker
+
+
+class IncomingAudio:
+    """One connection's audio, from payloads to its conversation's inbox.
+
+    refuse: called in the event loop with what ends the connection. is_admitted: whether the conversation has a slot; what
+    is said before is not kept.
+    """
+
+    def __init__(
+        self,
+        wire: WireProtocol,
+        inbox: Inbox,
+        scheduler: Scheduler,
+        hearing: Worker,
+        limits: Limits,
+        metrics: Metrics,
+        refuse: Callable[[ProtocolError], None],
+        is_admitted: Callable[[], bool],
+    ):
+        self._wire, self._inbox, self._epoch = wire, inbox, inbox.epoch
+        self._scheduler, self._hearing, self._metrics = scheduler, hearing, metrics
+        self._refuse, self._is_admitted = refuse, is_admitted
+        self._loop = asyncio.get_running_loop()
+        self._samples = Bucket(limits.samples, limits.samples_per_s, now_s())
+        self._payloads: deque[tuple[bytes, float]] = deque()  # the first one is being decoded, or its turn will come
+        self._is_closed = False
+        self.heard_s = now_s()  # when something that was said last arrived
+
+    # Event loop.
+
+    def put(self, payload: bytes, arrived_s: float) -> None:
+        """Decode a payload when its turn comes."""
+        self._payloads.append((payload, arrived_s))
+        if len(self._payloads) == 1:
+            self._hearing.put(self._decode_next)
+
+    def close(self) -> None:
+        """Decode nothing more: the connection ends."""
+        self._is_closed = True
+
+    # Hearing thread.
+
+    def _decode_next(self) -> None:
+        """One payload, and then it is the others' turn, however many have come at once."""
+        try:
+            self._decode(*self._payloads[0])
+        finally:
+            self._payloads.popleft()
+            if self._payloads:
+                self._hearing.put(self._decode_next)
+
+    def _decode(self, payload: bytes, arrived_s: float) -> None:
+        """No more than the inbox has room for, and than was said in the time since the last payload."""
+        if self._is_closed:
+            return
+        now, bad = now_s(), self._wire.bad_audio
+        room = self._inbox.room() if self._is_admitted() else 0
+        try:
+            received = self._wire.decode(payload, min(room, int(self._samples.level(now))))
+        except ProtocolError as error:
+            self._metrics.bad_audio.inc()
+            self._loop.call_soon_threadsafe(self._refuse, error)
+            return
+        if received.is_audio:
+            self.heard_s = now
+        self._samples.take(len(received.pcm), now)
+        self._metrics.bad_audio.inc(self._wire.bad_audio - bad)
+        if not self._is_admitted():
+            return
+        self._inbox.skip(received.skipped)
+        if self._inbox.push(received.pcm, arrived_s, self._epoch):
+            self._scheduler.wake()

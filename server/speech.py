@@ -1,0 +1,33 @@
+"""Speech thread: encodes what the agent says for a conversation's connection, and records both sides.
+
+The scheduler puts replies in; the event loop sends the messages.
+"""
+
+import asyncio
+
+from pplex.server.connection import Connection
+from pplex.server.inbox import Inbox
+from pplex.server.recording import Recording
+from pplex.server.scheduler import FrameReply
+
+
+class OutgoingAudio:
+    """One conversation's replies, from frames to the messages of its connection."""
+
+    def __init__(self, inbox: Inbox):
+        self.connection: Connection | None = None  # set by the event loop; None while the client is away
+        self.recording: Recording | None = None
+        self.is_over = False
+        self._inbox, self._loop = inbox, asyncio.get_running_loop()
+
+    def answer(self, reply: FrameReply) -> None:
+        """Record and encode a reply. The reply to a frame of an earlier connection is not sent."""
+        connection = self.connection
+        if self.is_over:
+            return
+        if self.recording is not None:
+            self.recording.write(reply.frame.pcm, reply.reply.pcm)
+        if connection is None or reply.frame.epoch != self._inbox.epoch:
+            return
+        messages = connection.wire.encode(reply.reply.pcm, reply.reply.text)
+        self._loop.call_soon_threadsafe(connection.deliver, messages, reply)
