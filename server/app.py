@@ -78,7 +78,7 @@ class Server:
         self._gate = Gate(self._protocol, most, self._limits, self._metrics)
 
     async def run(self, listening: Callable[[str], None]) -> None:
-        """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError, or the error of the scheduler."""
+        """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError or the scheduler's error."""
         await self._runner.setup()
         server, url = await listen(self._gate, self._options, self._limits.header_s)
         lag = asyncio.create_task(self._watch_lag())

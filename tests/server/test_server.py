@@ -125,7 +125,7 @@ def test_the_official_client(server: Running) -> None:
             for i in range(0, len(packets), 2):
                 await caller.ws.send_bytes(b"\1" + pages.page(packets[i : i + 2]))
                 await asyncio.sleep(0.04)
-            await caller.until(lambda: len(caller.all("audio")) >= 26)
+            await caller.until(lambda: len(caller.all("audio")) >= 2 + 26)
             return caller
 
     caller = run(converse())
