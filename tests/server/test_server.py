@@ -557,14 +557,14 @@ def test_an_engine_that_fails_closes_everything_and_ends_the_server(serve: Serve
     with pytest.raises(AssertionError, match="the server ended with 1"), started as server:
         run(visit(server.url))
         assert server.process.wait(10) == 1
-        assert server.log.read_text().endswith("Error: The GPU has fallen off the bus.\n")
+        assert "Error: The GPU has fallen off the bus.\n" in server.log.read_text()
 
 
 def test_an_engine_that_cannot_be_loaded_ends_the_server(serve: Serve) -> None:
     started = serve(ready=False, prelude=FAILING.format(method="__init__", calls=0))
     with pytest.raises(AssertionError, match="the server ended with 1"), started as server:
         assert server.process.wait(20) == 1
-        assert server.log.read_text().endswith("Error: The GPU has fallen off the bus.\n")
+        assert "Error: The GPU has fallen off the bus.\n" in server.log.read_text()
 
 
 # Who may talk.
