@@ -11,7 +11,7 @@ from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question, gigab
 from pplex.runtime import cgroup
 
 RUNNING = ("run", "serve")
-# Measured at the released size (docs/performance.md): a load from what is kept takes 1.25 times the weights, the first one 2.05 times.
+# Measured at the released size (docs/performance.md): the first load takes 2.05 times the weights, later ones 1.25 times.
 LOADED, FIRST_LOADED = 1.25, 2.05
 # And a build, of the bytes that the model has in 16 bits: 3.7 of 15.7 GB without engines, 15.7 of 15.7 GB with them.
 BUILT, COMPILED = 0.25, 1.0

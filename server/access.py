@@ -19,7 +19,7 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Access:
-    """What the command line says of it: tokens, of which any lets in, origins of other pages, and trusted proxies."""
+    """The rules from the command line: tokens (any of them lets a client in), origins of other pages, trusted proxies."""
 
     def __init__(self, tokens: tuple[str, ...], origins: tuple[str, ...], trusted_proxies: tuple[Network, ...]):
         self._tokens, self._origins, self._trusted_proxies = tokens, origins, trusted_proxies
@@ -57,7 +57,7 @@ class Access:
         return request.secure or forwarded.partition(",")[0].strip().lower() == "https"
 
     def _own_hosts(self, request: web.Request) -> list[str]:
-        """What this server is called in a request: by its Host, and by each trusted proxy on the way."""
+        """The names of this server in a request: its Host, and what trusted proxies forward."""
         names = request.headers.getall("Host", [])
         if self._is_from_proxy(request):
             names += request.headers.getall("X-Forwarded-Host", [])
@@ -66,7 +66,7 @@ class Access:
     def _is_from_proxy(self, request: web.Request) -> bool:
         try:
             address = ipaddress.ip_address(request.remote or "")
-        except ValueError:  # a connection that is gone has no address
+        except ValueError:  # a closed connection has no address
             return False
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         return any((mapped or address) in network for network in self._trusted_proxies)
@@ -118,7 +118,7 @@ def _without_default_port(host: str, scheme: str) -> str:
 
 
 def _cookie_of(token: str) -> str:
-    """What a browser keeps instead of the token: it cannot be turned back, and is the same after a restart."""
+    """A hash of the token for the browser to keep: it does not reveal the token, and stays the same after a restart."""
     return hmac.new(token.encode(), b"pplex-export: a browser's cookie", hashlib.sha256).hexdigest()
 
 

@@ -28,13 +28,13 @@ def parse_host(text: str) -> str:
     name = _ascii_name(host)
     if name is None:
         raise ConfigError(
-            f"{text} is no host: it is a name or an IP address, without scheme, port or path.{_host_advice(host)}"
+            f"{text} is not a host. Give a name or an IP address, without scheme, port or path.{_host_advice(host)}"
         )
     return name
 
 
 def _host_advice(host: str) -> str:
-    """What was probably meant."""
+    """A likely correction."""
     try:
         parts = urlsplit(host if "://" in host else f"//{host}")
         name, port = parts.hostname or "", parts.port
@@ -57,7 +57,7 @@ def parse_origin(text: str) -> str:
     host = parts and _url_host(parts)
     if not parts or not host or parts.scheme in ("", "ws", "wss") or "@" in parts.netloc:
         raise ConfigError(
-            f"{text or 'An empty text'} is no origin. Browsers send scheme://host, and :port where it is not the usual one: "
+            f"{text or 'An empty text'} is not an origin. Browsers send scheme://host, and :port if it is unusual: "
             f"--origin {_likely_origin(origin)}"
         )
     port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
@@ -104,7 +104,9 @@ def parse_url(text: str) -> str:
     parts = _split(url)
     host = parts and _url_host(parts)
     if not parts or not host or parts.scheme not in _SCHEMES:
-        raise ConfigError(f"{text} is no address of a server. Give it as the server prints it: http://localhost:8998")
+        raise ConfigError(
+            f"{text} is not the address of a server. Give it as the server prints it: http://localhost:8998"
+        )
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ConfigError(
             f"{parts.scheme}://... has more than a server's address. Give {parts.scheme}://{host}"
@@ -116,14 +118,14 @@ def parse_url(text: str) -> str:
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # ValueError for one that is no number, or too large
+        _ = parts.port  # ValueError if the port is not a number, or too large
     except ValueError:
         return None
     return parts
 
 
 def _url_host(parts: SplitResult) -> str | None:
-    """The host of a URL as a browser writes it, None where it is none."""
+    """The host of a URL as a browser writes it; None if it is not valid."""
     host = parts.hostname or ""
     if ":" in host:
         return f"[{ipaddress.ip_address(host).compressed}]" if _is_ip(host) else None

@@ -1,4 +1,4 @@
-"""The HTTP server: what is checked before a conversation, where it is served, and how all of it starts and ends."""
+"""Event loop: the HTTP server. Checks requests, starts conversations, and starts and stops the threads."""
 
 import asyncio
 import errno
@@ -22,7 +22,7 @@ from pplex.server.access import Access
 from pplex.server.admission import Admission
 from pplex.server.chat_protocol import ChatProtocol
 from pplex.server.connection import CloseReason, Connection
-from pplex.server.conversation import Conversation, ServerContext
+from pplex.server.conversation import ServerContext, ServerConversation
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
 from pplex.server.listening import listen
@@ -63,8 +63,8 @@ class Server:
             bundle.config.frame_size,
             options.recordings,
         )
-        self._conversations: set[Conversation] = set()
-        self._by_key: dict[str, Conversation] = {}
+        self._conversations: set[ServerConversation] = set()
+        self._by_key: dict[str, ServerConversation] = {}
         self._is_ready = self._is_draining = False
         self._failure: BaseException | None = None
         self._signals = 0
@@ -189,7 +189,7 @@ class Server:
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:  # a static file's
                     raise
-                response = web.Response(status=404, text="There is no such file.\n")
+                response = web.Response(status=404, text="This file does not exist.\n")
             if not response.prepared:
                 response.headers.update({**HEADERS, **self._pages.headers(response), **response.headers})
             return response
@@ -199,7 +199,7 @@ class Server:
     async def _note_missing(self, request: web.Request, response: web.StreamResponse) -> None:
         """A file's absence shows only when it is sent."""
         if response.status in (403, 404) and isinstance(response, web.FileResponse | web.HTTPException):
-            reason = "There is no such file, or it cannot be read."
+            reason = "This file does not exist, or cannot be read."
             self._refusals.note(response.status, reason, now_s(), path=request.path[:200])
 
     def _refuse(self, request: web.Request, error: RequestError) -> web.Response:
@@ -234,8 +234,8 @@ class Server:
             }
         )
 
-    def _checked(self, request: web.Request) -> tuple[ChatRequest, Conversation | None]:
-        """What a request asks for, and the conversation it goes on with. Raises RequestError where it would be refused."""
+    def _checked(self, request: web.Request) -> tuple[ChatRequest, ServerConversation | None]:
+        """The request, and the conversation that it resumes, if any. Raises RequestError if it is refused."""
         self._access.check_origin(request)
         self._access.check_token(request)
         chat = parse_query(request.query.items(), self._bundle.voices)
@@ -269,7 +269,7 @@ class Server:
             try:
                 await ws.prepare(request)
             except ConnectionError:
-                return web.Response(status=499)  # nobody is there to read it
+                return web.Response(status=499)  # the client has left
             wire = ChatProtocol(chat)
             self._hearing.put(wire.prepare)
             connection = Connection(ws, _transport(request), wire, self._limits, self._metrics)
@@ -281,10 +281,10 @@ class Server:
         await connection.hang_up(why)
         return ws
 
-    def _resumable(self, key: str) -> Conversation:
+    def _resumable(self, key: str) -> ServerConversation:
         conversation = self._by_key.get(key)
         if conversation is None:
-            raise RequestError(404, "There is no conversation to resume with this key: it is over.")
+            raise RequestError(404, "The conversation with this key is over. Start a new one.")
         return conversation
 
     def _check_prompt(self, chat: ChatRequest) -> None:
@@ -296,8 +296,8 @@ class Server:
         except PplexError as error:
             raise RequestError(400, str(error)) from error
 
-    def _enter(self, chat: ChatRequest) -> Conversation:
-        conversation = Conversation(self._context, chat, self._admission.enter(), self._forget)
+    def _enter(self, chat: ChatRequest) -> ServerConversation:
+        conversation = ServerConversation(self._context, chat, self._admission.enter(), self._forget)
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
         facts: dict[str, object] = {"conversation": conversation.id, "voice": chat.voice, "audio": chat.audio}
@@ -309,7 +309,7 @@ class Server:
         LOGGER.info("conversation admitted", extra=facts)
         return conversation
 
-    def _forget(self, conversation: Conversation) -> None:
+    def _forget(self, conversation: ServerConversation) -> None:
         self._conversations.discard(conversation)
         self._by_key.pop(conversation.key, None)
         self._ended.set()

@@ -75,7 +75,7 @@ class LostError(ServerError):
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """What the agent says in one frame of 80 ms."""
+    """The agent's audio of one frame, 80 ms."""
 
     pcm: Pcm  # [1920] at 24 kHz
 
@@ -106,7 +106,7 @@ Event = Audio | Text | Dropped | Queued
 
 @dataclass(frozen=True)
 class Facts:
-    """What the server says of a conversation just after the handshake."""
+    """The server's description of a conversation, sent just after the handshake."""
 
     id: str
     resume: str | None
@@ -152,7 +152,7 @@ class Link:
         except aiohttp.WSServerHandshakeError as error:
             await http.close()
             raise UnreachableError(
-                f"{url} answered {error.status} where a WebSocket was asked for: there is no pplex-export serve. "
+                f"{url} answered {error.status} instead of opening a WebSocket. This is not a pplex-export server. "
                 "Give the address that it prints when it starts."
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -175,13 +175,12 @@ class Link:
                     return Facts.of(metadata)
             if listens and kind != Kind.PING:
                 raise UnreachableError(
-                    "The server does not describe the conversation, so it is not pplex-export serve. "
-                    "This client cannot talk to another server."
+                    "No session metadata: this is not a pplex-export server. This client cannot talk to another server."
                 )
             listens |= kind == Kind.HANDSHAKE
 
     async def receive(self) -> tuple[int, bytes]:
-        """The next message: kind, payload. Raises ClosedError where the server closed, LostError where it is gone."""
+        """The next message: kind, payload. Raises ClosedError if the server closed, LostError if the connection was lost."""
         try:
             message = await self._socket.receive(timeout=SILENCE_S)
         except TimeoutError as error:
@@ -218,7 +217,7 @@ class Link:
 
 
 class _Upgrade:
-    """What aiohttp does not tell of an upgrade: the reason where it is refused, and the connection's transport."""
+    """Keeps what aiohttp hides of an upgrade: the reason of a refusal, and the connection's transport."""
 
     transport: asyncio.Transport | None = None
 
@@ -240,9 +239,9 @@ def server_url(url: str, path: str) -> URL:
     try:
         target = URL(url)
     except ValueError as error:
-        raise UnreachableError(f"{url} is no URL: {error}. Give one as ws://localhost:8998.") from error
+        raise UnreachableError(f"{url} is not a URL: {error}. Give one such as ws://localhost:8998.") from error
     if target.scheme not in {"http", "https", "ws", "wss"} or not target.host:
-        raise UnreachableError(f"{url} is no address of a server. Give one as ws://localhost:8998.")
+        raise UnreachableError(f"{url} is not the address of a server. Give one such as ws://localhost:8998.")
     return target.with_path(target.path.rstrip("/").removesuffix(PATH) + path)
 
 
@@ -362,7 +361,7 @@ class Conversation:
         self._open_link, self._reconnect = open_link, reconnect
         self._events: deque[Event] = deque()
         self._closing = False
-        self._dropped = 0  # frames, as told last
+        self._dropped = 0  # frames, as last reported
         self._end: ServerError | None = None
         self.reconnected = 0  # times the connection was lost and made again
 
@@ -384,7 +383,7 @@ class Conversation:
         """Send what the user says: [samples] float at 24 kHz, as many as there are; a frame is answered when whole.
 
         Samples sent while the connection is lost are lost with it, as they would come too late: iterating tells, and
-        reconnects. Raises AudioError for samples that are none, and the error that ended the conversation.
+        reconnects. Raises AudioError for invalid samples, and the error that ended the conversation.
         """
         if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f" or pcm.ndim != 1:
             raise AudioError("Send a numpy array of float samples, [samples], mono at 24 kHz.")

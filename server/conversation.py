@@ -26,7 +26,7 @@ WATCH_S = 0.25  # between looks at the clock
 
 @dataclass(frozen=True)
 class ServerContext:
-    """What all conversations of a server share. `recordings`: a folder for both sides of each, None for none."""
+    """Shared by all conversations of a server. `recordings`: a folder for both sides of each, or None."""
 
     scheduler: Scheduler
     hearing: Worker
@@ -37,11 +37,15 @@ class ServerContext:
     recordings: Path | None
 
 
-class Conversation:
+class ServerConversation:
     """Stays when a connection is lost: the slot, the session, and the key to return with."""
 
     def __init__(
-        self, context: ServerContext, request: ChatRequest, ticket: Ticket, ended: Callable[["Conversation"], None]
+        self,
+        context: ServerContext,
+        request: ChatRequest,
+        ticket: Ticket,
+        ended: Callable[["ServerConversation"], None],
     ):
         """`ended` is called when it is over, once."""
         self.id, self.key = secrets.token_hex(6), secrets.token_urlsafe(24)

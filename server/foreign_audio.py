@@ -1,4 +1,4 @@
-"""What a client's bytes are when they are not what it asked for: containers and codecs by how they begin.
+"""Names containers and codecs by their first bytes.
 
 Called by the receivers, so that a client that sends WebM as Opus, or Ogg as raw samples, learns it at once.
 """

@@ -21,7 +21,7 @@ class Receiver(Protocol):
     def bad(self) -> int: ...
 
     def push(self, payload: bytes, limit: int) -> Received:
-        """The samples a message completes, the newest `limit` of them. Raises ProtocolError for what is no audio."""
+        """The samples a message completes, the newest `limit` of them. Raises ProtocolError if it is not audio."""
 
 
 class Sender(Protocol):

@@ -39,7 +39,7 @@ class IncomingAudio:
         self._refuse, self._is_admitted = refuse, is_admitted
         self._loop = asyncio.get_running_loop()
         self._samples = Bucket(limits.samples, limits.samples_per_s, now_s())
-        self._payloads: deque[tuple[bytes, float]] = deque()  # the first one is being decoded, or its turn will come
+        self._payloads: deque[tuple[bytes, float]] = deque()  # the first one is being decoded, or is next
         self._is_closed = False
         self.heard_s = now_s()  # when something that was said last arrived
 

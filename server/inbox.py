@@ -35,7 +35,7 @@ class Inbox:
         arrives   |f f f f          |f       |f       |f       80 ms apart, after a gap
         is heard  |f     f     f    |   f    | f      |f       60 ms apart until there is no backlog
 
-    Anything older is dropped, oldest first. What arrives before `start` is another matter: nobody was listening yet, so it
+    Anything older is dropped, oldest first. Audio from before `start` is different: the model was not listening yet, so it
     is kept, up to 10 s, and heard at the same pace.
     """
 
@@ -50,7 +50,7 @@ class Inbox:
         self._next_s = 0.0  # the pace's earliest time
         self.dropped = 0  # frames dropped so far
         self._skipped = 0  # samples that were never pushed, and are no whole frame together
-        self.epoch = 0  # replies to an earlier one's frames are nobody's
+        self.epoch = 0  # replies from earlier epochs are discarded
 
     def room(self) -> int:
         """Samples that `push` would keep; of more than that, the oldest would be dropped."""
@@ -96,19 +96,19 @@ class Inbox:
             self._early, self._started = len(self._frames), True
 
     def clear(self) -> None:
-        """Forget all of it and listen no more until `start`: the client has gone."""
+        """Discard everything, and accept nothing until `start`: the client has left."""
         with self._lock:
             self._frames.clear()
             self._partial, self._samples, self._early, self._started = [], 0, 0, False
             self.epoch += 1
 
     def due_s(self) -> float | None:
-        """When the next frame is to be heard: None where there is none, or a time that may be long past."""
+        """When the next frame is due, possibly long ago; None without a frame."""
         with self._lock:
             return self._due_s() if self._started and self._frames else None
 
     def pop(self) -> Frame | None:
-        """The next frame; None where there is none any more, because `clear` came after `due_s`."""
+        """The next frame; None if `clear` came after `due_s`."""
         with self._lock:
             if not (self._started and self._frames):
                 return None

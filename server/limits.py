@@ -7,7 +7,7 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 
 @dataclass(frozen=True)
 class Limits:
-    """What is bounded, and by how much; the command line sets some of it. Seconds, frames or bytes by name."""
+    """Limits; the command line sets some of them. Names give the unit: seconds, frames or bytes."""
 
     queue: int = 16  # clients waiting for a slot
     queue_s: float = 120.0  # the longest wait
@@ -40,7 +40,7 @@ class Bucket:
         self.size, self.rate, self._level, self._at_s = size, rate, size, now_s
 
     def level(self, now_s: float) -> float:
-        """What may be taken now."""
+        """The amount that may be taken now."""
         self._level = min(self.size, self._level + (now_s - self._at_s) * self.rate)
         self._at_s = now_s
         return self._level

@@ -66,7 +66,7 @@ def _url(listener: socket.socket, tls: bool) -> str:
 
 
 def _advice(error: Exception, host: str) -> str:
-    """What to do where the server cannot listen."""
+    """Advice if the server cannot listen."""
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EADDRINUSE:
         return "Another program listens there. End it, or choose another --port; 0 takes any that is free."

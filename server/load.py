@@ -39,7 +39,7 @@ Progress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Load:
-    """What to put on a server: `sessions` conversations that all speak until `minutes` after the last has joined."""
+    """The load for a server: `sessions` conversations that all speak until `minutes` after the last one joined."""
 
     url: str
     sessions: int = 16
@@ -226,7 +226,7 @@ class _Run:
         return await self._metrics()
 
     async def _metrics(self) -> str | None:
-        """What the server's /metrics says; None where it cannot be read."""
+        """The server's /metrics; None if they cannot be read."""
         url = server_url(self._load.url, "/metrics")
         headers = {"Authorization": f"Bearer {self._load.token}"} if self._load.token else {}
         scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)

@@ -1,4 +1,4 @@
-"""What a load showed: each session's moments go in, figures and a table come out. No I/O; called by `server.load`."""
+"""The report of a load: times of each session go in, figures and a table come out. No I/O; called by `server.load`."""
 
 import math
 from collections import Counter
@@ -22,13 +22,13 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]  # name, labels
 
 @dataclass
 class SessionLog:
-    """What happened to one session, in seconds of one clock.
+    """The events of one session, in seconds of one clock.
 
     asked ---- ready --- warm-up 1 s ---|
                  sent   0   1   2   3 ...            when the last sample of a frame went out
                  replied    0   1       2 ...        the n-th reply answers the n-th frame not dropped until then
 
-    Drops are told a moment after they happen: replies until then count for older frames than they answer, as later.
+    The server reports drops a moment after they happen. Until then, replies count for older frames, and seem later.
     """
 
     asked_s: float | None = None
@@ -91,7 +91,7 @@ class Gaps:
 
 @dataclass(frozen=True)
 class ServerSide:
-    """What the server counted itself meanwhile; None for what it does not tell."""
+    """The server's own counts of the same time; None for those that it does not report."""
 
     late_frames: int | None
     late_after_warm_up: int | None  # from a second after all had joined; None where they join one by one
@@ -198,7 +198,7 @@ def summarize(
 
 
 def server_side(before: str, after: str, seconds: float, warm: str | None = None) -> ServerSide:
-    """What the server's counters rose by between two readings of its /metrics, `seconds` apart; `warm` is one in between."""
+    """How much the counters rose between two readings of /metrics, `seconds` apart; `warm` is a reading in between."""
     old, new = _samples(before), _samples(after)
     late = {name: value for (name, _), value in new.items() if name == LATE}
     warm_late = {name: value for (name, _), value in _samples(warm or "").items() if name == LATE}

@@ -27,7 +27,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a record tells of us, not of a request that is no HTTP: anyone can send those, and each has a traceback."""
+    """False for requests that are not valid HTTP: anyone can send them, and each would log a traceback."""
     from aiohttp.http_exceptions import HttpProcessingError
 
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))

@@ -1,4 +1,4 @@
-"""What the server measures of itself, for Prometheus: one registry per server."""
+"""The server's metrics for Prometheus: one registry per server."""
 
 import threading
 import time
@@ -61,7 +61,7 @@ class Metrics:
         )
         self.bytes = counter("bytes", "Bytes of messages, by direction: in, out.", "direction")
         self.conversations = counter("conversations", "Conversations begun.")
-        self.resumed = counter("resumed", "Conversations gone on with over a new connection.")
+        self.resumed = counter("resumed", "Conversations resumed over a new connection.")
         self.refused = counter("refused", "Requests for a conversation that were refused, by HTTP status.", "status")
         self.partings = counter("partings", "Connections of conversations that ended, by cause.", "cause")
         ProcessCollector(registry=registry)

@@ -53,7 +53,7 @@ class OpusHead:
 
     @classmethod
     def parse(cls, packet: bytes) -> Self | None:
-        """What a packet says; None if it is no head, or one of more than two channels or a version yet to come."""
+        """Parse a packet; None if it is not a head, has more than two channels, or a later version."""
         if len(packet) < HEAD.size or not packet.startswith(HEAD_MAGIC):
             return None
         _, version, channels, pre_skip, rate, _, mapping = HEAD.unpack_from(packet)
@@ -108,7 +108,7 @@ class PageWriter:
 
 
 class PageReader:
-    """Packets of the newest Opus stream in bytes divided anyhow, begun anywhere, with parts damaged or lost.
+    """Packets of the newest Opus stream in bytes that may be divided and begin anywhere, be damaged or incomplete.
 
     A page lasts from a mark to what its lacing claims, and is good if its CRC is:
 
@@ -128,7 +128,7 @@ class PageReader:
         self._serial: int | None = None  # the stream that is followed
         self._sequence = 0  # of its last page
         self._seen_first = False  # before any stream's beginning, whatever comes is followed
-        self._unfinished: bytes | None = None  # of the packet that goes on in the next page; None if there is none
+        self._unfinished: bytes | None = None  # of the packet that goes on in the next page; or None
         self._other: bytes | None = (
             None  # the first packet of a stream that began and is not Opus, while none is followed
         )
@@ -137,7 +137,7 @@ class PageReader:
         )
 
     def push(self, data: bytes) -> list[bytes | OpusHead]:
-        """What `data` completes, in order: packets of audio, and the head of each stream that begins. Raises nothing."""
+        """Add bytes; returns the audio packets that they complete and heads of new streams, in order. Raises nothing."""
         self._bytes += _with_true_size(data)
         found: list[bytes | OpusHead] = []
         for page in self._good_pages():
@@ -176,7 +176,7 @@ class PageReader:
         return pages
 
     def _read(self, page: bytes) -> Sequence[bytes | OpusHead]:
-        """What a good page completes, if it is of the stream that is followed."""
+        """The packets that a good page completes, if it belongs to the followed stream."""
         _, _, flags, _, serial, sequence, _, segments = HEADER.unpack_from(page)
         start = HEADER.size + segments
         if flags & FIRST:
@@ -207,7 +207,7 @@ class PageReader:
         return [head]
 
     def _packets(self, page: bytes, continued: bool) -> list[bytes]:
-        """The audio packets that end in a page, the first one joined to what the pages before hold of it."""
+        """The audio packets that end in a page, the first one joined to its beginning in earlier pages."""
         start = end = HEADER.size + page[SEGMENTS_AT]
         lacing = page[HEADER.size : start]
         pieces = []

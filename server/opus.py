@@ -37,7 +37,7 @@ class OpusReceiver:
         self.pages = PageReader()
         self.bad_packets = 0  # heard as silence of the length they claim
         self._bad_payloads = 0  # with bytes of no page
-        self._beginning = b""  # of all that came
+        self._beginning = b""  # the first bytes of the stream
         self.has_cancelled = False  # the two channels of stereo did, and the louder one was heard
         self._decoder = _decoder("mono")
         self._mix: StreamMix | None = None  # since the first stereo packet; until then nothing is mixed
@@ -74,7 +74,7 @@ class OpusReceiver:
         return Received(self._decimator.push(blocks), skipped // UP, is_audio)
 
     def _packets(self, payload: bytes) -> list[bytes | OpusHead]:
-        """What a payload completes, if the stream can be Ogg Opus."""
+        """The packets that a payload completes. Raises ProtocolError if the stream cannot be Ogg Opus."""
         if len(self._beginning) < LONGEST_MARK:
             self._beginning += payload[:LONGEST_MARK]
         bad_pages, skipped_bytes = self.pages.bad_pages, self.pages.skipped_bytes
@@ -109,7 +109,7 @@ class OpusReceiver:
         return np.zeros(samples, np.int16)
 
     def _mono(self, plane: memoryview, samples: int) -> Pcm16:
-        """What a packet was decoded to, as one channel."""
+        """A decoded packet as one channel."""
         if self._mix is None:
             return np.frombuffer(plane, np.int16, samples)
         stereo = np.frombuffer(plane, np.int16, 2 * samples).reshape(samples, 2)
@@ -192,7 +192,7 @@ class OpusSender:
 class HalfBandDecimator:
     """48 kHz to 24 kHz: a half-band filter, flat to 10.5 kHz and 70 dB down from 13.5 kHz, 0.8 ms late.
 
-    Every other tap of it is zero but for the one in the middle, which is a half:
+    Every other tap is zero, except the middle one, which is a half:
 
         output n   h0  0 h1  0 ... h19 1/2 h20 ...  0 h39      79 taps on samples 2n, ..., 2n + 78
 

@@ -1,4 +1,4 @@
-"""What a client asks for: the query of `/api/chat` as a checked record. Raises RequestError with a reason to show."""
+"""The query of `/api/chat` as a checked record. Raises RequestError with a reason to show."""
 
 import math
 import secrets
@@ -13,7 +13,7 @@ AUDIO_FORMATS = ("opus", "s16", "f32")
 DEFAULT_VOICE = "NATF0"
 NO_VOICE = "none"
 MAX_SEED = (1 << 64) - 1
-RANDOM_SEED_BITS = 32  # a random seed is told to clients whose numbers are doubles
+RANDOM_SEED_BITS = 32  # clients receive a random seed as JSON, whose numbers may be doubles
 
 SAMPLING = {  # the query's name, and Sampling's
     "text_temperature": "text_temperature",
@@ -27,7 +27,7 @@ CREDENTIALS = ("token", "worker_auth_id")
 EARLY = "early_metadata"
 KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", EARLY, "resume", "email", *CREDENTIALS)
 BESIDE_RESUME = {"resume", "audio", EARLY, "email", *CREDENTIALS}
-IGNORED_MOST = 16  # names that a client is told of
+IGNORED_MOST = 16  # names that a client gets back
 
 
 class RequestError(PplexError):
@@ -58,7 +58,7 @@ class ChatRequest:
 
 
 def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) -> ChatRequest:
-    """The request that (name, value) pairs describe, for a bundle's `voices`. Raises RequestError for all that is wrong.
+    """The request of (name, value) pairs, for a bundle's `voices`. Raises RequestError that lists everything wrong.
 
     As in the reference, an unknown parameter is ignored, and so is the second value of a known one.
     """
@@ -133,7 +133,7 @@ class _Reader:
             return None
         if name.removesuffix(".pt") not in voices:
             known = ", ".join([*voices, NO_VOICE])
-            self._wrong.append(f"There is no voice {_shown(name)}. This server has {known}.")
+            self._wrong.append(f"Unknown voice {_shown(name)}. This server has {known}.")
             return None
         return name.removesuffix(".pt")
 
@@ -167,7 +167,7 @@ class _Reader:
 
 
 def session_facts(request: ChatRequest, conversation: str, frame_size: int) -> dict[str, object]:
-    """What the client is told of its conversation, but for how it can be resumed."""
+    """The metadata of a conversation, without the key to resume it."""
     return {
         "type": "session",
         "id": conversation,

@@ -1,4 +1,4 @@
-"""What the sessions of a load say and how their replies are counted, without coding anything twice.
+"""The audio that the sessions of a load send, encoded once, and how their replies are counted.
 
 Called by `server.load`. A recording is encoded once; a session of Opus only makes pages of its packets.
 """

@@ -42,7 +42,7 @@ def folder_context(folder: Path) -> ssl.SSLContext:
 def self_signed_context(host: str) -> ssl.SSLContext:
     """A context with a new certificate for `host` and this machine's names, which clients will not trust by themselves.
 
-    Raises ConfigError for a host that is none.
+    Raises ConfigError for an invalid host.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -86,12 +86,12 @@ def _named(data: bytes) -> Iterator[str]:
 
 
 def _names(host: str) -> list[str]:
-    """What this machine is called: the names of the loop, its own, and the addresses it has."""
+    """The names of this machine: of the loop, its own, and its addresses."""
     names = ["localhost", "127.0.0.1", "::1", parse_host(host)]
     with suppress(ConfigError):  # a machine may be called anything
         names.append(parse_host(socket.gethostname()))
     # Looking up its own name could ask the network. To connect a datagram socket sends nothing: it chooses the address that
-    # others see. These two belong to nobody (RFC 5737, RFC 3849).
+    # others see. Nobody owns these two (RFC 5737, RFC 3849).
     for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:  # a machine may have no network
             probe.connect((elsewhere, 9))

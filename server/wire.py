@@ -18,7 +18,7 @@ class Received(NamedTuple):
 
     pcm: Pcm  # [n] 24 kHz
     skipped: int  # samples at 24 kHz before them that were not decoded
-    is_audio: bool  # whether any of it is what somebody said, not only the silence in the place of damage
+    is_audio: bool  # whether anything was decoded, not only silence in the place of damage
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class WireProtocol(Protocol):
     # Event loop.
 
     def parse(self, message: Message) -> ClientMessage:
-        """What a client's message is. Raises ProtocolError."""
+        """Classify a client's message. Raises ProtocolError."""
 
     def handshake(self) -> Message: ...
 

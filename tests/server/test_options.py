@@ -30,7 +30,7 @@ def test_a_program_cannot_open_the_server_by_accident(wrong: dict[str, tuple[str
     "arguments, words",
     [
         (["--host", "localhost:8998"], "Give --host localhost --port 8998."),
-        (["--host", "a..b"], "a..b is no host"),
+        (["--host", "a..b"], "a..b is not a host"),
         (["--origin", "friend.example"], "--origin https://friend.example"),
         (["--origin", "https://ok.example", "--origin", "https://friend.example/talk"], "has more than an origin has"),
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
