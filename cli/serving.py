@@ -1,6 +1,8 @@
 """The commands around the server: serve a bundle to many, and load a server."""
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +154,9 @@ def serve(
     )
     opened = open_to_run(bundle, device)
     start_logging()
-    run_server(opened, options, click.echo)
+    if run_server(opened, options, click.echo):
+        logging.shutdown()
+        os._exit(0)  # the exit of Python would destroy what ONNX Runtime is still using, and abort
 
 
 @command(prints=True)

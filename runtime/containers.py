@@ -64,7 +64,10 @@ def _first_parts(data: bytes) -> tuple[list[Part], bytes]:
         end = _ogg_end(data)
         return [Part(link) for link in _cut(data[:end], _ogg_starts(data))], data[end:]
     if _FLAC.match(data):
-        return [Part(_without_id3v1(piece), "", True) for piece in _cut(data, _flac_starts(data))], b""
+        # libsndfile reads ahead, and would not show that another recording follows.
+        another = _ANOTHER.search(data)
+        own, rest = (data[: another.start()], data[another.start() :]) if another else (data, b"")
+        return [Part(_without_id3v1(piece), "", True) for piece in _cut(own, _flac_starts(own))], rest
     layout = next((layout for layout in LAYOUTS if layout.magic.match(data)), None)
     found = layout.find(data) if layout else None
     if layout is None or found is None:
@@ -78,6 +81,7 @@ _FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its mark, and the header o
 _OGG_MARK = b"OggS\x00"
 _OGG_FIRST = re.compile(rb"OggS\x00[\x02\x06]")  # a page that begins a stream
 _OGG_SEGMENTS_AT = 26
+_ANOTHER = re.compile(rb"OggS\x00[\x02\x06]|(RIFF|RF64|RIFX)....WAVE|FORM....AIF[FC]|caff\x00\x01", re.DOTALL)
 
 
 def _cut(data: bytes, starts: list[int]) -> list[bytes]:
@@ -111,7 +115,7 @@ def _ogg_end(data: bytes) -> int:
     """Where the last page ends, if more than a little comes after it that is no tag."""
     end = _page_end(data, data.rfind(_OGG_MARK))
     is_more = len(data) - end > LEFT_BYTES and not is_trailer(data[end:])
-    return end if is_more else len(data)
+    return end if is_more or _is_recording(data[end:]) else len(data)
 
 
 def _page_end(data: bytes, start: int) -> int:

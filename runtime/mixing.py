@@ -23,8 +23,10 @@ LOST_SHARE = (
 
 
 def powers(block: Pcm) -> tuple[Powers, float]:
-    """The summed squares of each channel [C] of a block [n, C], and of their mean."""
+    """The summed squares of each channel [C] of a block [n, C], and of their mean; a constant offset is not sound."""
     products = (block.T @ block).astype(np.float64)  # [C, C]: one product is cheaper than squaring the mean
+    offsets = block.mean(axis=0, dtype=np.float64)
+    products -= len(block) * np.outer(offsets, offsets)
     return products.diagonal(), float(products.sum()) / block.shape[1] ** 2
 
 

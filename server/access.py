@@ -14,7 +14,8 @@ from aiohttp import web
 from pplex.server.addresses import Network
 from pplex.server.request import CREDENTIALS, RequestError
 
-COOKIE = "pplex_token"
+COOKIE = "pplex_"  # and the beginning of its value: servers of other tokens on this host have cookies of their own
+COOKIE_NAME_DIGITS = 8
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -89,7 +90,7 @@ class Access:
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
         given = [bearer.strip()] if scheme.lower() == "bearer" else []
         given += [value for name in CREDENTIALS for value in request.query.getall(name, [])]
-        return _matches(given, self._tokens) or _matches([request.cookies.get(COOKIE, "")], self._cookies)
+        return _matches(given, self._tokens) or _matches(_cookies_of(request), self._cookies)
 
     def is_token(self, value: str) -> bool:
         """Whether a value that somebody typed is a token."""
@@ -102,7 +103,9 @@ class Access:
         Lax: a link from another site may open the page, but other sites' scripts are not let in by the cookie.
         """
         secure = "; Secure" if self.is_https(request) else ""
-        response.headers.add("Set-Cookie", f"{COOKIE}={_cookie_of(token)}; HttpOnly; SameSite=Lax{secure}")
+        value = _cookie_of(token)
+        name = f"{COOKIE}{value[:COOKIE_NAME_DIGITS]}"
+        response.headers.add("Set-Cookie", f"{name}={value}; HttpOnly; SameSite=Lax{secure}")
 
 
 def _parts(origin: str) -> SplitResult:
@@ -120,6 +123,14 @@ def _without_default_port(host: str, scheme: str) -> str:
 def _cookie_of(token: str) -> str:
     """A hash of the token for the browser to keep: it does not reveal the token, and stays the same after a restart."""
     return hmac.new(token.encode(), b"pplex-export: a browser's cookie", hashlib.sha256).hexdigest()
+
+
+def _cookies_of(request: web.Request) -> list[str]:
+    """The values of all our cookies: a browser sends those of other ports and of outer folders as well."""
+    pairs = (
+        part.strip().partition("=") for header in request.headers.getall("Cookie", []) for part in header.split(";")
+    )
+    return [value for name, _, value in pairs if name.startswith(COOKIE)]
 
 
 def _matches(given: Iterable[str], secrets: Iterable[str]) -> bool:

@@ -79,7 +79,9 @@ def _likely_origin(text: str) -> str:
 def parse_network(text: str) -> Network:
     """A network of IP addresses, or one address. Raises ConfigError."""
     try:
-        return ipaddress.ip_network(text.strip(), strict=False)
+        network = ipaddress.ip_network(text.strip(), strict=False)
+        mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+        return ipaddress.ip_network((mapped, max(0, network.prefixlen - 96)), strict=False) if mapped else network
     except ValueError as error:
         raise ConfigError(
             f"{text} is not an IP address or network. Give one as 127.0.0.1, ::1 or 10.0.0.0/8."

@@ -71,8 +71,8 @@ class Server:
         self._ended = asyncio.Event()  # a conversation, a signal, or the scheduler's failure
         self._loop = asyncio.get_running_loop()
         self._access = Access(options.tokens, options.origins, options.trusted_proxies)
-        self._pages = Pages(options.static, self._access)
         self._refusals = Refusals(self._metrics, now_s())
+        self._pages = Pages(options.static, self._access, self._on_refused, options.limits.header_s)
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
         self._runner = web.AppRunner(self._application(), shutdown_timeout=SHUTDOWN_S)
         self._gate = Gate(self._protocol, most, self._limits, self._metrics)
@@ -96,6 +96,10 @@ class Server:
             await self._stop(server)
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def is_loading(self) -> bool:
+        return self._scheduler.is_running and self._scheduler.runtime is None
 
     # Beginning and end.
 
@@ -153,9 +157,9 @@ class Server:
 
     def _protocol(self) -> asyncio.Protocol:
         assert self._runner.server is not None
-        return Handler(self._runner.server, self._loop, self._on_bad_request)
+        return Handler(self._runner.server, self._loop, self._on_refused)
 
-    def _on_bad_request(self, status: int, reason: str) -> None:
+    def _on_refused(self, status: int, reason: str) -> None:
         self._refusals.note(status, reason, now_s())
 
     async def _watch_lag(self) -> None:
@@ -324,12 +328,17 @@ def _transport(request: web.Request) -> asyncio.Transport:
     return transport
 
 
-def serve(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
-    """Serve until a signal. Raises PplexError for an address that is taken or an engine that cannot be loaded."""
+def serve(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> bool:
+    """Serve until a signal. Raises PplexError for an address that is taken or an engine that cannot be loaded.
+
+    Returns whether a library still loads the bundle, in a thread that cannot be stopped.
+    """
     sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_run(bundle, options, listening))
+        return runner.run(_run(bundle, options, listening))
 
 
-async def _run(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> None:
-    await Server(bundle, options).run(listening)
+async def _run(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> bool:
+    server = Server(bundle, options)
+    await server.run(listening)
+    return server.is_loading

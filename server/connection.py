@@ -58,6 +58,7 @@ class Connection:
         self._frames = 0  # of the outbox
         self._filled = asyncio.Event()
         self._ignored = set[str]()  # kinds of messages
+        self.conversation = ""  # whose connection it is, for the log
         self._bytes_in, self._bytes_out = metrics.bytes.labels("in"), metrics.bytes.labels("out")
         self._encode_s, self._total_s = (metrics.frame_seconds.labels(stage) for stage in ("encode", "total"))
         self._sent_s = now = now_s()
@@ -112,7 +113,7 @@ class Connection:
         self._metrics.ignored.labels(kind).inc()
         if kind not in self._ignored:
             self._ignored.add(kind)
-            LOGGER.info("messages ignored", extra={"what": kind})
+            LOGGER.info("messages ignored", extra={"conversation": self.conversation, "what": kind})
 
     def _gone(self, kind: WSMsgType, code: int | None) -> CloseReason:
         """The client closed, broke WebSocket's rules, or was lost."""

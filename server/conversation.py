@@ -82,6 +82,7 @@ class ServerConversation:
         self._inbox.clear()  # before the speech thread sees the new connection: replies to earlier frames are discarded
         previous, self.connection = self.connection, connection
         self._outgoing.connection = connection
+        connection.conversation = self.id
         if previous is not None:
             previous.end(CloseReason(Close.RESUMED_ELSEWHERE, "Resumed by another connection.", "resumed"))
         if self._forgotten is not None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from pplex.runtime.errors import AudioError
 from pplex.runtime.samples import Pcm, check_samples
-from pplex.server.foreign_audio import container_of
+from pplex.server.foreign_audio import LONGEST_MARK, container_of
 from pplex.server.opus import OpusReceiver, OpusSender
 from pplex.server.protocol import Close, ProtocolError
 from pplex.server.wire import Received
@@ -39,11 +39,13 @@ class RawReceiver:
     def __init__(self, name: str):
         self.name, (dtype, self._full_scale) = name, RAW[name]
         self._dtype = np.dtype(dtype)
-        self._is_new = True
+        self._beginning = b""
 
     def push(self, payload: bytes, limit: int) -> Received:
-        container = container_of(payload) if self._is_new else None
-        self._is_new = False
+        container = None
+        if len(self._beginning) < LONGEST_MARK:  # of the stream, however it is divided
+            self._beginning += payload[:LONGEST_MARK]
+            container = container_of(self._beginning)
         if container is not None:
             raise ProtocolError(
                 Close.INVALID,

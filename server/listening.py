@@ -30,7 +30,7 @@ async def listen(
         return server, _url(server.sockets[0], bool(options.tls))
     except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(
-            f"{f'[{host}]' if ':' in host else host}:{port} cannot be listened at ({error}). {_advice(error, host)}"
+            f"Cannot listen on {f'[{host}]' if ':' in host else host}:{port} ({error}). {_advice(error, host)}"
         ) from error
 
 

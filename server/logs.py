@@ -29,8 +29,10 @@ class JsonFormatter(logging.Formatter):
 def _is_ours(record: logging.LogRecord) -> bool:
     """False for requests that are not valid HTTP: anyone can send them, and each would log a traceback."""
     from aiohttp.http_exceptions import HttpProcessingError
+    from aiohttp.web import RequestPayloadError
 
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
+    strangers = HttpProcessingError | RequestPayloadError | ConnectionError
+    return not (record.exc_info and isinstance(record.exc_info[1], strangers))
 
 
 def start_logging(stream: TextIO | None = None) -> None:

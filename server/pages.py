@@ -3,16 +3,21 @@
 Called by the server for every path that is not its protocol's.
 """
 
+import asyncio
 import html
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from pplex.server.access import Access
 
 PAGE = Path(__file__).parent / "page"
 INDEX = "index.html"
+FORM_BYTES = 4096  # of a login
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
@@ -52,10 +57,13 @@ WRONG = "This token is wrong. Check it, and try again."
 
 
 class Pages:
-    """Files of one folder. `static` is the operator's; None is our own page, which asks for a token by itself."""
+    """Files of one folder. `static` is the operator's; None is our own page, which asks for a token by itself.
 
-    def __init__(self, static: Path | None, access: Access):
-        self._static, self._access = static, access
+    `refused` is called for a wrong token, with the status and the reason. `patience_s`: for the body of a login.
+    """
+
+    def __init__(self, static: Path | None, access: Access, refused: Callable[[int, str], None], patience_s: float):
+        self._static, self._access, self._refused, self._patience_s = static, access, refused, patience_s
         self._folder = static or PAGE
 
     def add_to(self, router: web.UrlDispatcher) -> None:
@@ -63,6 +71,7 @@ class Pages:
         router.add_get("/", self._index)
         router.add_get(f"/{INDEX}", self._index)
         router.add_post("/login", self._login)
+        router.add_get("/login", self._back)
         # A package or a folder may be installed as links into a store (uv, Nix, Bazel, a ConfigMap).
         router.add_static("/", self._folder, follow_symlinks=True)
 
@@ -74,19 +83,44 @@ class Pages:
         token = request.query.get("token", "")
         if self._access.is_token(token):
             return self._let_in(request, token)
+        if token and self._access.asks_for_token:
+            self._refused(401, WRONG)
         if self._static is not None and not self._access.has_token(request):
             return _login_page(WRONG if token else ASKS)
         return web.FileResponse(self._folder / INDEX)
 
+    async def _back(self, request: web.Request) -> web.StreamResponse:
+        """A browser that reloads the address of the form."""
+        return web.Response(status=303, headers={"Location": "./"})
+
     async def _login(self, request: web.Request) -> web.StreamResponse:
-        token = (await request.post()).get("token", "")
-        if isinstance(token, str) and self._access.is_token(token.strip()):
-            return self._let_in(request, token.strip())
+        token = await self._typed_token(request)
+        if self._access.is_token(token):
+            return self._let_in(request, token)
+        self._refused(401, WRONG)
         return _login_page(WRONG)
+
+    async def _typed_token(self, request: web.Request) -> str:
+        """The token of the form; "" for a body that is too long, too slow or not a form."""
+        body = b""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > FORM_BYTES:
+                        break
+        except TimeoutError:
+            request.protocol.force_close()
+            return ""
+        except (HttpProcessingError, web.RequestPayloadError):  # of an encoding that it does not have
+            return ""
+        if len(body) > FORM_BYTES:
+            return ""
+        return parse_qs(body.decode(errors="replace")).get("token", [""])[0].strip()
 
     def _let_in(self, request: web.Request, token: str) -> web.StreamResponse:
         """To the same page with a cookie, and without the token in the address, which is kept in histories."""
-        query = {name: value for name, value in request.query.items() if name != "token"}
+        query = [(name, value) for name, value in request.query.items() if name != "token"]
         # Relative: behind a proxy's prefix we do not know what the browser calls us.
         response = web.Response(status=303, headers={"Location": str(URL("./").with_query(query))})
         self._access.set_cookie(request, response, token)

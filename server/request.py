@@ -89,7 +89,7 @@ def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) 
 
 def _names(ignored: Iterable[str]) -> tuple[str, ...]:
     """Each name once, and no more of them than anyone would read."""
-    return tuple(name if name in KNOWN else _shown(name) for name in list(dict.fromkeys(ignored))[:IGNORED_MOST])
+    return tuple(_shown(name)[1:-1] for name in list(dict.fromkeys(ignored))[:IGNORED_MOST])
 
 
 class _Reader:

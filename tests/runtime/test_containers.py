@@ -193,6 +193,15 @@ class TestJoined:
         )
         assert len(read(data)) == 4 * 12_000
 
+    @pytest.mark.parametrize(
+        "first, second", [("FLAC", "WAV"), ("FLAC", "AIFF"), ("FLAC", "OGG"), ("OGG", "WAV"), ("OGG", "FLAC")]
+    )
+    def test_a_short_recording_behind_another_is_heard(self, first: str, second: str) -> None:
+        """libsndfile reads ahead: it does not show that bytes are left."""
+        subtype = {"OGG": "VORBIS"}
+        data = encoded(noise(96_000), first, subtype.get(first)) + encoded(noise(2400), second, subtype.get(second))
+        assert len(read(data)) == pytest.approx(98_400, abs=200)
+
     def test_joined_mp3_is_refused_where_decoding_stops(self) -> None:
         data = encoded(noise(48_000), "MP3", "MPEG_LAYER_III")
         with pytest.raises(

@@ -33,6 +33,14 @@ def choose(pcm: Pcm) -> Mix:
     return chooser.choose()
 
 
+def test_a_constant_offset_is_not_sound() -> None:
+    """A microphone's direct current, the same in both channels, must not hide that the voice cancels out."""
+    pcm = channels(0.3 * voice() + np.float32(0.2), -0.3 * voice() + np.float32(0.2))
+    assert choose(pcm).channel == 0
+    mixed = np.concatenate([StreamMix(RATE_HZ).push(pcm)])
+    assert level(mixed - mixed.mean()) > 0.01
+
+
 def level(pcm: Pcm) -> float:
     return float(np.sqrt(np.mean(np.square(pcm, dtype=np.float64))))
 

@@ -187,6 +187,54 @@ def test_behind_a_proxy_with_tls_the_cookie_is_for_tls_only(serve: Serve) -> Non
         assert json.loads(ask(running, "/api/info")[1])["token_required"] is True
 
 
+def test_wrong_tokens_are_counted_and_logged(guarded: Running) -> None:
+    before = guarded.metric('pplex_refused_total{status="401"}')
+    ask(guarded, "/?token=wrong")
+    ask(guarded, "/login", method="POST", data={"token": "wrong"})
+    assert guarded.metric('pplex_refused_total{status="401"}') == before + 2
+    assert guarded.events()[-1]["reason"] == "This token is wrong. Check it, and try again."
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    "headers, body",
+    [
+        ({"Content-Type": "application/x-www-form-urlencoded; charset=foo"}, b"token=x"),
+        (FORM, b"token=\xff\xfe"),
+        ({**FORM, "Content-Encoding": "gzip"}, b"token=x"),
+        ({"Content-Type": "multipart/form-data"}, b"token=x"),
+        (FORM, b"token=" + b"x" * 100_000),
+        (FORM, b""),
+    ],
+    ids=["charset", "no UTF-8", "no gzip", "no boundary", "long", "empty"],
+)
+def test_a_form_that_is_none_is_a_wrong_token(guarded: Running, headers: dict[str, str], body: bytes) -> None:
+    status, page, _ = ask(guarded, "/login", headers, method="POST", data=body)
+    assert status == 401 and "This token is wrong" in page
+    assert not [event for event in guarded.events() if event["level"] == "error"]
+
+
+def test_the_address_of_the_form_leads_back(guarded: Running) -> None:
+    status, _, headers = ask(guarded, "/login")
+    assert (status, headers["Location"]) == (303, "./")
+
+
+def test_a_cookie_of_another_server_on_this_host_does_no_harm(guarded: Running) -> None:
+    """Browsers do not tell ports apart."""
+    good = ask(guarded, f"/?token={TOKEN}")[2]["Set-Cookie"].split(";")[0]
+    other = "pplex_01234567=0123456789abcdef"
+    for cookies in (f"{good}; {other}", f"{other}; {good}", f"{good.split('=')[0]}=old; {good}"):
+        assert ask(guarded, "/api/chat", {"Cookie": cookies}, method="POST")[0] == 204
+
+
+def test_the_body_of_a_login_must_come_in_time(serve: Serve) -> None:
+    with serve(limits={"header_s": 0.5}) as running, socket.create_connection(("127.0.0.1", running.port), 10) as plug:
+        plug.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\ntoken=")
+        assert plug.recv(1000) == b"", "the connection is closed"
+
+
 # Files.
 
 

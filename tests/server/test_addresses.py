@@ -3,7 +3,7 @@
 import pytest
 
 from pplex.runtime.errors import ConfigError
-from pplex.server.addresses import parse_host, parse_origin, parse_token, parse_url
+from pplex.server.addresses import parse_host, parse_network, parse_origin, parse_token, parse_url
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,23 @@ def test_what_is_no_address_of_a_server(url: str, words: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_url(url)
     assert words in str(refusal.value) and "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text, network",
+    [
+        ("127.0.0.1", "127.0.0.1/32"),
+        (" 10.1.2.3/8 ", "10.0.0.0/8"),
+        ("::1", "::1/128"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),  # as an address of IPv4 arrives at a socket of IPv6
+        ("::ffff:127.0.0.1", "127.0.0.1/32"),
+    ],
+)
+def test_a_network_is_an_address_or_a_range(text: str, network: str) -> None:
+    assert str(parse_network(text)) == network
+
+
+@pytest.mark.parametrize("text", ["localhost", "10.0.0.0/33", "", "1.2.3"])
+def test_what_is_not_a_network_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not an IP address or network"):
+        parse_network(text)

@@ -63,7 +63,7 @@ def test_a_name_may_have_addresses_that_this_machine_has_not(monkeypatch: pytest
     "host, port, words",
     [
         ("192.0.2.1", 0, "This machine has no such address. Choose another --host"),
-        ("2001:db8::1", 0, r"\[2001:db8::1\]:0 cannot be listened at"),
+        ("2001:db8::1", 0, r"Cannot listen on \[2001:db8::1\]:0"),
         ("no.such.host.invalid", 0, "Choose another with --host and --port"),
     ],
 )

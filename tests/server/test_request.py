@@ -109,7 +109,7 @@ def test_a_setting_without_effect_is_named() -> None:
 def test_what_the_reference_does_not_know_is_ignored_and_named() -> None:
     request = parse("voice=NATF2&codec=opus&codec=ogg&seed=1&seed=2&" + "x" * 500 + "=1&caf%C3%A9=%20")
     assert (request.voice, request.seed) == ("NATF0", 1)
-    assert request.ignored == ("'voice'", "'codec'", "seed", "'" + "x" * 57 + "...'", "'caf\\xe9'")
+    assert request.ignored == ("voice", "codec", "seed", "x" * 57 + "...", "caf\\xe9")
 
 
 def test_no_more_ignored_names_are_kept_than_anyone_reads() -> None:

@@ -611,8 +611,8 @@ def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tm
     (tmp_path / "cert.pem").write_text("nonsense")
     (tmp_path / "key.pem").write_text("nonsense")
     for arguments, message in (
-        (["--port", str(server.port)], "cannot be listened at"),
-        (["--host", "no.such.host.invalid"], "cannot be listened at"),
+        (["--port", str(server.port)], "Cannot listen on"),
+        (["--host", "no.such.host.invalid"], "Cannot listen on"),
         (["--ssl", str(tmp_path / "none")], "has no cert.pem and no key.pem"),
         (["--ssl", str(tmp_path)], "cannot be used"),
         (["--ssl", str(tmp_path), "--self-signed"], "give one"),

@@ -115,13 +115,13 @@ def test_what_the_reference_ignores_is_ignored_counted_and_logged_once(server: R
 
     kinds = ("text message", "empty message", "unknown kind", "parameter")
     before = [server.metric(f'pplex_ignored_total{{what="{what}"}}') for what in kinds]
-    assert run(converse()).session["ignored"] == ["'codec'", "'voice'"]
+    assert run(converse()).session["ignored"] == ["codec", "voice"]
     after = [server.metric(f'pplex_ignored_total{{what="{what}"}}') for what in kinds]
     assert [now - then for now, then in zip(after, before, strict=True)] == [3, 3, 3, 2]
     logged = [event["what"] for event in server.events() if event["event"] == "messages ignored"]
     assert sorted(logged[-3:]) == ["empty message", "text message", "unknown kind"]
     admitted = [event for event in server.events() if event["event"] == "conversation admitted"]
-    assert admitted[-1]["ignored"] == ["'codec'", "'voice'"]
+    assert admitted[-1]["ignored"] == ["codec", "voice"]
 
 
 # What is no audio.
@@ -151,6 +151,19 @@ def test_what_is_no_audio_is_named_counted_and_closed(short: Running, audio: str
     assert f"The audio is {named}" in caller.all("error")[0].decode()
     assert short.metric("pplex_bad_audio_total") == before + 1
     short.wait_for(lambda: short.state()["used"] == 0)
+
+
+@pytest.mark.parametrize("audio", ["opus", "s16"])
+def test_another_container_is_named_however_it_is_divided(short: Running, audio: str) -> None:
+    async def converse() -> tuple[Caller, int]:
+        async with call(short.url, audio=audio) as caller:
+            await caller.handshake()
+            for part in (b"", WEBM[:2], WEBM[2:4], WEBM[4:200]):
+                await caller.ws.send_bytes(b"\1" + part)
+            return caller, await caller.closed()
+
+    caller, code = run(converse())
+    assert code == 1007 and "The audio is WebM" in caller.all("error")[0].decode()
 
 
 def test_damage_without_an_end_is_idleness(short: Running) -> None:
