@@ -422,8 +422,9 @@ Runtime.__init__ = lambda *arguments, **options: time.sleep(300)
 """
 
 
-def test_it_ends_at_once_while_it_loads(serve: Serve) -> None:
-    with pytest.raises(AssertionError, match="the server ended with 0"), serve(ready=False, prelude=LOADING) as server:
+@pytest.mark.parametrize("prelude", [LOADING, ""], ids=["in Python", "in ONNX Runtime"])
+def test_it_ends_at_once_while_it_loads(serve: Serve, prelude: str) -> None:
+    with pytest.raises(AssertionError, match="the server ended with 0"), serve(ready=False, prelude=prelude) as server:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 0
 
