@@ -13,7 +13,7 @@ from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
 from pplex.runtime.backend import open_to_run
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import step_nbytes
-from pplex.runtime.precision import LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
 
 WARM_UP_STEPS = 3

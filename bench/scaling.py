@@ -11,7 +11,7 @@ from pplex.runtime.backend import open_to_run
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import host_view
 from pplex.runtime.ort import available_threads
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.stages import SHORTEST_RING, Stages, ring_lengths
 
 WARM_UP_STEPS = 2

@@ -16,7 +16,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.device import Array, Call, Device
 from pplex.runtime.memory import fitting_slots, slot_nbytes
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.stages import Stages
 
 

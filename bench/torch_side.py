@@ -23,7 +23,8 @@ from pplex.runtime.errors import EngineError
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.memory import fitting_slots, slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import FP32, GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.precision import FP32
 from pplex.runtime.stages import LOGITS, NOISE, STAYING
 
 EAGER, GRAPHS = "eager", "graphs"

@@ -11,7 +11,8 @@ from pplex.runtime.gpus import Gpu
 from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, graph_specs
 from pplex.runtime.memory import slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, storage_dtype
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import PRECISIONS, storage_dtype
 
 # Left to the CUDA context, kernels, a desktop and the scratch memory of single steps: an allowance, not a measurement.
 RESERVE_NBYTES = 1_500_000_000

@@ -16,7 +16,7 @@ from pplex.runtime.device import Array, Buffer, Call
 from pplex.runtime.engine import Engine, fixed_shape, in_turn
 from pplex.runtime.graphs import MAX_STEPS, TensorSpec
 from pplex.runtime.noise import Noise
-from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 
 Tokens = npt.NDArray[np.int64]
 Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row

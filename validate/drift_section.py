@@ -8,7 +8,7 @@ from pplex.export.checkpoint import Checkpoint
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import PromptError
-from pplex.runtime.precision import LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.session import Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances

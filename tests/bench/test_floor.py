@@ -13,7 +13,8 @@ from pplex.cli import main
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.parameters import step_nbytes
-from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS, parse_precision
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.precision import parse_precision
 from pplex.runtime.stages import ring_lengths
 
 
