@@ -16,7 +16,7 @@ from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.delays import Tokens
 from pplex.runtime.ort import available_threads
-from pplex.runtime.session import Sampling
+from pplex.runtime.sampling import Sampling
 from pplex.runtime.stages import Stages
 from pplex.validate.arrays import Floats
 from pplex.validate.golden import force_step

@@ -9,7 +9,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import PromptError
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
-from pplex.runtime.session import Sampling
+from pplex.runtime.sampling import Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
 from pplex.validate.drift import Drift, Numbers, drift, engine_blocks, reference_blocks, voice_distance

@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from pplex.runtime.noise import FrameNoise, noise_of
-from pplex.runtime.session import Sampling, Session
+from pplex.runtime.sampling import Sampling
+from pplex.runtime.session import Session
 from pplex.runtime.stages import Stages
 from pplex.validate.arrays import Floats, Tokens
 

@@ -23,7 +23,8 @@ from pplex.runtime.delays import DelayRing
 from pplex.runtime.device import Array, host_view
 from pplex.runtime.errors import AudioError, NoiseError, PplexError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise, Noise, noise_of
-from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
+from pplex.runtime.sampling import GREEDY, Sampling
+from pplex.runtime.session import Reply, Runtime, Session
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import decode
 from pplex.validate.parting import Conversation

@@ -22,7 +22,8 @@ from pplex.runtime.backend import Backend, gpu_loader, host_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.device import Buffer, HostDevice, host_view
-from pplex.runtime.session import GREEDY, Runtime, Sampling, Session
+from pplex.runtime.sampling import GREEDY, Sampling
+from pplex.runtime.session import Runtime, Session
 from pplex.runtime.stages import Stages, ring_lengths
 from pplex.validate.golden import check_golden
 
