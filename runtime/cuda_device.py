@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pplex.runtime.device import Array, Block, Buffer, Call, Mark, buffer_nbytes, host_view
+from pplex.runtime.arrays import Array
+from pplex.runtime.device import Block, Buffer, Call, Mark, buffer_nbytes, host_view
 from pplex.runtime.errors import GpuError, GpuMemoryError
 from pplex.runtime.libraries import load_library
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import check_audio_target, encode_audio, frames, read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.files import check_distinct, check_writable, write_files
 from pplex.runtime.sampling import Sampling
-from pplex.runtime.session import Pcm, Runtime, Session
+from pplex.runtime.session import Runtime, Session
 
 FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
 

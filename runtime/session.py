@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from pplex.runtime.arrays import Array, Pcm, Tokens
 from pplex.runtime.backend import Backend, open_to_run
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle
 from pplex.runtime.config import CODEBOOKS
-from pplex.runtime.delays import DelayRing, Tokens
-from pplex.runtime.device import Array
+from pplex.runtime.delays import DelayRing
 from pplex.runtime.errors import AudioError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.priming import Primer, VoiceName
-from pplex.runtime.samples import Pcm, check_frame, check_samples
+from pplex.runtime.samples import check_frame, check_samples
 from pplex.runtime.sampling import DEFAULT_SAMPLING, GREEDY, Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer

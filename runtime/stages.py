@@ -9,16 +9,16 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
+from pplex.runtime.arrays import Array, Tokens
 from pplex.runtime.backend import Backend, choose_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS
-from pplex.runtime.device import Array, Buffer, Call
+from pplex.runtime.device import Buffer, Call
 from pplex.runtime.engine import Engine, fixed_shape, in_turn
 from pplex.runtime.graphs import MAX_STEPS, TensorSpec
 from pplex.runtime.noise import Noise
 from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 
-Tokens = npt.NDArray[np.int64]
 Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 
 LOGITS = ("text_logits", "audio_logits")  # outputs that only validation reads

@@ -4,8 +4,9 @@ from functools import partial
 
 import numpy as np
 
+from pplex.runtime.arrays import Array
 from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, FoundGpu
-from pplex.runtime.device import Array, Buffer, Call, HostDevice, buffer_nbytes, host_view
+from pplex.runtime.device import Buffer, Call, HostDevice, buffer_nbytes, host_view
 
 
 class QueueDevice(HostDevice):
