@@ -88,7 +88,7 @@ def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple
     from pplex.export.depth import Depth
     from pplex.export.layers import ring_index, ring_mask, rope, store_in
     from pplex.export.temporal import TemporalLayer
-    from pplex.runtime.stages import SHORTEST_RING
+    from pplex.runtime.kv_cache import SHORTEST_RING
 
     if threads:
         torch.set_num_threads(threads)
