@@ -80,17 +80,17 @@ def run(
 ) -> None:
     """Let the model of BUNDLE listen to a recording: its speech and its text come out."""
     from pplex.cli.progress import frames_bar
-    from pplex.runtime.offline import Conversation, run_offline
+    from pplex.runtime.offline import OfflineSettings, run_offline
     from pplex.runtime.sampling import GREEDY, Sampling
 
     if output_wav == output_text == "-":
         raise click.UsageError("Only one of --output-wav and --output-text can be standard output.")
-    conversation = Conversation(
+    settings = OfflineSettings(
         voice=None if voice == "none" else voice,
         persona=text_prompt,
         seed=None if seed == -1 else seed,
         sampling=GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio),
     )
-    report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, device, frames_bar)
+    report = run_offline(bundle, input_wav, output_wav, output_text, settings, threads, device, frames_bar)
     as_dict = {**report.to_dict(), "warnings": warnings}
     click.echo(json.dumps(as_dict) if as_json else report.to_text(), err=True)

@@ -21,7 +21,7 @@ FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
 
 
 @dataclass(frozen=True)
-class Conversation:
+class OfflineSettings:
     """Who the agent is and how it is sampled; as the arguments of `Runtime.open`."""
 
     voice: str | None = None
@@ -55,7 +55,7 @@ def run_offline(
     input_wav: str,
     output_wav: str,
     output_text: str,
-    conversation: Conversation,
+    settings: OfflineSettings,
     threads: int | None = None,
     device: str | None = None,
     bar: FrameBar = lambda total: nullcontext(lambda: None),
@@ -73,7 +73,7 @@ def run_offline(
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
     loaded = time.perf_counter()
-    session = runtime.open(conversation.voice, conversation.persona, conversation.seed, conversation.sampling)
+    session = runtime.open(settings.voice, settings.persona, settings.seed, settings.sampling)
     primed = time.perf_counter()
     before = dict(runtime.stages.seconds)
     heard, pieces = _converse(runtime, session, frames(pcm, runtime.config.frame_size), bar)
