@@ -56,7 +56,7 @@ class Primer:
         prefix = self._prefixes.get(key)
         if prefix is not None:
             self._prefixes.move_to_end(key)
-            self.stages.kv_cache.restore(row, prefix.rings)
+            self.stages.restore(row, prefix.rings)
             self.ring.restore(row, prefix.ring_row)
             return
         if recording is not None:
@@ -66,7 +66,7 @@ class Primer:
         else:
             prompt = make_prompt(self.config, self._recorded(voice_key), persona)
         yield from self._run_prompt(row, prompt)
-        self._keep(key, _Prefix(self.stages.kv_cache.save(row, prompt.steps), self.ring.save(row)))
+        self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row)))
 
     def check(self, voice: VoiceName, persona: list[int]) -> None:
         """Raise PromptError where `prime` would, for a voice that needs no encoding."""

@@ -118,6 +118,14 @@ class Stages:
             engine.reset(row, self._ring_entries[engine.spec.name] * steps)
         self.kv_cache.release(row)
 
+    def save(self, row: int, steps: int) -> dict[str, Array]:
+        """A copy of a slot's first `steps` entries of the KV cache, as in `Engine.save`."""
+        return self.kv_cache.save(row, steps)
+
+    def restore(self, row: int, saved: Mapping[str, Array]) -> None:
+        """Write back what `save` gave, into any slot."""
+        self.kv_cache.restore(row, saved)
+
     def make_noise(self) -> Noise:
         """What writes the noise of all slots; only one of them may be in use."""
         return Noise(self.noise, self.noise_offset, self.noise_stride, self.buffers.upload_noise)

@@ -4,8 +4,9 @@ from typing import Protocol
 
 import numpy as np
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.errors import AudioError
-from pplex.runtime.samples import Pcm, check_samples
+from pplex.runtime.samples import check_samples
 from pplex.server.foreign_audio import container_of
 from pplex.server.opus import OpusReceiver, OpusSender, Received
 from pplex.server.protocol import Close, ProtocolError

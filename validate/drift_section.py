@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pplex.export.checkpoint import Checkpoint
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import PromptError
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.sampling import Sampling
