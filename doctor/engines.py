@@ -9,6 +9,7 @@ from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question, gigab
 from pplex.doctor.probe import Probe, first_line, probe
 from pplex.doctor.requirements import installed
 from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, Gpu, kind_for, parse_gpu
+from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 RUNNING = ("run", "serve")
 CUDA_NEEDED = (13, 0)  # of the driver, by onnxruntime-gpu 1.31, cuda-bindings 13 and TensorRT-RTX for CUDA 13
@@ -29,7 +30,7 @@ if "CUDAExecutionProvider" in found["providers"]:
         found["cuda"] = str(error)
 """
 _TENSORRT = "import importlib; found = str(importlib.import_module(arguments[0]).__version__)"
-_LIBRARIES = {TENSORRT_RTX: ("tensorrt_rtx", "rtx", "RTX GPUs"), TENSORRT: ("tensorrt", "tensorrt", "data center GPUs")}
+_PURPOSES = {TENSORRT_RTX: "RTX GPUs", TENSORRT: "data center GPUs"}
 
 
 def ask_onnxruntime() -> Probe:
@@ -39,7 +40,7 @@ def ask_onnxruntime() -> Probe:
 
 def ask_library(kind: str) -> Probe:
     """The version of TensorRT or TensorRT-RTX."""
-    return probe(_TENSORRT, _LIBRARIES[kind][0])
+    return probe(_TENSORRT, TENSORRT_LIBRARIES[kind].module)
 
 
 def check_onnxruntime(question: Question, ort: Probe, needed: bool) -> Iterator[Finding]:
@@ -105,12 +106,12 @@ def check_cuda(question: Question, ort: Probe, driver: Driver) -> Iterator[Findi
 def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe]) -> Iterator[Finding]:
     """Whether engines can be built and run: which library this GPU takes, and which are installed."""
     wanted = wanted_kind(question, driver)
-    for kind, (module, extra, purpose) in _LIBRARIES.items():
+    for kind, library in TENSORRT_LIBRARIES.items():
         stops = ("build",) if kind == wanted and question.gpu and "build" in question.aims else ()
-        told, install = looked[kind], f"pip install 'pplex-export[{extra}]'"
-        if told.missing == module:
+        told, install = looked[kind], f"pip install 'pplex-export[{library.extra}]'"
+        if told.missing == library.module:
             useful = kind == wanted
-            fact = f"Not installed: it compiles engines for {purpose}."
+            fact = f"Not installed: it compiles engines for {_PURPOSES[kind]}."
             level = PROBLEM if stops else WARNING if useful else OK
             yield Finding(kind, level, fact, install if useful else None, stops)
         elif told.error:
@@ -121,7 +122,7 @@ def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe])
         else:
             runs = " for this GPU" if kind == wanted and driver.gpus else ""
             alone = " without a GPU; to run one takes one" if kind == TENSORRT_RTX and not driver.gpus else ""
-            fact = f"{module} {told.value}: compiles engines{runs}{alone}."
+            fact = f"{library.module} {told.value}: compiles engines{runs}{alone}."
             yield Finding(kind, OK, fact, details={"version": told.value})
 
 
