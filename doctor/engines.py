@@ -4,11 +4,11 @@ import platform
 from collections.abc import Iterator
 from typing import Any
 
-from pplex.doctor.driver import Driver, DriverGpu, to_dict
+from pplex.doctor.driver import Driver, to_dict
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question, gigabytes
 from pplex.doctor.probe import Probe, first_line, probe
 from pplex.doctor.requirements import installed
-from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, Gpu, kind_for, parse_gpu
+from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, FoundGpu, Gpu, kind_for, parse_gpu
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 RUNNING = ("run", "serve")
@@ -170,7 +170,7 @@ def _bindings(question: Question, has_provider: bool) -> Iterator[Finding]:
         yield Finding("cuda", PROBLEM, f"cuda-bindings cannot be imported: {first_line(told.error)}", advice, stops)
 
 
-def _kernels(question: Question, gpu: DriverGpu, version: str) -> Finding:
+def _kernels(question: Question, gpu: FoundGpu, version: str) -> Finding:
     known = _kernels_here()
     details: dict[str, Any] = {"kernels": known, "sm": gpu.sm}
     if gpu.sm in known:
@@ -184,7 +184,7 @@ def _kernels(question: Question, gpu: DriverGpu, version: str) -> Finding:
     return Finding("cuda", PROBLEM, fact, advice, _unless_cpu(question), details)
 
 
-def _described(gpu: DriverGpu, driver: Driver) -> str:
+def _described(gpu: FoundGpu, driver: Driver) -> str:
     release = f"driver {driver.release}, " if driver.release else ""
     kind = {TENSORRT_RTX: "TensorRT-RTX", TENSORRT: "TensorRT"}[kind_for(gpu.name, gpu.sm)]
     size = gigabytes(gpu.memory_nbytes)

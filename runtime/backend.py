@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle, open_bundle
-from pplex.runtime.cuda_device import CudaDevice, FoundGpu
+from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
-from pplex.runtime.gpus import ONNXRUNTIME
+from pplex.runtime.gpus import ONNXRUNTIME, FoundGpu
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
 from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
