@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
 from pplex.export import weights
 from pplex.export.checkpoint import MIMI_FILE, Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
+from pplex.runtime.arrays import Array
 from pplex.runtime.config import CODEBOOKS, RELEASED
 from pplex.runtime.device import Buffer, HostDevice
 from pplex.runtime.engine import Engine
@@ -22,7 +22,6 @@ from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.ort import OnnxRuntimeExecutor
 from pplex.runtime.synthetic_speech import speech_like
 
-Array = npt.NDArray[Any]
 Step = Callable[[Array], Array]
 
 TORCH, OURS, PEER = "torch eager", "ONNX Runtime", "rustymimi"

@@ -13,7 +13,7 @@ from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
 from pplex.runtime.backend import open_to_run
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import step_nbytes
-from pplex.runtime.precision import LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
 
 WARM_UP_STEPS = 3
@@ -88,7 +88,7 @@ def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple
     from pplex.export.depth import Depth
     from pplex.export.layers import ring_index, ring_mask, rope, store_in
     from pplex.export.temporal import TemporalLayer
-    from pplex.runtime.stages import SHORTEST_RING
+    from pplex.runtime.kv_cache import SHORTEST_RING
 
     if threads:
         torch.set_num_threads(threads)

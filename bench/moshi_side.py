@@ -20,7 +20,8 @@ from pplex.runtime.errors import EngineError, LibraryError
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.memory import fitting_slots, slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import FP32, LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import FP32
 
 LANGUAGE = "language"  # the row of both transformers, which a step of the package takes together
 PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # what it is served in

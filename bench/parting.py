@@ -10,8 +10,8 @@ import numpy as np
 from pplex.bench.frame import ENGINES
 from pplex.bench.measure import BenchReport, machine
 from pplex.export.checkpoint import open_checkpoint
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Bundle, open_bundle
-from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import ReportError
 from pplex.runtime.session import Runtime
 from pplex.validate.reference import as_float32, torch_backend

@@ -14,7 +14,8 @@ from pplex.export.source import Source
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import LANGUAGE_GRAPHS, parse_precision
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import parse_precision
 from pplex.runtime.stages import Stages
 from pplex.validate.drift import DriftSummary, drift, engine_blocks, reference_blocks
 from pplex.validate.widen import widen_bundle

@@ -7,9 +7,8 @@ import numpy as np
 
 from pplex.bench.frame import ENGINES
 from pplex.bench.measure import BenchReport, Timing, machine
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm, Tokens
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import PromptError
 from pplex.runtime.graphs import MAX_STEPS
 from pplex.runtime.priming import PRIMING_STEPS

@@ -12,7 +12,7 @@ from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine
 from pplex.runtime.backend import host_backend, open_to_run
 from pplex.runtime.device import HostDevice
 from pplex.runtime.ort import OnnxRuntimeExecutor
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.session import Runtime
 
 LEAST_SHARE = 0.01  # of a graph's time: what takes less is put together

@@ -10,9 +10,10 @@ from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
 from pplex.runtime.backend import open_to_run
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import host_view
+from pplex.runtime.kv_cache import SHORTEST_RING, ring_lengths
 from pplex.runtime.ort import available_threads
-from pplex.runtime.precision import GRAPH_NAMES
-from pplex.runtime.stages import SHORTEST_RING, Stages, ring_lengths
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.stages import Stages
 
 WARM_UP_STEPS = 2
 ROUNDS = 3  # all numbers of slots are measured, then all again: none has the machine's bad minute to itself

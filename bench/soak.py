@@ -19,7 +19,7 @@ import numpy as np
 
 from pplex.bench.frame import ENGINES, PERSONA
 from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, resident_mb
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.backend import Backend
 from pplex.runtime.device import Buffer
 from pplex.runtime.session import Runtime

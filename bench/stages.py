@@ -11,12 +11,13 @@ from pplex.bench.frame import ENGINES
 from pplex.bench.kernels import launched
 from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
 from pplex.bench.measure import machine
+from pplex.runtime.arrays import Array
 from pplex.runtime.backend import choose_backend, engines_nbytes, open_to_run
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.cuda_device import CudaDevice
-from pplex.runtime.device import Array, Call, Device
+from pplex.runtime.device import Call, Device
 from pplex.runtime.memory import fitting_slots, slot_nbytes
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.stages import Stages
 
 

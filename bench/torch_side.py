@@ -15,6 +15,7 @@ from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.layers import write_in_place
 from pplex.export.weights import MODULES, activations
+from pplex.runtime.buffers import LOGITS, NOISE, STAYING
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.device import Call
 from pplex.runtime.engine import fixed_shape, in_turn
@@ -23,8 +24,8 @@ from pplex.runtime.errors import EngineError
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.memory import fitting_slots, slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import FP32, GRAPH_NAMES, LANGUAGE_GRAPHS
-from pplex.runtime.stages import LOGITS, NOISE, STAYING
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.precision import FP32
 
 EAGER, GRAPHS = "eager", "graphs"
 COMPILE_MODES = {"compiled": "default", "autotuned": "max-autotune-no-cudagraphs"}

@@ -112,12 +112,12 @@ def speak(bundle: str, device: str, wav: str) -> int:
     import numpy as np
 
     from pplex.runtime.audio import read_audio
-    from pplex.runtime.offline import Conversation, run_offline
+    from pplex.runtime.offline import OfflineSettings, run_offline
 
     with tempfile.TemporaryDirectory() as folder:
         out, text = Path(folder, "agent.wav"), Path(folder, "agent.json")
         report = run_offline(
-            Path(bundle), wav, str(out), str(text), Conversation("NATF2", "Hello there", 42), None, device
+            Path(bundle), wav, str(out), str(text), OfflineSettings("NATF2", "Hello there", 42), None, device
         )
         pcm = read_audio(out)
         pieces = json.loads(text.read_text())

@@ -7,6 +7,7 @@ import click
 
 from pplex.cli.command import command
 from pplex.runtime.config import MAX_CANDIDATES
+from pplex.runtime.sampling import DEFAULT_SAMPLING
 
 DEFAULT_VOICE = "NATF2"
 DEFAULT_PERSONA = (  # the reference's
@@ -37,10 +38,24 @@ DEVICE = click.option(
 @click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona.")
 @click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Of the sampling; -1: another one each time.")
 @click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")
-@click.option("--temp-audio", type=float, default=0.8, help="Temperature of the audio tokens.")
-@click.option("--temp-text", type=float, default=0.7, help="Temperature of the text tokens.")
-@click.option("--topk-audio", type=click.IntRange(1, MAX_CANDIDATES), default=250, help="Audio tokens to choose from.")
-@click.option("--topk-text", type=click.IntRange(1, MAX_CANDIDATES), default=25, help="Text tokens to choose from.")
+@click.option(
+    "--temp-audio", type=float, default=DEFAULT_SAMPLING.audio_temperature, help="Temperature of the audio tokens."
+)
+@click.option(
+    "--temp-text", type=float, default=DEFAULT_SAMPLING.text_temperature, help="Temperature of the text tokens."
+)
+@click.option(
+    "--topk-audio",
+    type=click.IntRange(1, MAX_CANDIDATES),
+    default=DEFAULT_SAMPLING.audio_top_k,
+    help="Audio tokens to choose from.",
+)
+@click.option(
+    "--topk-text",
+    type=click.IntRange(1, MAX_CANDIDATES),
+    default=DEFAULT_SAMPLING.text_top_k,
+    help="Text tokens to choose from.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the timings and warnings as JSON on standard error.")
@@ -65,17 +80,17 @@ def run(
 ) -> None:
     """Let the model of BUNDLE listen to a recording: its speech and its text come out."""
     from pplex.cli.progress import frames_bar
-    from pplex.runtime.offline import Conversation, run_offline
-    from pplex.runtime.session import GREEDY, Sampling
+    from pplex.runtime.offline import OfflineSettings, run_offline
+    from pplex.runtime.sampling import GREEDY, Sampling
 
     if output_wav == output_text == "-":
         raise click.UsageError("Only one of --output-wav and --output-text can be standard output.")
-    conversation = Conversation(
+    settings = OfflineSettings(
         voice=None if voice == "none" else voice,
         persona=text_prompt,
         seed=None if seed == -1 else seed,
         sampling=GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio),
     )
-    report = run_offline(bundle, input_wav, output_wav, output_text, conversation, threads, device, frames_bar)
+    report = run_offline(bundle, input_wav, output_wav, output_text, settings, threads, device, frames_bar)
     as_dict = {**report.to_dict(), "warnings": warnings}
     click.echo(json.dumps(as_dict) if as_json else report.to_text(), err=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pplex.doctor.driver import Driver
@@ -73,7 +74,7 @@ def _engines(
 ) -> Finding:
     slots = question.slots if question.aim == "serve" else 1
     gpu = driver.gpus[0]
-    asked = {"engines": engines, "name": gpu.name, "sm": gpu.sm, "versions": versions, "slots": slots}
+    asked = {"engines": engines, "gpu": asdict(gpu), "versions": versions, "slots": slots}
     trouble = probe(_TROUBLE, json.dumps(asked))
     if trouble.error or trouble.value:
         fact, advice = _cut(trouble.error or trouble.value)

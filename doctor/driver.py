@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.doctor.probe import probe
+from pplex.runtime.gpus import FoundGpu
 
 NVIDIA = "0x10de"
 _ASK = """
@@ -38,19 +39,10 @@ _REFUSALS = {
 
 
 @dataclass(frozen=True)
-class DriverGpu:
-    """A GPU as the driver describes it: `sm` is 89 for compute capability 8.9."""
-
-    name: str
-    sm: int
-    memory_nbytes: int
-
-
-@dataclass(frozen=True)
 class Driver:
     """`cuda` is the newest CUDA the driver runs, as in (13, 0); `error` says why there are no `gpus`."""
 
-    gpus: tuple[DriverGpu, ...] = ()
+    gpus: tuple[FoundGpu, ...] = ()
     cuda: tuple[int, int] = (0, 0)
     release: str | None = None
     error: str | None = None
@@ -63,7 +55,7 @@ def ask_driver() -> Driver:
     if told.error is not None:
         return _without_library(told.error)
     cuda = (told.value["version"] // 1000, told.value["version"] % 1000 // 10)
-    status, gpus = told.value["status"], tuple(DriverGpu(**gpu) for gpu in told.value["gpus"])
+    status, gpus = told.value["status"], tuple(FoundGpu(**gpu) for gpu in told.value["gpus"])
     if gpus:
         return Driver(gpus, cuda, _release())
     advice = _REFUSALS.get(status or 100, "look at nvidia-smi and dmesg")

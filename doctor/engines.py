@@ -4,11 +4,12 @@ import platform
 from collections.abc import Iterator
 from typing import Any
 
-from pplex.doctor.driver import Driver, DriverGpu, to_dict
+from pplex.doctor.driver import Driver, to_dict
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question, gigabytes
 from pplex.doctor.probe import Probe, first_line, probe
 from pplex.doctor.requirements import installed
-from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, Gpu, kind_for, parse_gpu
+from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, FoundGpu, Gpu, kind_for, parse_gpu
+from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 RUNNING = ("run", "serve")
 CUDA_NEEDED = (13, 0)  # of the driver, by onnxruntime-gpu 1.31, cuda-bindings 13 and TensorRT-RTX for CUDA 13
@@ -29,7 +30,7 @@ if "CUDAExecutionProvider" in found["providers"]:
         found["cuda"] = str(error)
 """
 _TENSORRT = "import importlib; found = str(importlib.import_module(arguments[0]).__version__)"
-_LIBRARIES = {TENSORRT_RTX: ("tensorrt_rtx", "rtx", "RTX GPUs"), TENSORRT: ("tensorrt", "tensorrt", "data center GPUs")}
+_PURPOSES = {TENSORRT_RTX: "RTX GPUs", TENSORRT: "data center GPUs"}
 
 
 def ask_onnxruntime() -> Probe:
@@ -39,7 +40,7 @@ def ask_onnxruntime() -> Probe:
 
 def ask_library(kind: str) -> Probe:
     """The version of TensorRT or TensorRT-RTX."""
-    return probe(_TENSORRT, _LIBRARIES[kind][0])
+    return probe(_TENSORRT, TENSORRT_LIBRARIES[kind].module)
 
 
 def check_onnxruntime(question: Question, ort: Probe, needed: bool) -> Iterator[Finding]:
@@ -105,12 +106,12 @@ def check_cuda(question: Question, ort: Probe, driver: Driver) -> Iterator[Findi
 def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe]) -> Iterator[Finding]:
     """Whether engines can be built and run: which library this GPU takes, and which are installed."""
     wanted = wanted_kind(question, driver)
-    for kind, (module, extra, purpose) in _LIBRARIES.items():
+    for kind, library in TENSORRT_LIBRARIES.items():
         stops = ("build",) if kind == wanted and question.gpu and "build" in question.aims else ()
-        told, install = looked[kind], f"pip install 'pplex-export[{extra}]'"
-        if told.missing == module:
+        told, install = looked[kind], f"pip install 'pplex-export[{library.extra}]'"
+        if told.missing == library.module:
             useful = kind == wanted
-            fact = f"Not installed: it compiles engines for {purpose}."
+            fact = f"Not installed: it compiles engines for {_PURPOSES[kind]}."
             level = PROBLEM if stops else WARNING if useful else OK
             yield Finding(kind, level, fact, install if useful else None, stops)
         elif told.error:
@@ -121,7 +122,7 @@ def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe])
         else:
             runs = " for this GPU" if kind == wanted and driver.gpus else ""
             alone = " without a GPU; to run one takes one" if kind == TENSORRT_RTX and not driver.gpus else ""
-            fact = f"{module} {told.value}: compiles engines{runs}{alone}."
+            fact = f"{library.module} {told.value}: compiles engines{runs}{alone}."
             yield Finding(kind, OK, fact, details={"version": told.value})
 
 
@@ -169,7 +170,7 @@ def _bindings(question: Question, has_provider: bool) -> Iterator[Finding]:
         yield Finding("cuda", PROBLEM, f"cuda-bindings cannot be imported: {first_line(told.error)}", advice, stops)
 
 
-def _kernels(question: Question, gpu: DriverGpu, version: str) -> Finding:
+def _kernels(question: Question, gpu: FoundGpu, version: str) -> Finding:
     known = _kernels_here()
     details: dict[str, Any] = {"kernels": known, "sm": gpu.sm}
     if gpu.sm in known:
@@ -183,7 +184,7 @@ def _kernels(question: Question, gpu: DriverGpu, version: str) -> Finding:
     return Finding("cuda", PROBLEM, fact, advice, _unless_cpu(question), details)
 
 
-def _described(gpu: DriverGpu, driver: Driver) -> str:
+def _described(gpu: FoundGpu, driver: Driver) -> str:
     release = f"driver {driver.release}, " if driver.release else ""
     kind = {TENSORRT_RTX: "TensorRT-RTX", TENSORRT: "TensorRT"}[kind_for(gpu.name, gpu.sm)]
     size = gigabytes(gpu.memory_nbytes)

@@ -11,9 +11,8 @@ from pplex.engines.plan import plan, session_nbytes
 from pplex.engines.plan_report import open_model
 from pplex.runtime.backend import check_engines, engines_nbytes, prepared_here
 from pplex.runtime.bundle import open_bundle
-from pplex.runtime.cuda_device import FoundGpu
 from pplex.runtime.errors import PplexError
-from pplex.runtime.gpus import ONNXRUNTIME, Gpu
+from pplex.runtime.gpus import ONNXRUNTIME, FoundGpu, Gpu
 from pplex.runtime.parameters import build_nbytes, weights_nbytes
 from pplex.runtime.precision import PRECISIONS, parse_precision
 from pplex.runtime.prepared import GROWTH
@@ -78,10 +77,10 @@ def _to_prepare(folder: Path, manifest: Any) -> int | None:
     return int(GROWTH * sum(one.nbytes for one in prepared if not one.is_there))
 
 
-def engine_trouble(engines: dict[str, Any], name: str, sm: int, versions: dict[str, str], slots: int) -> str | None:
+def engine_trouble(engines: dict[str, Any], gpu: dict[str, Any], versions: dict[str, str], slots: int) -> str | None:
     """Why engines do not run on a GPU with the libraries installed, in the runtime's words."""
     try:
-        check_engines(engines, FoundGpu(name, sm), versions, slots)
+        check_engines(engines, FoundGpu(**gpu), versions, slots)
     except PplexError as error:
         return str(error)
     return None

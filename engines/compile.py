@@ -10,7 +10,7 @@ import onnx
 from pplex.engines.library import (
     DEFAULT_OPTIONS,
     EngineOptions,
-    Library,
+    LoadedLibrary,
     configure,
     layers_path,
     open_library,
@@ -21,6 +21,7 @@ from pplex.engines.onnx_file import weights_by_dtype
 from pplex.runtime.errors import BuildError
 from pplex.runtime.gpus import Gpu
 from pplex.runtime.graphs import MAX_STEPS, GraphSpec
+from pplex.runtime.trt_library import TensorRTMessages
 
 # A matrix that a profile multiplies by one row only is laid out differently, and stored once more for it: with room for
 # two slots in every profile, each matrix is stored once.
@@ -45,7 +46,7 @@ def compile_engine(
     missing, needs a GPU that is not here, refuses the graph, or takes it for another one.
     """
     library = open_library(gpu)
-    messages = _Messages(library.trt)
+    messages = TensorRTMessages(library.trt, only_errors=False)
     builder = library.trt.Builder(messages.logger)
     network, model = parse(library, builder, messages.logger, path, capacity)
     check_network(library, network, model, spec, capacity)
@@ -56,14 +57,14 @@ def compile_engine(
         config.add_optimization_profile(profile)
     with timing_cache(library, config, out.parent):
         _write_plan(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
-    held = max(messages.figures("Total Weights Memory") or [out.stat().st_size])
+    held = max(_figures(messages, "Total Weights Memory") or [out.stat().st_size])
     _check_weights(library, path.name, model, held)
     told = {
         "library": library.made_with,
         "layers": layer_counts(network),
         "weights": weights_by_dtype(model),
         "held_nbytes": held,
-        "scratch_nbytes": messages.figures("Total Activation Memory"),
+        "scratch_nbytes": _figures(messages, "Total Activation Memory"),
     }
     layers_path(out).write_text(json.dumps(told, indent=2) + "\n")
 
@@ -76,28 +77,10 @@ def engine_entry(engine: Path, gpu: Gpu, slots: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Messages:
-    """What the library says: kept for our own message and for its figures, not printed."""
-
-    def __init__(self, trt: Any):
-        said: list[tuple[bool, str]] = []
-
-        class Logger(trt.ILogger):
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                said.append((severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR), message))
-
-        self.logger, self._said = Logger(), said
-
-    def first_error(self) -> str:
-        return next((message for error, message in self._said if error), "no reason given")
-
-    def figures(self, name: str) -> list[int]:
-        """The bytes it gave for `name`: once a profile, once in all, or never."""
-        found = [re.match(rf"{name}: (\d+) bytes", message) for _, message in self._said]
-        return [int(match[1]) for match in found if match]
+def _figures(messages: TensorRTMessages, name: str) -> list[int]:
+    """The bytes that the library gave for `name`: once a profile, once in all, or never."""
+    found = [re.match(rf"{name}: (\d+) bytes", line) for line in messages.lines]
+    return [int(match[1]) for match in found if match]
 
 
 def _profiles(builder: Any, spec: GraphSpec, capacity: int, slots: int) -> list[Any]:
@@ -121,7 +104,7 @@ def _profile(builder: Any, spec: GraphSpec, capacity: int, slots: int, steps: tu
 
 
 def _write_plan(
-    library: Library, builder: Any, network: Any, config: Any, messages: _Messages, out: Path, what: str
+    library: LoadedLibrary, builder: Any, network: Any, config: Any, messages: TensorRTMessages, out: Path, what: str
 ) -> None:
     """Build, with the library writing to `out` in pieces: the engine is never whole in our memory."""
     failures: list[OSError] = []
@@ -154,7 +137,7 @@ def _writer(trt: Any, file: BinaryIO, failures: list[OSError]) -> Any:
     return Writer()
 
 
-def _check_weights(library: Library, name: str, model: onnx.ModelProto, held: int) -> None:
+def _check_weights(library: LoadedLibrary, name: str, model: onnx.ModelProto, held: int) -> None:
     """Raises BuildError for an engine that holds more bytes of weights than the graph: widened, or stored twice."""
     stored = sum(weights_by_dtype(model).values())
     if held > 1.1 * stored + _SPARE_NBYTES:

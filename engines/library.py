@@ -10,6 +10,7 @@ from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
 from pplex.runtime.errors import BuildError, GpuError, LibraryError
 from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
 from pplex.runtime.libraries import load_library
+from pplex.runtime.trt_library import TENSORRT_LIBRARIES, TensorRTLibrary
 
 ANY = "any"  # no architecture is named: the documentation has such an engine run on 8.0, 8.6, 8.9, 12.0 "and later"
 OWN = "own"  # the GPU's, whichever of the two libraries is made for it
@@ -37,12 +38,19 @@ DEFAULT_OPTIONS = EngineOptions()
 
 
 @dataclass(frozen=True)
-class Library:
-    """One of the two libraries, imported: `trt` is its module."""
+class LoadedLibrary:
+    """TensorRT or TensorRT-RTX, imported: `trt` is its module."""
 
-    kind: str
-    title: str
+    description: TensorRTLibrary
     trt: Any
+
+    @property
+    def kind(self) -> str:
+        return self.description.kind
+
+    @property
+    def title(self) -> str:
+        return self.description.title
 
     def __str__(self) -> str:
         return f"{self.title} {self.trt.__version__}"
@@ -57,28 +65,24 @@ def layers_path(engine: Path) -> Path:
     return engine.with_suffix(".layers.json")
 
 
-_TITLES = {TENSORRT_RTX: "TensorRT-RTX", TENSORRT: "TensorRT"}
-_EXTRAS = {TENSORRT_RTX: "rtx", TENSORRT: "tensorrt"}
-
-
-def open_library(gpu: Gpu) -> Library:
+def open_library(gpu: Gpu) -> LoadedLibrary:
     """The library that builds for a GPU. Raises BuildError where it cannot be loaded, or cannot build for it here."""
-    title = _TITLES[gpu.kind]
+    description = TENSORRT_LIBRARIES[gpu.kind]
     missing = (
-        f"Engines for {gpu.title} are built by {title}, which is not installed: "
-        f"pip install 'pplex-export[export,{_EXTRAS[gpu.kind]}]'{_alternative(gpu)}"
+        f"Engines for {gpu.title} are built by {description.title}, which is not installed: "
+        f"pip install 'pplex-export[export,{description.extra}]'{_alternative(gpu)}"
     )
     try:
-        trt = load_library(gpu.kind.replace("-", "_"), missing)
+        trt = load_library(description.module, missing)
     except LibraryError as error:
         raise BuildError(str(error)) from error
-    library = Library(gpu.kind, title, trt)
+    library = LoadedLibrary(description, trt)
     if gpu.kind == TENSORRT:
         _check_present(library, gpu)
     return library
 
 
-def check_options(library: Library, options: EngineOptions) -> None:
+def check_options(library: LoadedLibrary, options: EngineOptions) -> None:
     """Raises BuildError for an option without effect."""
     if library.kind == TENSORRT_RTX and options.optimization_level is not None:
         raise BuildError(f"{library} builds the same engine at every optimization level: leave out the option.")
@@ -86,7 +90,7 @@ def check_options(library: Library, options: EngineOptions) -> None:
         raise BuildError(f"{library} compiles for the GPU it builds on: only TensorRT-RTX can be asked for another.")
 
 
-def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -> None:
+def configure(library: LoadedLibrary, config: Any, gpu: Gpu, options: EngineOptions) -> None:
     """Set a builder configuration's target and options. Raises BuildError for an option without effect."""
     check_options(library, options)
     trt = library.trt
@@ -104,7 +108,7 @@ def configure(library: Library, config: Any, gpu: Gpu, options: EngineOptions) -
         config.builder_optimization_level = options.optimization_level
 
 
-def _set_target(library: Library, config: Any, target: str) -> None:
+def _set_target(library: LoadedLibrary, config: Any, target: str) -> None:
     if target == ANY:
         return
     known = library.trt.ComputeCapability.__members__
@@ -115,7 +119,7 @@ def _set_target(library: Library, config: Any, target: str) -> None:
 
 
 @contextmanager
-def timing_cache(library: Library, config: Any, folder: Path) -> Iterator[None]:
+def timing_cache(library: LoadedLibrary, config: Any, folder: Path) -> Iterator[None]:
     """Let TensorRT use and extend the kernel timings kept in `folder`.
 
     TensorRT-RTX times nothing: its documentation has the cache without effect, and in need of a GPU.
@@ -137,7 +141,7 @@ def creation_flags(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _check_present(library: Library, gpu: Gpu) -> None:
+def _check_present(library: LoadedLibrary, gpu: Gpu) -> None:
     """TensorRT times kernels while it builds, on the very GPU it builds for."""
     try:
         here = parse_gpu("local")

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from pplex.engines.library import Library, creation_flags
+from pplex.engines.library import LoadedLibrary, creation_flags
 from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
 
@@ -16,7 +16,7 @@ _ATTENTION = "_AttentionInput"  # what the parser puts after a node's name for t
 _MASK, _FIRST_IGNORED = 3, 4  # among the inputs of ONNX's Attention; TensorRT's has no place for those after the mask
 
 
-def parse(library: Library, builder: Any, logger: Any, path: Path, capacity: int) -> tuple[Any, onnx.ModelProto]:
+def parse(library: LoadedLibrary, builder: Any, logger: Any, path: Path, capacity: int) -> tuple[Any, onnx.ModelProto]:
     """The network of one ONNX file with its ring capacity fixed, and the file's graph without weights.
 
     Raises BuildError with the parser's words.
@@ -46,7 +46,7 @@ def allow_plain_attention(trt: Any, network: Any) -> None:
         attention.decomposable = True
 
 
-def check_network(library: Library, network: Any, model: onnx.ModelProto, spec: GraphSpec, capacity: int) -> None:
+def check_network(library: LoadedLibrary, network: Any, model: onnx.ModelProto, spec: GraphSpec, capacity: int) -> None:
     """Raises BuildError with everything of the graph or of its contract that the network lacks."""
     problems = [
         *_contract_problems(network, spec, capacity),

@@ -11,7 +11,8 @@ from pplex.runtime.gpus import Gpu
 from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, graph_specs
 from pplex.runtime.memory import slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, storage_dtype
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import PRECISIONS, storage_dtype
 
 # Left to the CUDA context, kernels, a desktop and the scratch memory of single steps: an allowance, not a measurement.
 RESERVE_NBYTES = 1_500_000_000
@@ -21,7 +22,7 @@ _PRIMING_ROWS = 2 * MAX_STEPS
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a GPU holds, in bytes: weights once, a session's state and buffers per slot, the priming's scratch once."""
 
     config: ModelConfig
@@ -90,13 +91,13 @@ class Plan:
 
 def plan(
     config: ModelConfig, precision: Mapping[str, str], gpu: Gpu, capacity: int, weights: int | None = None
-) -> Plan:
+) -> MemoryPlan:
     """The plan of a model in a precision per graph, with rings of `capacity` steps.
 
     `weights` are the bytes of a bundle's weights where there is one; without it they are counted from the sizes.
     """
     counted = sum(weights_nbytes(config, precision).values()) if weights is None else weights
-    return Plan(config, precision, gpu, capacity, counted)
+    return MemoryPlan(config, precision, gpu, capacity, counted)
 
 
 def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: int) -> dict[str, int]:
@@ -105,7 +106,7 @@ def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: 
     return {graph: slot_nbytes([spec], capacity) for graph, spec in specs.items()}
 
 
-def _what_fits(asked: Plan, slots: int) -> str:
+def _what_fits(asked: MemoryPlan, slots: int) -> str:
     """The least change that gives the slots asked for in each respect, and the most slots there can be."""
     smaller = [(f"--precision {name}", _in(asked, name)) for name in _SHRINKING if name in asked.gpu.precisions]
     shorter = [(f"--capacity {asked.capacity // n}", replace(asked, capacity=asked.capacity // n)) for n in (2, 4)]
@@ -118,5 +119,5 @@ def _what_fits(asked: Plan, slots: int) -> str:
     return f"What would fit: {', or '.join(ways)}." if ways else "It takes a GPU with more memory: pplex-export plan"
 
 
-def _in(asked: Plan, name: str) -> Plan:
+def _in(asked: MemoryPlan, name: str) -> MemoryPlan:
     return plan(asked.config, {**asked.precision, **dict.fromkeys(LANGUAGE_GRAPHS, name)}, asked.gpu, asked.capacity)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.engines.plan import RESERVE_NBYTES, Plan, plan
+from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan
 from pplex.engines.tables import markdown, readable
 from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
@@ -34,7 +34,7 @@ class PlanReport:
     gpus: tuple[Gpu, ...]
     precisions: tuple[str, ...]
     capacities: tuple[int, ...]
-    plans: tuple[tuple[tuple[Plan, ...], ...], ...]
+    plans: tuple[tuple[tuple[MemoryPlan, ...], ...], ...]
 
     def to_dict(self) -> list[dict[str, Any]]:
         return [one.to_dict() for of_gpu in self.plans for of_precision in of_gpu for one in of_precision]
@@ -106,19 +106,19 @@ def open_model(source: Path | None) -> Model:
     return Model(ModelConfig.from_checkpoint(source / "config.json"))
 
 
-def _gpu_row(gpu: Gpu, plans: Iterable[Sequence[Plan]]) -> tuple[str, ...]:
+def _gpu_row(gpu: Gpu, plans: Iterable[Sequence[MemoryPlan]]) -> tuple[str, ...]:
     memory = "" if gpu.memory_nbytes is None else f"{gpu.memory_nbytes / 1e9:.0f} GB"
     slots = (_slots(of_precision) for of_precision in plans)
     return (gpu.title, gpu.name, f"sm_{gpu.sm}", memory, gpu.kind, " ".join(gpu.precisions), *slots)
 
 
-def _slots(plans: Sequence[Plan]) -> str:
+def _slots(plans: Sequence[MemoryPlan]) -> str:
     if not plans[0].possible:
         return "-"
     return " / ".join("?" if one.slots is None else str(one.slots) for one in plans)
 
 
-def _size_row(name: str, plans: Sequence[Plan]) -> tuple[str, ...]:
+def _size_row(name: str, plans: Sequence[MemoryPlan]) -> tuple[str, ...]:
     sessions = " / ".join(readable(one.session_nbytes) for one in plans)
     scratch = " / ".join(readable(one.scratch_nbytes) for one in plans)
     return (name, readable(plans[0].weights_nbytes), sessions, scratch)

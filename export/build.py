@@ -51,7 +51,8 @@ from pplex.runtime.files import files_below, is_file
 from pplex.runtime.gpus import ONNXRUNTIME, Gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS, graph_specs
 from pplex.runtime.parameters import build_nbytes, weights_nbytes
-from pplex.runtime.precision import FP32, GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import FP32
 from pplex.runtime.text import Tokenizer
 
 Check = Callable[[Bundle, Checkpoint], Mapping[str, Any]]

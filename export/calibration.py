@@ -28,7 +28,8 @@ from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CalibrationError
 from pplex.runtime.files import check_readable, is_file, is_folder
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import FP32, LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import FP32
 from pplex.runtime.text import Tokenizer
 
 DEFAULT_CALIBRATION = "default"  # the voices and synthetic speech

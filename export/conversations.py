@@ -13,10 +13,11 @@ from pplex.export import weights
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
 from pplex.export.synth_codec import stream_codec
 from pplex.export.threads import in_threads
-from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
+from pplex.runtime.arrays import Pcm, Tokens
+from pplex.runtime.audio import frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.delays import DelayRing, Tokens
+from pplex.runtime.delays import DelayRing
 from pplex.runtime.errors import AudioError, CalibrationError
 from pplex.runtime.files import files_below
 from pplex.runtime.ort import available_threads

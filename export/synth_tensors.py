@@ -7,17 +7,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pplex.export.checkpoint import Shapes
+from pplex.runtime.arrays import Array
 from pplex.runtime.cgroup import available_processors
 
-Array = npt.NDArray[Any]
 Progress = Callable[[int], None]
 
 

@@ -10,7 +10,8 @@ from pplex.runtime.environment import disable_telemetry
 from pplex.runtime.errors import PplexError
 
 if TYPE_CHECKING:
-    from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
+    from pplex.runtime.sampling import GREEDY, Sampling
+    from pplex.runtime.session import Reply, Runtime, Session
 
 __all__ = ["GREEDY", "PplexError", "Reply", "Runtime", "Sampling", "Session"]
 

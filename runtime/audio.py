@@ -16,12 +16,13 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.containers import LEFT_BYTES, Part, find_parts, is_trailer
 from pplex.runtime.errors import AudioError, AudioWarning, OutputError
 from pplex.runtime.files import STANDARD_STREAM, check_writable
 from pplex.runtime.mixing import Mix, MixChooser
-from pplex.runtime.samples import Pcm, check_samples
+from pplex.runtime.samples import check_samples
 
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 VOICE_LUFS = -24.0

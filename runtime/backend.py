@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle, open_bundle
-from pplex.runtime.cuda_device import CudaDevice, FoundGpu
+from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
-from pplex.runtime.gpus import ONNXRUNTIME
+from pplex.runtime.gpus import ONNXRUNTIME, FoundGpu
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
 from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
-from pplex.runtime.trt import LIBRARIES, Plan, Scratch, TensorRTExecutor
+from pplex.runtime.trt import LoadedPlan, Scratch, TensorRTExecutor
+from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 DEVICES = ("cpu", "cuda")
 REBUILD = "pplex-export build CHECKPOINT --gpu local --out BUNDLE"
@@ -34,7 +35,7 @@ def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> B
     Raises EngineError (LibraryError, GpuError) where it cannot run, with what to do about it.
     """
     kinds = {name: entry["kind"] for name, entry in bundle.manifest["engines"].items()}
-    unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNXRUNTIME, *LIBRARIES)}
+    unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNXRUNTIME, *TENSORRT_LIBRARIES)}
     if unknown:
         raise BundleError(f"{bundle.folder} has engines this version does not know: {', '.join(sorted(unknown))}.")
     if set(kinds.values()) == {ONNXRUNTIME}:
@@ -142,17 +143,17 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
     return load
 
 
-def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Plan]:
+def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, LoadedPlan]:
     """The compiled engines by graph, and the certainty that they and all slots have the memory they need."""
     engines, capacity = bundle.manifest["engines"], bundle.config.temporal.capacity
     kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNXRUNTIME}
-    modules = {kind: LIBRARIES[kind].load() for kind in sorted(set(kinds.values()))}
+    modules = {kind: TENSORRT_LIBRARIES[kind].load() for kind in sorted(set(kinds.values()))}
     check_engines(engines, device.gpu, {kind: str(module.__version__) for kind, module in modules.items()}, slots)
 
     per_slot = slot_nbytes(bundle.specs.values(), capacity)
     check_memory(device.free_nbytes(), per_slot, engines_nbytes(bundle.manifest), slots, capacity)
     plans = {
-        name: Plan(modules[kind], LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
+        name: LoadedPlan(modules[kind], TENSORRT_LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
         for name, kind in kinds.items()
     }
     scratch_nbytes = max((plan.scratch_nbytes for plan in plans.values()), default=0)
@@ -178,7 +179,8 @@ def check_engines(
     old = {name: e["made_with"] for name, e in made.items() if e["made_with"] != f"{e['kind']} {versions[e['kind']]}"}
     if old:
         installs = {
-            f"pip install {LIBRARIES[made[name]['kind']].package}=={by.rpartition(' ')[2]}" for name, by in old.items()
+            f"pip install {TENSORRT_LIBRARIES[made[name]['kind']].package}=={by.rpartition(' ')[2]}"
+            for name, by in old.items()
         }
         lines = [f"{name} was built by {by}; {versions[made[name]['kind']]} is installed." for name, by in old.items()]
         raise LibraryError(

@@ -1,24 +1,17 @@
 """An NVIDIA GPU as a device, through cuda-python's bindings of the CUDA runtime."""
 
 import weakref
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pplex.runtime.device import Array, Block, Buffer, Call, Mark, buffer_nbytes, host_view
+from pplex.runtime.arrays import Array
+from pplex.runtime.device import Block, Buffer, Call, Mark, buffer_nbytes, host_view
 from pplex.runtime.errors import GpuError, GpuMemoryError
+from pplex.runtime.gpus import FoundGpu
 from pplex.runtime.libraries import load_library
 
 ALLOCATION_ALIGNMENT = 256  # bytes; CUDA promises it of every allocation
 GPU = 0  # the one that every thread of a process starts with
-
-
-@dataclass(frozen=True)
-class FoundGpu:
-    """What a GPU is called, and its compute capability: 89 for sm_89."""
-
-    name: str
-    sm: int
 
 
 class _Memory:
@@ -122,9 +115,7 @@ class CudaDevice:
         return int(free)
 
     def _describe(self) -> FoundGpu:
-        properties = self._call("cudaGetDeviceProperties", GPU)
-        name = properties.name.partition(b"\0")[0].decode(errors="replace")
-        return FoundGpu(name, 10 * properties.major + properties.minor)
+        return FoundGpu.of(self._call("cudaGetDeviceProperties", GPU))
 
     def _do(self, function: str, *arguments: Any) -> None:
         self._results(function, *arguments)

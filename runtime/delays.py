@@ -3,8 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-Tokens = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.intp]
+from pplex.runtime.arrays import Rows, Tokens
 
 RingRow = tuple[Tokens, npt.NDArray[np.bool_], int]  # one slot's tokens, what of it is provided, the step to come
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pplex.runtime.arrays import Array
 from pplex.runtime.precision import storage_dtype
 
-Array = npt.NDArray[Any]
 Call = Callable[[], None]
 Mark = Any  # of a device's own kind
 

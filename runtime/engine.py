@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pplex.runtime.device import Array, Buffer, Call, Device
+from pplex.runtime.arrays import Array
+from pplex.runtime.device import Buffer, Call, Device
 from pplex.runtime.graphs import Dim, GraphSpec, StateSpec
 from pplex.runtime.precision import storage_dtype
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from pplex.runtime.errors import GpuError, LibraryError
 from pplex.runtime.libraries import load_library
@@ -55,6 +56,21 @@ class Gpu:
             )
 
 
+@dataclass(frozen=True)
+class FoundGpu:
+    """A GPU of this machine: `sm` is 89 for compute capability 8.9."""
+
+    name: str
+    sm: int
+    memory_nbytes: int
+
+    @classmethod
+    def of(cls, properties: Any) -> "FoundGpu":
+        """The GPU that cudaGetDeviceProperties describes."""
+        name = properties.name.partition(b"\0")[0].decode(errors="replace")
+        return cls(name, 10 * properties.major + properties.minor, properties.totalGlobalMem)
+
+
 def parse_gpu(text: str) -> Gpu:
     """What `--gpu` names: one of GPUS, an architecture such as sm_89, or `local` for this machine's first GPU.
 
@@ -92,8 +108,8 @@ def _local() -> Gpu:
             f"This machine has no NVIDIA GPU that CUDA can use ({status.name}). Name the one to build for, such as "
             f"--gpu rtx-4090; pplex-export plan lists them."
         )
-    title, sm = properties.name.decode().rstrip("\0"), 10 * properties.major + properties.minor
-    return Gpu("local", title, sm, properties.totalGlobalMem, kind_for(title, sm))
+    found = FoundGpu.of(properties)
+    return Gpu("local", found.name, found.sm, found.memory_nbytes, kind_for(found.name, found.sm))
 
 
 def kind_for(title: str, sm: int) -> str:

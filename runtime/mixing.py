@@ -12,7 +12,7 @@ from math import exp, log10, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from pplex.runtime.samples import Pcm
+from pplex.runtime.arrays import Pcm
 
 Powers = npt.NDArray[np.floating]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pplex.runtime.arrays import Rows, Tokens
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.delays import Rows, Tokens
 from pplex.runtime.errors import NoiseError
 
 Noise32 = npt.NDArray[np.float32]

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import check_audio_target, encode_audio, frames, read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.files import check_distinct, check_writable, write_files
-from pplex.runtime.session import Pcm, Runtime, Sampling, Session
+from pplex.runtime.sampling import Sampling
+from pplex.runtime.session import Runtime, Session
 
 FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
 
 
 @dataclass(frozen=True)
-class Conversation:
+class OfflineSettings:
     """Who the agent is and how it is sampled; as the arguments of `Runtime.open`."""
 
     voice: str | None = None
@@ -53,7 +55,7 @@ def run_offline(
     input_wav: str,
     output_wav: str,
     output_text: str,
-    conversation: Conversation,
+    settings: OfflineSettings,
     threads: int | None = None,
     device: str | None = None,
     bar: FrameBar = lambda total: nullcontext(lambda: None),
@@ -71,7 +73,7 @@ def run_offline(
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
     loaded = time.perf_counter()
-    session = runtime.open(conversation.voice, conversation.persona, conversation.seed, conversation.sampling)
+    session = runtime.open(settings.voice, settings.persona, settings.seed, settings.sampling)
     primed = time.perf_counter()
     before = dict(runtime.stages.seconds)
     heard, pieces = _converse(runtime, session, frames(pcm, runtime.config.frame_size), bar)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
 from pplex.runtime.graphs import Conv, downsample, seanet_decoder, seanet_encoder, upsample
-from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, Precision, storage_dtype
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import PRECISIONS, Precision, storage_dtype
 
 # Bits of one weight in the formats numpy has no dtype for.
 _BITS = {"float8_e4m3fn": 8, "int4": 4}

@@ -6,12 +6,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 
 if TYPE_CHECKING:  # the names of precisions are needed where numpy may be broken
     import numpy as np
-
-GRAPH_NAMES = ("mimi_encode", "temporal", "depth", "mimi_decode")
-LANGUAGE_GRAPHS = ("temporal", "depth")
 
 
 @dataclass(frozen=True)

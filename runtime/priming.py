@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pplex.runtime.audio import Pcm, frames, normalize_loudness, read_audio
+from pplex.runtime.arrays import Array, Pcm, Tokens
+from pplex.runtime.audio import frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Bundle, Voice
 from pplex.runtime.config import CODEBOOKS
-from pplex.runtime.delays import DelayRing, RingRow, Tokens
-from pplex.runtime.device import Array
+from pplex.runtime.delays import DelayRing, RingRow
 from pplex.runtime.errors import PromptError
 from pplex.runtime.prompt import Prompt, make_prompt
 from pplex.runtime.stages import Stages

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import CODEBOOKS, SILENCE_CODES, SILENCE_FRAMES, SINE_CODES, ModelConfig
 from pplex.runtime.errors import PromptError
-
-Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

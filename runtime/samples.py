@@ -5,8 +5,6 @@ import numpy.typing as npt
 
 from pplex.runtime.errors import AudioError
 
-Pcm = npt.NDArray[np.float32]
-
 # 24 dB above full scale. Recordings in float may exceed 1.0 by the headroom of a mixer or a recorder, and pass as they are.
 # What was never scaled exceeds it with the first sound, 8-bit integers too. It is refused and not scaled: a file could be
 # scaled by a guess at its integers, but a frame of a session must be judged without those to come, and both follow one rule.

@@ -10,53 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from pplex.runtime.arrays import Array, Pcm, Tokens
 from pplex.runtime.backend import Backend, open_to_run
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle
-from pplex.runtime.config import CODEBOOKS, MAX_CANDIDATES
-from pplex.runtime.delays import DelayRing, Tokens
-from pplex.runtime.device import Array
+from pplex.runtime.config import CODEBOOKS
+from pplex.runtime.delays import DelayRing
 from pplex.runtime.errors import AudioError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.priming import Primer, VoiceName
-from pplex.runtime.samples import Pcm, check_frame, check_samples
+from pplex.runtime.samples import check_frame, check_samples
+from pplex.runtime.sampling import DEFAULT_SAMPLING, GREEDY, Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer
 
 AGENT, USER = 1, 1 + CODEBOOKS  # first stream of each speaker
-TEMPERATURES = (1e-6, 1e6)  # below, a float32 quotient of logits may overflow, and 0 / 0 is no number
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; the defaults are the reference's. A top-k of 1 is greedy."""
-
-    text_temperature: float = 0.7
-    text_top_k: int = 25
-    audio_temperature: float = 0.8
-    audio_top_k: int = 250
-
-    def __post_init__(self) -> None:
-        low, high = TEMPERATURES
-        temperatures = {"text_temperature": self.text_temperature, "audio_temperature": self.audio_temperature}
-        wrong = [
-            f"{name} is {value}, and must be {low:g} to {high:g} (a top-k of 1 is greedy)"
-            for name, value in temperatures.items()
-            if not low <= value <= high
-        ] + [
-            f"{name} is {value}, and must be a whole number, 1 to {MAX_CANDIDATES}"
-            for name, value in (("text_top_k", self.text_top_k), ("audio_top_k", self.audio_top_k))
-            if not isinstance(value, int | np.integer) or not 1 <= value <= MAX_CANDIDATES
-        ]
-        if wrong:
-            raise PromptError("; ".join(wrong) + ".")
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether no choice is left to noise."""
-        return self.text_top_k == self.audio_top_k == 1
-
-
-GREEDY = Sampling(1.0, 1, 1.0, 1)
 
 
 @dataclass(frozen=True)
@@ -241,7 +208,7 @@ class Runtime:
         voice: VoiceName = None,
         persona: str | Sequence[int] = "",
         seed: int | None = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = DEFAULT_SAMPLING,
     ) -> Session:
         """A primed session in the lowest free slot.
 
@@ -269,7 +236,7 @@ class Runtime:
         voice: VoiceName = None,
         persona: str | Sequence[int] = "",
         seed: int | None = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = DEFAULT_SAMPLING,
     ) -> Generator[None, None, Session]:
         """As `open`, as a generator that yields between chunks of the priming and returns the session.
 

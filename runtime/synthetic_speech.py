@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
 
 

@@ -1,7 +1,6 @@
-"""Graphs on TensorRT and TensorRT-RTX: one code for both, what differs is in `Library`."""
+"""Graphs on TensorRT and TensorRT-RTX: one code for both; `TensorRTLibrary` describes the differences."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -12,39 +11,8 @@ from pplex.runtime.device import Buffer, Call
 from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import EngineError, OutputError
 from pplex.runtime.files import check_writable, write_files
-from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX
 from pplex.runtime.graphs import GraphSpec
-from pplex.runtime.libraries import load_library
-
-
-@dataclass(frozen=True)
-class Library:
-    """TensorRT or TensorRT-RTX: `kind` is its name in a manifest, `jit` whether it compiles kernels when it is loaded.
-
-    A library that does can keep what it compiled, and says whether a context can be captured.
-    """
-
-    kind: str
-    module: str
-    package: str
-    extra: str
-    jit: bool
-
-    def load(self) -> Any:
-        """The library's module. Raises LibraryError where it cannot be loaded."""
-        return load_library(
-            self.module,
-            f"This bundle's engines need {self.kind}, which is not installed: pip install 'pplex-export[{self.extra}]'",
-        )
-
-
-LIBRARIES = {
-    library.kind: library
-    for library in (
-        Library(TENSORRT_RTX, "tensorrt_rtx", "tensorrt-rtx-cu13", "rtx", jit=True),
-        Library(TENSORRT, "tensorrt", "tensorrt", "tensorrt", jit=False),
-    )
-}
+from pplex.runtime.trt_library import TensorRTLibrary, TensorRTMessages
 
 
 class Scratch:
@@ -56,21 +24,21 @@ class Scratch:
         self.address = self._buffer.address
 
 
-class Plan:
+class LoadedPlan:
     """An engine file that has been loaded, before it has memory to compute in.
 
     Raises EngineError where the library refuses it, or where its inputs and outputs are not the graph's.
     """
 
-    def __init__(self, trt: Any, library: Library, path: Path, spec: GraphSpec):
+    def __init__(self, trt: Any, library: TensorRTLibrary, path: Path, spec: GraphSpec):
         self.trt, self.library, self.path, self.spec = trt, library, path, spec
-        self.messages = _messages(trt)
-        self._runtime = trt.Runtime(self.messages)  # an engine does not outlive the runtime that loaded it
+        self.messages = TensorRTMessages(trt, only_errors=True)
+        self._runtime = trt.Runtime(self.messages.logger)  # an engine does not outlive the runtime that loaded it
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise EngineError(
-                f"{library.kind} {trt.__version__} cannot load {path}: {self.messages.last()} "
+                f"{library.kind} {trt.__version__} cannot load {path}: {self.messages.last_error()}. "
                 "Rebuild it here: pplex-export build CHECKPOINT --gpu local --out BUNDLE"
             )
         self._check_names()
@@ -100,7 +68,7 @@ class TensorRTExecutor:
     alignment = ALLOCATION_ALIGNMENT  # IExecutionContext.setTensorAddress demands it
     fixed_rings = True  # their length is part of the engine, as its KV cache layer wants
 
-    def __init__(self, plan: Plan, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
+    def __init__(self, plan: LoadedPlan, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
         """`cache`: the file in which a library that compiles at load keeps what it compiled."""
         self.spec, self._plan, self._device, self._slots, self._scratch = plan.spec, plan, device, slots, scratch
         self._repeated: list[Any] = []
@@ -171,13 +139,15 @@ class TensorRTExecutor:
             raise self._error("run")
 
     def _error(self, what: str) -> EngineError:
-        return EngineError(f"{self._plan.library.kind} cannot {what} in {self.spec.name}: {self._plan.messages.last()}")
+        return EngineError(
+            f"{self._plan.library.kind} cannot {what} in {self.spec.name}: {self._plan.messages.last_error()}."
+        )
 
 
 class _Kernels:
     """What a library compiles for the shapes it meets, kept in a file from one load to the next."""
 
-    def __init__(self, plan: Plan, path: Path):
+    def __init__(self, plan: LoadedPlan, path: Path):
         self._plan, self._path = plan, path
         self._cache = plan.engine.create_runtime_config().create_runtime_cache()
         try:
@@ -208,21 +178,3 @@ class _Kernels:
             return  # a bundle that is read-only, or gone since it was loaded: the next load compiles again
         write_files({str(self._path): data})
         self._stored = data
-
-
-def _messages(trt: Any) -> Any:
-    """A logger of the library's that keeps its errors for our messages."""
-
-    class Messages(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self._errors.append(message)
-
-        def last(self) -> str:
-            return f"{self._errors[-1]}." if self._errors else "no reason given."
-
-    return Messages()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from pplex.runtime.samples import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
 from pplex.server.protocol import Kind, pack, pack_metadata, unpack
 from pplex.server.request import ChatRequest

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.server.opus import PACKET_SAMPLES, SAMPLE_RATE_HZ, OpusReceiver, PacketEncoder, PacketPages
 
 PAGE_PACKETS = 4  # a frame

@@ -4,8 +4,9 @@ from typing import Protocol
 
 import numpy as np
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.errors import AudioError
-from pplex.runtime.samples import Pcm, check_samples
+from pplex.runtime.samples import check_samples
 from pplex.server.foreign_audio import LONGEST_MARK, container_of
 from pplex.server.opus import OpusReceiver, OpusSender
 from pplex.server.protocol import Close, ProtocolError

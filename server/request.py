@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import PplexError, PromptError
-from pplex.runtime.session import Sampling
+from pplex.runtime.sampling import Sampling
 
 AUDIO_FORMATS = ("opus", "s16", "f32")
 DEFAULT_VOICE = "NATF0"

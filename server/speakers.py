@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pplex.runtime.audio import Pcm, frames
+from pplex.runtime.arrays import Pcm
+from pplex.runtime.audio import frames
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server.protocol import FRAME_SIZE
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from pplex.runtime.samples import Pcm
+from pplex.runtime.arrays import Pcm
 
 Message = bytes | str  # a binary or a text message of a WebSocket
 

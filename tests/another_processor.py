@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 
 
 def on_another_processor(bundle: Bundle, folder: Path, seed: int, ulps: int = 1) -> Bundle:

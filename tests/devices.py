@@ -4,8 +4,10 @@ from functools import partial
 
 import numpy as np
 
-from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, FoundGpu
-from pplex.runtime.device import Array, Buffer, Call, HostDevice, buffer_nbytes, host_view
+from pplex.runtime.arrays import Array
+from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT
+from pplex.runtime.device import Buffer, Call, HostDevice, buffer_nbytes, host_view
+from pplex.runtime.gpus import FoundGpu
 
 
 class QueueDevice(HostDevice):
@@ -15,7 +17,7 @@ class QueueDevice(HostDevice):
     """
 
     name, captures = "stand-in", True
-    stream, gpu = 4711, FoundGpu("Stand-in GPU", 89)
+    stream, gpu = 4711, FoundGpu("Stand-in GPU", 89, 24 * 10**9)
 
     def __init__(self, free: int = 1 << 40) -> None:
         self.free, self.replays, self.synchronized = free, 0, 0

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.validate.spoken import spoken
 from pplex.validate.turns import Segment

@@ -4,9 +4,9 @@ import numpy as np
 from folders import TINY
 
 from pplex.export.checkpoint import open_checkpoint
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Session
-from pplex.validate.arrays import Tokens
 from pplex.validate.parting import Conversation, Judge
 from pplex.validate.standings import Standings, standings
 

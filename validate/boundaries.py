@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pplex.export.mimi import Quantizer
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.config import CODEBOOKS
-from pplex.validate.arrays import Floats, Tokens
 
 Flags = npt.NDArray[np.bool_]
 

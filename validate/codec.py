@@ -12,12 +12,12 @@ from pplex.export.checkpoint import Checkpoint
 from pplex.export.mimi import MimiEncoder
 from pplex.export.synth_codec import stream_codec
 from pplex.export.weights import load
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS, SAMPLE_RATE_HZ, ModelConfig
 from pplex.runtime.errors import AudioError
 from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.stages import Stages
-from pplex.validate.arrays import Floats, Tokens
 from pplex.validate.boundaries import ComparedCodes, compare_codes
 from pplex.validate.golden import decode, encode
 from pplex.validate.offline_codec import decode_at_once, latents_at_once

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.precision import FP32
 from pplex.runtime.session import USER
 from pplex.validate.parting import Judge, Parting

@@ -12,13 +12,12 @@ from pplex.export.checkpoint import Checkpoint
 from pplex.export.conversations import voice_history
 from pplex.export.layers import even_noise
 from pplex.export.threads import in_threads
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.delays import Tokens
 from pplex.runtime.ort import available_threads
-from pplex.runtime.session import Sampling
+from pplex.runtime.sampling import Sampling
 from pplex.runtime.stages import Stages
-from pplex.validate.arrays import Floats
 from pplex.validate.golden import force_step
 from pplex.validate.reference import WholeTemporal
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from pplex.export.checkpoint import Checkpoint
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import PromptError
-from pplex.runtime.precision import LANGUAGE_GRAPHS
-from pplex.runtime.session import Sampling
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.sampling import Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
 from pplex.validate.drift import Drift, Numbers, drift, engine_blocks, reference_blocks, voice_distance

@@ -14,14 +14,15 @@ from safetensors.numpy import load_file
 
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.errors import PplexError
 from pplex.runtime.noise import FrameNoise
-from pplex.runtime.session import GREEDY, Runtime, Sampling
+from pplex.runtime.sampling import GREEDY, Sampling
+from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
-from pplex.validate.arrays import Floats, Tokens
 from pplex.validate.parting import Conversation, Judge
 from pplex.validate.standings import Standings, standings
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pplex.export.checkpoint import Checkpoint
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm, Tokens
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.delays import Tokens
-from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
 from pplex.validate.layers import (
     LayerError,

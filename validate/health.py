@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm, Tokens
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.delays import Tokens
 from pplex.runtime.session import AGENT, USER
 from pplex.runtime.text import RESERVED
 from pplex.validate.recording import Recording

@@ -22,9 +22,8 @@ from pplex.export.depth import Depth, DepthStep
 from pplex.export.layers import Linear, embed
 from pplex.export.mimi import CausalConv, Quantizer, TransposedConv
 from pplex.export.synth_codec import stream_codec
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm, Tokens
 from pplex.runtime.config import CODEBOOKS, ModelConfig
-from pplex.runtime.delays import Tokens
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import TIE_TOLERANCE, force_step
 from pplex.validate.probes import CODEBOOK, PROBE

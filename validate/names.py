@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from pplex.runtime.errors import ReportError
-from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 from pplex.validate.conversation import METRICS
 from pplex.validate.health import SIGNS
 

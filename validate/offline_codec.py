@@ -7,9 +7,9 @@ from pplex.export.checkpoint import Checkpoint
 from pplex.export.layers import rope
 from pplex.export.mimi import Carry, CodecTransformer, MimiDecoder, MimiEncoder
 from pplex.export.weights import load
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.graphs import graph_specs
-from pplex.validate.arrays import Floats, Tokens
 
 
 def encode_at_once(checkpoint: Checkpoint, pcm: Floats) -> Tokens:

@@ -14,11 +14,11 @@ import numpy as np
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.mimi import MimiEncoder
 from pplex.export.weights import load
-from pplex.runtime.audio import Pcm, frames
+from pplex.runtime.arrays import Floats, Pcm, Tokens
+from pplex.runtime.audio import frames
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.session import USER
-from pplex.validate.arrays import Floats, Tokens
 from pplex.validate.boundaries import boundary_distances
 from pplex.validate.offline_codec import latents_at_once
 from pplex.validate.standings import Standings

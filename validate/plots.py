@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pplex.runtime.arrays import Floats
 from pplex.runtime.environment import MATPLOTLIB_CACHES, MATPLOTLIB_OWN_FONTS, temporary_cache
 from pplex.runtime.errors import ReportError
 from pplex.validate import wording
@@ -29,8 +29,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullLocator
-
-Floats = npt.NDArray[np.float64]
 
 WIDTH, HEIGHT, ROW, LINE = 760, 250, 30, 18  # in CSS pixels; a ROW of a timeline, a LINE of text
 DPI = 72  # makes a point of matplotlib a pixel

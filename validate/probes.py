@@ -13,7 +13,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.gpus import ONNXRUNTIME
 from pplex.runtime.graphs import GraphSpec, TensorSpec
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 
 PROBE = "probe:"
 CODEBOOK = "quantizer.codebooks."

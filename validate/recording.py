@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from pplex.runtime.audio import Pcm, frames
+from pplex.runtime.arrays import Pcm, Tokens
+from pplex.runtime.audio import frames
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.delays import Tokens
-from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
+from pplex.runtime.sampling import GREEDY, Sampling
+from pplex.runtime.session import Reply, Runtime, Session
 from pplex.validate.parting import Conversation
 from pplex.validate.scenarios import Scenario
 from pplex.validate.standings import Standings, standings

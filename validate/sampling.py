@@ -8,12 +8,11 @@ from itertools import cycle, islice
 
 import numpy as np
 
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.config import MAX_CANDIDATES
-from pplex.runtime.delays import Tokens
 from pplex.runtime.noise import Noise, noise_of
-from pplex.runtime.session import GREEDY, Sampling
+from pplex.runtime.sampling import GREEDY, Sampling
 from pplex.runtime.stages import Stages
-from pplex.validate.arrays import Floats
 from pplex.validate.report import Measure, Tolerance
 
 STEPS = 48

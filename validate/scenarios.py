@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pplex.runtime.audio import FORMATS, Pcm, read_audio
+from pplex.runtime.arrays import Pcm
+from pplex.runtime.audio import FORMATS, read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import ReportError
 from pplex.runtime.files import files_below

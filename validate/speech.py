@@ -4,7 +4,7 @@ import numpy as np
 import soxr
 import torch
 
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.validate.turns import Segment
 

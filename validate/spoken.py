@@ -7,9 +7,8 @@ its onset within 20 ms and its end within 55 ms, and hears no gap; `speech_like`
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Floats, Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
 
 LAW, SEE = (570, 840, 2410), (270, 2290, 3010)  # the first three formants of a vowel in Hz
@@ -20,8 +19,6 @@ PITCH_HZ = (90, 160)
 HIGHEST_HZ = 4500
 SYLLABLE_S, CONSONANT_S, RAMP_S = 0.19, 0.05, 0.005
 PEAK = 0.5
-
-Floats = npt.NDArray[np.float64]
 
 
 def spoken(seconds: float, seed: int) -> Pcm:

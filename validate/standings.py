@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.noise import FrameNoise, noise_of
-from pplex.runtime.session import Sampling, Session
+from pplex.runtime.sampling import Sampling
+from pplex.runtime.session import Session
 from pplex.runtime.stages import Stages
-from pplex.validate.arrays import Floats, Tokens
 
 Look = Callable[[Tokens], Floats]  # noise of tokens
 

@@ -9,14 +9,12 @@ import torch
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.mimi import MimiEncoder
 from pplex.export.weights import load
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Floats, Pcm, Tokens
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS, ModelConfig
-from pplex.runtime.delays import Tokens
 from pplex.runtime.session import Runtime, Session
 from pplex.runtime.stages import Stages
-from pplex.validate.arrays import Floats
 from pplex.validate.boundaries import compare_codes
 from pplex.validate.layers import relative_error
 from pplex.validate.offline_codec import latents_at_once

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
+
+from pplex.runtime.arrays import Floats
 
 Segment = tuple[float, float]  # start and end of speech in seconds
-Floats = npt.NDArray[np.float64]
 
 TURN_S = 1.0  # from here on speech is a turn, below it a backchannel
 JOIN_S = 0.5  # a shorter gap is a breath within one stretch of speech

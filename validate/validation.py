@@ -16,7 +16,7 @@ from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, TEXT_TOKENIZER_FILE
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
 from pplex.export.threads import suited_threads
 from pplex.export.voices import read_voices
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.backend import graphs_run_on_processor
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, file_sha256
 from pplex.runtime.errors import PromptError, ReportError

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pplex.runtime.delays import Tokens
-from pplex.runtime.device import Array, Buffer
+from pplex.runtime.arrays import Array, Floats, Tokens
+from pplex.runtime.device import Buffer
 from pplex.runtime.precision import storage_dtype
 from pplex.runtime.stages import Stages
-from pplex.validate.arrays import Floats
 from pplex.validate.report import Measure, Tolerance
 
 LARGE = 1e4

@@ -12,9 +12,10 @@ from pplex.bench.bandwidth import Bandwidth
 from pplex.cli import main
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
+from pplex.runtime.kv_cache import ring_lengths
 from pplex.runtime.parameters import step_nbytes
-from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS, parse_precision
-from pplex.runtime.stages import ring_lengths
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.precision import parse_precision
 
 
 @pytest.fixture(autouse=True)

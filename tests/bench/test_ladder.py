@@ -21,7 +21,8 @@ from pplex.runtime.device import Call, host_view
 from pplex.runtime.errors import GpuMemoryError, OutputError
 from pplex.runtime.memory import RESERVE, WORKSPACE, fitting_slots
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import GRAPH_NAMES, parse_precision
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import parse_precision
 
 FRAMES = 20
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from pplex.bench.soak import Windows, bench_soak
 from pplex.cli import main
-from pplex.runtime.audio import Pcm
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Reply, Session
 

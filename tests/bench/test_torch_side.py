@@ -28,7 +28,8 @@ from pplex.runtime.config import ModelConfig
 from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import GpuMemoryError, LibraryError
 from pplex.runtime.graphs import GraphSpec, graph_specs
-from pplex.runtime.precision import FP32, GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import FP32
 
 CHECKPOINT = TINY / "checkpoint"
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 NAME, MAJOR, MINOR = b"Stand-in GPU", 9, 0  # as cudart.c has them
+MEMORY_NBYTES = 141 << 30
 _POINTER, _SIZE, _INT, _FLAGS = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint
 
 Function = Callable[..., tuple[Any, ...]]
@@ -76,7 +77,10 @@ def bindings(library: ctypes.CDLL) -> SimpleNamespace:
         cudaStreamEndCapture=end_capture,
         cudaMemGetInfo=memory,
         cudaEventElapsedTime=elapsed,
-        cudaGetDeviceProperties=lambda _: (ErrorCode.cudaSuccess, SimpleNamespace(name=NAME, major=MAJOR, minor=MINOR)),
+        cudaGetDeviceProperties=lambda _: (
+            ErrorCode.cudaSuccess,
+            SimpleNamespace(name=NAME, major=MAJOR, minor=MINOR, totalGlobalMem=MEMORY_NBYTES),
+        ),
         cudaGetErrorString=lambda code: (ErrorCode.cudaSuccess, code.name.encode()),
         cudaError_t=ErrorCode,
         cudaMemcpyKind=SimpleNamespace(cudaMemcpyDefault=4),

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from pplex.doctor.bundle import ask_bundle, check_bundle, check_engines_run
-from pplex.doctor.driver import Driver, DriverGpu
+from pplex.doctor.driver import Driver
 from pplex.doctor.engines import CUDA
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question
 from pplex.doctor.probe import Probe
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle, manifest_digest
-from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX
+from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX, FoundGpu
 
 CPU_ORT = Probe({"version": "1.31.1", "providers": ["CPUExecutionProvider"], "cuda": None})
 CUDA_ORT = Probe({"version": "1.31.1", "providers": [CUDA, "CPUExecutionProvider"], "cuda": None})
-RTX_4090 = Driver((DriverGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9),), (13, 0))
+RTX_4090 = Driver((FoundGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9),), (13, 0))
 VERSIONS = {TENSORRT_RTX: Probe("1.7.1.116"), TENSORRT: Probe(error="no", missing="tensorrt")}
 # Root reads everything, by two capabilities. Without them in its bounding set, what it starts may read what its mode says.
 AS_A_USER = """

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pplex.doctor import engines
-from pplex.doctor.driver import Driver, DriverGpu, ask_driver
+from pplex.doctor.driver import Driver, ask_driver
 from pplex.doctor.engines import CUDA
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question
 from pplex.doctor.probe import Probe
-from pplex.runtime.gpus import GPUS, ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX
+from pplex.runtime.gpus import GPUS, ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, FoundGpu
 
 SOURCE = Path(__file__).with_name("libcuda.c")
 WITH_CUDA = Path(__file__).parents[2] / ".venv/cuda"  # of make test: ONNX Runtime for GPUs without CUDA's libraries
@@ -40,7 +40,7 @@ def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch
 
 def gpu_of(name: str, cuda: tuple[int, int] = (13, 0)) -> Driver:
     gpu = GPUS[name]
-    return Driver((DriverGpu(f"NVIDIA {gpu.title}", gpu.sm, gpu.memory_nbytes or 0),), cuda, "580.65.06")
+    return Driver((FoundGpu(f"NVIDIA {gpu.title}", gpu.sm, gpu.memory_nbytes or 0),), cuda, "580.65.06")
 
 
 def first_problem(findings: list[Finding]) -> Finding:
@@ -50,7 +50,7 @@ def first_problem(findings: list[Finding]) -> Finding:
 class TestDriver:
     def test_describes_its_gpu(self, driver: pytest.MonkeyPatch) -> None:
         found = ask_driver()
-        assert (found.gpus, found.cuda) == ((DriverGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9),), (13, 0))
+        assert (found.gpus, found.cuda) == ((FoundGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9),), (13, 0))
         (finding,) = engines.check_gpu(Question(), found, used=True)
         assert finding.level == OK and "sm_89, 24.0 GB" in finding.fact and "TensorRT-RTX" in finding.fact
 

@@ -15,7 +15,7 @@ from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle, file_sha256, manifest_digest, open_bundle
 from pplex.runtime.errors import BundleError
 from pplex.runtime.gpus import parse_gpu
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 
 
 @pytest.fixture(scope="module")

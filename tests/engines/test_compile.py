@@ -18,7 +18,7 @@ from pplex.runtime.bundle import CACHES_FOLDER, Bundle
 from pplex.runtime.errors import BuildError
 from pplex.runtime.gpus import TENSORRT, Gpu, parse_gpu
 from pplex.runtime.graphs import GraphSpec, TensorSpec
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
 

@@ -17,7 +17,7 @@ from pplex.engines.library import open_library
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import BuildError
 from pplex.runtime.gpus import parse_gpu
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
 

@@ -9,7 +9,7 @@ from small_graphs import write_attention
 
 from pplex.engines.compile import compile_engine
 from pplex.engines.library import layers_path
-from pplex.engines.plan import RESERVE_NBYTES, Plan, plan, session_nbytes
+from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan, session_nbytes
 from pplex.engines.plan_report import open_model, report_plans
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
@@ -18,7 +18,7 @@ from pplex.runtime.gpus import parse_gpu
 from pplex.runtime.precision import parse_precision
 
 
-def released(gpu: str, precision: str, capacity: int = 3000) -> Plan:
+def released(gpu: str, precision: str, capacity: int = 3000) -> MemoryPlan:
     return plan(RELEASED, parse_precision(precision), parse_gpu(gpu), capacity)
 
 

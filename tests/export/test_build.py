@@ -20,7 +20,8 @@ from pplex.export.staging import partial_folder
 from pplex.runtime.bundle import STEPS_FILE, Bundle, is_bundle, open_bundle
 from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, EngineError, GpuError, OutputError
 from pplex.runtime.gpus import Gpu, parse_gpu
-from pplex.runtime.precision import GRAPH_NAMES, parse_precision
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import parse_precision
 from pplex.runtime.session import Runtime
 
 

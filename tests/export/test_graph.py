@@ -5,7 +5,7 @@ import pytest
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.graphs import TensorSpec, graph_specs
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 
 each_graph = pytest.mark.parametrize("graph", GRAPH_NAMES)
 

@@ -27,7 +27,8 @@ from pplex.runtime import ort
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.gpus import Gpu, parse_gpu
 from pplex.runtime.parameters import weights_nbytes
-from pplex.runtime.precision import LANGUAGE_GRAPHS, PRECISIONS, parse_precision
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import PRECISIONS, parse_precision
 from pplex.validate.validation import ValidateOptions, validate
 
 # 1 - cosine of the hidden state, mean of the steps: this model is harsher than those that the tolerances were made with.

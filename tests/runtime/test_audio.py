@@ -15,14 +15,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplex.runtime.audio import (
-    FORMATS,
-    Pcm,
-    encode_audio,
-    frames,
-    normalize_loudness,
-    read_audio,
-)
+from pplex.runtime.arrays import Pcm
+from pplex.runtime.audio import FORMATS, encode_audio, frames, normalize_loudness, read_audio
 from pplex.runtime.errors import AudioError, AudioWarning, OutputError
 from pplex.runtime.files import write_files
 

@@ -18,12 +18,12 @@ from pplex.runtime.backend import (
     graphs_run_on_processor,
 )
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.cuda_device import FoundGpu
 from pplex.runtime.device import HostDevice
 from pplex.runtime.errors import BundleError, EngineError, GpuError, GpuMemoryError, LibraryError, SlotError
+from pplex.runtime.gpus import FoundGpu
 from pplex.runtime.session import Runtime
 
-ADA = FoundGpu("NVIDIA GeForce RTX 4090", 89)
+ADA = FoundGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pplex.runtime.bundle import (
     open_bundle,
 )
 from pplex.runtime.errors import BundleError
-from pplex.runtime.precision import GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.session import Runtime
 
 HASHED_FILES = [

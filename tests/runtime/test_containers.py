@@ -12,10 +12,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import read_audio
 from pplex.runtime.containers import LAYOUTS, find_parts, is_trailer
 from pplex.runtime.errors import AudioError, AudioWarning
-from pplex.runtime.samples import Pcm
 
 CASES = Path(__file__).parents[1] / "cases"
 RATE_HZ = 24_000

@@ -12,8 +12,9 @@ import pytest
 from gpu import gpu_device, has_gpu
 
 from pplex.runtime import cuda_device
+from pplex.runtime.arrays import Array
 from pplex.runtime.cuda_device import CudaDevice
-from pplex.runtime.device import Array, Block, Buffer
+from pplex.runtime.device import Block, Buffer
 from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
 
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")

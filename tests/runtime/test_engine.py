@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pplex.runtime.arrays import Array
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.device import Array, Buffer, HostDevice, host_view
+from pplex.runtime.device import Buffer, HostDevice, host_view
 from pplex.runtime.errors import BundleError
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.ort import OnnxRuntimeExecutor

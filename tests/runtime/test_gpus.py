@@ -4,7 +4,8 @@ import pytest
 
 from pplex.runtime.errors import GpuError
 from pplex.runtime.gpus import GPUS, KNOWN_SM, RTX_SM, Gpu, parse_gpu
-from pplex.runtime.precision import GRAPH_NAMES, PRECISIONS, parse_precision
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import PRECISIONS, parse_precision
 
 
 def here() -> Gpu | None:

@@ -107,8 +107,8 @@ def test_a_library_of_the_build(tmp_path: Path) -> None:
 def test_an_engines_library(kind: str, tmp_path: Path) -> None:
     """From a program: the reason of the loader is in the error."""
     code = (
-        "from pplex.runtime.errors import LibraryError\nfrom pplex.runtime.trt import LIBRARIES\n"
-        f"try:\n    LIBRARIES[{kind.replace('_', '-')!r}].load()\nexcept LibraryError as error:\n    print(error)"
+        "from pplex.runtime.errors import LibraryError\nfrom pplex.runtime.trt_library import TENSORRT_LIBRARIES\n"
+        f"try:\n    TENSORRT_LIBRARIES[{kind.replace('_', '-')!r}].load()\nexcept LibraryError as error:\n    print(error)"
     )
     preludes = {
         NO_LIBRARY: broken(tmp_path, kind, "a shared library that does not load"),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.mixing import Mix, MixChooser, StreamMix
-from pplex.runtime.samples import Pcm
 
 RATE_HZ = 24_000
 BLOCK = 2400

@@ -8,8 +8,8 @@ from folders import TINY
 from torch import from_numpy, tensor
 
 from pplex.export.layers import sample
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.config import CODEBOOKS, MIN_NOISE, ModelConfig
-from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import NoiseError
 from pplex.runtime.noise import FRAMES, PIECES, FrameNoise, Noise, Noise32, noise_of
 

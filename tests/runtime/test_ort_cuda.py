@@ -26,7 +26,8 @@ from pplex.export.source import Source
 from pplex.export.storage import storages
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.precision import GRAPH_NAMES, LANGUAGE_GRAPHS, PRECISIONS, parse_precision
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.precision import PRECISIONS, parse_precision
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

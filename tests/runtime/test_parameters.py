@@ -8,7 +8,8 @@ from pplex.export import weights
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.parameters import Parameters, parameters, weights_nbytes
-from pplex.runtime.precision import GRAPH_NAMES, PRECISIONS, parse_precision
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import PRECISIONS, parse_precision
 
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)

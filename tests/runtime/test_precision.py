@@ -3,7 +3,8 @@
 import pytest
 
 from pplex.runtime.errors import ConfigError
-from pplex.runtime.precision import FP32, GRAPH_NAMES, check_precision, parse_precision, storage_dtype
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import FP32, check_precision, parse_precision, storage_dtype
 
 
 def test_one_name_is_the_language_models() -> None:

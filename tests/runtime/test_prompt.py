@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import CODEBOOKS, RELEASED, SILENCE_CODES, SILENCE_FRAMES, SINE_CODES, ModelConfig
 from pplex.runtime.errors import PromptError
-from pplex.runtime.prompt import Tokens, make_prompt
+from pplex.runtime.prompt import make_prompt
 
 PADDING = RELEASED.text_padding
 PERSONA = [17, 4000, 5, 0, 31999]

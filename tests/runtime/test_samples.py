@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.errors import AudioError
-from pplex.runtime.samples import MAX_LEVEL, Pcm, check_frame, check_samples
+from pplex.runtime.samples import MAX_LEVEL, check_frame, check_samples
 
 
 class TestFrame:

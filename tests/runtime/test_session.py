@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import soundfile
 from folders import TINY
 from ties import assert_same_up_to_a_tie, with_standings
 
 from pplex.bench.host import IdleHost
+from pplex.runtime.arrays import Array, Pcm, Tokens
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SINE_CODES, ModelConfig
 from pplex.runtime.delays import DelayRing
-from pplex.runtime.device import Array, host_view
+from pplex.runtime.device import host_view
 from pplex.runtime.errors import AudioError, NoiseError, PplexError, PromptError, SlotError
 from pplex.runtime.noise import FrameNoise, Noise, noise_of
-from pplex.runtime.session import GREEDY, Reply, Runtime, Sampling, Session
+from pplex.runtime.sampling import GREEDY, Sampling
+from pplex.runtime.session import Reply, Runtime, Session
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import decode
 from pplex.validate.parting import Conversation
@@ -38,9 +39,6 @@ RECORDING = pytest.param(WAV, id="recording")
 
 PCM = np.random.default_rng(1).normal(0, 0.1, (9, FRAMES, 1920)).astype(np.float32)  # [speaker, F, 1920]
 CODES = np.random.default_rng(2).integers(0, 2048, (9, FRAMES, 8))  # [speaker, F, 8]
-
-Pcm = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from folders import TINY
 from tensorrt_stand_in import stand_in, write_plans
 from ties import assert_same_up_to_a_tie, with_standings
 
-from pplex.runtime import stages as stages_module
+from pplex.runtime import kv_cache
 from pplex.runtime.backend import Backend, gpu_loader, host_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.device import Buffer, HostDevice, host_view
-from pplex.runtime.session import GREEDY, Runtime, Sampling, Session
-from pplex.runtime.stages import Stages, ring_lengths
+from pplex.runtime.kv_cache import ring_lengths
+from pplex.runtime.sampling import GREEDY, Sampling
+from pplex.runtime.session import Runtime, Session
+from pplex.runtime.stages import Stages
 from pplex.validate.golden import check_golden
 
 SLOTS = 3
@@ -146,7 +148,7 @@ def test_the_decoder_is_given_the_codes_of_the_frame(tiny_bundle: Bundle, delays
     bundle = replace(tiny_bundle, config=replace(tiny_bundle.config, delays=delays))
     for device in (QueueDevice(), HostDevice()):
         runtime = Runtime(bundle, 2, device=host_backend(device, threads=1))
-        decoded = runtime.stages._buffers["mimi_decode"]["codes"]
+        decoded = runtime.stages.buffers.by_graph["mimi_decode"]["codes"]
         with runtime.open(None, "", seed=3) as session, runtime.open(None, "Hello", seed=4) as other:
             for frame in range(6):
                 replies = runtime.step({other: PCM[1, frame], session: PCM[0, frame]})
@@ -160,7 +162,7 @@ SHORT = 8  # entries: rings get longer many times on their way to the tiny model
 
 @pytest.fixture
 def short_rings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_module, "SHORTEST_RING", SHORT)
+    monkeypatch.setattr(kv_cache, "SHORTEST_RING", SHORT)
 
 
 @pytest.mark.parametrize("capacity", [1, 7, 128, 129, 750, 3000, 4096])
@@ -181,7 +183,7 @@ def test_growing_rings_change_no_token(tiny_bundle: Bundle, place: Place, monkey
     """A sum over a ring of another length may be another float: the same up to a tie."""
     whole = Runtime(tiny_bundle, SLOTS, threads=1, device="cpu", logits=True)
     expected = [with_standings(whole.open(**way), codes) for way, codes in zip(WAYS, CODES, strict=True)]
-    monkeypatch.setattr(stages_module, "SHORTEST_RING", SHORT)
+    monkeypatch.setattr(kv_cache, "SHORTEST_RING", SHORT)
     bundle, backend = place(tiny_bundle)
     runtime = Runtime(bundle, SLOTS, device=backend)
     sessions = [runtime.open(**way) for way in WAYS]
@@ -319,6 +321,6 @@ def test_parts_of_a_frame_enqueue_what_the_frame_does(tiny_bundle: Bundle, place
         call()
     apart.device.synchronize()
     for graph, name in outputs:
-        on_device = host_view(apart._buffers[graph][name])
+        on_device = host_view(apart.buffers.by_graph[graph][name])
         np.testing.assert_array_equal(on_device[:2], whole.tensors(graph)[name][:2])
         assert on_device[:2].any() and not on_device[2].any()

@@ -17,7 +17,8 @@ from pplex.runtime.engine import Engine
 from pplex.runtime.errors import EngineError
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
-from pplex.runtime.trt import LIBRARIES, Plan, Scratch, TensorRTExecutor
+from pplex.runtime.trt import LoadedPlan, Scratch, TensorRTExecutor
+from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 PCM = np.random.default_rng(1).normal(0, 0.1, (10, 1920)).astype(np.float32)
 
@@ -127,7 +128,7 @@ def test_a_bundle_that_cannot_be_written_to_is_used_without(compiled: tuple[Bund
 def test_the_other_library_needs_no_kernels(compiled: tuple[Bundle, Backend], device: QueueDevice) -> None:
     bundle, _ = compiled
     for path in bundle.folder.glob("*.engine"):
-        plan = Plan(stand_in(bundle, device), LIBRARIES["tensorrt"], path, bundle.specs[path.stem])
+        plan = LoadedPlan(stand_in(bundle, device), TENSORRT_LIBRARIES["tensorrt"], path, bundle.specs[path.stem])
         scratch = Scratch(device, plan.scratch_nbytes)  # type: ignore[arg-type]
         executor = TensorRTExecutor(plan, device, 2, scratch, bundle.folder / "caches" / "none")  # type: ignore[arg-type]
         engine = Engine(executor, device, 2, {"C": bundle.config.temporal.capacity})
@@ -145,6 +146,6 @@ def test_the_other_library_needs_no_kernels(compiled: tuple[Bundle, Backend], de
     assert not (bundle.folder / "caches").exists()
 
 
-def output(device: QueueDevice, plan: Plan) -> Any:
+def output(device: QueueDevice, plan: LoadedPlan) -> Any:
     tensor = plan.spec.outputs[0]
     return device.zeros((2, *(int(dim) for dim in tensor.shape[1:])), tensor.dtype)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplex.runtime.session import Sampling
+from pplex.runtime.sampling import Sampling
 from pplex.server.request import KNOWN, ChatRequest, RequestError, parse_query
 
 VOICES = {"NATF0": 0, "NATF2": 0, "VARM1": 0}

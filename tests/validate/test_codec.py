@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.export.mimi import MimiDecoder, MimiEncoder, Quantizer
+from pplex.runtime.arrays import Floats
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import HostDevice
@@ -26,7 +27,6 @@ from pplex.runtime.graphs import graph_specs
 from pplex.runtime.precision import CODEC_PRECISIONS, FP32
 from pplex.runtime.stages import Stages
 from pplex.runtime.synthetic_speech import speech_like
-from pplex.validate.arrays import Floats
 from pplex.validate.boundaries import boundary_distances, compare_codes
 from pplex.validate.codec import Sounds, codec_section, codec_streaming_measures, codec_tolerances, sound_measures
 from pplex.validate.offline_codec import decode_at_once, encode_at_once, latents_at_once

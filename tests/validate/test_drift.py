@@ -16,11 +16,10 @@ from scipy.special import rel_entr, softmax
 
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import token_history, unheard_pieces
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.delays import Tokens
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
-from pplex.validate.arrays import Floats
 from pplex.validate.drift import BLOCK, Drift, Forced, compare, drift, engine_blocks, reference_blocks, voice_distance
 from pplex.validate.drift_section import VOICE_MARGIN
 

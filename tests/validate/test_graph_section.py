@@ -25,7 +25,8 @@ from pplex.export.exporter import export_graph
 from pplex.runtime.backend import host_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import HostDevice
-from pplex.runtime.precision import GRAPH_NAMES, PRECISIONS
+from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.precision import PRECISIONS
 from pplex.runtime.tolerances import tolerances
 from pplex.validate.graph_section import graph_section
 from pplex.validate.report import Section

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pplex.runtime.audio import Pcm
-from pplex.runtime.delays import Tokens
+from pplex.runtime.arrays import Pcm, Tokens
 from pplex.validate.health import SIGNS, health_section, longest_run, looped, measure_health
 from pplex.validate.recording import Recording
 from pplex.validate.scenarios import make_scenarios, synthetic_speech

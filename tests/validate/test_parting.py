@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplex.export.checkpoint import open_checkpoint
+from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.delays import Tokens
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.session import USER, Runtime
-from pplex.validate.arrays import Floats
 from pplex.validate.conversation import conversation_section
 from pplex.validate.golden import check_golden
 from pplex.validate.parting import Conversation, Judge, poisson_limit
