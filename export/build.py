@@ -28,7 +28,7 @@ from pplex.export.calibration import (
 from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
 from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
 from pplex.export.exporter import export_graph
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.export.staging import Steps, may_take, whole_folder
 from pplex.export.voices import read_voices, write_voices
 from pplex.runtime.bundle import (
@@ -103,7 +103,7 @@ class BuildOptions:
 
 
 def build(
-    source: Source,
+    source: CheckpointSource,
     out: Path,
     options: BuildOptions = BuildOptions(),
     progress: Progress = _silent,
@@ -213,7 +213,7 @@ def _made_with() -> str:
 
 def _manifest(
     folder: Path,
-    source: Source,
+    source: CheckpointSource,
     checkpoint: Checkpoint,
     config: ModelConfig,
     options: BuildOptions,

@@ -15,7 +15,7 @@ from folders import TINY
 
 from pplex.export.build import BuildOptions, _identity, build
 from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, open_checkpoint
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.export.staging import partial_folder
 from pplex.runtime.bundle import STEPS_FILE, Bundle, is_bundle, open_bundle
 from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, EngineError, GpuError, OutputError
@@ -24,8 +24,8 @@ from pplex.runtime.precision import GRAPH_NAMES, parse_precision
 from pplex.runtime.session import Runtime
 
 
-def source(folder: Path) -> Source:
-    return Source(folder, None, None)
+def source(folder: Path) -> CheckpointSource:
+    return CheckpointSource(folder, None, None)
 
 
 def start_build(checkpoint: Path, out: Path) -> tuple[subprocess.Popen[bytes], Path]:
