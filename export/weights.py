@@ -39,7 +39,7 @@ ParameterSources = Iterator[tuple[str, ParameterSource]]
 
 
 def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, ParameterSource]:
-    """Parameter name -> ParameterSource for one graph. Raises CheckpointError where the checkpoint lacks a depth step's table."""
+    """Where each parameter of a graph comes from. Raises CheckpointError if the checkpoint lacks a depth step's table."""
     table = {
         "mimi_encode": _mimi_encode(config),
         "temporal": _temporal(config),
