@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import command
+from pplex.cli.options import device_option, json_option
 from pplex.doctor.findings import AIMS, Question
 
 _FOR_BUILD, _FOR_SERVE = ("out", "precision", "gpu", "hub"), ("slots", "host", "port", "tls_folder")
@@ -20,12 +21,12 @@ _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERV
 @click.option("--precision", help="That a build would have.  [default: what fits is listed]")
 @click.option("--gpu", help="That a build would compile engines for, as for build.")
 @click.option("--hub", is_flag=True, help="Ask the hub, too: login, and access to the repository.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What ONNX graphs would run on, as for run.")
+@device_option("What ONNX graphs would run on, as for run.")
 @click.option("--slots", type=click.IntRange(1), default=8, help="Conversations that would be served at once.")
 @click.option("--host", default="127.0.0.1", help="Address that a server would listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8998, help="Its port.")
 @click.option("--ssl", "tls_folder", type=click.Path(path_type=Path), help="Its folder with cert.pem and key.pem.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.pass_context
 def doctor(context: click.Context, /, aim: str | None, source: str | None, as_json: bool, **options: Any) -> None:
     """What this machine can do, and the next command: is everything here to build, to run, to serve?

@@ -1,7 +1,6 @@
 """What `build` can ask of an engine's builder, and the commands that look at engines: inspect and plan."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import command
+from pplex.cli.options import echo_report, json_option
 from pplex.runtime.config import MIN_CAPACITY
 
 
@@ -50,13 +50,12 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def inspect(bundle: Path, as_json: bool) -> None:
     """What BUNDLE holds: engines, GPU, precisions, layers, and the memory a session takes."""
     from pplex.engines.bundle_report import report_bundle
 
-    report = report_bundle(bundle)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    echo_report(report_bundle(bundle), as_json)
 
 
 @command(prints=True)
@@ -70,12 +69,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
     multiple=True,
     help="Steps of context, 80 ms each.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def plan(
     source: Path | None, gpus: tuple[str, ...], precisions: tuple[str, ...], capacities: tuple[int, ...], as_json: bool
 ) -> None:
     """How many conversations fit which GPU: of SOURCE, a bundle's or a checkpoint's folder, or of the released model."""
     from pplex.engines.plan_report import report_plans
 
-    report = report_plans(source, gpus, precisions, capacities)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    echo_report(report_plans(source, gpus, precisions, capacities), as_json)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import checked, command
-from pplex.cli.talk import DEVICE
+from pplex.cli.options import device_option, json_option, threads_option
 from pplex.runtime.files import check_writable, write_files
 from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
 
@@ -93,8 +93,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--record", "recordings", type=FOLDER, help="Keep both sides of every conversation in this folder.")
 @click.option("--log-prompts", is_flag=True, help="Let personas appear in the log.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engine.  [default: all but one]")
-@DEVICE
+@threads_option("Processor threads of the engine.  [default: all but one]")
+@device_option()
 @click.option(
     "--one-batch-size",
     is_flag=True,
@@ -178,7 +178,7 @@ def serve(
     "--token", envvar="PPLEX_TOKEN", callback=checked(parse_token), help="The server's, where it asks for one."
 )
 @click.option("--insecure", is_flag=True, help="Trust any certificate, such as a self-signed one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@json_option()
 @click.option("--out", help="Write the JSON to a file, too.")
 def load(
     url: str,

@@ -6,18 +6,12 @@ from pathlib import Path
 import click
 
 from pplex.cli.command import command
+from pplex.cli.options import device_option, json_option, threads_option
 from pplex.runtime.config import MAX_CANDIDATES
 
 DEFAULT_VOICE = "NATF2"
 DEFAULT_PERSONA = (  # the reference's
     "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."
-)
-
-
-DEVICE = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="What ONNX graphs run on; compiled engines run on the GPU they are for.  [default: a GPU where there is one]",
 )
 
 
@@ -41,9 +35,9 @@ DEVICE = click.option(
 @click.option("--temp-text", type=float, default=0.7, help="Temperature of the text tokens.")
 @click.option("--topk-audio", type=click.IntRange(1, MAX_CANDIDATES), default=250, help="Audio tokens to choose from.")
 @click.option("--topk-text", type=click.IntRange(1, MAX_CANDIDATES), default=25, help="Text tokens to choose from.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print the timings and warnings as JSON on standard error.")
+@threads_option()
+@device_option()
+@json_option("Print the timings and warnings as JSON on standard error.")
 @click.pass_obj
 def run(
     warnings: list[str],

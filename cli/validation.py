@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pplex.cli.command import command
-from pplex.cli.talk import DEVICE
+from pplex.cli.options import device_option, echo_report, json_option, threads_option
 
 FOLDER = click.Path(path_type=Path)
 SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
@@ -44,9 +44,9 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
 @click.option(
     "--compare", nargs=2, type=FOLDER, help="Show two earlier reports side by side instead, each a folder or its JSON."
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engines.  [default: all]")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option("Processor threads of the engines.  [default: all]")
+@device_option()
+@json_option()
 def validate(
     bundle: Path | None,
     reference: str | None,
@@ -107,4 +107,4 @@ def _compare(a: Path, b: Path, out: Path | None, as_json: bool) -> None:
     comparison = compare(read_report(a), read_report(b))
     if out:
         write_folder(out, comparison_files(comparison))
-    click.echo(json.dumps(comparison.to_dict(), indent=2) if as_json else comparison.to_text())
+    echo_report(comparison, as_json)
