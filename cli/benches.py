@@ -1,4 +1,4 @@
-"""Measuring: bench codec, floor, frame, host, load, moshi, parting, precision, priming, scaling, soak, stages, torch."""
+"""The command bench, whose subcommands measure time and memory."""
 
 import functools
 from collections.abc import Callable
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def bench() -> None:
-    """Measure: latency per stage with median and p99, and memory."""
+    """Measure latency per stage (median and p99) and memory."""
 
 
 def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of a command that measures a side of the ladder, given to it as `extent`, and `as_json`."""
+    """Options of a command that measures one backend of the sweep: passed to it as `extent` and `as_json`."""
 
     @functools.wraps(command)
     def with_extent(
@@ -41,16 +41,22 @@ def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
 
     for option in (
         json_option(),
-        click.option("--out", type=click.Path(path_type=Path), help="JSON, kept after every rung and continued from."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="JSON file, saved after each point; an existing file is resumed.",
+        ),
         device_option("What to measure.  [default: a GPU if there is one]"),
         click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
         click.option(
             "--remembered",
             type=click.IntRange(0, 1 << 20),
             multiple=True,
-            help="Steps that each conversation remembers; may be given several times.  [default: 0, 1000, 3000, 6000]",
+            help="Context steps of each conversation; can be repeated.  [default: 0, 1000, 3000, 6000]",
         ),
-        click.option("--slots", type=click.IntRange(1, 256), default=64, help="The most conversations at once."),
+        click.option(
+            "--slots", type=click.IntRange(1, 256), default=64, help="Largest number of conversations at once."
+        ),
     ):
         with_extent = option(with_extent)
     return with_extent
@@ -60,7 +66,7 @@ def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_sweep_options
 def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
-    """Every stage of BUNDLE's frame beside its floor: 1, 2, 4, ... conversations, until 80 ms or memory end it."""
+    """Time each stage of BUNDLE's frame against its floor, for 1, 2, 4, ... conversations, up to 80 ms or full memory."""
     from pplex.bench.stages import bench_stages
 
     echo_report(bench_stages(bundle, extent), as_json)
@@ -72,17 +78,17 @@ def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
     "--how",
     type=click.Choice(["eager", "graphs", "compiled", "autotuned"]),
     required=True,
-    help="PyTorch as it is, stages as CUDA graphs, or by torch.compile too, which may try out kernels for minutes.",
+    help="Plain PyTorch, CUDA graphs, torch.compile, or torch.compile that searches for kernels for minutes.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["bf16", "fp16", "fp32"]),
     default="bf16",
-    help="Of the language model; the codec is in fp32.",
+    help="Precision of the language model; the codec is in fp32.",
 )
 @_sweep_options
 def torch_stages(checkpoint: Path, how: str, precision: str, extent: "Extent", as_json: bool) -> None:
-    """The stages as PyTorch runs them, in a table as of `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
+    """Time the stages in PyTorch, in the same table as `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
     from pplex.bench.torch_side import bench_torch
 
     echo_report(bench_torch(checkpoint, how, precision, extent), as_json)
@@ -92,7 +98,7 @@ def torch_stages(checkpoint: Path, how: str, precision: str, extent: "Extent", a
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @_sweep_options
 def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
-    """The PyPI package moshi in a table as of `bench stages`: its model in bf16, random weights, CHECKPOINT's sizes."""
+    """Time the PyPI package moshi, in the same table as `bench stages`: bf16, random weights, CHECKPOINT's sizes."""
     from pplex.bench.moshi_side import bench_moshi
 
     echo_report(bench_moshi(checkpoint, extent), as_json)
@@ -104,7 +110,7 @@ def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
 @threads_option()
 @json_option()
 def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> None:
-    """The codec of CHECKPOINT: its exported graphs against our torch modules, and rustymimi where that is installed."""
+    """Time CHECKPOINT's codec: exported graphs against our torch modules, and rustymimi if it is installed."""
     from pplex.bench.codec import bench_codec
 
     echo_report(bench_codec(checkpoint, frames, threads), as_json)
@@ -116,15 +122,15 @@ def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> 
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
 @threads_option()
 @device_option()
-@click.option("--profile", is_flag=True, help="Every graph's operators instead, on the processor.")
+@click.option("--profile", is_flag=True, help="Time the operators of each graph instead, on the processor.")
 @json_option()
 def frame(
     bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None, profile: bool, as_json: bool
 ) -> None:
-    """A whole frame of BUNDLE: every stage, with primed sessions that sample at the default settings."""
+    """Time a whole frame of BUNDLE, stage by stage, with primed sessions and default sampling."""
     if profile:
         if device == "cuda":
-            raise click.UsageError("Operators are told apart on the processor only: leave --device out.")
+            raise click.UsageError("--profile works on the processor only: leave --device out.")
         from pplex.bench.profile import profile_frame
 
         echo_report(profile_frame(bundle, sessions, frames, threads), as_json)
@@ -140,12 +146,12 @@ def frame(
     "--sessions",
     type=click.IntRange(min=1),
     multiple=True,
-    help="Conversations stepped together; may be given several times.  [default: 1, 8 and 64]",
+    help="Conversations stepped together; can be repeated.  [default: 1, 8 and 64]",
 )
 @click.option("--frames", type=click.IntRange(min=20), default=500, help="Timed frames, after 20 to warm up.")
 @json_option()
 def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) -> None:
-    """What Python takes of a frame of BUNDLE beside the engines: with engines that do nothing, time and memory."""
+    """Time and memory of our Python code in a frame of BUNDLE, measured with engines that do nothing."""
     from pplex.bench.host import SESSIONS, bench_host
 
     echo_report(bench_host(bundle, sessions or SESSIONS, frames), as_json)
@@ -157,11 +163,11 @@ def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) ->
     "--frames",
     type=click.IntRange(min=20),
     default=100,
-    help="Of speech after the prompt, as far as the model remembers.",
+    help="Frames of speech after the prompt, at most the model's context.",
 )
 @json_option()
 def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
-    """CHECKPOINT in every precision: megabytes, and drift from float32 on the same forced steps."""
+    """Compare all precisions of CHECKPOINT: megabytes, and drift from float32 on the same forced steps."""
     from pplex.bench.precision import bench_precision
     from pplex.cli.progress import names_bar
 
@@ -171,17 +177,19 @@ def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(min=5), default=40, help="Timed steps of each side, which take turns.")
+@click.option(
+    "--steps", type=click.IntRange(min=5), default=40, help="Timed steps of each backend; backends take turns."
+)
 @click.option(
     "--torch-layers",
     type=click.IntRange(min=0),
     default=4,
-    help="Layers of the temporal transformer that torch gets; its time is scaled. 0: without torch.",
+    help="Layers of the temporal transformer in torch; the time is scaled to all. 0: without torch.",
 )
 @threads_option()
 @json_option()
 def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_json: bool) -> None:
-    """A step of BUNDLE's language model against reading its weights once from memory, and against torch in bfloat16."""
+    """Time a step of BUNDLE's language model against one read of its weights from memory, and against torch in bfloat16."""
     from pplex.bench.floor import bench_floor
 
     echo_report(bench_floor(bundle, steps, threads, torch_layers), as_json)
@@ -193,16 +201,19 @@ def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_j
     "--frames",
     type=click.IntRange(min=80),
     default=38_000,
-    help="Of the conversation; two windows of at least 20, and as many before and between them.",
+    help="Frames of the conversation, at least 80.",
 )
 @click.option(
-    "--window", type=click.IntRange(min=20), default=1_000, help="Frames timed at each end, a quarter of all at most."
+    "--window",
+    type=click.IntRange(min=20),
+    default=1_000,
+    help="Frames timed at the start and at the end, at most a quarter of all.",
 )
 @threads_option()
 @device_option()
 @json_option()
 def soak(bundle: Path, frames: int, window: int, threads: int | None, device: str | None, as_json: bool) -> None:
-    """A long conversation with BUNDLE, as fast as it goes: is it as quick, as small and in time at its end?"""
+    """Run a long conversation with BUNDLE at full speed: do time and memory of a frame stay the same to the end?"""
     from pplex.bench.soak import bench_soak
     from pplex.cli.progress import frames_bar
 
@@ -212,14 +223,14 @@ def soak(bundle: Path, frames: int, window: int, threads: int | None, device: st
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--slots", type=click.IntRange(2, 256), default=32, help="The most conversations in one call.")
+@click.option("--slots", type=click.IntRange(2, 256), default=32, help="Largest number of conversations in one call.")
 @click.option("--steps", type=click.IntRange(min=3), default=30, help="Timed steps of each size.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), help="A folder for pictures: slots.svg, ring.svg, threads.svg."
+    "--plot", type=click.Path(path_type=Path), help="Folder for the plots slots.svg, ring.svg and threads.svg."
 )
 @json_option()
 def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bool) -> None:
-    """How BUNDLE's cost on the processor grows with slots, with what a conversation remembers, and with threads."""
+    """Measure how BUNDLE's time on the processor grows with slots, context steps and threads."""
     from pplex.bench.scaling import bench_scaling, scaling_plots
     from pplex.cli.progress import names_bar
     from pplex.runtime.files import check_writable, write_files
@@ -237,9 +248,9 @@ def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bo
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("others", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), help="BUNDLE's checkpoint, to run in torch as well.")
-@click.option("--seeds", type=click.IntRange(min=1), default=50, help="Conversations with each engine.")
-@click.option("--frames", type=click.IntRange(min=1), default=500, help="Of each conversation at most.")
+@click.option("--reference", type=click.Path(path_type=Path), help="BUNDLE's checkpoint, to compare with torch too.")
+@click.option("--seeds", type=click.IntRange(min=1), default=50, help="Conversations with each backend.")
+@click.option("--frames", type=click.IntRange(min=1), default=500, help="Most frames of a conversation.")
 @threads_option()
 @json_option()
 def parting(
@@ -251,7 +262,7 @@ def parting(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Frames until BUNDLE and another engine part that draw with the same seed: at another batch size, in torch, OTHERS."""
+    """Count the frames until BUNDLE differs, with the same seed, from itself at another batch size, torch, or OTHERS."""
     from pplex.bench.parting import bench_parting
 
     echo_report(bench_parting(bundle, others, reference, seeds, frames, threads), as_json)
@@ -260,13 +271,15 @@ def parting(
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--steps", type=click.IntRange(min=2), help="Of the prompt.  [default: 300, or what BUNDLE remembers if less]"
+    "--steps",
+    type=click.IntRange(min=2),
+    help="Steps of the prompt.  [default: 300, or BUNDLE's context if it is shorter]",
 )
 @threads_option()
 @device_option()
 @json_option()
 def priming(bundle: Path, steps: int | None, threads: int | None, device: str | None, as_json: bool) -> None:
-    """A prompt for BUNDLE: one by one against chunks of several sizes, and opening with a persona seen before."""
+    """Time priming (prefill) of BUNDLE: step by step, in chunks of several sizes, and with a cached persona."""
     from pplex.bench.priming import bench_priming
 
     echo_report(bench_priming(bundle, steps, threads, device), as_json)
@@ -274,13 +287,13 @@ def priming(bundle: Path, steps: int | None, threads: int | None, device: str | 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations that it is loaded for.")
+@click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations to load the bundle for.")
 @click.option("--runs", type=click.IntRange(min=1), default=3, help="Loads after the first one.")
 @threads_option()
 @device_option()
 @json_option()
 def load(bundle: Path, slots: int, runs: int, threads: int | None, device: str | None, as_json: bool) -> None:
-    """From nothing to BUNDLE's first spoken frame, each time in a fresh process: time and memory."""
+    """Time and memory from process start to BUNDLE's first frame of speech, in a new process each time."""
     from pplex.bench.load import bench_load
     from pplex.cli.progress import names_bar
 

@@ -1,4 +1,4 @@
-"""The command that speaks with a bundle: run."""
+"""The command that runs a bundle on a recording: run."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,10 @@ DEFAULT_PERSONA = (  # the reference's
 
 @command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--input-wav", required=True, help="The user's side: wav, flac or ogg, any rate; - for standard input.")
-@click.option("--output-wav", required=True, help="The agent's side, as long as the input; - for standard output.")
+@click.option(
+    "--input-wav", required=True, help="What the user says: wav, flac or ogg, any rate; - for standard input."
+)
+@click.option("--output-wav", required=True, help="What the agent says, as long as the input; - for standard output.")
 @click.option(
     "--output-text", required=True, help="JSON list with the text piece of each frame; - for standard output."
 )
@@ -26,10 +28,10 @@ DEFAULT_PERSONA = (  # the reference's
     "--voice",
     "--voice-prompt",
     default=DEFAULT_VOICE,
-    help="One of the bundle's voices, an audio file of the voice to take on, or none.",
+    help="A voice of the bundle, an audio file of the voice to imitate, or none.",
 )
 @click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona.")
-@click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Of the sampling; -1: another one each time.")
+@click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Seed of the sampling; -1: a new one each time.")
 @click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")
 @click.option("--temp-audio", type=float, default=0.8, help="Temperature of the audio tokens.")
 @click.option("--temp-text", type=float, default=0.7, help="Temperature of the text tokens.")
@@ -57,7 +59,7 @@ def run(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Let the model of BUNDLE listen to a recording: its speech and its text come out."""
+    """Run BUNDLE on a recording: write what the agent says, as audio and as text."""
     from pplex.cli.progress import frames_bar
     from pplex.runtime.offline import Conversation, run_offline
     from pplex.runtime.session import GREEDY, Sampling
