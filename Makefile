@@ -1,8 +1,8 @@
 # make demo         a tiny random model, exported, bundled and spoken to
-# make check        style, types and the fast tests: what to run after each change
+# make check        style, types, imports and the fast tests: what to run after each change
 # make test         every test, with the packages of requirements/
 # make test-newest  the same tests with the newest packages that pip finds
-# make lint         style and types
+# make lint         style, types and which folder imports which
 # make lock         newer packages in requirements/
 PYTHON ?= python3
 BIN := .venv/bin
@@ -90,13 +90,14 @@ lock:
 	npm install --prefix requirements --package-lock-only --omit-lockfile-registry-resolved
 
 export MYPY_CACHE_DIR := $(CURDIR)/.cache/mypy
-# The folders install as pplex.*; a tree of links shows them to mypy under that name.
+# The folders install as pplex.*; a tree of links shows them to mypy and import-linter under that name.
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf .cache/types && mkdir -p .cache/types/pplex
 	for package in $(PACKAGES); do ln -s ../../../$$package .cache/types/pplex/$$package; done
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml $(PACKAGES:%=-p pplex.%)
+	PYTHONPATH=.cache/types $(BIN)/lint-imports --cache-dir .cache/imports
 	cd benchmarks && MYPYPATH=../.cache/types ../$(BIN)/mypy --config-file ../pyproject.toml gpu.py gpu_probes.py gpu_wheels.py
 
 clean:

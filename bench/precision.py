@@ -10,7 +10,7 @@ from pplex.bench.measure import machine
 from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import token_history, unheard_pieces
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import weights_nbytes
@@ -71,7 +71,9 @@ def bench_precision(
         def drift_of(precision: str, calibration: str | None) -> DriftSummary:
             progress(precision if calibration is None else f"{precision}, calibrated")
             options = BuildOptions(precision=parse_precision(precision), calibration=calibration)
-            bundle = open_bundle(build(Source(checkpoint, None, None), Path(scratch) / "bundle", options), verify=False)
+            bundle = open_bundle(
+                build(CheckpointSource(checkpoint, None, None), Path(scratch) / "bundle", options), verify=False
+            )
             stages = Stages(widen_bundle(bundle), slots=1, logits=True)
             expected = reference_blocks(opened, config, codes)
             return DriftSummary.of(drift(engine_blocks(stages, codes), expected, codes))

@@ -34,7 +34,7 @@ _MODULES = {
 
 
 class _Group(click.Group):
-    """The commands, each imported when it is asked for. What the user can mend becomes a message with exit code 1."""
+    """The commands, each imported when it is used. An error that the user can fix becomes a message with exit code 1."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_MODULES)
@@ -59,24 +59,24 @@ class _Group(click.Group):
 
 @contextmanager
 def _messages() -> Iterator[None]:
-    """Show our errors, libraries that cannot be loaded and files that cannot be used; a defect keeps its traceback."""
+    """Turn our errors, and those of libraries and files, into messages. A bug of ours keeps its traceback."""
     try:
         yield
     except PplexError as error:
         raise click.ClickException(f"{error}{_hint(error)}") from error
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone
+        sys.stderr.close()  # the program that reads our output has ended
         raise SystemExit(1) from None
     except Exception as error:
-        told = library_error(error) or (access_error(error) if isinstance(error, OSError) else None)
-        if told is None:
+        known = library_error(error) or (access_error(error) if isinstance(error, OSError) else None)
+        if known is None:
             raise
-        raise click.ClickException(f"{told}{_hint(told)}") from error
+        raise click.ClickException(f"{known}{_hint(known)}") from error
 
 
 def _hint(error: PplexError) -> str:
-    """Where the machine is what is wrong, doctor knows more."""
-    return "\npplex-export doctor says what works on this machine." if isinstance(error, EngineError) else ""
+    """Engine errors are mostly faults of the machine, which doctor examines."""
+    return "\nTo check this machine: pplex-export doctor" if isinstance(error, EngineError) else ""
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -84,4 +84,4 @@ def _hint(error: PplexError) -> str:
 def main() -> None:
     """Make NVIDIA's PersonaPlex deployable: export it, compile it, run it without PyTorch."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we clean up as for Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C

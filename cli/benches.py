@@ -1,37 +1,26 @@
-"""Measuring: bench codec, floor, frame, host, load, moshi, parting, precision, priming, scaling, soak, stages, torch."""
+"""The command bench, whose subcommands measure time and memory."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pplex.cli.command import Group
-from pplex.cli.talk import DEVICE
+from pplex.cli.options import device_option, echo_report, json_option, threads_option
 
 if TYPE_CHECKING:
     from pplex.bench.ladder import Extent
 
 
-class _Report(Protocol):
-    def to_dict(self) -> Any: ...
-
-    def to_text(self) -> str: ...
-
-
-def _print(report: _Report, as_json: bool) -> None:
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
-
-
 @click.group(cls=Group)
 def bench() -> None:
-    """Measure: latency per stage with median and p99, and memory."""
+    """Measure latency per stage (median and p99) and memory."""
 
 
-def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of a command that measures a side of the ladder, given to it as `extent`, and `as_json`."""
+def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of a command that measures one backend of the sweep: passed to it as `extent` and `as_json`."""
 
     @functools.wraps(command)
     def with_extent(
@@ -51,19 +40,23 @@ def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
         command(*args, extent=Extent(slots, remembered or REMEMBERED, frames, device, out), **rest)
 
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("--out", type=click.Path(path_type=Path), help="JSON, kept after every rung and continued from."),
+        json_option(),
         click.option(
-            "--device", type=click.Choice(["cpu", "cuda"]), help="What to measure.  [default: a GPU where there is one]"
+            "--out",
+            type=click.Path(path_type=Path),
+            help="JSON file, saved after each point; an existing file is resumed.",
         ),
+        device_option("What to measure.  [default: a GPU if there is one]"),
         click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
         click.option(
             "--remembered",
             type=click.IntRange(0, 1 << 20),
             multiple=True,
-            help="Steps that each conversation remembers; may be given several times.  [default: 0, 1000, 3000, 6000]",
+            help="Context steps of each conversation; can be repeated.  [default: 0, 1000, 3000, 6000]",
         ),
-        click.option("--slots", type=click.IntRange(1, 256), default=64, help="The most conversations at once."),
+        click.option(
+            "--slots", type=click.IntRange(1, 256), default=64, help="Largest number of conversations at once."
+        ),
     ):
         with_extent = option(with_extent)
     return with_extent
@@ -71,12 +64,12 @@ def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_ladder_options
+@_sweep_options
 def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
-    """Every stage of BUNDLE's frame beside its floor: 1, 2, 4, ... conversations, until 80 ms or memory end it."""
+    """Time each stage of BUNDLE's frame against its floor, for 1, 2, 4, ... conversations, up to 80 ms or full memory."""
     from pplex.bench.stages import bench_stages
 
-    _print(bench_stages(bundle, extent), as_json)
+    echo_report(bench_stages(bundle, extent), as_json)
 
 
 @bench.command("torch", prints=True)
@@ -85,68 +78,66 @@ def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
     "--how",
     type=click.Choice(["eager", "graphs", "compiled", "autotuned"]),
     required=True,
-    help="PyTorch as it is, stages as CUDA graphs, or by torch.compile too, which may try out kernels for minutes.",
+    help="Plain PyTorch, CUDA graphs, torch.compile, or torch.compile that searches for kernels for minutes.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["bf16", "fp16", "fp32"]),
     default="bf16",
-    help="Of the language model; the codec is in fp32.",
+    help="Precision of the language model; the codec is in fp32.",
 )
-@_ladder_options
+@_sweep_options
 def torch_stages(checkpoint: Path, how: str, precision: str, extent: "Extent", as_json: bool) -> None:
-    """The stages as PyTorch runs them, in a table as of `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
+    """Time the stages in PyTorch, in the same table as `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
     from pplex.bench.torch_side import bench_torch
 
-    _print(bench_torch(checkpoint, how, precision, extent), as_json)
+    echo_report(bench_torch(checkpoint, how, precision, extent), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@_ladder_options
+@_sweep_options
 def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
-    """The PyPI package moshi in a table as of `bench stages`: its model in bf16, random weights, CHECKPOINT's sizes."""
+    """Time the PyPI package moshi, in the same table as `bench stages`: bf16, random weights, CHECKPOINT's sizes."""
     from pplex.bench.moshi_side import bench_moshi
 
-    _print(bench_moshi(checkpoint, extent), as_json)
+    echo_report(bench_moshi(checkpoint, extent), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option()
+@json_option()
 def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> None:
-    """The codec of CHECKPOINT: its exported graphs against our torch modules, and rustymimi where that is installed."""
+    """Time CHECKPOINT's codec: exported graphs against our torch modules, and rustymimi if it is installed."""
     from pplex.bench.codec import bench_codec
 
-    report = bench_codec(checkpoint, frames, threads)
-    _print(report, as_json)
+    echo_report(bench_codec(checkpoint, frames, threads), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--sessions", type=click.IntRange(min=1), default=1, help="Conversations stepped together.")
 @click.option("--frames", type=click.IntRange(min=20), default=200, help="Timed frames, after 20 to warm up.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@DEVICE
-@click.option("--profile", is_flag=True, help="Every graph's operators instead, on the processor.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option()
+@device_option()
+@click.option("--profile", is_flag=True, help="Time the operators of each graph instead, on the processor.")
+@json_option()
 def frame(
     bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None, profile: bool, as_json: bool
 ) -> None:
-    """A whole frame of BUNDLE: every stage, with primed sessions that sample at the default settings."""
+    """Time a whole frame of BUNDLE, stage by stage, with primed sessions and default sampling."""
     if profile:
         if device == "cuda":
-            raise click.UsageError("Operators are told apart on the processor only: leave --device out.")
+            raise click.UsageError("--profile works on the processor only: leave --device out.")
         from pplex.bench.profile import profile_frame
 
-        _print(profile_frame(bundle, sessions, frames, threads), as_json)
+        echo_report(profile_frame(bundle, sessions, frames, threads), as_json)
         return
     from pplex.bench.frame import bench_frame
 
-    report = bench_frame(bundle, sessions, frames, threads, device)
-    _print(report, as_json)
+    echo_report(bench_frame(bundle, sessions, frames, threads, device), as_json)
 
 
 @bench.command(prints=True)
@@ -155,16 +146,15 @@ def frame(
     "--sessions",
     type=click.IntRange(min=1),
     multiple=True,
-    help="Conversations stepped together; may be given several times.  [default: 1, 8 and 64]",
+    help="Conversations stepped together; can be repeated.  [default: 1, 8 and 64]",
 )
 @click.option("--frames", type=click.IntRange(min=20), default=500, help="Timed frames, after 20 to warm up.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) -> None:
-    """What Python takes of a frame of BUNDLE beside the engines: with engines that do nothing, time and memory."""
+    """Time and memory of our Python code in a frame of BUNDLE, measured with engines that do nothing."""
     from pplex.bench.host import SESSIONS, bench_host
 
-    report = bench_host(bundle, sessions or SESSIONS, frames)
-    _print(report, as_json)
+    echo_report(bench_host(bundle, sessions or SESSIONS, frames), as_json)
 
 
 @bench.command(prints=True)
@@ -173,36 +163,36 @@ def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) ->
     "--frames",
     type=click.IntRange(min=20),
     default=100,
-    help="Of speech after the prompt, as far as the model remembers.",
+    help="Frames of speech after the prompt, at most the model's context.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
-    """CHECKPOINT in every precision: megabytes, and drift from float32 on the same forced steps."""
+    """Compare all precisions of CHECKPOINT: megabytes, and drift from float32 on the same forced steps."""
     from pplex.bench.precision import bench_precision
     from pplex.cli.progress import names_bar
 
     with names_bar("build") as progress:
-        report = bench_precision(checkpoint, frames, progress)
-    _print(report, as_json)
+        echo_report(bench_precision(checkpoint, frames, progress), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(min=5), default=40, help="Timed steps of each side, which take turns.")
+@click.option(
+    "--steps", type=click.IntRange(min=5), default=40, help="Timed steps of each backend; backends take turns."
+)
 @click.option(
     "--torch-layers",
     type=click.IntRange(min=0),
     default=4,
-    help="Layers of the temporal transformer that torch gets; its time is scaled. 0: without torch.",
+    help="Layers of the temporal transformer in torch; the time is scaled to all. 0: without torch.",
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option()
+@json_option()
 def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_json: bool) -> None:
-    """A step of BUNDLE's language model against reading its weights once from memory, and against torch in bfloat16."""
+    """Time a step of BUNDLE's language model against one read of its weights from memory, and against torch in bfloat16."""
     from pplex.bench.floor import bench_floor
 
-    report = bench_floor(bundle, steps, threads, torch_layers)
-    _print(report, as_json)
+    echo_report(bench_floor(bundle, steps, threads, torch_layers), as_json)
 
 
 @bench.command(prints=True)
@@ -211,34 +201,36 @@ def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_j
     "--frames",
     type=click.IntRange(min=80),
     default=38_000,
-    help="Of the conversation; two windows of at least 20, and as many before and between them.",
+    help="Frames of the conversation, at least 80.",
 )
 @click.option(
-    "--window", type=click.IntRange(min=20), default=1_000, help="Frames timed at each end, a quarter of all at most."
+    "--window",
+    type=click.IntRange(min=20),
+    default=1_000,
+    help="Frames timed at the start and at the end, at most a quarter of all.",
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option()
+@device_option()
+@json_option()
 def soak(bundle: Path, frames: int, window: int, threads: int | None, device: str | None, as_json: bool) -> None:
-    """A long conversation with BUNDLE, as fast as it goes: is it as quick, as small and in time at its end?"""
+    """Run a long conversation with BUNDLE at full speed: do time and memory of a frame stay the same to the end?"""
     from pplex.bench.soak import bench_soak
     from pplex.cli.progress import frames_bar
 
     with frames_bar(frames) as progress:
-        report = bench_soak(bundle, frames, window, threads, device, progress)
-    _print(report, as_json)
+        echo_report(bench_soak(bundle, frames, window, threads, device, progress), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--slots", type=click.IntRange(2, 256), default=32, help="The most conversations in one call.")
+@click.option("--slots", type=click.IntRange(2, 256), default=32, help="Largest number of conversations in one call.")
 @click.option("--steps", type=click.IntRange(min=3), default=30, help="Timed steps of each size.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), help="A folder for pictures: slots.svg, ring.svg, threads.svg."
+    "--plot", type=click.Path(path_type=Path), help="Folder for the plots slots.svg, ring.svg and threads.svg."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bool) -> None:
-    """How BUNDLE's cost on the processor grows with slots, with what a conversation remembers, and with threads."""
+    """Measure how BUNDLE's time on the processor grows with slots, context steps and threads."""
     from pplex.bench.scaling import bench_scaling, scaling_plots
     from pplex.cli.progress import names_bar
     from pplex.runtime.files import check_writable, write_files
@@ -250,17 +242,17 @@ def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bo
         report = bench_scaling(bundle, slots, steps, progress)
     if plot:
         write_files({str(plot / name): picture for name, picture in scaling_plots(report).items()})
-    _print(report, as_json)
+    echo_report(report, as_json)
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("others", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), help="BUNDLE's checkpoint, to run in torch as well.")
-@click.option("--seeds", type=click.IntRange(min=1), default=50, help="Conversations with each engine.")
-@click.option("--frames", type=click.IntRange(min=1), default=500, help="Of each conversation at most.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--reference", type=click.Path(path_type=Path), help="BUNDLE's checkpoint, to compare with torch too.")
+@click.option("--seeds", type=click.IntRange(min=1), default=50, help="Conversations with each backend.")
+@click.option("--frames", type=click.IntRange(min=1), default=500, help="Most frames of a conversation.")
+@threads_option()
+@json_option()
 def parting(
     bundle: Path,
     others: tuple[Path, ...],
@@ -270,40 +262,40 @@ def parting(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Frames until BUNDLE and another engine part that draw with the same seed: at another batch size, in torch, OTHERS."""
+    """Count the frames until BUNDLE differs, with the same seed, from itself at another batch size, torch, or OTHERS."""
     from pplex.bench.parting import bench_parting
 
-    _print(bench_parting(bundle, others, reference, seeds, frames, threads), as_json)
+    echo_report(bench_parting(bundle, others, reference, seeds, frames, threads), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--steps", type=click.IntRange(min=2), help="Of the prompt.  [default: 300, or what BUNDLE remembers if less]"
+    "--steps",
+    type=click.IntRange(min=2),
+    help="Steps of the prompt.  [default: 300, or BUNDLE's context if it is shorter]",
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option()
+@device_option()
+@json_option()
 def priming(bundle: Path, steps: int | None, threads: int | None, device: str | None, as_json: bool) -> None:
-    """A prompt for BUNDLE: one by one against chunks of several sizes, and opening with a persona seen before."""
+    """Time priming (prefill) of BUNDLE: step by step, in chunks of several sizes, and with a cached persona."""
     from pplex.bench.priming import bench_priming
 
-    report = bench_priming(bundle, steps, threads, device)
-    _print(report, as_json)
+    echo_report(bench_priming(bundle, steps, threads, device), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations that it is loaded for.")
+@click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations to load the bundle for.")
 @click.option("--runs", type=click.IntRange(min=1), default=3, help="Loads after the first one.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@threads_option()
+@device_option()
+@json_option()
 def load(bundle: Path, slots: int, runs: int, threads: int | None, device: str | None, as_json: bool) -> None:
-    """From nothing to BUNDLE's first spoken frame, each time in a fresh process: time and memory."""
+    """Time and memory from process start to BUNDLE's first frame of speech, in a new process each time."""
     from pplex.bench.load import bench_load
     from pplex.cli.progress import names_bar
 
     with names_bar("load") as progress:
-        report = bench_load(bundle, slots, runs, threads, device, progress)
-    _print(report, as_json)
+        echo_report(bench_load(bundle, slots, runs, threads, device, progress), as_json)

@@ -22,10 +22,14 @@ from pplex.runtime.precision import PRECISIONS, parse_precision
     "--size",
     type=click.Choice(["tiny", "small", "full"]),
     default="tiny",
-    help="full: the released model's, 17 GB; small: 0.4 GB.",
+    help="full: the released model's size, 17 GB; small: 0.4 GB.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the weights.")
-@click.option("--outliers", is_flag=True, help="Plant heavy channels, as trained models have: hard to quantize.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the weights.")
+@click.option(
+    "--outliers",
+    is_flag=True,
+    help="Add channels with large values, as trained models have; they are hard to quantize.",
+)
 def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     """Write a random checkpoint in the hub's layout to the folder OUT, for tests, demos and benchmarks."""
     from pplex.cli.progress import bytes_bar
@@ -44,28 +48,27 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     "--depth-steps",
     type=click.Choice([str(CODEBOOKS), str(2 * CODEBOOKS)]),
     default=str(CODEBOOKS),
-    help="Steps of the depth graph. The user's 8 change no output and only serve teacher-forced checks.",
+    help="Steps of the depth graph. The 8 of the user do not change the output; teacher-forced checks use them.",
 )
 @click.option(
     "--precision",
     default="fp32",
-    help=f"Of the language model: {', '.join(PRECISIONS)}; or per graph, such as temporal=int4,depth=int8,mimi_decode=fp16.",
+    help=f"{', '.join(PRECISIONS)} for the language model; or per graph: temporal=int4,depth=int8,mimi_decode=fp16.",
 )
 @click.option(
     "--calibration",
     default="default",
     help="For fp8 and int4: a folder of recordings, an earlier bundle, default (synthetic speech), or none.",
 )
+@click.option("--capacity", type=int, help="Context steps, 12.5 a second.  [default: the checkpoint's, 4 minutes]")
 @click.option(
-    "--capacity", type=int, help="Steps that are remembered, 12.5 a second.  [default: the checkpoint's, 4 minutes]"
+    "--gpu",
+    help="Compile engines for this GPU: rtx-4090, sm_89, local, ...; pplex-export plan lists names.  [default: none]",
 )
 @click.option(
-    "--gpu", help="Compile engines for it: rtx-4090, sm_89, local, ...; pplex-export plan lists them.  [default: none]"
+    "--slots", type=click.IntRange(1, MAX_SLOTS), default=DEFAULT_SLOTS, help="Most conversations at once in an engine."
 )
-@click.option(
-    "--slots", type=click.IntRange(1, MAX_SLOTS), default=DEFAULT_SLOTS, help="Conversations an engine holds."
-)
-@click.option("--no-validate", is_flag=True, help="Leave out the short validation at the end; the manifest says so.")
+@click.option("--no-validate", is_flag=True, help="Skip the short validation at the end; the manifest records that.")
 @engine_options
 def build(
     source: str,
@@ -82,8 +85,8 @@ def build(
 ) -> None:
     """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle.
 
-    A build that is interrupted keeps the graphs it has finished: the same command goes on from there. It ends with a short
-    validation: exit code 1 if the bundle, which is kept, is not the same model within its precision's tolerances.
+    An interrupted build keeps its finished graphs: run the same command to resume. A build ends with a short validation:
+    exit code 1 if the bundle differs from the checkpoint by more than its precision's tolerances. The bundle is kept.
     """
     from pplex.cli.progress import build_progress
     from pplex.engines.library import DEFAULT_OPTIONS
@@ -97,11 +100,11 @@ def build(
 
     if gpu is None and (engine_options != DEFAULT_OPTIONS or slots != DEFAULT_SLOTS):
         raise click.UsageError(
-            "--slots, --tf32, --workspace-mb, --optimization-level and --compiled-for are of engines: name a --gpu."
+            "--slots, --tf32, --workspace-mb, --optimization-level and --compiled-for apply to engines only: add --gpu."
         )
     target = None if gpu is None else parse_gpu(gpu)
     if target is not None and engine_options.compiled_for is not None:
-        target = replace(target, kind=TENSORRT_RTX)  # also for those it is not made for
+        target = replace(target, kind=TENSORRT_RTX)  # even if TensorRT is the library for this GPU
     options = BuildOptions(
         int(depth_steps),
         parse_precision(precision),
@@ -118,7 +121,7 @@ def build(
             build_bundle(checkpoint, out, options, progress, tell, unchecked if no_validate else check_build)
     except (KeyboardInterrupt, BuildError, OutputError):
         if os.path.exists(partial_folder(out) / STEPS_FILE):
-            click.echo(f"What is finished is in {partial_folder(out)}: the same command goes on from there.", err=True)
+            click.echo(f"Finished graphs are in {partial_folder(out)}: run the same command to resume.", err=True)
         raise
     click.echo(out)
     parity = open_bundle(out, verify=False).manifest["parity"]

@@ -1,4 +1,4 @@
-"""What all commands have in common: no value is empty by accident, and a result has somewhere to go."""
+"""What all commands share: they refuse empty values, and a closed standard output for their result."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ import click
 
 from pplex.runtime.errors import ConfigError, OutputError
 
-MAY_BE_EMPTY = {"text_prompt", "personas"}  # an empty persona is no persona
+MAY_BE_EMPTY = {"text_prompt", "personas"}  # empty: without a persona
 
 
 class Command(click.Command):
-    """A command that takes no empty value, as an unset shell variable gives one.
+    """A command that refuses empty values: they usually come from an unset shell variable.
 
-    `prints`: its result is what it prints, so that it refuses to work for a closed standard output.
+    `prints`: the command's result is its output, so it refuses a closed standard output.
     """
 
     def __init__(self, *args: Any, prints: bool = False, **rest: Any):
@@ -47,20 +47,20 @@ command = partial(click.command, cls=Command)
 
 
 def _check_filled(context: click.Context, parameter: click.Parameter, given: Mapping[str, Any]) -> None:
-    """Raise UsageError for an empty value on the command line, or in the variable that stands in for one."""
+    """Raise UsageError for an empty value on the command line, or in the environment variable of an option."""
     texts = list(_texts(given.get(str(parameter.name))))
     if any(not text.strip() for text in texts):
         name, advice = parameter.human_readable_name, "Name one"
         if isinstance(parameter, click.Option):
             name, advice = parameter.opts[0], "Give it a value, or leave it out"
-        raise click.UsageError(f"{name} is empty. {advice}. Is a shell variable not set?", context)
+        raise click.UsageError(f"{name} is empty. {advice}. Maybe a shell variable is not set.", context)
     variable = parameter.envvar
     if isinstance(variable, str) and not texts and variable in os.environ and not os.environ[variable].strip():
         raise click.UsageError(f"{variable} is set, but empty. Give it a value, or unset it.", context)
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts in a value as the parser has it: one, or a list of one, or of several for each time it was given."""
+    """All texts in a parsed value, which can be a text or a nested list of texts."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple):
@@ -69,10 +69,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """A callback that brings a text, or each of several, into the form that `parse` gives it.
-
-    Its ConfigError is one of usage.
-    """
+    """A callback that parses a text, or each of several texts. A ConfigError becomes a usage error."""
 
     def callback(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""The command that looks at the machine: doctor."""
+"""The command that examines the machine: doctor."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import command
+from pplex.cli.options import device_option, json_option
 from pplex.doctor.findings import AIMS, Question
 
 _FOR_BUILD, _FOR_SERVE = ("out", "precision", "gpu", "hub"), ("slots", "host", "port", "tls_folder")
@@ -16,23 +17,25 @@ _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERV
 @command(prints=True)
 @click.argument("aim", required=False, metavar="[build|run|serve]")
 @click.argument("source", required=False)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bundle"), help="Where a build would go.")
-@click.option("--precision", help="That a build would have.  [default: what fits is listed]")
-@click.option("--gpu", help="That a build would compile engines for, as for build.")
-@click.option("--hub", is_flag=True, help="Ask the hub, too: login, and access to the repository.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What ONNX graphs would run on, as for run.")
-@click.option("--slots", type=click.IntRange(1), default=8, help="Conversations that would be served at once.")
-@click.option("--host", default="127.0.0.1", help="Address that a server would listen at.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8998, help="Its port.")
-@click.option("--ssl", "tls_folder", type=click.Path(path_type=Path), help="Its folder with cert.pem and key.pem.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bundle"), help="Folder of the planned bundle.")
+@click.option("--precision", help="Precision of the planned bundle.  [default: list what fits]")
+@click.option("--gpu", help="GPU to compile engines for, as for build.")
+@click.option("--hub", is_flag=True, help="Also ask the hub: login, and access to the repository.")
+@device_option("Where ONNX graphs would run, as for run.")
+@click.option("--slots", type=click.IntRange(1), default=8, help="Conversations to serve at once.")
+@click.option("--host", default="127.0.0.1", help="Address the server would listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8998, help="Port of the server.")
+@click.option(
+    "--ssl", "tls_folder", type=click.Path(path_type=Path), help="Folder of the server with cert.pem and key.pem."
+)
+@json_option()
 @click.pass_context
 def doctor(context: click.Context, /, aim: str | None, source: str | None, as_json: bool, **options: Any) -> None:
-    """What this machine can do, and the next command: is everything here to build, to run, to serve?
+    """Check whether this machine can build, run and serve, and print the next command.
 
-    SOURCE is the bundle to run or serve, or the checkpoint to build: a folder or a repository. Nothing is sent anywhere
-    without --hub. Exit code 1 where the command that was named cannot work; without a name all three are looked at, and
-    the exit code is 0.
+    SOURCE is the bundle to run or serve, or the checkpoint to build: a folder or a repository. Nothing is sent over the
+    network without --hub. Exit code 1 if the named command cannot work. Without a name, doctor checks all three commands
+    and the exit code is 0.
     """
     from pplex.doctor.examination import diagnose
     from pplex.doctor.report import to_dict, to_text
@@ -55,11 +58,11 @@ def doctor(context: click.Context, /, aim: str | None, source: str | None, as_js
 
 
 def _refuse_irrelevant(context: click.Context, aim: str | None) -> None:
-    """An option that the named command does not look at would be passed over in silence."""
+    """Refuse options that the named command does not use, instead of ignoring them."""
     given = (name for name in _IRRELEVANT.get(aim or "", ()) if _is_given(context, name))
     for name in given:
         option = "--ssl" if name == "tls_folder" else f"--{name}"
-        raise click.UsageError(f"{option} has no meaning for doctor {aim}.")
+        raise click.UsageError(f"{option} has no effect on doctor {aim}: leave it out.")
 
 
 def _is_given(context: click.Context, name: str) -> bool:

@@ -1,7 +1,6 @@
-"""What `build` can ask of an engine's builder, and the commands that look at engines: inspect and plan."""
+"""Options of `build` for engines, and the commands about bundles and GPUs: inspect and plan."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,24 @@ from typing import Any
 import click
 
 from pplex.cli.command import command
+from pplex.cli.options import echo_report, json_option
 from pplex.runtime.config import MIN_CAPACITY
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of the builder, given to the command as one argument `engine_options`."""
+    """Options of the engine builder, passed to the command as one argument, `engine_options`."""
 
-    @click.option(
-        "--tf32", is_flag=True, help="Let float32 products round their factors to TF32: faster, flips tokens."
-    )
-    @click.option("--workspace-mb", type=click.IntRange(min=1), help="Scratch memory of an engine at most, in MiB.")
+    @click.option("--tf32", is_flag=True, help="Compute float32 products in TF32: faster, changes some tokens.")
+    @click.option("--workspace-mb", type=click.IntRange(min=1), help="Limit of an engine's scratch memory, in MiB.")
     @click.option(
         "--optimization-level",
         type=click.IntRange(0, 5),
-        help="How long TensorRT searches for kernels. Not TensorRT-RTX.",
+        help="How long TensorRT searches for kernels. Not for TensorRT-RTX.",
     )
     @click.option(
         "--compiled-for",
         metavar="own|any|sm_NN",
-        help="Compile with TensorRT-RTX whatever the GPU, for its own architecture, for none in particular, or for another.",
+        help="Compile with TensorRT-RTX for any GPU: for its own architecture, for any architecture, or for the named one.",
     )
     @functools.wraps(command)
     def with_options(
@@ -41,7 +39,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from pplex.engines.library import COMPILED_FOR, EngineOptions
 
         if compiled_for not in (None, *COMPILED_FOR):
-            raise click.UsageError(f"--compiled-for is one of {', '.join(COMPILED_FOR)}.")
+            raise click.UsageError(
+                f"--compiled-for {compiled_for} is unknown. Choose one of {', '.join(COMPILED_FOR)}."
+            )
         options = EngineOptions(tf32, workspace_mb, optimization_level, compiled_for)
         return command(*args, engine_options=options, **rest)
 
@@ -50,18 +50,17 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def inspect(bundle: Path, as_json: bool) -> None:
-    """What BUNDLE holds: engines, GPU, precisions, layers, and the memory a session takes."""
+    """Show the contents of BUNDLE: engines, GPU, precisions, layers, and memory per session."""
     from pplex.engines.bundle_report import report_bundle
 
-    report = report_bundle(bundle)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    echo_report(report_bundle(bundle), as_json)
 
 
 @command(prints=True)
 @click.argument("source", required=False, type=click.Path(path_type=Path))
-@click.option("--gpu", "gpus", multiple=True, help="A name, sm_89 or local; can be repeated.  [default: every name]")
+@click.option("--gpu", "gpus", multiple=True, help="A name, sm_89 or local; can be repeated.  [default: all names]")
 @click.option("--precision", "precisions", multiple=True, help="As for build; can be repeated.")
 @click.option(
     "--capacity",
@@ -70,12 +69,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
     multiple=True,
     help="Steps of context, 80 ms each.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def plan(
     source: Path | None, gpus: tuple[str, ...], precisions: tuple[str, ...], capacities: tuple[int, ...], as_json: bool
 ) -> None:
-    """How many conversations fit which GPU: of SOURCE, a bundle's or a checkpoint's folder, or of the released model."""
+    """Show how many conversations fit each GPU, for the bundle or checkpoint SOURCE or for the released model."""
     from pplex.engines.plan_report import report_plans
 
-    report = report_plans(source, gpus, precisions, capacities)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    echo_report(report_plans(source, gpus, precisions, capacities), as_json)

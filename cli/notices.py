@@ -1,4 +1,4 @@
-"""What a user should know of audio that was used, as lines on standard error."""
+"""Warnings about the user's audio, as lines on standard error."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pplex.runtime.errors import AudioWarning
 
 @contextmanager
 def notices() -> Iterator[list[str]]:
-    """Within it, each AudioWarning is printed once, as one line. Gives those printed so far."""
+    """Print each AudioWarning once, as one line. Yields the list of printed warnings, which grows."""
     printed: list[str] = []
 
     def show(

@@ -16,7 +16,7 @@ def bytes_bar(name: str, total: int) -> Iterator[Any]:
 
 @contextmanager
 def build_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that names what `export.build` is at, and counts the bytes of weights written."""
+    """A bar that shows the stage of `export.build` and counts bytes of weights."""
     with tqdm(desc="build", unit="B", unit_scale=True, mininterval=0.2) as bar:
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -36,6 +36,6 @@ def frames_bar(total: int) -> Iterator[Callable[[], Any]]:
 
 @contextmanager
 def names_bar(name: str) -> Iterator[Callable[[str], None]]:
-    """A line that tells what is worked on, and for how long."""
+    """A line with the current stage and the time so far."""
     with tqdm(desc=name, bar_format="{desc} {elapsed}", mininterval=0.2) as bar:
         yield lambda stage: bar.set_description(f"{name} {stage}")

@@ -1,4 +1,4 @@
-"""The commands around the server: serve a bundle to many, and load a server."""
+"""The commands of the server: serve a bundle, and load-test a server."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import checked, command
-from pplex.cli.talk import DEVICE
+from pplex.cli.options import device_option, json_option, threads_option
 from pplex.runtime.files import check_writable, write_files
 from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
 
@@ -23,11 +23,11 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "--host",
     default="127.0.0.1",
     callback=checked(parse_host),
-    help="Address or name to listen at; 0.0.0.0 for all of this machine's, :: for those of IPv6 too.",
+    help="Address or name to listen on; 0.0.0.0 for all IPv4 addresses, :: for IPv6 too.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8998, help="0 for any that is free.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8998, help="Port to listen on; 0: any free port.")
 @click.option("--ssl", "tls_folder", type=FOLDER, help="Folder with cert.pem and key.pem: serve over TLS.")
-@click.option("--self-signed", is_flag=True, help="Serve over TLS with a certificate made for this run.")
+@click.option("--self-signed", is_flag=True, help="Serve over TLS with a new certificate for this run.")
 @click.option(
     "--token",
     "tokens",
@@ -35,14 +35,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     envvar="PPLEX_TOKEN",
     show_envvar=True,
     callback=checked(parse_token),
-    help="What a client must know to talk; may be repeated. In the environment other users do not see it.",
+    help="Token that clients must send; can be repeated. Other users cannot see it in the environment variable.",
 )
 @click.option(
     "--origin",
     "origins",
     multiple=True,
     callback=checked(parse_origin),
-    help="Origin of other pages that may talk, such as https://example.org, or *; may be repeated.",
+    help="Origin of other pages that may connect, such as https://example.org, or *; can be repeated.",
 )
 @click.option(
     "--trusted-proxy",
@@ -50,9 +50,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     multiple=True,
     metavar="ADDRESS",
     callback=checked(parse_network),
-    help="IP address or network of a proxy whose X-Forwarded-Host and -Proto are believed; may be repeated.",
+    help="IP address or network of a proxy whose X-Forwarded-Host and -Proto are trusted; can be repeated.",
 )
-@click.option("--static", type=FOLDER, help="Folder served at / instead of our own page.")
+@click.option("--static", type=FOLDER, help="Folder to serve at / instead of our page.")
 @click.option("--queue", type=click.IntRange(0), default=16, help="Clients that may wait for a slot.")
 @click.option(
     "--queue-seconds", "queue_s", type=click.FloatRange(0, min_open=True), default=120, help="Longest wait for a slot."
@@ -63,17 +63,21 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     type=click.FloatRange(0, 40),
     default=10,
     callback=lambda context, parameter, milliseconds: milliseconds / 1000,
-    help="A frame's wait for others.",
+    help="How long a frame waits for frames of other clients.",
 )
 @click.option(
     "--backlog",
     "backlog_frames",
     type=click.IntRange(1, 25),
     default=4,
-    help="Late frames of a client that are still heard.",
+    help="Late frames of a client to keep; older ones are dropped.",
 )
 @click.option(
-    "--idle-seconds", "idle_s", type=click.FloatRange(1), default=60, help="A client may send no audio for as long."
+    "--idle-seconds",
+    "idle_s",
+    type=click.FloatRange(1),
+    default=60,
+    help="Disconnect a client that sends no audio for this long.",
 )
 @click.option(
     "--max-minutes",
@@ -88,19 +92,19 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "resume_s",
     type=click.FloatRange(0),
     default=30,
-    help="A lost client may return; 0: it may not.",
+    help="Time for a lost client to reconnect; 0: never.",
 )
 @click.option(
     "--drain-seconds", "drain_s", type=click.FloatRange(0), default=30, help="Time to finish after SIGTERM or Ctrl-C."
 )
-@click.option("--record", "recordings", type=FOLDER, help="Keep both sides of every conversation in this folder.")
-@click.option("--log-prompts", is_flag=True, help="Let personas appear in the log.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engine.  [default: all but one]")
-@DEVICE
+@click.option("--record", "recordings", type=FOLDER, help="Record both speakers of each conversation in this folder.")
+@click.option("--log-prompts", is_flag=True, help="Write personas to the log.")
+@threads_option("Processor threads of the engine.  [default: all but one]")
+@device_option()
 @click.option(
     "--one-batch-size",
     is_flag=True,
-    help="Step all slots in every call: a seed's conversation is the same to the bit, whoever else is connected.",
+    help="Step all slots in every call: a seed gives a bit-identical conversation, whoever else is connected.",
 )
 def serve(
     bundle: Path,
@@ -120,9 +124,9 @@ def serve(
     one_batch_size: bool,
     **limits: Any,
 ) -> None:
-    """Let many talk to the model of BUNDLE at once: a page, and the reference's WebSocket protocol at /api/chat.
+    """Serve BUNDLE to many clients at once: a web page, and the reference's WebSocket protocol at /api/chat.
 
-    The address is printed when it is listened at, the log goes to standard error as JSON. See docs/server.md.
+    The address is printed once the server listens. The log goes to standard error as JSON. See docs/server.md.
     """
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads
@@ -133,7 +137,7 @@ def serve(
     from pplex.server.tls import folder_context, self_signed_context
 
     if tls_folder is not None and self_signed:
-        raise click.UsageError("--ssl and --self-signed are two ways to the same thing: give one.")
+        raise click.UsageError("--ssl and --self-signed both choose a certificate: give only one of them.")
     check_folders(static, recordings, tls_folder)
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
     options = ServeOptions(
@@ -163,27 +167,29 @@ def serve(
 @click.argument("url", callback=checked(parse_url))
 @click.option("--sessions", type=click.IntRange(1, 4096), default=16, help="Conversations at once.")
 @click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="How long they speak once all have joined."
+    "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="How long they speak after all have joined."
 )
-@click.option("--join-seconds", type=click.FloatRange(0), default=0.0, help="They join at random moments within this.")
-@click.option("--scatter", is_flag=True, help="Each speaks 0 to 80 ms after its handshake, not with it.")
+@click.option("--join-seconds", type=click.FloatRange(0), default=0.0, help="Join at random times within this period.")
+@click.option("--scatter", is_flag=True, help="Each starts to speak 0 to 80 ms after its handshake, not at once.")
 @click.option(
     "--wav",
     "wavs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="What they say, in a circle; may be given again.  [default: a signal like speech]",
+    help="Recording to send in a loop; can be repeated.  [default: synthetic speech]",
 )
-@click.option("--audio", type=click.Choice(["opus", "s16", "f32"]), default="opus", help="How samples travel.")
+@click.option("--audio", type=click.Choice(["opus", "s16", "f32"]), default="opus", help="Audio format on the wire.")
 @click.option("--voice", help="One of the server's voices.  [default: the server's]")
-@click.option("--persona", "personas", multiple=True, help="May be given again; sessions take them in turn.")
-@click.option("--seed", type=click.IntRange(0), help="Of the first session, one more for each.  [default: random]")
+@click.option("--persona", "personas", multiple=True, help="Persona; can be repeated, sessions take them in turn.")
 @click.option(
-    "--token", envvar="PPLEX_TOKEN", callback=checked(parse_token), help="The server's, where it asks for one."
+    "--seed", type=click.IntRange(0), help="Seed of the first session; each further session adds 1.  [default: random]"
+)
+@click.option(
+    "--token", envvar="PPLEX_TOKEN", callback=checked(parse_token), help="The server's token, if it needs one."
 )
 @click.option("--insecure", is_flag=True, help="Trust any certificate, such as a self-signed one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-@click.option("--out", help="Write the JSON to a file, too.")
+@json_option()
+@click.option("--out", help="Also write the JSON to this file.")
 def load(
     url: str,
     sessions: int,
@@ -200,10 +206,9 @@ def load(
     as_json: bool,
     out: str | None,
 ) -> None:
-    """Hold many conversations with the server at URL and measure how it answers.
+    """Load-test the server at URL: hold many conversations and measure the replies.
 
-    Exit code 1 where frames were not answered, or sessions were refused or failed. Ctrl-C ends it with the figures
-    until then.
+    Exit code 1 if frames got no reply, or sessions were refused or failed. Ctrl-C ends the test early with its figures.
     """
     from pplex.cli.progress import names_bar
     from pplex.server.load import Load, run_load

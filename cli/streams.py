@@ -1,19 +1,19 @@
-"""The standard streams as a shell may leave them: closed."""
+"""Standard streams that the shell has closed."""
 
 import os
 import sys
 
 
 def open_standard_streams() -> None:
-    """Put the null device in the place of closed standard streams.
+    """Replace closed standard streams by the null device.
 
-    Otherwise the next file that is opened would get a stream's number, and what libraries print would end in it. Errors and
-    progress are lost, as was asked for. `sys.stdout` stays None: whoever has a result to print must say that it cannot.
+    Otherwise the next file to be opened gets a stream's number, and libraries print into it. Errors and progress are lost,
+    as the user wanted. `sys.stdout` stays None: a command that prints its result refuses to run.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)

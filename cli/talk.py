@@ -1,4 +1,4 @@
-"""The command that speaks with a bundle: run."""
+"""The command that runs a bundle on a recording: run."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pplex.cli.command import command
+from pplex.cli.options import device_option, json_option, threads_option
 from pplex.runtime.config import MAX_CANDIDATES
 from pplex.runtime.sampling import DEFAULT_SAMPLING
 
@@ -15,17 +16,12 @@ DEFAULT_PERSONA = (  # the reference's
 )
 
 
-DEVICE = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="What ONNX graphs run on; compiled engines run on the GPU they are for.  [default: a GPU where there is one]",
-)
-
-
 @command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--input-wav", required=True, help="The user's side: wav, flac or ogg, any rate; - for standard input.")
-@click.option("--output-wav", required=True, help="The agent's side, as long as the input; - for standard output.")
+@click.option(
+    "--input-wav", required=True, help="What the user says: wav, flac or ogg, any rate; - for standard input."
+)
+@click.option("--output-wav", required=True, help="What the agent says, as long as the input; - for standard output.")
 @click.option(
     "--output-text", required=True, help="JSON list with the text piece of each frame; - for standard output."
 )
@@ -33,10 +29,10 @@ DEVICE = click.option(
     "--voice",
     "--voice-prompt",
     default=DEFAULT_VOICE,
-    help="One of the bundle's voices, an audio file of the voice to take on, or none.",
+    help="A voice of the bundle, an audio file of the voice to imitate, or none.",
 )
 @click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona.")
-@click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Of the sampling; -1: another one each time.")
+@click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Seed of the sampling; -1: a new one each time.")
 @click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")
 @click.option(
     "--temp-audio", type=float, default=DEFAULT_SAMPLING.audio_temperature, help="Temperature of the audio tokens."
@@ -56,9 +52,9 @@ DEVICE = click.option(
     default=DEFAULT_SAMPLING.text_top_k,
     help="Text tokens to choose from.",
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads.  [default: all]")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print the timings and warnings as JSON on standard error.")
+@threads_option()
+@device_option()
+@json_option("Print the timings and warnings as JSON on standard error.")
 @click.pass_obj
 def run(
     warnings: list[str],
@@ -78,7 +74,7 @@ def run(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Let the model of BUNDLE listen to a recording: its speech and its text come out."""
+    """Run BUNDLE on a recording: write what the agent says, as audio and as text."""
     from pplex.cli.progress import frames_bar
     from pplex.runtime.offline import OfflineSettings, run_offline
     from pplex.runtime.sampling import GREEDY, Sampling

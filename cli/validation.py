@@ -1,4 +1,4 @@
-"""The command that holds a bundle to its checkpoint: validate."""
+"""The command that compares a bundle with its checkpoint: validate."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pplex.cli.command import command
-from pplex.cli.talk import DEVICE
+from pplex.cli.options import device_option, echo_report, json_option, threads_option
 
 FOLDER = click.Path(path_type=Path)
 SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
@@ -32,21 +32,27 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
     "--reference",
     help="The checkpoint the bundle was built from: a folder, or a hub repository.  [default: the manifest's repository]",
 )
-@click.option("--wavs", type=FOLDER, help="Folder of speech to talk and listen with.  [default: synthetic speech]")
+@click.option("--wavs", type=FOLDER, help="Folder of speech recordings to validate with.  [default: synthetic speech]")
 @click.option("--report", "out", type=FOLDER, help="Folder for report.html, report.md, report.json and the recordings.")
 @click.option(
-    "--frames", type=click.IntRange(min=64), help="Of the forced history.  [default: 3000, or past the ring's end]"
-)
-@click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="A section; can be repeated.  [default: all]")
-@click.option(
-    "--tolerance", "limits", multiple=True, callback=_limits, help="NAME=LIMIT of a measure; can be repeated."
+    "--frames", type=click.IntRange(min=64), help="Frames of forced history.  [default: 3000, or past the ring's end]"
 )
 @click.option(
-    "--compare", nargs=2, type=FOLDER, help="Show two earlier reports side by side instead, each a folder or its JSON."
+    "--only", type=click.Choice(SECTIONS), multiple=True, help="Run only this section; can be repeated.  [default: all]"
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="Processor threads of the engines.  [default: all]")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--tolerance",
+    "limits",
+    multiple=True,
+    callback=_limits,
+    help="Another limit for a measure, as NAME=LIMIT; can be repeated.",
+)
+@click.option(
+    "--compare", nargs=2, type=FOLDER, help="Show two earlier reports side by side instead: two folders or JSON files."
+)
+@threads_option("Processor threads of the engines.  [default: all]")
+@device_option()
+@json_option()
 def validate(
     bundle: Path | None,
     reference: str | None,
@@ -60,18 +66,16 @@ def validate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Is BUNDLE still the same model as the checkpoint it was built from? Exit code 1 where a tolerance is broken.
+    """Check that BUNDLE is the same model as its checkpoint. Exit code 1 if it exceeds a tolerance.
 
-    Layer by layer, in drift, in the codec, in its state and in conversation: docs/validation.md tells what a figure means.
+    Compares layers, drift, codec, streaming state and conversations: docs/validation.md explains the figures.
     """
     if (bundle is None) == (compare is None):
         raise click.UsageError("Name a bundle to validate, or two reports to --compare.")
     if bundle is None:
         assert compare is not None
         if reference or wavs or frames or only or limits or threads or device:
-            raise click.UsageError(
-                "--compare shows reports as they are: of the other options it takes --report and --json."
-            )
+            raise click.UsageError("--compare shows two finished reports: it works with --report and --json only.")
         _compare(*compare, out, as_json)
         return
     from pplex.cli.progress import names_bar
@@ -107,4 +111,4 @@ def _compare(a: Path, b: Path, out: Path | None, as_json: bool) -> None:
     comparison = compare(read_report(a), read_report(b))
     if out:
         write_folder(out, comparison_files(comparison))
-    click.echo(json.dumps(comparison.to_dict(), indent=2) if as_json else comparison.to_text())
+    echo_report(comparison, as_json)

@@ -11,9 +11,10 @@ from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question, gigab
 from pplex.runtime import cgroup
 
 RUNNING = ("run", "serve")
-# Measured at the released size (docs/performance.md): the first load takes 2.05 times the weights, later ones 1.25 times.
+# Memory, measured at the released size (docs/performance.md). The first load of a bundle takes 2.05 times its weights;
+# later loads use cached graphs and take 1.25 times.
 LOADED, FIRST_LOADED = 1.25, 2.05
-# And a build, of the bytes that the model has in 16 bits: 3.7 of 15.7 GB without engines, 15.7 of 15.7 GB with them.
+# A build takes this share of the model's bytes in 16 bits: 3.7 of 15.7 GB without engines, all 15.7 GB with them.
 BUILT, COMPILED = 0.25, 1.0
 BASE_NBYTES = 10**8  # Python and its libraries, beside the weights
 CHECKPOINT_NBYTES = 17_134_000_000  # the files of nvidia/personaplex-7b-v1 that a build fetches

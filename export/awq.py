@@ -18,7 +18,7 @@ from pplex.export.calibration import Calibration
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.quantize import to_int
 from pplex.export.storage import Storage
-from pplex.export.weights import Source
+from pplex.export.weights import ParameterSource
 from pplex.runtime.config import ModelConfig
 
 _EXPONENTS = tuple(i / 10 for i in range(11))
@@ -56,7 +56,7 @@ class Folder:
     def __init__(
         self,
         graph: str,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, ParameterSource],
         checkpoint: Checkpoint,
         calibration: Calibration,
         stored: Mapping[str, Storage],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pplex.export import weights
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
-from pplex.export.conversations import Conversations, default_conversations, recorded_conversations
+from pplex.export.conversations import CalibrationSet, default_conversations, recorded_conversations
 from pplex.export.depth import Depth
 from pplex.export.layers import Linear, even_noise, ring_index, ring_mask, rope
 from pplex.export.temporal import Temporal, TemporalLayer
@@ -117,7 +117,7 @@ def find_calibration(
 
 
 def calibrate(
-    checkpoint: Checkpoint, config: ModelConfig, conversations: Conversations, progress: Progress
+    checkpoint: Checkpoint, config: ModelConfig, conversations: CalibrationSet, progress: Progress
 ) -> Calibration:
     """Run the conversations, every token forced, and record what reaches each matrix; tells bytes of float32 weights read.
 
@@ -174,7 +174,7 @@ class _Record:
 
 
 def _temporal(
-    checkpoint: Checkpoint, config: ModelConfig, conversations: Conversations, record: _Record, progress: Progress
+    checkpoint: Checkpoint, config: ModelConfig, conversations: CalibrationSet, record: _Record, progress: Progress
 ) -> list[Tensor]:
     """The hidden state after every step of each conversation, [T, dim] each."""
     load = weights.PartLoader("temporal", checkpoint, config, progress)
@@ -211,7 +211,7 @@ def _depth(
     checkpoint: Checkpoint,
     config: ModelConfig,
     hidden: list[Tensor],
-    conversations: Conversations,
+    conversations: CalibrationSet,
     record: _Record,
     progress: Progress,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Conversations to calibrate with: voice, persona and both sides' codes, as the temporal transformer reads them."""
+"""Conversations to calibrate and validate with: the tokens of voice, persona and both speakers, forced step by step."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +41,10 @@ _SAID = (
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """T steps as the temporal transformer takes them: codes [T, 17] and embedding [T, dim], one of the two at each step.
+class ForcedHistory:
+    """T steps of the temporal transformer's input: codes [T, 17] and embedding [T, dim]. Each step has one of the two.
 
-    Codes are -1 where a voice's embedding is read, and the embedding is zero elsewhere.
+    In steps of a voice prompt all codes are -1; in other steps the embedding is zero.
     """
 
     codes: Tensor
@@ -52,19 +52,19 @@ class Conversation:
 
     @property
     def target(self) -> Tensor:
-        """The tokens that each step but the last is followed by, [T - 1, 17]; -1 where that is a voice's embedding."""
+        """The tokens of the step after each, [T - 1, 17]; -1 where that step is part of a voice prompt."""
         return self.codes[1:]
 
 
 @dataclass(frozen=True)
-class Conversations:
-    """What to calibrate with, and in a few words where it comes from."""
+class CalibrationSet:
+    """The conversations to calibrate with, and where they come from, for the manifest."""
 
-    items: Sequence[Conversation]
+    items: Sequence[ForcedHistory]
     source: Mapping[str, str]
 
 
-def default_conversations(checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice]) -> Conversations:
+def default_conversations(checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice]) -> CalibrationSet:
     """The checkpoint's first voices, each answering another piece of synthetic speech."""
     pcm = _synthetic(checkpoint.config, SPEECH_FRAMES, range(2 * DEFAULT_CONVERSATIONS))
     source = {"recordings": "synthetic speech", "voices": ", ".join([*voices][:DEFAULT_CONVERSATIONS])}
@@ -73,7 +73,7 @@ def default_conversations(checkpoint: Checkpoint, tokenizer: Tokenizer, voices: 
 
 def recorded_conversations(
     checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice], folder: Path
-) -> Conversations:
+) -> CalibrationSet:
     """Pieces of the recordings in `folder`, one as the user and the next as the agent. Raises CalibrationError."""
     try:
         chosen, paths = recorded_pieces(folder, checkpoint.config.frame_size, 2 * MAX_CONVERSATIONS)
@@ -126,7 +126,7 @@ def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
     return _history(config, None, tokenizer.encode_persona(_PERSONA), spoken[:frames]).codes.numpy()
 
 
-def voice_history(config: ModelConfig, voice: Voice) -> Conversation:
+def voice_history(config: ModelConfig, voice: Voice) -> ForcedHistory:
     """What the model reads of a voice prompt, without a persona. Raises PromptError where it does not fit the ring."""
     return _history(config, voice, (), np.zeros((0, config.num_streams), np.int64))
 
@@ -170,7 +170,7 @@ def _conversations(
     voices: Sequence[Voice],
     pcm: Pcm,
     source: Mapping[str, str],
-) -> Conversations:
+) -> CalibrationSet:
     """Of pieces pcm [2 S, F, 1920], the first S are heard from the user, the others said by the agent."""
     config = checkpoint.config  # whatever capacity the bundle will have
     codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
@@ -179,7 +179,7 @@ def _conversations(
         _conversation(config, voices[i % len(voices)], persona, np.concatenate([text, codes[count + i], codes[i]], 1))
         for i in range(count)
     ]
-    return Conversations(items, source)
+    return CalibrationSet(items, source)
 
 
 def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
@@ -191,13 +191,13 @@ def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
     return text
 
 
-def _conversation(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> Conversation:
+def _conversation(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> ForcedHistory:
     """As much of a conversation as the model remembers whole."""
     whole, kept = _history(config, voice, persona, spoken), config.temporal.capacity - 1
-    return Conversation(whole.codes[:kept], whole.embedding[:kept])
+    return ForcedHistory(whole.codes[:kept], whole.embedding[:kept])
 
 
-def _history(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> Conversation:
+def _history(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> ForcedHistory:
     """A prompt and the frames [F, 17] after it, through the token ring that the runtime uses."""
     prompt, ring = make_prompt(config, voice, persona), DelayRing(1, config.delays, config.initial_tokens)
     silent = np.full((prompt.voice_steps, config.num_streams), -1, np.int64)
@@ -209,4 +209,4 @@ def _history(config: ModelConfig, voice: Voice | None, persona: Sequence[int], s
     embedding = np.zeros((len(codes), config.temporal.dim), np.float32)
     if voice is not None:
         embedding[: prompt.voice_steps] = voice.embeddings
-    return Conversation(torch.from_numpy(codes), torch.from_numpy(embedding))
+    return ForcedHistory(torch.from_numpy(codes), torch.from_numpy(embedding))

@@ -79,7 +79,7 @@ def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype) -> ir.Mode
 class _Reader:
     """A parameter read from the checkpoint and folded, in float32."""
 
-    def __init__(self, source: weights.Source, checkpoint: Checkpoint, fold: Fold, progress: Progress):
+    def __init__(self, source: weights.ParameterSource, checkpoint: Checkpoint, fold: Fold, progress: Progress):
         self.source, self.checkpoint, self.fold, self.progress = source, checkpoint, fold, progress
 
     def __call__(self) -> Tensor:

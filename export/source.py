@@ -13,7 +13,7 @@ from pplex.runtime.files import is_file, is_folder, is_there
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """A checkpoint's folder, and the repository and commit it is a copy of; None for a folder the user named."""
 
     folder: Path
@@ -21,7 +21,7 @@ class Source:
     revision: str | None
 
 
-def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Source:
+def resolve(source: str | os.PathLike[str], revision: str | None = None) -> CheckpointSource:
     """The folder `source` if there is one, else the repository of that name, fetched at `revision`.
 
     `revision` is a branch, tag or commit. Files already in the hub's cache are not fetched again, and serve when the
@@ -34,7 +34,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Sour
             raise CheckpointError(
                 f"{name} is a folder and has no revision {revision}. Leave it out, or name a repository."
             )
-        return Source(Path(name), None, None)
+        return CheckpointSource(Path(name), None, None)
     folder = _fetch(name, revision)
     missing = [file for file in REQUIRED_FILES if not is_file(folder / file)]
     if missing:
@@ -42,7 +42,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Sour
             f"{name} at revision {folder.name} is no checkpoint of this model: it lacks {', '.join(missing)}.\n"
             "Name one in the layout of nvidia/personaplex-7b-v1, or another revision of it."
         )
-    return Source(folder, name, folder.name)
+    return CheckpointSource(folder, name, folder.name)
 
 
 def _fetch(repo: str, revision: str | None) -> Path:

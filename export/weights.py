@@ -24,7 +24,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class ParameterSource:
     """A parameter's checkpoint keys, and the function of their tensors that gives it."""
 
     keys: tuple[str, ...]
@@ -35,11 +35,11 @@ class Source:
         return self.make(*(checkpoint.read(key) for key in self.keys)).to(torch.float32).contiguous()
 
 
-Sources = Iterator[tuple[str, Source]]
+ParameterSources = Iterator[tuple[str, ParameterSource]]
 
 
-def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Source]:
-    """Parameter name -> Source for one graph. Raises CheckpointError where the checkpoint lacks a depth step's table."""
+def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, ParameterSource]:
+    """Where each parameter of a graph comes from. Raises CheckpointError if the checkpoint lacks a depth step's table."""
     table = {
         "mimi_encode": _mimi_encode(config),
         "temporal": _temporal(config),
@@ -103,35 +103,35 @@ class PartLoader:
         module.requires_grad_(False)
 
 
-def _same(*keys: str) -> Source:
-    return Source(keys, lambda tensor: tensor)
+def _same(*keys: str) -> ParameterSource:
+    return ParameterSource(keys, lambda tensor: tensor)
 
 
-def _flat(key: str) -> Source:
-    return Source((key,), torch.Tensor.flatten)
+def _flat(key: str) -> ParameterSource:
+    return ParameterSource((key,), torch.Tensor.flatten)
 
 
-def _linear(key: str) -> Source:
-    return Source((key,), torch.t)
+def _linear(key: str) -> ParameterSource:
+    return ParameterSource((key,), torch.t)
 
 
-def _linear_part(key: str, part: int, parts: int) -> Source:
-    return Source((key,), lambda tensor: tensor.chunk(parts)[part].t())
+def _linear_part(key: str, part: int, parts: int) -> ParameterSource:
+    return ParameterSource((key,), lambda tensor: tensor.chunk(parts)[part].t())
 
 
-def _pointwise(key: str) -> Source:
-    return Source((key,), lambda tensor: tensor[..., 0].t())
+def _pointwise(key: str) -> ParameterSource:
+    return ParameterSource((key,), lambda tensor: tensor[..., 0].t())
 
 
-def _gating(name: str, key: str) -> Sources:
+def _gating(name: str, key: str) -> ParameterSources:
     for part in ("linear_in", "linear_out"):
         yield f"{name}.{part}.weight", _linear(f"{key}.{part}.weight")
 
 
-def _temporal(config: ModelConfig) -> Sources:
+def _temporal(config: ModelConfig) -> ParameterSources:
     yield "text_emb", _same("text_emb.weight")
     keys = tuple(f"emb.{i}.weight" for i in range(config.num_streams - 1))
-    yield "audio_emb", Source(keys, lambda *tables: torch.cat(tables))
+    yield "audio_emb", ParameterSource(keys, lambda *tables: torch.cat(tables))
     for i in range(config.temporal.layers):
         name, key = f"layers.{i}", f"transformer.layers.{i}"
         yield f"{name}.norm1.weight", _flat(f"{key}.norm1.alpha")
@@ -143,7 +143,7 @@ def _temporal(config: ModelConfig) -> Sources:
     yield "text_linear.weight", _linear("text_linear.weight")
 
 
-def _depth(config: ModelConfig, depth_sets: int) -> Sources:
+def _depth(config: ModelConfig, depth_sets: int) -> ParameterSources:
     for i in range(config.depth.layers):
         for norm in ("norm1", "norm2"):
             yield f"{norm}.{i}.weight", _flat(f"depformer.layers.{i}.{norm}.alpha")
@@ -164,21 +164,21 @@ def _depth_embedding(k: int, depth_sets: int) -> str:
     return depth_embedding(k if k < depth_sets else k - depth_sets)
 
 
-def _mimi_encode(config: ModelConfig) -> Sources:
+def _mimi_encode(config: ModelConfig) -> ParameterSources:
     yield from _seanet(seanet_encoder(config.mimi))
     yield from _codec_transformer(config, "encoder_transformer.transformer")
     yield "downsample.weight", _same(f"{downsample(config.mimi).key}.weight")
     yield from _quantizer("input_proj")
 
 
-def _mimi_decode(config: ModelConfig) -> Sources:
+def _mimi_decode(config: ModelConfig) -> ParameterSources:
     yield from _quantizer("output_proj")
     yield "upsample.weight", _same(f"{upsample(config.mimi).key}.weight")
     yield from _codec_transformer(config, "decoder_transformer.transformer")
     yield from _seanet(seanet_decoder(config.mimi))
 
 
-def _seanet(layout: Seanet) -> Sources:
+def _seanet(layout: Seanet) -> ParameterSources:
     named = [("first", layout.first), ("last", layout.last)]
     for i, stage in enumerate(layout.stages):
         named += [(f"stages.{i}.resample", stage.resample)]
@@ -188,7 +188,7 @@ def _seanet(layout: Seanet) -> Sources:
             yield f"seanet.{name}.{part}", _same(f"{conv.key}.{part}")
 
 
-def _codec_transformer(config: ModelConfig, key: str) -> Sources:
+def _codec_transformer(config: ModelConfig, key: str) -> ParameterSources:
     for i in range(config.mimi.transformer.layers):
         name, layer = f"transformer.layers.{i}", f"{key}.layers.{i}"
         for n in (1, 2):
@@ -200,7 +200,7 @@ def _codec_transformer(config: ModelConfig, key: str) -> Sources:
         yield f"{name}.attention.out_proj.weight", _linear(f"{layer}.self_attn.out_proj.weight")
 
 
-def _quantizer(projection: str) -> Sources:
+def _quantizer(projection: str) -> ParameterSources:
     yield "quantizer.semantic.weight", _pointwise(f"quantizer.rvq_first.{projection}.weight")
     yield "quantizer.acoustic.weight", _pointwise(f"quantizer.rvq_rest.{projection}.weight")
     yield "quantizer.codebooks.0", _codebook("quantizer.rvq_first.vq.layers.0._codebook")
@@ -208,9 +208,9 @@ def _quantizer(projection: str) -> Sources:
         yield f"quantizer.codebooks.{i + 1}", _codebook(f"quantizer.rvq_rest.vq.layers.{i}._codebook")
 
 
-def _codebook(key: str) -> Source:
+def _codebook(key: str) -> ParameterSource:
     """Entries are running means: their sum over how often each was used."""
-    return Source(
+    return ParameterSource(
         (f"{key}.embedding_sum", f"{key}.cluster_usage"),
         lambda total, usage: total.float() / usage.float().clamp(min=1e-5)[:, None],
     )

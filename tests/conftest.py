@@ -12,7 +12,7 @@ import torch
 from folders import TINY
 
 from pplex.export.build import BuildOptions, build
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.precision import parse_precision
 
@@ -82,7 +82,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not out.exists():
                 options = BuildOptions(precision=parse_precision(precision))
-                build(Source(golden / "checkpoint", None, None), out, options)
+                build(CheckpointSource(golden / "checkpoint", None, None), out, options)
         return open_bundle(out)
 
     return make

@@ -99,8 +99,8 @@ class TestUsage:
         "arguments, words",
         [
             (("fly", "bundle"), "fly is not one of build, run, serve"),
-            (("build", "--port", "1"), "--port has no meaning for doctor build"),
-            (("run", "x", "--hub"), "--hub has no meaning for doctor run"),
+            (("build", "--port", "1"), "--port has no effect on doctor build"),
+            (("run", "x", "--hub"), "--hub has no effect on doctor run"),
             (("serve", "--port", "70000"), "70000"),
         ],
     )
@@ -121,9 +121,7 @@ def test_an_error_about_this_machine_names_doctor(error: Exception, monkeypatch:
 
     monkeypatch.setattr("pplex.engines.plan_report.report_plans", fail)
     result = CliRunner().invoke(main, ["plan"])
-    assert result.exit_code == 1 and result.output.rstrip().endswith(
-        "pplex-export doctor says what works on this machine."
-    )
+    assert result.exit_code == 1 and result.output.rstrip().endswith("To check this machine: pplex-export doctor")
 
 
 def test_an_error_about_what_was_given_does_not(tmp_path: Path) -> None:

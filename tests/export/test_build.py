@@ -14,8 +14,9 @@ import pytest
 from folders import TINY
 
 from pplex.export.build import BuildOptions, _identity, build
+from pplex.export.build_plan import plan_build
 from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, open_checkpoint
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.export.staging import partial_folder
 from pplex.runtime.bundle import STEPS_FILE, Bundle, is_bundle, open_bundle
 from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, EngineError, GpuError, OutputError
@@ -25,8 +26,8 @@ from pplex.runtime.precision import parse_precision
 from pplex.runtime.session import Runtime
 
 
-def source(folder: Path) -> Source:
-    return Source(folder, None, None)
+def source(folder: Path) -> CheckpointSource:
+    return CheckpointSource(folder, None, None)
 
 
 def start_build(checkpoint: Path, out: Path) -> tuple[subprocess.Popen[bytes], Path]:
@@ -69,17 +70,14 @@ def test_what_a_build_is_made_from_decides_whether_it_is_gone_on_with(tmp_path: 
     recordings.mkdir()
 
     def identity(**options: Any) -> str:
-        chosen = BuildOptions(**options)
-        checkpoint = open_checkpoint(folder)
-        return _identity(checkpoint, chosen.config(checkpoint), chosen)
+        return _identity(plan_build(open_checkpoint(folder), BuildOptions(**options)))
 
-    first, heard = identity(), identity(calibration=recordings)
+    int4 = parse_precision("int4")
+    first, calibrated = identity(), identity(precision=int4, calibration=recordings)
     assert identity() == first
-    assert (
-        len({first, heard, identity(capacity=64), identity(precision=parse_precision("int4")), identity(slots=2)}) == 5
-    )
+    assert len({first, calibrated, identity(capacity=64), identity(precision=int4), identity(slots=2)}) == 5
     (recordings / "more.wav").touch()
-    assert identity(calibration=recordings) != heard
+    assert identity(precision=int4, calibration=recordings) != calibrated
     config = (folder / CONFIG_FILE).read_text()
     (folder / CONFIG_FILE).write_text(config.replace('"context": 96', '"context": 64'))
     assert identity() != first
@@ -163,6 +161,6 @@ def test_what_a_gpu_cannot_take_is_told_before_the_work(tmp_path: Path, gpu: Gpu
 
 def test_a_disk_that_is_too_full_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1_000_000))
-    with pytest.raises(BuildError, match=r"takes 0\.0 GB and .* has 0\.0 GB free"):
+    with pytest.raises(BuildError, match=r"needs 0\.0 GB and .* has 0\.0 GB free"):
         build(source(TINY / "checkpoint"), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())

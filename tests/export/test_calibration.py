@@ -13,9 +13,9 @@ from pplex.export import weights
 from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration, weights_mark
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
-from pplex.export.conversations import SPEECH_FRAMES, Conversations, default_conversations
+from pplex.export.conversations import SPEECH_FRAMES, CalibrationSet, default_conversations
 from pplex.export.layers import Linear, even_noise
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.export.voices import read_voices
 from pplex.runtime.bundle import Voice
 from pplex.runtime.errors import CalibrationError
@@ -38,18 +38,18 @@ def voices(checkpoint: Checkpoint) -> dict[str, Voice]:
 
 
 @pytest.fixture(scope="module")
-def conversations(checkpoint: Checkpoint, voices: dict[str, Voice]) -> Conversations:
+def conversations(checkpoint: Checkpoint, voices: dict[str, Voice]) -> CalibrationSet:
     tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
     return default_conversations(checkpoint, tokenizer, voices)
 
 
 @pytest.fixture(scope="module")
-def calibration(checkpoint: Checkpoint, conversations: Conversations) -> Calibration:
+def calibration(checkpoint: Checkpoint, conversations: CalibrationSet) -> Calibration:
     return calibrate(checkpoint, checkpoint.config, conversations, silent)
 
 
 def test_conversations_hold_voice_persona_and_both_speakers(
-    checkpoint: Checkpoint, conversations: Conversations, voices: dict[str, Voice]
+    checkpoint: Checkpoint, conversations: CalibrationSet, voices: dict[str, Voice]
 ) -> None:
     for item, voice in zip(conversations.items, [*voices.values(), *voices.values()], strict=False):
         steps = len(voice.embeddings)
@@ -60,7 +60,7 @@ def test_conversations_hold_voice_persona_and_both_speakers(
 
 
 def test_what_is_recorded_is_what_the_whole_module_computes(
-    checkpoint: Checkpoint, conversations: Conversations, calibration: Calibration
+    checkpoint: Checkpoint, conversations: CalibrationSet, calibration: Calibration
 ) -> None:
     """One layer's weights at a time, and the released ring: the same numbers."""
     config, module = checkpoint.config, weights.load("temporal", checkpoint)
@@ -116,7 +116,7 @@ def test_another_checkpoints_calibration_of_the_same_sizes_is_refused(
 def test_a_calibration_that_nothing_makes_use_of_is_refused(tmp_path: Path) -> None:
     options = BuildOptions(precision=parse_precision("int8"), calibration=tmp_path)
     with pytest.raises(CalibrationError, match="Only fp8 and int4"):
-        build(Source(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
+        build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
 
 
 @pytest.mark.parametrize(
@@ -159,5 +159,5 @@ def test_recordings_are_cut_into_both_sides_of_conversations(
 def test_fp8_without_calibration_is_refused(tmp_path: Path) -> None:
     options = BuildOptions(precision=parse_precision("depth=fp8"), calibration=None)
     with pytest.raises(CalibrationError, match=r"fp8 \(depth\) needs"):
-        build(Source(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
+        build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, weights_mark
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.quantize import to_int
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.export.storage import storages
 from pplex.runtime import ort
 from pplex.runtime.bundle import Bundle, open_bundle
@@ -156,5 +156,5 @@ def test_calibration_is_kept_with_the_bundle_and_can_be_used_again(built: Build,
     first = built("int4")
     assert first.manifest["calibration"]["recordings"] == "synthetic speech"
     options = BuildOptions(precision=parse_precision("int4"), calibration=first.folder)
-    again = open_bundle(build(Source(TINY / "checkpoint", None, None), tmp_path / "bundle", options))
+    again = open_bundle(build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options))
     assert again.manifest["files"] == first.manifest["files"]

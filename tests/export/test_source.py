@@ -14,7 +14,7 @@ import pytest
 from hub_stand_in import COMMIT, NEEDED, TOKEN, Answer, Repo, Server
 
 from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
-from pplex.export.source import Source, resolve
+from pplex.export.source import CheckpointSource, resolve
 from pplex.runtime.errors import CheckpointError
 
 # The hub's client reads its environment once, when it is imported, so a process of its own serves all tests.
@@ -114,13 +114,13 @@ def repo(hub: Hub) -> Repo:
 
 class TestFolder:
     def test_is_used_as_it_is(self, tmp_path: Path) -> None:
-        assert resolve(tmp_path) == Source(tmp_path, None, None)
-        assert resolve(str(tmp_path)) == Source(tmp_path, None, None)
+        assert resolve(tmp_path) == CheckpointSource(tmp_path, None, None)
+        assert resolve(str(tmp_path)) == CheckpointSource(tmp_path, None, None)
 
     def test_comes_before_a_repository_of_that_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "someone/model").mkdir(parents=True)
         monkeypatch.chdir(tmp_path)
-        assert resolve("someone/model") == Source(Path("someone/model"), None, None)
+        assert resolve("someone/model") == CheckpointSource(Path("someone/model"), None, None)
 
     def test_has_no_revisions(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="is a folder and has no revision main"):

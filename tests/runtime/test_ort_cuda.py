@@ -22,7 +22,7 @@ from pplex.export import synth
 from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.exporter import export_graph
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.export.storage import storages
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.config import ModelConfig
@@ -71,7 +71,7 @@ def blocked(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> di
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(synth.SIZES, "blocked", synth.Size(arguments, voice_frames=29))
         patch.setattr("pplex.export.build.export_graph", export)
-        source = Source(synth.synthesize(folder / "checkpoint", "blocked"), None, None)
+        source = CheckpointSource(synth.synthesize(folder / "checkpoint", "blocked"), None, None)
         return {precision: make(precision) for precision in BLOCKED}
 
 

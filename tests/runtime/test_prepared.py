@@ -15,7 +15,7 @@ import pytest
 from folders import TINY
 
 from pplex.export.build import BuildOptions, build
-from pplex.export.source import Source
+from pplex.export.source import CheckpointSource
 from pplex.runtime import prepared
 from pplex.runtime.backend import open_to_run, prepared_here
 from pplex.runtime.bundle import Bundle, is_bundle, open_bundle
@@ -32,7 +32,7 @@ Damage = Callable[[PreparedGraph], None]
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in 4 bits, never loaded."""
     options = BuildOptions(precision=parse_precision("int4"), calibration=None)
-    return build(Source(TINY / "checkpoint", None, None), tmp_path_factory.mktemp("int4") / "bundle", options)
+    return build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path_factory.mktemp("int4") / "bundle", options)
 
 
 @pytest.fixture

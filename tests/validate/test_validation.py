@@ -259,7 +259,7 @@ def test_a_bundle_or_two_reports(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("option", [("--only", "drift"), ("--tolerance", "drift.text_kl=0"), ("--frames", "64")])
 def test_reports_are_compared_as_they_are(option: tuple[str, str]) -> None:
     result = run("--compare", "a", "b", *option)
-    assert result.exit_code == 2 and "shows reports as they are" in result.stderr
+    assert result.exit_code == 2 and "shows two finished reports" in result.stderr
 
 
 def test_what_is_no_report_is_not_compared(tmp_path: Path) -> None:

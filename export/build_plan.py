@@ -1,0 +1,77 @@
+"""What a build will make, decided once before anything is written: called by `export.build`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from pplex.engines.library import DEFAULT_OPTIONS, EngineOptions
+from pplex.export.calibration import DEFAULT_CALIBRATION, calibration_nbytes, needs_calibration, stored_calibration
+from pplex.export.checkpoint import Checkpoint
+from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
+from pplex.runtime.errors import CalibrationError, ConfigError
+from pplex.runtime.gpus import Gpu
+from pplex.runtime.graphs import DEFAULT_SLOTS
+from pplex.runtime.parameters import build_nbytes, weights_nbytes
+from pplex.runtime.precision import FP32
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to make of a checkpoint.
+
+    precision: a name for each graph. calibration: a folder of recordings, a stored calibration (its file, or the bundle
+    that holds it), "default" for synthetic speech, None for no calibration. capacity: steps of context of the temporal
+    transformer, None for the checkpoint's. gpu: the GPU to compile engines for, with up to `slots` conversations at once;
+    without a GPU, ONNX Runtime runs the graphs.
+    """
+
+    depth_steps: int = CODEBOOKS
+    precision: Mapping[str, str] = field(default_factory=lambda: dict(FP32))
+    calibration: str | os.PathLike[str] | None = DEFAULT_CALIBRATION
+    capacity: int | None = None
+    gpu: Gpu | None = None
+    slots: int = DEFAULT_SLOTS
+    engine: EngineOptions = DEFAULT_OPTIONS
+
+    def config(self, checkpoint: Checkpoint) -> ModelConfig:
+        """The checkpoint's sizes, changed by the options. Raises ConfigError."""
+        config = replace(checkpoint.config, depth_steps=self.depth_steps)
+        if self.capacity is None:
+            return config
+        if not MIN_CAPACITY <= self.capacity <= config.temporal.capacity:
+            raise ConfigError(
+                f"--capacity {self.capacity} is out of range: this model can have {MIN_CAPACITY} to "
+                f"{config.temporal.capacity} steps (12.5 a second, including the prompt)."
+            )
+        return replace(config, temporal=replace(config.temporal, capacity=self.capacity))
+
+
+DEFAULT_BUILD = BuildOptions()
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """One build: what it makes, from which checkpoint, and the bytes it reads and writes."""
+
+    checkpoint: Checkpoint
+    options: BuildOptions
+    config: ModelConfig
+    weights_nbytes: int  # of all graphs
+    disk_nbytes: int
+    calibrated: bool
+    progress_nbytes: int  # of weights written, and read to calibrate
+
+
+def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
+    """The plan for these options. Raises ConfigError and CalibrationError for options that do not fit."""
+    config, precision = options.config(checkpoint), options.precision
+    calibrated = needs_calibration(precision, options.calibration is not None)
+    if options.calibration not in (None, DEFAULT_CALIBRATION) and not calibrated:
+        raise CalibrationError(
+            "Only fp8 and int4 use a calibration: leave --calibration out, or choose one of them as --precision."
+        )
+    weights = sum(weights_nbytes(config, precision).values())
+    disk = build_nbytes(config, precision, compiled=options.gpu is not None)
+    calibrates = calibrated and options.calibration is not None and stored_calibration(options.calibration) is None
+    progress = weights + (calibration_nbytes(config) if calibrates else 0)
+    return BuildPlan(checkpoint, options, config, weights, disk, calibrated, progress)
