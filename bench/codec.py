@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
 from pplex.export import weights
 from pplex.export.checkpoint import MIMI_FILE, Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.config import CODEBOOKS, RELEASED
 from pplex.runtime.device import Buffer, HostDevice
 from pplex.runtime.engine import Engine

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from pplex.bench.bandwidth import Bandwidth
-from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import open_to_run
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import step_nbytes

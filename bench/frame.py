@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
+from pplex.measure.conversation import PERSONA, WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.session import Runtime
 
-PERSONA = "You enjoy having a good conversation."
 ENGINES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt")
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.device import Buffer, Call, HostDevice

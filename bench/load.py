@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.frame import ENGINES, PERSONA
-from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
+from pplex.bench.frame import ENGINES
+from pplex.measure.conversation import PERSONA
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb, status_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.errors import EngineError, PplexError
 
 RUNS = 3
@@ -134,7 +137,7 @@ def load_and_speak(options: LoadOptions, spawned_s: float) -> dict[str, Any]:
 
     imported_s = time.monotonic()
     runtime = Runtime.load(options.bundle, slots=options.slots, threads=options.threads, device=options.device)
-    loaded_s, loaded = time.monotonic(), _status()
+    loaded_s, loaded = time.monotonic(), status_mb()
     session = runtime.open(next(iter(runtime.bundle.voices), None), PERSONA, seed=0)
     opened_s = time.monotonic()
     session.step(np.zeros(runtime.config.frame_size, np.float32))
@@ -145,18 +148,8 @@ def load_and_speak(options: LoadOptions, spawned_s: float) -> dict[str, Any]:
         "anonymous_mb": loaded.get("RssAnon"),
         "mapped_mb": loaded.get("RssFile"),
         # What the system counts for a child (ru_maxrss) begins with what its parent took: VmHWM is its own.
-        "peak_mb": _status().get("VmHWM", float(peak_memory_mb())),
+        "peak_mb": status_mb().get("VmHWM", float(peak_memory_mb())),
     }
-
-
-def _status() -> dict[str, float]:
-    """Megabytes of this process by what the system calls them; empty where it does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return {}
-    fields = (line.partition(":") for line in lines if line.endswith(" kB"))
-    return {name: _mb(1024 * int(value.split()[0])) for name, _, value in fields}
 
 
 def _mb(nbytes: int) -> float:

@@ -10,9 +10,9 @@ import torch
 
 from pplex.bench.kernels import launched
 from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
-from pplex.bench.measure import machine
 from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from pplex.measure.machine import machine
 from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SAMPLE_RATE_HZ
 from pplex.runtime.device import Call
 from pplex.runtime.environment import TORCH_CACHES, temporary_cache

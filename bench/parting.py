@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from pplex.bench.frame import ENGINES
-from pplex.bench.measure import BenchReport, machine
 from pplex.export.checkpoint import open_checkpoint
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.delays import Tokens
 from pplex.runtime.errors import ReportError

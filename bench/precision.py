@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.bench.measure import machine
 from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import token_history, unheard_pieces
 from pplex.export.source import Source
+from pplex.measure.machine import machine
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import weights_nbytes

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pplex.bench.frame import ENGINES
-from pplex.bench.measure import BenchReport, Timing, machine
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.audio import Pcm
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.delays import Tokens

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import host_backend, open_to_run
 from pplex.runtime.device import HostDevice
 from pplex.runtime.ort import OnnxRuntimeExecutor

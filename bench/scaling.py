@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import open_to_run
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import host_view

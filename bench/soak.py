@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.frame import ENGINES, PERSONA
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, resident_mb
+from pplex.bench.frame import ENGINES
+from pplex.measure.conversation import PERSONA, WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.memory import resident_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.audio import Pcm
 from pplex.runtime.backend import Backend
 from pplex.runtime.device import Buffer

@@ -10,7 +10,7 @@ from pplex.bench.bandwidth import Bandwidth, copy_bandwidth
 from pplex.bench.frame import ENGINES
 from pplex.bench.kernels import launched
 from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
-from pplex.bench.measure import machine
+from pplex.measure.machine import machine
 from pplex.runtime.backend import choose_backend, engines_nbytes, open_to_run
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.cuda_device import CudaDevice

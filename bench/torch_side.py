@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from pplex.bench.kernels import launched
 from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
-from pplex.bench.measure import machine
 from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.layers import write_in_place
 from pplex.export.weights import MODULES, activations
+from pplex.measure.machine import machine
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.device import Call
 from pplex.runtime.engine import fixed_shape, in_turn

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pplex.bench.measure import WARM_UP_FRAMES, peak_memory_mb
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.memory import peak_memory_mb
 from pplex.validate.recording import FRAME, Recorded, Seconds
 from pplex.validate.report import Measure, Section, Table
 

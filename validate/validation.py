@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.measure import machine
 from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
 from pplex.export.threads import suited_threads
 from pplex.export.voices import read_voices
+from pplex.measure.conversation import PERSONA
+from pplex.measure.machine import machine
 from pplex.runtime.audio import Pcm
 from pplex.runtime.backend import graphs_run_on_processor
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, file_sha256
@@ -48,7 +49,7 @@ PIECES = 16  # of the recordings, 7.7 s each
 SLOTS = 4  # conversations side by side, or as many as the engines were built for
 SEEDS = (0, 1, 2)  # each scenario is sampled with these, and once greedily
 SIDES = ("engine", "reference")
-VOICE, PERSONA = "NATF2", "You enjoy having a good conversation."
+VOICE = "NATF2"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "torch", "numpy", "silero-vad")
 Told = Callable[[str], None]
 
