@@ -1,4 +1,4 @@
-"""What each precision costs and saves on one checkpoint: bytes against drift from float32, on forced conversations."""
+"""Size and drift from float32 of each precision, on one checkpoint and forced conversations."""
 
 import tempfile
 from collections.abc import Callable
@@ -32,7 +32,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """The drift and the megabytes of language model of each variant."""
+    """Drift and megabytes of the language model, for each variant."""
 
     title: str
     drifts: dict[str, DriftSummary]
@@ -60,7 +60,7 @@ def bench_precision(
 ) -> PrecisionReport:
     """Build the checkpoint in every precision and force `frames` steps of synthetic speech through each.
 
-    The speech is none of what the default calibration hears. Raises CheckpointError.
+    The default calibration uses other speech. Raises CheckpointError.
     """
     opened = open_checkpoint(checkpoint)
     config = opened.config

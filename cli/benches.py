@@ -12,7 +12,7 @@ from pplex.cli.command import Group
 from pplex.cli.talk import DEVICE
 
 if TYPE_CHECKING:
-    from pplex.bench.ladder import Extent
+    from pplex.bench.sweep import SweepOptions
 
 
 class _Report(Protocol):
@@ -30,53 +30,59 @@ def bench() -> None:
     """Measure: latency per stage with median and p99, and memory."""
 
 
-def _ladder_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of a command that measures a side of the ladder, given to it as `extent`, and `as_json`."""
+def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of a command that sweeps a backend; it gets them as `options` and `as_json`."""
 
     @functools.wraps(command)
-    def with_extent(
+    def with_options(
         *args: Any,
         slots: int,
-        remembered: tuple[int, ...],
+        context_steps: tuple[int, ...],
         frames: int,
         device: str | None,
         out: Path | None,
         **rest: Any,
     ) -> None:
-        from pplex.bench.ladder import REMEMBERED, Extent
+        from pplex.bench.sweep import CONTEXT_STEPS, SweepOptions
         from pplex.runtime.files import check_writable
 
         if out is not None:
             check_writable(out)  # before gigabytes are loaded
-        command(*args, extent=Extent(slots, remembered or REMEMBERED, frames, device, out), **rest)
+        command(*args, options=SweepOptions(slots, context_steps or CONTEXT_STEPS, frames, device, out), **rest)
 
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("--out", type=click.Path(path_type=Path), help="JSON, kept after every rung and continued from."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="JSON report, saved after each point; an existing one is resumed.",
+        ),
         click.option(
             "--device", type=click.Choice(["cpu", "cuda"]), help="What to measure.  [default: a GPU where there is one]"
         ),
         click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
         click.option(
-            "--remembered",
+            "--context-steps",
+            "--remembered",  # its earlier name
+            "context_steps",
             type=click.IntRange(0, 1 << 20),
             multiple=True,
-            help="Steps that each conversation remembers; may be given several times.  [default: 0, 1000, 3000, 6000]",
+            help="Steps that each conversation has behind it; may be given several times.  [default: 0, 1000, 3000, 6000]",
         ),
         click.option("--slots", type=click.IntRange(1, 256), default=64, help="The most conversations at once."),
     ):
-        with_extent = option(with_extent)
-    return with_extent
+        with_options = option(with_options)
+    return with_options
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_ladder_options
-def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
-    """Every stage of BUNDLE's frame beside its floor: 1, 2, 4, ... conversations, until 80 ms or memory end it."""
-    from pplex.bench.stages import bench_stages
+@_sweep_options
+def stages(bundle: Path, options: "SweepOptions", as_json: bool) -> None:
+    """Every stage of BUNDLE's frame, and its lower bound: 1, 2, 4, ... conversations, up to 80 ms or full memory."""
+    from pplex.bench.engine_backend import bench_stages
 
-    _print(bench_stages(bundle, extent), as_json)
+    _print(bench_stages(bundle, options), as_json)
 
 
 @bench.command("torch", prints=True)
@@ -93,22 +99,22 @@ def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
     default="bf16",
     help="Of the language model; the codec is in fp32.",
 )
-@_ladder_options
-def torch_stages(checkpoint: Path, how: str, precision: str, extent: "Extent", as_json: bool) -> None:
+@_sweep_options
+def torch_stages(checkpoint: Path, how: str, precision: str, options: "SweepOptions", as_json: bool) -> None:
     """The stages as PyTorch runs them, in a table as of `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
-    from pplex.bench.torch_side import bench_torch
+    from pplex.bench.torch_backend import bench_torch
 
-    _print(bench_torch(checkpoint, how, precision, extent), as_json)
+    _print(bench_torch(checkpoint, how, precision, options), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@_ladder_options
-def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
+@_sweep_options
+def moshi(checkpoint: Path, options: "SweepOptions", as_json: bool) -> None:
     """The PyPI package moshi in a table as of `bench stages`: its model in bf16, random weights, CHECKPOINT's sizes."""
-    from pplex.bench.moshi_side import bench_moshi
+    from pplex.bench.moshi_backend import bench_moshi
 
-    _print(bench_moshi(checkpoint, extent), as_json)
+    _print(bench_moshi(checkpoint, options), as_json)
 
 
 @bench.command(prints=True)

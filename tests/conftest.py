@@ -28,7 +28,7 @@ SLOW = (  # what `make check` leaves out, as it does tests that are marked slow;
     "bench/test_floor.py", "benchmarks/test_gpu.py", "export/test_awq.py", "export/test_calibration.py",
     "validate/test_drift.py", "export/test_source.py", "validate/test_sampling.py", "bench/test_priming.py",
     "bench/test_torch_side.py", "validate/test_scenarios.py", "engines/test_bundle_report.py", "test_skips.py",
-    "validate/test_recording.py", "bench/test_load.py", "bench/test_ladder.py",
+    "validate/test_recording.py", "bench/test_load.py", "bench/test_sweep.py",
     "cli/test_quiet.py", "cli/test_doctor.py", "bench/test_parting.py", "validate/test_html_report.py",
     "server/test_client.py", "server/test_hostile.py", "server/test_load.py", "server/test_page.py",
     "server/test_page_trouble.py", "server/test_server.py", "server/test_real_clients.py", "server/test_proxies.py",

@@ -1,4 +1,4 @@
-"""Our torch modules as a side of the ladder: the exported graphs' code as PyTorch itself runs it. See ladder.py."""
+"""Our torch modules, which the graphs are exported from, as a backend of a sweep: see sweep.py."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pplex.bench.kernels import launched
-from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
+from pplex.bench.sweep import SweepOptions, SweepReport, moved_nbytes, sweep
 from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.layers import write_in_place
@@ -28,7 +28,7 @@ from pplex.runtime.stages import LOGITS, NOISE, STAYING
 
 EAGER, GRAPHS = "eager", "graphs"
 COMPILE_MODES = {"compiled": "default", "autotuned": "max-autotune-no-cudagraphs"}
-RECOMPILES = 64  # torch gives up on a function that it has compiled for 8 different shapes and modules
+RECOMPILES = 64  # torch's own limit is 8 shapes and modules for one function
 
 CODEC = ("mimi_encode", "mimi_decode")
 
@@ -36,26 +36,26 @@ Copy = tuple[Tensor, Tensor]  # target, source
 
 
 @temporary_cache(TORCH_CACHES)
-def bench_torch(checkpoint: Path, how: str, precision: str, extent: Extent) -> LadderReport:
-    """Measure random weights of the sizes of `checkpoint`, as in `climb`. Raises CheckpointError, EngineError."""
+def bench_torch(checkpoint: Path, how: str, precision: str, options: SweepOptions) -> SweepReport:
+    """Sweep modules of `checkpoint`'s sizes with random weights. Raises CheckpointError, EngineError."""
     config = open_checkpoint(checkpoint).config
-    side = TorchSide(config, how, precision, extent.slots, extent.device, checkpoint.name)
-    return climb(side, extent)
+    backend = TorchBackend(config, how, precision, options.slots, options.device, checkpoint.name)
+    return sweep(backend, options)
 
 
-class TorchSide:
-    """The four modules on one device; the codec is in float32 whatever `precision` says.
+class TorchBackend:
+    """The four modules on one device; `precision` is that of the language model, and the codec is in float32.
 
-    `how`: eager; each step captured as a CUDA graph (graphs); or compiled before that, as a name in COMPILE_MODES says.
+    `how`: eager; graphs, with each step captured as a CUDA graph; or a name in COMPILE_MODES, compiled and then captured.
 
-    As in runtime/stages.py every input, output and state is one tensor of all slots, and a step of `slots` of them takes
-    its first rows. Rings are written in place, and hold noise as far as they are remembered.
+    As in runtime/stages.py, every input, output and state is one tensor of all slots, and a step of some slots uses its
+    first rows. KV caches are written in place and hold noise for the context steps.
     """
 
     def __init__(self, config: ModelConfig, how: str, precision: str, slots: int, device: str | None, name: str):
         self.device, self._how, self._config = TorchDevice(device), how, config
         if how == GRAPHS and not self.device.is_gpu:
-            raise EngineError("A processor has no CUDA graphs to capture: measure --how eager, or a GPU.")
+            raise EngineError("CUDA graphs need a GPU: measure with --how eager or on a GPU.")
         self._precision = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, precision)}
         self._specs = graph_specs(config, self._precision)
         self._bandwidth = self.device.bandwidth()
@@ -69,15 +69,15 @@ class TorchSide:
         self.machine: Mapping[str, Any] = {"device": self.device.name, **packages}
         self.figures: Mapping[str, Any] = {"precision": self._precision, "GB/s": round(self._bandwidth / 1e9, 1)}
 
-    def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
+    def prepare(self, slots: int, context_steps: int) -> Mapping[str, Call]:
         with gpu_memory():
             if slots not in self._transfers:
                 self._transfers[slots] = self._copies(slots)
-            self._imagine(remembered)
+            self._fill_inputs(context_steps)
             _copy(self._transfers[slots][0])
             if slots not in self._calls:
                 self._calls[slots] = {graph: self._ready(graph, slots) for graph in GRAPH_NAMES}
-            self._remember(slots, remembered)  # now: the first steps have moved the codec on
+            self._fill_rings(slots, context_steps)  # after the first steps, which advance the codec
             self.device.synchronize()
         return dict(self._calls[slots])
 
@@ -88,8 +88,8 @@ class TorchSide:
         _copy(self._transfers[slots][1])
         self.device.synchronize()
 
-    def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
-        moved = moved_nbytes(self._config, self._precision, slots, remembered)
+    def floor_ms(self, slots: int, context_steps: int) -> Mapping[str, float]:
+        moved = moved_nbytes(self._config, self._precision, slots, context_steps)
         return {graph: 1000 * moved[graph] / self._bandwidth for graph in GRAPH_NAMES}
 
     def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
@@ -98,7 +98,7 @@ class TorchSide:
     # Steps.
 
     def _ready(self, graph: str, slots: int) -> Call:
-        """One graph's step as it is measured; the first is made now, when it is compiled and libraries set themselves up."""
+        """One graph's step, ready to measure. It runs once here, which compiles it and initialises libraries."""
         work = self._work(graph, slots)
         try:
             work()
@@ -120,12 +120,12 @@ class TorchSide:
         return partial(in_turn, [step, partial(self._pass_on, slots)]) if graph == "depth" else step
 
     def _pass_on(self, slots: int) -> None:
-        """Audio tokens of the longest delay go to the decoder in the frame that samples them, see Stages."""
+        """Pass audio tokens of the longest delay to the decoder in the frame that samples them: see Stages."""
         codes, tokens = self._tensors["mimi_decode"]["codes"][:slots], self._tensors["depth"]["audio_tokens"][:slots]
         codes.copy_(torch.where(self._latest, tokens[:, :CODEBOOKS], codes))
 
     def _copies(self, slots: int) -> tuple[list[Copy], list[Copy]]:
-        """Uploads of what no graph before has made, and downloads of what the host reads."""
+        """Uploads of inputs that no earlier graph computes, and downloads of outputs that the host reads."""
         uploads, downloads, there = list[Copy](), list[Copy](), set[int]()
         for graph, spec in self._specs.items():
             tensors = self._tensors[graph]
@@ -139,7 +139,7 @@ class TorchSide:
                     downloads.append((self._hosts[id(tensors[name])][:slots], tensors[name][:slots]))
         return uploads, downloads
 
-    # What they work on.
+    # Modules and tensors.
 
     def _make(self) -> None:
         device, specs = self.device, self._specs
@@ -158,14 +158,14 @@ class TorchSide:
         self._calls: dict[int, dict[str, Call]] = {}
         self._advance = _advance
         if self._how in COMPILE_MODES:
-            from torch._inductor import config as inductor  # which makes a cache where it is imported
+            from torch._inductor import config as inductor  # its import creates a cache
 
             torch._dynamo.config.recompile_limit = RECOMPILES
-            inductor.cpp_cache_precompile_headers = False  # they are kept in no cache that can be chosen
+            inductor.cpp_cache_precompile_headers = False  # their cache folder cannot be chosen
             self._advance = torch.compile(_advance, fullgraph=True, dynamic=False, mode=COMPILE_MODES[self._how])
 
     def _zeros(self, spec: GraphSpec) -> dict[str, Tensor]:
-        """A graph's inputs, past state and outputs, of all slots."""
+        """A graph's inputs, past state and outputs for all slots."""
         sizes = {"B": self.slots, "T": 1, "C": self._config.temporal.capacity}
         needed = (t for t in (*spec.all_inputs, *spec.outputs) if t.name not in LOGITS)
         return {
@@ -173,22 +173,22 @@ class TorchSide:
             for t in needed
         }
 
-    def _remember(self, slots: int, remembered: int) -> None:
-        """Noise in every ring, as far as it is remembered, and the codec's positions; the temporal one is an input."""
-        steps = {"temporal": remembered, "depth": 0} | dict.fromkeys(
-            CODEC, self._config.mimi.steps_per_frame * remembered
+    def _fill_rings(self, slots: int, context_steps: int) -> None:
+        """Fill KV caches with noise for the context steps, and set the codec's positions; the temporal one is an input."""
+        steps = {"temporal": context_steps, "depth": 0} | dict.fromkeys(
+            CODEC, self._config.mimi.steps_per_frame * context_steps
         )
-        new = int(self._filled[:slots].min()) < remembered
+        new = int(self._filled[:slots].min()) < context_steps
         for graph, spec in self._specs.items():
             tensors = self._tensors[graph]
             for ring in (state.past for state in spec.state if state.ring and new):
                 tensors[ring][:slots, :, : steps[graph]].normal_()
             if graph in CODEC:
                 tensors["past.position"][:slots] = steps[graph]
-        self._filled[:slots].clamp_(min=remembered)
+        self._filled[:slots].clamp_(min=context_steps)
 
-    def _imagine(self, remembered: int) -> None:
-        """What the host uploads for a frame: noise for sound and codes, 250 candidates, and nothing forced."""
+    def _fill_inputs(self, context_steps: int) -> None:
+        """Fill the inputs of a frame: noise as sound and codes, 250 candidates, nothing forced."""
         card = min(self._config.audio_card, self._config.text_card)
         for graph, spec in self._specs.items():
             for name in (tensor.name for tensor in spec.inputs):
@@ -204,7 +204,7 @@ class TorchSide:
                     case "offset" | "stride":
                         host.random_(self._config.noise_entries)
                     case "position":
-                        host.fill_(remembered)
+                        host.fill_(context_steps)
                     case "active" | "temperature":
                         host.fill_(1)
                     case "k":
@@ -214,7 +214,7 @@ class TorchSide:
 
 
 def _advance(module: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor | None]) -> None:
-    """One step, its results copied to where they are read; a ring already has been written, and logits are not read."""
+    """Compute a step and copy its results to their readers; None for rings, already written, and for logits, not read."""
     for target, result in zip(targets, module(*inputs), strict=True):
         if target is not None:
             target.copy_(result)
@@ -226,8 +226,8 @@ def _copy(copies: Sequence[Copy]) -> None:
 
 
 def _random_module(graph: str, config: ModelConfig, precision: Mapping[str, str], device: torch.device) -> nn.Module:
-    """A graph's module that writes its rings in place, with weights that keep activations finite, made on `device`."""
-    with torch.device("meta"):  # as it is made, a module is in float32
+    """A graph's module on `device` that writes its rings in place; random weights keep activations finite."""
+    with torch.device("meta"):  # a new module is in float32
         module = MODULES[graph](config, activations(graph, precision)).eval().requires_grad_(False)
     module = module.to_empty(device=device)
     for weight in module.parameters():

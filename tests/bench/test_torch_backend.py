@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pplex.bench import bandwidth, ladder
-from pplex.bench.ladder import FRAME, Extent, LadderReport, Side, climb
-from pplex.bench.moshi_side import LANGUAGE, MoshiSide
+from pplex.bench import bandwidth
+from pplex.bench.moshi_backend import LANGUAGE, MoshiBackend
+from pplex.bench.sweep import FRAME, BenchBackend, SweepOptions, SweepReport, sweep
+from pplex.bench.torch_backend import TorchBackend, _advance, _random_module
 from pplex.bench.torch_device import TorchDevice, gpu_memory
-from pplex.bench.torch_side import TorchSide, _advance, _random_module
 from pplex.cli import main
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.layers import tensor_scatter, tensor_scatter_
@@ -36,7 +36,7 @@ CHECKPOINT = TINY / "checkpoint"
 @pytest.fixture(autouse=True)
 def little_memory_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "NBYTES", 1 << 24)
-    monkeypatch.setattr(ladder, "WARM_UP_FRAMES", 1)
+    monkeypatch.setattr("pplex.bench.sweep.WARM_UP_FRAMES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -44,41 +44,41 @@ def config() -> ModelConfig:
     return open_checkpoint(CHECKPOINT).config
 
 
-def climbed(side: Side) -> LadderReport:
-    return climb(side, Extent(side.slots, (0, 300), frames=2), limit_ms=math.inf)
+def swept(backend: BenchBackend) -> SweepReport:
+    return sweep(backend, SweepOptions(backend.slots, (0, 300), frames=2), limit_ms=math.inf)
 
 
-def assert_complete(report: LadderReport, stages: tuple[str, ...]) -> None:
+def assert_complete(report: SweepReport, stages: tuple[str, ...]) -> None:
     places = [(length, slots, stage) for length in (0, 300) for slots in (1, 2) for stage in (*stages, FRAME)]
-    assert [(row.remembered, row.slots, row.stage) for row in report.rows] == places
+    assert [(row.context_steps, row.slots, row.stage) for row in report.rows] == places
     for row in report.rows:
         assert 0 < row.p50_ms <= row.p95_ms <= row.p99_ms and row.kernels is None
         assert row.floor_ms is not None and row.floor_ms > 0
 
 
 def test_eager_rows_are_complete(config: ModelConfig) -> None:
-    side = TorchSide(config, "eager", "bf16", slots=2, device="cpu", name="tiny")
-    assert_complete(climbed(side), GRAPH_NAMES)
+    backend = TorchBackend(config, "eager", "bf16", slots=2, device="cpu", name="tiny")
+    assert_complete(swept(backend), GRAPH_NAMES)
 
 
 def test_a_frame_hands_over_what_its_stages_made(config: ModelConfig) -> None:
-    side = TorchSide(config, "eager", "fp32", slots=2, device="cpu", name="tiny")
-    side.prepare(2, 5)
-    side.frame(2)
-    tensors, late = side._tensors, side._latest
+    backend = TorchBackend(config, "eager", "fp32", slots=2, device="cpu", name="tiny")
+    backend.prepare(2, 5)
+    backend.frame(2)
+    tensors, late = backend._tensors, backend._latest
     assert tensors["mimi_encode"]["past.position"].tolist() == [12, 12]  # two for every frame, the one just made too
     assert torch.equal(tensors["mimi_decode"]["codes"][:, late], tensors["depth"]["audio_tokens"][:, late])
     pcm, tokens = tensors["mimi_decode"]["pcm"], tensors["depth"]["audio_tokens"]
     for made in (pcm, tokens):
-        assert made.any() and torch.equal(side._hosts[id(made)], made)
+        assert made.any() and torch.equal(backend._hosts[id(made)], made)
     entries = tensors["temporal"]["past.k.0"].any(dim=(0, 1, 3))  # type: ignore[call-overload]
     assert entries.tolist() == [True] * 6 + [False] * (config.temporal.capacity - 6)
 
 
 def test_the_codec_remembers_two_steps_a_frame(config: ModelConfig) -> None:
-    side = TorchSide(config, "eager", "bf16", slots=1, device="cpu", name="tiny")
-    side.prepare(1, 7)
-    assert side._tensors["mimi_decode"]["past.position"].tolist() == [14]
+    backend = TorchBackend(config, "eager", "bf16", slots=1, device="cpu", name="tiny")
+    backend.prepare(1, 7)
+    assert backend._tensors["mimi_decode"]["past.position"].tolist() == [14]
 
 
 @pytest.mark.parametrize("graph", ["temporal", "mimi_encode", "mimi_decode"])
@@ -160,20 +160,20 @@ def test_everything_is_on_the_device_of_the_inputs(config: ModelConfig, graph: s
 def test_captured_steps_are_the_eager_ones(config: ModelConfig, how: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU.")
-    eager, captured = (frame_of(TorchSide(config, one, "fp32", 2, "cuda", "tiny")) for one in ("eager", how))
+    eager, captured = (frame_of(TorchBackend(config, one, "fp32", 2, "cuda", "tiny")) for one in ("eager", how))
     torch.testing.assert_close(captured["hidden"], eager["hidden"])
     assert torch.equal(captured["text_token"], eager["text_token"])
 
 
-def frame_of(side: TorchSide) -> dict[str, Tensor]:
+def frame_of(backend: TorchBackend) -> dict[str, Tensor]:
     """What the temporal step of a frame of two slots leaves, of the same weights and inputs every time."""
     torch.manual_seed(0)
-    for module in side._modules.values():
+    for module in backend._modules.values():
         for weight in module.parameters():
             weight.normal_(0, 0.02) if weight.dim() > 1 else weight.fill_(1)
-    side.prepare(2, 5)
-    side.frame(2)
-    return side._tensors["temporal"]
+    backend.prepare(2, 5)
+    backend.frame(2)
+    return backend._tensors["temporal"]
 
 
 def test_a_processor_has_no_graphs_to_capture() -> None:
@@ -196,7 +196,7 @@ def test_a_copy_reads_and_writes() -> None:
 def test_moshi_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "moshi.models", None)
     with pytest.raises(LibraryError, match=r"pip install --no-deps moshi==0\.2\.13"):
-        MoshiSide(open_checkpoint(CHECKPOINT), 1, "cpu")
+        MoshiBackend(open_checkpoint(CHECKPOINT), 1, "cpu")
 
 
 @pytest.mark.skipif(
@@ -206,9 +206,9 @@ def test_moshi_rows_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "NO_TORCH_COMPILE", "1"
     )  # which it reads when it is imported: compiling takes longer than the test
-    side = MoshiSide(open_checkpoint(CHECKPOINT), slots=2, device="cpu")
-    assert_complete(climbed(side), ("mimi_encode", LANGUAGE, "mimi_decode"))
-    side.prepare(2, 300)
-    attention = side._model.transformer.layers[0].self_attn
-    side._speak()
+    backend = MoshiBackend(open_checkpoint(CHECKPOINT), slots=2, device="cpu")
+    assert_complete(swept(backend), ("mimi_encode", LANGUAGE, "mimi_decode"))
+    backend.prepare(2, 300)
+    attention = backend._model.transformer.layers[0].self_attn
+    backend._speak()
     assert attention._streaming_state.kv_cache.end_offset.tolist() == [301, 301]

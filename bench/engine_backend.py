@@ -1,4 +1,4 @@
-"""The engines of a bundle as a side of the ladder: see ladder.py."""
+"""The engines of a bundle as a backend of a sweep: see sweep.py."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from pplex.bench.bandwidth import Bandwidth, copy_bandwidth
 from pplex.bench.frame import ENGINES
 from pplex.bench.kernels import launched
-from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
+from pplex.bench.sweep import SweepOptions, SweepReport, moved_nbytes, sweep
 from pplex.measure.machine import machine
 from pplex.runtime.backend import choose_backend, engines_nbytes, open_to_run
 from pplex.runtime.bundle import Bundle
@@ -20,13 +20,13 @@ from pplex.runtime.precision import GRAPH_NAMES
 from pplex.runtime.stages import Stages
 
 
-def bench_stages(folder: Path, extent: Extent) -> LadderReport:
-    """Measure the bundle in `folder`, as in `climb`. Raises BundleError, EngineError."""
-    return climb(EngineSide(open_to_run(folder, extent.device), extent.slots, extent.device), extent)
+def bench_stages(folder: Path, options: SweepOptions) -> SweepReport:
+    """Measure the bundle in `folder`, as in `sweep`. Raises BundleError, EngineError."""
+    return sweep(EngineBackend(open_to_run(folder, options.device), options.slots, options.device), options)
 
 
-class EngineSide:
-    """A bundle on its device, with as many slots as there is room for; rings hold noise, as far as they are remembered."""
+class EngineBackend:
+    """A bundle on its device, with as many slots as fit; the KV cache holds noise for the context steps."""
 
     def __init__(self, bundle: Bundle, slots: int, device: str | None):
         backend = choose_backend(bundle, device, threads=None)
@@ -51,10 +51,10 @@ class EngineSide:
             },
             "GB/s": round(self._bandwidth / 1e9, 1),
         }
-        self._remembered = np.zeros(self.slots, np.int64)
+        self._filled = np.zeros(self.slots, np.int64)
 
-    def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
-        self._remember(slots, remembered)
+    def prepare(self, slots: int, context_steps: int) -> Mapping[str, Call]:
+        self._fill_rings(slots, context_steps)
         stages, config = self._stages, self._bundle.config
         stages.pcm_in[:slots] = self._noise.normal(0, 0.05, stages.pcm_in[:slots].shape)
         stages.active[:slots] = True
@@ -72,17 +72,17 @@ class EngineSide:
     def frame(self, slots: int) -> None:
         self._stages.run_frame(slots)
 
-    def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
-        moved = moved_nbytes(self._bundle.config, self._bundle.precision, slots, remembered)
+    def floor_ms(self, slots: int, context_steps: int) -> Mapping[str, float]:
+        moved = moved_nbytes(self._bundle.config, self._bundle.precision, slots, context_steps)
         return {graph: 1000 * moved[graph] / self._bandwidth for graph in GRAPH_NAMES}
 
     def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
         return launched(calls, self.device.synchronize) if isinstance(self.device, CudaDevice) else {}
 
-    def _remember(self, slots: int, remembered: int) -> None:
-        """Rings of noise in slots that were not filled so far; zeros would be read as quickly, but multiplied otherwise."""
-        kept = min(remembered, self._bundle.config.temporal.capacity)
-        new = np.flatnonzero(self._remembered[:slots] < kept)
+    def _fill_rings(self, slots: int, context_steps: int) -> None:
+        """Fill the KV cache of slots with noise where it is not filled yet; zeros would be multiplied faster."""
+        kept = min(context_steps, self._bundle.config.temporal.capacity)
+        new = np.flatnonzero(self._filled[:slots] < kept)
         if new.size:
             stack, engine = self._bundle.config.temporal, self._stages.engines["temporal"]
             noise = self._noise.standard_normal((stack.heads, kept, stack.head_dim), np.float32)
@@ -92,15 +92,15 @@ class EngineSide:
             for ring in engine.state.values():
                 for row in new[new > 0].tolist():
                     self.device.copy(ring.rows(row, 1).whole, ring.rows(0, 1).whole)()
-            self._remembered[new] = kept
-        self._stages.position[:slots] = remembered
+            self._filled[new] = kept
+        self._stages.position[:slots] = context_steps
 
 
 def _stored(values: Array, dtype: str) -> Array:
-    """float32 values as a ring of `dtype` keeps them; of bfloat16, which numpy lacks, the upper halves."""
+    """float32 values as a KV cache of `dtype` stores them; as bfloat16, which numpy lacks, their upper halves."""
     return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values.astype(dtype)
 
 
 def _bandwidth(device: Device) -> float:
-    """Bytes a second: read and written by a copy on a GPU, read by all processors of a host."""
+    """Bytes a second: of a copy on a GPU, read and written; of all processors on a host, read."""
     return copy_bandwidth(device) if isinstance(device, CudaDevice) else Bandwidth(None).measure()

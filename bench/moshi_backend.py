@@ -1,4 +1,4 @@
-"""The PyPI package moshi, whose architecture PersonaPlex has, as a side of the ladder: see ladder.py."""
+"""The PyPI package moshi, whose architecture PersonaPlex shares, as a backend of a sweep: see sweep.py."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pplex.bench.kernels import launched
-from pplex.bench.ladder import Extent, LadderReport, climb, moved_nbytes
+from pplex.bench.sweep import SweepOptions, SweepReport, moved_nbytes, sweep
 from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from pplex.measure.machine import machine
@@ -22,25 +22,25 @@ from pplex.runtime.memory import fitting_slots, slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, LANGUAGE_GRAPHS
 
-LANGUAGE = "language"  # the row of both transformers, which a step of the package takes together
-PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # what it is served in
-GRAPHED_CALLS = 2  # of a function until it is a CUDA graph: one to warm up, and the one that is captured
+LANGUAGE = "language"  # the row of both transformers: a step of the package runs both
+PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # that the package serves in
+GRAPHED_CALLS = 2  # of a function before it is a CUDA graph: a warm-up, and the captured one
 
 
 @temporary_cache(TORCH_CACHES)  # parts of the package are compiled
-def bench_moshi(checkpoint: Path, extent: Extent) -> LadderReport:
-    """Measure the package with random weights of the sizes of `checkpoint`, as in `climb`.
+def bench_moshi(checkpoint: Path, options: SweepOptions) -> SweepReport:
+    """Sweep the package at `checkpoint`'s sizes with random weights.
 
-    Raises CheckpointError, EngineError, and LibraryError where the package or something it needs is missing.
+    Raises CheckpointError, EngineError, and LibraryError if the package or one of its dependencies is missing.
     """
-    return climb(MoshiSide(open_checkpoint(checkpoint), extent.slots, extent.device), extent)
+    return sweep(MoshiBackend(open_checkpoint(checkpoint), options.slots, options.device), options)
 
 
-class MoshiSide:
-    """Its language model with eight depth steps and its codec as they come: on a GPU with CUDA graphs of their own.
+class MoshiBackend:
+    """The package's language model with eight depth steps, and its codec; on a GPU they make their own CUDA graphs.
 
-    Its rings are moved on by every call, so that what is measured remembers up to a few hundred steps more than it is said
-    to; each call reads them whole, as far as they are written or not.
+    Every call advances the KV cache, so measured conversations have up to a few hundred more context steps than reported.
+    Each call reads the whole cache, filled or not.
     """
 
     def __init__(self, checkpoint: Checkpoint, slots: int, device: str | None):
@@ -64,15 +64,15 @@ class MoshiSide:
         self.machine: Mapping[str, Any] = {"device": self.device.name, **packages}
         self.figures: Mapping[str, Any] = {"precision": PRECISION, "GB/s": round(self._bandwidth / 1e9, 1)}
 
-    def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
+    def prepare(self, slots: int, context_steps: int) -> Mapping[str, Call]:
         with gpu_memory():
             if slots != self._batch:
                 self._stream(slots)
-            # The first frames of a conversation have nothing to decode yet.
-            steps = max(remembered, self._config.max_delay + 1)
-            self._remember(self._generator, steps)
-            self._remember(self._model, steps)
-            self._remember(self._codec, self._config.mimi.steps_per_frame * steps)
+            # The first frames of a conversation have no codes to decode.
+            steps = max(context_steps, self._config.max_delay + 1)
+            self._fill_rings(self._generator, steps)
+            self._fill_rings(self._model, steps)
+            self._fill_rings(self._codec, self._config.mimi.steps_per_frame * steps)
             self.device.synchronize()
         return {"mimi_encode": self._encode, LANGUAGE: self._speak, "mimi_decode": self._decode}
 
@@ -85,8 +85,8 @@ class MoshiSide:
         self._host_reply.copy_(self._reply, non_blocking=True)
         self.device.synchronize()
 
-    def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
-        moved = moved_nbytes(self._config, PRECISION, slots, remembered)
+    def floor_ms(self, slots: int, context_steps: int) -> Mapping[str, float]:
+        moved = moved_nbytes(self._config, PRECISION, slots, context_steps)
         floors = {graph: 1000 * nbytes / self._bandwidth for graph, nbytes in moved.items()}
         language = sum(floors.pop(graph) for graph in LANGUAGE_GRAPHS)
         return {**floors, LANGUAGE: language}
@@ -103,7 +103,7 @@ class MoshiSide:
     @torch.no_grad()
     def _speak(self) -> None:
         spoken = self._generator.step(self._codes)
-        if spoken is not None:  # as it is until the longest delay has passed
+        if spoken is not None:  # None until the longest delay has passed
             self._tokens = spoken  # [B, 9, 1]
 
     @torch.no_grad()
@@ -113,7 +113,7 @@ class MoshiSide:
     # State.
 
     def _stream(self, slots: int) -> None:
-        """Begin as many conversations instead of those so far, and go on until they are CUDA graphs."""
+        """Start `slots` new conversations and step them until the package has captured its CUDA graphs."""
         self._streams.close()
         self._batch = 0
         self.device.free_nbytes()
@@ -130,14 +130,14 @@ class MoshiSide:
             raise
         except RuntimeError as error:
             raise EngineError(
-                f"moshi cannot take {slots} conversations through a frame here: {error}\n"
-                "Where its torch.compile is what fails, NO_TORCH_COMPILE=1 in the environment leaves that out."
+                f"moshi cannot compute a frame of {slots} conversations here: {error}\n"
+                "If torch.compile fails, set NO_TORCH_COMPILE=1 in the environment to do without it."
             ) from error
         self._batch = slots
 
     @staticmethod
-    def _remember(module: Any, steps: int) -> None:
-        """Make every ring and counter of a module's streaming state those of a conversation of `steps` steps so far."""
+    def _fill_rings(module: Any, steps: int) -> None:
+        """Set the KV caches and counters of a module's streaming state as after `steps` steps, with noise."""
         for state in module.get_streaming_state().values():
             for counter in (getattr(state, name, None) for name in ("offset", "offsets")):
                 if counter is not None:
@@ -153,14 +153,14 @@ def _package() -> tuple[Any, Any]:
         from moshi.models import LMGen, loaders
     except ImportError as error:
         raise LibraryError(
-            f"The PyPI package moshi cannot be imported ({error}). It pins older versions of what is used here, so: "
+            f"Cannot import the PyPI package moshi ({error}). It pins older versions of our packages, so install it by: "
             "pip install --no-deps moshi==0.2.13, and pip install einops huggingface_hub sentencepiece safetensors"
         ) from error
     return loaders, LMGen
 
 
 def _arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments for a language model of eight depth steps and for the codec: a checkpoint uses the package's names."""
+    """Arguments of the language model, with eight depth steps, and of the codec: checkpoints use the package's names."""
     path = checkpoint.path(CONFIG_FILE)
     given = json.loads(path.read_text()) if path.exists() else {}
     language = {**RELEASED_ARGUMENTS["lm"], **given.get("lm", {}), "dep_q": CODEBOOKS}

@@ -1,4 +1,4 @@
-"""The ladder of conversations: where it ends, what is kept, what a frame must move at least, and a bundle on it."""
+"""Sweeps: their points, the saved report, the least bytes of a frame, and a bundle as backend."""
 
 import json
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from pplex.bench import bandwidth
-from pplex.bench.ladder import FRAME, Extent, Row, climb, moved_nbytes
-from pplex.bench.stages import EngineSide
+from pplex.bench.engine_backend import EngineBackend
+from pplex.bench.sweep import FRAME, Row, SweepOptions, moved_nbytes, sweep
 from pplex.cli import main
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
@@ -47,7 +47,7 @@ class Clock:
 
 @dataclass
 class Steady:
-    """A side whose stages take 1 and 2 ms a slot, and that has room for `room` slots."""
+    """A backend whose stages take 1 and 2 ms a slot; `room` slots fit."""
 
     slots: int = 8
     room: int = 8
@@ -57,16 +57,16 @@ class Steady:
     figures: Mapping[str, Any] = field(default_factory=dict)
     prepared: list[tuple[int, int]] = field(default_factory=list)
 
-    def prepare(self, slots: int, remembered: int) -> Mapping[str, Call]:
+    def prepare(self, slots: int, context_steps: int) -> Mapping[str, Call]:
         if slots > self.room:
             raise GpuMemoryError("The GPU has no memory left.")
-        self.prepared.append((slots, remembered))
+        self.prepared.append((slots, context_steps))
         return {"ears": partial(self.device.pass_ms, slots), "mouth": partial(self.device.pass_ms, 2 * slots)}
 
     def frame(self, slots: int) -> None:
         self.device.pass_ms(3 * slots)
 
-    def floor_ms(self, slots: int, remembered: int) -> Mapping[str, float]:
+    def floor_ms(self, slots: int, context_steps: int) -> Mapping[str, float]:
         return {"ears": 0.5, "mouth": 0.25}
 
     def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:
@@ -74,22 +74,22 @@ class Steady:
 
 
 @pytest.fixture
-def side(monkeypatch: pytest.MonkeyPatch) -> Steady:
+def backend(monkeypatch: pytest.MonkeyPatch) -> Steady:
     steady = Steady()
     monkeypatch.setattr("time.perf_counter", lambda: steady.device.now_ms / 1000)
     return steady
 
 
-def extent(*remembered: int, out: Path | None = None) -> Extent:
-    return Extent(8, remembered, FRAMES, out=out)
+def options(*context_steps: int, out: Path | None = None) -> SweepOptions:
+    return SweepOptions(8, context_steps, FRAMES, out=out)
 
 
-def rungs(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
-    return list(dict.fromkeys((row.remembered, row.slots) for row in rows))
+def points(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
+    return list(dict.fromkeys((row.context_steps, row.slots) for row in rows))
 
 
-def test_rows_are_of_every_stage_and_the_frame(side: Steady) -> None:
-    report = climb(replace(side, slots=1), extent(0))
+def test_rows_are_of_every_stage_and_the_frame(backend: Steady) -> None:
+    report = sweep(replace(backend, slots=1), options(0))
     assert report.rows == (
         Row(1, 0, "ears", 1.0, 1.0, 1.0, 0.5, 7),
         Row(1, 0, "mouth", 2.0, 2.0, 2.0, 0.25, 5),
@@ -98,8 +98,8 @@ def test_rows_are_of_every_stage_and_the_frame(side: Steady) -> None:
     assert "mouth" in report.to_text()
 
 
-def test_slots_double_until_a_frame_takes_too_long(side: Steady) -> None:
-    assert rungs(climb(side, extent(0, 9)).rows) == [
+def test_slots_double_until_a_frame_takes_too_long(backend: Steady) -> None:
+    assert points(sweep(backend, options(0, 9)).rows) == [
         (0, 1),
         (0, 2),
         (0, 4),
@@ -109,39 +109,39 @@ def test_slots_double_until_a_frame_takes_too_long(side: Steady) -> None:
         (9, 4),
         (9, 8),
     ]
-    assert rungs(climb(replace(side, slots=6), extent(0)).rows) == [(0, 1), (0, 2), (0, 4), (0, 6)]
-    assert rungs(climb(side, extent(0), limit_ms=5.0).rows) == [
+    assert points(sweep(replace(backend, slots=6), options(0)).rows) == [(0, 1), (0, 2), (0, 4), (0, 6)]
+    assert points(sweep(backend, options(0), limit_ms=5.0).rows) == [
         (0, 1),
         (0, 2),
     ]  # the one that is too slow is told
 
 
-def test_where_memory_ends_is_told(side: Steady) -> None:
-    report = climb(replace(side, room=2), extent(0))
-    assert rungs(report.rows) == [(0, 1), (0, 2)]
-    assert report.figures["0 remembered, 4 slots"] == "no room: The GPU has no memory left."
+def test_the_report_says_where_memory_was_full(backend: Steady) -> None:
+    report = sweep(replace(backend, room=2), options(0))
+    assert points(report.rows) == [(0, 1), (0, 2)]
+    assert report.figures["0 context steps, 4 slots"] == "no room: The GPU has no memory left."
 
 
-def test_a_report_is_kept_and_continued(side: Steady, tmp_path: Path) -> None:
+def test_a_report_is_saved_and_resumed(backend: Steady, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    whole = climb(side, extent(0, 5))
-    kept = climb(side, extent(0, out=out))
+    whole = sweep(backend, options(0, 5))
+    kept = sweep(backend, options(0, out=out))
     assert json.loads(out.read_text())["rows"] == json.loads(json.dumps(kept.to_dict()))["rows"]
-    later = replace(side, prepared=[])
-    assert climb(later, extent(0, 5, out=out)).rows == whole.rows
+    later = replace(backend, prepared=[])
+    assert sweep(later, options(0, 5, out=out)).rows == whole.rows
     measured = [prepared for prepared in later.prepared if prepared[1] == 5]
     assert [slots for slots, _ in measured] == [1, 2, 4, 8] and (1, 0) not in later.prepared[:1]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"title": "steady"}'])
-def test_another_file_is_left_alone(side: Steady, tmp_path: Path, text: str) -> None:
+def test_another_file_is_left_alone(backend: Steady, tmp_path: Path, text: str) -> None:
     out = tmp_path / "notes.json"
     out.write_text(text)
-    with pytest.raises(OutputError, match=r"notes.json is no report of a bench"):
-        climb(side, extent(0, out=out))
-    climb(side, extent(0, out=tmp_path / "report.json"))
-    with pytest.raises(OutputError, match=r"is a report of steady, measured otherwise"):
-        climb(side, replace(extent(0, out=tmp_path / "report.json"), frames=FRAMES + 1))
+    with pytest.raises(OutputError, match=r"notes.json is not a report of this benchmark"):
+        sweep(backend, options(0, out=out))
+    sweep(backend, options(0, out=tmp_path / "report.json"))
+    with pytest.raises(OutputError, match=r"is a report of steady, measured with other settings"):
+        sweep(backend, replace(options(0, out=tmp_path / "report.json"), frames=FRAMES + 1))
     assert out.read_text() == text
 
 
@@ -165,23 +165,26 @@ def test_slots_fit_beside_the_weights() -> None:
 
 def test_rings_hold_noise_as_far_as_they_are_remembered(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "NBYTES", 1 << 20)
-    side = EngineSide(tiny_bundle, 3, "cpu")
-    side.prepare(2, 40)
-    for ring in side._stages.engines["temporal"].state.values():
+    backend = EngineBackend(tiny_bundle, 3, "cpu")
+    backend.prepare(2, 40)
+    for ring in backend._stages.engines["temporal"].state.values():
         values = host_view(ring)
         assert (np.abs(values[:2, :, :40]) > 0).mean() > 0.99 and not values[2].any()
-    assert side._stages.position.tolist() == [40, 40, 0]
+    assert backend._stages.position.tolist() == [40, 40, 0]
 
 
 def test_bench_stages_of_a_bundle(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "NBYTES", 1 << 24)
-    options = ["--slots", "2", "--remembered", "0", "--remembered", "200", "--frames", "5", "--device", "cpu"]
+    options = ["--slots", "2", "--context-steps", "0", "--context-steps", "200", "--frames", "5", "--device", "cpu"]
     arguments = ["bench", "stages", str(tiny_bundle.folder), *options, "--out", str(tmp_path / "out.json"), "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
-    assert [(row["slots"], row["remembered"], row["stage"]) for row in rows] == [
-        (slots, remembered, stage) for remembered in (0, 200) for slots in (1, 2) for stage in (*GRAPH_NAMES, FRAME)
+    assert [(row["slots"], row["context_steps"], row["stage"]) for row in rows] == [
+        (slots, context_steps, stage)
+        for context_steps in (0, 200)
+        for slots in (1, 2)
+        for stage in (*GRAPH_NAMES, FRAME)
     ]
     refused = CliRunner().invoke(
         main, ["bench", "stages", str(tiny_bundle.folder), "--out", str(tmp_path / "no" / "x")]
