@@ -1,7 +1,7 @@
-"""Bookkeeping of benchmarks/gpu.py: steps, each a process of its own, what came of each, and what is still to do.
+"""Steps of benchmarks/gpu.py, each in its own process, their results, and the plan of what is left to run.
 
-A call is limited in time and may be ended at any moment, and the machine it ran on may be gone with its files: all that is
-known is in `results.json`, which is written before and after every step and never half. The next call goes on from there.
+A call has a time limit, may be killed at any moment, and may lose its machine with all files. So `results.json` has all
+results; it is written atomically before and after every step, and the next call resumes from it.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ LOGGED_NBYTES = 150_000  # of what a step prints, at most: 100 steps in 15 MB
 
 @dataclass(frozen=True)
 class Step:
-    """A command and what is known of it beforehand.
+    """A command, its limits and its dependencies.
 
     `limit_s`: it is ended after this long. `least_s`: a call that has less left does not begin it. `needs`: steps that must
     have ended well, and whose folders it reads. `unless`: steps that make it needless when they have. `lacks`: why it cannot
@@ -52,8 +52,8 @@ class Step:
     json: bool = False
 
 
-class Book:
-    """`results.json` and `log.txt` of a folder: a record for every step that was begun or skipped, and facts beside them."""
+class ResultStore:
+    """`results.json` and `log.txt` of a folder: a record of every step that was started or skipped, and facts."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,22 +85,22 @@ class Book:
         return self.outcome(name) == CUT_OFF and self.is_settled(name)
 
 
-class Plan:
-    """The steps in their order, seen with what the book knows of them."""
+class StepPlan:
+    """The steps in their order, and which of them are still to run according to the store."""
 
-    def __init__(self, steps: Sequence[Step], book: Book):
-        self.steps, self.book = {step.name: step for step in steps}, book
+    def __init__(self, steps: Sequence[Step], store: ResultStore):
+        self.steps, self.store = {step.name: step for step in steps}, store
 
     def blocked(self, step: Step) -> str | None:
         """Why the step cannot be run, whatever comes."""
         if step.lacks:
             return step.lacks
         for name in step.unless:
-            if self.book.outcome(name) == OK:
+            if self.store.outcome(name) == OK:
                 return f"{name} ended well"
         for name in step.needs:
-            if self.book.is_settled(name):
-                outcome = self.book.outcome(name)
+            if self.store.is_settled(name):
+                outcome = self.store.outcome(name)
             else:
                 outcome = SKIPPED if self.blocked(self.steps[name]) else OK  # it may still end well
             if outcome != OK:
@@ -112,7 +112,7 @@ class Plan:
         if self.blocked(step):
             return False
         gone = step.makes is not None and not step.makes.exists()
-        return not self.book.is_settled(step.name) or (gone and any(map(self.is_wanted, self.users(step))))
+        return not self.store.is_settled(step.name) or (gone and any(map(self.is_wanted, self.users(step))))
 
     def users(self, step: Step) -> list[Step]:
         return [other for other in self.steps.values() if step.name in other.needs]
@@ -131,7 +131,9 @@ class Plan:
                 shutil.rmtree(step.makes.parent, ignore_errors=True)
 
 
-def run_steps(plan: Plan, names: Sequence[str], deadline_s: float, tell: Callable[[str], None] = print) -> list[str]:
+def run_steps(
+    plan: StepPlan, names: Sequence[str], deadline_s: float, tell: Callable[[str], None] = print
+) -> list[str]:
     """Run what is wanted of the steps `names` and of what they need, in their order; returns the names of those left.
 
     `deadline_s`, of time.monotonic(), is that of the whole call. `tell` is given a line for every step.
@@ -139,8 +141,8 @@ def run_steps(plan: Plan, names: Sequence[str], deadline_s: float, tell: Callabl
     chosen, begun, left = plan.with_needs(names), False, []
     for step in plan.steps.values():
         if step.name not in chosen or not plan.is_wanted(step):
-            if step.name in chosen and not plan.book.is_settled(step.name):
-                plan.book.record(step.name, outcome=SKIPPED, reason=plan.blocked(step), tries=0)
+            if step.name in chosen and not plan.store.is_settled(step.name):
+                plan.store.record(step.name, outcome=SKIPPED, reason=plan.blocked(step), tries=0)
             continue
         remaining_s = deadline_s - time.monotonic() - GRACE_S
         unmade = [name for name in step.needs if name in left]
@@ -148,8 +150,8 @@ def run_steps(plan: Plan, names: Sequence[str], deadline_s: float, tell: Callabl
             left.append(step.name)
             continue
         begun = True
-        _run(step, plan.book, remaining_s)
-        record = plan.book.steps[step.name]
+        _run(step, plan.store, remaining_s)
+        record = plan.store.steps[step.name]
         tell(f"{record['outcome']:<10} {record['seconds']:>6.0f} s  {step.name}")
         if record["outcome"] == CUT_OFF and record["tries"] < TRIES:
             left.append(step.name)
@@ -157,22 +159,22 @@ def run_steps(plan: Plan, names: Sequence[str], deadline_s: float, tell: Callabl
     return left
 
 
-def _run(step: Step, book: Book, remaining_s: float) -> None:
+def _run(step: Step, store: ResultStore, remaining_s: float) -> None:
     if step.makes and step.makes.exists():  # of other results, or made again; half of one lies beside it
         shutil.rmtree(step.makes)
-    tries, partial = _taken_up(step, book.steps.get(step.name, {}))
+    tries, partial = _taken_up(step, store.steps.get(step.name, {}))
     described = {
         "tries": tries, "command": shlex.join(step.command), "began": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    book.record(
+    store.record(
         step.name, outcome=CUT_OFF, reason="the call ended while it ran", seconds=0.0, result=partial, **described
     )
     began = time.monotonic()
     code, last, result = _logged(
-        step, min(step.limit_s, remaining_s), book.log_path, f"{described['began']}, try {tries}"
+        step, min(step.limit_s, remaining_s), store.log_path, f"{described['began']}, try {tries}"
     )
     outcome, reason = _judged(code, step, remaining_s, tries, last)
-    book.record(
+    store.record(
         step.name,
         outcome=outcome,
         reason=reason,
