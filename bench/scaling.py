@@ -106,8 +106,8 @@ def _rounds(calls: Mapping[int, Callable[[], None]], steps: int) -> Seconds:
 
 def scaling_plots(report: ScalingReport) -> dict[str, bytes]:
     """An SVG of each axis, by file name. Needs matplotlib, which the `validate` extra installs."""
-    from pplex.validate.plots import to_svg
-    from pplex.validate.report import Plot, Series
+    from pplex.validate.report.plots import to_svg
+    from pplex.validate.report.schema import Plot, Series
 
     labels = {"slots": "slots in one call", "ring": "entries of the ring", "threads": "threads"}
     return {

@@ -22,7 +22,7 @@ from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
 from pplex.validate.arrays import Floats
 from pplex.validate.drift import BLOCK, Drift, Forced, compare, drift, engine_blocks, reference_blocks, voice_distance
-from pplex.validate.drift_section import VOICE_MARGIN
+from pplex.validate.sections.drift import VOICE_MARGIN
 
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
 STEPS, TEXT, CARD, BOOKS = 3, 60, 300, 2
