@@ -1,1 +1,1 @@
-"""Measurements: each prints what was measured, on which machine, with which versions."""
+"""Benchmarks: each reports its figures, the machine, and the versions of packages."""

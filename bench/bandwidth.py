@@ -1,4 +1,4 @@
-"""How fast memory is read, by this machine's processors or its GPU: the floor under every step that reads weights once."""
+"""Memory bandwidth of the processors or the GPU: the lower bound of every step that reads its weights once."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,26 +11,26 @@ from pplex.runtime.device import Buffer, Call, Device
 from pplex.runtime.ort import available_threads
 
 NBYTES = 2 << 30  # more than any cache
-COPIES = 20  # that a GPU is timed for
+COPIES = 20  # timed on a GPU
 
 
 class Bandwidth:
-    """Reads the same memory, with as many threads as an engine would use, whenever it is asked."""
+    """Measures how fast the processors read memory, with as many threads as an engine uses."""
 
     def __init__(self, threads: int | None):
         self._pool = ThreadPoolExecutor(threads or available_threads())
-        memory = np.ones(NBYTES // 8)  # ones: pages that were never written to are all one page of zeros
+        memory = np.ones(NBYTES // 8)  # ones: unwritten pages are all the same page of zeros
         self._parts = np.array_split(memory, threads or available_threads())
 
     def measure(self) -> float:
-        """Bytes a second, by one pass over all of it."""
+        """Bytes a second of one pass over the memory."""
         began = time.perf_counter()
         list(self._pool.map(np.sum, self._parts))
         return NBYTES / (time.perf_counter() - began)
 
 
 def copy_bandwidth(device: Device) -> float:
-    """Bytes a second that a copy within the device's memory reads and writes."""
+    """Bytes a second, read and written, of a copy within the device's memory."""
     nbytes = NBYTES
     source, target = (device.zeros((nbytes,), "uint8") for _ in range(2))
     pattern = np.random.default_rng(0).integers(0, 256, min(nbytes, 1 << 24), np.uint8)
@@ -41,7 +41,7 @@ def copy_bandwidth(device: Device) -> float:
 
 
 def copied_per_second(clock: Clock, copy: Call, nbytes: int) -> float:
-    """Bytes a second read and written by `copy`, which copies `nbytes`: by the median of COPIES, after one to warm up."""
+    """Bytes a second, read and written, of `copy`, which copies `nbytes`: the median of COPIES calls after a warm-up."""
     marks = [clock.mark()]
     for _ in range(1 + COPIES):
         copy()

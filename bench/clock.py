@@ -1,4 +1,4 @@
-"""What work is timed by, whatever enqueues it and wherever it is done."""
+"""The clock that times work on a device."""
 
 from typing import Protocol
 
@@ -6,13 +6,13 @@ from pplex.runtime.device import Mark
 
 
 class Clock(Protocol):
-    """A device whose work is timed where it is done: see runtime/device.py."""
+    """A device that records timestamps on its stream: see runtime/device.py."""
 
     def mark(self) -> Mark:
-        """Enqueue the taking of the time."""
+        """Record a timestamp on the stream."""
 
     def elapsed_ms(self, first: Mark, last: Mark) -> float:
-        """Milliseconds between two marks that have passed."""
+        """Milliseconds between two marks that the device has reached."""
 
     def synchronize(self) -> None:
-        """Wait for what was enqueued."""
+        """Wait until all enqueued work is done."""

@@ -1,4 +1,4 @@
-"""The codec's exported graphs against our torch modules, and a peer where it is installed: same weights, same frames."""
+"""Compares the codec's exported graphs with our torch modules and, if installed, rustymimi: same weights, same frames."""
 
 import tempfile
 import time
@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
 from pplex.export import weights
 from pplex.export.checkpoint import MIMI_FILE, Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.arrays import Array
 from pplex.runtime.config import CODEBOOKS, RELEASED
 from pplex.runtime.device import Buffer, HostDevice
@@ -25,14 +28,14 @@ from pplex.runtime.synthetic_speech import speech_like
 Step = Callable[[Array], Array]
 
 TORCH, OURS, PEER = "torch eager", "ONNX Runtime", "rustymimi"
-BLOCK = 10  # frames one side runs before the other takes its turn, so that both see the same machine
+BLOCK = 10  # frames in a turn: backends take turns, so that a busy machine slows all of them
 
 
 def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
-    """Time encode and decode of `frames` frames on all sides, taking turns every ten frames.
+    """Time encode and decode of `frames` frames on all backends, which take turns every ten frames.
 
-    Raises CheckpointError. The decoders are given the codes of the torch encoder. rustymimi (PyPI) takes part where it is
-    installed; it uses all processors.
+    All decoders get the codes of the torch encoder. rustymimi (PyPI) takes part if installed; it uses all processors.
+    Raises CheckpointError.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -44,17 +47,19 @@ def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
         decoders = {TORCH: _torch_step(checkpoint, "mimi_decode")}
         encoders[OURS] = _ort_step(checkpoint, "mimi_encode", Path(scratch), threads)
         decoders[OURS] = _ort_step(checkpoint, "mimi_decode", Path(scratch), threads)
-        if find_spec("rustymimi") and checkpoint.config.mimi == RELEASED.mimi:  # the only sizes it knows
+        if find_spec("rustymimi") and checkpoint.config.mimi == RELEASED.mimi:  # the only sizes it supports
             encoders[PEER], decoders[PEER] = _peer_steps(checkpoint)
         codes, encode_s = _take_turns(pcm, encoders)
         decoded, decode_s = _take_turns(codes[TORCH], decoders)
-    timings = {f"encode, {side}": Timing.of(s[WARM_UP_FRAMES:]) for side, s in encode_s.items()}
-    timings |= {f"decode, {side}": Timing.of(s[WARM_UP_FRAMES:]) for side, s in decode_s.items()}
-    both = {side: sum(timings[f"{what}, {side}"].median_ms for what in ("encode", "decode")) for side in encoders}
+    timings = {f"encode, {backend}": Timing.of(s[WARM_UP_FRAMES:]) for backend, s in encode_s.items()}
+    timings |= {f"decode, {backend}": Timing.of(s[WARM_UP_FRAMES:]) for backend, s in decode_s.items()}
+    both = {
+        backend: sum(timings[f"{what}, {backend}"].median_ms for what in ("encode", "decode")) for backend in encoders
+    }
     figures = {
         "frames": frames,
-        **{f"encode and decode, {side}, ms": round(milliseconds, 2) for side, milliseconds in both.items()},
-        **{f"{OURS} over {side}": round(both[OURS] / both[side], 3) for side in both if side != OURS},
+        **{f"encode and decode, {backend}, ms": round(milliseconds, 2) for backend, milliseconds in both.items()},
+        **{f"{OURS} over {backend}": round(both[OURS] / both[backend], 3) for backend in both if backend != OURS},
         "codes that agree": f"{np.mean(codes[TORCH] == codes[OURS]):.2%}",
         "largest difference of pcm": f"{np.abs(decoded[TORCH] - decoded[OURS]).max():.1e}",
         "peak memory MB": peak_memory_mb(),
@@ -65,17 +70,17 @@ def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
 
 
 def _take_turns(inputs: Array, steps: Mapping[str, Step]) -> tuple[dict[str, Array], dict[str, list[float]]]:
-    """Outputs [F, ...] and seconds of every side over the same inputs [F, ...]."""
-    outputs: dict[str, list[Array]] = {side: [] for side in steps}
-    seconds: dict[str, list[float]] = {side: [] for side in steps}
+    """Outputs [F, ...] and seconds of every backend for the same inputs [F, ...]."""
+    outputs: dict[str, list[Array]] = {backend: [] for backend in steps}
+    seconds: dict[str, list[float]] = {backend: [] for backend in steps}
     for start in range(0, len(inputs), BLOCK):
-        for side, step in steps.items():
+        for backend, step in steps.items():
             for frame in inputs[start : start + BLOCK]:
                 began = time.perf_counter()
                 output = step(frame)
-                seconds[side].append(time.perf_counter() - began)
-                outputs[side].append(output.copy())
-    return {side: np.stack(made) for side, made in outputs.items()}, seconds
+                seconds[backend].append(time.perf_counter() - began)
+                outputs[backend].append(output.copy())
+    return {backend: np.stack(made) for backend, made in outputs.items()}, seconds
 
 
 def _peer_steps(checkpoint: Checkpoint) -> tuple[Step, Step]:

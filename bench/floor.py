@@ -1,4 +1,4 @@
-"""A step of the language model against the time it takes to read its weights once, and against our torch modules."""
+"""Compares a step of the language model with the time to read its weights once, and with our torch modules."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from pplex.bench.bandwidth import Bandwidth
-from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import open_to_run
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import step_nbytes
@@ -17,29 +19,29 @@ from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
 
 WARM_UP_STEPS = 3
-BLOCK = 5  # steps between two measurements of the bandwidth, so that both see the same machine
-POSITION = 32  # of the steps: a conversation that has only begun
+BLOCK = 5  # steps between two measurements of the bandwidth, so that a busy machine slows both
+POSITION = 32  # of the steps: early in a conversation
 
 Step = Callable[[], None]
 
 
 def bench_floor(bundle: Path, steps: int, threads: int | None, torch_layers: int) -> BenchReport:
-    """Time `steps` steps of both language graphs of one conversation, and of torch modules of their sizes in bfloat16.
+    """Time `steps` steps of both language graphs in one conversation, and of torch modules of their sizes in bfloat16.
 
-    Of the temporal transformer, torch gets `torch_layers` layers of random weights, and its time is scaled by layers; none
-    with 0, and then torch is not needed. Everything takes turns. Raises BundleError, EngineError.
+    torch runs `torch_layers` layers of the temporal transformer with random weights, and its time is scaled to all layers;
+    0 leaves torch out. All take turns. Raises BundleError, EngineError.
     """
     opened = open_to_run(bundle, "cpu")
     stages = Stages(opened, slots=1, threads=threads, device="cpu")
     stages.position[0] = POSITION
-    sides: dict[str, Step] = {graph: lambda graph=graph: stages.run(graph, 1) for graph in LANGUAGE_GRAPHS}  # type: ignore[misc]
-    scale = dict.fromkeys(sides, 1.0)
+    backends: dict[str, Step] = {graph: lambda graph=graph: stages.run(graph, 1) for graph in LANGUAGE_GRAPHS}  # type: ignore[misc]
+    scale = dict.fromkeys(backends, 1.0)
     if torch_layers:
         whole, layers = opened.config.temporal.layers, min(torch_layers, opened.config.temporal.layers)
         names = f"temporal, torch bfloat16, {layers} layers of {whole}, scaled", "depth, torch bfloat16"
-        sides |= zip(names, _torch_steps(opened.config, layers, threads), strict=True)
+        backends |= zip(names, _torch_steps(opened.config, layers, threads), strict=True)
         scale |= {names[0]: whole / layers, names[1]: 1.0}
-    seconds, bandwidths = _take_turns(sides, steps, Bandwidth(threads))
+    seconds, bandwidths = _take_turns(backends, steps, Bandwidth(threads))
     timings = {name: Timing.of(scale[name] * np.array(taken)) for name, taken in seconds.items()}
     bandwidth = float(np.median(bandwidths))
     figures: dict[str, Any] = {"steps": steps, "read GB/s": round(bandwidth / 1e9, 1)}
@@ -62,17 +64,17 @@ def bench_floor(bundle: Path, steps: int, threads: int | None, torch_layers: int
 
 
 def _take_turns(
-    sides: Mapping[str, Step], steps: int, bandwidth: Bandwidth
+    backends: Mapping[str, Step], steps: int, bandwidth: Bandwidth
 ) -> tuple[dict[str, list[float]], list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[float]] = {name: [] for name in backends}
     bandwidths = list[float]()
-    for step in sides.values():
+    for step in backends.values():
         for _ in range(WARM_UP_STEPS):
             step()
     for start in range(0, steps, BLOCK):
         bandwidths.append(bandwidth.measure())
-        for name, step in sides.items():
-            step()  # after the other sides, the caches are theirs
+        for name, step in backends.items():
+            step()  # refill the caches, which the other backends have used
             for _ in range(min(BLOCK, steps - start)):
                 began = time.perf_counter()
                 step()
@@ -81,7 +83,7 @@ def _take_turns(
 
 
 def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple[Step, Step]:
-    """One step of some layers of the temporal transformer, with an empty ring, and one of the depth transformer."""
+    """A step of `layers` layers of the temporal transformer, with an empty ring, and a step of the depth transformer."""
     import torch
     from torch import nn
 

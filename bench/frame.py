@@ -1,23 +1,25 @@
-"""A whole frame of a bundle, stage by stage, with every session speaking at once."""
+"""Times a whole frame of a bundle, stage by stage, with all sessions speaking at once."""
 
 import time
 from pathlib import Path
 
 import numpy as np
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, peak_memory_mb
+from pplex.measure.conversation import PERSONA, WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.session import Runtime
 
-PERSONA = "You enjoy having a good conversation."
 ENGINES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt")
 
 
 def bench_frame(
     bundle: Path, sessions: int, frames: int, threads: int | None, device: str | None = None
 ) -> BenchReport:
-    """Time `frames` frames of `sessions` primed sessions, which hear noise and sample at the default settings.
+    """Time `frames` frames of `sessions` primed sessions that hear noise and sample at the default settings.
 
-    On a GPU a frame's graphs are one piece of work, and have one row. `threads` and `device` as in `Runtime`.
+    On a GPU the graphs of a frame are captured as one and have one row. `threads` and `device` as in `Runtime`.
     """
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=sessions, threads=threads, device=device)

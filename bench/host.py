@@ -1,4 +1,4 @@
-"""What the Python around the engines takes of a frame: sessions stepped by executors that do nothing."""
+"""Times the Python code around the engines: executors that do nothing step the sessions."""
 
 import time
 import tracemalloc
@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.device import Buffer, Call, HostDevice
@@ -18,11 +20,11 @@ from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.session import Reply, Runtime, Session
 
 SESSIONS = (1, 8, 64)
-COUNTED_FRAMES = 20  # whose allocations are counted, which is too slow to be timed as well
+COUNTED_FRAMES = 20  # with counted allocations; counting is too slow to time these frames
 
 
 def bench_host(bundle: Path, sessions: Sequence[int], frames: int) -> BenchReport:
-    """Time `frames` steps of each of so many sessions, which sample at the default settings and have a word to say."""
+    """Time `frames` steps for each number of `sessions`; they sample at the default settings, and each says a word."""
     timings, figures = dict[str, Timing](), dict[str, Any]({"frames": frames})
     for count in sessions:
         host = IdleHost(open_bundle(bundle), count)
@@ -33,7 +35,7 @@ def bench_host(bundle: Path, sessions: Sequence[int], frames: int) -> BenchRepor
 
 
 class IdleHost:
-    """Sessions that all speak at once, in a runtime whose engines leave their outputs as they are."""
+    """Sessions that all speak at once, in a runtime whose engines leave their outputs unchanged."""
 
     def __init__(self, bundle: Bundle, sessions: int):
         self._device = _IdleDevice()
@@ -53,9 +55,9 @@ class IdleHost:
         return time.perf_counter() - began
 
     def step_nbytes(self) -> int:
-        """Bytes that a step allocates at its worst moment, without its replies' arrays: numpy's arrays, Python's objects.
+        """Peak bytes of numpy arrays and Python objects that a step allocates, without its replies' arrays.
 
-        Replies are made after the engines' turn: what is in use before it is counted by itself.
+        Replies are made after the engines ran, so memory in use before that is counted separately.
         """
         peaks = list[int]()
 
@@ -83,7 +85,7 @@ def _peak_nbytes() -> int:
 
 
 class _IdleDevice(HostDevice):
-    """In the place of the work that was captured it does something else: nothing, as a GPU that is done at once."""
+    """Calls `instead` in place of captured work: by default nothing, like a GPU that takes no time."""
 
     name, captures = "none", True
 

@@ -1,4 +1,4 @@
-"""How many kernels a call launches on the GPU, as CUPTI tells torch's profiler, whichever library launches them."""
+"""Counts the kernels that a call launches on the GPU, from any library: torch's profiler gets them from CUPTI."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ from pplex.runtime.device import Call
 
 
 def launched(calls: Mapping[str, Call], synchronize: Callable[[], None]) -> dict[str, int]:
-    """Kernels by call, those within captured graphs too; nothing where torch is missing, or sees no GPU or no kernel."""
+    """Kernels by call, captured graphs included; empty if torch is missing or finds no GPU or no kernel."""
     try:
         import torch
         from torch.profiler import ProfilerActivity, profile

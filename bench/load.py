@@ -1,6 +1,6 @@
-"""From nothing to the first spoken frame: a bundle loaded in one fresh process after the other, with its memory.
+"""Loads a bundle in fresh processes, one after the other: time to the first spoken frame, and memory.
 
-python -m pplex.bench.load SPAWNED JSON      one of them: prints what `load_and_speak` measures
+python -m pplex.bench.load SPAWNED JSON      one such process: prints the result of `load_and_speak`
 """
 
 import json
@@ -14,18 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.frame import ENGINES, PERSONA
-from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
+from pplex.bench.frame import ENGINES
+from pplex.measure.conversation import PERSONA
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb, status_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.errors import EngineError, PplexError
 
 RUNS = 3
-# name of a timing -> key of what a process reports, in seconds since it was started
+# name of a timing -> key in a process's report, in seconds since its start
 MOMENTS = {"imported": "imported_s", "loaded": "loaded_s", "opened": "opened_s", "first spoken frame": "spoken_s"}
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a process loads, as in `Runtime`."""
+    """Arguments of `Runtime.load` in the process."""
 
     bundle: str
     slots: int
@@ -41,10 +44,10 @@ def bench_load(
     device: str | None = None,
     progress: Callable[[str], object] = lambda name: None,
 ) -> BenchReport:
-    """Load `bundle` in a process of its own once, then `runs` times more, and let each speak a frame.
+    """Load `bundle` once and then `runs` more times, each in a new process that speaks one frame.
 
-    The first warms the disk's cache, and where weights are kept as the processor reads them, it makes that form unless
-    it is there already. `threads` and `device` as in `Runtime`. Raises EngineError where a process fails.
+    The first load warms the disk cache, and caches weights in the processor's layout if they are not cached yet.
+    `threads` and `device` as in `Runtime`. Raises EngineError if a process fails.
     """
     options = LoadOptions(str(bundle), slots, threads, device)
     progress("first")
@@ -74,7 +77,7 @@ def bench_load(
 
 
 def kept_files(bundle: Path) -> dict[str, int]:
-    """Bytes by name of what loads left in a bundle for later ones; the name says for which processor and content."""
+    """Sizes in bytes of the files that loads have cached in a bundle, by name: processor and content."""
     from pplex.runtime.bundle import CACHES_FOLDER
 
     folder = bundle / CACHES_FOLDER
@@ -82,7 +85,7 @@ def kept_files(bundle: Path) -> dict[str, int]:
 
 
 def weights_mb(bundle: Path) -> float:
-    """Of the engines' files and their weights', as the bundle keeps them."""
+    """Size of the bundle's engine and weight files."""
     from pplex.runtime.backend import engines_nbytes
     from pplex.runtime.bundle import open_bundle
 
@@ -90,7 +93,7 @@ def weights_mb(bundle: Path) -> float:
 
 
 def _memory(runs: Sequence[Mapping[str, Any]], weights: float) -> dict[str, float | None]:
-    """The most of all runs; None where the system does not say."""
+    """Maxima over all runs; None where the system does not report the value."""
 
     def most(key: str) -> float | None:
         found = [run[key] for run in runs if run[key] is not None]
@@ -106,7 +109,7 @@ def _memory(runs: Sequence[Mapping[str, Any]], weights: float) -> dict[str, floa
 
 
 def _measured(options: LoadOptions) -> dict[str, Any]:
-    """What one process reports. Its clock is ours: `time.monotonic` is the system's."""
+    """The report of one process. `time.monotonic` is one clock for all processes of the system."""
     command = [sys.executable, "-m", "pplex.bench.load", repr(time.monotonic()), json.dumps(asdict(options))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -117,24 +120,22 @@ def _measured(options: LoadOptions) -> dict[str, Any]:
 
 
 def _ended(options: LoadOptions, code: int, lines: Sequence[str]) -> str:
-    why = (
-        f"was ended by signal {-code}, as a process that takes too much memory is" if code < 0 else f"ended with {code}"
-    )
+    why = f"was killed by signal {-code}; a process that takes too much memory is" if code < 0 else f"ended with {code}"
     return "\n".join([f"The process that loaded {options.bundle} {why}.", *lines[-5:]])
 
 
-# In a process of its own.
+# In the new process.
 
-FAILED = 3  # the exit code of one of our errors, whose message is on standard error
+FAILED = 3  # exit code for a PplexError; its message is on standard error
 
 
 def load_and_speak(options: LoadOptions, spawned_s: float) -> dict[str, Any]:
-    """Seconds since `spawned_s` to each moment on the way to the first spoken frame, and memory."""
+    """Seconds from `spawned_s` to each of MOMENTS, and memory."""
     from pplex.runtime.session import Runtime
 
     imported_s = time.monotonic()
     runtime = Runtime.load(options.bundle, slots=options.slots, threads=options.threads, device=options.device)
-    loaded_s, loaded = time.monotonic(), _status()
+    loaded_s, loaded = time.monotonic(), status_mb()
     session = runtime.open(next(iter(runtime.bundle.voices), None), PERSONA, seed=0)
     opened_s = time.monotonic()
     session.step(np.zeros(runtime.config.frame_size, np.float32))
@@ -144,19 +145,9 @@ def load_and_speak(options: LoadOptions, spawned_s: float) -> dict[str, Any]:
         "device": runtime.stages.device.name,
         "anonymous_mb": loaded.get("RssAnon"),
         "mapped_mb": loaded.get("RssFile"),
-        # What the system counts for a child (ru_maxrss) begins with what its parent took: VmHWM is its own.
-        "peak_mb": _status().get("VmHWM", float(peak_memory_mb())),
+        # A child's ru_maxrss starts at its parent's value; VmHWM is its own.
+        "peak_mb": status_mb().get("VmHWM", float(peak_memory_mb())),
     }
-
-
-def _status() -> dict[str, float]:
-    """Megabytes of this process by what the system calls them; empty where it does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return {}
-    fields = (line.partition(":") for line in lines if line.endswith(" kB"))
-    return {name: _mb(1024 * int(value.split()[0])) for name, _, value in fields}
 
 
 def _mb(nbytes: int) -> float:

@@ -1,4 +1,4 @@
-"""How long a seed means the same: frames until two engines that draw with it give different tokens."""
+"""Counts the frames until two engines with the same seed give different tokens."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from pplex.bench.frame import ENGINES
-from pplex.bench.measure import BenchReport, machine
 from pplex.export.checkpoint import open_checkpoint
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport
 from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.errors import ReportError
@@ -17,18 +18,18 @@ from pplex.runtime.session import Runtime
 from pplex.validate.reference import as_float32, torch_backend
 from pplex.validate.validation import runnable_here
 
-BATCH = 4  # slots of every engine, and its only batch size but for the one that has 1
-SEED = 1000  # the first of the seeds
+BATCH = 4  # slots and batch size of every engine except the one of batch size 1
+SEED = 1000  # the first seed
 
 
 def bench_parting(
     folder: Path, others: Sequence[Path], checkpoint: Path | None, seeds: int, frames: int, threads: int | None = None
 ) -> BenchReport:
-    """Frames until the tokens of `folder`'s bundle and another engine part, for each of `seeds` seeds, at the default
-    settings: at another batch size, in torch where the checkpoint is named, and in other bundles of it.
+    """Frames until another engine gives other tokens than the bundle in `folder`, for `seeds` seeds at the default settings.
 
-    The user says the same random codes to all. A conversation that does not part within `frames` counts as so many.
-    Raises ReportError where another bundle is not of the same checkpoint.
+    The other engines: the same bundle at batch size 1, torch if `checkpoint` is given, and the bundles `others`. All hear
+    the same random codes. Conversations that stay equal count as `frames`. Raises ReportError if a bundle has another
+    checkpoint.
     """
     bundle = open_bundle(folder)
     opened = [open_bundle(other) for other in others]
@@ -56,7 +57,7 @@ def bench_parting(
 
 
 def _tokens(runtime: Runtime, codes: Tokens, seeds: int) -> Tokens:
-    """What sessions of all seeds say to codes [F, 8]: [seeds, F, 17]."""
+    """Tokens [seeds, F, 17] of one session for each seed, which all hear codes [F, 8]."""
     said = []
     for first in range(SEED, SEED + seeds, runtime.slots):
         with ExitStack() as stack:
@@ -68,11 +69,11 @@ def _tokens(runtime: Runtime, codes: Tokens, seeds: int) -> Tokens:
 
 
 def _first_difference(one: Tokens, other: Tokens) -> Tokens:
-    """For each seed [n], the first frame with another token, or the number of frames."""
+    """The first frame with another token, for each seed [n]; the number of frames if all are equal."""
     differs = (one != other).any(axis=2)  # [n, F]
     return np.where(differs.any(axis=1), differs.argmax(axis=1), differs.shape[1])
 
 
 def _name(bundle: Bundle) -> str:
-    """Its folder's name, and the precision of its language graphs."""
+    """The folder's name, and the precision of the language graphs."""
     return f"{bundle.folder.name} ({bundle.precision['temporal']})"

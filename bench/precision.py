@@ -1,4 +1,4 @@
-"""What each precision costs and saves on one checkpoint: bytes against drift from float32, on forced conversations."""
+"""Size and drift from float32 of each precision, on one checkpoint and forced conversations."""
 
 import tempfile
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.bench.measure import machine
 from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import token_history, unheard_pieces
 from pplex.export.source import CheckpointSource
+from pplex.measure.machine import machine
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import weights_nbytes
@@ -33,7 +33,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """The drift and the megabytes of language model of each variant."""
+    """Drift and megabytes of the language model, for each variant."""
 
     title: str
     drifts: dict[str, DriftSummary]
@@ -61,7 +61,7 @@ def bench_precision(
 ) -> PrecisionReport:
     """Build the checkpoint in every precision and force `frames` steps of synthetic speech through each.
 
-    The speech is none of what the default calibration hears. Raises CheckpointError.
+    The default calibration uses other speech. Raises CheckpointError.
     """
     opened = open_checkpoint(checkpoint)
     config = opened.config

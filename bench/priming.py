@@ -1,4 +1,4 @@
-"""What a prompt costs: forced steps one by one against chunks of them, and opening a session with a persona seen before."""
+"""Times priming (prefill): forced steps one by one and in chunks, and opening a session with a known persona."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pplex.bench.frame import ENGINES
-from pplex.bench.measure import BenchReport, Timing, machine
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.arrays import Pcm, Tokens
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import PromptError
@@ -19,16 +20,16 @@ from pplex.runtime.synthetic_speech import speech_like
 
 STEPS = 300  # a voice and a long persona
 CHUNKS = (1, 16, 32, PRIMING_STEPS, 128, MAX_STEPS)
-ROUNDS = 3  # of every side in turn, so that all see the same machine
+ROUNDS = 3  # in which all sizes take turns, so that a busy machine slows all of them
 FRAMES = 20  # of conversation a round
 
 
 def bench_priming(
     bundle: Path, steps: int | None = None, threads: int | None = None, device: str | None = None
 ) -> BenchReport:
-    """Time a prompt of `steps` random tokens in chunks of each size, and sessions opened with one like it.
+    """Time a prompt of `steps` random tokens in chunks of each size, and opening sessions with such prompts.
 
-    `steps`: 300 by default, or all that the bundle remembers if that is less; PromptError for more than it remembers.
+    `steps`: 300 by default, or the KV cache's capacity if smaller. Raises PromptError if `steps` exceeds the capacity.
     `threads` and `device` as in `Runtime`.
     """
     runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
@@ -36,7 +37,7 @@ def bench_priming(
     steps = _checked_steps(config, steps)
     codes = _random_codes(config, steps, random)
     sizes = sorted({min(size, steps) for size in CHUNKS})
-    for size in sizes:  # every length of chunk once
+    for size in sizes:  # warm up every chunk length
         _prompt_seconds(runtime.stages, codes[: size + steps % size], size)
 
     prompts: dict[int, list[float]] = {size: [] for size in sizes}
@@ -67,7 +68,9 @@ def bench_priming(
 def _checked_steps(config: ModelConfig, steps: int | None) -> int:
     room = config.temporal.capacity - 2  # as in make_prompt
     if steps is not None and steps > room:
-        raise PromptError(f"A prompt of {steps} steps is more than this bundle remembers: --steps {room} or less.")
+        raise PromptError(
+            f"A prompt of {steps} steps does not fit in the context of this bundle: --steps {room} or less."
+        )
     return min(STEPS, room) if steps is None else steps
 
 
@@ -78,7 +81,7 @@ def _random_codes(config: ModelConfig, steps: int, random: np.random.Generator) 
 
 
 def _prompt_seconds(stages: Stages, codes: Tokens, size: int) -> float:
-    """Seconds of forced steps [T, 17] of a new slot, `size` in a call; the slot is new again afterwards."""
+    """Seconds of forced steps [T, 17] in an empty slot, `size` steps a call; empties the slot afterwards."""
     embedding = np.zeros((len(codes), stages.hidden.shape[1]), np.float32)  # [T, dim]
     began = time.perf_counter()
     for start in range(0, len(codes), size):
@@ -90,7 +93,7 @@ def _prompt_seconds(stages: Stages, codes: Tokens, size: int) -> float:
 
 
 class _Opening:
-    """Sessions with the bundle's first voice and personas that make prompts of `steps` steps."""
+    """Opens sessions with the bundle's first voice and personas of such a length that prompts have `steps` steps."""
 
     def __init__(self, runtime: Runtime, steps: int):
         self._runtime, self._voice = runtime, next(iter(runtime.bundle.voices), None)
@@ -106,7 +109,7 @@ class _Opening:
         return tokens
 
     def seconds(self, persona: list[int], frames: list[float] | None = None) -> float:
-        """Seconds of opening a session, which then speaks if its frames' seconds are asked for."""
+        """Seconds to open a session. With `frames`, the session then speaks, and the seconds of its frames are added."""
         began = time.perf_counter()
         with self._runtime.open(self._voice, persona, seed=0) as session:
             opened = time.perf_counter() - began
@@ -119,9 +122,9 @@ class _Opening:
 
 
 def _chunk_figures(prompts: dict[int, list[float]], usual: int, steps: int) -> dict[str, object]:
-    """The runtime's chunks against one by one and against the fastest, and how long others wait for one call.
+    """Compares the runtime's chunks with single steps and with the fastest size; a call's time is how long others wait.
 
-    A call is what a prompt takes over the number of its calls, a shorter last one as a part.
+    A call's time is the prompt's time divided by the number of calls; a shorter last call counts as a fraction.
     """
     fastest = min(prompts, key=lambda size: float(np.median(prompts[size])))
     return {

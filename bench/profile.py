@@ -1,4 +1,4 @@
-"""Where a frame's time goes: every operator of every graph, as ONNX Runtime's own profiler counts it."""
+"""Times every operator of every graph with ONNX Runtime's profiler."""
 
 import json
 import tempfile
@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import host_backend, open_to_run
 from pplex.runtime.device import HostDevice
 from pplex.runtime.ort import OnnxRuntimeExecutor
 from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.session import Runtime
 
-LEAST_SHARE = 0.01  # of a graph's time: what takes less is put together
+LEAST_SHARE = 0.01  # of a graph's time; operators below it are summed in one row
 
 OTHERS = "all others"
 
 
 def profile_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -> BenchReport:
-    """Milliseconds a frame of each graph and of its operators, of sessions that speak at once. On the processor.
+    """Milliseconds a frame of each graph and its operators, with sessions that speak at once, on the processor.
 
-    Profiling takes time itself, more than ten microseconds for each node: a graph's own row has that in it.
+    Profiling takes more than ten microseconds a node, which a graph's own row includes.
     """
     with tempfile.TemporaryDirectory() as scratch:
         backend = host_backend(HostDevice(), threads, Path(scratch))
@@ -42,7 +44,7 @@ def profile_frame(bundle: Path, sessions: int, frames: int, threads: int | None)
 
 
 def _rows(graph: str, events: list[dict[str, Any]], frames: int) -> dict[str, Timing]:
-    """The graph's row, and one for each operator that counts, the largest first."""
+    """The graph's row, and one for each operator above LEAST_SHARE, the slowest first."""
     runs = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == "model_run")[
         -frames:
     ]

@@ -1,4 +1,4 @@
-"""How the cost of a frame grows: with the slots in use, with what a conversation remembers, with the processor's threads."""
+"""Times graphs over the slots in use, the entries of the KV cache's ring, and the processor's threads."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pplex.bench.measure import BenchReport, Timing, machine, peak_memory_mb
+from pplex.measure.machine import machine
+from pplex.measure.memory import peak_memory_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.backend import open_to_run
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import host_view
@@ -16,14 +18,14 @@ from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.stages import Stages
 
 WARM_UP_STEPS = 2
-ROUNDS = 3  # all numbers of slots are measured, then all again: none has the machine's bad minute to itself
+ROUNDS = 3  # sizes take turns, so that a busy minute of the machine slows all of them
 
 Seconds = dict[int, list[float]]  # by size
 
 
 @dataclass(frozen=True)
 class ScalingReport(BenchReport):
-    """The medians in `timings` once more, as curves [axis][graph] of (size, milliseconds)."""
+    """Also has the medians of `timings` as curves [axis][graph] of (size, milliseconds)."""
 
     curves: Mapping[str, Mapping[str, tuple[tuple[int, float], ...]]] = field(default_factory=dict)
 
@@ -33,7 +35,7 @@ def bench_scaling(
 ) -> ScalingReport:
     """Time `steps` steps of every graph by slots, and of the temporal transformer by entries of its ring and by threads.
 
-    Slots are 1, 2, 4, ... up to `slots`, in short rings; ring lengths are those that conversations get. On the processor.
+    Slots are 1, 2, 4, ... up to `slots`, with short rings; ring lengths are those of the runtime. On the processor.
     """
     opened = open_to_run(bundle, "cpu")
     curves: dict[str, dict[str, tuple[tuple[int, float], ...]]] = {}
@@ -68,20 +70,20 @@ def _by_slots(stages: Stages, graph: str, steps: int) -> Seconds:
 
 
 def _by_ring(stages: Stages, capacity: int, steps: int) -> Seconds:
-    """Of one slot, at the last position that each length of the ring is there for; one length after the other."""
+    """Seconds of one slot at the last position of each ring length, one length after the other."""
     seconds = Seconds()
     for length in ring_lengths(capacity):
         stages.position[0] = length - 2
         stages.run("temporal", 1)
         for ring in stages.engines["temporal"].state.values():
-            host_view(ring)[0] = 0.5  # memory that was never written to is one page of zeros, and quickly read
+            host_view(ring)[0] = 0.5  # unwritten memory is one page of zeros, which is read faster
         seconds |= _rounds({length: lambda: stages.run("temporal", 1)}, steps)
     stages.reset(0, capacity)
     return seconds
 
 
 def _by_threads(bundle: Bundle, steps: int) -> Seconds:
-    """One number after the other: there is one copy of the weights at a time."""
+    """Numbers of threads one after the other, so that memory holds one copy of the weights at a time."""
     seconds = Seconds()
     for threads in range(1, available_threads() + 1):
         stages = Stages(bundle, 1, threads, "cpu")
@@ -104,9 +106,9 @@ def _rounds(calls: Mapping[int, Callable[[], None]], steps: int) -> Seconds:
 
 
 def scaling_plots(report: ScalingReport) -> dict[str, bytes]:
-    """A picture of each axis by file name, SVG. Needs matplotlib, which the `validate` extra brings."""
-    from pplex.validate.plots import to_svg
-    from pplex.validate.report import Plot, Series
+    """An SVG of each axis, by file name. Needs matplotlib, which the `validate` extra installs."""
+    from pplex.validate.report.plots import to_svg
+    from pplex.validate.report.schema import Plot, Series
 
     labels = {"slots": "slots in one call", "ring": "entries of the ring", "threads": "threads"}
     return {

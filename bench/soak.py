@@ -1,10 +1,10 @@
-"""An hour's conversation as fast as it goes: whether frames take longer, memory grows or the clock drifts towards its end.
+"""Runs a long conversation as fast as possible: do frames slow down, does memory grow, does the clock drift?
 
     frame     0 ---- 3,000 ======== 4,000 -------------------- 37,000 ======== 38,000
                      early window         allocations traced          last window
                               resident size                           resident size
 
-Two windows half an hour apart would also measure what else the machine did in each. So a yardstick runs in both.
+The machine itself may be slower in one window than in the other. So both windows also time a yardstick: constant work.
 """
 
 import gc
@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from pplex.bench.frame import ENGINES, PERSONA
-from pplex.bench.measure import WARM_UP_FRAMES, BenchReport, Timing, machine, resident_mb
+from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.measure.machine import machine
+from pplex.measure.memory import resident_mb
+from pplex.measure.report import BenchReport, Timing
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.backend import Backend
 from pplex.runtime.device import Buffer
@@ -27,8 +30,8 @@ from pplex.runtime.stages import Stages
 from pplex.runtime.synthetic_speech import speech_like
 
 FRAMES, WINDOW = 38_000, 1_000
-FIRST_TIMED = 3_000  # the released model's ring is full from here on, and a step reads the same number of entries
-SPEECH_FRAMES = 375  # half a minute, said again and again
+FIRST_TIMED = 3_000  # from here on the released model's ring is full, and every step reads the same number of entries
+SPEECH_FRAMES = 375  # half a minute, repeated
 YARDSTICK_EVERY = 4  # frames of a window
 
 Progress = Callable[[], Any]
@@ -36,7 +39,7 @@ Progress = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Windows:
-    """Which frames are timed: `length` from `first` on, and the last `length`."""
+    """The timed frames: `length` frames from `first` on, and the last `length`."""
 
     first: int
     length: int
@@ -44,8 +47,7 @@ class Windows:
 
     @classmethod
     def of(cls, frames: int, length: int) -> "Windows":
-        """At most a quarter of the frames each, at least as many between them, and the early one where the ring is full if
-        that leaves room."""
+        """Windows of at most a quarter of `frames`, at least as far apart; the first begins at FIRST_TIMED if that fits."""
         length = min(length, frames // 4)
         return cls(min(FIRST_TIMED, frames - 3 * length), length, frames)
 
@@ -66,13 +68,13 @@ def bench_soak(
     device: str | None = None,
     progress: Progress = lambda: None,
 ) -> BenchReport:
-    """Step one session for `frames` frames of synthetic speech at the default settings; `progress` is told of each.
+    """Step one session for `frames` frames of synthetic speech at the default settings; calls `progress` after each.
 
     `threads` and `device` as in `Runtime`.
     """
     windows = Windows.of(frames, window)
     runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
-    talk, yardstick = _Conversation(runtime, progress), _Yardstick(runtime)
+    talk, yardstick = _LongConversation(runtime, progress), _Yardstick(runtime)
     talk.go_on_to(windows.first)
     early = _timed(talk, yardstick, windows.early_end)
     more = _held_more(talk, windows.last)
@@ -106,7 +108,7 @@ def bench_soak(
 
 @dataclass
 class _Window:
-    """Seconds of each frame and of each run of the yardstick, and what there was when it was over."""
+    """Seconds of each frame and of each run of the yardstick; ring length and memory at the end."""
 
     frames: list[float] = field(default_factory=list)
     yardstick: list[float] = field(default_factory=list)
@@ -114,7 +116,7 @@ class _Window:
     resident_mb: float | None = None
 
 
-def _timed(talk: "_Conversation", yardstick: "_Yardstick", end: int) -> _Window:
+def _timed(talk: "_LongConversation", yardstick: "_Yardstick", end: int) -> _Window:
     gc.collect()
     window = _Window()
     while talk.frames < end:
@@ -125,10 +127,10 @@ def _timed(talk: "_Conversation", yardstick: "_Yardstick", end: int) -> _Window:
     return window
 
 
-def _held_more(talk: "_Conversation", end: int) -> int:
-    """Go on to frame `end`; bytes of Python's objects and numpy's arrays that were made on the way and are still held.
+def _held_more(talk: "_LongConversation", end: int) -> int:
+    """Step to frame `end`; returns the bytes of Python objects and numpy arrays allocated since and still held.
 
-    Tracing takes a part of each frame, so these are not timed.
+    These frames are not timed, because tracing slows them down.
     """
     gc.collect()
     tracemalloc.start()
@@ -141,7 +143,7 @@ def _held_more(talk: "_Conversation", end: int) -> int:
 
 
 def _ratios(early: _Window, last: _Window) -> dict[str, float]:
-    """How much longer the last window's frames took, the same of the yardstick, and the former over the latter."""
+    """Slowdown of the last window: of its frames, of the yardstick, and of the frames relative to the yardstick."""
     frames, machines = (
         float(np.median(b) / np.median(a)) for a, b in ((early.frames, last.frames), (early.yardstick, last.yardstick))
     )
@@ -152,8 +154,8 @@ def _ratios(early: _Window, last: _Window) -> dict[str, float]:
     }
 
 
-class _Conversation:
-    """A session that hears speech for as long as it is asked to, and counts frames and samples."""
+class _LongConversation:
+    """A session that hears repeated speech, and counts frames and samples."""
 
     def __init__(self, runtime: Runtime, progress: Progress):
         self.runtime, self._progress = runtime, progress
@@ -164,7 +166,7 @@ class _Conversation:
         self.frames = self._heard = self._said = 0
 
     def step(self) -> float:
-        """One frame, and the seconds it took."""
+        """Step one frame; returns its seconds."""
         pcm: Pcm = self._speech[self.frames % SPEECH_FRAMES]
         began = time.perf_counter()
         reply = self._session.step(pcm)
@@ -180,12 +182,12 @@ class _Conversation:
             self.step()
 
     def clock(self) -> dict[str, float]:
-        """Samples in and out, how many frames each part believes it has taken, and how far the furthest of all is off."""
+        """Samples in and out, the frame count of each part, and the largest deviation from the frames stepped."""
         stages, row, size = self.runtime.stages, self._session.row, self.runtime.config.frame_size
         counts = {
             "session": self._session.frame,
             "token ring": int(self.runtime.ring.step[row]) - self._first_step,
-            # The last step's position, which was one less than the token ring's step before it.
+            # The position of the last step: one less than the token ring's step before it.
             "temporal transformer": int(stages.position[row]) + 2 - self._first_step,
             "encoder": self._codec_frames("mimi_encode"),
             "decoder": self._codec_frames("mimi_decode"),
@@ -208,10 +210,10 @@ class _Conversation:
 
 
 class _Yardstick:
-    """The engines' work of a frame with the runtime's own weights, but inputs, state and rings that nothing ever changes.
+    """The engines' work of a frame with the runtime's weights, but with constant inputs, state and KV caches.
 
-    If it takes longer than before, the machine does. What a long conversation may change, it has no part in: the loop's
-    Python, the sampling noise, and what the model and the codec remember.
+    If it slows down, the machine did. It has none of the parts that a long conversation may slow down: the Python of the
+    loop, the sampling noise, and the state of model and codec.
     """
 
     def __init__(self, runtime: Runtime):
@@ -221,7 +223,7 @@ class _Yardstick:
             self.run()
 
     def run(self) -> float:
-        """Seconds of one frame: not active, so that the codec's state stays; the others write what they wrote before."""
+        """Seconds of one frame. The slot is inactive, so the codec's state stays; other graphs rewrite the same values."""
         began = time.perf_counter()
         self._stages.run_frame(1)
         return time.perf_counter() - began

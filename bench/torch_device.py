@@ -1,4 +1,4 @@
-"""Where the sides that run on torch do so: a GPU with its current stream, or the processor, which needs no waiting."""
+"""The device of backends that run on torch: a GPU with its current stream, or the processor."""
 
 import time
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from pplex.bench import bandwidth
 from pplex.runtime.device import Call
 from pplex.runtime.errors import GpuError, GpuMemoryError
 
-WARM_UP_CALLS = 3  # before a capture, as torch's documentation has it: libraries allocate and choose kernels in them
+WARM_UP_CALLS = 3  # before a capture, as torch's documentation asks: libraries allocate memory and choose kernels
 
 
 class TorchDevice:
-    """The first GPU that torch sees, or the processor: `device` is cuda, cpu, or None for what there is.
+    """The first GPU that torch sees, or the processor: `device` is cuda, cpu, or None for a GPU if torch finds one.
 
-    float32 is computed as such from here on, without TF32. Raises GpuError where there is no GPU to be had.
+    Turns TF32 off, so that float32 is exact. Raises GpuError if `device` is cuda and torch finds no GPU.
     """
 
     def __init__(self, device: str | None):
-        there = torch.cuda.is_available()
-        if device == "cuda" and not there:
+        available = torch.cuda.is_available()
+        if device == "cuda" and not available:
             raise GpuError(
                 f"torch {torch.__version__} finds no NVIDIA GPU. See what nvidia-smi says, and whether this torch was built "
                 "for CUDA; or measure the processor: --device cpu"
             )
-        self.is_gpu = there if device is None else device == "cuda"
+        self.is_gpu = available if device is None else device == "cuda"
         self.torch = torch.device("cuda" if self.is_gpu else "cpu")
         self.name = torch.cuda.get_device_name() if self.is_gpu else "cpu"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._pool = torch.cuda.graph_pool_handle() if self.is_gpu else None
 
     def host(self, like: Tensor) -> Tensor:
-        """Zeros of the host's, of the shape and dtype of `like`: pinned, so that copies go on by themselves."""
+        """Zeros in the host's memory like `like`; pinned for a GPU, so that copies are asynchronous."""
         return torch.zeros(like.shape, dtype=like.dtype, pin_memory=self.is_gpu)
 
     def mark(self) -> Any:
@@ -53,7 +53,7 @@ class TorchDevice:
             torch.cuda.current_stream().synchronize()
 
     def free_nbytes(self) -> int | None:
-        """Bytes that can still be allocated, after torch has given back what it keeps; None of the host's."""
+        """Free bytes of the GPU, after torch has released its cache; None for the host."""
         if not self.is_gpu:
             return None
         torch.cuda.empty_cache()
@@ -61,10 +61,10 @@ class TorchDevice:
         return int(free)
 
     def capture(self, work: Call) -> Call:
-        """What `work` enqueues as one CUDA graph, after a few calls of it; `work` itself on the processor.
+        """Capture `work` as one CUDA graph, after a few warm-up calls; returns `work` itself on the processor.
 
-        It must read and write tensors that stay where they are, and leave behind nothing that it allocated: all graphs
-        share the memory they compute in, as they run one after the other.
+        Its inputs and outputs must stay at their addresses, and nothing that it allocates may be used later: all graphs
+        share one memory pool, as they run one after the other.
         """
         if not self.is_gpu:
             return work
@@ -78,18 +78,18 @@ class TorchDevice:
         with torch.cuda.graph(graph, pool=self._pool):
             work()
 
-        # The graph holds addresses only: the closure keeps what `work` refers to alive.
+        # The graph holds addresses only: the closure keeps the tensors of `work` alive.
         def replay(_keep: Call = work) -> None:
             graph.replay()
 
         return replay
 
     def bandwidth(self) -> float:
-        """Bytes a second: read and written by a copy on a GPU, read by all processors of a host."""
+        """Bytes a second: of a copy on a GPU, read and written; of all processors on a host, read."""
         return self.copy_bandwidth(bandwidth.NBYTES) if self.is_gpu else bandwidth.Bandwidth(None).measure()
 
     def copy_bandwidth(self, nbytes: int) -> float:
-        """Bytes a second that a copy within the device's memory reads and writes."""
+        """Bytes a second, read and written, of a copy within the device's memory."""
         source = torch.randn(nbytes // 4, device=self.torch)
         target = torch.empty_like(source)
 
@@ -101,7 +101,7 @@ class TorchDevice:
 
 @contextmanager
 def gpu_memory() -> Iterator[None]:
-    """Torch's word for too little GPU memory becomes ours."""
+    """Turn torch's out-of-memory error into GpuMemoryError."""
     try:
         yield
     except torch.OutOfMemoryError as error:

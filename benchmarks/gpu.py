@@ -11,8 +11,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from gpu_book import FAILED, TIMED_OUT, Book, Plan, lock, run_steps
-from gpu_steps import Run, all_steps
+from gpu_results import FAILED, TIMED_OUT, ResultStore, StepPlan, lock, run_steps
+from gpu_steps import GpuRun, all_steps
 from gpu_table import to_markdown
 
 
@@ -37,37 +37,37 @@ def main() -> int:
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, signal.default_int_handler)  # ended from outside, we end our step
     made = asked.work.resolve() / "made"  # all that is removed is in it
-    run = Run(made, asked.device, asked.size)
-    book = Book(asked.results)
-    plan = Plan(all_steps(run), book)
+    run = GpuRun(made, asked.device, asked.size)
+    store = ResultStore(asked.results)
+    plan = StepPlan(all_steps(run), store)
     unknown = sorted({*asked.steps, *asked.again} - set(plan.steps))
     if unknown:
         print(f"There is no step {', '.join(unknown)}; --list names them.", file=sys.stderr)
         return 2
     if asked.table:
-        print(to_markdown(book))
+        print(to_markdown(store))
         return 0
     if asked.list:
-        print("\n".join(f"{book.outcome(name) or '-':<10}  {name}" for name in plan.steps))
+        print("\n".join(f"{store.outcome(name) or '-':<10}  {name}" for name in plan.steps))
         return 0
     asked_for = {"size": run.size, "device": run.device}
-    if book.facts not in ({}, asked_for):
-        print(f"{book.path} is of {book.facts}, not of {asked_for}: name another --results.", file=sys.stderr)
+    if store.facts not in ({}, asked_for):
+        print(f"{store.path} is of {store.facts}, not of {asked_for}: name another --results.", file=sys.stderr)
         return 2
     if not lock(made):
         print(f"Another call works in {asked.work}: wait for it, or end it.", file=sys.stderr)
         return 2
-    book.facts = asked_for
+    store.facts = asked_for
     for name in ("machine", *asked.again):  # which may be another one by now
-        book.steps.pop(name, None)
+        store.steps.pop(name, None)
     try:
         left = run_steps(plan, asked.steps or list(plan.steps), began + 60 * asked.minutes, partial(print, flush=True))
     except KeyboardInterrupt:
         print("Ended from outside. Call it again: it goes on from here.", file=sys.stderr)
         return 130
     finally:
-        (asked.results / "table.md").write_text(to_markdown(book))
-    bad = [name for name in plan.steps if book.outcome(name) in (FAILED, TIMED_OUT) or book.is_given_up(name)]
+        (asked.results / "table.md").write_text(to_markdown(store))
+    bad = [name for name in plan.steps if store.outcome(name) in (FAILED, TIMED_OUT) or store.is_given_up(name)]
     print(f"{len(bad)} steps failed or timed out{': ' if bad else ''}{', '.join(bad)}")
     print(f"Call it again: {len(left)} steps left." if left else "Nothing is left to do.")
     return 1 if bad else 0

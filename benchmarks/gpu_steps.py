@@ -7,7 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu_book import Step
+from gpu_results import Step
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROBES = str(REPOSITORY / "benchmarks/gpu_probes.py")
@@ -18,14 +18,14 @@ MOST_SLOTS = 64  # measured at 1, 2, 4, ... and as many
 GOLDEN = "tests/validate/test_golden_gpu.py"
 NO_GPU = "it needs a GPU, and --device is cpu"
 LACKS = {"bf16": "ONNX Runtime does not compute in bf16 on the processor"}
-# Steps that are remembered: nothing, 80 s, the released ring of 3000 once full and twice. Of many slots only the ends: a GPU
-# reads whole rings, whatever is in them.
-REMEMBERED, REMEMBERED_BY_MANY = ("0", "1000", "3000", "6000"), ("0", "3000")
+# Context steps: none, 80 s, the released ring of 3000 full, and overwritten once. With many slots only two of them: a GPU
+# reads whole rings, whatever they hold.
+CONTEXT_STEPS, CONTEXT_STEPS_OF_MANY = ("0", "1000", "3000", "6000"), ("0", "3000")
 FRAMES, FRAMES_OF_MANY = "300", "200"  # of each cell: what half an hour of machine time leaves
 
 
 @dataclass(frozen=True)
-class Run:
+class GpuRun:
     """What is asked for: where it works, what it measures on, with which checkpoint."""
 
     work: Path
@@ -48,9 +48,9 @@ class Run:
 
     def lengths(self, slots: int) -> tuple[str, ...]:
         """What a measurement of up to so many slots is asked to measure."""
-        remembered = (REMEMBERED if slots == 1 else REMEMBERED_BY_MANY) if self.size == "full" else ("0", "60")
+        context_steps = (CONTEXT_STEPS if slots == 1 else CONTEXT_STEPS_OF_MANY) if self.size == "full" else ("0", "60")
         frames = (FRAMES if slots == 1 else FRAMES_OF_MANY) if self.size == "full" else "20"
-        words = (word for length in remembered for word in ("--remembered", length))
+        words = (word for length in context_steps for word in ("--context-steps", length))
         return ("--slots", str(slots), *words, "--frames", frames)
 
 
@@ -62,7 +62,7 @@ def probe(*arguments: object) -> tuple[str, ...]:
     return (sys.executable, "-P", PROBES, *map(str, arguments))
 
 
-def all_steps(run: Run) -> list[Step]:
+def all_steps(run: GpuRun) -> list[Step]:
     """Every step, the most valuable first, with what it cannot run without on this machine."""
     checkpoint = pplex("synth", run.checkpoint, "--size", run.size)
     steps = [
@@ -77,7 +77,7 @@ def all_steps(run: Run) -> list[Step]:
     return [*steps, *compiled(run)]
 
 
-def tests(run: Run) -> Iterator[Step]:
+def tests(run: GpuRun) -> Iterator[Step]:
     """The tests marked `gpu`. The golden suite has a process for each library, which may take it along."""
     test = partial(Step, limit_s=240, lacks=None if run.gpu else NO_GPU, needs=("machine",))
     for library in ("onnxruntime", "rtx", "rtx-any", "rtx-sm_80", "tensorrt"):
@@ -90,7 +90,7 @@ def tests(run: Run) -> Iterator[Step]:
             yield test(name, probe("tests", run.out(name), file, "-m", "gpu"), out=run.out(name))
 
 
-def bundle_steps(run: Run, precision: str) -> Iterator[Step]:
+def bundle_steps(run: GpuRun, precision: str) -> Iterator[Step]:
     """A bundle of ONNX graphs: built, measured, heard, held to its checkpoint, and removed."""
     # Without a calibration: it takes minutes, and weights rounded otherwise are as quick.
     options = ("--precision", precision, "--calibration", "none", "--no-validate", "--out", run.bundle(precision))
@@ -102,7 +102,7 @@ def bundle_steps(run: Run, precision: str) -> Iterator[Step]:
         yield replace(step, needs=(f"build.{precision}", *step.needs), lacks=lacks)
 
 
-def measured(run: Run, side: str) -> Iterator[Step]:
+def measured(run: GpuRun, side: str) -> Iterator[Step]:
     """What is asked of a bundle."""
     bundle, device = run.bundle(side), ("--device", run.device)
     yield cells(run, f"stages.{side}", 1, pplex("bench", "stages", bundle))
@@ -116,7 +116,7 @@ def measured(run: Run, side: str) -> Iterator[Step]:
     yield Step(f"priming.{side}", pplex("bench", "priming", bundle, *device, "--json"), 200, 60, json=True)
 
 
-def peers(run: Run) -> Iterator[Step]:
+def peers(run: GpuRun) -> Iterator[Step]:
     """The checkpoint by torch, in three ways, and by the original project's own code."""
     graphs = None if run.gpu else NO_GPU
     yield replace(of_checkpoint(run, "torch.graphs", "torch", "--how", "graphs"), lacks=graphs)
@@ -128,17 +128,17 @@ def peers(run: Run) -> Iterator[Step]:
     yield replace(more, lacks=graphs)
 
 
-def of_checkpoint(run: Run, name: str, what: str, *options: object, slots: int = 1) -> Step:
+def of_checkpoint(run: GpuRun, name: str, what: str, *options: object, slots: int = 1) -> Step:
     return replace(cells(run, name, slots, pplex("bench", what, run.checkpoint, *options)), needs=("checkpoint",))
 
 
-def cells(run: Run, name: str, slots: int, command: tuple[str, ...]) -> Step:
+def cells(run: GpuRun, name: str, slots: int, command: tuple[str, ...]) -> Step:
     """A measurement of several lengths of conversation, which goes on where it was cut off."""
     options = (*run.lengths(slots), "--device", run.device, "--out", str(run.out(name)))
     return Step(name, (*command, *options), 400, 60, out=run.out(name))
 
 
-def compiled(run: Run) -> Iterator[Step]:
+def compiled(run: GpuRun) -> Iterator[Step]:
     """Engines: by TensorRT-RTX in the first way that runs on this GPU, by TensorRT where it is installed."""
     targets = {"rtx": "own", "rtx-any": "any", "rtx-sm_80": "sm_80"}
     ways: dict[str, tuple[str, ...]] = {side: ("--compiled-for", target) for side, target in targets.items()}
@@ -154,7 +154,7 @@ def compiled(run: Run) -> Iterator[Step]:
             )
 
 
-def engine_steps(run: Run, side: str, options: Sequence[str]) -> Iterator[Step]:
+def engine_steps(run: GpuRun, side: str, options: Sequence[str]) -> Iterator[Step]:
     engines = ("--precision", PRECISIONS[0], "--gpu", "local", "--slots", MOST_SLOTS, *options)
     build = pplex("build", run.checkpoint, *engines, "--no-validate", "--out", run.bundle(side))
     yield Step(f"build.{side}", build, 540, 200, needs=("checkpoint",), makes=run.bundle(side))

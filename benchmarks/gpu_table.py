@@ -4,38 +4,38 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpu_book import Book
+from gpu_results import ResultStore
 
 BUDGET_MS = 80.0  # a frame of sound
-COLUMNS = ("stage", "slots", "remembered", "frames", "p50 ms", "p95 ms", "p99 ms", "floor ms", "of floor", "kernels")
+COLUMNS = ("stage", "slots", "context steps", "frames", "p50 ms", "p95 ms", "p99 ms", "floor ms", "of floor", "kernels")
 
 
-def to_markdown(book: Book) -> str:
-    sides = dict(_sides(book))
-    blocks = [_heading(book), *(_block(side, rows) for side, rows in sides.items()), _outcomes(book)]
+def to_markdown(store: ResultStore) -> str:
+    sides = dict(_sides(store))
+    blocks = [_heading(store), *(_block(side, rows) for side, rows in sides.items()), _outcomes(store)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _heading(book: Book) -> str:
-    machine = book.steps.get("machine", {}).get("result") or {}
+def _heading(store: ResultStore) -> str:
+    machine = store.steps.get("machine", {}).get("result") or {}
     gpus = machine.get("nvidia-smi")
     where = (
         ", ".join(f"{gpu['name']}, driver {gpu['driver_version']}" for gpu in gpus)
         if isinstance(gpus, list)
         else "no GPU"
     )
-    return f"# {where}: {book.facts.get('size')} checkpoint on {book.facts.get('device')}"
+    return f"# {where}: {store.facts.get('size')} checkpoint on {store.facts.get('device')}"
 
 
-def _sides(book: Book) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _sides(store: ResultStore) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The cells of all measurements of one side, once each: `stages.bf16` and `stages.bf16.64` are both of `bf16`."""
     found: dict[str, dict[Any, dict[str, Any]]] = {}
-    for name, record in book.steps.items():
+    for name, record in store.steps.items():
         result = record.get("result")
         if isinstance(result, dict) and isinstance(result.get("rows"), list):
             side = re.sub(r"\.\d+$", "", name.removeprefix("stages."))
             frames = {"frames": (result.get("figures") or {}).get("frames")}
-            cells = {(row["slots"], row["remembered"], row["stage"]): row | frames for row in result["rows"]}
+            cells = {(row["slots"], row["context_steps"], row["stage"]): row | frames for row in result["rows"]}
             found[side] = cells | found.get(side, {})
     yield from ((side, list(cells.values())) for side, cells in found.items())
 
@@ -53,7 +53,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["stage"],
         str(row["slots"]),
-        str(row["remembered"]),
+        str(row["context_steps"]),
         str(row["frames"] or ""),
         *figures,
         times,
@@ -66,34 +66,34 @@ def _number(value: float | None) -> str:
 
 
 def _most_slots(rows: Sequence[dict[str, Any]]) -> str:
-    """The most slots whose whole frame keeps the time, by what each remembers."""
+    """The most slots with a whole frame under BUDGET_MS, by context steps."""
     frames: dict[int, dict[int, float]] = {}
     for row in rows:
         if row["stage"] == "frame":
-            frames.setdefault(row["remembered"], {})[row["slots"]] = row["p99_ms"]
+            frames.setdefault(row["context_steps"], {})[row["slots"]] = row["p99_ms"]
     if not frames:
         return "No whole frame was measured."
     lines = [f"Most slots of those measured whose frame's p99 is under {BUDGET_MS:g} ms, and the p99 of each:", ""]
-    for remembered, found in sorted(frames.items()):
+    for context_steps, found in sorted(frames.items()):
         told = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(found.items()))
         fitting = max((slots for slots, p99_ms in found.items() if p99_ms < BUDGET_MS), default=0)
-        lines.append(f"- {remembered} steps remembered: {fitting} ({told})")
+        lines.append(f"- {context_steps} context steps: {fitting} ({told})")
     return "\n".join(lines)
 
 
-def _outcomes(book: Book) -> str:
+def _outcomes(store: ResultStore) -> str:
     rows = [
         [name, record["outcome"], f"{record.get('seconds', 0):.0f}", _reason(record.get("reason"))]
-        for name, record in book.steps.items()
+        for name, record in store.steps.items()
     ]
-    return f"## Every step\n\n{_table(('step', 'outcome', 's', 'why'), rows)}\n\n{_tests(book)}".rstrip()
+    return f"## Every step\n\n{_table(('step', 'outcome', 's', 'why'), rows)}\n\n{_tests(store)}".rstrip()
 
 
-def _tests(book: Book) -> str:
+def _tests(store: ResultStore) -> str:
     """Each test's own outcome."""
     rows = [
         [f"`{test}`", told["outcome"], _reason(told["said"].partition("\n")[0])]
-        for record in book.steps.values()
+        for record in store.steps.values()
         for test, told in ((record.get("result") or {}).get("tests") or {}).items()
     ]
     return f"## Every test\n\n{_table(('test', 'outcome', 'said last'), rows)}" if rows else ""

@@ -11,7 +11,7 @@ from pplex.cli.command import Group
 from pplex.cli.options import device_option, echo_report, json_option, threads_option
 
 if TYPE_CHECKING:
-    from pplex.bench.ladder import Extent
+    from pplex.bench.sweep import SweepOptions
 
 
 @click.group(cls=Group)
@@ -20,24 +20,24 @@ def bench() -> None:
 
 
 def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of a command that measures one backend of the sweep: passed to it as `extent` and `as_json`."""
+    """Options of a command that measures one backend of the sweep: passed to it as `options` and `as_json`."""
 
     @functools.wraps(command)
-    def with_extent(
+    def with_options(
         *args: Any,
         slots: int,
-        remembered: tuple[int, ...],
+        context_steps: tuple[int, ...],
         frames: int,
         device: str | None,
         out: Path | None,
         **rest: Any,
     ) -> None:
-        from pplex.bench.ladder import REMEMBERED, Extent
+        from pplex.bench.sweep import CONTEXT_STEPS, SweepOptions
         from pplex.runtime.files import check_writable
 
         if out is not None:
             check_writable(out)  # before gigabytes are loaded
-        command(*args, extent=Extent(slots, remembered or REMEMBERED, frames, device, out), **rest)
+        command(*args, options=SweepOptions(slots, context_steps or CONTEXT_STEPS, frames, device, out), **rest)
 
     for option in (
         json_option(),
@@ -49,7 +49,9 @@ def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
         device_option("What to measure.  [default: a GPU if there is one]"),
         click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
         click.option(
-            "--remembered",
+            "--context-steps",
+            "--remembered",  # its earlier name
+            "context_steps",
             type=click.IntRange(0, 1 << 20),
             multiple=True,
             help="Context steps of each conversation; can be repeated.  [default: 0, 1000, 3000, 6000]",
@@ -58,18 +60,18 @@ def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
             "--slots", type=click.IntRange(1, 256), default=64, help="Largest number of conversations at once."
         ),
     ):
-        with_extent = option(with_extent)
-    return with_extent
+        with_options = option(with_options)
+    return with_options
 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_sweep_options
-def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
+def stages(bundle: Path, options: "SweepOptions", as_json: bool) -> None:
     """Time each stage of BUNDLE's frame against its floor, for 1, 2, 4, ... conversations, up to 80 ms or full memory."""
-    from pplex.bench.stages import bench_stages
+    from pplex.bench.engine_backend import bench_stages
 
-    echo_report(bench_stages(bundle, extent), as_json)
+    echo_report(bench_stages(bundle, options), as_json)
 
 
 @bench.command("torch", prints=True)
@@ -87,21 +89,21 @@ def stages(bundle: Path, extent: "Extent", as_json: bool) -> None:
     help="Precision of the language model; the codec is in fp32.",
 )
 @_sweep_options
-def torch_stages(checkpoint: Path, how: str, precision: str, extent: "Extent", as_json: bool) -> None:
+def torch_stages(checkpoint: Path, how: str, precision: str, options: "SweepOptions", as_json: bool) -> None:
     """Time the stages in PyTorch, in the same table as `bench stages`: our modules, random weights, CHECKPOINT's sizes."""
-    from pplex.bench.torch_side import bench_torch
+    from pplex.bench.torch_backend import bench_torch
 
-    echo_report(bench_torch(checkpoint, how, precision, extent), as_json)
+    echo_report(bench_torch(checkpoint, how, precision, options), as_json)
 
 
 @bench.command(prints=True)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @_sweep_options
-def moshi(checkpoint: Path, extent: "Extent", as_json: bool) -> None:
+def moshi(checkpoint: Path, options: "SweepOptions", as_json: bool) -> None:
     """Time the PyPI package moshi, in the same table as `bench stages`: bf16, random weights, CHECKPOINT's sizes."""
-    from pplex.bench.moshi_side import bench_moshi
+    from pplex.bench.moshi_backend import bench_moshi
 
-    echo_report(bench_moshi(checkpoint, extent), as_json)
+    echo_report(bench_moshi(checkpoint, options), as_json)
 
 
 @bench.command(prints=True)

@@ -83,7 +83,7 @@ def validate(
     from pplex.export.source import resolve
     from pplex.runtime.bundle import open_bundle
     from pplex.validate.output import check_folder, report_files, write_folder
-    from pplex.validate.text_report import to_text
+    from pplex.validate.report.text import to_text
     from pplex.validate.validation import ValidateOptions, reference_of
     from pplex.validate.validation import validate as run
 
@@ -102,9 +102,9 @@ def validate(
 
 
 def _compare(a: Path, b: Path, out: Path | None, as_json: bool) -> None:
-    from pplex.validate.compare import compare
     from pplex.validate.output import check_folder, comparison_files, write_folder
-    from pplex.validate.report import read_report
+    from pplex.validate.report.compare import compare
+    from pplex.validate.report.schema import read_report
 
     if out:
         check_folder(out)

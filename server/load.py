@@ -19,7 +19,7 @@ from ssl import SSLContext
 
 import aiohttp
 
-from pplex.bench.measure import machine
+from pplex.measure.machine import machine
 from pplex.runtime.audio import read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.synthetic_speech import speech_like

@@ -21,17 +21,18 @@ ROOT = TESTS.parent
 KEPT = "PPLEX_TEST_BUNDLES"  # a folder where bundles stay for the next run, as `make check` has it
 SLOW = (  # what `make check` leaves out, as it does tests that are marked slow; first the file that takes the most time
     "export/test_precision.py", "test_readme.py", "export/test_build.py", "validate/test_validation.py",
-    "engines/test_compile.py", "validate/test_short.py", "export/test_other_sizes.py", "validate/test_graph_section.py",
-    "runtime/test_stages.py", "runtime/test_ort_cuda.py", "runtime/test_prepared.py", "cli/test_cli.py",
-    "validate/test_window.py", "bench/test_soak.py", "validate/test_streaming.py", "validate/test_reference.py",
-    "validate/test_codec.py", "export/test_synth.py", "validate/test_conversation.py", "validate/test_plots.py",
+    "engines/test_compile.py", "validate/test_short.py", "export/test_other_sizes.py",
+    "validate/sections/test_graphs.py", "runtime/test_stages.py", "runtime/test_ort_cuda.py",
+    "runtime/test_prepared.py", "cli/test_cli.py", "validate/sections/test_window.py", "bench/test_soak.py",
+    "validate/sections/test_streaming.py", "validate/test_reference.py", "validate/sections/test_codec.py",
+    "export/test_synth.py", "validate/sections/test_conversation.py", "validate/report/test_plots.py",
     "bench/test_floor.py", "benchmarks/test_gpu.py", "export/test_awq.py", "export/test_calibration.py",
-    "validate/test_drift.py", "export/test_source.py", "validate/test_sampling.py", "bench/test_priming.py",
-    "bench/test_torch_side.py", "validate/test_scenarios.py", "engines/test_bundle_report.py", "test_skips.py",
-    "validate/test_recording.py", "bench/test_load.py", "bench/test_ladder.py",
-    "cli/test_quiet.py", "cli/test_doctor.py", "bench/test_parting.py", "validate/test_html_report.py",
-    "server/test_client.py", "server/test_hostile.py", "server/test_load.py", "server/test_page.py",
-    "server/test_page_trouble.py", "server/test_server.py", "server/test_real_clients.py", "server/test_proxies.py",
+    "validate/test_drift.py", "export/test_source.py", "validate/sections/test_sampling.py", "bench/test_priming.py",
+    "bench/test_torch_side.py", "validate/speech/test_scenarios.py", "engines/test_bundle_report.py", "test_skips.py",
+    "validate/test_recording.py", "bench/test_load.py", "bench/test_sweep.py", "cli/test_quiet.py",
+    "cli/test_doctor.py", "bench/test_parting.py", "validate/report/test_html.py", "server/test_client.py",
+    "server/test_hostile.py", "server/test_load.py", "server/test_page.py", "server/test_page_trouble.py",
+    "server/test_server.py", "server/test_real_clients.py", "server/test_proxies.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, all the more on a busy machine.
@@ -59,7 +60,7 @@ def on_the_processor() -> Iterator[None]:
 
 def made_of() -> str:
     """A hash of what a bundle is made of: our code, the checkpoint, the versions of packages."""
-    code = (path for package in ("export", "engines", "runtime", "validate") for path in (ROOT / package).glob("*.py"))
+    code = (path for package in ("export", "engines", "runtime", "validate") for path in (ROOT / package).rglob("*.py"))
     checkpoint = (path for path in (TINY / "checkpoint").rglob("*") if path.is_file())
     found = hashlib.sha256()
     for path in sorted((*code, *checkpoint, *(ROOT / "requirements").iterdir())):

@@ -6,8 +6,8 @@ import numpy as np
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.validate.spoken import spoken
-from pplex.validate.turns import Segment
+from pplex.validate.speech.spoken import spoken
+from pplex.validate.speech.turns import Segment
 
 
 def planted(seconds: float, *speech: Segment, seed: int = 0) -> Pcm:

@@ -23,7 +23,7 @@ from pplex.runtime.noise import FrameNoise
 from pplex.runtime.sampling import GREEDY, Sampling
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
-from pplex.validate.parting import Conversation, Judge
+from pplex.validate.parting import Judge, TokenTrace
 from pplex.validate.standings import Standings, standings
 
 Where = str | Backend | None
@@ -105,9 +105,9 @@ def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = 
         noise = _recorded_noise(expected, frame)
         tokens.append(session.step_codes(codes.astype(np.int64), noise))
         drawn.append(standings(session, noise))
-    got = Conversation(name, np.stack(tokens), Standings.stack(drawn))
+    got = TokenTrace(name, np.stack(tokens), Standings.stack(drawn))
     judge = Judge(open_checkpoint(golden / "checkpoint"), bundle.config, bundle.specs)
-    parting = judge.parting(Conversation(name, expected["tokens"].astype(np.int64)), got)
+    parting = judge.parting(TokenTrace(name, expected["tokens"].astype(np.int64)), got)
     frames = parting.equal_frames if parting and parting.explained else len(tokens)
     wrong = int((got.tokens != expected["tokens"])[:frames].sum())
     tied = f", but for a tie in frame {frames}" if frames < len(tokens) else ""

@@ -8,10 +8,10 @@ from typing import Any
 
 from pplex.runtime.errors import OutputError
 from pplex.runtime.files import check_writable, write_files
-from pplex.validate.compare import Comparison
-from pplex.validate.html_report import to_html
-from pplex.validate.markdown_report import to_markdown
-from pplex.validate.report import REPORT_FILE
+from pplex.validate.report.compare import Comparison
+from pplex.validate.report.html import to_html
+from pplex.validate.report.markdown import to_markdown
+from pplex.validate.report.schema import REPORT_FILE
 from pplex.validate.validation import SIDES, Validation
 
 SOUNDS_FOLDER = "sounds"

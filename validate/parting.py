@@ -31,7 +31,7 @@ CHANCE = 1e-3  # of more explained differences than are plausible, if engines we
 
 
 @dataclass(frozen=True)
-class Conversation:
+class TokenTrace:
     """Tokens [F, 17] of a conversation; what was drawn for them, [F, 1 + 8, ...]; what the user said, [samples]."""
 
     name: str
@@ -82,7 +82,7 @@ class Judge:
         self._rounding = specs["temporal"].tolerances["rounding"]
         self._latent = specs["mimi_encode"].tolerances["layer_error"]
 
-    def parting(self, ours: Conversation, theirs: Conversation) -> Parting | None:
+    def parting(self, ours: TokenTrace, theirs: TokenTrace) -> Parting | None:
         """The first token that differs, in the order in which they came to be; None where all are equal."""
         differs = np.argwhere(ours.tokens != theirs.tokens)
         if not len(differs):
@@ -103,7 +103,7 @@ class Judge:
         delay, latest = self._config.delays[stream], self._config.max_delay
         return (frame - latest + delay, stream) if stream < USER else (frame - latest, stream)
 
-    def _of_draw(self, theirs: Conversation, call: int, stream: int, got: int) -> tuple[float, float]:
+    def _of_draw(self, theirs: TokenTrace, call: int, stream: int, got: int) -> tuple[float, float]:
         found = theirs.standings
         assert found is not None, "a conversation without standings"
         if not 0 <= call < len(found.tokens):  # primed, and so forced
@@ -113,7 +113,7 @@ class Judge:
     def _allowed(self, spread: float | Floats) -> float:
         return SPREADS * self._rounding * spread  # type: ignore[return-value]
 
-    def _of_code(self, ours: Conversation, call: int, codebook: int) -> float:
+    def _of_code(self, ours: TokenTrace, call: int, codebook: int) -> float:
         if call < 0 or ours.user is None:
             return math.inf
         encoder = load("mimi_encode", self._checkpoint)
@@ -122,7 +122,7 @@ class Judge:
         latents = latents_at_once(encoder, self._config, frames(ours.user, self._config.frame_size)[: len(heard)])
         return float(boundary_distances(encoder.quantizer, latents, heard)[call, codebook])
 
-    def plausible(self, reference: Sequence[Conversation]) -> int:
+    def plausible(self, reference: Sequence[TokenTrace]) -> int:
         """How many draws of the reference's conversations may be near ties that went the other way, but for CHANCE.
 
         Were the engine as far off as is allowed, all draws within that distance could differ: as many as a wider distance

@@ -16,8 +16,8 @@ from pplex.runtime.audio import frames
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.sampling import GREEDY, Sampling
 from pplex.runtime.session import Reply, Runtime, Session
-from pplex.validate.parting import Conversation
-from pplex.validate.scenarios import Scenario
+from pplex.validate.parting import TokenTrace
+from pplex.validate.speech.scenarios import Scenario
 from pplex.validate.standings import Standings, standings
 
 FRAME, HOST = "frame", "host"
@@ -25,7 +25,7 @@ Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Run:
+class SamplingRun:
     """One way to draw tokens."""
 
     name: str
@@ -33,13 +33,13 @@ class Run:
     sampling: Sampling
 
 
-def make_runs(seeds: Iterable[int]) -> tuple[Run, ...]:
+def make_runs(seeds: Iterable[int]) -> tuple[SamplingRun, ...]:
     """One run sampled at the default settings for each seed, and a greedy one."""
-    return (*(Run(f"seed {seed}", seed, Sampling()) for seed in seeds), Run("greedy", 0, GREEDY))
+    return (*(SamplingRun(f"seed {seed}", seed, Sampling()) for seed in seeds), SamplingRun("greedy", 0, GREEDY))
 
 
 @dataclass(frozen=True)
-class Recording:
+class ScenarioRecording:
     """What an agent did in a scenario: pcm [F * 1920] float32 at 24 kHz, tokens [F, 17] (text, agent, user).
 
     `standings` [F, 1 + 8, ...], of what was drawn in each frame's step, are those of a runtime with logits.
@@ -56,8 +56,8 @@ class Recording:
         return f"{self.scenario.name}, {self.run}"
 
     @property
-    def conversation(self) -> Conversation:
-        return Conversation(self.name, self.tokens, self.standings, self.scenario.pcm)
+    def trace(self) -> TokenTrace:
+        return TokenTrace(self.name, self.tokens, self.standings, self.scenario.pcm)
 
     def to_wav(self) -> bytes:
         """A file to listen to: the user left, the agent right."""
@@ -75,20 +75,20 @@ class Recorded:
     A step is one frame of up to `sessions` conversations at once.
     """
 
-    recordings: tuple[Recording, ...]
+    recordings: tuple[ScenarioRecording, ...]
     seconds: Mapping[str, Seconds]
     sessions: int
 
 
 def record(
-    runtime: Runtime, scenarios: Iterable[Scenario], runs: Sequence[Run], voice: str | None, persona: str
+    runtime: Runtime, scenarios: Iterable[Scenario], runs: Sequence[SamplingRun], voice: str | None, persona: str
 ) -> Recorded:
     """Play every scenario to the runtime's agent once for each run, in as many of its slots at once as there are.
 
     The agent's sound lies in the user's time: who plays it hears it a frame later. Raises PromptError.
     """
     work = iter([(scenario, run) for scenario in scenarios for run in runs])
-    recordings, steps = list[Recording](), list[dict[str, float]]()
+    recordings, steps = list[ScenarioRecording](), list[dict[str, float]]()
     while batch := list(islice(work, runtime.slots)):
         recordings += _converse(runtime, batch, voice, persona, steps)
     names = steps[0] if steps else {}
@@ -98,11 +98,11 @@ def record(
 
 def _converse(
     runtime: Runtime,
-    batch: Sequence[tuple[Scenario, Run]],
+    batch: Sequence[tuple[Scenario, SamplingRun]],
     voice: str | None,
     persona: str,
     steps: list[dict[str, float]],
-) -> list[Recording]:
+) -> list[ScenarioRecording]:
     """Conversations side by side, each until its scenario ends; adds what every step took to `steps`."""
     user = [frames(scenario.pcm, runtime.config.frame_size) for scenario, _ in batch]  # [F, 1920] each
     replies: list[list[Reply]] = [[] for _ in batch]
@@ -128,6 +128,8 @@ def _timed_step(runtime: Runtime, pcm: Mapping[Session, Pcm], steps: list[dict[s
     return replies
 
 
-def _recording(scenario: Scenario, run: Run, replies: Sequence[Reply], drawn: Sequence[Standings]) -> Recording:
+def _recording(
+    scenario: Scenario, run: SamplingRun, replies: Sequence[Reply], drawn: Sequence[Standings]
+) -> ScenarioRecording:
     pcm, tokens = np.concatenate([reply.pcm for reply in replies]), np.stack([reply.tokens for reply in replies])
-    return Recording(scenario, run.name, pcm, tokens, Standings.stack(drawn) if drawn else None)
+    return ScenarioRecording(scenario, run.name, pcm, tokens, Standings.stack(drawn) if drawn else None)

@@ -8,7 +8,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import EngineError
 from pplex.runtime.gpus import ONNXRUNTIME
 from pplex.validate.memory import lacking_memory, short_validation_nbytes
-from pplex.validate.report import Report
+from pplex.validate.report.schema import Report
 from pplex.validate.validation import ValidateOptions, hold
 
 FRAMES = 128

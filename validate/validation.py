@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.measure import machine
 from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
 from pplex.export.threads import suited_threads
 from pplex.export.voices import read_voices
+from pplex.measure.conversation import PERSONA
+from pplex.measure.machine import machine
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.backend import graphs_run_on_processor
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle, file_sha256
@@ -24,23 +25,23 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
-from pplex.validate.codec import codec_section, codec_streaming_measures
-from pplex.validate.conversation import QUESTION as CONVERSATION_QUESTION
-from pplex.validate.conversation import conversation_section
-from pplex.validate.drift_section import drift_section
-from pplex.validate.graph_section import graph_section
-from pplex.validate.health import health_section
 from pplex.validate.memory import lacking_memory
-from pplex.validate.names import LEAST, SECTIONS, check_tolerances
 from pplex.validate.parting import Judge
 from pplex.validate.probes import RewrittenBundle, can_be_probed
 from pplex.validate.recording import make_runs, record
 from pplex.validate.reference import as_float32, torch_backend
-from pplex.validate.report import Measure, Report, Section, Tolerance
-from pplex.validate.scenarios import make_scenarios, recorded_speech, synthetic_speech
-from pplex.validate.speech import SpeechDetector
-from pplex.validate.speed import speed_section
-from pplex.validate.streaming import batch_measures, state_measures
+from pplex.validate.report.schema import Measure, Report, Section, Tolerance
+from pplex.validate.sections.codec import codec_section, codec_streaming_measures
+from pplex.validate.sections.conversation import QUESTION as CONVERSATION_QUESTION
+from pplex.validate.sections.conversation import conversation_section
+from pplex.validate.sections.drift import drift_section
+from pplex.validate.sections.graphs import graph_section
+from pplex.validate.sections.health import health_section
+from pplex.validate.sections.names import LEAST, SECTIONS, check_tolerances
+from pplex.validate.sections.speed import speed_section
+from pplex.validate.sections.streaming import batch_measures, state_measures
+from pplex.validate.speech.detector import SpeechDetector
+from pplex.validate.speech.scenarios import make_scenarios, recorded_speech, synthetic_speech
 from pplex.validate.widen import widen
 
 FRAMES, BEYOND = 3000, 128  # of the token history, and how far past the ring's end it goes at least
@@ -48,7 +49,7 @@ PIECES = 16  # of the recordings, 7.7 s each
 SLOTS = 4  # conversations side by side, or as many as the engines were built for
 SEEDS = (0, 1, 2)  # each scenario is sampled with these, and once greedily
 SIDES = ("engine", "reference")
-VOICE, PERSONA = "NATF2", "You enjoy having a good conversation."
+VOICE = "NATF2"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "torch", "numpy", "silero-vad")
 Told = Callable[[str], None]
 
@@ -102,7 +103,7 @@ def hold(
     pieces, recordings = _pieces(checkpoint, options.recordings)
     frames = options.frames or max(FRAMES, bundle.config.temporal.capacity + BEYOND)
     with suited_threads(bundle.config.temporal.dim), runnable_here(bundle, options.device) as runnable:
-        run = _Run(bundle, runnable, checkpoint, pieces, frames, options, told)
+        run = _ValidationRun(bundle, runnable, checkpoint, pieces, frames, options, told)
         sections = tuple(run.sections())
     settings = {"frames": frames, "recordings": recordings, "sections": list(options.sections), "seeds": list(SEEDS)}
     report = Report(
@@ -116,7 +117,7 @@ def hold(
     return Validation(report, run.sounds)
 
 
-class _Run:
+class _ValidationRun:
     """One validation: `runnable` is the bundle, or what can be run in its place."""
 
     def __init__(

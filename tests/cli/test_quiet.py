@@ -153,7 +153,8 @@ def test_validate(tiny_bundle: Bundle, room: Room) -> None:
 def test_who_hears_speech(room: Room) -> None:
     """What validate's conversations need besides, and are too long to wait for here."""
     code = (
-        "import numpy as np; from pplex.validate.speech import SpeechDetector; SpeechDetector()(np.zeros(24000, 'f4'))"
+        "import numpy as np; from pplex.validate.speech.detector import SpeechDetector\n"
+        "SpeechDetector()(np.zeros(24000, 'f4'))"
     )
     traced = trace(code, [], room)
     assert traced.code == 0, traced.errors

@@ -17,7 +17,7 @@ import pytest
 from cuda_stand_in.build import missing
 from folders import TINY
 
-from pplex.bench.ladder import FRAME
+from pplex.bench.sweep import FRAME
 from pplex.export import synth
 from pplex.export.build import BuildOptions, build
 from pplex.export.checkpoint import Checkpoint
@@ -158,11 +158,11 @@ main()
 
 def test_a_bench_runs_as_on_a_gpu(bundles: dict[str, Bundle]) -> None:
     """Marks, copies, uploads of noise and captured calls, of as many slots as there are: no time that is told is one."""
-    lengths = ("--remembered", "0", "--remembered", "150")  # more than the ring holds
+    lengths = ("--context-steps", "0", "--remembered", "150")  # more than the ring holds
     options = ("--device", "cuda", "--slots", "3", "--frames", "5", *lengths, "--json")
     printed = run_on_stand_in("-c", QUICKLY, "bench", "stages", str(bundles["bf16"].folder), *options)
     report = json.loads(printed[printed.index("{") :])
-    rows = [(row["slots"], row["remembered"], row["stage"]) for row in report["rows"]]
+    rows = [(row["slots"], row["context_steps"], row["stage"]) for row in report["rows"]]
     assert rows == [(n, length, stage) for length in (0, 150) for n in (1, 2, 3) for stage in (*GRAPH_NAMES, FRAME)]
     assert report["machine"]["device"] == "Stand-in GPU"
 

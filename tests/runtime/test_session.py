@@ -27,7 +27,7 @@ from pplex.runtime.sampling import GREEDY, Sampling
 from pplex.runtime.session import Reply, Runtime, Session
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import decode
-from pplex.validate.parting import Conversation
+from pplex.validate.parting import TokenTrace
 
 FRAMES = 300  # three times around the tiny model's ring of 96, twelve times around its codec's
 CAPACITY = 96
@@ -317,7 +317,7 @@ def test_chunked_priming_equals_step_by_step(
     """The prompt takes 80 steps: 80 chunks of 1, 12 of 7, 2 of 64."""
     persona = np.random.default_rng(3).integers(4, 400, 80 - others).tolist()
 
-    def primed(chunk: int) -> tuple[dict[str, Array], Conversation, int]:
+    def primed(chunk: int) -> tuple[dict[str, Array], TokenTrace, int]:
         monkeypatch.setattr("pplex.runtime.priming.PRIMING_STEPS", chunk)
         session, chunks = finish(uncached.begin(voice, persona, seed=7))
         with session:

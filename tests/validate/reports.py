@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pplex.validate.report import Measure, Plot, Report, Section, Series, Table, Tolerance
+from pplex.validate.report.schema import Measure, Plot, Report, Section, Series, Table, Tolerance
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 LAYERS = tuple(

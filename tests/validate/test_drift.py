@@ -21,7 +21,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
 from pplex.validate.drift import BLOCK, Drift, Forced, compare, drift, engine_blocks, reference_blocks, voice_distance
-from pplex.validate.drift_section import VOICE_MARGIN
+from pplex.validate.sections.drift import VOICE_MARGIN
 
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
 STEPS, TEXT, CARD, BOOKS = 3, 60, 300, 2

@@ -15,12 +15,12 @@ from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.session import USER, Runtime
-from pplex.validate.conversation import conversation_section
 from pplex.validate.golden import check_golden
-from pplex.validate.parting import Conversation, Judge, poisson_limit
+from pplex.validate.parting import Judge, TokenTrace, poisson_limit
 from pplex.validate.recording import make_runs, record
 from pplex.validate.reference import as_float32, torch_backend
-from pplex.validate.scenarios import make_scenarios, synthetic_speech
+from pplex.validate.sections.conversation import conversation_section
+from pplex.validate.speech.scenarios import make_scenarios, synthetic_speech
 from pplex.validate.standings import NEAREST, Standings, standing
 
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
@@ -85,15 +85,15 @@ def test_fewer_tokens_than_are_kept() -> None:
 # Two conversations.
 
 
-def spoken(distance: float = 1.0) -> Conversation:
+def spoken(distance: float = 1.0) -> TokenTrace:
     """Tokens 5 everywhere; every draw could as well have been 6, with logits moved by `distance`."""
     tokens = np.full((FRAMES, 17), 5)
     nearest = np.tile(np.array([5, 6, 7, 8]), (FRAMES, 9, 1))
     distances = np.tile(np.array([0, distance, 2.0, 3.0]), (FRAMES, 9, 1))
-    return Conversation("planted", tokens, Standings(nearest, distances, np.full((FRAMES, 9), SPREAD)))
+    return TokenTrace("planted", tokens, Standings(nearest, distances, np.full((FRAMES, 9), SPREAD)))
 
 
-def changed(conversation: Conversation, *places: tuple[int, int], token: int = 6) -> Conversation:
+def changed(conversation: TokenTrace, *places: tuple[int, int], token: int = 6) -> TokenTrace:
     tokens: Tokens = conversation.tokens.copy()
     for place in places:
         tokens[place] = token
@@ -163,7 +163,7 @@ def test_a_code_that_was_heard_is_explained_at_the_boundary_only() -> None:
     assert isinstance(encoder, MimiEncoder)
     latents = latents_at_once(encoder, CHECKPOINT.config, frames(user, 1920))
     codes = encoder.quantizer.encode(latents).numpy()
-    theirs = Conversation("heard", np.full((len(codes) + 1, 17), 5), spoken().standings, user)
+    theirs = TokenTrace("heard", np.full((len(codes) + 1, 17), 5), spoken().standings, user)
     theirs.tokens[1:, USER:] = codes
     other = codes.copy()
     other[5, 0] = (other[5, 0] + 1) % 2048

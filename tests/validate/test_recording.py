@@ -9,8 +9,8 @@ import soundfile
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import PromptError
 from pplex.runtime.session import Runtime
-from pplex.validate.recording import FRAME, HOST, Recorded, Recording, make_runs, record
-from pplex.validate.scenarios import make_scenarios, synthetic_speech
+from pplex.validate.recording import FRAME, HOST, Recorded, ScenarioRecording, make_runs, record
+from pplex.validate.speech.scenarios import make_scenarios, synthetic_speech
 
 SCENARIOS = make_scenarios(synthetic_speech(), 0.06)
 RUNS = make_runs([5])
@@ -74,7 +74,9 @@ def test_wav_has_the_user_left_and_the_agent_right() -> None:
     scenario = SCENARIOS[0]
     agent = np.full(-(-len(scenario.pcm) // 1920) * 1920, 0.25, np.float32)
     agent[:3] = np.nan, 2.0, -2.0
-    data, rate_hz = soundfile.read(io.BytesIO(Recording(scenario, "", agent, np.zeros((1, 17), np.int64)).to_wav()))
+    data, rate_hz = soundfile.read(
+        io.BytesIO(ScenarioRecording(scenario, "", agent, np.zeros((1, 17), np.int64)).to_wav())
+    )
     assert rate_hz == 24_000 and data.shape == (len(agent), 2)
     assert np.allclose(data[: len(scenario.pcm), 0], scenario.pcm, atol=1e-4) and not data[len(scenario.pcm) :, 0].any()
     assert np.allclose(data[:4, 1], [0, 1, -1, 0.25], atol=1e-4)

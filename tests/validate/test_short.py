@@ -13,7 +13,7 @@ from pplex.cli import main
 from pplex.export.checkpoint import open_checkpoint
 from pplex.runtime.bundle import Bundle, open_bundle, parity_text
 from pplex.validate.memory import available_memory
-from pplex.validate.names import TOLERATED
+from pplex.validate.sections.names import TOLERATED
 from pplex.validate.short import FRAMES, check_build
 
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")

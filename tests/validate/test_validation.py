@@ -18,9 +18,9 @@ from pplex.cli.validation import SECTIONS as OFFERED
 from pplex.export.checkpoint import LM_FILE, open_checkpoint
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle, Voice
 from pplex.runtime.errors import ReportError
-from pplex.validate.conversation import METRICS
-from pplex.validate.names import LEAST, SECTIONS, TOLERATED
-from pplex.validate.report import read_report
+from pplex.validate.report.schema import read_report
+from pplex.validate.sections.conversation import METRICS
+from pplex.validate.sections.names import LEAST, SECTIONS, TOLERATED
 from pplex.validate.validation import reference_of, validate
 
 CHECKPOINT = TINY / "checkpoint"

@@ -1,0 +1,304 @@
+"""Steps of benchmarks/gpu.py, each in its own process, their results, and the plan of what is left to run.
+
+A call has a time limit, may be killed at any moment, and may lose its machine with all files. So `results.json` has all
+results; it is written atomically before and after every step, and the next call resumes from it.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+OK, FAILED, TIMED_OUT, SKIPPED, CUT_OFF = "ok", "failed", "timed out", "skipped", "cut off"
+SKIPS = 77  # exit code of a command that finds nothing to do here; its last line says why
+TRIES = 2  # of a step that was cut off by the end of a call
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+GRACE_S = 10.0  # from the request to end until the kill
+LAST_LINES = 20
+_locks: list[int] = []  # descriptors of the locks that this process holds
+LOGGED_NBYTES = 150_000  # of what a step prints, at most: 100 steps in 15 MB
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, its limits and its dependencies.
+
+    `limit_s`: it is ended after this long. `least_s`: a call that has less left does not begin it. `needs`: steps that must
+    have ended well, and whose folders it reads. `unless`: steps that make it needless when they have. `lacks`: why it cannot
+    run here. `makes`: what later steps need of it, alone in its parent folder, which is removed when none is left that does.
+    `out`: the file in which the command keeps its JSON, and continues it; without, `json` says that it prints it.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit_s: float
+    least_s: float = 30.0
+    needs: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    lacks: str | None = None
+    makes: Path | None = None
+    out: Path | None = None
+    json: bool = False
+
+
+class ResultStore:
+    """`results.json` and `log.txt` of a folder: a record of every step that was started or skipped, and facts."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.log_path = folder / "results.json", folder / "log.txt"
+        kept = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.facts: dict[str, Any] = kept.get("facts", {})
+        self.steps: dict[str, dict[str, Any]] = kept.get("steps", {})
+
+    def record(self, name: str, **values: Any) -> None:
+        self.steps[name] = values
+        self.save()
+
+    def save(self) -> None:
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps({"facts": self.facts, "steps": self.steps}, indent=1) + "\n")
+        os.replace(part, self.path)
+
+    def outcome(self, name: str) -> str | None:
+        return self.steps.get(name, {}).get("outcome")
+
+    def is_settled(self, name: str) -> bool:
+        """Whether the step was run and is not to be tried again."""
+        record = self.steps.get(name, {})
+        tries = record.get("tries", 0)
+        return bool(tries) and (record["outcome"] != CUT_OFF or tries >= TRIES)
+
+    def is_given_up(self, name: str) -> bool:
+        """Whether the step was cut off as often as it is tried."""
+        return self.outcome(name) == CUT_OFF and self.is_settled(name)
+
+
+class StepPlan:
+    """The steps in their order, and which of them are still to run according to the store."""
+
+    def __init__(self, steps: Sequence[Step], store: ResultStore):
+        self.steps, self.store = {step.name: step for step in steps}, store
+
+    def blocked(self, step: Step) -> str | None:
+        """Why the step cannot be run, whatever comes."""
+        if step.lacks:
+            return step.lacks
+        for name in step.unless:
+            if self.store.outcome(name) == OK:
+                return f"{name} ended well"
+        for name in step.needs:
+            if self.store.is_settled(name):
+                outcome = self.store.outcome(name)
+            else:
+                outcome = SKIPPED if self.blocked(self.steps[name]) else OK  # it may still end well
+            if outcome != OK:
+                return f"needs {name}, which {'was ' if outcome in (SKIPPED, CUT_OFF) else ''}{outcome}"
+        return None
+
+    def is_wanted(self, step: Step) -> bool:
+        """Whether it is still to be run, or to be run again because what it made is gone and wanted."""
+        if self.blocked(step):
+            return False
+        gone = step.makes is not None and not step.makes.exists()
+        return not self.store.is_settled(step.name) or (gone and any(map(self.is_wanted, self.users(step))))
+
+    def users(self, step: Step) -> list[Step]:
+        return [other for other in self.steps.values() if step.name in other.needs]
+
+    def with_needs(self, names: Sequence[str]) -> set[str]:
+        """The steps of these names, and those whose results they need."""
+        found = set(names)
+        for name in names:
+            found |= self.with_needs(self.steps[name].needs)
+        return found
+
+    def free(self) -> None:
+        """Remove what steps have made and no step wants any more."""
+        for step in self.steps.values():
+            if step.makes and not self.is_wanted(step) and not any(map(self.is_wanted, self.users(step))):
+                shutil.rmtree(step.makes.parent, ignore_errors=True)
+
+
+def run_steps(
+    plan: StepPlan, names: Sequence[str], deadline_s: float, tell: Callable[[str], None] = print
+) -> list[str]:
+    """Run what is wanted of the steps `names` and of what they need, in their order; returns the names of those left.
+
+    `deadline_s`, of time.monotonic(), is that of the whole call. `tell` is given a line for every step.
+    """
+    chosen, begun, left = plan.with_needs(names), False, []
+    for step in plan.steps.values():
+        if step.name not in chosen or not plan.is_wanted(step):
+            if step.name in chosen and not plan.store.is_settled(step.name):
+                plan.store.record(step.name, outcome=SKIPPED, reason=plan.blocked(step), tries=0)
+            continue
+        remaining_s = deadline_s - time.monotonic() - GRACE_S
+        unmade = [name for name in step.needs if name in left]
+        if unmade or remaining_s <= 0 or (begun and remaining_s < step.least_s):
+            left.append(step.name)
+            continue
+        begun = True
+        _run(step, plan.store, remaining_s)
+        record = plan.store.steps[step.name]
+        tell(f"{record['outcome']:<10} {record['seconds']:>6.0f} s  {step.name}")
+        if record["outcome"] == CUT_OFF and record["tries"] < TRIES:
+            left.append(step.name)
+        plan.free()
+    return left
+
+
+def _run(step: Step, store: ResultStore, remaining_s: float) -> None:
+    if step.makes and step.makes.exists():  # of other results, or made again; half of one lies beside it
+        shutil.rmtree(step.makes)
+    tries, partial = _taken_up(step, store.steps.get(step.name, {}))
+    described = {
+        "tries": tries, "command": shlex.join(step.command), "began": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    store.record(
+        step.name, outcome=CUT_OFF, reason="the call ended while it ran", seconds=0.0, result=partial, **described
+    )
+    began = time.monotonic()
+    code, last, result = _logged(
+        step, min(step.limit_s, remaining_s), store.log_path, f"{described['began']}, try {tries}"
+    )
+    outcome, reason = _judged(code, step, remaining_s, tries, last)
+    store.record(
+        step.name,
+        outcome=outcome,
+        reason=reason,
+        seconds=round(time.monotonic() - began, 1),
+        result=partial if result is None else result,
+        exit_code=code,
+        last_lines=last if outcome != OK else [],
+        **described,
+    )
+
+
+def _taken_up(step: Step, before: Mapping[str, Any]) -> tuple[int, Any]:
+    """Which try this is, and what the one before had measured, which the command finds in its file and continues."""
+    continued = before.get("outcome") == CUT_OFF
+    if step.out is None:
+        return before["tries"] % TRIES + 1 if continued else 1, None
+    step.out.parent.mkdir(parents=True, exist_ok=True)
+    if not continued:
+        step.out.unlink(missing_ok=True)
+    if not step.out.exists():  # or it was measured on another machine, and times of two do not go together
+        return 1, None
+    return before["tries"] % TRIES + 1, _result(step, "")
+
+
+def _logged(step: Step, limit_s: float, path: Path, title: str) -> tuple[int | None, list[str], Any]:
+    """Run the command; its exit code, the last lines it printed and its JSON. The log has everything else."""
+    printed_path = path.with_suffix(".part")
+    with path.open("ab") as log, printed_path.open("w+b") as printed:
+        log.write(f"\n===== {step.name}, {title}\n$ {shlex.join(step.command)}\n".encode())
+        log.flush()
+        start = log.tell()
+        code = _execute(step.command, limit_s, printed, log)
+        printed.seek(0)
+        text = printed.read().decode(errors="replace")
+        result = _result(step, text)
+        if result is None or step.out:
+            log.write(text.encode())
+    printed_path.unlink()
+    return code, _shorten(path, start), result
+
+
+def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: BinaryIO) -> int | None:
+    """The exit code, None for a command that had to be ended. All processes it has started end with it."""
+    try:
+        # A group of its own, to be ended whole; not a session, which would outlive whatever ends ours.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=log,
+            process_group=0,
+            pass_fds=_locks,
+            preexec_fn=_end_with_the_call,
+        )
+    except OSError as error:
+        log.write(f"{error}\n".encode())
+        return 127
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        _signal(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        return None
+    finally:
+        _signal(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _end_with_the_call() -> None:
+    """Of a step, before it begins: a call that is killed cannot end it any more."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def lock(folder: Path) -> bool:
+    """Keep other calls out of `folder`; False where one is at work there, or a step of its that has not ended yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    _locks.append(descriptor)
+    return True
+
+
+def _signal(group: int, which: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # all of it has ended
+        os.killpg(group, which)
+
+
+def _judged(code: int | None, step: Step, remaining_s: float, tries: int, last: list[str]) -> tuple[str, str | None]:
+    if code == 0:
+        return OK, None
+    if code == SKIPS:
+        return SKIPPED, last[-1] if last else "its command found nothing to do"
+    if code is not None:
+        what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return FAILED, f"{what}: {last[-1] if last else 'it printed nothing'}"
+    if step.limit_s <= remaining_s:
+        return TIMED_OUT, f"it took more than {step.limit_s:g} s"
+    reason = f"the call ended when it had taken {remaining_s:.0f} s"
+    return (CUT_OFF, reason) if tries < TRIES else (TIMED_OUT, f"{reason}, its try number {tries}")
+
+
+def _result(step: Step, printed: str) -> Any:
+    """The command's JSON, as far as it came; None where there is none that can be read."""
+    try:
+        if step.out is not None:
+            return json.loads(step.out.read_text())
+        lines = printed.splitlines()  # a library may have printed something before
+        return json.loads("\n".join(lines[lines.index("{") :])) if step.json else None
+    except (OSError, ValueError):
+        return None
+
+
+def _shorten(log: Path, start: int) -> list[str]:
+    """Keep the end of what a step has printed, as much as may be kept; returns its last lines."""
+    with log.open("r+b") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - LOGGED_NBYTES))
+        kept = file.read()
+        file.seek(start)
+        file.write(kept)
+        file.truncate()
+    lines = (line.rstrip()[-500:] for line in kept.decode(errors="replace").replace("\r", "\n").splitlines())
+    return [line for line in lines if line][-LAST_LINES:]

@@ -1,0 +1,1 @@
+"""What `bench`, `validate` and `server.load` share: the machine, memory, timings, and the conversation that is measured."""

@@ -1,0 +1,4 @@
+"""The conversation that benchmarks and validations measure."""
+
+PERSONA = "You enjoy having a good conversation."
+WARM_UP_FRAMES = 20

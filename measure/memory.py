@@ -1,0 +1,32 @@
+"""Memory of this process, in megabytes of 10^6 bytes."""
+
+import resource
+from pathlib import Path
+
+
+def peak_memory_mb() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+
+
+def resident_mb() -> float | None:
+    """Resident size of this process now; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return _megabytes(pages * resource.getpagesize())
+
+
+def status_mb() -> dict[str, float]:
+    """Fields of /proc/self/status that are sizes, such as VmHWM and RssAnon; empty where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in lines if line.endswith(" kB"))
+    return {name: _megabytes(1024 * int(value.split()[0])) for name, _, value in fields}
+
+
+def _megabytes(nbytes: int) -> float:
+    return round(nbytes / 1e6, 1)

@@ -1,0 +1,42 @@
+"""A report of timings: median and 99th percentile by row, figures, and the machine."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a frame: median and 99th percentile."""
+
+    median_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float] | npt.NDArray[np.floating[Any]]) -> "Timing":
+        milliseconds = 1000 * np.asarray(seconds)
+        return cls(round(float(np.median(milliseconds)), 3), round(float(np.percentile(milliseconds, 99)), 3))
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Timings by row, figures beside them, and where they were measured."""
+
+    title: str
+    timings: dict[str, Timing]
+    figures: dict[str, Any]
+    machine: dict[str, Any]
+    unit: str = "ms a frame"  # of the timings
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_text(self) -> str:
+        width = max(map(len, (self.unit, *self.timings)))
+        rows = [f"{name:<{width}}  {t.median_ms:>9.2f}  {t.p99_ms:>9.2f}" for name, t in self.timings.items()]
+        facts = [f"{name}: {value}" for name, value in {**self.figures, **self.machine}.items()]
+        header = [f"{self.unit:<{width}}  {'median':>9}  {'p99':>9}"] if rows else []
+        return "\n".join([self.title, *header, *rows, *facts])

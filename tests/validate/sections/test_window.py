@@ -1,0 +1,64 @@
+"""A ring read one entry too far or too short is found at any precision, and an unfilled one is no fault."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from broken import Fault, add_node, broken, constant, nodes, window_of_one_more
+from folders import TINY
+
+from pplex.export.checkpoint import open_checkpoint
+from pplex.export.conversations import token_history, unheard_pieces
+from pplex.export.exporter import export_graph
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.stages import Stages
+from pplex.validate.drift import engine_blocks
+from pplex.validate.report.schema import Measure
+from pplex.validate.sections.window import window_measure
+
+CHECKPOINT = open_checkpoint(TINY / "checkpoint")
+CODES = token_history(CHECKPOINT, unheard_pieces(CHECKPOINT.config, 2), 90)
+
+
+def measure(bundle: Bundle, steps: int) -> Measure:
+    stages, codes = Stages(bundle, 1, logits=True), CODES[: steps + 1]
+    for _ in engine_blocks(stages, codes):
+        pass
+    before = stages.hidden[0].copy()
+    found = window_measure("drift.window", stages, codes, bundle.config.temporal.capacity)
+    stages.run("temporal", 1)
+    np.testing.assert_array_equal(stages.hidden[0], before)  # it has put back what it changed
+    return found
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16", "int8", "int4"])
+def bundle(request: pytest.FixtureRequest, tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder, precision = tmp_path_factory.mktemp(request.param), {**tiny_bundle.precision, "temporal": request.param}
+    for path in tiny_bundle.folder.iterdir():
+        if not path.name.startswith("temporal."):
+            shutil.copy(path, folder)
+    export_graph("temporal", CHECKPOINT, tiny_bundle.config, folder, precision)
+    return replace(tiny_bundle, folder=folder, precision=precision)
+
+
+@pytest.mark.parametrize("more", [-20, -1, 0, 1, 30])
+def test_a_sound_ring_reads_what_it_should(bundle: Bundle, more: int) -> None:
+    found = measure(bundle, bundle.config.temporal.capacity + more)
+    assert found.passed and found.value == 0 and found.where == ""
+
+
+def window_of_one_less(model: onnx.ModelProto) -> None:
+    (newer,) = nodes(model, "Greater")
+    newer.input[1] = add_node(model, newer, "Add", [newer.input[1], constant(model, "one", 1)], "later")
+
+
+@pytest.mark.parametrize("fault, said", [
+    (window_of_one_more, "the next to be written is read"),
+    (window_of_one_less, "the window's oldest is not read"),
+])  # fmt: skip
+def test_a_window_off_by_one_is_found(bundle: Bundle, tmp_path: Path, fault: Fault, said: str) -> None:
+    found = measure(broken(bundle, "temporal", fault, tmp_path), bundle.config.temporal.capacity + 30)
+    assert not found.passed and found.where == said

@@ -1,0 +1,1 @@
+"""A validation's report: its data, and its forms as HTML, Markdown and text; comparing two reports."""

@@ -1,0 +1,60 @@
+"""A report as one HTML file that needs no network and no scripts: light and dark, on a phone and on paper."""
+
+import re
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pplex.validate.report import wording
+from pplex.validate.report.plots import to_svg
+from pplex.validate.report.schema import Plot, Report, Table
+
+PAGES = Path(__file__).parent / "page"
+
+
+def to_html(report: Report) -> str:
+    """The whole report; the same report gives the same text."""
+    return render("report.html", report=report)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of this package; plots on it are numbered, so that their ids differ."""
+    numbers = count(1)
+
+    def svg(plot: Plot) -> Markup:
+        return Markup(to_svg(plot, f"plot{next(numbers)}"))  # escapes its text itself
+
+    return _environment().get_template(template).render(values, svg=svg)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"w": wording, "anchor": anchor, "numeric": _numeric}
+    return environment
+
+
+def anchor(kind: str, name: str) -> str:
+    """The id of a section or a measure: the same in every report, to link to."""
+    return f"{kind}-{re.sub(r'[^a-zA-Z0-9_.-]+', '-', name)}"
+
+
+def _finalize(value: Any) -> Any:
+    """What is written into a page has no invisible characters; markup is our own."""
+    return wording.plain_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _numeric(table: Table) -> list[bool]:
+    """Whether a column holds numbers only."""
+    return [all(not isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]

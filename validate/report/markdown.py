@@ -1,0 +1,75 @@
+"""A report as Markdown, for a pull request."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pplex.validate.report import wording
+from pplex.validate.report.schema import Measure, Report
+
+HEADERS = ("", "measure", "value", "tolerance", "where", "reason")
+
+
+def to_markdown(report: Report) -> str:
+    """The verdict, the measures that have a tolerance with failures first, and the others folded away."""
+    verdict = wording.report_verdict(report)
+    held = wording.failures_first(measure for measure in report.measures if measure.tolerance)
+    others = [measure for measure in report.measures if not measure.tolerance]
+    blocks = [
+        f"**{verdict.symbol} {verdict.word}**: {prose(wording.headline(report))}",
+        _head(report),
+        table(HEADERS, map(_row, held)) if held else "",
+        folded(f"{len(others)} for information", table(HEADERS[1:3], map(_short_row, others))) if others else "",
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def prose(text: Any) -> str:
+    """Text that Markdown does not read as markup, in which nobody is called by @name and no #issue is linked."""
+    escaped = re.sub(r"([\\`*_{}\[\]()|~$])", r"\\\1", wording.plain_line(text))
+    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([@#]|:(?=//)|www\.)", r"\1" "\N{ZERO WIDTH SPACE}", escaped)
+
+
+def code(text: Any) -> str:
+    """A code span in a table's cell, fenced by more backticks than it holds; no span can hold every kind of pipe."""
+    line = wording.plain_line(text)
+    if "|" in line:
+        return prose(line)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    edge = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{edge}{line}{edge}{fence}" if line else ""
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are Markdown already."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def folded(summary: str, block: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{block}\n\n</details>"
+
+
+def _head(report: Report) -> str:
+    graphs = [f"{graph} {precision}" for graph, precision, _ in wording.graph_rows(report.bundle)]
+    bundle = ", ".join([wording.name_of(report.bundle), *graphs])
+    reference, machine = wording.name_of(report.reference), wording.fact(report.machine)
+    return f"Bundle {prose(bundle)} · held to {prose(reference)} · {prose(machine)}"
+
+
+def _row(measure: Measure) -> tuple[str, ...]:
+    verdict, tolerance = wording.verdict(measure), measure.tolerance
+    value = prose(f"{wording.measured(measure)} {wording.unit(measure)}")
+    return (
+        f"{verdict.symbol} {verdict.word}",
+        code(measure.name),
+        f"**{value}**" if verdict is wording.FAILED else value,
+        prose(wording.allowed(tolerance)),
+        code(measure.where),
+        prose(tolerance.reason if tolerance else ""),
+    )
+
+
+def _short_row(measure: Measure) -> tuple[str, ...]:
+    return code(measure.name), prose(f"{wording.measured(measure)} {wording.unit(measure)}")

@@ -1,0 +1,59 @@
+"""A report for the terminal; printed by pplex-export validate."""
+
+from collections.abc import Iterable, Sequence
+
+from pplex.validate.report import wording
+from pplex.validate.report.schema import Measure, Report, Section
+
+NUMBERS = (2,)  # the column of a section's table that is aligned on the right
+
+
+def to_text(report: Report) -> str:
+    """The verdict, what was compared, every measure by section, and at the end one line for each failure."""
+    verdict = wording.report_verdict(report).word
+    failures = "\n".join(f"FAILED {wording.plain_line(m.name)}: {wording.failure(m)}" for m in report.failures)
+    blocks = [f"{verdict}: {wording.headline(report)}", _head(report), *map(_section, report.sections), failures]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def aligned(rows: Iterable[Sequence[str]], right: Sequence[int] = (), indent: str = "  ") -> str:
+    """Columns two spaces apart; those in `right` end where their longest does. No line ends in spaces."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        (indent + "  ".join(_padded(text, widths[i], i in right) for i, text in enumerate(row))).rstrip()
+        for row in rows
+    )
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def _head(report: Report) -> str:
+    graphs = [(graph, f"{precision}, {engine}") for graph, precision, engine in wording.graph_rows(report.bundle)]
+    lists = {
+        "bundle": wording.other_facts(report.bundle) + graphs,
+        "reference": wording.facts(report.reference),
+        "settings": wording.facts(report.settings),
+        "machine": wording.facts(report.machine),
+        "made by": [(wording.plain_line(report.made_by), "")],
+    }
+    return aligned(
+        ((what if i == 0 else "", *fact) for what, facts in lists.items() for i, fact in enumerate(facts)), indent=""
+    )
+
+
+def _section(section: Section) -> str:
+    lines = [f"{wording.plain_line(section.title)}: {wording.plain_line(section.question)}"]
+    lines += [aligned(map(_row, section.measures), right=NUMBERS)] if section.measures else []
+    return "\n".join([*lines, *(f"  {wording.plain_line(note)}" for note in section.notes)])
+
+
+def _row(measure: Measure) -> tuple[str, ...]:
+    where = f"at {wording.plain_line(measure.where)}" if measure.where else ""
+    name, word = wording.plain_line(measure.name), _WORDS[wording.verdict(measure)]
+    return word, name, wording.measured(measure), wording.unit(measure), wording.allowed(measure.tolerance), where
+
+
+_WORDS = {wording.PASSED: "ok", wording.FAILED: "FAILED", wording.INFO: "info", wording.MISSING: "missing"}

@@ -1,0 +1,191 @@
+"""How a report's names, figures and verdicts are written; shared by every form of it."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pplex.validate.report.schema import Measure, Report, Section, Tolerance
+
+DIGITS = 4  # significant ones, unless more are needed to tell a value from its limit
+EXACT_DIGITS = 17  # tell any two float64 apart
+
+
+class Verdict(NamedTuple):
+    """A verdict by key (for colours), symbol and word."""
+
+    key: str
+    symbol: str
+    word: str
+
+
+PASSED = Verdict("passed", "✓", "passed")
+FAILED = Verdict("failed", "✗", "FAILED")
+INFO = Verdict("info", "•", "for information")
+MISSING = Verdict("info", "•", "not measured")
+NONE = Verdict("info", "•", "NO VERDICT")
+
+
+def plain_line(value: Any) -> str:
+    """The text on one line, without what a terminal would obey or a reader not see."""
+    return "".join(char if char.isprintable() else "�" for char in " ".join(str(value).split()))
+
+
+def figure(value: float | None, digits: int = DIGITS) -> str:
+    """A number with the significant digits that tell something; integers whole, and a share of nearly 1 is not 1."""
+    if value is None:
+        return "-"
+    value = float(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    while abs(value) < 1 and digits < 12 and abs(float(f"{value:.{digits}g}")) == 1:
+        digits += 1
+    if 1 <= abs(value) < 1e7:
+        digits = max(digits, len(str(int(abs(value)))) + 1)
+    mantissa, e, exponent = f"{value:,.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def figure_against(value: float | None, limit: float) -> str:
+    """The value with as many digits as show on which side of the limit it is."""
+    if value is None or not math.isfinite(value):
+        return figure(value)
+    value, limit = float(value), float(limit)
+    for digits in range(DIGITS, EXACT_DIGITS):
+        if _order(_read(figure(value, digits)), limit) == _order(value, limit):
+            return figure(value, digits)
+    return figure(value, EXACT_DIGITS)
+
+
+def exact(value: float) -> str:
+    """With all its digits, as a tolerance or a setting is shown."""
+    return text if _read(text := figure(value)) == value else repr(float(value)).replace("e-0", "e-")
+
+
+def measured(measure: Measure) -> str:
+    """The value without its unit."""
+    given = measure.tolerance
+    if measure.value is None:
+        return "none"
+    return figure_against(measure.value, given.limit) if given else figure(measure.value)
+
+
+def unit(measure: Measure) -> str:
+    return "" if measure.value is None else plain_line(measure.unit)
+
+
+def allowed(tolerance: Tolerance | None) -> str:
+    return f"{'≥' if tolerance.least else '≤'} {exact(tolerance.limit)}" if tolerance else ""
+
+
+def verdict(measure: Measure) -> Verdict:
+    if measure.tolerance is None:
+        return MISSING if measure.value is None else INFO
+    return PASSED if measure.passed else FAILED
+
+
+def section_verdict(section: Section) -> Verdict:
+    if section.failures:
+        return FAILED
+    return PASSED if any(measure.tolerance for measure in section.measures) else INFO
+
+
+def report_verdict(report: Report) -> Verdict:
+    """A report in which nothing has a tolerance has proved nothing."""
+    if report.failures:
+        return FAILED
+    return PASSED._replace(word="PASSED") if held(report) else NONE
+
+
+def held(report: Report) -> int:
+    """How many measures have a tolerance."""
+    return sum(measure.tolerance is not None for measure in report.measures)
+
+
+def headline(report: Report) -> str:
+    """The verdict's reason in a few words."""
+    count, failed = held(report), len(report.failures)
+    if failed:
+        return f"{failed} of {count} tolerances not kept"
+    return f"all {count} tolerances kept" if count else "nothing was held to a tolerance"
+
+
+def failure(measure: Measure) -> str:
+    """What is wrong with a measure that failed: 0.95 > 0.001 at layers.1.gating."""
+    assert measure.tolerance is not None
+    where = f" at {plain_line(measure.where)}" if measure.where else ""
+    limit = exact(measure.tolerance.limit)
+    if measure.value is None or math.isnan(measure.value):
+        what = "not measured" if measure.value is None else "not a number"
+        return f"{what}, must be {allowed(measure.tolerance)}{where}"
+    return f"{measured(measure)} {'<' if measure.tolerance.least else '>'} {limit}{where}"
+
+
+def excess(measure: Measure) -> str:
+    """By how much a measure failed; empty where that is no number."""
+    value, tolerance = measure.value, measure.tolerance
+    if tolerance is None or value is None or not (math.isfinite(value) and math.isfinite(tolerance.limit)):
+        return ""
+    if tolerance.limit > 0 and value >= 2 * tolerance.limit:
+        return f"{figure(value / tolerance.limit, 3)} times the limit"
+    return f"{figure(abs(value - tolerance.limit), 3)} {'too low' if tolerance.least else 'too high'}"
+
+
+def cell(value: str | float | int | None) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return figure(value) if value is None or isinstance(value, int | float) else plain_line(value)
+
+
+def fact(value: Any) -> str:
+    """A value of the report's head on one line: graph name, graph name."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{plain_line(key)} {_inner(item)}" for key, item in value.items())
+    return ", ".join(map(_inner, value)) if isinstance(value, list | tuple) else _inner(value)
+
+
+def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(plain_line(key).replace("_", " "), fact(value)) for key, value in mapping.items()]
+
+
+def graph_rows(bundle: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Graph, precision and engine, in the order the bundle names them."""
+    precision, engines = (_mapping(bundle.get(key)) for key in ("precision", "engines"))
+    graphs = dict.fromkeys((*precision, *engines))
+    return [(plain_line(name), fact(precision.get(name, "-")), fact(engines.get(name, "-"))) for name in graphs]
+
+
+def other_facts(bundle: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is told of a bundle beside its graphs."""
+    told = [key for key in ("precision", "engines") if isinstance(bundle.get(key), Mapping)]
+    return facts({key: value for key, value in bundle.items() if key not in told})
+
+
+def name_of(mapping: Mapping[str, Any]) -> str:
+    return fact(mapping.get("name", "unnamed"))
+
+
+def failures_first(measures: Iterable[Measure]) -> list[Measure]:
+    return sorted(measures, key=lambda measure: measure.passed)
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, float):
+        return exact(value)
+    if value is None or isinstance(value, bool):
+        return cell(value)
+    return plain_line(json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list | tuple) else value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _order(a: float, b: float) -> int:
+    return (a > b) - (a < b)
+
+
+def _read(text: str) -> float:
+    return float(text.replace(",", ""))

@@ -1,0 +1,297 @@
+"""The report on the codec: whether an engine hears and speaks as the float32 reference does, and the same in a stream."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.mimi import MimiEncoder
+from pplex.export.synth_codec import stream_codec
+from pplex.export.weights import load
+from pplex.runtime.arrays import Floats, Tokens
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import CODEBOOKS, SAMPLE_RATE_HZ, ModelConfig
+from pplex.runtime.errors import AudioError
+from pplex.runtime.graphs import GraphSpec
+from pplex.runtime.stages import Stages
+from pplex.validate.boundaries import ComparedCodes, compare_codes
+from pplex.validate.golden import decode, encode
+from pplex.validate.offline_codec import decode_at_once, latents_at_once
+from pplex.validate.report.schema import Measure, Plot, Section, Series, Table, Tolerance
+from pplex.validate.signal import OnsetShift, onset_shift_ms, si_sdr_db, spectral_distance
+
+UNEXPLAINED, LEAST = "codec.unexplained_codes", ("agreement", "si_sdr_db")
+
+FLOAT32_LATENT = (
+    "sums in another order move a float32 latent by 1e-6 of its length, and half precision, or TF32, which has no more "
+    "bits, by 1e-3"
+)
+FLOAT32_SOUND = (
+    "random codecs in float32, summed in another order, were 118 to 128 dB and 8e-7 of full scale off, in half precision "
+    "54 to 60 dB; what is 80 dB below the sound is not heard"
+)
+HALF = "four times the worst of three random codecs in half precision, one of them of the released size"
+ATTACK = "half precision once made attacks 20 ms softer, which reads about 10 ms and which listeners alone had noticed"
+
+# Why a codec graph may be off the reference by as much as its GraphSpec says, by precision.
+REASONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "fp32": {
+            "agreement": "near ties are rare, but all later codes of a frame follow one",
+            "boundary": FLOAT32_LATENT,
+            "si_sdr_db": FLOAT32_SOUND,
+            "spectral_distance": FLOAT32_SOUND,
+            "sample_difference": FLOAT32_SOUND,
+            "onset_shift_ms": ATTACK,
+        },
+        "fp16": {
+            "agreement": f"{HALF}: 6 % of the codes",
+            "boundary": f"{HALF}: 1.9e-3 of a latent's length",
+            "si_sdr_db": f"{HALF}: 54 dB",
+            "spectral_distance": f"{HALF}: 0.0115",
+            "sample_difference": f"{HALF}: 1e-3 of full scale",
+            "onset_shift_ms": ATTACK,
+        },
+    }
+)
+NO_TIE = "every code that differs must be a near tie, see codec.boundary_distance"
+NO_ONSETS = "The decoded recording has no steep onset, so how attacks come out could not be measured."
+QUIETEST_DB = -160.0  # in the plot: what is lower is drawn there
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """What two decoders made of the same codes, [F * 1920] each."""
+
+    got: Floats
+    expected: Floats
+
+    @property
+    def audible(self) -> tuple[Floats, Floats]:
+        """Without the reference's mean in either: a constant is not heard, and would count as signal."""
+        mean = self.expected.mean()
+        return self.got - mean, self.expected - mean
+
+
+def codec_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: Floats) -> Section:
+    """The bundle's codec, in slot 0 of `stages`, beside the float32 reference's, both frame by frame, on pcm [F, 1920].
+
+    `checkpoint` is what the bundle was made from. Raises AudioError for what is no recording.
+    """
+    config, hearing, speaking = checkpoint.config, *_tolerances(bundle)
+    codes, sounds = _compared(checkpoint, stages, pcm, hearing, _stream_latents, _stream_pcm)
+    shift = onset_shift_ms(*sounds.audible)
+    return Section(
+        "codec",
+        "The codec",
+        "Does the codec hear and speak as the reference does?",
+        (*_code_measures(codes, hearing), *sound_measures(sounds, shift, config, speaking)),
+        (_code_table(codes),),
+        (_agreement_plot(codes), _level_plot(sounds, config), *_onset_plots(shift)),
+        () if shift.onsets else (NO_ONSETS,),
+    )
+
+
+def codec_streaming_measures(
+    bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: Floats
+) -> tuple[Measure, ...]:
+    """The bundle's codec frame by frame beside the reference's for the whole recording pcm [F, 1920] at once.
+
+    Arguments and errors as in `codec_section`.
+    """
+    config, hearing, speaking = checkpoint.config, *_tolerances(bundle)
+    codes, sounds = _compared(checkpoint, stages, pcm, hearing, latents_at_once, decode_at_once)
+    return (
+        _unexplained("streaming.codec_codes", codes, "the whole recording heard at once"),
+        _sample_difference("streaming.codec_pcm", sounds, config, "all codes spoken at once", speaking),
+    )
+
+
+def codec_tolerances(spec: GraphSpec) -> dict[str, Tolerance]:
+    """What a codec graph may be off the reference, by what is measured."""
+    reasons = REASONS[spec.precision]
+    return {name: Tolerance(spec.tolerances[name], reason, name in LEAST) for name, reason in reasons.items()}
+
+
+def _tolerances(bundle: Bundle) -> tuple[dict[str, Tolerance], dict[str, Tolerance]]:
+    """Of hearing and of speaking."""
+    return codec_tolerances(bundle.specs["mimi_encode"]), codec_tolerances(bundle.specs["mimi_decode"])
+
+
+# What is compared.
+
+
+def _compared(
+    checkpoint: Checkpoint,
+    stages: Stages,
+    pcm: Floats,
+    hearing: Mapping[str, Tolerance],
+    latents_of: Callable[[MimiEncoder, ModelConfig, Floats], Tensor],
+    pcm_of: Callable[[Checkpoint, Tokens], Floats],
+) -> tuple[ComparedCodes, Sounds]:
+    """What slot 0 makes of a recording, and of its reference codes, beside what the reference makes of them."""
+    encoder, pcm = _encoder(checkpoint), _usable(pcm, checkpoint.config)
+    stages.reset(0, len(pcm))
+    latents = latents_of(encoder, checkpoint.config, pcm)
+    expected = encoder.quantizer.encode(latents).numpy()
+    codes = compare_codes(encoder.quantizer, latents, encode(stages, pcm), expected, hearing["boundary"].limit)
+    return codes, Sounds(decode(stages, expected), pcm_of(checkpoint, expected))
+
+
+def _usable(pcm: Floats, config: ModelConfig) -> Floats:
+    """As float32."""
+    if pcm.ndim != 2 or pcm.shape[1] != config.frame_size or not len(pcm) or not np.isfinite(pcm).all():
+        raise AudioError(
+            f"The codec is compared on a recording of whole frames [F, {config.frame_size}] with finite samples; this one "
+            f"is {list(pcm.shape)}, {int((~np.isfinite(pcm)).sum())} of them not finite."
+        )
+    return np.ascontiguousarray(pcm, np.float32)
+
+
+def _encoder(checkpoint: Checkpoint) -> MimiEncoder:
+    encoder = load("mimi_encode", checkpoint)
+    assert isinstance(encoder, MimiEncoder)
+    return encoder
+
+
+@torch.inference_mode()
+def _stream_latents(encoder: MimiEncoder, config: ModelConfig, pcm: Floats) -> Tensor:
+    """What the reference quantizes, [F, dim]."""
+    return stream_codec("mimi_encode", config, encoder.latent, torch.from_numpy(pcm)[None, :, None])[0]
+
+
+@torch.inference_mode()
+def _stream_pcm(checkpoint: Checkpoint, codes: Tokens) -> Floats:
+    """What the reference makes of codes [F, 8], [F * 1920]."""
+    decoder = load("mimi_decode", checkpoint)
+    return stream_codec("mimi_decode", checkpoint.config, decoder, torch.from_numpy(codes)[None]).flatten().numpy()
+
+
+# Measures.
+
+
+def _code_measures(codes: ComparedCodes, tolerances: Mapping[str, Tolerance]) -> Iterator[Measure]:
+    agreement, largest = 1 - codes.differs.mean(axis=0), codes.largest
+    yield Measure(
+        "codec.code_agreement",
+        1 - float(codes.differs.mean()),
+        "of the codes",
+        "How many of the recording's codes are the reference's.",
+        tolerances["agreement"],
+        _lowest(agreement),
+    )
+    yield _unexplained(UNEXPLAINED, codes, "the reference")
+    yield Measure(
+        "codec.boundary_distance",
+        float(largest.max()),
+        "of the latent's length",
+        "How far the reference's latent is from where the engine's codes would be its own, at most: the engine's latent is "
+        "off by as much or more.",
+        tolerances["boundary"],
+        f"codebook {largest.argmax()}" if largest.any() else "",
+    )
+
+
+def _unexplained(name: str, codes: ComparedCodes, reference: str) -> Measure:
+    wrong = codes.unexplained.sum(axis=0)
+    return Measure(
+        name,
+        int(wrong.sum()),
+        "codes",
+        f"Codes that are not those of {reference}, and no near ties either; what follows one in its frame is not counted.",
+        Tolerance(0, NO_TIE),
+        ", ".join(f"codebook {i}: {count}" for i, count in enumerate(wrong) if count),
+    )
+
+
+def sound_measures(
+    sounds: Sounds, shift: OnsetShift, config: ModelConfig, tolerances: Mapping[str, Tolerance]
+) -> Iterator[Measure]:
+    """How far apart two decoders' sounds are; `shift` is that of their onsets."""
+    got, expected = sounds.audible
+    said = "The same codes decoded: power of the reference's sound over that of the difference, levels matched."
+    yield Measure("codec.si_sdr_db", si_sdr_db(got, expected), "dB", said, tolerances["si_sdr_db"])
+    distance = spectral_distance(got, expected).total
+    said = "The same codes decoded: spectral convergence and mean log magnitude ratio, over three window lengths."
+    yield Measure("codec.spectral_distance", distance, "", said, tolerances["spectral_distance"])
+    yield _sample_difference("codec.sample_difference", sounds, config, "the reference", tolerances)
+    yield from _onset_measures(shift, tolerances)
+
+
+def _sample_difference(
+    name: str, sounds: Sounds, config: ModelConfig, reference: str, tolerances: Mapping[str, Tolerance]
+) -> Measure:
+    difference = np.abs(sounds.got - sounds.expected)
+    return Measure(
+        name,
+        float(difference.max()),
+        "of full scale",
+        f"The same codes decoded: the largest difference of a sample from that of {reference}.",
+        tolerances["sample_difference"],
+        f"frame {int(difference.argmax()) // config.frame_size}",
+    )
+
+
+def _onset_measures(shift: OnsetShift, tolerances: Mapping[str, Tolerance]) -> Iterator[Measure]:
+    said = f"By how much an attack rises later (or earlier: below 0) or more softly, of {shift.onsets} attacks: the "
+    worst = None if shift.worst_ms is None else abs(shift.worst_ms)
+    tolerance = tolerances["onset_shift_ms"] if shift.onsets else None
+    where = "" if shift.worst_s is None else f"{shift.worst_s:.2f} s"
+    yield Measure("codec.onset_shift_ms", worst, "ms", f"{said}largest, without its sign.", tolerance, where)
+    yield Measure("codec.median_onset_shift_ms", shift.median_ms, "ms", f"{said}median.")
+
+
+def _lowest(agreement: Floats) -> str:
+    return f"codebook {agreement.argmin()}: {agreement.min():.3f}" if agreement.min() < 1 else ""
+
+
+# Tables and plots.
+
+
+def _code_table(codes: ComparedCodes) -> Table:
+    rows = tuple(
+        (
+            i,
+            float(1 - codes.differs[:, i].mean()),
+            int(codes.differs[:, i].sum()),
+            int(codes.explained[:, i].sum()),
+            int(codes.follows[:, i].sum()),
+            int(codes.unexplained[:, i].sum()),
+            float(codes.largest[i]),
+        )
+        for i in range(CODEBOOKS)
+    )
+    columns = ("codebook", "agree", "disagree", "near ties", "after another", "unexplained", "largest distance")
+    return Table("Codes by codebook", columns, rows)
+
+
+def _agreement_plot(codes: ComparedCodes) -> Plot:
+    agreement = 1 - codes.differs.mean(axis=0)
+    series = Series("agreement", tuple(map(float, range(CODEBOOKS))), tuple(map(float, agreement)))
+    ticks = ("semantic", *(f"acoustic {i}" for i in range(1, CODEBOOKS)))
+    return Plot("Codes that are the reference's", "bar", "codebook", "share", (series,), ticks=ticks)
+
+
+def _level_plot(sounds: Sounds, config: ModelConfig) -> Plot:
+    got, expected = sounds.audible
+    seconds = tuple(float(s) for s in np.arange(len(got) // config.frame_size) * config.frame_size / SAMPLE_RATE_HZ)
+    series = tuple(
+        Series(name, seconds, _levels_db(signal, config))
+        for name, signal in (("sound", expected), ("difference", got - expected))
+    )
+    return Plot("The same codes decoded", "line", "s", "dB of full scale", series)
+
+
+def _levels_db(signal: Floats, config: ModelConfig) -> tuple[float, ...]:
+    """Per frame."""
+    power = (signal.reshape(-1, config.frame_size).astype(np.float64) ** 2).mean(axis=1)
+    return tuple(map(float, 10 * np.log10(np.maximum(power, 10 ** (QUIETEST_DB / 10)))))
+
+
+def _onset_plots(shift: OnsetShift) -> tuple[Plot, ...]:
+    series = Series("shift", shift.times_s, shift.shifts_ms)
+    return (Plot("How much later attacks rise", "line", "s", "ms", (series,)),) if shift.onsets else ()

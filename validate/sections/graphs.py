@@ -1,0 +1,170 @@
+"""The report's first question: does every graph compute what its torch module computes, and if not, which layer does not."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pplex.export.checkpoint import Checkpoint
+from pplex.runtime.arrays import Pcm, Tokens
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.stages import Stages
+from pplex.validate.layers import LayerError, codec_errors, depth_errors, temporal_errors, trace_codec, trace_language
+from pplex.validate.probes import CODEBOOK, can_be_probed, probe
+from pplex.validate.report.schema import Measure, Plot, Section, Series, Table, Tolerance
+from pplex.validate.sections.streaming import Where
+from pplex.validate.sections.window import window_measure
+
+CAPACITY = 64  # of the ring here, which a graph takes as it comes: its end is soon reached
+STEPS, FRAMES = 160, 160  # of the language model and of the codec, past the end of both kinds of ring
+
+_REASONS = {
+    "fp32": "float32 sums of another order reach 1e-6",
+    "fp16": "over twice what 11 bits of a stream cost half a layer that adds little to it",
+    "bf16": "over twice what 8 bits of a stream cost half a layer that adds little to it",
+    "fp8": "over twice what 4 bits of factors and weights cost a layer",
+    "int8": "over twice what 8 bits of weights in blocks of 32, and a float16 stream, cost a layer",
+    "int4": "over twice what 4 bits of weights in blocks of 32 cost a layer",
+}
+
+
+def graph_section(
+    bundle: Bundle,
+    runnable: Bundle,
+    checkpoint: Checkpoint,
+    codes: Tokens,
+    pcm: Pcm,
+    device: Where,
+    threads: int | None,
+) -> Section:
+    """Every layer of every graph of `runnable`, which is `bundle` or what can be run in its place, for a token history
+    [T, 17] and user audio [F, 1920]."""
+    probed, steps, frames = can_be_probed(bundle), len(codes[:STEPS]), len(pcm[:FRAMES])
+    found, window = trace_layers(runnable, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
+    return Section(
+        "graphs",
+        "Graphs",
+        _QUESTION,
+        (*_measures(bundle, found, probed), window),
+        tuple(_table(graph, errors) for graph, errors in found.items()),
+        tuple(_plot(graph, bundle, errors) for graph, errors in found.items()) if probed else (),
+        _notes(bundle, steps, frames) if probed else (_COMPILED.format(steps=steps, frames=frames),),
+    )
+
+
+_QUESTION = "Does every layer compute what it computes in float32?"
+_COMPILED = (
+    "Compiled engines show their outputs only, of {steps} forced steps and {frames} frames of audio: no layer can be looked "
+    "at, and what rounding has added up to is judged by the other sections. Layers show in a bundle of ONNX graphs."
+)
+
+
+def _notes(bundle: Bundle, steps: int, frames: int) -> tuple[str, ...]:
+    return (
+        f"Every layer is an output of a copy of its graph, run by the bundle's own engine: {steps} forced steps with a ring "
+        f"of {_capacity(bundle)}, so past its end, and {frames} frames of audio.",
+        "Of the language model a layer's error is its own: the float32 layer is given what the engine's was given.",
+        "The codec's layers are followed from the samples and the codes.",
+    )
+
+
+def trace_layers(
+    bundle: Bundle, checkpoint: Checkpoint, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
+) -> tuple[dict[str, list[LayerError]], Measure]:
+    """Errors of all layers in their order, by graph, and whether the ring's window is right."""
+    stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
+    short = replace(bundle, config=replace(bundle.config, temporal=stack))
+    with tempfile.TemporaryDirectory() as scratch:
+        shown = probe(short, Path(scratch)) if can_be_probed(bundle) else short
+        stages = Stages(shown, slots=1, threads=threads, device=device, logits=True)
+        language = trace_language(stages, codes)
+        window = window_measure("graphs.temporal.window", stages, codes, short.config.temporal.capacity)
+        encoder = trace_codec(stages, "mimi_encode", pcm)
+        spoken = encoder["codes"].numpy()
+        decoder = trace_codec(stages, "mimi_decode", spoken)
+        del stages  # the reference needs the memory
+    found = {
+        "mimi_encode": codec_errors(encoder, "mimi_encode", checkpoint, short.config, pcm),
+        "temporal": temporal_errors(language, checkpoint, short.config, codes),
+        "depth": depth_errors(language, checkpoint, short.config, codes),
+        "mimi_decode": codec_errors(decoder, "mimi_decode", checkpoint, short.config, spoken),
+    }
+    return {graph: found[graph] for graph in GRAPH_NAMES}, window
+
+
+def _capacity(bundle: Bundle) -> int:
+    """A graph takes a ring of any length; an engine was compiled for one."""
+    capacity = bundle.config.temporal.capacity
+    return min(CAPACITY, capacity) if can_be_probed(bundle) else capacity
+
+
+def _judged(error: LayerError) -> float:
+    return error.accumulated if error.own is None else error.own
+
+
+def _measures(bundle: Bundle, found: dict[str, list[LayerError]], probed: bool) -> Iterator[Measure]:
+    for graph, errors in found.items():
+        if probed:
+            yield _layer_measure(graph, bundle, errors)
+        if probed and graph in LANGUAGE_GRAPHS:
+            yield _channel_measure(graph, bundle, errors)
+        worst = max((error for error in errors if _is_output(error.layer)), key=lambda error: error.accumulated)
+        what = (
+            "Largest error of an output of the graph, given the engine's own inputs; of codes, the share that differ."
+        )
+        yield Measure(f"graphs.{graph}.output_error", worst.accumulated, "", what, None, worst.layer)
+
+
+def _is_output(layer: str) -> bool:
+    return (
+        layer in ("out_norm", "text_linear", "pcm", "codes") or layer.endswith(".output") or layer.startswith(CODEBOOK)
+    )
+
+
+def _layer_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
+    """The first layer that leaves tolerance, or the worst of those that do not."""
+    limit = bundle.specs[graph].tolerances["layer_error"]
+    first = next((error for error in errors if not _judged(error) <= _limit(error, limit)), None)
+    shown = first or max(errors, key=lambda error: _judged(error))
+    what = "Error of the first layer that leaves tolerance" if first else "Largest error of a layer"
+    own = ", of its own, relative to what it adds" if graph in LANGUAGE_GRAPHS else ", relative to its output"
+    reason = _REASONS[bundle.precision[graph]]
+    if shown.layer.startswith(CODEBOOK) and first is not None:
+        limit, reason = 0.0, "the nearest entry is the nearest entry, but for ties"
+    return Measure(
+        f"graphs.{graph}.layer_error", _judged(shown), "", f"{what}{own}.", Tolerance(limit, reason), shown.layer
+    )
+
+
+def _channel_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
+    """As of layers, but of the one channel of each that is worst: a wrong column hardly weighs among 4,096."""
+    limit = bundle.specs[graph].tolerances["channel_error"]
+    known = [error for error in errors if error.channel is not None]
+    first = next((error for error in known if not (error.channel or 0) <= limit), None)
+    shown = first or max(known, key=lambda error: error.channel or 0)
+    what = (
+        "Largest own error of one channel of a layer, relative to what is added to that channel, or to the median one."
+    )
+    reason = "above what random models gave; a column whose scale is twice as large, or lost, reads 1"
+    return Measure(f"graphs.{graph}.channel_error", shown.channel, "", what, Tolerance(limit, reason), shown.layer)
+
+
+def _limit(error: LayerError, limit: float) -> float:
+    return 0.0 if error.layer.startswith(CODEBOOK) and error.own is not None else limit
+
+
+def _table(graph: str, errors: list[LayerError]) -> Table:
+    columns = ("layer", "own error", "accumulated", "largest", "mean", "cosine")
+    rows = tuple((e.layer, e.own, e.accumulated, e.largest, e.mean, e.cosine) for e in errors)
+    return Table(f"{graph}, layer by layer", columns, rows)
+
+
+def _plot(graph: str, bundle: Bundle, errors: list[LayerError]) -> Plot:
+    x = tuple(float(i) for i in range(len(errors)))
+    series = [Series("accumulated", x, tuple(e.accumulated for e in errors))]
+    if graph in LANGUAGE_GRAPHS:
+        series.append(Series("own", x, tuple(float(e.own or 0) for e in errors)))
+    limit = bundle.specs[graph].tolerances["layer_error"]
+    series.append(Series("tolerance", (x[0], x[-1]), (limit, limit)))
+    return Plot(f"{graph}: error by layer", "line", "layer", "relative error", tuple(series), log_y=True)

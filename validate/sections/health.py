@@ -1,0 +1,168 @@
+"""Whether an agent's stream is sound in itself: silence where words are said, clipping, loops, runaway text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pplex.runtime.arrays import Pcm, Tokens
+from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.runtime.session import AGENT, USER
+from pplex.runtime.text import RESERVED
+from pplex.validate.recording import ScenarioRecording
+from pplex.validate.report.schema import Measure, Section, Table, Tolerance
+
+SILENCE_DBFS = -60.0
+FULL_SCALE = 1.0
+SOUNDS_WITHIN = 3  # frames, the word's own included, in which a text token is heard if ever
+LONGEST_LOOP = 16  # text tokens
+LOOP_TIMES = 3  # in a row, from which on a repetition is a loop
+
+Flags = npt.NDArray[np.bool_]
+Signs = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One sign of bad health: the value below which a stream is well, whatever the reference's, and the margin to that."""
+
+    what: str
+    unit: str
+    healthy: float
+    margin: float
+
+    def tolerance(self, reference: float | None, longest_s: float) -> Tolerance | None:
+        """None where the reference is so bad that nothing could be worse; longest_s: of the recordings."""
+        limit = max(self.healthy, round((reference or 0.0) + self.margin, 4))
+        if limit >= {"share": 1.0, "s": longest_s}.get(self.unit, float("inf")):
+            return None
+        return Tolerance(limit, f"well up to {self.healthy:g}, or up to {self.margin:g} more than the reference's")
+
+
+SIGNS: Mapping[str, Sign] = MappingProxyType(
+    {
+        "non_finite": Sign("Share of samples that are NaN or infinite", "share", 0, 0),
+        "clipping": Sign("Share of samples at or beyond full scale", "share", 0.001, 0.001),
+        "dc_offset": Sign("Size of the samples' mean", "of full scale", 0.01, 0.005),
+        "dead_air": Sign(
+            f"Share of text tokens with which no sound above {SILENCE_DBFS:g} dBFS comes", "share", 0.05, 0.05
+        ),
+        "longest_dead_air": Sign("Longest silence from a text token on", "s", 1, 1),
+        "repeated_frames": Sign("Share of frames whose codes are those of the frame before", "share", 0.1, 0.1),
+        "longest_repetition": Sign("Longest run of frames of the same codes", "s", 1, 1),
+        "looped_text": Sign(
+            f"Share of text tokens in the longest repetition, {LOOP_TIMES} times or more, of up to {LONGEST_LOOP}",
+            "share",
+            0.2,
+            0.1,
+        ),
+        "text_share": Sign("Share of frames with a text token", "share", 0.6, 0.1),
+        "longest_text": Sign("Longest run of text tokens without padding", "s", 2, 1),
+    }
+)
+
+
+def measure_health(pcm: Pcm, tokens: Tokens, frame_size: int) -> Signs:
+    """The value of every sign in pcm [F * frame_size] with tokens [F, 17]; None where there is no text to judge by.
+
+    A word is a text token that is not one of the reserved ones, which are all kinds of padding.
+    """
+    finite = np.isfinite(pcm)
+    sound = np.where(finite, pcm, 0).astype(np.float64)
+    level = np.sqrt((sound.reshape(-1, frame_size) ** 2).mean(axis=1))
+    frame_s = frame_size / SAMPLE_RATE_HZ
+    words = tokens[:, 0] >= len(RESERVED)
+    repeated = (np.diff(tokens[:, AGENT:USER], axis=0) == 0).all(axis=1)
+    dead_share, dead_frames = _dead_air(words, level < 10 ** (SILENCE_DBFS / 20))
+    return {
+        "non_finite": float((~finite).mean()),
+        "clipping": float((np.abs(sound) >= FULL_SCALE).mean()),
+        "dc_offset": float(abs(sound.mean())),
+        "dead_air": dead_share,
+        "longest_dead_air": dead_frames and dead_frames * frame_s,
+        "repeated_frames": float(repeated.mean()) if len(repeated) else 0.0,
+        "longest_repetition": (longest_run(repeated) + 1) * frame_s if repeated.any() else 0.0,
+        "looped_text": looped(tokens[words, 0]),
+        "text_share": float(words.mean()),
+        "longest_text": longest_run(words) * frame_s,
+    }
+
+
+def health_section(
+    engine: Sequence[ScenarioRecording], reference: Sequence[ScenarioRecording], frame_size: int
+) -> Section:
+    """The worst recording of either side, sign by sign: the engine's may be as bad as the reference's and a little more."""
+    ours, theirs = (_worst(recordings, frame_size) for recordings in (engine, reference))
+    longest_s = max(len(recording.pcm) for recording in engine) / SAMPLE_RATE_HZ
+    measures = [_measure(name, sign, ours[name], theirs[name], longest_s) for name, sign in SIGNS.items()]
+    rows = [(sign.what, sign.unit, theirs[name][0], ours[name][0]) for name, sign in SIGNS.items()]
+    return Section(
+        key="health",
+        title="Stream health",
+        question="Is the agent's stream sound: no dead air, clipping, loops or runaway text?",
+        measures=tuple(measures),
+        tables=(Table("The worst of all recordings", ("sign", "unit", "reference", "engine"), tuple(rows)),),
+        notes=(
+            *(f"{m.what}: no text was said, so there is nothing to judge by." for m in measures if m.value is None),
+            *(f"{m.what}: without a limit, as the reference is as bad as can be." for m in measures if _is_hopeless(m)),
+        ),
+    )
+
+
+def _is_hopeless(measure: Measure) -> bool:
+    return measure.value is not None and measure.tolerance is None
+
+
+def _worst(recordings: Sequence[ScenarioRecording], frame_size: int) -> dict[str, tuple[float | None, str]]:
+    """Of each sign, the largest value and the recording it comes from."""
+    found = [(measure_health(r.pcm, r.tokens, frame_size), r.name) for r in recordings]
+    worst: dict[str, tuple[float | None, str]] = {}
+    for sign in SIGNS:
+        values = [(value, name if value else "") for signs, name in found if (value := signs[sign]) is not None]
+        worst[sign] = max(values, key=lambda pair: pair[0], default=(None, ""))
+    return worst
+
+
+def _measure(
+    name: str, sign: Sign, ours: tuple[float | None, str], theirs: tuple[float | None, str], longest_s: float
+) -> Measure:
+    value, where = ours
+    tolerance = None if value is None else sign.tolerance(theirs[0], longest_s)
+    what = f"{sign.what}, in the engine's worst recording"
+    return Measure(f"health.{name}", value, sign.unit, what, tolerance, where)
+
+
+def _dead_air(words: Flags, silent: Flags) -> tuple[float | None, float | None]:
+    """Share of words with which no sound comes, and the most frames of silence that a word begins; None without words."""
+    spoken = np.flatnonzero(words)
+    if not len(spoken):
+        return None, None
+    silence = _length_ahead(silent)[spoken]  # frames of silence from the word on
+    left = np.minimum(SOUNDS_WITHIN, len(words) - spoken)  # the recording may end sooner
+    return float((silence >= left).mean()), float(np.where(silence >= left, silence, 0).max())
+
+
+def longest_run(flags: Flags) -> int:
+    """The most `True` in a row."""
+    return int(_length_ahead(flags).max(initial=0))
+
+
+def _length_ahead(flags: Flags) -> npt.NDArray[np.int64]:
+    """For each place how many `True` follow in a row, itself included."""
+    places = np.arange(len(flags))
+    ends = np.where(flags, len(flags), places)  # the next `False` at or after a place
+    ahead: npt.NDArray[np.int64] = np.minimum.accumulate(ends[::-1])[::-1] - places
+    return ahead
+
+
+def looped(words: npt.NDArray[Any]) -> float:
+    """The share of `words` [n] in the longest stretch that says the same 1 to 16 words three times in a row or more."""
+    longest = 0
+    for period in range(1, min(LONGEST_LOOP, len(words) // LOOP_TIMES) + 1):
+        again = longest_run(words[period:] == words[:-period]) + period
+        if again >= LOOP_TIMES * period:
+            longest = max(longest, again)
+    return longest / len(words) if len(words) else 0.0

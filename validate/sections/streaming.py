@@ -1,0 +1,173 @@
+"""State carried from call to call: in chunks or step by step, saved and restored, in any slot beside any others."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.mimi import MimiEncoder
+from pplex.export.weights import load
+from pplex.runtime.arrays import Floats, Pcm, Tokens
+from pplex.runtime.backend import Backend
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import CODEBOOKS, ModelConfig
+from pplex.runtime.session import Runtime, Session
+from pplex.runtime.stages import Stages
+from pplex.validate.boundaries import compare_codes
+from pplex.validate.layers import relative_error
+from pplex.validate.offline_codec import latents_at_once
+from pplex.validate.report.schema import Measure, Tolerance
+
+Where = str | Backend | None
+
+CHUNK = 24  # steps at a time against one by one
+ROW_STEPS = 24  # of all slots at once
+FRAMES = 8  # that conversations side by side talk
+
+
+def state_measures(
+    bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens, pcm: Pcm
+) -> Iterator[Measure]:
+    """Chunks, states saved and restored, and all slots at once, with `stages` made with logits, for a token history
+    [T, 17] and audio [F, 1920]."""
+    stages.reset(0, len(codes))
+    steps = min(len(codes), bundle.config.temporal.capacity, 4 * CHUNK) - 1
+    rounding = bundle.specs["temporal"].tolerances["rounding"]
+    one_by_one, chunked = (_hidden(stages, bundle.config, codes[: steps + 1], size) for size in (1, CHUNK))
+    yield Measure(
+        "streaming.chunked",
+        _relative(chunked, one_by_one),
+        "",
+        f"Hidden state after {steps} steps in chunks of {CHUNK}, as prompts are primed, against one by one.",
+        Tolerance(rounding, "the same sums in another order; a chunk that reads or writes wrong steps is far off"),
+    )
+    yield Measure(
+        "streaming.restored",
+        _relative(_restored(stages, bundle.config, codes[: steps + 1]), one_by_one),
+        "",
+        "Hidden state of a conversation whose state was saved half way and restored into the last slot.",
+        Tolerance(0, "a copy is a copy: the same bits go in, and one row is computed as before"),
+    )
+    yield _rows_measure(bundle, checkpoint, stages, codes, pcm)
+
+
+def _rows_measure(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens, pcm: Pcm) -> Measure:
+    """All slots take the same steps in one call: each must give what the first gives alone; codes, up to a near tie."""
+    pcm = pcm[np.arange(ROW_STEPS) % len(pcm)]
+    alone, together = (_rows(stages, bundle.config, codes, pcm, batch) for batch in (1, stages.slots))
+    wrong = _CodesApart(checkpoint, bundle.specs["mimi_encode"].tolerances["boundary"], pcm)
+    errors = {
+        f"{name} of slot {row}": (wrong if name == "codes" else _relative)(together[name][:, row], alone[name][:, 0])
+        for name in alone
+        for row in range(stages.slots)
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    return Measure(
+        "streaming.rows",
+        errors[worst],
+        "",
+        f"{ROW_STEPS} steps of every graph in one call for all {stages.slots} slots, against the first slot alone.",
+        Tolerance(bundle.specs["temporal"].tolerances["rounding"], "the same sums in another order"),
+        worst if errors[worst] else "",
+    )
+
+
+class _CodesApart:
+    """The share of codes [F, 8], heard in pcm [F, 1920], that differ from others where no near tie explains it."""
+
+    def __init__(self, checkpoint: Checkpoint, boundary: float, pcm: Pcm):
+        encoder = load("mimi_encode", checkpoint)
+        assert isinstance(encoder, MimiEncoder)
+        self._quantizer, self._boundary = encoder.quantizer, boundary
+        self._latents = latents_at_once(encoder, checkpoint.config, pcm)
+
+    def __call__(self, got: Floats, expected: Floats) -> float:
+        ours, theirs = got.astype(np.int64), expected.astype(np.int64)
+        return float(compare_codes(self._quantizer, self._latents, ours, theirs, self._boundary).unexplained.mean())
+
+
+def _rows(stages: Stages, config: ModelConfig, codes: Tokens, pcm: Pcm, batch: int) -> dict[str, Floats]:
+    """What each graph gives in ROW_STEPS steps, [T, S, ...] by what it is; every slot is given the same."""
+    for row in range(stages.slots):
+        stages.reset(row, len(codes))
+    stages.active[:], seen = True, dict[str, list[Floats]]()
+    for step in range(ROW_STEPS):
+        target = codes[step + 1].clip(min=0)
+        stages.codes[:, 0], stages.position[:], stages.pcm_in[:, 0] = codes[step], step, pcm[step]
+        stages.forced_text[:], stages.forced_audio[:] = target[0], target[1 : 1 + config.depth_steps]
+        stages.agent_codes[:] = target[1 : 1 + CODEBOOKS].clip(
+            max=config.audio_card - 1
+        )  # the first tokens are no codes
+        for graph, name in (
+            ("mimi_encode", "codes"),
+            ("temporal", "hidden"),
+            ("depth", "audio_logits"),
+            ("mimi_decode", "pcm"),
+        ):
+            stages.run(graph, batch)
+            seen.setdefault(name, []).append(stages.tensors(graph)[name][:batch].astype(np.float64))
+    for row in range(stages.slots):
+        stages.reset(row, len(codes))
+    return {name: np.stack(found) for name, found in seen.items()}
+
+
+def _hidden(stages: Stages, config: ModelConfig, codes: Tokens, size: int, row: int = 0, start: int = 0) -> Floats:
+    """The hidden state [dim] after codes [T + 1, 17]: the last step in its own call, those before in calls of `size`."""
+    embedding = np.zeros((size, config.temporal.dim), np.float32)
+    last = len(codes) - 2
+    for step in range(start, last, size):
+        chunk = codes[step : min(step + size, last)]
+        stages.run_forced(row, step, chunk, embedding[: len(chunk)])
+    stages.codes[row, 0], stages.position[row], stages.forced_text[row] = codes[last], last, 0
+    stages.run("temporal", 1, row)
+    return stages.hidden[row].copy()
+
+
+def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
+    half, last = len(codes) // 2, stages.slots - 1
+    stages.reset(0, len(codes))
+    _hidden(stages, config, codes[: half + 2], 1)
+    saved = stages.save(0, half)
+    stages.reset(0, len(codes))
+    stages.restore(last, saved)
+    return _hidden(stages, config, codes, 1, row=last, start=half)
+
+
+def batch_measures(runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
+    """One conversation alone, and the same one in the last of all slots beside others, at the one batch size of `runtime`;
+    hears pcm [F, 1920]."""
+    assert len(runtime.batches) == 1, runtime.batches
+    slots = runtime.slots
+    expected = _talk(runtime, [runtime.open(seed=7)], pcm)
+    got = _talk(runtime, [runtime.open(seed=seed) for seed in [*range(slots - 1), 7]], pcm)
+    yield Measure(
+        "streaming.batch_tokens",
+        float((got[0] == expected[0]).mean()),
+        "",
+        f"Share of a conversation's tokens ({FRAMES} frames) that are the same alone and in slot {slots - 1} beside others.",
+        Tolerance(1, "at one batch size a slot's row is computed by itself, to the bit", least=True),
+    )
+    yield Measure(
+        "streaming.batch_audio",
+        _relative(got[1], expected[1]),
+        "",
+        "Audio of that conversation, alone and beside others.",
+        Tolerance(0, "at one batch size a slot's row is computed by itself, to the bit"),
+    )
+
+
+def _talk(runtime: Runtime, sessions: Sequence[Session], pcm: Pcm) -> tuple[Tokens, Floats]:
+    """Tokens [F, 17] and samples [F, 1920] of the last session, then closes all; the others hear other frames."""
+    replies = []
+    for i in range(FRAMES):
+        heard = {session: pcm[(i + 7 * j) % len(pcm)] for j, session in enumerate(sessions[:-1])}
+        replies.append(runtime.step({**heard, sessions[-1]: pcm[i % len(pcm)]})[sessions[-1]])
+    for session in sessions:
+        session.close()
+    return np.stack([reply.tokens for reply in replies]), np.stack([reply.pcm for reply in replies])
+
+
+def _relative(got: Any, expected: Any) -> float:
+    return relative_error(torch.from_numpy(got), torch.from_numpy(expected))

@@ -1,0 +1,68 @@
+"""Whether the newest step reads the ring's entries that it should and no other, whatever its precision.
+
+An entry's values are made large: where it is read, the hidden state is another, and where it is not, every bit is the same.
+That tells a window of one step more, which weighs less than what 8 bits and fewer cost a layer.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pplex.runtime.arrays import Array, Floats, Tokens
+from pplex.runtime.device import Buffer
+from pplex.runtime.precision import storage_dtype
+from pplex.runtime.stages import Stages
+from pplex.validate.report.schema import Measure, Tolerance
+
+LARGE = 1e4
+BFLOAT16_LARGE = 0x461C  # the same in bfloat16, which numpy holds as bits
+
+
+def window_measure(name: str, stages: Stages, codes: Tokens, capacity: int) -> Measure:
+    """For slot 0 of `stages` after all steps of codes [T + 1, 17], with a ring of `capacity`; it must be reset then."""
+    steps = len(codes) - 1  # the last of them is taken again, which writes what is there
+    stages.codes[0, 0], stages.position[0], stages.forced_text[0] = codes[steps - 1], steps - 1, 0
+    oldest = max(0, steps + 1 - capacity)  # that is read: see layers.ring_mask
+    entries = {
+        "the window's oldest": (oldest % capacity, True),
+        "the newest but one": ((steps - 2) % capacity, True),
+        "the next to be written": (steps % capacity, False),
+    }
+    expected = _hidden(stages)
+    wrong = []
+    for which, (entry, read) in entries.items():
+        kept = _overwrite(stages, entry, None)
+        changed = not np.array_equal(_hidden(stages), expected)
+        _overwrite(stages, entry, kept)
+        if changed != read:
+            wrong.append(f"{which} is {'not ' if read else ''}read")
+    return Measure(
+        name,
+        len(wrong),
+        "entries",
+        f"Of {len(entries)} entries of the ring after {steps} steps, how many are read and should not be, or the reverse.",
+        Tolerance(0, "a masked entry changes no bit, in any precision"),
+        ", ".join(wrong),
+    )
+
+
+def _hidden(stages: Stages) -> Floats:
+    stages.run("temporal", 1)
+    return stages.hidden[0].copy()
+
+
+def _overwrite(stages: Stages, entry: int, values: Sequence[Array] | None) -> list[Array]:
+    """Put values, or large ones, in an entry of all layers' values, and return those that were there, [H, 1, D] each."""
+    before = list[Array]()
+    for state in stages.engines["temporal"].spec.state:
+        if state.name.startswith("v."):
+            ring = stages.engines["temporal"].state[state.name].rows(0, 1)  # [1, H, C, D]
+            there, shape = ring.part(2, entry, 1), (ring.shape[1], 1, ring.shape[3])
+            found = np.empty(shape, storage_dtype(state.dtype))
+            large = np.full(shape, BFLOAT16_LARGE if state.dtype == "bfloat16" else LARGE, found.dtype)
+            given = np.ascontiguousarray(large if values is None else values[len(before)])
+            stages.device.copy(Buffer.of(found).part(1, 0, 1), there)()
+            stages.device.copy(there, Buffer.of(given).part(1, 0, 1))()
+            stages.device.synchronize()
+            before.append(found)
+    return before

@@ -1,0 +1,1 @@
+"""The user's speech, voice activity, and turn-taking."""
