@@ -67,7 +67,7 @@ def test_a_shells_unset_variable_does_not_open_the_server(tiny_bundle: Bundle, t
 
 def test_an_empty_persona_is_no_persona() -> None:
     result = CliRunner().invoke(main, ["load", "nowhere", "--persona", ""])
-    assert "no address of a server" in result.stderr
+    assert "not the address of a server" in result.stderr
 
 
 @pytest.mark.parametrize("closed", ["1 2"])
