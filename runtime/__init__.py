@@ -1,7 +1,7 @@
-"""Running a bundle: numpy and an engine, without torch and onnx.
+"""Runs a bundle with numpy and an engine, without torch and onnx.
 
-What is named here is loaded when it is first used, so that commands can name their options, and `doctor` can look, where
-numpy or another library is broken.
+The names below are loaded on first use. Commands can therefore show their options, and `doctor` can run, even if numpy or
+another library is broken.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["GREEDY", "PplexError", "Reply", "Runtime", "Sampling", "Session"]
 
-disable_telemetry()  # every package of ours imports this one, and none imports ONNX Runtime before
+disable_telemetry()  # every package of ours imports this one before ONNX Runtime
 
 
 def __getattr__(name: str) -> Any:
-    """What a session needs is imported with the first of its names: libraries may be missing, and the command says which."""
+    """Import the session's libraries with the first name: if one is missing, the command says which."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pplex.runtime import session

@@ -27,19 +27,21 @@ from pplex.runtime.samples import check_samples
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 VOICE_LUFS = -24.0
 MIN_VOICE_S = 0.4  # one gating block of ITU-R BS.1770
-MIN_RATE_HZ = 1000  # below it a header is damaged, and resampling would blow a small file up 24000-fold
-BLOCK = 1 << 12  # samples handed to or taken from libsndfile at once; where it fails, those of a block are lost
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's for a length that is not in the header is above
+MIN_RATE_HZ = (
+    1000  # a lower rate comes from a damaged header; resampling would make a small file up to 24000 times larger
+)
+BLOCK = 1 << 12  # samples that libsndfile reads or writes at once; if it fails, the block is lost
+UNKNOWN_FRAMES = 1 << 62  # libsndfile gives a larger number if the header has no length
 NOTED_LOSS_S = 0.05
 
 
 def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
     """All of a wav, flac or ogg as mono: [samples] float32 at 24 kHz, the mean of its channels, resampled where needed.
 
-    `source` is a path, "-" for standard input, or an open binary file. Recordings joined in one file are heard one after
-    the other. Warns (AudioWarning) where not all is as it seems: a size in the header that is wrong, channels that cancel
-    out, parts that are damaged. Raises AudioError where there is no such file, it is no audio, it cannot be read to its
-    end, it holds no samples, or ones that are not finite or far above full scale.
+    `source` is a path, "-" for standard input, or an open binary file. Recordings joined in one file are read one after
+    the other. Warns (AudioWarning) of a wrong size in the header, channels that cancel out, and damaged parts. Raises
+    AudioError if the file is missing, is not audio, cannot be read to its end, or holds no samples, or samples that are
+    not finite or far above full scale.
     """
     name, data = _read_bytes(source)
     heard, notes = [np.zeros(0, np.float32)], []
@@ -56,13 +58,13 @@ def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
 
 
 def _read_bytes(source: str | os.PathLike[str] | BinaryIO) -> tuple[str, bytes]:
-    """Name for messages and content; read whole, because libsndfile must seek and a pipe cannot."""
+    """The name for messages, and the content: read whole, because libsndfile must seek and a pipe cannot."""
     if not isinstance(source, str | os.PathLike):
         return str(getattr(source, "name", "the audio")), source.read()
     path = os.fspath(source)
     if path == STANDARD_STREAM:
         if sys.stdin is None:
-            raise AudioError("There is no standard input to read: it is closed. Name a file.")
+            raise AudioError("Standard input is closed. Name a file.")
         return "standard input", sys.stdin.buffer.read()
     try:
         return path, Path(path).read_bytes()
@@ -76,7 +78,7 @@ def _read_bytes(source: str | os.PathLike[str] | BinaryIO) -> tuple[str, bytes]:
 
 
 def _read_part(part: Part, name: str, begins_s: float) -> tuple[Pcm, list[str]]:
-    """One recording of a file, [samples] at 24 kHz, and what a user should know of it; it is heard from `begins_s` on."""
+    """One recording of a file, [samples] at 24 kHz, and notes for the user; it begins at `begins_s` of the file."""
     decoding = _Decoding(part, name, begins_s)
     pcm, mix = decoding.mean()
     if mix.note:
@@ -89,7 +91,7 @@ def _read_part(part: Part, name: str, begins_s: float) -> tuple[Pcm, list[str]]:
 class _StraightOn(soundfile.SoundFile):
     """Reads without seeking.
 
-    After each block soundfile seeks to where it is. That fails in FLAC of unknown length, and hides what damage has cost.
+    After each block soundfile seeks to its position. That fails in FLAC of unknown length, and hides damage.
     """
 
     def seekable(self) -> bool:
@@ -97,7 +99,7 @@ class _StraightOn(soundfile.SoundFile):
 
 
 class _Bytes(io.BytesIO):
-    """A file in memory, for a library that a damaged header makes seek to where nothing is: it stays where it was."""
+    """A file in memory. A damaged header makes libsndfile seek outside of it; such a seek does nothing."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
@@ -107,15 +109,15 @@ class _Bytes(io.BytesIO):
 
 
 class _Decoding:
-    """Decodes a part from its beginning, as often as asked, and says where it could not go on."""
+    """Decodes a part from its beginning, as often as needed, and says where decoding stopped."""
 
     def __init__(self, part: Part, name: str, begins_s: float):
         self._part, self._name, self._begins_s = part, name, begins_s
         self.rate_hz = SAMPLE_RATE_HZ
-        self.loss = ""  # what a user should know of samples that could not be decoded
+        self.loss = ""  # note for the user about samples that could not be decoded
 
     def mean(self) -> tuple[Pcm, Mix]:
-        """The mean of the channels [samples], at the file's rate, and how they should be mixed."""
+        """The mean of the channels [samples], at the file's rate, and the right way to mix them."""
         means: list[Pcm] = [np.zeros(0, np.float32)]
         chooser: MixChooser | None = None
         with np.errstate(over="ignore", invalid="ignore"):  # infinite samples are reported later
@@ -131,7 +133,7 @@ class _Decoding:
         return np.concatenate([mix.apply(block) for block in self._blocks()])
 
     def _blocks(self) -> Iterator[Pcm]:
-        """[samples, channels]; in blocks, because the length a header gives may be a lie."""
+        """Blocks [samples, channels]; the length in a header may be wrong."""
         data, done = _Bytes(self._part.data), 0
         try:
             with _StraightOn(data) as file:
@@ -151,7 +153,7 @@ class _Decoding:
             except soundfile.LibsndfileError:
                 if file.frames < UNKNOWN_FRAMES or data.tell() < len(self._part.data):
                     raise
-                return  # its length was to be written at the end, which its recorder did not live to see
+                return  # the recorder was killed before it wrote the length
             if not len(block):
                 return
             left -= len(block)
@@ -171,7 +173,7 @@ class _Decoding:
 
     def _refusal(self, reason: str, done: int) -> str:
         if not self._at_s(done):
-            return f"{self._name} is damaged or no audio that can be read ({reason}). Give a wav, flac or ogg file."
+            return f"{self._name} is damaged or not audio ({reason}). Give a wav, flac or ogg file."
         return (
             f"{self._name} is damaged: after {self._at_s(done):.2f} s it cannot be read ({reason}).\n"
             "Cut it there, or write it again from its source."
@@ -201,7 +203,7 @@ def _resampled(pcm: Pcm, name: str, rate_hz: int) -> Pcm:
 
 
 def check_audio_target(target: str | os.PathLike[str]) -> None:
-    """Raise OutputError if no audio could be written to `target`: for before the work of making the audio."""
+    """Raise OutputError if audio cannot be written to `target`; to be called before the audio is made."""
     check_writable(target)
     suffix = Path(target).suffix.lower()
     if os.fspath(target) != STANDARD_STREAM and suffix not in FORMATS:
@@ -211,7 +213,7 @@ def check_audio_target(target: str | os.PathLike[str]) -> None:
 def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> bytes:
     """The bytes of a file with `pcm` [samples] at 24 kHz, clipped to [-1, 1], in the format the suffix names ("-": wav).
 
-    Raises OutputError for a suffix or a folder that will not do, AudioError for samples that cannot be written.
+    Raises OutputError for an unknown suffix or a folder that cannot be written, AudioError for samples that cannot.
     """
     check_audio_target(target)
     name = os.fspath(target)
@@ -229,7 +231,7 @@ def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) 
 
 
 def frames(pcm: Pcm, frame_size: int) -> Pcm:
-    """Cut `pcm` [samples] into [F, frame_size], the last frame filled up with zeros."""
+    """Cut `pcm` [samples] into [F, frame_size]; zeros fill the last frame."""
     count = -(-len(pcm) // frame_size)
     return np.pad(pcm, (0, count * frame_size - len(pcm))).reshape(count, frame_size)
 
@@ -237,9 +239,9 @@ def frames(pcm: Pcm, frame_size: int) -> Pcm:
 def normalize_loudness(pcm: Pcm, lufs: float = VOICE_LUFS) -> Pcm:
     """`pcm` [samples] at 24 kHz scaled to an integrated loudness of `lufs` (ITU-R BS.1770-4); may exceed 1.0.
 
-    Raises AudioError where it is too short or too quiet to measure.
+    Raises AudioError if it is too short or too quiet to measure.
     """
-    from pyloudnorm import Meter  # here, because it brings scipy, which takes a second and no other path needs
+    from pyloudnorm import Meter  # here: it imports scipy, which takes a second
 
     if len(pcm) < MIN_VOICE_S * SAMPLE_RATE_HZ:
         raise AudioError(

@@ -1,4 +1,4 @@
-"""What a bundle's engines run on: chosen and checked before anything is loaded, then loaded."""
+"""Chooses what a bundle runs on, checks it before anything is loaded, and loads the executors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,16 +23,17 @@ REBUILD = "pplex-export build CHECKPOINT --gpu local --out BUNDLE"
 
 @dataclass(frozen=True)
 class Backend:
-    """A device, and what makes a bundle's executors on it for a number of slots."""
+    """A device, and the function that loads a bundle's executors for a number of slots on it."""
 
     device: Device
     load: Callable[[Bundle, int], dict[str, Executor]]
 
 
 def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> Backend:
-    """Where a bundle runs: its engines decide, and for ONNX graphs `device`, "cpu", "cuda", or None for what there is.
+    """Choose where a bundle runs. Compiled engines decide themselves; ONNX graphs run on `device`.
 
-    Raises EngineError (LibraryError, GpuError) where it cannot run, with what to do about it.
+    `device`: "cpu", "cuda", or None for a GPU if one is found. Raises EngineError (LibraryError, GpuError) that says what
+    to do if the bundle cannot run.
     """
     kinds = {name: entry["kind"] for name, entry in bundle.manifest["engines"].items()}
     unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNXRUNTIME, *TENSORRT_LIBRARIES)}
@@ -45,24 +46,21 @@ def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> B
         compiled = ", ".join(name for name, kind in kinds.items() if kind != ONNXRUNTIME)
         raise EngineError(
             f"{compiled}: compiled for a GPU, and cannot run on the processor. "
-            "A bundle that can is built without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
+            "Build a bundle for the processor without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
         )
     gpu = CudaDevice()
     return Backend(gpu, gpu_loader(gpu))
 
 
 def graphs_run_on_processor(device: str | None) -> bool:
-    """Whether ONNX graphs run on the processor, `device` being as in `choose_backend`: also where no GPU answers.
-
-    Raises as `choose_backend`.
-    """
+    """Whether ONNX graphs run on the processor, also because no GPU answers. `device` and errors as in `choose_backend`."""
     return _gpu_for_graphs(device) is None
 
 
 def _gpu_for_graphs(device: str | None) -> CudaDevice | None:
     """The GPU that ONNX graphs run on, None for the processor."""
     if device not in (None, *DEVICES):
-        raise EngineError(f"There is no device {device!r}, only {' and '.join(DEVICES)}.")
+        raise EngineError(f"Unknown device {device!r}: choose {' or '.join(DEVICES)}.")
     if device == "cpu" or (device is None and not has_cuda_provider()):
         return None
     if not has_cuda_provider():
@@ -79,11 +77,11 @@ def _gpu_for_graphs(device: str | None) -> CudaDevice | None:
 
 
 def host_backend(device: HostDevice, threads: int | None, profiles: Path | None = None) -> Backend:
-    """Every graph on ONNX Runtime's CPU provider, with operators timed into the folder `profiles`."""
+    """Every graph on ONNX Runtime's CPU provider. Times of operators are written to the folder `profiles`."""
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         kept = prepared_here(bundle.folder, bundle.manifest)
-        # What is kept was made of the bundle's own files, which a graph that was rewritten for a while is not.
+        # Cached graphs were made from the bundle's own files; a graph that was rewritten elsewhere must not use them.
         prepared = {name: one for name, one in kept.items() if bundle.graph_path(name).parent == bundle.folder}
         return {
             name: OnnxRuntimeExecutor(
@@ -103,10 +101,9 @@ def host_backend(device: HostDevice, threads: int | None, profiles: Path | None 
 
 
 def open_to_run(folder: Path, device: str | Backend | None) -> Bundle:
-    """Open a bundle, as `open_bundle` does, that will run on `device` as in `choose_backend`.
+    """Open a bundle to run on `device`, as in `choose_backend`.
 
-    Graphs that ONNX Runtime has prepared here before are loaded as they were kept, so that their own files, which were
-    checked then, are not read again.
+    If the optimised graph is cached here, the files of the original, which were checked then, are not read again.
     """
 
     def unread(manifest: Mapping[str, Any]) -> set[str]:
@@ -120,12 +117,12 @@ def open_to_run(folder: Path, device: str | Backend | None) -> Bundle:
 
 
 def prepared_here(folder: Path, manifest: Mapping[str, Any]) -> dict[str, PreparedGraph]:
-    """Where a bundle's graphs are kept, or can be, as the ONNX Runtime installed here prepares them for this processor."""
+    """The places of a bundle's optimised graphs, for this processor and the installed ONNX Runtime."""
     return prepared_graphs(folder, manifest, library_version())
 
 
 def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor]]:
-    """Every graph on the library its engine was made for."""
+    """Load every graph with the library its engine was made for."""
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         plans = _load_plans(bundle, device, slots)
@@ -144,7 +141,7 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
 
 
 def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, LoadedPlan]:
-    """The compiled engines by graph, and the certainty that they and all slots have the memory they need."""
+    """The compiled engines by graph. Raises GpuMemoryError if they and all slots do not fit into the GPU's memory."""
     engines, capacity = bundle.manifest["engines"], bundle.config.temporal.capacity
     kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNXRUNTIME}
     modules = {kind: TENSORRT_LIBRARIES[kind].load() for kind in sorted(set(kinds.values()))}
@@ -164,7 +161,7 @@ def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Loa
 def check_engines(
     engines: Mapping[str, Mapping[str, Any]], gpu: FoundGpu, versions: Mapping[str, str], slots: int
 ) -> None:
-    """Raise an error that names every engine that was made for another GPU, by another version, or for fewer slots.
+    """Raise an error that names every engine made for another GPU, by another version, or for fewer slots.
 
     `engines` as in a manifest; `versions` of the installed libraries by kind.
     """
@@ -184,9 +181,7 @@ def check_engines(
         }
         lines = [f"{name} was built by {by}; {versions[made[name]['kind']]} is installed." for name, by in old.items()]
         raise LibraryError(
-            "\n".join(
-                [*lines, f"Install what it was built by ({', '.join(sorted(installs))}), or rebuild it: {REBUILD}"]
-            )
+            "\n".join([*lines, f"Install that version ({', '.join(sorted(installs))}), or rebuild it: {REBUILD}"])
         )
     small = [f"{name} takes {e['slots']}" for name, e in made.items() if e["slots"] is not None and e["slots"] < slots]
     if small:
@@ -197,7 +192,7 @@ def check_engines(
 
 
 def engines_nbytes(manifest: Mapping[str, Any]) -> int:
-    """Bytes of the engines' files; of a graph with those of its weights, which lie beside it in NAME.data."""
+    """Bytes of the engines' files; for a graph with its weights, in NAME.data beside it."""
     files = manifest["files"]
     names = {entry["file"] for entry in manifest["engines"].values()}
     weights = {str(Path(name).with_suffix(".data")) for name in names if name.endswith(".onnx")}
@@ -205,5 +200,5 @@ def engines_nbytes(manifest: Mapping[str, Any]) -> int:
 
 
 def cache_path(folder: Path, graph: str, gpu: FoundGpu) -> Path:
-    """Where kernels that were compiled at load are kept, in a bundle that may be used by several kinds of GPU."""
+    """The cache of kernels that were compiled at load: a file for each kind of GPU that uses the bundle."""
     return folder / CACHES_FOLDER / f"{graph}.sm_{gpu.sm}{CACHE_SUFFIX}"

@@ -13,7 +13,7 @@ from pplex.runtime.graphs import MAX_STEPS, GraphSpec, TensorSpec
 
 LOGITS = ("text_logits", "audio_logits")  # outputs that only validation reads
 NOISE = ("noise", "noise_offset", "noise_stride")  # inputs that the language graphs share
-STAYING = ("embedding", "noise")  # inputs that are not uploaded with each call: zeros but in forced steps; tables
+STAYING = ("embedding", "noise")  # inputs that are not uploaded with each call: zeros except in forced steps; tables
 
 # What a graph takes from an earlier one: one buffer for both.
 _SHARED = {"depth": ("temporal", ("hidden", "text_token", *NOISE)), "mimi_decode": ("mimi_encode", ("active",))}

@@ -22,9 +22,9 @@ SCHEMA = 3
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 VOICES_FILE = "voices.safetensors"
-# What a build that is not finished keeps in its folder, and may leave in it if it is killed in its last moment.
+# Files of an unfinished build. A build that is killed in its last moment may leave them behind.
 LOCK_FILE, STEPS_FILE = ".lock", ".steps.json"
-CACHES_FOLDER = "caches"  # kernels compiled on the machines the bundle was used on: no part of the bundle
+CACHES_FOLDER = "caches"  # kernels compiled where the bundle was used; not part of the bundle
 CACHE_SUFFIX = ".cache"
 
 _KEYS = {
@@ -43,7 +43,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest has been read and whose files have been checked."""
+    """A bundle with a valid manifest and checked files."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -63,9 +63,9 @@ class Bundle:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder holds a bundle, whole or damaged, and nothing else: then it can be replaced by another one.
+    """Whether a folder holds only a bundle, whole or damaged, so that a build may replace it.
 
-    Raises AccessError where this user may not look.
+    Raises AccessError if this user may not read it.
     """
     try:
         if not is_file(folder / MANIFEST_FILE):
@@ -88,8 +88,8 @@ def open_bundle(
 ) -> Bundle:
     """Read a bundle's manifest and check every file's size and, with `verify`, its SHA-256.
 
-    `unread`: given the manifest, files that will not be read, whose SHA-256 is left out. Raises BundleError that names
-    every mismatch at once, AccessError that names every file which this user may not read.
+    `unread`: given the manifest, names files that will not be read; their SHA-256 is not checked. Raises BundleError that
+    names every mismatch, AccessError that names every file this user may not read.
     """
     manifest = _read_manifest(folder / MANIFEST_FILE)
     check_readable(*(folder / name for name in manifest["files"]))
@@ -108,22 +108,22 @@ def open_bundle(
 
 
 def _read_voices(path: Path, names: Sequence[str]) -> dict[str, Voice]:
-    """All voices, so that a runtime needs the folder no more once it is loaded."""
+    """Read all voices now, so that a loaded runtime does not need the folder."""
     tensors = load_file(path)
     return {name: Voice(tensors[f"{name}.embeddings"], tensors[f"{name}.cache"]) for name in names}
 
 
 def parity_text(parity: Mapping[str, Any] | None) -> str:
-    """What a manifest says of the short validation, in a line or two."""
+    """The result of the short validation, from the manifest, in a line or two."""
     if parity is None or not parity["checked"]:
-        return f"not validated: {parity['reason'] if parity else 'it was built before builds were'}"
+        return f"not validated: {parity['reason'] if parity else 'built by a version without validation'}"
     if parity["passed"]:
         return f"validated: every layer, and the drift over {parity['frames']} frames, within tolerance"
     return "\n  ".join(["NOT the same model within its tolerances:", *parity["failures"]])
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest without its own digest, in a canonical form."""
+    """SHA-256 of the manifest, in a canonical form and without the digest itself."""
     body = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -1,8 +1,8 @@
-"""What this process may use of its machine: processors and memory, as affinity, control groups and rlimits leave them.
+"""Processors and memory that this process may use, after affinity, control groups and rlimits.
 
-Control groups (cgroups) are how containers, Kubernetes and systemd limit a process. /proc/meminfo and the number of
-processors do not show them. Version 1 has a folder for each controller, version 2 one for all, and a machine may have both.
-A group's limit holds for those below it, so the smallest on the way up counts.
+Containers, Kubernetes and systemd limit a process with control groups (cgroups), which /proc/meminfo and the number of
+processors do not show. Version 1 has a folder for each controller, version 2 one for all, and a machine may have both.
+A group's limit also applies to the groups below it, so the smallest limit on the way up counts.
 """
 
 import os
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-ROOT = Path("/")  # of what the kernel tells: proc and sys/fs/cgroup are read below it
+ROOT = Path("/")  # proc and sys/fs/cgroup are read below it
 
 
 def available_processors() -> int:
-    """Threads that can run at once: no more than the affinity has processors, and than a quota pays for.
+    """Threads that can run at once, limited by the affinity and by a quota.
 
-    A cpuset is part of the affinity. A quota of 1.5 processors gives 1: the kernel stops a group that has used up its
-    time until the next period, and a stop of all threads costs a frame more than a thread less does.
+    A cpuset is part of the affinity. A quota of 1.5 processors gives 1 thread: a group that has used up its time is
+    stopped until the next period, and that costs a frame more than one thread less.
     """
     quota = quota_processors()
     return affinity_processors() if quota is None else max(1, min(affinity_processors(), int(quota)))
@@ -29,29 +29,29 @@ def affinity_processors() -> int:
 
 
 def quota_processors() -> float | None:
-    """Processors' worth of time that the cgroups give, such as 1.5; None without a quota."""
+    """Processor time that the cgroups allow, in processors, such as 1.5; None without a quota."""
     found = [quota for folder in _groups("cpu") if (quota := _quota(folder)) is not None]
     return min(found, default=None)
 
 
 def memory_limit_nbytes() -> int | None:
-    """Bytes that the cgroups let all of their processes have together; None without a limit."""
+    """Bytes that all processes of the cgroups may use together; None without a limit."""
     physical = _meminfo("MemTotal")
     limits = [limit for folder in _groups("memory") if (limit := _memory_limit(folder)) is not None]
     return min((limit for limit in limits if physical is None or limit < physical), default=None)
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still get without swapping; None where the system does not tell.
+    """Bytes that this process can still get without swapping; None if the system does not say.
 
-    The least of what the machine, each cgroup and `ulimit -v` leave. Pages of files count as free: they can be dropped.
+    The smallest of the machine's, each cgroup's and `ulimit -v`'s free memory. Pages of files count as free.
     """
     rooms = [_meminfo("MemAvailable"), _address_room(), *(_memory_room(folder) for folder in _groups("memory"))]
     return min((room for room in rooms if room is not None), default=None)
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The folders of this process's group and of those above it, as far as they can be seen, in either version."""
+    """The visible folders of this process's group and of the groups above it, in either version."""
     for mount, mounted_group, of_controller in _mounts(controller):
         for own in _own_groups(controller if of_controller else ""):
             below = own.relative_to(mounted_group) if own.is_relative_to(mounted_group) else PurePosixPath()
@@ -65,7 +65,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _mounts(controller: str) -> Iterator[tuple[str, str, bool]]:
-    """Mounts that show a controller: where, the group at their top, and whether they are of version 1."""
+    """Mounts of a controller: the folder, the group at its top, and whether it is version 1."""
     for line in _lines("proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, described = before.split(), after.split()
@@ -78,7 +78,7 @@ def _mounts(controller: str) -> Iterator[tuple[str, str, bool]]:
 
 
 def _own_groups(controller: str) -> Iterator[PurePosixPath]:
-    """This process's group of a controller of version 1; "" for that of version 2."""
+    """This process's group of a controller in version 1, or with "" in version 2."""
     for line in _lines("proc/self/cgroup"):
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controller in controllers.split(","):
@@ -89,17 +89,17 @@ def _quota(folder: Path) -> float | None:
     quota, period = _numbers(folder / "cpu.max", 2)  # version 2: "150000 100000" or "max 100000"
     if quota is None:
         (quota,), (period,) = _numbers(folder / "cpu.cfs_quota_us", 1), _numbers(folder / "cpu.cfs_period_us", 1)
-    return quota / period if quota and period and quota > 0 else None  # version 1 has -1 for none
+    return quota / period if quota and period and quota > 0 else None  # version 1 writes -1 for no quota
 
 
 def _memory_limit(folder: Path) -> int | None:
-    """The least of a group's own limits; version 1 has a huge number for none."""
+    """The smallest of a group's own limits; version 1 writes a huge number for no limit."""
     names = ("memory.max", "memory.high", "memory.limit_in_bytes")
     return min((limit for name in names if (limit := _numbers(folder / name, 1)[0]) is not None), default=None)
 
 
 def _memory_room(folder: Path) -> int | None:
-    """Bytes up to a group's limit, besides what its processes hold; never less than 0."""
+    """Bytes that a group's limit leaves free, 0 or more."""
     limit = _memory_limit(folder)
     used = _numbers(folder / "memory.current", 1)[0] or _numbers(folder / "memory.usage_in_bytes", 1)[0]
     if limit is None or used is None:
@@ -131,7 +131,7 @@ def _address_room() -> int | None:
 
 
 def _numbers(path: Path, count: int) -> list[int | None]:
-    """The first numbers of a file; None for what is not there or is a word such as max."""
+    """The first numbers of a file; None for a missing one or a word such as max."""
     words = " ".join(_read(path)).split()[:count]
     found: list[int | None] = [int(word) if word.lstrip("-").isdigit() else None for word in words]
     return found + [None] * (count - len(found))
@@ -142,7 +142,7 @@ def _lines(name: str) -> list[str]:
 
 
 def _read(path: Path) -> list[str]:
-    """A file's lines; none where it cannot be read."""
+    """A file's lines; [] if it cannot be read."""
     with suppress(OSError, UnicodeDecodeError):
         return path.read_text().splitlines()
     return []

@@ -114,7 +114,7 @@ class ModelConfig:
 
     @property
     def noise_entries(self) -> int:
-        """Draws in a session's table of noise: a power of two, with an entry of its own for every token of every stream."""
+        """Draws in a session's table of noise: a power of two, at least one entry for every token of every stream."""
         tokens = self.text_card + (self.num_streams - 1) * self.audio_card
         return max(MIN_NOISE, 1 << (tokens - 1).bit_length())
 
@@ -128,7 +128,7 @@ class ModelConfig:
 
     @classmethod
     def from_checkpoint(cls, config_path: Path) -> "ModelConfig":
-        """Sizes from a checkpoint's config.json where it has them, else the released preset.
+        """Sizes from a checkpoint's config.json; for sizes it does not name, the released preset.
 
         Raises ConfigError for a file that is not JSON, or that describes another architecture, AccessError for one that
         may not be read.
@@ -148,7 +148,7 @@ class ModelConfig:
 
     @classmethod
     def from_arguments(cls, lm: Mapping[str, Any], mimi: Mapping[str, Mapping[str, Any]]) -> "ModelConfig":
-        """Sizes from the reference's arguments, those of the codec by part; what is not given is as released.
+        """Sizes from the reference's arguments, those of the codec by part; the released ones where not given.
 
         Raises ConfigError for unknown arguments, and for values that do not fit together or choose another architecture.
         """
@@ -205,7 +205,7 @@ RELEASED_ARGUMENTS: dict[str, dict[str, Any]] = {
     "quantizer": {"dimension": 256, "n_q": 32, "bins": 2048, "input_dimension": 512, "output_dimension": 512},
 }  # fmt: skip
 
-# Arguments that choose sizes; every other one chooses an architecture, and only the released one is implemented.
+# Arguments that set sizes. All others set the architecture, and only the released one is implemented.
 _SIZES = {
     "lm": {
         "dim", "text_card", "existing_text_padding_id", "dep_q", "card", "num_heads", "num_layers", "hidden_scale",
@@ -290,7 +290,7 @@ def _from_arguments(
 
 
 def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
-    """Raise ConfigError with everything that does not fit together."""
+    """Raise ConfigError that lists every inconsistency."""
     mimi = config.mimi
     stacks = {"lm": config.temporal, "depformer": config.depth, "mimi.transformer": mimi.transformer}
     uneven = [name for name, value in _sizes(config) if not isinstance(value, int)]
@@ -326,7 +326,7 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
 
 
 def _sizes(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every number that is a size, by name, in the parts too."""
+    """Every size, by name, including those of the parts."""
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):

@@ -1,7 +1,7 @@
-"""What the bytes of a sound file hold, whatever its header says: recordings that libsndfile reads to their ends.
+"""Finds the recordings in the bytes of a sound file, so that libsndfile reads each to its end.
 
-Called by `runtime.audio`. Recorders that are killed and programs that write to a pipe leave wrong sizes in the header. And
-files are joined: an Ogg file may be a chain of several, `cat` joins any, and libsndfile stops at the end of the first one.
+Called by `runtime.audio`. A recorder that is killed and a program that writes to a pipe leave wrong sizes in the header.
+Files may be joined: an Ogg file may be a chain, `cat` joins any files, and libsndfile stops at the end of the first one.
 """
 
 import re
@@ -12,9 +12,9 @@ from struct import Struct
 
 @dataclass(frozen=True)
 class Part:
-    """One recording for libsndfile, and what a user should know of its header ("" for nothing).
+    """One recording for libsndfile, and a note for the user about its header, or "".
 
-    `to_the_end`: a decoder that leaves some of the bytes has left audio out, as nothing else may follow it.
+    `to_the_end`: all bytes are audio, so that a decoder which leaves some has left out audio.
     """
 
     data: bytes
@@ -23,7 +23,7 @@ class Part:
 
 
 def find_parts(data: bytes) -> list[Part]:
-    """The recordings in the bytes of a file, in order. Raises nothing: what is no audio is one part, as it is."""
+    """The recordings in the bytes of a file, in order. Bytes that are not audio become one part; nothing is raised."""
     parts: list[Part] = []
     while data:
         found, data = _first_parts(data)
@@ -32,7 +32,7 @@ def find_parts(data: bytes) -> list[Part]:
 
 
 def is_trailer(tail: bytes) -> bool:
-    """Whether the bytes after a recording are no audio: zeros, and tags that are put at the end of any file."""
+    """Whether the bytes after a recording are only zeros and tags, which programs add to the end of any file."""
     while tail := tail.lstrip(b"\0"):
         size = _tag_bytes(tail)
         if not size:
@@ -42,7 +42,7 @@ def is_trailer(tail: bytes) -> bool:
 
 
 def _tag_bytes(tail: bytes) -> int:
-    """The size of the tag that `tail` begins with, 0 where it begins with none."""
+    """The size of the tag at the beginning of `tail`, 0 without one."""
     if tail.startswith(b"ID3") and len(tail) > 10:
         return 10 + sum((byte & 127) << shift for byte, shift in zip(tail[6:10], (21, 14, 7, 0), strict=True))
     if tail.startswith(b"APETAGEX") and len(tail) > 32:
@@ -59,7 +59,7 @@ LEFT_BYTES = (
 
 
 def _first_parts(data: bytes) -> tuple[list[Part], bytes]:
-    """The recordings at the beginning of `data` that are of one container, and the bytes after them."""
+    """The recordings of the first container in `data`, and the bytes after it."""
     if data.startswith(_OGG_MARK):
         end = _ogg_end(data)
         return [Part(link) for link in _cut(data[:end], _ogg_starts(data))], data[end:]
@@ -75,7 +75,7 @@ def _first_parts(data: bytes) -> tuple[list[Part], bytes]:
     return _sized(data, layout, *found)
 
 
-# Ogg and FLAC: no sizes, but marks.
+# Ogg and FLAC have marks instead of sizes.
 
 _FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its mark, and the header of the first block of metadata
 _OGG_MARK = b"OggS\x00"
@@ -85,7 +85,7 @@ _ANOTHER = re.compile(rb"OggS\x00[\x02\x06]|(RIFF|RF64|RIFX)....WAVE|FORM....AIF
 
 
 def _cut(data: bytes, starts: list[int]) -> list[bytes]:
-    """Pieces that begin at `starts`, except the first one, which begins where the data does."""
+    """Pieces that begin at `starts`; the first begins at 0."""
     return [data[start:end] for start, end in pairwise([0, *starts[1:], len(data)])]
 
 
@@ -98,7 +98,7 @@ def _flac_starts(data: bytes) -> list[int]:
 
 
 def _ogg_starts(data: bytes) -> list[int]:
-    """Where the links of a chain begin (RFC 3533, section 4). Streams that belong together begin on successive pages:
+    """Starts of the links of a chain (RFC 3533, section 4). Streams that belong together begin on successive pages:
 
     first page of A, first page of B, pages of A and B, ..., first page of C, pages of C, ...
     ^ link                                                   ^ link
@@ -112,20 +112,20 @@ def _ogg_starts(data: bytes) -> list[int]:
 
 
 def _ogg_end(data: bytes) -> int:
-    """Where the last page ends, if more than a little comes after it that is no tag."""
+    """End of the last page, if many bytes that are not a tag come after it; else the end of the data."""
     end = _page_end(data, data.rfind(_OGG_MARK))
     is_more = len(data) - end > LEFT_BYTES and not is_trailer(data[end:])
     return end if is_more or _is_recording(data[end:]) else len(data)
 
 
 def _page_end(data: bytes, start: int) -> int:
-    """Where the page at `start` ends, by the sizes of its segments."""
+    """End of the page at `start`, from the sizes of its segments."""
     sizes_at = start + _OGG_SEGMENTS_AT + 1
     sizes = data[sizes_at : sizes_at + data[sizes_at - 1]] if sizes_at <= len(data) else b""
     return sizes_at + len(sizes) + sum(sizes)
 
 
-# The others: samples behind a header that gives their size.
+# The other formats have samples after a header that gives their size.
 
 
 _CHUNK_NAME = re.compile(rb"[ -~]{4}(.{12})?", re.DOTALL)
@@ -147,24 +147,26 @@ _CHUNKS_AFTER = {
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of an id and a size, one of which holds the samples: WAV, RF64, AIFF, W64, CAF. `magic` is how files begin."""
+    """Chunks with an id and a size, one of them with the samples: WAV, RF64, AIFF, W64, CAF. Files begin with `magic`."""
 
     magic: re.Pattern[bytes]
-    first: int  # where the first chunk begins
+    first: int  # start of the first chunk
     header: Struct  # of a chunk: id, size
     samples: bytes  # id of the chunk of samples
-    file_size: tuple[Struct, int, int] | None = None  # of the whole file: where it is, and how much less it says
-    lead: int = 0  # bytes in the chunk of samples before them
+    file_size: tuple[Struct, int, int] | None = (
+        None  # of the whole file: its format, its place, and the bytes it does not count
+    )
+    lead: int = 0  # bytes before the samples in their chunk
     align: int = 2
     counts_header: bool = False  # a chunk's size counts its header
-    keeps_tail: bool = True  # libsndfile knows what comes after the samples
+    keeps_tail: bool = True  # libsndfile accepts bytes after the samples
 
     def padded(self, at: int) -> int:
-        """Where the next chunk begins, if one ends at `at`."""
+        """Start of the chunk after one that ends at `at`."""
         return -(-at // self.align) * self.align
 
     def find(self, data: bytes) -> tuple[int, int] | None:
-        """Where the samples begin and what size the header gives; None where the chunks do not lead to any."""
+        """Start of the samples and their size in the header; None if no chunk holds samples."""
         at = self.first
         while at + self.header.size <= len(data):
             name, size = self._chunk(data, at)
@@ -176,7 +178,7 @@ class Chunks:
         return None
 
     def resized(self, data: bytes, start: int, end: int) -> bytes:
-        """The file up to `end`, where its samples end, with a header that says so."""
+        """The file up to `end`, where its samples end, with the sizes in the header corrected."""
         head, size = bytearray(data[:start]), end - start
         at = start - self.header.size
         counted = size + (self.header.size if self.counts_header else 0)
@@ -189,7 +191,7 @@ class Chunks:
         return bytes(head) + data[start:end]
 
     def is_chunks(self, tail: bytes) -> bool:
-        """A chain of chunks that ends where the file does; the last one may be cut off, if it is a usual one."""
+        """Whether `tail` is a chain of chunks up to the end of the file; a last chunk of a usual kind may be cut off."""
         at = 0
         while at + self.header.size <= len(tail):
             name, size = self._chunk(tail, at)
@@ -208,7 +210,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Au:
-    """AU: a header that says where the samples begin and how many bytes they are. The methods are those of `Chunks`."""
+    """AU: a header with the start and the size of the samples. The methods are those of `Chunks`."""
 
     magic: re.Pattern[bytes]
     header: Struct
@@ -228,11 +230,11 @@ class Au:
         return bytes(head) + data[start:end]
 
     def is_chunks(self, tail: bytes) -> bool:
-        return False  # nothing but samples
+        return False  # AU holds samples only
 
 
 def _largest(nbytes: int) -> int:
-    """The largest number that a field of `nbytes` holds: a size that is not known."""
+    """The largest number in a field of `nbytes`, which stands for an unknown size."""
     return (1 << 8 * nbytes) - 1
 
 
@@ -264,20 +266,20 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def _sized(data: bytes, layout: Layout, start: int, claimed: int) -> tuple[list[Part], bytes]:
-    """The samples of a container whose header gives their size, and the bytes of the file after it."""
+    """The recording of a container whose header gives the size of its samples, and the bytes after it."""
     end = start + claimed
     if end == len(data):
         return [Part(data, "", True)], b""
     if end > len(data):
         return [Part(layout.resized(data, start, len(data)), "", True)], b""
     says_nothing = claimed <= layout.lead
-    for tail_at in (layout.padded(end), end):  # some writers leave the padding out
+    for tail_at in (layout.padded(end), end):  # some programs do not write the padding
         tail = data[tail_at:]
         if _is_recording(tail):
             return [Part(layout.resized(data, start, end), "", True)], tail
         if layout.is_chunks(tail) or (is_trailer(tail) and not (says_nothing and any(data[start:]))):
             return [Part(data if layout.keeps_tail else layout.resized(data, start, end))], b""
-    note = f"its header says {claimed:,} bytes of samples, and {len(data) - start:,} are there: all of them are heard."
+    note = f"its header says {claimed:,} bytes of samples, but it has {len(data) - start:,}: all of them are used."
     return [Part(layout.resized(data, start, len(data)), "" if says_nothing else note, True)], b""
 
 

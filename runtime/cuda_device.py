@@ -10,8 +10,8 @@ from pplex.runtime.errors import GpuError, GpuMemoryError
 from pplex.runtime.gpus import FoundGpu
 from pplex.runtime.libraries import load_library
 
-ALLOCATION_ALIGNMENT = 256  # bytes; CUDA promises it of every allocation
-GPU = 0  # the one that every thread of a process starts with
+ALLOCATION_ALIGNMENT = 256  # bytes; CUDA guarantees it for every allocation
+GPU = 0  # the default GPU of every thread
 
 
 class _Memory:
@@ -19,12 +19,12 @@ class _Memory:
 
     def __init__(self, address: int, free: Any):
         self.address = address
-        # Not at exit: the driver may be gone by then, and takes everything back itself.
+        # Not at exit: the driver may be unloaded by then, and frees everything itself.
         weakref.finalize(self, free, address).atexit = False
 
 
 class _Event:
-    """A moment on the stream, forgotten by the driver with the last reference to it."""
+    """A timestamp on the stream; the driver frees it with the last reference."""
 
     def __init__(self, handle: Any, destroy: Any):
         self.handle = handle
@@ -34,7 +34,7 @@ class _Event:
 class CudaDevice:
     """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses), and one stream that all work goes through.
 
-    Raises LibraryError where cuda-bindings cannot be loaded, GpuError where no GPU or no driver answers.
+    Raises LibraryError if cuda-bindings cannot be loaded, GpuError if no GPU or no driver answers.
     """
 
     captures = True
@@ -44,7 +44,7 @@ class CudaDevice:
         self._do("cudaSetDevice", GPU)
         self.gpu = self._describe()
         self.name = self.gpu.name
-        # Not the default stream, whose work waits for that of every other one.
+        # Not the default stream, which waits for all other streams.
         self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
         self.stream = int(self._stream)
 
@@ -56,7 +56,7 @@ class CudaDevice:
         return buffer
 
     def staging(self, buffer: Buffer) -> Array:
-        # Pinned: a copy from other memory is made by the host, one bounce buffer after the other.
+        # Pinned: the host would copy other memory through small staging buffers.
         address = int(self._call("cudaHostAlloc", buffer.nbytes, self._cuda.cudaHostAllocDefault))
         pinned = Buffer(address, buffer.shape, buffer.dtype, _Memory(address, self._cuda.cudaFreeHost))
         self.copy(pinned.whole, buffer.whole)()
@@ -65,7 +65,7 @@ class CudaDevice:
 
     def copy(self, target: Block, source: Block) -> Call:
         assert (target.width, target.height) == (source.width, source.height), (target, source)
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # the addresses tell which side is whose
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # the driver sees from the addresses which side is the GPU's
         if target.height == 1:
             arguments = target.address, source.address, target.width, kind, self._stream
             return partial(self._do, "cudaMemcpyAsync", *arguments)
@@ -80,19 +80,19 @@ class CudaDevice:
             self._do("cudaMemset2DAsync", *rows, self._stream)
 
     def capture(self, work: Call) -> Call:
-        # Relaxed: a buffer that happens to be freed meanwhile, of an earlier runtime, must not end the capture.
+        # Relaxed: freeing a buffer of an earlier runtime meanwhile must not end the capture.
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         self._do("cudaStreamBeginCapture", self._stream, mode)
         try:
             work()
         except BaseException:
-            self._cuda.cudaStreamEndCapture(self._stream)  # what stopped the work is the error to show
+            self._cuda.cudaStreamEndCapture(self._stream)  # show the error that stopped the work
             raise
         graph = self._call("cudaStreamEndCapture", self._stream)
         executable = self._call("cudaGraphInstantiate", graph, 0)
         self._do("cudaGraphDestroy", graph)
 
-        # The graph holds addresses only: the closure keeps what `work` refers to alive.
+        # The graph holds addresses only: the closure keeps their memory allocated.
         def replay(_keep: Call = work) -> None:
             self._do("cudaGraphLaunch", executable, self._stream)
 
@@ -125,7 +125,7 @@ class CudaDevice:
         return result
 
     def _results(self, function: str, *arguments: Any) -> tuple[Any, ...]:
-        """What a function of the CUDA runtime gives besides its error code, which becomes an error of ours."""
+        """Results of a function of the CUDA runtime; an error code becomes one of our errors."""
         code, *results = getattr(self._cuda, function)(*arguments)
         if code != self._cuda.cudaError_t.cudaSuccess:
             raise _error(self._cuda, function, code)
@@ -150,4 +150,4 @@ def _error(cuda: Any, function: str, code: Any) -> GpuError:
         )
     if code == codes.cudaErrorMemoryAllocation:
         return GpuMemoryError(f"The GPU has no memory left ({function}). Load fewer slots, or end what else uses it.")
-    return GpuError(f"The GPU driver refused {function} ({said}). Try again; nvidia-smi tells how the GPU is.")
+    return GpuError(f"The GPU driver refused {function} ({said}). Try again; nvidia-smi shows the state of the GPU.")

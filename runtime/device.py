@@ -1,4 +1,4 @@
-"""Memory that engines compute in, and the order of what happens to it: the host's here, a GPU's in cuda_device.py."""
+"""Memory that engines compute in, and the queue of work on it: the host's here, a GPU's in cuda_device.py."""
 
 import ctypes
 import math
@@ -17,14 +17,14 @@ from pplex.runtime.arrays import Array
 from pplex.runtime.precision import storage_dtype
 
 Call = Callable[[], None]
-Mark = Any  # of a device's own kind
+Mark = Any  # a timestamp of the device
 
-_LARGE = 4 << 20  # bytes from which on pages count
+_LARGE = 4 << 20  # bytes; larger arrays get untouched pages
 
 
 @dataclass(frozen=True)
 class Block:
-    """`height` runs of `width` bytes each, their starts `pitch` bytes apart: what one copy reads or writes."""
+    """The memory that one copy reads or writes: `height` runs of `width` bytes, their starts `pitch` bytes apart."""
 
     address: int
     width: int
@@ -34,7 +34,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A contiguous array in some device's memory; `dtype` is a numpy name or bfloat16, `memory` what keeps it allocated."""
+    """A contiguous array in a device's memory; `dtype` is a numpy name or bfloat16, `memory` keeps it allocated."""
 
     address: int
     shape: tuple[int, ...]
@@ -70,29 +70,29 @@ class Buffer:
 
 
 class Device(Protocol):
-    """Where buffers are, and one queue of work on them: what is enqueued happens in its order, at the latest when
+    """Buffers and one queue of work on them. Work runs in the order in which it is enqueued, and is done when
     `synchronize` returns. Until then a host array that is copied from must keep its values."""
 
     name: str  # for reports
-    captures: bool  # whether `capture` gains anything
+    captures: bool  # whether `capture` makes calls faster
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """New memory. Raises GpuMemoryError where there is not enough."""
+        """Allocate zeroed memory. Raises GpuMemoryError if it does not suffice."""
 
     def staging(self, buffer: Buffer) -> Array:
-        """A host array to exchange `buffer` with, of its shape and values: its own memory where that is the host's."""
+        """A host array with the shape and values of `buffer`; on the host it is the same memory."""
 
     def copy(self, target: Block, source: Block) -> Call:
-        """Prepare a copy, in the host's memory or the device's on either side: each call enqueues it."""
+        """Prepare a copy that each call enqueues; both sides may be memory of the host or of the device."""
 
     def clear(self, target: Block) -> None:
         """Enqueue zeros."""
 
     def capture(self, work: Call) -> Call:
-        """Record what `work` enqueues, which is not done now: each call enqueues all of it again, at once."""
+        """Record what `work` enqueues without running it; each call enqueues all of it at once."""
 
     def mark(self) -> Mark:
-        """Enqueue the taking of the time."""
+        """Record a timestamp on the queue."""
 
     def elapsed_ms(self, first: Mark, last: Mark) -> float:
         """Milliseconds between two marks that the queue has passed."""
@@ -101,11 +101,11 @@ class Device(Protocol):
         """Wait for everything that was enqueued."""
 
     def free_nbytes(self) -> int | None:
-        """Bytes that can still be allocated; None where pages are given out as they are touched."""
+        """Bytes that can still be allocated; None if the system allocates pages on first use."""
 
 
 class HostDevice:
-    """The host's own memory: nothing is copied to get there, and work is done when it is enqueued."""
+    """The host's own memory: no copies, and work runs when it is enqueued."""
 
     name, captures = "cpu", False
 
@@ -147,10 +147,10 @@ class HostDevice:
 
 
 def _untouched(shape: tuple[int, ...], dtype: str) -> Array:
-    """Zeros of which pages that no conversation has reached yet take no memory.
+    """Zeros whose pages take memory when they are first written.
 
-    numpy asks for pages of 2 MB, where it can have them: each is more than one attention head remembers in a whole ring, and
-    the first step of a conversation would take the memory of all that are to come.
+    numpy asks for pages of 2 MB. A whole ring of one attention head is smaller, so that the first step of a conversation
+    would take the memory of all later steps.
     """
     if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # another system than Linux
         return np.zeros(shape, storage_dtype(dtype))
@@ -164,7 +164,7 @@ def _untouched(shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def host_view(buffer: Buffer) -> Array:
-    """The array that a buffer in the host's memory is; it keeps that memory."""
+    """A buffer of the host as an array, which keeps the memory allocated."""
     memory: Any = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer.address)
     memory.owner = buffer.memory
     return np.ndarray(buffer.shape, storage_dtype(buffer.dtype), memory)

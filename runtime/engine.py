@@ -1,4 +1,4 @@
-"""A graph with its state: row b of every buffer is slot b's, whatever runs the graph and wherever the buffers are."""
+"""A graph with its state: row b of every buffer belongs to slot b, on every library and device."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,29 +12,29 @@ from pplex.runtime.precision import storage_dtype
 
 
 class Executor(Protocol):
-    """One graph made ready to run, by some library."""
+    """One graph that a library has made ready to run."""
 
     spec: GraphSpec
-    alignment: int  # bytes that every address it is given must be a multiple of
-    fixed_rings: bool  # whether rings must be as long as they can get from the start
+    alignment: int  # every address must be a multiple of so many bytes
+    fixed_rings: bool  # whether rings must have their full length from the start
 
     @property
     def capturable(self) -> bool:
-        """Whether a device can capture the calls bound so far, each of which has been made once."""
+        """Whether a device can capture the calls bound so far; each must have run once."""
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
-        """Prepare a call: each time it is made, it enqueues the graph on the device's queue.
+        """Prepare a call that enqueues the graph on the device's queue.
 
         `tensors` has every input and every state, past and present, by name; outputs left out are not fetched.
-        `repeated`: the call will be made every frame, and deserves resources of its own.
+        `repeated`: the call runs in every frame and gets resources of its own.
         """
 
     def save_cache(self) -> None:
-        """Keep for the next load what was compiled while the first calls were made."""
+        """Save what the first calls compiled, for the next load."""
 
 
 class Engine:
-    """An executor and the state of `slots` slots. Symbolic axes of the state are as long as `sizes` says."""
+    """An executor and the state of `slots` slots. `sizes` gives the length of the state's symbolic axes."""
 
     def __init__(self, executor: Executor, device: Device, slots: int, sizes: Mapping[str, int]):
         self.spec, self._executor, self._device = executor.spec, executor, device
@@ -45,27 +45,27 @@ class Engine:
         self._stand_ins: dict[tuple[str, tuple[int, ...]], Buffer] = {}
 
     def resize(self, sizes: Mapping[str, int], written: Mapping[int, int]) -> None:
-        """Give the rings other lengths. Calls bound before must not be made again.
+        """Change the length of the rings. Calls bound before must not be made again.
 
-        `written` ring entries of each row are kept, as far as they fit; no row that is not named has any.
+        `written`: entries of each row to keep, as far as they fit; rows that are not named are empty.
         """
         slots = self.state[self._rings()[0].name].shape[0]
-        # All are there before the first one is replaced: a device that has not enough memory leaves things as they are.
+        # All are allocated before the first is replaced: if memory runs out, nothing has changed.
         longer = {s.name: self._device.zeros((slots, *fixed_shape(s.shape[1:], sizes)), s.dtype) for s in self._rings()}
         for name in list(longer):
             old, new = self.state[name], longer.pop(name)
             for row, steps in written.items():
                 kept = min(steps, old.shape[2], new.shape[2])
                 self._device.copy(new.rows(row, 1).part(2, 0, kept), old.rows(row, 1).part(2, 0, kept))()
-            self._device.synchronize()  # before the old memory is given back
+            self._device.synchronize()  # before the old memory is freed
             self.state[name] = new
         self._stand_ins.clear()
 
     def bind(self, tensors: Mapping[str, Buffer], row: int, batch: int, repeated: bool = False) -> Call:
         """Prepare a call over rows row, ..., row + batch - 1.
 
-        `tensors` are buffers of the device by input or output name, [batch, ...] each: the call reads and writes them in
-        place, every time it is made. `repeated` as in `Executor.bind`.
+        `tensors` are buffers of the device by input or output name, [batch, ...] each; every call reads and writes them in
+        place. `repeated` as in `Executor.bind`.
         """
         bound, carried = dict(tensors), []
         for state in self.spec.state:
@@ -81,16 +81,16 @@ class Engine:
         aligned, before, after = self._aligned(bound)
         work = [*before, self._executor.bind(aligned, repeated), *after, *carried]
 
-        # What is bound is addresses only: the closure keeps the memory behind them allocated.
+        # The executor holds addresses only: the closure keeps their memory allocated.
         def call(_keep: Mapping[str, Buffer] = bound) -> None:
             in_turn(work)
 
         return call
 
     def _aligned(self, bound: Mapping[str, Buffer]) -> tuple[dict[str, Buffer], list[Call], list[Call]]:
-        """The same tensors at addresses that the executor takes, and copies before and after its call of those that moved.
+        """The same tensors at aligned addresses, and the copies before and after the call for those that moved.
 
-        Allocations are aligned, and so is the start of every batch; a later slot's row of a small tensor may not be.
+        Allocations and the start of every batch are aligned; a later slot's row of a small tensor may not be.
         """
         aligned, before, after = dict(bound), list[Call](), list[Call]()
         alias = {state.present: state.past for state in self.spec.state if state.ring}
@@ -109,8 +109,8 @@ class Engine:
         return aligned, before, after
 
     def reset(self, row: int, steps: int) -> None:
-        """Make a slot new. `steps` is how many ring entries it has written, at most."""
-        # A masked entry weighs nothing, but zero times a stray infinity would not be zero: clear what was written.
+        """Clear a slot. `steps` is the most ring entries it can have written."""
+        # A masked entry has weight zero, but zero times infinity is NaN: clear what was written.
         for state in self.spec.state:
             buffer = self.state[state.name].rows(row, 1)
             self._device.clear(buffer.part(2, 0, min(steps, buffer.shape[2])) if state.ring else buffer.whole)
@@ -140,7 +140,7 @@ class Engine:
 
 
 def fixed_shape(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """A shape with its symbolic axes as long as `sizes` says."""
+    """A shape with its symbolic axes replaced by `sizes`."""
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in dims)
 
 

@@ -1,6 +1,6 @@
-"""What libraries read from the environment, so that they send nothing and leave no files behind.
+"""Sets environment variables so that libraries send no telemetry and leave no files behind.
 
-Called by `pplex.runtime` when it is imported, and around what makes a library keep a cache.
+Called when `pplex.runtime` is imported, and around calls that make a library write a cache.
 """
 
 import os
@@ -16,10 +16,9 @@ MATPLOTLIB_CACHES, MATPLOTLIB_OWN_FONTS = "MPLCONFIGDIR", "MPL_IGNORE_SYSTEM_FON
 
 
 def disable_telemetry() -> None:
-    """Have libraries that report to their makers not do so, unless the operator has set their variable, to 0 for example.
+    """Turn off the telemetry of libraries, unless the operator has set their variable, to 0 for example.
 
-    ONNX Runtime reads its variable once, when it is imported. Where that has happened, only what it would send later can
-    be stopped.
+    ONNX Runtime reads its variable when it is imported. If it is imported already, only later events can be stopped.
     """
     unset = [name for name in (ORT_TELEMETRY, HUB_TELEMETRY) if not os.environ.get(name)]
     os.environ.update(dict.fromkeys(unset, "1"))
@@ -29,7 +28,7 @@ def disable_telemetry() -> None:
 
 @contextmanager
 def temporary_cache(variable: str, **others: str) -> Iterator[None]:
-    """Let `variable` name a folder that is removed in the end, and set `others`, unless the operator has set `variable`."""
+    """Set `variable` to a temporary folder, and `others`, unless the operator has set `variable`."""
     if os.environ.get(variable):
         yield
         return

@@ -1,4 +1,4 @@
-"""The errors a user can meet, under one base class; every other module raises these."""
+"""The errors that a user can see, under one base class."""
 
 
 class PplexError(Exception):
@@ -22,11 +22,11 @@ class AudioError(PplexError):
 
 
 class AudioWarning(UserWarning):
-    """Audio that is used, but not quite as it was given: what a user should know of it. Not an error."""
+    """A note about audio that is used, but not exactly as it was given. Not an error."""
 
 
 class OutputError(PplexError):
-    """A result that cannot be written where it was asked for."""
+    """A result that cannot be written to the given place."""
 
 
 class PromptError(PplexError):
@@ -34,15 +34,15 @@ class PromptError(PplexError):
 
 
 class NoiseError(PplexError):
-    """Recorded sampling noise of the wrong shape, or that is no noise."""
+    """Recorded sampling noise with a wrong shape or wrong values."""
 
 
 class SlotError(PplexError):
-    """A session asked for where no slot is free, or used after it was closed."""
+    """No free slot for a session, or a session that is used after it was closed."""
 
 
 class CalibrationError(PplexError):
-    """Recordings or statistics to calibrate with that are missing, damaged or another model's."""
+    """Calibration recordings or statistics that are missing, damaged or from another model."""
 
 
 class BuildError(PplexError):
@@ -54,20 +54,20 @@ class EngineError(PplexError):
 
 
 class LibraryError(EngineError):
-    """A library that an engine needs and that is not installed, or not in the version the engine was made with."""
+    """A library that an engine needs is not installed, or not in the version that made the engine."""
 
 
 class GpuError(EngineError):
-    """A GPU that is not there, that nobody knows or another one than an engine was built for, or that refused a call."""
+    """A GPU that is missing, unknown, not the one an engine was built for, or that refused a call."""
 
 
 class GpuMemoryError(GpuError):
-    """Less GPU memory than is asked of it."""
+    """Not enough GPU memory."""
 
 
 class AccessError(PplexError):
-    """A file or folder that this user may not read, or that the disk does not give."""
+    """A file or folder that this user may not read, or that the disk cannot read."""
 
 
 class ReportError(PplexError):
-    """A report of a validation that cannot be read, or one that cannot be made as asked."""
+    """A validation report that cannot be read or made."""

@@ -1,4 +1,4 @@
-"""Files that a user names: asked about and read with one message where they may not be, and written whole or not at all."""
+"""Files that a user names: one message if they cannot be read, and outputs written completely or not at all."""
 
 import errno
 import os
@@ -28,27 +28,27 @@ _ADVICE = {
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file at `path`. Raises AccessError where this user may not look.
+    """Whether `path` is a file. Raises AccessError if this user may not look.
 
-    What pathlib's own does then depends on the version of Python.
+    pathlib's own behaves differently from one version of Python to the next.
     """
     found = _look(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder at `path`. Raises AccessError as `is_file`."""
+    """Whether `path` is a folder. Raises AccessError like `is_file`."""
     found = _look(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything at `path`. Raises AccessError as `is_file`."""
+    """Whether `path` exists. Raises AccessError like `is_file`."""
     return _look(path) is not None
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and in those below it, by name; none where there is no folder. Raises AccessError."""
+    """All files in a folder and below it, sorted; [] if the folder does not exist. Raises AccessError."""
 
     def refuse(error: OSError) -> None:
         raise _refused(error)
@@ -58,7 +58,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text. Raises AccessError for one that may not be read, ValueError for one that is not UTF-8."""
+    """A file's text. Raises AccessError if it may not be read, ValueError if it is not UTF-8."""
     try:
         return path.read_text("utf-8")
     except OSError as error:
@@ -66,7 +66,7 @@ def read_text(path: Path) -> str:
 
 
 def check_readable(*paths: Path) -> None:
-    """Raise AccessError that names all of the files which are there and may not be read: libraries call them missing."""
+    """Raise AccessError that names all existing files that may not be read; libraries report them as missing."""
     reasons, advice = [], dict[str, None]()
     for path in filter(is_file, paths):
         try:
@@ -79,7 +79,7 @@ def check_readable(*paths: Path) -> None:
 
 
 def access_error(error: OSError) -> AccessError | None:
-    """What to tell the user of an error that is the machine's, as no permission or no room; None for a defect of ours."""
+    """The message for an error of the machine, such as a missing permission or a full disk; None for our own defect."""
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error.strerror):  # of the module tempfile
         return AccessError("No folder for temporary files can be written to. Name one: TMPDIR=FOLDER pplex-export ...")
     return _refused(error) if error.errno in _ADVICE else None
@@ -99,19 +99,19 @@ def _advice(error: OSError) -> str:
 
 
 def _look(path: Path) -> os.stat_result | None:
-    """What is at `path`, None for nothing."""
+    """The status of `path`, None if it does not exist."""
     try:
         return os.stat(path)
     except OSError as error:
         if error.errno in _NOTHING_THERE:
             return None
         raise _refused(error, path) from error
-    except ValueError:  # no name of a file has a zero in it
+    except ValueError:  # a null character in the name
         return None
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
-    """Raise OutputError if `write_files` could not write `target`: for before the work of making what goes in it."""
+    """Raise OutputError if `write_files` cannot write `target`; to be called before its content is made."""
     name = os.fspath(target)
     if name == STANDARD_STREAM:
         _check_standard_output()
@@ -121,7 +121,9 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         if not name or path.is_dir():
             raise OutputError(f"{name or 'An empty name'} is a folder. Name a file.")
         if not path.parent.is_dir():
-            raise OutputError(f"{name} cannot be written: there is no folder {Path(name).parent}. Make it first.")
+            raise OutputError(
+                f"{name} cannot be written: the folder {Path(name).parent} does not exist. Make it first."
+            )
         if _takes_a_new_file(path):
             temporary = _beside(path)
             temporary.touch()
@@ -131,7 +133,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
 
 
 def check_distinct(*targets: str) -> None:
-    """Raise OutputError if two of the names are one file, which the last one written would be left of."""
+    """Raise OutputError if two names are one file: the last one written would overwrite the other."""
     paths = [_real(target) for target in targets if target != STANDARD_STREAM]
     twice = next((path for path in paths if paths.count(path) > 1 and _takes_a_new_file(path)), None)
     if twice is not None:
@@ -141,8 +143,8 @@ def check_distinct(*targets: str) -> None:
 def write_files(contents: Mapping[str, bytes]) -> None:
     """Write every target's bytes; "-" is standard output.
 
-    Files take their names when all of them are written, links are followed, and devices and pipes are written to.
-    Raises OutputError, and then files are as they were.
+    Files get their names when all are written. Links are followed; devices and pipes are written to. Raises OutputError,
+    and then no file has changed.
     """
     staged: dict[Path, Path] = {}
     target = ""
@@ -169,7 +171,7 @@ def write_files(contents: Mapping[str, bytes]) -> None:
 
 
 def _takes_a_new_file(path: Path) -> bool:
-    """Whether a file can be put in the place of `path`: not of a device, nor of a pipe."""
+    """Whether a new file can replace `path`, which must not be a device or a pipe."""
     return os.path.isfile(path) or not os.path.exists(path)
 
 
@@ -178,7 +180,7 @@ def _beside(path: Path) -> Path:
 
 
 def _real(path: str | os.PathLike[str]) -> Path:
-    """Links followed, also where they lead in a circle, of which `Path.resolve` makes an error of its own."""
+    """Follow links, including circular ones, for which `Path.resolve` raises its own error."""
     return Path(os.path.realpath(path))
 
 
@@ -188,7 +190,7 @@ def _refusal(name: str, error: OSError) -> OutputError:
 
 def _check_standard_output() -> None:
     if sys.stdout is None:
-        raise OutputError("There is no standard output to write to: it is closed. Name a file.")
+        raise OutputError("Standard output is closed. Name a file.")
 
 
 def _write_standard_output(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs by the names `--gpu` takes: what `plan`, `build` and the runtime's messages know of each."""
+"""NVIDIA GPUs by their names in `--gpu`, for `plan`, `build` and the runtime's messages."""
 
 import re
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from pplex.runtime.precision import PRECISIONS
 
 ONNXRUNTIME, TENSORRT_RTX, TENSORRT = "onnxruntime", "tensorrt-rtx", "tensorrt"
 
-# What TensorRT-RTX 1.7 compiles for: its own `ComputeCapability`.
+# Targets of TensorRT-RTX 1.7: its `ComputeCapability`.
 RTX_SM = (75, 80, 86, 89, 120, 121)
 # Compute capabilities that `--gpu sm_NN` may name (developer.nvidia.com/cuda-gpus).
 KNOWN_SM = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 
-# Compute capabilities that the wheels of onnxruntime-gpu 1.31 have kernels for, by processor. They hold no PTX, which a
-# driver could compile for another GPU: on one that is not listed, no graph runs.
+# Compute capabilities with kernels in the wheels of onnxruntime-gpu 1.31, by processor. The wheels hold no PTX, which a
+# driver could compile for other GPUs: on a GPU that is not listed, no graph runs.
 ONNXRUNTIME_SM: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"x86_64": (75, 80, 86, 89, 90, 120), "aarch64": (89, 90, 120, 121)}
 )
 
-# The first compute capability with arithmetic for a weight format. TensorRT-RTX refuses to compile fp8 below 8.9, and
-# int4 and bf16 below 8.0; int8 weights it takes on 7.5, but its support matrix lists them from 8.6 on.
+# The first compute capability that supports a weight format. TensorRT-RTX refuses to compile fp8 below 8.9, and int4
+# and bf16 below 8.0. It accepts int8 weights on 7.5, but its support matrix lists them from 8.6 on.
 _SINCE_SM = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 80, "int4": 80, "fp8": 89}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: `sm` is 89 for compute capability 8.9, `memory_nbytes` None where only the architecture was named.
+    """One GPU: `sm` is 89 for compute capability 8.9, `memory_nbytes` None if only the architecture was named.
 
-    `kind` is the engine to build for it. ONNX Runtime's CUDA provider runs graphs on those in ONNXRUNTIME_SM.
+    `kind` is the engine to build for it. ONNX Runtime's CUDA provider runs graphs on the GPUs in ONNXRUNTIME_SM.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Gpu:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Names of `--precision` that it has arithmetic for."""
+        """Names of `--precision` that it supports."""
         return tuple(name for name in PRECISIONS if self.sm >= _SINCE_SM[name])
 
     def check_precision(self, precision: Mapping[str, str]) -> None:
-        """Raises GpuError where a graph's precision is none of this GPU's."""
+        """Raise GpuError if this GPU does not support a graph's precision."""
         wrong = [f"{graph}={name}" for graph, name in precision.items() if name not in self.precisions]
         if wrong:
             raise GpuError(
-                f"{self.title} (sm_{self.sm}) cannot run {', '.join(wrong)}: it has {', '.join(self.precisions)}. "
-                f"Choose another --precision, or a GPU that has it: pplex-export plan"
+                f"{self.title} (sm_{self.sm}) cannot run {', '.join(wrong)}: it supports {', '.join(self.precisions)}. "
+                f"Choose another --precision, or a GPU that supports it: pplex-export plan"
             )
 
 
@@ -72,9 +72,9 @@ class FoundGpu:
 
 
 def parse_gpu(text: str) -> Gpu:
-    """What `--gpu` names: one of GPUS, an architecture such as sm_89, or `local` for this machine's first GPU.
+    """The GPU that `--gpu` names: one of GPUS, an architecture such as sm_89, or `local` for this machine's first GPU.
 
-    Raises GpuError that says what is possible.
+    Raises GpuError that lists the possible names.
     """
     if text in GPUS:
         return GPUS[text]
@@ -83,20 +83,22 @@ def parse_gpu(text: str) -> Gpu:
     if match := re.fullmatch(r"sm_(\d+)", text):
         return _architecture(int(match[1]))
     raise GpuError(
-        f"There is no GPU named {text!r} here, only {', '.join(GPUS)}. Any other goes by its compute capability "
-        f"(sm_89 for 8.9, listed at developer.nvidia.com/cuda-gpus), and this machine's is local."
+        f"Unknown GPU {text!r}. Known: {', '.join(GPUS)}. Name any other by its compute capability "
+        f"(sm_89 for 8.9, listed at developer.nvidia.com/cuda-gpus), and this machine's as local."
     )
 
 
 def _architecture(sm: int) -> Gpu:
     if sm not in KNOWN_SM:
-        raise GpuError(f"There are no engines for sm_{sm}, only for {', '.join(f'sm_{known}' for known in KNOWN_SM)}.")
+        raise GpuError(
+            f"Engines cannot be built for sm_{sm}, only for {', '.join(f'sm_{known}' for known in KNOWN_SM)}."
+        )
     kind = TENSORRT_RTX if sm in RTX_SM else TENSORRT
     return Gpu(f"sm_{sm}", f"a GPU of sm_{sm}", sm, None, kind)
 
 
 def _local() -> Gpu:
-    """The first GPU that CUDA sees, which CUDA_VISIBLE_DEVICES chooses."""
+    """The first GPU that CUDA sees; CUDA_VISIBLE_DEVICES can select it."""
     missing = "--gpu local asks CUDA for this machine's GPU: pip install 'pplex-export[rtx]'"
     try:
         cudart = load_library("cuda.bindings.runtime", missing)
@@ -115,8 +117,8 @@ def _local() -> Gpu:
 def kind_for(title: str, sm: int) -> str:
     """TensorRT-RTX for the products NVIDIA supports it on: RTX cards and, since 1.5, the GB10 (sm_121).
 
-    A data center part may share their architecture (L4 and RTX 4090 are both sm_89) and is still not among them, so it
-    gets TensorRT, which is made for it but has to be built on it.
+    A data center GPU may have the same architecture (L4 and RTX 4090 are both sm_89) without being supported. It gets
+    TensorRT, which has to build on that GPU.
     """
     return TENSORRT_RTX if sm in RTX_SM and ("RTX" in title or sm == 121) else TENSORRT
 

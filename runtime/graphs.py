@@ -9,7 +9,7 @@ from pplex.runtime.tolerances import Limits, tolerances
 
 Dim = int | str  # a number, or a symbolic axis: B slots, T steps, C ring capacity
 
-MAX_SLOTS, DEFAULT_SLOTS = 256, 8  # rows a graph can have, and those an engine is built for unless told
+MAX_SLOTS, DEFAULT_SLOTS = 256, 8  # the most rows of a graph; the rows of an engine by default
 MAX_STEPS = 256  # the longest chunk of forced steps one temporal call takes
 
 
@@ -26,9 +26,9 @@ class TensorSpec:
 class StateSpec:
     """One buffer a graph carries from call to call: row b is slot b's.
 
-    A ring is written at a few positions of a large buffer and is bound in place, past and present at one address. What is
-    not a ring (conv tails, positions) is small and has several readers in the graph, so its present is a buffer of its
-    own that is copied back after the call.
+    A ring is a large buffer that is written at a few positions. It is bound in place: past and present are one address.
+    Other state (conv tails, positions) is small and has several readers in the graph, so its present is a second buffer
+    that is copied back after the call.
     """
 
     name: str
@@ -49,7 +49,7 @@ class StateSpec:
 class GraphSpec:
     """One graph of a bundle. State follows the inputs (as `past.*`) and the outputs (as `present.*`).
 
-    `precision`, a name in PRECISIONS, is that of the weights: graphs of one activation dtype exchange the same.
+    `precision`, a name in PRECISIONS, is that of the weights; graphs with one activation dtype have the same tensors.
     """
 
     name: str
@@ -64,7 +64,7 @@ class GraphSpec:
 
     @property
     def tolerances(self) -> Limits:
-        """How far from float32 the graph may be, by what is measured."""
+        """How far from float32 the graph may be, by measure."""
         return tolerances(self.name, self.precision)
 
     @property
@@ -87,7 +87,7 @@ class Conv:
 
     @property
     def tail_shape(self) -> tuple[Dim, ...] | None:
-        """What is carried: the last inputs of a convolution, the unfinished overlap of a transposed one."""
+        """The state of a convolution: its last inputs, or the unfinished overlap of a transposed one."""
         length = self.kernel - self.stride
         return ("B", self.outputs if self.transposed else self.inputs, length) if length else None
 
@@ -172,7 +172,7 @@ def _codec_state(convs: tuple[Conv, ...], mimi: MimiConfig, dtype: str) -> tuple
 
 
 def _noise(config: ModelConfig) -> tuple[TensorSpec, ...]:
-    """What both language graphs draw with: see runtime/noise.py."""
+    """The noise inputs of both language graphs: see runtime/noise.py."""
     keys = (TensorSpec(name, "int64", ("B", config.num_streams)) for name in ("noise_offset", "noise_stride"))
     return TensorSpec("noise", "float32", ("B", config.noise_entries)), *keys
 
@@ -180,7 +180,7 @@ def _noise(config: ModelConfig) -> tuple[TensorSpec, ...]:
 def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dict[str, GraphSpec]:
     """The four graphs by name, for a precision each (a name in PRECISIONS).
 
-    It decides the dtype of the state and no more: what a graph exchanges with its caller is float32 in every precision.
+    The precision decides the dtype of the state only: inputs and outputs are float32 in every precision.
     """
     mimi, text_card, steps = config.mimi, config.text_card, config.depth_steps
     dtype = {graph: PRECISIONS[name].activations for graph, name in precision.items()}

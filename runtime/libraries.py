@@ -1,6 +1,6 @@
-"""Libraries that are not installed, or not whole: whatever they raise becomes one message with the command to mend it.
+"""Libraries that are missing or broken: any error becomes one message with the command that repairs it.
 
-Called where the runtime loads an engine's library, and by the command line for every other import.
+Called when the runtime loads an engine's library, and by the command line for every other import.
 """
 
 import sys
@@ -11,18 +11,18 @@ from typing import Any
 
 from pplex.runtime.errors import LibraryError
 
-# What installs a library: an extra of this package, or the package alone.
+# The extra of this package that installs a library; "" for the package alone.
 _EXTRAS = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "google"), "export")
 _EXTRAS |= dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "silero_vad"), "validate")
 _EXTRAS |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client", "uvloop", "yarl"), "serve")
 _EXTRAS |= {"onnxruntime": "cpu", "tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "cuda"}
 _EXTRAS |= dict.fromkeys(("numpy", "pyloudnorm", "safetensors", "sentencepiece", "soundfile", "soxr", "tqdm"), "")
-_NAMESPACES = ("cuda", "google")  # folders that several packages share: they have no file of their own
+_NAMESPACES = ("cuda", "google")  # folders that several packages share; they have no __init__.py
 _SYSTEM = {"soundfile": "Where that does not help, the system's libsndfile is missing: apt-get install libsndfile1"}
 
 
 def load_library(module: str, missing: str) -> Any:
-    """Import `module`. Raises LibraryError: `missing` where it is not installed, else why it cannot be loaded."""
+    """Import `module`. Raises LibraryError with the text `missing` if it is not installed, else with the reason."""
     try:
         loaded = import_module(module)
     except Exception as error:  # a library may raise anything while it is loaded
@@ -34,7 +34,7 @@ def load_library(module: str, missing: str) -> Any:
 
 
 def library_error(error: BaseException) -> LibraryError | None:
-    """What to tell the user of an error that came up while a library was loaded or first used; None for any other."""
+    """The message for an error while a library was loaded or first used; None for any other error."""
     library = _library_of(error)
     if not library or library == "pplex" or library in sys.stdlib_module_names:
         return None
@@ -46,7 +46,7 @@ def library_error(error: BaseException) -> LibraryError | None:
 
 
 def _library_of(error: BaseException) -> str | None:
-    """The top-level name of the library whose loading, or whose lack of content, ended in an error."""
+    """The top-level name of the library that failed to load or that is empty."""
     named = _named(error)
     if named in sys.modules and _is_empty(sys.modules[named]):
         return named
@@ -60,7 +60,7 @@ def _library_of(error: BaseException) -> str | None:
 
 
 def _named(error: BaseException) -> str:
-    """The top-level name of the module that an error says it is about, "" if about none."""
+    """The top-level name of the module that an error names, or ""."""
     name = error.name if isinstance(error, ImportError) else None
     if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
         name = error.obj.__name__
@@ -68,7 +68,7 @@ def _named(error: BaseException) -> str:
 
 
 def _called_by_us(traceback: TracebackType | None) -> list[tuple[str, str]]:
-    """Library and function of each call below our code when an error came up; a module's body is "<module>"."""
+    """Library and function of each call below our code at the time of the error; a module's body is "<module>"."""
     frames = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame, _ in walk_tb(traceback)]
     calls = [(module.partition(".")[0], function) for module, function in frames]
     ours = max((place for place, (library, _) in enumerate(calls) if library == "pplex"), default=len(calls))
@@ -76,14 +76,14 @@ def _called_by_us(traceback: TracebackType | None) -> list[tuple[str, str]]:
 
 
 def _is_missing(error: BaseException, library: str) -> bool:
-    """Whether the library itself is not installed, rather than a part of it or something that it needs."""
+    """Whether the library itself is missing, and not a part of it or one of its requirements."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return False
     return error.name == library or (library in _NAMESPACES and error.name.startswith(f"{library}."))
 
 
 def _is_empty(module: ModuleType) -> bool:
-    """Whether a module is a folder without an __init__.py: of an installation that was cut short, or removed in part."""
+    """Whether a module is a folder without __init__.py, left by an incomplete installation or removal."""
     return (
         getattr(module, "__file__", None) is None and hasattr(module, "__path__") and module.__name__ not in _NAMESPACES
     )
@@ -92,7 +92,7 @@ def _is_empty(module: ModuleType) -> bool:
 def _broken(library: str, error: BaseException | None) -> str:
     module = sys.modules.get(library)
     if module is not None and _is_empty(module):
-        reason = f"the folder {next(iter(module.__path__), library)} has nothing of it"
+        reason = f"the folder {next(iter(module.__path__), library)} has no __init__.py"
     else:
         reason = f"{type(error).__name__}: {error}".strip()
     if isinstance(error, ModuleNotFoundError) and _named(error) != library:

@@ -1,4 +1,4 @@
-"""A file of weights that is mapped, and whose memory is given back while what reads it makes copies."""
+"""A memory-mapped file of weights whose pages are freed while a library copies from it."""
 
 import mmap
 import threading
@@ -10,7 +10,7 @@ GIVE_BACK_SECONDS = 0.1
 
 
 class MappedFile:
-    """All bytes of a file, readable as long as this is kept, whatever becomes of its name."""
+    """All bytes of a file; they stay readable after the file is renamed or deleted."""
 
     def __init__(self, path: Path):
         self.name = path.name
@@ -19,9 +19,9 @@ class MappedFile:
 
     @contextmanager
     def giving_back(self) -> Iterator[None]:
-        """While it lasts, let go of the memory of what was read: it is mapped again when it is read again.
+        """Free the pages that were read, again and again; a page is loaded again when it is read again.
 
-        A library that packs copies of weights would else need the memory of both.
+        Otherwise a library that packs copies of weights needs memory for both.
         """
         done = threading.Event()
         thread = threading.Thread(target=self._give_back_until, args=(done,), name="giving back")

@@ -1,4 +1,4 @@
-"""How much GPU memory sessions take, and whether there is enough: arithmetic on the graphs' contract."""
+"""GPU memory that sessions take, computed from the graphs' contract, and the check that it suffices."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,13 +7,13 @@ from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import GpuMemoryError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
 
-RESERVE = 256 << 20  # bytes left to the driver: its context, captured graphs, kernels that are compiled at load
+RESERVE = 256 << 20  # bytes for the driver: its context, captured graphs, kernels that are compiled at load
 
-WORKSPACE = 4 << 30  # bytes that steps of many slots may compute in, where a library does not tell
+WORKSPACE = 4 << 30  # bytes that steps of many slots may compute in, if the library does not say
 
 
 def slot_nbytes(specs: Iterable[GraphSpec], capacity: int) -> int:
-    """Bytes one slot takes on a device: its rings once, what is carried twice, and one frame of every input and output."""
+    """Bytes of one slot on a device: rings once, other state twice, and one frame of every input and output."""
     return sum(_slot_nbytes(spec, {"B": 1, "T": 1, "C": capacity}) for spec in specs)
 
 
@@ -30,7 +30,7 @@ def _slot_nbytes(spec: GraphSpec, sizes: Mapping[str, int]) -> int:
 def check_memory(free: int | None, per_slot: int, fixed: int, slots: int, capacity: int) -> None:
     """Raise GpuMemoryError unless `slots` slots and `fixed` bytes more fit into `free` bytes (None: any number).
 
-    `capacity` is for the message, which says how many slots fit.
+    The message says how many slots of `capacity` steps fit.
     """
     if free is None or fixed + slots * per_slot + RESERVE <= free:
         return

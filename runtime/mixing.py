@@ -1,8 +1,8 @@
-"""Channels to one, without losing who speaks. Called for files (runtime/audio.py) and for stereo Opus (server/opus.py).
+"""Mixes channels to one without losing a speaker, for files (runtime/audio.py) and stereo Opus (server/opus.py).
 
-The mean of the channels is what is heard. It loses the speaker in two ways:
+The mean of the channels is used. It can lose the speaker in two ways:
 
-    cancelled   left = -right, a microphone wired the wrong way round: the mean is silent; the loudest channel is heard
+    cancelled   left = -right, a microphone wired the wrong way round: the mean is silent; the loudest channel is used
     diluted     eight channels, a speaker in one: the mean is 18 dB quieter; it is raised to the loudest channel's level
 """
 
@@ -18,7 +18,7 @@ Powers = npt.NDArray[np.floating]
 
 LOST = 0.1  # of the loudest channel's power: 10 dB quieter. One speaker in two or three channels is at most 9.5 dB quieter.
 LOST_SHARE = (
-    0.1  # of a recording's sound. A stereo recording loses a block now and then, and its mean is right for the rest.
+    0.1  # of a recording's sound. A stereo recording loses a block now and then; its mean is right for the rest.
 )
 
 
@@ -31,7 +31,7 @@ def powers(block: Pcm) -> tuple[Powers, float]:
 
 
 def is_lost(mean: Powers | float, loudest: Powers | float) -> npt.NDArray[np.bool_] | bool:
-    """Where the mean of channels has lost a speaker, by its power and the loudest channel's."""
+    """Whether the mean of channels has lost a speaker, from its power and the loudest channel's."""
     return mean < LOST * loudest
 
 
@@ -45,7 +45,7 @@ class Mix:
 
     @property
     def note(self) -> str:
-        """What a user should know of it; nothing of an ordinary mean."""
+        """A note for the user; "" for an ordinary mean."""
         if self.channel is not None:
             return f"its {self.channels} channels cancel out when they are mixed: only channel {self.channel + 1} is heard."
         if self.gain != 1:
@@ -61,7 +61,7 @@ class Mix:
 
 
 class MixChooser:
-    """Sees the blocks of a recording, and says at the end how its channels should have been mixed."""
+    """Reads the blocks of a recording, then chooses how to mix its channels."""
 
     def __init__(self, channels: int):
         self._channels = channels
@@ -90,9 +90,9 @@ class MixChooser:
 
 
 class StreamMix:
-    """Stereo as it comes to one channel: the mean, and the louder channel for as long as the two cancel out.
+    """Mixes a stereo stream: the mean, or the louder channel while the two cancel out.
 
-    Which it is follows the last half second; a change is faded over the block it comes with.
+    The last half second decides; a change fades in over one block.
     """
 
     MEAN = (0.5, 0.5)
@@ -104,7 +104,7 @@ class StreamMix:
 
     @property
     def cancels(self) -> bool:
-        """Whether one channel alone is heard now."""
+        """Whether only one channel is used now."""
         return self._weights != self.MEAN
 
     def push(self, block: Pcm) -> Pcm:
@@ -125,5 +125,5 @@ class StreamMix:
         left, right, mean = self._powers
         if is_lost(mean, max(left, right)):
             return self._weights if self.cancels else ((1.0, 0.0) if left >= right else (0.0, 1.0))
-        is_back = not is_lost(mean, 2 * max(left, right))  # only when it is clearly so: no back and forth
+        is_back = not is_lost(mean, 2 * max(left, right))  # only when it is clear, to avoid going back and forth
         return self.MEAN if is_back else self._weights

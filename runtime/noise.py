@@ -1,8 +1,8 @@
-"""Sampling noise of sessions: a token's noise depends on the seed, the frame, the stream and the token, on nothing else.
+"""Sampling noise of sessions: a token's noise depends on the seed, the frame, the stream and the token only.
 
-Each slot has a table of Exp(1) draws beside the engines, and each token that is drawn has two numbers, an offset and an odd
-stride. The noise of candidate i is then entry (offset + stride * i) mod N of the table. N is a power of two, so distinct
-candidates have distinct entries; and how probable a candidate is does not change its noise.
+Each slot has a table of Exp(1) draws beside the engines. Each draw of a token has an offset and an odd stride: the noise
+of candidate i is entry (offset + stride * i) mod N of the table. N is a power of two, so distinct candidates have
+distinct entries. The probability of a candidate does not change its noise.
 
     host     an offset and a stride for each stream, a frame and session
     graph    TopK -> candidates -> entries -> argmax(probability / noise)
@@ -21,14 +21,14 @@ from pplex.runtime.errors import NoiseError
 Noise32 = npt.NDArray[np.float32]
 Upload = Callable[[int, int, int], None]
 
-FRAMES = 64  # that a block of a session's noise has keys for
-PIECES = 16  # of a table; each block renews one, so a table is another one after 82 s
-_CHUNK = 2048  # draws made at a time
+FRAMES = 64  # of a block of a session's noise
+PIECES = 16  # of a table; each block renews one, so a whole table is renewed in 82 s
+_CHUNK = 2048  # draws at a time
 
 
 @dataclass(frozen=True)
 class FrameNoise:
-    """Recorded Exp(1) draws for one frame, text [n] and audio [K, n], and the token that each belongs to, shaped alike."""
+    """Recorded Exp(1) draws for one frame, text [n] and audio [K, n], and the token of each draw, in the same shapes."""
 
     text: Noise32
     audio: Noise32
@@ -36,7 +36,7 @@ class FrameNoise:
     audio_ids: Tokens
 
     def check(self, config: ModelConfig) -> None:
-        """Raise NoiseError unless the draws can be used: `depth_steps` codebooks or more, positive, of tokens that exist."""
+        """Raise NoiseError unless the draws are positive, for known tokens and for `depth_steps` codebooks or more."""
         text, audio, steps = self.text.shape, self.audio.shape, config.depth_steps
         if [len(text), len(audio)] != [1, 2] or audio[0] < steps:
             raise NoiseError(
@@ -57,18 +57,18 @@ class FrameNoise:
 
 
 class Noise:
-    """The tables [S, N], offsets and strides [S, 17] of all slots, by stream; those of the
-    user's are used in teacher-forced checks of all 16 depth steps only.
+    """The tables [S, N], offsets and strides [S, 17] of all slots, by stream. Only teacher-forced checks of all 16 depth
+    steps use the user's streams.
 
-    A session's noise comes in blocks of FRAMES frames. Block 0 fills the table, a later one renews a piece of it: the same
-    table used for ever would be a sample of Exp(1) that is always wrong in the same way. A block depends on the seed and its
-    number. The seed also shortens the first one, so that sessions that begin together renew their tables at other times.
+    A session's noise comes in blocks of FRAMES frames. Block 0 fills the table; each later block renews a piece, because
+    one fixed table would be off from Exp(1) in the same way all the time. A block depends on the seed and its number. The
+    seed also shortens the first block, so that sessions that begin together renew their tables at different times.
 
-    Of numpy only raw bits are used: its generators keep those from version to version, but not their distributions.
+    Only numpy's raw bits are used: they stay the same from version to version, its distributions do not.
     """
 
     def __init__(self, tables: Noise32, offset: Tokens, stride: Tokens, upload: Upload):
-        """Arrays that engines read; `upload` is called with a slot, a start and a count of entries that were written."""
+        """The arrays are those that engines read; `upload` gets the slot, start and count of entries that were written."""
         self._tables, self._offset, self._stride, self._upload = tables, offset, stride, upload
         slots, streams = offset.shape
         self._keys = np.zeros((slots, FRAMES, 2, streams), np.int64)  # offsets, then strides
@@ -83,7 +83,7 @@ class Noise:
         self._make_block(row)
 
     def close(self, row: int) -> None:
-        """Leave a slot without noise of its own, as for greedy choices, which need none."""
+        """End a slot's noise; greedy sampling needs none."""
         self._seeds[row], self._keys[row] = None, 0
         self._offset[row] = self._stride[row] = 0
 
@@ -112,7 +112,7 @@ class Noise:
         keys[:, 1] |= 1
 
     def replay(self, recorded: Mapping[int, FrameNoise], config: ModelConfig) -> None:
-        """Give slots recorded draws for this frame; tokens without one get 1. `restore` puts back what they had."""
+        """Give slots recorded draws for this frame; tokens without one get 1. `restore` brings the tables back."""
         first = np.append(0, config.text_card + config.audio_card * np.arange(config.num_streams - 1))  # of each stream
         for row, frame in recorded.items():
             table = self._tables[row]
@@ -126,7 +126,7 @@ class Noise:
             self._upload(row, 0, len(table))
 
     def restore(self) -> None:
-        """Put back the tables that `replay` has replaced; other frames get the same draws with it and without."""
+        """Bring back the tables that `replay` replaced, so that other frames get their own draws."""
         for row, table in self._replaced.items():
             self._tables[row] = table
             self._upload(row, 0, len(table))
@@ -134,14 +134,14 @@ class Noise:
 
 
 def noise_of(table: Noise32, offset: int, stride: int, tokens: Tokens) -> Noise32:
-    """What a graph finds in a slot's table [N] for tokens [n], by the offset and stride of a draw."""
+    """The noise that a graph reads from a slot's table [N] for tokens [n], by the offset and stride of a draw."""
     return table[(offset + stride * tokens) % len(table)]
 
 
 def _draw_exponential(bits: np.random.PCG64, out: Noise32) -> None:
-    """Fill `out` from Exp(1): -log of the middles of 2^32 equal parts of 0 to 1, none of which gives 0.
+    """Fill `out` from Exp(1): -log of the middles of 2^32 equal parts of 0 to 1, so that it is never 0.
 
-    In float64: rounding to float32 then hides in what last digit two processors' logarithms differ.
+    In float64: rounding to float32 hides the last digits, in which the logarithms of two processors differ.
     """
     uniform = (bits.random_raw(-(-len(out) // 2)).view(np.uint32)[: len(out)] + 0.5) * 2.0**-32
     np.negative(np.log(uniform, out=uniform), out=out, casting="same_kind")

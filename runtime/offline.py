@@ -1,4 +1,4 @@
-"""A recording in, the agent's recording and text out: what the reference's offline script does."""
+"""Offline runs: a recording in, the agent's recording and text out, like the reference's offline script."""
 
 import json
 import time
@@ -22,7 +22,7 @@ FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
 
 @dataclass(frozen=True)
 class OfflineSettings:
-    """Who the agent is and how it is sampled; as the arguments of `Runtime.open`."""
+    """The agent and its sampling: the arguments of `Runtime.open`."""
 
     voice: str | None = None
     persona: str = ""
@@ -32,14 +32,14 @@ class OfflineSettings:
 
 @dataclass(frozen=True)
 class OfflineReport:
-    """Seconds per stage of one run, and of the audio."""
+    """Seconds of each stage of one run, and the length of the audio."""
 
     audio_s: float
     seconds: dict[str, float]
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing per second of audio, loading and priming left out."""
+        """Seconds of computing per second of audio, without loading and priming."""
         return self.seconds["frames"] / self.audio_s
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def run_offline(
 ) -> OfflineReport:
     """Play a recording to the agent; write its speech, as long as the input, and a JSON list of its text pieces.
 
-    Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Outputs appear when both are
-    whole. `threads` and `device` as in `Runtime`. Raises AccessError, AudioError, BundleError, EngineError, OutputError,
+    Padding tokens are named PAD, EPAD, BOS and EOS. "-" is standard input or output. Both outputs are written at the end.
+    `threads` and `device` as in `Runtime`. Raises AccessError, AudioError, BundleError, EngineError, OutputError,
     PromptError.
     """
     check_audio_target(output_wav)

@@ -1,4 +1,4 @@
-"""Graphs on ONNX Runtime: its CPU provider in the host's memory, its CUDA provider in a GPU's."""
+"""Graphs on ONNX Runtime: its CPU provider for the host, its CUDA provider for a GPU."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +18,19 @@ from pplex.runtime.mapped import MappedFile
 from pplex.runtime.precision import PRECISIONS, storage_dtype
 from pplex.runtime.prepared import PreparedGraph
 
-BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: how IO binding is told of a type that numpy lacks
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: for IO binding, as numpy lacks the type
 CPU_ONLY = ("CPUExecutionProvider",)
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_UNREADABLE = (BundleError, OSError, ValueError)  # what a graph that was kept and is damaged, or gone, ends in
-NO_CUDA_GRAPH = "-1"  # the gpu_graph_id of a call that is neither recorded nor replayed
+_UNREADABLE = (BundleError, OSError, ValueError)  # errors of a cached graph that is damaged or gone
+NO_CUDA_GRAPH = "-1"  # gpu_graph_id of a call that is not captured
 
 
 class OnnxRuntimeExecutor:
     """A graph on ONNX Runtime's CPU provider; `weights` is the folder of its weights, if not the file's own.
 
-    With `prepared` it is loaded from there, and made there if it is not yet. With `profiles`, a folder, every operator of
-    every call is timed. Raises LibraryError where ONNX Runtime cannot be loaded, EngineError for a precision that the
-    provider cannot compute in, BundleError where it refuses the graph.
+    `prepared`: the cached optimised graph, made if it is missing. `profiles`: a folder for the times of every operator.
+    Raises LibraryError if ONNX Runtime cannot be loaded, EngineError for a precision that the provider does not support,
+    BundleError if it refuses the graph.
     """
 
     alignment = 1
@@ -65,18 +65,18 @@ class OnnxRuntimeExecutor:
         return partial(self._device.enqueue, partial(self._session.run_with_iobinding, binding))
 
     def save_cache(self) -> None:
-        """Nothing: what the provider prepares, it prepares at load."""
+        """Nothing to save: the provider prepares everything at load."""
 
     def end_profile(self) -> Path:
-        """Stop timing operators: the file that their times are in, as a list of Chrome's trace events."""
+        """Stop timing operators; returns the file with their times, a list of Chrome's trace events."""
         return Path(self._session.end_profiling())
 
 
 class OnnxRuntimeCudaExecutor:
     """A graph on ONNX Runtime's CUDA provider, on the device's own stream.
 
-    The provider captures the calls that are repeated by itself, one CUDA graph each, where all nodes of the graph run on
-    the GPU; `uncaptured` is why it does not. Raises as OnnxRuntimeExecutor.
+    The provider itself captures each repeated call as a CUDA graph if all nodes run on the GPU; `uncaptured` is the reason
+    if it does not. Raises the errors of OnnxRuntimeExecutor.
     """
 
     alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
@@ -99,10 +99,10 @@ class OnnxRuntimeCudaExecutor:
         try:
             self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"}, weights)
             self.uncaptured = None
-        except BundleError as error:  # some node runs on the processor: then the provider takes no graph of it
+        except BundleError as error:  # some node runs on the processor: the provider cannot capture the graph
             self._session = _cuda_session(path, precision, _options(precision, threads=1), provider, weights)
             self.uncaptured = str(error)
-        self.fixed_rings = self.uncaptured is None  # it never lets go of a graph that it has captured
+        self.fixed_rings = self.uncaptured is None  # it never frees a captured graph
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         ort = _library()
@@ -122,16 +122,16 @@ class OnnxRuntimeCudaExecutor:
         return call
 
     def save_cache(self) -> None:
-        """Nothing: the provider's kernels are compiled already."""
+        """Nothing to save: the provider's kernels are precompiled."""
 
 
 def has_cuda_provider() -> bool:
-    """Whether the ONNX Runtime that is installed was built for NVIDIA GPUs."""
+    """Whether the installed ONNX Runtime was built for NVIDIA GPUs."""
     return "CUDAExecutionProvider" in _library().get_available_providers()
 
 
 def library_version() -> str:
-    """Of the ONNX Runtime that is installed. Raises LibraryError where it cannot be loaded."""
+    """Version of the installed ONNX Runtime. Raises LibraryError if it cannot be loaded."""
     version: str = _library().__version__
     return version
 
@@ -155,7 +155,7 @@ def _options(precision: str, threads: int | None, profile: Path | None = None) -
     options.log_severity_level = 3
     # Packing weights for the processor takes most of a load.
     options.add_session_config_entry("session.prepack.enable_parallel", "1")
-    # The four graphs take turns: an idle one's threads must not spin while the next one works.
+    # The four graphs take turns: threads of an idle graph must not spin while the next one runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if PRECISIONS[precision].weights.startswith("float8"):
         # Q/DQ around a MatMul would be fused into an operator that has no fp8 kernel.
@@ -165,13 +165,13 @@ def _options(precision: str, threads: int | None, profile: Path | None = None) -
 
 def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[str, str], weights: Path | None) -> Any:
     _library().preload_dlls()  # CUDA's libraries, where they were installed by pip
-    # The processor takes what is left over, which is arithmetic on shapes.
+    # The processor runs the rest, which is arithmetic on shapes.
     providers = [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"]
     return _session(path, precision, options, providers, weights)
 
 
 def _prepared_session(path: Path, precision: str, options: Callable[[], Any], prepared: PreparedGraph) -> Any | None:
-    """A session of what is kept of the graph, which is made if need be; None where it cannot be."""
+    """A session from the cached optimised graph, which is made if it is missing; None if it cannot be made."""
 
     def load() -> Any:
         as_it_is = options()
@@ -184,26 +184,26 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
         except _UNREADABLE:
             prepared.discard()
     if prepared.make(partial(_prepare, path, precision, options())):
-        with suppress(*_UNREADABLE):  # another process may have put its own in the place of one half of it
+        with suppress(*_UNREADABLE):  # another process may have replaced one of the two files
             return load()
     return None
 
 
 def _cpu_session(path: Path, precision: str, options: Any, weights: Path) -> Any:
-    """A session that uses `weights` where they are, mapped, but for those that it packs for the processor."""
-    if not weights.is_file():  # too few for a file of their own
+    """A session that maps the file `weights`; it copies only the weights that it packs for the processor."""
+    if not weights.is_file():  # small weights are inside the graph's file
         return _session(path, precision, options, CPU_ONLY)
     mapped = MappedFile(weights)
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
     options.add_external_initializers_from_files_in_memory([mapped.name], [mapped.bytes], [len(mapped.bytes)])
     with mapped.giving_back():
         session = _session(path, precision, options, CPU_ONLY, in_memory=True)
-    session.mapped = mapped  # for as long as there is a session
+    session.mapped = mapped  # must live as long as the session
     return session
 
 
 def _prepare(path: Path, precision: str, options: Any, model: Path, weights: str) -> None:
-    """Write a graph to `model` as ONNX Runtime optimises it, its weights to the file of that name beside it."""
+    """Write the graph as ONNX Runtime optimises it to `model`, and its weights to the file `weights` beside it."""
     options.optimized_model_filepath = os.fspath(model)
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", weights),
@@ -221,15 +221,15 @@ def _session(
     weights: Path | None = None,
     in_memory: bool = False,
 ) -> Any:
-    """`weights`: a folder to look for the weights in; `in_memory`: the options have them."""
+    """`weights`: the folder of the weights; `in_memory`: the options hold them."""
     ort = _library()
     model: str | bytes = os.fspath(path)
     if in_memory or weights not in (None, path.parent):
-        model = path.read_bytes()  # or it would look beside the file
+        model = path.read_bytes()  # with a path it would look beside the file
     if weights is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(weights))
-    # A matrix product and the addition after it would become a Gemm, which does not go together with the blocked weights
-    # before it as the product does: they would be turned into floats in every call.
+    # A matrix product and the addition after it would be fused to a Gemm, which cannot use blocked weights: they would be
+    # converted to floats in every call.
     disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
     try:
         return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=disabled)

@@ -1,4 +1,4 @@
-"""How many bytes of weights a graph has in a precision, counted from the sizes alone: no checkpoint and no torch."""
+"""Bytes of a graph's weights in a precision, counted from the model's sizes, without a checkpoint or torch."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ Matrix = tuple[int, int]  # [inputs, outputs]
 class Parameters:
     """A graph's parameters by how they are stored.
 
-    `matrices` and `heads` are what a quantized precision quantizes, `plain` counts embeddings and most of the codec,
-    stored as the activations are, and `float32` the norms and the codec's codebooks.
+    A quantized precision quantizes `matrices` and `heads`. `plain` counts embeddings and most of the codec, stored like
+    the activations, and `float32` the norms and the codec's codebooks.
     """
 
     matrices: tuple[Matrix, ...]
@@ -39,7 +39,7 @@ class Parameters:
 
 
 def step_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, int]:
-    """Bytes of weights and scales a step of each language graph reads: all but the embeddings, of which it reads rows."""
+    """Bytes of weights and scales that a step of each language graph reads: all but the embeddings."""
     table = parameters(config)
     return {graph: replace(table[graph], plain=0).nbytes(PRECISIONS[precision[graph]]) for graph in LANGUAGE_GRAPHS}
 
@@ -51,7 +51,7 @@ def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[st
 
 
 def build_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool) -> int:
-    """Bytes of disk that a build takes: engines are as large as their graphs, of which one at a time is kept beside them."""
+    """Bytes of disk that a build takes: engines as large as their graphs, and one graph beside them."""
     weights = weights_nbytes(config, precision).values()
     return sum(weights) + (max(weights) if compiled else 0)
 
@@ -69,7 +69,7 @@ def parameters(config: ModelConfig) -> dict[str, Parameters]:
 
 
 def _matrix_nbytes(matrix: Matrix, weights: str, precision: Precision) -> int:
-    """Weights, and a scale in the activations' dtype per block of a column, or per column where there are no blocks."""
+    """Weights, and scales in the activations' dtype: one a block, or one a column without blocks."""
     inputs, outputs = matrix
     nbytes = -(-math.prod(matrix) * (_BITS.get(weights) or 8 * storage_dtype(weights).itemsize) // 8)
     if weights == precision.activations:
@@ -79,10 +79,10 @@ def _matrix_nbytes(matrix: Matrix, weights: str, precision: Precision) -> int:
 
 
 def block_of(inputs: int, precision: Precision) -> int:
-    """How many weights of a column of `inputs` share a scale: the precision's block, or what of it divides the column.
+    """How many weights of a column of `inputs` share a scale: the precision's block, or its largest divisor that fits.
 
-    ONNX allows a shorter last block. TensorRT's parser takes the length over the number of scales for the block, whatever
-    `block_size` says, and would scale the wrong weights.
+    ONNX allows a shorter last block. TensorRT's parser ignores `block_size`, divides the length by the number of scales,
+    and would scale the wrong weights.
     """
     return math.gcd(inputs, precision.block)
 
@@ -95,7 +95,7 @@ def _temporal(config: ModelConfig) -> Parameters:
 
 
 def _depth(config: ModelConfig) -> Parameters:
-    """One weight set a step; step 0 is fed the text token, every other one an audio token."""
+    """One weight set a step; step 0 reads the text token, every other step an audio token."""
     stack, steps = config.depth, config.depth_steps
     step = ((config.temporal.dim, stack.dim), *_layer(stack) * stack.layers)
     rows = config.text_card + 1 + (steps - 1) * (config.audio_card + 1)

@@ -1,4 +1,4 @@
-"""The precisions a graph can be exported in: what its activations and weights are stored as."""
+"""The precisions of a graph: how its activations and weights are stored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 
-if TYPE_CHECKING:  # the names of precisions are needed where numpy may be broken
+if TYPE_CHECKING:  # the doctor lists precisions even if numpy is broken
     import numpy as np
 
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:  # the names of precisions are needed where numpy may be broke
 class Precision:
     """One name of `--precision`. Norms, softmax, RoPE and sampling are float32 in all of them.
 
-    `activations` is the dtype between the layers and of the rings, `weights` what matrices are stored as, `heads` what those
-    that give the logits are, and `block` how many weights in a row share a scale (0: one scale a column, or none). Heads
-    are 2 % of the bytes and err straight into the sampling, so 8 bits stand in for 4 there, and 16 for fp8.
+    `activations`: dtype between the layers and of the rings. `weights`: dtype of the matrices. `heads`: dtype of the
+    matrices that give the logits. `block`: how many weights in a row share a scale (0: one scale a column, or none).
+    Heads are 2 % of the bytes and their errors go straight into the sampling: they have 8 bits where the others have 4,
+    and 16 with fp8.
     """
 
     name: str
@@ -41,14 +42,14 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         )
     }
 )
-CODEC_PRECISIONS = ("fp32", "fp16")  # TensorRT-RTX finds no types for a transposed convolution in bfloat16
+CODEC_PRECISIONS = ("fp32", "fp16")  # TensorRT-RTX does not support a transposed convolution in bfloat16
 FP32: Mapping[str, str] = MappingProxyType(dict.fromkeys(GRAPH_NAMES, "fp32"))
 
 
 def parse_precision(text: str) -> dict[str, str]:
-    """What `--precision` says, as graph -> name: "int4" for the language model, or "temporal=fp8,depth=int8".
+    """Parse `--precision` to graph -> name: "int4" for the language model, or "temporal=fp8,depth=int8".
 
-    A graph that is not named keeps fp32, and so does the codec unless it is named. Raises ConfigError.
+    Graphs that are not named keep fp32; a single name is for the language graphs. Raises ConfigError.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1 and "=" not in text:
@@ -66,12 +67,12 @@ def parse_precision(text: str) -> dict[str, str]:
 
 
 def check_precision(precision: Mapping[str, str]) -> dict[str, str]:
-    """The same mapping in the graphs' order; raises ConfigError with everything that is wrong with it."""
+    """The same mapping in the graphs' order; raises ConfigError that lists every fault."""
     problems = _unknown("graph", set(precision) - set(GRAPH_NAMES), GRAPH_NAMES)
     problems += [f"{graph} has no precision" for graph in GRAPH_NAMES if graph not in precision]
     for graph in (graph for graph in GRAPH_NAMES if graph in precision):
         possible = tuple(PRECISIONS) if graph in LANGUAGE_GRAPHS else CODEC_PRECISIONS
-        problems += _unknown(f"precision of {graph}:", {precision[graph]} - set(possible), possible)
+        problems += _unknown(f"precision of {graph}", {precision[graph]} - set(possible), possible)
     if problems:
         raise ConfigError("; ".join(problems) + ".")
     return {graph: precision[graph] for graph in GRAPH_NAMES}
@@ -85,4 +86,4 @@ def storage_dtype(name: str) -> "np.dtype[Any]":
 
 
 def _unknown(what: str, names: Iterable[str], possible: tuple[str, ...]) -> list[str]:
-    return [f"there is no {what} {name!r}, only {', '.join(possible)}" for name in sorted(names)]
+    return [f"unknown {what}: {name!r} (known: {', '.join(possible)})" for name in sorted(names)]

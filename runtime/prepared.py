@@ -1,7 +1,7 @@
-"""Graphs as ONNX Runtime has optimised them for this processor, kept in the bundle's `caches/`.
+"""The graphs as ONNX Runtime optimises them for this processor, cached in the bundle's `caches/`.
 
-Turning the blocked weights of the standard graph into those of its own operators takes ONNX Runtime half a minute at the
-released size, and as much memory again. What comes of it is written down once, and later loads begin there.
+ONNX Runtime converts the blocked weights of the standard graph for its own operators. At the released size that takes
+half a minute and doubles the memory, so the optimised graph is cached and later loads begin with it.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from pplex.runtime.files import is_file
 from pplex.runtime.precision import PRECISIONS
 
 GROWTH = 1.5  # times the weights' bytes, at most: their scales are kept as float32
-FORMAT = "1"  # of what is kept: another one where it is made or loaded with other options
-LEFT_SECONDS = 3600.0  # a folder that was not finished by then will not be
+FORMAT = "1"  # of the cache; to be changed with the options that it is made or loaded with
+LEFT_SECONDS = 3600.0  # an unfinished folder this old was abandoned
 
 
 @dataclass(frozen=True)
 class PreparedGraph:
-    """Where one graph is kept for one processor, library version and content.
+    """The place of one optimised graph, for one processor, library version and content.
 
-    `sources` are the bundle's own files of it with their SHA-256, `nbytes` together.
+    `sources`: the graph's files in the bundle with their SHA-256; `nbytes`: their size together.
     """
 
     folder: Path
@@ -50,14 +50,14 @@ class PreparedGraph:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is whole: the model gets its name last."""
-        return os.path.isfile(self.model) and os.path.isfile(self.weights)  # what may not be read is made anew
+        """Whether it is cached; the model gets its name last."""
+        return os.path.isfile(self.model) and os.path.isfile(self.weights)  # an unreadable one is made again
 
     def make(self, write: Callable[[Path, str], None]) -> bool:
-        """Have `write(model, name of the weights' file)` write it; False, and nothing left, where it cannot be written.
+        """Make it with `write(model, name of the weights' file)`; False, and no files, if it cannot be written.
 
-        What was kept of the graph for this processor, of other versions or contents, is removed. Of two processes at once
-        each writes its own, and the last one's stays.
+        Caches of other versions or contents of the graph for this processor are removed. Of two processes at the same
+        time each writes its own, and the last one stays.
         """
         try:
             self.folder.mkdir(exist_ok=True)
@@ -74,18 +74,18 @@ class PreparedGraph:
                     old.unlink(missing_ok=True)
                 weights.replace(self.weights)
                 model.replace(self.model)
-        except (OSError, BundleError):  # read only, or full: it is prepared anew at each load
+        except (OSError, BundleError):  # read-only or full disk: it is prepared again at each load
             return False
         return True
 
     def _remove_left_overs(self) -> None:
-        """What processes left that were killed while they wrote."""
+        """Remove folders of processes that were killed while they wrote."""
         for scratch in self.folder.glob("*.part"):
             if time.time() - scratch.stat().st_mtime > LEFT_SECONDS:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     def discard(self) -> None:
-        """Forget what turned out to be damaged. Raises BundleError if what it was made of is damaged, too."""
+        """Remove a damaged cache. Raises BundleError if its sources are damaged too."""
         for path in (self.model, self.weights):
             with suppress(OSError):
                 path.unlink()
@@ -98,9 +98,9 @@ class PreparedGraph:
 
 
 def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> dict[str, PreparedGraph]:
-    """Where a bundle's graphs with blocked weights are kept, or can be, as ONNX Runtime `version` prepares them here.
+    """The caches of a bundle's graphs with blocked weights, for ONNX Runtime `version` on this processor.
 
-    A file that was written to since is another file, whatever the manifest says: what was kept of it is not found again.
+    A cache is not used after the graph's file was written to, whatever the manifest says.
     """
     processor = _digest(_processor())[:8]
 
@@ -110,7 +110,7 @@ def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> 
             for name in graph_files(graph)
             if name in manifest["files"] and is_file(folder / name)
         }
-        if len(sources) < 2:  # no weights in a file of their own
+        if len(sources) < 2:  # the weights are inside the graph's file
             return None
         stats = [path.stat() for path in sources]
         key = _digest(FORMAT, version, *sources.values(), *(str(stat.st_mtime_ns) for stat in stats))[:16]
@@ -127,12 +127,12 @@ def _digest(*parts: str) -> str:
 
 
 def graph_files(graph: str) -> tuple[str, str]:
-    """The names of a graph's file and of its weights'."""
+    """The names of a graph's file and of its weights' file."""
     return f"{graph}.onnx", f"{graph}.data"
 
 
 def _processor() -> str:
-    """What decides how weights are packed: the kind of processor and the instructions it has."""
+    """The kind of processor and its instructions, which decide how weights are packed."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

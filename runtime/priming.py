@@ -1,4 +1,4 @@
-"""Priming a slot: voice and persona to a state of the temporal transformer, in chunks, and copies of it kept for reuse."""
+"""Priming (prefill): runs a voice and a persona through the temporal transformer in chunks, and caches the result."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from pplex.runtime.stages import Stages
 VoiceName = str | os.PathLike[str] | None
 PrefixKey = tuple[str | int | None, ...]  # voice, then the persona's tokens
 
-PRIMING_STEPS = 64  # forced steps in one call: a few frames' worth of work, so that priming can be interleaved
+PRIMING_STEPS = 64  # forced steps in one call: as much work as a few frames, so that other sessions can step in between
 VOICE_SUFFIXES = (".wav", ".flac", ".ogg")
 
 
@@ -39,17 +39,17 @@ class _Prefix:
 
 
 class Primer:
-    """Primes slots of `stages` and `ring`, and keeps up to `prefix_bytes` of primed states."""
+    """Primes slots of `stages` and `ring`, and caches up to `prefix_bytes` of primed states."""
 
     def __init__(self, bundle: Bundle, stages: Stages, ring: DelayRing, prefix_bytes: int):
         self.bundle, self.config, self.stages, self.ring = bundle, bundle.config, stages, ring
-        self._prefixes: OrderedDict[PrefixKey, _Prefix] = OrderedDict()  # the last one used is last
+        self._prefixes: OrderedDict[PrefixKey, _Prefix] = OrderedDict()  # the most recently used is last
         self._prefix_bytes = prefix_bytes
 
     def prime(self, row: int, voice: VoiceName, persona: list[int]) -> Generator[None, None, None]:
-        """Take a new slot to where the conversation starts, yielding between chunks.
+        """Run a new slot through its prompt, yielding between chunks.
 
-        A voice and a persona seen before are copied, bit for bit what priming gave. Raises PromptError, AudioError.
+        A cached voice and persona are copied, bit for bit as they were primed. Raises PromptError, AudioError.
         """
         voice_key, recording = self._find_voice(voice)
         key: PrefixKey = (voice_key, *persona)
@@ -69,7 +69,7 @@ class Primer:
         self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row)))
 
     def check(self, voice: VoiceName, persona: list[int]) -> None:
-        """Raise PromptError where `prime` would, for a voice that needs no encoding."""
+        """Raise PromptError if `prime` would. A recording is not checked: it would have to be encoded."""
         voice_key, recording = self._find_voice(voice)
         if recording is None:
             make_prompt(self.config, self._recorded(voice_key), persona)
@@ -86,7 +86,7 @@ class Primer:
             yield
 
     def _inputs(self, row: int, prompt: Prompt) -> tuple[Tokens, npt.NDArray[np.float32]]:
-        """The temporal transformer's inputs for a prompt, codes [T, 17] and embedding [T, dim]; moves the token ring."""
+        """The temporal transformer's inputs for a prompt, codes [T, 17] and embedding [T, dim]; advances the token ring."""
         codes = np.full((prompt.steps, self.config.num_streams), -1, np.int64)
         embedding = np.zeros((prompt.steps, self.config.temporal.dim), np.float32)
         if prompt.voice is not None:
@@ -107,14 +107,14 @@ class Primer:
             return name.removesuffix(".pt"), None
         if Path(name).suffix.lower() not in VOICE_SUFFIXES:
             raise PromptError(
-                f"There is no voice {name!r}. This bundle has {', '.join(self.bundle.voices)}; "
+                f"Unknown voice {name!r}. This bundle has {', '.join(self.bundle.voices)}; "
                 f"or name an audio file ({', '.join(VOICE_SUFFIXES)})."
             )
         recording = normalize_loudness(read_audio(name))
         return hashlib.sha256(recording.tobytes()).hexdigest(), recording
 
     def _encode(self, row: int, spoken: Pcm) -> Generator[None, None, Tokens]:
-        """Codes [F, 8] of frames [F, 1920], by the slot's own encoder, which is new again afterwards."""
+        """Codes [F, 8] of frames [F, 1920], from the slot's own encoder, which is reset afterwards."""
         stages, codes = self.stages, list[Tokens]()
         try:
             for frame in spoken:
@@ -122,12 +122,12 @@ class Primer:
                 stages.run("mimi_encode", 1, row)
                 codes.append(stages.user_codes[row].copy())
                 yield
-        finally:  # also where the caller gives up half way
+        finally:  # also if the caller stops half way
             stages.engines["mimi_encode"].reset(row, self.config.mimi.steps_per_frame * len(codes))
         return np.stack(codes)
 
     def _keep(self, key: PrefixKey, prefix: _Prefix) -> None:
-        """Store a primed state, dropping those unused for longest until all fit."""
+        """Cache a primed state; drop the least recently used until all fit."""
         if prefix.nbytes > self._prefix_bytes:
             return
         self._prefixes[key] = prefix

@@ -1,4 +1,4 @@
-"""What a session is primed with: voice, silence, persona, silence, as steps in which every token is forced."""
+"""The prompt of a session: voice, silence, persona, silence, as steps with all tokens forced."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from pplex.runtime.errors import PromptError
 class Prompt:
     """The steps that prime a session.
 
-    A recorded voice comes first: its embeddings [V, dim] take the place of the summed token embeddings, and then its
-    token ring `cache` [17, 4] that of the session's. `tokens` [n, 17] are the forced frames that follow.
+    A recorded voice comes first: its embeddings [V, dim] replace the summed token embeddings, then its token ring
+    `cache` [17, 4] replaces the session's. `tokens` [n, 17] are the forced frames that follow.
     """
 
     voice: Voice | None
@@ -28,7 +28,7 @@ class Prompt:
 
     @property
     def steps(self) -> int:
-        """Calls of the temporal transformer, which is also the ring entries taken."""
+        """Steps of the temporal transformer; each takes one ring entry."""
         return self.voice_steps + len(self.tokens)
 
 
@@ -39,7 +39,7 @@ def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequ
         agent   voice     0.5 s silence   silence     0.5 s silence
         user    440 Hz tone all along
 
-    Raises PromptError if it does not fit into the ring, or a token is none of the model's.
+    Raises PromptError if it does not fit into the ring, or the model does not have a token.
     """
     wrong = [token for token in persona if not 0 <= token <= config.text_card]
     if wrong:
@@ -61,7 +61,7 @@ def _frame(text: int, agent: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_length(config: ModelConfig, steps: int, persona_tokens: int) -> None:
-    """Raise PromptError if a prompt of `steps` steps, `persona_tokens` of them the persona's, is more than the ring holds.
+    """Raise PromptError if a prompt of `steps` steps, `persona_tokens` of them for the persona, does not fit into the ring.
 
     The window is capacity - 1 steps, the conversation's first one included: see export/layers.py, ring_mask.
     """

@@ -1,19 +1,19 @@
-"""What samples must be: floats, finite, with a full scale of 1.0. One rule for frames, files and the server's raw audio."""
+"""The rule for samples: finite floats with a full scale of 1.0; for frames, files and the server's raw audio."""
 
 import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.errors import AudioError
 
-# 24 dB above full scale. Recordings in float may exceed 1.0 by the headroom of a mixer or a recorder, and pass as they are.
-# What was never scaled exceeds it with the first sound, 8-bit integers too. It is refused and not scaled: a file could be
-# scaled by a guess at its integers, but a frame of a session must be judged without those to come, and both follow one rule.
+# 24 dB above full scale. Recordings in float may exceed 1.0 by the headroom of a mixer or a recorder, and pass unchanged.
+# Integers that were not scaled, even of 8 bits, exceed the limit with the first sound. They are refused and not scaled: a
+# file could be scaled by a guess, but a frame is judged without the later frames, and both follow one rule.
 MAX_LEVEL = 16.0
 FULL_SCALES = {8: 1 << 7, 16: 1 << 15, 24: 1 << 23, 32: 1 << 31}  # bits of an integer: what 1.0 is in it
 
 
 def check_frame(pcm: npt.NDArray[np.floating], frame_size: int) -> npt.NDArray[np.floating]:
-    """`pcm`, if it is one frame, [frame_size] floats; raises AudioError for another shape, integers or no array."""
+    """Return `pcm` if it is one frame, [frame_size] floats. Raises AudioError for another shape or type."""
     if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f":
         kind = pcm.dtype if isinstance(pcm, np.ndarray) else type(pcm).__name__
         raise AudioError(f"A frame must be a numpy array of float samples in [-1, 1], not {kind}.")
@@ -23,10 +23,10 @@ def check_frame(pcm: npt.NDArray[np.floating], frame_size: int) -> npt.NDArray[n
 
 
 def check_samples(pcm: npt.NDArray[np.floating], name: str = "A frame") -> None:
-    """Raise AudioError where samples of `pcm`, of any shape, are NaN, infinite or beyond `MAX_LEVEL`: `name` holds them."""
+    """Raise AudioError if samples of `pcm`, of any shape, are NaN, infinite or beyond `MAX_LEVEL`; it names `name`."""
     if not pcm.size:
         return
-    # The least and the most of what holds a NaN is NaN; isfinite would make an array as long as the frames.
+    # min and max of an array with NaN are NaN; isfinite would allocate an array as large.
     with np.errstate(invalid="ignore"):
         low, high = float(pcm.min()), float(pcm.max())
     if low >= -MAX_LEVEL and high <= MAX_LEVEL:
@@ -40,6 +40,6 @@ def check_samples(pcm: npt.NDArray[np.floating], name: str = "A frame") -> None:
 
 def _advice(peak: float) -> str:
     for bits, full_scale in FULL_SCALES.items():
-        if peak <= 2 * full_scale:  # of unsigned ones, too
+        if peak <= 2 * full_scale:  # unsigned integers too
             return f"They look like {bits}-bit integers that were never scaled: divide them by {full_scale:,}."
     return "Scale them to [-1, 1]."

@@ -1,4 +1,4 @@
-"""The loop: sessions in slots, and what happens to an 80 ms frame of each."""
+"""Sessions in slots, and the path of an 80 ms frame through them: `Runtime.step`."""
 
 import os
 import secrets
@@ -28,7 +28,7 @@ AGENT, USER = 1, 1 + CODEBOOKS  # first stream of each speaker
 
 @dataclass(frozen=True)
 class Reply:
-    """What the agent does in one frame: pcm [1920] float32, text "" or a piece, tokens [17] (text, agent, user)."""
+    """The agent's frame: pcm [1920] float32, text ("" or a piece), tokens [17] (text, agent, user)."""
 
     pcm: Pcm
     text: str
@@ -36,7 +36,7 @@ class Reply:
 
 
 class Session:
-    """One conversation: a slot of a Runtime plus a small record on the host. Made by `Runtime.open`."""
+    """One conversation: a slot of a Runtime and a small record on the host. `Runtime.open` makes it."""
 
     def __init__(self, runtime: "Runtime", row: int, seed: int, sampling: Sampling):
         self.runtime, self.row, self.seed, self.sampling = runtime, row, seed, sampling
@@ -45,11 +45,11 @@ class Session:
         self.is_open = True
 
     def step(self, pcm: Pcm) -> Reply:
-        """One frame of the user, [1920] float32 at 24 kHz, for one frame of the agent. Raises AudioError, SlotError."""
+        """Take one frame of the user, [1920] float32 at 24 kHz; return one of the agent. Raises AudioError, SlotError."""
         return self.runtime.step({self: pcm})[self]
 
     def step_codes(self, codes: Tokens, frame_noise: FrameNoise | None = None) -> Tokens:
-        """One frame as codes: the user's [8] in, all streams' [17] out, past the codec; recorded noise can be given."""
+        """Step one frame without the codec: the user's codes [8] in, all streams' tokens [17] out. Noise may be recorded."""
         return self.runtime.step_codes({self: codes}, {self: frame_noise} if frame_noise else {})[self]
 
     def close(self) -> None:
@@ -78,13 +78,13 @@ class Runtime:
         device: str | Backend | None = None,
         logits: bool = False,
     ):
-        """`batches`: engine batch sizes to use, the largest at least `slots`; powers of two by default. What a session says
-        is the same to the bit at one batch size, whoever sits beside it: `batches=[slots]` gives every frame that one.
+        """`batches`: engine batch sizes to use, the largest at least `slots`; powers of two by default. At one batch size a
+        session's output is the same to the bit, whatever other sessions do: `batches=[slots]` uses one size only.
 
-        `prefix_bytes`: memory for primed prompts, so that a pair of voice and persona seen before starts by a copy.
-        `device`: what ONNX graphs run on, "cpu" or "cuda"; None for a GPU where there is one. A compiled engine has its own.
-        `logits`: keep what tokens are drawn from, for validation.
-        Raises SlotError, and EngineError where the bundle cannot run here.
+        `prefix_bytes`: memory for primed prompts; a voice and persona that were used before are copied from there.
+        `device`: what ONNX graphs run on, "cpu" or "cuda"; None for a GPU if one is found. A compiled engine has its own.
+        `logits`: keep the logits, for validation.
+        Raises SlotError, and EngineError if the bundle cannot run here.
         """
         if slots < 1 or (batches is not None and min(batches, default=0) < 1):
             raise SlotError(f"{slots} slots in batches of {batches or 'any size'}: a runtime needs at least 1.")
@@ -112,10 +112,10 @@ class Runtime:
     # One frame.
 
     def step(self, pcm: Mapping[Session, Pcm]) -> dict[Session, Reply]:
-        """One frame [1920] of each given session, in one call per graph. Nothing is stepped if any frame is refused.
+        """Step one frame [1920] of each given session, with one call per graph. If a frame is refused, none is stepped.
 
-        Raises AudioError for a wrong shape and for samples that are not finite or far above full scale (integers as
-        floats), SlotError for a closed session.
+        Raises AudioError for a wrong shape and for samples that are not finite or far above full scale (unscaled
+        integers), SlotError for a closed session.
         """
         rows = self._rows(pcm)
         if not pcm:
@@ -136,7 +136,7 @@ class Runtime:
     def step_codes(
         self, codes: Mapping[Session, Tokens], recorded: Mapping[Session, FrameNoise] | None = None
     ) -> dict[Session, Tokens]:
-        """As `step`, without the codec: the user's codes [8] in, the tokens of all streams [17] out.
+        """`step` without the codec: the user's codes [8] in, the tokens of all streams [17] out.
 
         Raises AudioError for codes and NoiseError for recorded noise that cannot be used, SlotError for a closed session.
         """
@@ -160,7 +160,7 @@ class Runtime:
         return {session: tokens[i] for i, session in enumerate(codes)}
 
     def _hear(self, pcm: Mapping[Session, Pcm], batch: int) -> None:
-        """Put the user's frames into their slots' rows; if one of them is refused, zeros."""
+        """Copy the user's frames into their slots' rows. If one is refused, all rows become zeros."""
         heard = self.stages.pcm_in[:batch, 0]  # [batch, 1920]
         try:
             with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite, which is refused
@@ -172,7 +172,7 @@ class Runtime:
             raise
 
     def _read_ring(self, rows: Array, batch: int) -> None:
-        """What the frame needs of the ring: the model's input, what of its output is forced, what the agent says now."""
+        """Read the token ring: the model's input, the forced part of its output, the codes the agent says now."""
         stages, audio = self.stages, slice(AGENT, AGENT + self.config.depth_steps)
         stages.codes[rows, 0], forced = self.ring.begin(rows)
         stages.forced_text[rows], stages.forced_audio[rows] = forced[:, 0], forced[:, audio]
@@ -180,7 +180,7 @@ class Runtime:
         stages.agent_codes[rows] = self.ring.completing(rows)[:, AGENT:USER]
 
     def _write_ring(self, rows: Array, user_codes: Tokens) -> Tokens:
-        """The user's codes [n, 8] and what was sampled, for the frame [n, 17] this step completes."""
+        """Store the user's codes [n, 8] and the sampled tokens; returns the frame [n, 17] that this step completes."""
         self.ring.provide(rows, USER, user_codes)
         sampled = np.concatenate([self.stages.text_token[rows, None], self.stages.audio_tokens[rows]], axis=1)
         return self.ring.commit(rows, sampled)
@@ -197,7 +197,7 @@ class Runtime:
         return np.fromiter((session.row for session in sessions), np.intp, len(sessions))
 
     def _batch(self) -> int:
-        """The smallest batch size that holds the highest slot in use."""
+        """The smallest batch size that includes the highest slot in use."""
         highest = max(row for row, session in enumerate(self._sessions) if session is not None)
         return next(batch for batch in self.batches if batch > highest)
 
@@ -210,11 +210,11 @@ class Runtime:
         seed: int | None = None,
         sampling: Sampling = DEFAULT_SAMPLING,
     ) -> Session:
-        """A primed session in the lowest free slot.
+        """Open a session in the lowest free slot and prime it.
 
         voice: one of the bundle's names, an audio file of the voice to take on, or None. persona: text, or its tokens.
-        seed: of the sampling noise; random when None. Raises SlotError when every slot is taken, PromptError for a voice
-        or a persona that cannot be used, AudioError for an unreadable voice file.
+        seed: of the sampling noise; random if None. Raises SlotError if every slot is taken, PromptError for a voice or a
+        persona that cannot be used, AudioError for an unreadable voice file.
         """
         opening = self.begin(voice, persona, seed, sampling)
         try:
@@ -225,7 +225,7 @@ class Runtime:
             return session
 
     def check_prompt(self, voice: VoiceName = None, persona: str | Sequence[int] = "") -> None:
-        """Raise PromptError where `open` would, for a voice of the bundle or none. Another thread may use the runtime."""
+        """Raise PromptError if `open` would, for a voice of the bundle or none. Other threads may use the runtime."""
         self.primer.check(voice, self._persona_tokens(persona))
 
     def _persona_tokens(self, persona: str | Sequence[int]) -> list[int]:
@@ -238,7 +238,7 @@ class Runtime:
         seed: int | None = None,
         sampling: Sampling = DEFAULT_SAMPLING,
     ) -> Generator[None, None, Session]:
-        """As `open`, as a generator that yields between chunks of the priming and returns the session.
+        """`open` as a generator: it yields between chunks of the priming (prefill) and returns the session.
 
         Other sessions can be stepped between two chunks. A generator that is closed early frees its slot.
         """
@@ -259,7 +259,7 @@ class Runtime:
         return session
 
     def close(self, session: Session) -> None:
-        """Free a session's slot and clear what it wrote."""
+        """Free a session's slot and clear its state."""
         if session.runtime is not self:
             raise SlotError("This session belongs to another runtime, which must close it: session.close()")
         if session.is_open:

@@ -1,4 +1,4 @@
-"""Sound for those who have no recording at hand: random checkpoints, calibration, a load on the server."""
+"""Synthetic sound, used instead of recordings for random checkpoints, calibration and load on the server."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 
 
 def speech_like(frames: int, frame_size: int, seed: int) -> Pcm:
-    """Sound with what a codec meets in speech: harmonics of a moving pitch under two moving formants, bursts of noise
-    and pauses. [frames * frame_size] float32, within 0.5.
+    """Sound like speech for a codec: harmonics of a moving pitch under two moving formants, bursts of noise and pauses.
+
+    [frames * frame_size] float32, within 0.5.
     """
     random = np.random.default_rng(seed)
     time_s = np.arange(frames * frame_size) / SAMPLE_RATE_HZ

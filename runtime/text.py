@@ -1,4 +1,4 @@
-"""Text in and out: personas to tokens, and a session's text tokens, one at a time, to what is said.
+"""Text in and out: personas to tokens, and a session's text tokens to text.
 
 Called by the runtime's sessions and the command line.
 """
@@ -10,20 +10,20 @@ from sentencepiece import SentencePieceProcessor
 
 from pplex.runtime.errors import BundleError, PromptError
 
-RESERVED = ("EPAD", "BOS", "EOS", "PAD")  # what tokens 0-3 mean to the model, whatever the tokenizer's file calls them
-UNKNOWN = "\ufffd"  # for a token that stands for no text: a model may have more of them than its tokenizer
+RESERVED = ("EPAD", "BOS", "EOS", "PAD")  # the model's meaning of tokens 0-3; the tokenizer's file has other names
+UNKNOWN = "\ufffd"  # for a token without text: a model may have more tokens than its tokenizer
 SYSTEM_TAG = "<system>"
 
 
 def wrap_persona(text: str) -> str:
-    """`text` between the tags the model expects, unless it has them; "" where there is nothing to wrap."""
+    """`text` between the tags the model expects, unless it has them; "" for an empty text."""
     text = text.strip()
     tagged = text.startswith(SYSTEM_TAG) and text.endswith(SYSTEM_TAG)
     return text if tagged or not text else f"{SYSTEM_TAG} {text} {SYSTEM_TAG}"
 
 
 class Tokenizer:
-    """A SentencePiece file and what each of its tokens stands for. Raises BundleError if it cannot be read."""
+    """A SentencePiece file and the text of each of its tokens. Raises BundleError if it cannot be read."""
 
     def __init__(self, path: Path):
         try:
@@ -38,7 +38,7 @@ class Tokenizer:
         self._bytes = {token: bytes([int(names[token][1:-1], 16)]) for token in ids if self._processor.is_byte(token)}
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of `text`; raises PromptError if it holds half a surrogate pair, which no text can."""
+        """Tokens of `text`; raises PromptError if it holds half a surrogate pair, which is not valid text."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -49,11 +49,11 @@ class Tokenizer:
         return tokens
 
     def encode_persona(self, text: str) -> list[int]:
-        """Tokens of a persona between its tags; none for an empty one."""
+        """Tokens of a persona between its tags; [] for an empty one."""
         return self.encode(wrap_persona(text))
 
     def piece(self, token: int) -> str:
-        """What a token stands for: "PAD" and such for 0-3, a piece with its spaces, "<0xE2>" for a byte."""
+        """A token's name: "PAD" and such for 0-3, a piece with its spaces, "<0xE2>" for a byte."""
         assert token >= 0, f"token {token} was never generated"
         return self._pieces[token] if token < len(self._pieces) else UNKNOWN
 
@@ -63,10 +63,10 @@ class Tokenizer:
 
 
 class TextStream:
-    """What one session says, token by token.
+    """The text of one session, token by token.
 
-    A character the tokenizer has no piece for comes as the bytes of its UTF-8 form, and is given out with the last one.
-    Tokens 0-3 say nothing and may come in the middle of it; a piece that does leaves U+FFFD in the character's place.
+    A character without a piece comes as the bytes of its UTF-8 form, and is returned with the last byte. Tokens 0-3 have
+    no text and may come between the bytes; a piece between them makes the character U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer):

@@ -1,7 +1,7 @@
-"""How far each graph may be from float32 in each precision: what a validation holds it to, part of its GraphSpec.
+"""The limits of validation: how far each graph may be from float32 in each precision. Part of its GraphSpec.
 
-The limits tell a format's own rounding from a defect, which is far above, and slight harm from heavy harm. Each is
-above what random models gave, mostly twice as much or more, one of them with planted heavy channels: docs/validation.md.
+They separate a format's own rounding from a defect, which is far larger. Each limit is above the values of random models,
+one of them with planted heavy channels, mostly by a factor of two or more: docs/validation.md.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 Limits = Mapping[str, float]
 
-# layer_error: what half a layer adds, wrong by this share of it, given the engine's own input
+# layer_error: relative error of the term that half a layer adds, from the engine's own input
 # hidden: 1 - cosine of hidden states, mean
-# channel_error: the same of the worst channel alone
-# rounding: of a hidden state, where the same is computed in another order
-# *_kl: mean divergence of what is sampled from, in nats; *_top1: least share of steps with the same most probable token
+# channel_error: the same for the worst channel
+# rounding: of a hidden state that is computed in another order
+# *_kl: mean divergence of the distributions, in nats; *_top1: least share of steps with the same most probable token
 _TEMPORAL = {
     "fp32": {
         "layer_error": 1e-5,
@@ -37,7 +37,7 @@ _DEPTH = {
     "int8": {"layer_error": 0.07, "channel_error": 0.15, "audio_kl": 0.03},
     "int4": {"layer_error": 0.5, "channel_error": 0.9, "audio_kl": 1.5},
 }
-# agreement: least share of the same codes; boundary: how far a latent is from where another code begins, of its length
+# agreement: least share of equal codes; boundary: distance of a latent to the next code's region, relative to its length
 _CODEC = {
     "fp32": {
         "layer_error": 1e-5,
@@ -63,5 +63,5 @@ _BY_GRAPH = {"mimi_encode": _CODEC, "temporal": _TEMPORAL, "depth": _DEPTH, "mim
 
 
 def tolerances(graph: str, precision: str) -> Limits:
-    """Limits by the name of what is measured."""
+    """Limits by the name of the measure."""
     return MappingProxyType(_BY_GRAPH[graph][precision])

@@ -16,7 +16,7 @@ from pplex.runtime.trt_library import TensorRTLibrary, TensorRTMessages
 
 
 class Scratch:
-    """Memory that all contexts compute in, one after the other as they are on one stream."""
+    """Memory that all contexts share: they compute one after the other on one stream."""
 
     def __init__(self, device: CudaDevice, nbytes: int):
         self.nbytes = nbytes
@@ -25,15 +25,15 @@ class Scratch:
 
 
 class LoadedPlan:
-    """An engine file that has been loaded, before it has memory to compute in.
+    """A loaded engine file, before it has memory to compute in.
 
-    Raises EngineError where the library refuses it, or where its inputs and outputs are not the graph's.
+    Raises EngineError if the library refuses it, or its inputs and outputs are not the graph's.
     """
 
     def __init__(self, trt: Any, library: TensorRTLibrary, path: Path, spec: GraphSpec):
         self.trt, self.library, self.path, self.spec = trt, library, path, spec
         self.messages = TensorRTMessages(trt, only_errors=True)
-        self._runtime = trt.Runtime(self.messages.logger)  # an engine does not outlive the runtime that loaded it
+        self._runtime = trt.Runtime(self.messages.logger)  # must live as long as the engine
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
@@ -45,7 +45,7 @@ class LoadedPlan:
 
     @property
     def scratch_nbytes(self) -> int:
-        """What the largest call computes in, weights and inputs and outputs left out."""
+        """Bytes that the largest call computes in, without weights, inputs and outputs."""
         return int(self.engine.device_memory_size_v2)
 
     def _check_names(self) -> None:
@@ -53,7 +53,7 @@ class LoadedPlan:
         expected = {tensor.name for tensor in (*self.spec.all_inputs, *self.spec.all_outputs)}
         if found != expected:
             raise EngineError(
-                f"{self.path.name} has other inputs and outputs than {self.spec.name} has here: "
+                f"The inputs and outputs of {self.path.name} are not those of the graph {self.spec.name}: "
                 f"{', '.join(sorted(found ^ expected))}. Rebuild it: pplex-export build CHECKPOINT --out BUNDLE"
             )
 
@@ -61,15 +61,15 @@ class LoadedPlan:
 class TensorRTExecutor:
     """A loaded plan and its execution contexts.
 
-    A call that is repeated has a context of its own, since a captured graph is valid only while its context keeps shapes
-    and addresses. Every other call shapes and binds the one context of its profile anew.
+    A repeated call has its own context, because a captured graph is valid only while its context keeps shapes and
+    addresses. All other calls share one context per profile, which each of them shapes and binds again.
     """
 
-    alignment = ALLOCATION_ALIGNMENT  # IExecutionContext.setTensorAddress demands it
-    fixed_rings = True  # their length is part of the engine, as its KV cache layer wants
+    alignment = ALLOCATION_ALIGNMENT  # required by IExecutionContext.setTensorAddress
+    fixed_rings = True  # the engine's KV cache layer has a fixed length
 
     def __init__(self, plan: LoadedPlan, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
-        """`cache`: the file in which a library that compiles at load keeps what it compiled."""
+        """`cache`: the file of compiled kernels, for a library that compiles at load."""
         self.spec, self._plan, self._device, self._slots, self._scratch = plan.spec, plan, device, slots, scratch
         self._repeated: list[Any] = []
         self._shared: dict[int, Any] = {}  # by profile
@@ -100,7 +100,7 @@ class TensorRTExecutor:
         return call
 
     def save_cache(self) -> None:
-        """Keep what was compiled so far, where the bundle can be written to."""
+        """Save what was compiled so far, if the bundle can be written to."""
         if self._kernels is not None:
             self._kernels.save()
 
@@ -110,7 +110,7 @@ class TensorRTExecutor:
         return int(max(steps, default=1) > 1)
 
     def _unfetched(self, tensors: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Somewhere to write every output that nobody asked for: TensorRT computes them all."""
+        """Buffers for the outputs that are not fetched: TensorRT computes them all."""
         for tensor in self.spec.outputs:
             if tensor.name not in tensors and tensor.name not in self._sinks:
                 shape = fixed_shape(tensor.shape, {"B": self._slots})
@@ -145,24 +145,26 @@ class TensorRTExecutor:
 
 
 class _Kernels:
-    """What a library compiles for the shapes it meets, kept in a file from one load to the next."""
+    """Kernels that a library compiles for the shapes it runs, cached in a file from one load to the next."""
 
     def __init__(self, plan: LoadedPlan, path: Path):
         self._plan, self._path = plan, path
         self._cache = plan.engine.create_runtime_config().create_runtime_cache()
         try:
             self._stored = path.read_bytes()
-        except OSError:  # there is none yet, or this user may not read it: kernels are compiled again
+        except OSError:  # missing or not readable: kernels are compiled again
             self._stored = b""
         if self._stored:
-            self._cache.deserialize(self._stored)  # of another GPU, driver or version: it stays empty, and is replaced
+            self._cache.deserialize(
+                self._stored
+            )  # from another GPU, driver or version the cache stays empty, and the file is replaced
 
     def config(self, repeated: bool) -> Any:
-        """How a context is made. Kernels for its very shapes are worth their wait only where they run every frame."""
+        """The configuration of a context. Kernels for exact shapes take long to compile: only repeated calls get them."""
         trt, config = self._plan.trt, self._plan.engine.create_runtime_config()
         strategy = trt.DynamicShapesKernelSpecializationStrategy
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # Not lazily: a captured graph would keep the kernels that stand in until the others are compiled.
+        # Not lazily: a captured graph would keep the fallback kernels.
         config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.NONE
         config.set_runtime_cache(self._cache)
         return config
@@ -175,6 +177,6 @@ class _Kernels:
             self._path.parent.mkdir(exist_ok=True)
             check_writable(self._path)
         except (OSError, OutputError):
-            return  # a bundle that is read-only, or gone since it was loaded: the next load compiles again
+            return  # the bundle is read-only or was removed: the next load compiles again
         write_files({str(self._path): data})
         self._stored = data

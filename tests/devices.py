@@ -1,4 +1,4 @@
-"""A device for tests: its memory is not the host's and its work waits, as a GPU's, so that a missing copy or wait shows."""
+"""A device for tests: like a GPU it has separate memory and delays its work, so that a missing copy or wait shows."""
 
 from functools import partial
 
@@ -11,9 +11,9 @@ from pplex.runtime.gpus import FoundGpu
 
 
 class QueueDevice(HostDevice):
-    """Host memory that stands for a GPU's. Nothing enqueued is done before `synchronize`.
+    """Host memory in place of a GPU's. Enqueued work runs in `synchronize`.
 
-    It has what executors ask a CudaDevice for. `free`: bytes that can be allocated.
+    It has the attributes of a CudaDevice that executors use. `free`: bytes that can be allocated.
     """
 
     name, captures = "stand-in", True

@@ -220,4 +220,4 @@ class Context:
             shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
             binding.bind_output(tensor.name, "cpu", 0, np.dtype(tensor.dtype).type, shape, addresses[tensor.name])
         session.run_with_iobinding(binding)
-        host_view(Buffer(scratch[0], (scratch[1],), "uint8", None))[...] = 0xFF  # nobody else's values are kept there
+        host_view(Buffer(scratch[0], (scratch[1],), "uint8", None))[...] = 0xFF  # scratch memory keeps no values

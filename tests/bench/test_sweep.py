@@ -190,6 +190,6 @@ def test_bench_stages_of_a_bundle(tiny_bundle: Bundle, tmp_path: Path, monkeypat
     refused = CliRunner().invoke(
         main, ["bench", "stages", str(tiny_bundle.folder), "--out", str(tmp_path / "no" / "x")]
     )
-    assert refused.exit_code != 0 and "there is no folder" in refused.output + str(refused.exception)
+    assert refused.exit_code != 0 and "does not exist" in refused.output + str(refused.exception)
     assert all(0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["floor_ms"] > 0 for row in rows)
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows

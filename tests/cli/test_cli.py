@@ -84,10 +84,10 @@ def test_both_outputs_cannot_be_standard_output(tiny_bundle: Bundle, speech: Pat
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--voice", "NATF9"], "There is no voice 'NATF9'. This bundle has NATF0, NATM1, VARF2"),
+        (["--voice", "NATF9"], "Unknown voice 'NATF9'. This bundle has NATF0, NATM1, VARF2"),
         (["--text-prompt", "word " * 300], "Shorten the persona to"),
         (["--temp-audio", "0"], "audio_temperature is 0.0"),
-        (["--output-wav", "nowhere/agent.wav"], "there is no folder nowhere"),
+        (["--output-wav", "nowhere/agent.wav"], "the folder nowhere does not exist"),
         (["--output-wav", "agent.mp3"], ".flac"),
         (["--input-wav", "nothing.wav"], "nothing.wav does not exist"),
         (["--device", "cuda"], "not built for GPUs"),

@@ -97,7 +97,7 @@ def test_a_result_that_cannot_be_printed_is_an_error_before_the_work(arguments: 
 def test_audio_that_would_go_to_a_closed_output_is_not_computed(tiny_bundle: Bundle, tmp_path: Path) -> None:
     outputs = ["--output-wav", "-", "--output-text", str(tmp_path / "agent.json")]
     done = _with_closed("1", "run", str(tiny_bundle.folder), "--input-wav", "no.wav", *outputs)
-    assert done.returncode == 1 and "There is no standard output" in done.stderr
+    assert done.returncode == 1 and "Standard output is closed" in done.stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here, as only Linux has it")

@@ -45,7 +45,7 @@ def test_plan_of_a_bundle_and_chosen_gpus(tiny_bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--gpu", "rtx-9090"], "There is no GPU named 'rtx-9090' here"),
+        (["--gpu", "rtx-9090"], "Unknown GPU 'rtx-9090'"),
         (["--precision", "fp7"], "'fp7'"),
         (["nowhere"], "There is no folder nowhere"),
     ],

@@ -1,4 +1,4 @@
-"""What a bundle runs on, and the refusals: each says what is wrong and what to do."""
+"""Choice of device and library, and errors that say what is wrong and what to do."""
 
 import sys
 from dataclasses import replace
@@ -66,20 +66,18 @@ def load(bundle: Bundle, device: QueueDevice, slots: int = 2) -> None:
 no_gpu = pytest.mark.skipif(has_gpu(), reason="a GPU answers here")
 
 
-def test_graphs_run_on_the_processor_where_there_is_nothing_else(tiny_bundle: Bundle) -> None:
+def test_graphs_run_on_the_processor_without_a_gpu(tiny_bundle: Bundle) -> None:
     for asked in (None, "cpu"):
         assert isinstance(choose_backend(tiny_bundle, asked, threads=1).device, HostDevice)
 
 
-def test_a_gpu_is_asked_for_and_onnx_runtime_was_not_built_for_one(tiny_bundle: Bundle) -> None:
+def test_cuda_needs_an_onnx_runtime_built_for_gpus(tiny_bundle: Bundle) -> None:
     with pytest.raises(LibraryError, match=r"was not built for GPUs: .* pip install 'pplex-export\[cuda\]'"):
         choose_backend(tiny_bundle, "cuda", threads=1)
 
 
 @no_gpu
-def test_onnx_runtime_was_built_for_gpus_and_there_is_none(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_onnx_runtime_built_for_gpus_without_a_gpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: True)
     assert isinstance(choose_backend(tiny_bundle, None, threads=1).device, HostDevice)
     assert graphs_run_on_processor(None) and graphs_run_on_processor("cpu")
@@ -88,7 +86,7 @@ def test_onnx_runtime_was_built_for_gpus_and_there_is_none(
 
 
 def test_an_unknown_device(tiny_bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="no device 'tpu', only cpu and cuda"):
+    with pytest.raises(EngineError, match="Unknown device 'tpu': choose cpu or cuda"):
         choose_backend(tiny_bundle, "tpu", threads=1)
 
 
@@ -109,7 +107,7 @@ def test_engines_of_an_unknown_kind(tiny_bundle: Bundle) -> None:
         choose_backend(changed(tiny_bundle, "depth", kind="openvino"), None, threads=1)
 
 
-def test_bf16_has_no_arithmetic_on_the_processor(tiny_bundle: Bundle) -> None:
+def test_bf16_is_refused_on_the_processor(tiny_bundle: Bundle) -> None:
     bundle = replace(tiny_bundle, precision={**tiny_bundle.precision, "temporal": "bf16"})
     with pytest.raises(EngineError, match=r"^temporal is in bf16, .* on a GPU, or rebuild it: .* --precision fp16"):
         Runtime(bundle, 1, device="cpu")
@@ -182,11 +180,13 @@ def test_a_damaged_plan_is_refused_in_the_librarys_words(compiled: Bundle, devic
 
 def test_a_plan_of_another_graph_is_refused(compiled: Bundle, device: QueueDevice, library: Any) -> None:
     (compiled.folder / "depth.engine").write_bytes((compiled.folder / "mimi_encode.engine").read_bytes())
-    with pytest.raises(EngineError, match=r"depth\.engine has other inputs and outputs than depth has here: active, "):
+    with pytest.raises(
+        EngineError, match=r"inputs and outputs of depth\.engine are not those of the graph depth: active, "
+    ):
         load(compiled, device)
 
 
-def test_engines_weigh_what_their_files_do(tiny_bundle: Bundle, compiled: Bundle) -> None:
+def test_engine_bytes_are_those_of_their_files(tiny_bundle: Bundle, compiled: Bundle) -> None:
     graphs = [p.stat().st_size for p in tiny_bundle.folder.iterdir() if p.suffix in (".onnx", ".data")]
     assert engines_nbytes(tiny_bundle.manifest) == sum(graphs)
     files = {f"{graph}.engine": {"nbytes": 100, "sha256": ""} for graph in compiled.specs}

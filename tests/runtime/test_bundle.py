@@ -1,4 +1,4 @@
-"""A bundle that is damaged in any file, or not one at all, is refused with the file's name."""
+"""A bundle with any damaged file, or a folder that is not a bundle, is refused with the file's name."""
 
 import json
 import shutil
@@ -206,12 +206,12 @@ def test_config_of_another_shape_is_refused_by_key(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b'"schema"', b"\xff\xfe", b"{" * 100])
-def test_something_else_in_place_of_the_manifest_is_refused(folder: Path, content: bytes) -> None:
+def test_another_file_instead_of_the_manifest_is_refused(folder: Path, content: bytes) -> None:
     rewrite(folder / MANIFEST_FILE, lambda data: content)
     assert str(folder / MANIFEST_FILE) in refusal(folder)
 
 
-def test_what_is_no_bundle_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_refused_with_the_build_command(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}")
     for path in (tmp_path, tmp_path / "file", tmp_path / "nowhere"):
         assert refusal(path) == f"{path} is not a bundle: it has no {MANIFEST_FILE}. Make one: pplex-export build"
@@ -223,7 +223,7 @@ def test_a_damaged_bundle_is_not_loaded(folder: Path) -> None:
         Runtime.load(str(folder), slots=1)
 
 
-def test_compiled_kernels_are_nobodys_files(folder: Path) -> None:
+def test_compiled_kernels_are_not_files_of_the_bundle(folder: Path) -> None:
     caches = folder / "caches"
     caches.mkdir()
     (caches / "temporal.sm_89.cache").write_bytes(b"kernels")
@@ -233,6 +233,6 @@ def test_compiled_kernels_are_nobodys_files(folder: Path) -> None:
     assert not is_bundle(folder)
 
 
-def test_a_file_called_caches_is_its_users(folder: Path) -> None:
+def test_a_file_called_caches_belongs_to_the_user(folder: Path) -> None:
     (folder / "caches").write_text("mine")
     assert not is_bundle(folder)

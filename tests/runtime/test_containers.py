@@ -1,4 +1,4 @@
-"""Files whose headers lie, files joined to one, and what may follow the samples, through `read_audio` and libsndfile."""
+"""Files with wrong headers, joined files, and bytes after the samples, through `read_audio` and libsndfile."""
 
 import io
 import re
@@ -65,7 +65,7 @@ class TestSizes:
     def test_samples_beyond_the_claimed_size_are_heard_with_a_warning(self, container: str) -> None:
         """A recorder that writes its header now and then."""
         with pytest.warns(
-            AudioWarning, match=r"its header says 9,[56]\d\d bytes of samples, and 24,0..? are there: all of"
+            AudioWarning, match=r"its header says 9,[56]\d\d bytes of samples, but it has 24,0..?: all of"
         ):
             heard = read(with_size(encoded(noise(), container), 9600))
         np.testing.assert_array_equal(heard, noise())
@@ -93,7 +93,7 @@ class TestSizes:
         whole=st.one_of(st.none(), st.integers(0, 2**32 - 1)),
         container=st.sampled_from(SIZED),
     )
-    def test_all_is_heard_whatever_the_sizes(self, size: int, whole: int | None, container: str) -> None:
+    def test_all_samples_are_read_for_any_size(self, size: int, whole: int | None, container: str) -> None:
         pcm = noise(2000)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AudioWarning)
@@ -121,7 +121,7 @@ class TestAfterTheSamples:
         data = encoded(noise(samples), "WAV", "PCM_U8") + chunks
         assert len(read(data)) == samples
 
-    def test_chunks_after_samples_whose_padding_was_left_out(self) -> None:
+    def test_chunks_after_samples_without_padding(self) -> None:
         data = encoded(noise(11_999), "WAV", "PCM_U8")
         assert data[-1] == 0 and len(data) % 2 == 0  # the padding
         assert len(read(data[:-1] + CHUNKS[0])) == 11_999
@@ -171,7 +171,7 @@ class TestJoined:
         assert (np.abs(heard).max(axis=1) > 0.1).all()
 
     def test_streams_side_by_side_are_one_link(self) -> None:
-        """Two first pages in a row, as a film with sound has them."""
+        """Two first pages in a row, as in a film with sound."""
         data = encoded(noise(), "OGG", "VORBIS")
         first_page = data[: data.index(b"OggS", 1)]
         other = b"OggS\0\2" + bytes(8) + b"\1\0\0\0" + bytes(8) + b"\1\x08fishead\0"
@@ -241,7 +241,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize("kept", [1.0, 0.5])
     def test_flac_of_unknown_length_is_read_to_its_end(self, kept: float) -> None:
-        """What an encoder writes to a pipe, and what a recorder leaves that was killed, our server's too."""
+        """FLAC as an encoder writes it to a pipe, and as a killed recorder (our server's too) leaves it."""
         data = bytearray(self.long("FLAC", "PCM_16"))
         data[21] &= 0xF0
         data[22:26] = bytes(4)

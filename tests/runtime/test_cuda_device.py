@@ -1,4 +1,4 @@
-"""The GPU as a device: its refusals where there is none, and its memory, copies and captures where there is one."""
+"""The GPU as a device: errors without a GPU; memory, copies and captures with one."""
 
 import re
 import sys
@@ -148,7 +148,7 @@ def test_a_capture_does_nothing_until_it_is_replayed(gpu: CudaDevice) -> None:
 
 
 @pytest.mark.gpu
-def test_time_between_two_marks_is_that_of_the_work_between(gpu: CudaDevice) -> None:
+def test_elapsed_time_is_that_of_the_work_between_two_marks(gpu: CudaDevice) -> None:
     target, source = (gpu.zeros((1 << 28,), "uint8") for _ in range(2))
     copy = gpu.copy(target.whole, source.whole)
     marks = [gpu.mark()]
@@ -162,7 +162,7 @@ def test_time_between_two_marks_is_that_of_the_work_between(gpu: CudaDevice) -> 
 
 
 @pytest.mark.gpu
-def test_what_stops_a_capture_is_what_is_shown(gpu: CudaDevice) -> None:
+def test_the_error_that_stops_a_capture_is_shown(gpu: CudaDevice) -> None:
     def work() -> None:
         raise ValueError("no")
 
@@ -173,7 +173,7 @@ def test_what_stops_a_capture_is_what_is_shown(gpu: CudaDevice) -> None:
 
 
 @pytest.mark.gpu
-def test_more_memory_than_there_is(gpu: CudaDevice) -> None:
+def test_more_memory_than_the_gpu_has(gpu: CudaDevice) -> None:
     with pytest.raises(GpuMemoryError):
         gpu.zeros((1 << 50,), "uint8")
     free = gpu.free_nbytes()

@@ -1,4 +1,4 @@
-"""The token ring against its rules, taken one session and one column at a time, without a ring."""
+"""The token ring against its rules, applied to one session and one column at a time, without a ring."""
 
 from collections.abc import Sequence
 
@@ -59,7 +59,7 @@ def new_ring(delays: Sequence[int], slots: int = SLOTS) -> DelayRing:
 
 
 def whole_step(ring: DelayRing, rows: Sequence[int], frame: Sequence[int]) -> np.ndarray:
-    """A step in which every stream of every given row is provided with `frame`."""
+    """A step with `frame` provided for every stream of every given row."""
     index = np.array(rows)
     ring.provide(index, 0, np.array([frame] * len(index)))
     _, forced = ring.begin(index)
@@ -68,12 +68,12 @@ def whole_step(ring: DelayRing, rows: Sequence[int], frame: Sequence[int]) -> np
 
 @settings(deadline=None)
 @given(st.data())
-def test_rows_follow_the_rules_whatever_is_provided_or_sampled(data: st.DataObject) -> None:
+def test_rows_follow_the_rules_for_any_tokens(data: st.DataObject) -> None:
     """Rows step in any order and company; some are reset or copied over others in between."""
     delays = data.draw(st.lists(st.integers(0, 2), min_size=2, max_size=6), "delays")
     sampled = data.draw(st.integers(1, len(delays)), "streams that can be sampled, the first ones")
     ring, expected = new_ring(delays), [Columns(delays, initial_tokens(delays)) for _ in range(SLOTS)]
-    fresh = iter(range(10**9))  # every token is another one, so that none can stand for another by chance
+    fresh = iter(range(10**9))  # all tokens differ, so that none equals another by chance
 
     for _ in range(data.draw(st.integers(1, 15), "steps")):
         action = data.draw(st.sampled_from(["step"] * 6 + ["reset", "copy"]), "action")
@@ -92,7 +92,7 @@ def test_rows_follow_the_rules_whatever_is_provided_or_sampled(data: st.DataObje
             continue
         rows = data.draw(st.permutations(range(SLOTS)))[: data.draw(st.integers(1, SLOTS))]
         index = np.array(rows)
-        parts = [(sampled, len(delays) - sampled)]  # what is never sampled is always provided
+        parts = [(sampled, len(delays) - sampled)]  # streams that are never sampled are always provided
         if data.draw(st.booleans(), "some of the others too"):
             first = data.draw(st.integers(0, sampled - 1))
             parts.append((first, data.draw(st.integers(1, sampled - first))))
@@ -145,7 +145,7 @@ def test_columns_are_as_many_as_a_recorded_voice_holds() -> None:
 
 
 @pytest.mark.parametrize("delays", DELAYS)
-def test_model_hears_a_stream_its_delay_and_a_step_later(delays: tuple[int, ...]) -> None:
+def test_model_reads_a_stream_one_step_after_its_delay(delays: tuple[int, ...]) -> None:
     ring, row = new_ring(delays, slots=1), np.array([0])
     heard = []
     for step in range(12):
@@ -158,7 +158,7 @@ def test_model_hears_a_stream_its_delay_and_a_step_later(delays: tuple[int, ...]
         assert [int(frame[stream]) for frame in heard] == expected[:12]
 
 
-def test_what_was_sampled_is_heard_in_the_next_step() -> None:
+def test_a_sampled_token_is_read_in_the_next_step() -> None:
     ring, rows = new_ring((0, 1, 0)), np.array([2, 0])
     for step in range(1, 10):
         ring.provide(rows, 2, np.array([[7], [8]]))

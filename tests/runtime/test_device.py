@@ -1,4 +1,4 @@
-"""Buffers and the parts of them that are copied and cleared, against numpy's slices."""
+"""Buffers and their parts against numpy's slices."""
 
 import gc
 import weakref
@@ -19,7 +19,7 @@ def counted(shape: tuple[int, ...], dtype: str = "int64") -> np.ndarray:
 
 
 @given(st.data(), shapes, st.sampled_from(["int64", "float32", "bool", "uint16"]))
-def test_a_part_is_what_numpy_takes(data: st.DataObject, shape: tuple[int, ...], dtype: str) -> None:
+def test_a_part_equals_a_numpy_slice(data: st.DataObject, shape: tuple[int, ...], dtype: str) -> None:
     axis = data.draw(st.integers(0, len(shape) - 1))
     start = data.draw(st.integers(0, shape[axis]))
     count = data.draw(st.integers(0, shape[axis] - start))
@@ -33,7 +33,7 @@ def test_a_part_is_what_numpy_takes(data: st.DataObject, shape: tuple[int, ...],
 
 
 @given(st.data(), shapes)
-def test_rows_are_what_numpy_takes(data: st.DataObject, shape: tuple[int, ...]) -> None:
+def test_rows_equal_numpy_rows(data: st.DataObject, shape: tuple[int, ...]) -> None:
     row = data.draw(st.integers(0, shape[0] - 1))
     count = data.draw(st.integers(1, shape[0] - row))
     source = counted(shape)

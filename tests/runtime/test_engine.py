@@ -1,4 +1,4 @@
-"""A graph's state: written in place, carried from call to call, and no row's but the called ones."""
+"""A graph's state: written in place, carried from call to call, and only in the rows of the call."""
 
 import gc
 import weakref
@@ -65,7 +65,7 @@ def fill(stages: Stages, random: np.random.Generator) -> None:
 
 
 def feed(stages: Stages, random: np.random.Generator, rows: Sequence[int]) -> None:
-    """Another input frame for some rows of a codec, which are the active ones; the others get one too, to no effect."""
+    """The next input frame of a codec. Only `rows` are active; the other rows get a frame without effect."""
     stages.pcm_in[...] = random.normal(0, 0.1, stages.pcm_in.shape)
     stages.agent_codes[...] = random.integers(0, 2048, stages.agent_codes.shape)
     stages.active[...] = False

@@ -1,4 +1,4 @@
-"""What is set for libraries, and what the operator has set."""
+"""Environment variables that are set for libraries, and those of the operator."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ VARIABLE, OTHER = "PPLEX_TEST_CACHE", "PPLEX_TEST_OTHER"
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (VARIABLE, OTHER, ORT_TELEMETRY, HUB_TELEMETRY):
-        monkeypatch.setenv(name, "")  # so that it is restored, whatever a test leaves
+        monkeypatch.setenv(name, "")  # so that it is restored after the test
         monkeypatch.delenv(name)
 
 
@@ -36,7 +36,7 @@ def test_the_operator_decides(given: str | None, becomes: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("given, stopped", [(None, True), ("0", False)])
-def test_what_was_imported_before_is_stopped_as_far_as_it_can_be(
+def test_a_library_imported_before_sends_no_later_events(
     given: str | None, stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -49,7 +49,7 @@ def test_what_was_imported_before_is_stopped_as_far_as_it_can_be(
     assert bool(calls) == stopped
 
 
-def test_a_cache_is_there_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_cache_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OTHER, "before")
     with temporary_cache(VARIABLE, **{OTHER: "during"}):
         folder = Path(os.environ[VARIABLE])
@@ -58,7 +58,7 @@ def test_a_cache_is_there_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not folder.exists() and VARIABLE not in os.environ and os.environ[OTHER] == "before"
 
 
-def test_a_cache_of_the_operators_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operators_cache_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     with temporary_cache(VARIABLE, **{OTHER: "during"}):
         assert os.environ[VARIABLE] == str(tmp_path) and OTHER not in os.environ

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, what is no file is left what it is, and what may not be read is not missing."""
+"""Files are written completely or not at all, devices stay devices, and unreadable files are not called missing."""
 
 import os
 import stat
@@ -62,7 +62,7 @@ def test_one_file_under_two_names(tmp_path: Path) -> None:
     check_distinct(str(tmp_path / "a"), "-", "-", str(tmp_path / "b"), "/dev/null", "/dev/null")
 
 
-def test_what_is_asked_about_a_path(tmp_path: Path) -> None:
+def test_questions_about_a_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to("loop")
     assert is_file(tmp_path / "file") and not is_folder(tmp_path / "file") and is_folder(tmp_path)
@@ -102,7 +102,7 @@ for ask in (
 
 
 @pytest.mark.skipif(bool(unprivileged.why_not()), reason=str(unprivileged.why_not()))
-def test_who_may_not_read_gets_one_kind_of_error(tmp_path: Path) -> None:
+def test_unreadable_paths_raise_one_kind_of_error(tmp_path: Path) -> None:
     shut, unreadable = tmp_path / "a/shut", tmp_path / "unreadable"
     shut.mkdir(parents=True)
     unreadable.write_text("x")

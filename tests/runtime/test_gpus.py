@@ -1,4 +1,4 @@
-"""GPU names: what is known of each, and what is said of those that are not."""
+"""GPU names: the facts of each, and the errors for unknown ones."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def here() -> Gpu | None:
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_a_name_is_that_of_its_entry(name: str) -> None:
+def test_names_match_their_entries(name: str) -> None:
     gpu = parse_gpu(name)
     assert gpu.name == name and gpu.sm in KNOWN_SM and gpu.memory_nbytes and set(gpu.precisions) <= set(PRECISIONS)
 
@@ -43,7 +43,7 @@ def test_tensorrt_rtx_is_chosen_only_where_it_compiles() -> None:
     assert all(gpu.sm in RTX_SM for gpu in GPUS.values() if gpu.kind == "tensorrt-rtx")
 
 
-def test_what_tensorrt_rtx_compiles_for_is_what_the_library_says() -> None:
+def test_targets_of_tensorrt_rtx_match_the_library() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     named = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     assert {f"SM{sm}" for sm in RTX_SM} == set(named)
@@ -55,9 +55,9 @@ def test_precisions_follow_the_architecture() -> None:
     assert set(parse_gpu("l4").precisions) == set(PRECISIONS)
 
 
-def test_a_precision_that_the_gpu_lacks_is_told_with_those_it_has() -> None:
+def test_an_unsupported_precision_is_refused_with_the_supported_ones() -> None:
     parse_gpu("l4").check_precision(parse_precision("temporal=fp8,depth=int4"))
-    with pytest.raises(GpuError, match=r"RTX 3090 \(sm_86\) cannot run temporal=fp8: it has fp32, fp16, bf16"):
+    with pytest.raises(GpuError, match=r"RTX 3090 \(sm_86\) cannot run temporal=fp8: it supports fp32, fp16, bf16"):
         parse_gpu("rtx-3090").check_precision(parse_precision("temporal=fp8,depth=int4"))
     with pytest.raises(GpuError, match=", ".join(f"{graph}=bf16" for graph in GRAPH_NAMES)):
         parse_gpu("t4").check_precision(dict.fromkeys(GRAPH_NAMES, "bf16"))
@@ -66,24 +66,24 @@ def test_a_precision_that_the_gpu_lacks_is_told_with_those_it_has() -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("rtx-4070", r"no GPU named 'rtx-4070' here, only rtx-2080-ti, .*jetson-thor\. .*sm_89 for 8\.9"),
-        ("sm_70", r"no engines for sm_70, only for sm_75, sm_80"),
-        ("sm_", r"no GPU named 'sm_'"),
-        ("", r"no GPU named ''"),
+        ("rtx-4070", r"Unknown GPU 'rtx-4070'. Known: rtx-2080-ti, .*jetson-thor\. .*sm_89 for 8\.9"),
+        ("sm_70", r"cannot be built for sm_70, only for sm_75, sm_80"),
+        ("sm_", r"Unknown GPU 'sm_'"),
+        ("", r"Unknown GPU ''"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_possible_ones(text: str, words: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(text: str, words: str) -> None:
     with pytest.raises(GpuError, match=words):
         parse_gpu(text)
 
 
 @pytest.mark.skipif(here() is not None, reason="there is a GPU")
-def test_local_without_a_gpu_is_told() -> None:
+def test_local_without_a_gpu_is_refused() -> None:
     with pytest.raises(GpuError, match=r"--gpu local asks CUDA|no NVIDIA GPU that CUDA can use .* --gpu rtx-4090"):
         parse_gpu("local")
 
 
-@pytest.mark.skipif(here() is None, reason="there is no GPU")
+@pytest.mark.skipif(here() is None, reason="needs a GPU")
 def test_local_is_described_by_its_driver() -> None:
     gpu = here()
     assert gpu is not None and gpu.name == "local" and gpu.title and gpu.sm >= 75 and gpu.memory_nbytes

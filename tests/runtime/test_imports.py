@@ -1,4 +1,4 @@
-"""What running and serving a bundle, and asking for help, do not import: proved in fresh interpreters."""
+"""Libraries that running, serving and --help must not import, checked in new interpreters."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def imported_by(code: str, *arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_an_import_is_seen() -> None:
+def test_imported_by_finds_an_import() -> None:
     assert "onnx" in imported_by("import onnx.helper")
 
 
@@ -70,7 +70,7 @@ def test_no_module_imports_torch_or_onnx(package: str) -> None:
     assert not imported & (EXPORT_ONLY | GPU_ONLY)
 
 
-def test_what_measures_a_bundle_imports_no_torch_and_no_onnx() -> None:
+def test_bench_and_validate_import_no_torch_and_no_onnx() -> None:
     modules = ", ".join(f"pplex.bench.{name}" for name in ("frame", "host", "load", "priming", "soak"))
     imported = imported_by(f"import {modules}")
     assert "pplex" in imported

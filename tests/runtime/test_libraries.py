@@ -1,4 +1,4 @@
-"""Libraries that are not there, or not whole: real commands and real imports, in processes whose library is broken."""
+"""Missing and broken libraries: real commands and imports, in processes with a broken library."""
 
 import ast
 import os
@@ -24,8 +24,8 @@ BROKEN = {
     "a part is missing": "import {name}.part",
     "what it needs is missing": "import what_it_needs",
 }
-# The name of a regular package further down the path goes before a folder without an __init__.py: what is left of an
-# emptied installation is found as if there were nothing else.
+# A regular package anywhere on the path comes before a folder without __init__.py. This makes Python find the emptied
+# folder instead.
 EMPTIED = """
 import sys
 from importlib.machinery import ModuleSpec
@@ -73,14 +73,14 @@ def assert_told(done: subprocess.CompletedProcess[str], library: str, *words: st
 @pytest.mark.parametrize("library", ["onnxruntime", "soundfile", "sentencepiece", "safetensors", "numpy"])
 def test_an_emptied_library(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(emptied(tmp_path, library), *run_arguments(tiny_bundle, tmp_path))
-    assert_told(done, library, f"{tmp_path / library} has nothing of it", f"--force-reinstall --no-deps {library}")
+    assert_told(done, library, f"{tmp_path / library} has no __init__.py", f"--force-reinstall --no-deps {library}")
 
 
 @pytest.mark.parametrize("library", ["aiohttp", "av", "uvloop", "prometheus_client", "yarl"])
 def test_an_emptied_library_of_the_server(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """The last one is not ours but aiohttp's."""
+    """The last library belongs to aiohttp."""
     done = pplex(emptied(tmp_path, library), "serve", tiny_bundle.folder, "--port", "0", "--device", "cpu")
-    assert_told(done, library, f"{tmp_path / library} has nothing of it")
+    assert_told(done, library, f"{tmp_path / library} has no __init__.py")
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -91,7 +91,7 @@ def test_a_library_that_fails_while_it_is_loaded(library: str, how: str, tiny_bu
     assert_told(done, library, reason.get(how) or BROKEN[how].partition("'")[2].rpartition("'")[0])
 
 
-def test_libsndfile_is_the_systems_where_the_wheel_has_none(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_missing_libsndfile_is_the_systems(tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(broken(tmp_path, "soundfile", "no libsndfile"), *run_arguments(tiny_bundle, tmp_path))
     assert_told(done, "soundfile", "sndfile library not found", "apt-get install libsndfile1")
 
@@ -112,7 +112,7 @@ def test_an_engines_library(kind: str, tmp_path: Path) -> None:
     )
     preludes = {
         NO_LIBRARY: broken(tmp_path, kind, "a shared library that does not load"),
-        "has nothing of it": emptied(tmp_path, kind),
+        "has no __init__.py": emptied(tmp_path, kind),
         "which is not installed: pip install 'pplex-export[": ABSENT.format(name=kind),
     }
     for reason, prelude in preludes.items():
@@ -126,7 +126,7 @@ def test_a_library_that_is_not_installed(library: str, extra: str, tiny_bundle: 
     assert done.returncode == 1 and "Traceback" not in done.stderr and extra in done.stderr
 
 
-def test_help_needs_no_library_that_speaks(tmp_path: Path) -> None:
+def test_help_needs_no_runtime_library(tmp_path: Path) -> None:
     """A user whose installation is broken can still ask."""
     for library in ("onnxruntime", "soundfile", "sentencepiece"):
         done = pplex(emptied(tmp_path, library), "--help")
@@ -134,7 +134,7 @@ def test_help_needs_no_library_that_speaks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("defect", ["raise AttributeError('a defect')", "raise ImportError('x', name='pplex.cli.x')"])
-def test_a_defect_of_ours_keeps_its_traceback(defect: str) -> None:
+def test_our_own_defect_keeps_its_traceback(defect: str) -> None:
     prelude = f"import pplex.engines.plan_report as p\ndef fail(*_):\n    {defect}\np.report_plans = fail\n"
     done = pplex(prelude, "plan")
     assert done.returncode == 1 and "Traceback" in done.stderr

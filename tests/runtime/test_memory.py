@@ -1,4 +1,4 @@
-"""The memory a slot takes, counted against the buffers that are made, and the refusal where slots do not fit."""
+"""The memory of a slot against the buffers that are made, and the error if slots do not fit."""
 
 import pytest
 from devices import QueueDevice
@@ -29,7 +29,7 @@ def test_a_slot_takes_what_is_allocated_for_it(tiny_bundle: Bundle) -> None:
     assert allocated[0] - (allocated[1] - allocated[0]) / 3 == pytest.approx(forced, rel=0.01)
 
 
-def test_the_released_models_rings_are_most_of_it() -> None:
+def test_rings_are_most_of_the_released_models_memory() -> None:
     rings = 2 * 32 * 32 * 3000 * 128 * 2  # keys and values, layers, heads, steps, head size, bytes of a float16
     half = slot_nbytes(graph_specs(RELEASED, {**FP32, "temporal": "fp16"}).values(), 3000)
     assert rings < half < 1.02 * rings
@@ -51,6 +51,6 @@ def test_the_refusal_says_how_many_fit(free: int, fitting: int) -> None:
     assert f"so {fitting} slots fit. Load the bundle with slots={fitting}" in message
 
 
-def test_the_refusal_where_not_one_fits() -> None:
+def test_the_refusal_if_no_slot_fits() -> None:
     with pytest.raises(GpuMemoryError, match=r"so 0 slots fit\. Build a smaller precision: pplex-export build"):
         check_memory(GB, per_slot=GB, fixed=4 * GB, slots=1, capacity=3000)

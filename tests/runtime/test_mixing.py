@@ -1,4 +1,4 @@
-"""Channels to one: the mean where it is right, and who speaks where it is not."""
+"""Mixing channels: the mean where it is right, else the channel of the speaker."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ class TestRecording:
         np.testing.assert_array_equal(mix.apply(pcm), pcm.mean(axis=1))
 
     @pytest.mark.parametrize("other", [-1.0, -0.9, -1.1])
-    def test_where_two_cancel_out_the_louder_one_is_heard(self, other: float) -> None:
+    def test_the_louder_of_two_cancelling_channels_is_used(self, other: float) -> None:
         pcm = channels(voice(), other * voice())
         mix = choose(pcm)
         loudest = int(abs(other) > 1)
@@ -125,7 +125,7 @@ class TestStream:
         heard = self.push(channels(voice(), -voice()))
         np.testing.assert_allclose(heard[480:], voice()[480:], atol=1e-7)
 
-    def test_a_change_on_the_way_is_followed_without_a_click_and_back_again(self) -> None:
+    def test_a_change_of_channel_fades_in_both_directions(self) -> None:
         tone = (0.3 * np.sin(2 * np.pi * 200 * np.arange(9 * RATE_HZ) / RATE_HZ)).astype(np.float32)
         pcm = np.stack([tone, tone], axis=1)
         pcm[3 * RATE_HZ : 6 * RATE_HZ, 1] *= -1

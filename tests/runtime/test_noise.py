@@ -1,4 +1,4 @@
-"""Sampling noise: what it depends on, what is drawn with it, and recorded draws in its place."""
+"""Sampling noise: what it depends on, the statistics of its draws, and recorded draws."""
 
 from dataclasses import replace
 
@@ -33,11 +33,11 @@ class Slots:
         self.noise.draw(np.array(rows or [0]))
 
     def of(self, stream: int, tokens: Tokens, row: int = 0) -> Noise32:
-        """What tokens [n] of a stream have in this frame."""
+        """Noise of tokens [n] of a stream in this frame."""
         return noise_of(self.tables[row], int(self.offset[row, stream]), int(self.stride[row, stream]), tokens)
 
     def frame(self, row: int = 0) -> bytes:
-        """What tokens 0, 7, 14, ... of every stream have in this frame."""
+        """Noise of tokens 0, 7, 14, ... of every stream in this frame."""
         return np.stack([self.of(stream, np.arange(0, 2048, 7), row) for stream in range(STREAMS)]).tobytes()
 
 
@@ -56,7 +56,7 @@ def frames(seed: int, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", [0, 42, (1 << 63) - 1, (1 << 64) - 1])
-def test_a_seed_gives_the_same_frames_in_any_slot_whoever_else_draws(seed: int) -> None:
+def test_a_seed_gives_the_same_frames_in_any_slot_beside_any_other(seed: int) -> None:
     count = 2 * FRAMES + 5
     expected = frames(seed, count)
     slots, found = Slots(3), []
@@ -71,7 +71,7 @@ def test_a_seed_gives_the_same_frames_in_any_slot_whoever_else_draws(seed: int) 
     assert found == expected
 
 
-def test_a_slot_used_before_gives_what_a_new_one_gives() -> None:
+def test_a_used_slot_draws_as_a_new_one() -> None:
     slots, expected = opened(3), frames(4, 70)
     for _ in range(50):
         slots.draw()
@@ -82,8 +82,8 @@ def test_a_slot_used_before_gives_what_a_new_one_gives() -> None:
         assert slots.frame() == frame
 
 
-def test_a_seed_means_these_numbers() -> None:
-    """In every version of numpy and on every processor, but for the last digit of a float32."""
+def test_a_seed_gives_known_numbers() -> None:
+    """The same in every version of numpy and on every processor, except for the last digit of a float32."""
     slots = opened(42)
     slots.draw()
     expected = [0.4268937, 0.3621742, 1.564903, 3.187536, 0.2259537, 0.7636008]
@@ -95,7 +95,7 @@ def test_a_seed_means_these_numbers() -> None:
     np.testing.assert_allclose(slots.of(8, np.arange(6)), expected, rtol=1e-6)
 
 
-def test_tokens_of_a_draw_have_entries_of_their_own() -> None:
+def test_tokens_of_a_draw_have_distinct_entries() -> None:
     slots = opened(5)
     entries = np.arange(MIN_NOISE, dtype=np.float32)[None]
     for _ in range(20):
@@ -114,7 +114,7 @@ def test_frames_seeds_and_streams_differ() -> None:
     assert len({slots.of(stream, np.arange(100)).tobytes() for stream in range(STREAMS)}) == STREAMS
 
 
-def test_what_engines_have_is_what_the_host_has() -> None:
+def test_engines_and_host_have_the_same_tables() -> None:
     slots = opened(6)
     np.testing.assert_array_equal(slots.uploaded, slots.tables)
     before = slots.tables.copy()
@@ -124,7 +124,7 @@ def test_what_engines_have_is_what_the_host_has() -> None:
     assert (before != slots.tables).all()  # every entry has been renewed
 
 
-def test_sessions_that_begin_together_renew_their_tables_at_other_times() -> None:
+def test_sessions_that_begin_together_renew_their_tables_at_different_times() -> None:
     slots, together = Slots(16), []
     for row in range(16):
         slots.noise.open(row, row)
@@ -135,7 +135,7 @@ def test_sessions_that_begin_together_renew_their_tables_at_other_times() -> Non
     assert max(together) == 1 and sum(together) >= 16
 
 
-def test_a_slot_without_choices_keeps_what_it_has() -> None:
+def test_a_greedy_slot_keeps_its_table() -> None:
     slots = Slots()
     slots.tables[...] = 1
     for _ in range(2 * FRAMES):
@@ -143,7 +143,7 @@ def test_a_slot_without_choices_keeps_what_it_has() -> None:
     assert (slots.tables == 1).all() and not slots.offset.any() and not slots.stride.any()
 
 
-# Statistics. Each bound is passed by chance in one of a thousand samples or fewer, and a seed always gives the same one.
+# Statistics. By chance a bound is exceeded in one of a thousand samples or fewer; seeds are fixed.
 
 
 def test_draws_are_exponential() -> None:
@@ -196,7 +196,7 @@ def test_a_million_draws_are_of_the_softmax_cut_to_the_top_k(drawn: tuple[np.nda
 
 
 @pytest.mark.slow
-def test_draws_tell_nothing_of_the_next_frame_or_codebook(drawn: tuple[np.ndarray, np.ndarray]) -> None:
+def test_draws_do_not_predict_the_next_frame_or_codebook(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     x = drawn[0] - drawn[0].mean()
     pairs = {"frame": (x[1:], x[:-1]), "block": (x[FRAMES:], x[:-FRAMES]), "codebook": (x[:, 1:], x[:, :-1])}
     for name, (one, other) in pairs.items():
@@ -216,8 +216,8 @@ def test_sessions_are_independent() -> None:
 # What noise belongs to.
 
 
-def test_two_candidates_that_change_places_keep_their_noise() -> None:
-    """The winner of a race is the same whatever the ranks are, unless it is one of a near tie."""
+def test_candidates_keep_their_noise_in_another_order() -> None:
+    """The drawn token does not depend on the ranks, except in a near tie."""
     slots, tokens = opened(2), np.arange(300)
     logits = np.random.default_rng(0).normal(0, 1, 300).astype(np.float32)
     logits[0], logits[1] = 2, np.nextafter(np.float32(2), np.float32(3))
@@ -250,7 +250,7 @@ def recorded(text: int, steps: int, audio: int) -> FrameNoise:
 
 @pytest.mark.parametrize("steps", [CODEBOOKS, 2 * CODEBOOKS])
 @pytest.mark.parametrize("text, audio", [(25, 250), (1, 1), (40, 2048)])
-def test_recorded_draws_are_of_their_tokens_for_one_frame(steps: int, text: int, audio: int) -> None:
+def test_recorded_draws_replace_the_noise_of_their_tokens_for_one_frame(steps: int, text: int, audio: int) -> None:
     given, slots = recorded(text, steps, audio), opened(9)
     slots.draw()
     own = slots.frame()

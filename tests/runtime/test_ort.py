@@ -1,4 +1,4 @@
-"""What ONNX Runtime is told: its options by precision, and types that numpy lacks."""
+"""ONNX Runtime's options by precision, and types that numpy lacks."""
 
 from pathlib import Path
 

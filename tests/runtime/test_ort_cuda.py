@@ -45,7 +45,7 @@ Found = dict[str, Any]
 
 
 def run_on_stand_in(*arguments: str | Path) -> str:
-    """What a Python program printed that may use the stand-in."""
+    """The output of a Python program on the stand-in."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "error"}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -83,10 +83,10 @@ def bundles(blocked: dict[str, Bundle], bundle_of: Callable[..., Bundle]) -> dic
 
 @pytest.fixture(scope="module")
 def found(bundles: dict[str, Bundle]) -> dict[str, Found]:
-    """What launches.py finds of each precision."""
+    """The result of launches.py for each precision."""
     folders, slots = [bundle.folder for bundle in bundles.values()], map(str, sorted(set(SLOTS)))
-    told = json.loads(run_on_stand_in("-m", "cuda_stand_in.launches", *folders, "--json", "--slots", *slots))
-    return {precision: told[str(bundle.folder)] for precision, bundle in bundles.items()}
+    counted = json.loads(run_on_stand_in("-m", "cuda_stand_in.launches", *folders, "--json", "--slots", *slots))
+    return {precision: counted[str(bundle.folder)] for precision, bundle in bundles.items()}
 
 
 def launched(counts: dict[str, dict[str, int]], kinds: Iterable[str] = ("KERNEL", "LIBRARY")) -> int:
@@ -100,10 +100,8 @@ def test_every_graph_is_captured(found: dict[str, Found], precision: str) -> Non
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_nothing_is_allocated_waited_for_or_read_from_the_host_in_a_capture(
-    found: dict[str, Found], precision: str
-) -> None:
-    """The host's memory would be read again in every frame, when something else may be there."""
+def test_a_capture_does_not_allocate_wait_or_read_from_the_host(found: dict[str, Found], precision: str) -> None:
+    """A captured read of the host's memory would run again in every frame, after the memory is reused."""
     assert found[precision]["refused"] == []
     for frame in found[precision]["frames"].values():
         for graph in GRAPH_NAMES:
@@ -121,7 +119,7 @@ def test_a_frame_is_four_launches_and_one_wait(found: dict[str, Found], precisio
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_more_slots_are_no_more_launches(found: dict[str, Found], precision: str, graph: str) -> None:
+def test_more_slots_take_as_many_launches(found: dict[str, Found], precision: str, graph: str) -> None:
     """One slot's rows lie together, so that kernels give way to copies; all other numbers are alike."""
     most = MOST["int8"] if precision in BLOCKED else max(SLOTS)  # of what has int8 heads
     slots = [n for n in sorted(set(SLOTS)) if n <= most]
@@ -132,7 +130,7 @@ def test_more_slots_are_no_more_launches(found: dict[str, Found], precision: str
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
 @pytest.mark.parametrize("precision", BLOCKED)
-def test_blocked_weights_are_multiplied_as_they_are(
+def test_blocked_weights_are_multiplied_without_conversion(
     found: dict[str, Found], bundles: dict[str, Bundle], precision: str, graph: str
 ) -> None:
     """As many kernels of MatMulNBits as there are weights; for more slots than MOST, each is widened in every step."""
@@ -157,8 +155,8 @@ main()
 
 
 def test_a_bench_runs_as_on_a_gpu(bundles: dict[str, Bundle]) -> None:
-    """Marks, copies, uploads of noise and captured calls, of as many slots as there are: no time that is told is one."""
-    lengths = ("--context-steps", "0", "--remembered", "150")  # more than the ring holds
+    """Marks, copies, uploads of noise and captured calls for all slots. The times mean nothing on the stand-in."""
+    lengths = ("--context-steps", "0", "--context-steps", "150")  # more than the ring holds
     options = ("--device", "cuda", "--slots", "3", "--frames", "5", *lengths, "--json")
     printed = run_on_stand_in("-c", QUICKLY, "bench", "stages", str(bundles["bf16"].folder), *options)
     report = json.loads(printed[printed.index("{") :])

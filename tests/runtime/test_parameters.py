@@ -35,7 +35,7 @@ def test_bytes_by_precision(precision: str, nbytes: int) -> None:
     assert Parameters(((64, 96),), ((64, 7),), plain=10, float32=8).nbytes(PRECISIONS[precision]) == nbytes
 
 
-def test_the_codec_and_the_language_model_have_their_own() -> None:
+def test_codec_and_language_model_have_separate_precisions() -> None:
     mixed = weights_nbytes(RELEASED, parse_precision("temporal=int4"))
     assert mixed["mimi_encode"] == 4 * parameters(RELEASED)["mimi_encode"].count
     assert mixed["depth"] == 4 * parameters(RELEASED)["depth"].count

@@ -50,7 +50,7 @@ def conversation(folder: Path, **options: Any) -> list[list[int]]:
 
 
 def unread(folder: Path) -> set[str]:
-    """Files of the bundle that a load does not look into: their bytes are changed behind its back, and their time kept."""
+    """Files of the bundle that a load does not read: their bytes are changed, their time is kept."""
     result = set()
     for path in (path for path in folder.iterdir() if path.suffix in (".onnx", ".data")):
         before, stat = path.read_bytes(), path.stat()
@@ -66,7 +66,7 @@ def unread(folder: Path) -> set[str]:
     return result
 
 
-def test_the_first_load_keeps_what_the_next_ones_map(folder: Path) -> None:
+def test_the_first_load_caches_the_graph_and_later_ones_map_it(folder: Path) -> None:
     assert not any(graph.is_there for graph in kept(folder).values()) and unread(folder) == set()
     first = conversation(folder)
     assert kept(folder)["temporal"].is_there
@@ -77,7 +77,7 @@ def test_the_first_load_keeps_what_the_next_ones_map(folder: Path) -> None:
     assert is_bundle(folder)
 
 
-def test_it_says_what_the_graphs_themselves_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_graphs_give_the_same_outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = conversation(folder)
     monkeypatch.setattr(PreparedGraph, "make", lambda self, write: False)
     shutil.rmtree(folder / "caches")
@@ -102,7 +102,7 @@ def no_model(graph: PreparedGraph) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_short, half_written, empty, no_model])
-def test_what_is_damaged_is_made_again(folder: Path, damage: Damage) -> None:
+def test_a_damaged_cache_is_made_again(folder: Path, damage: Damage) -> None:
     expected = conversation(folder)
     temporal = kept(folder)["temporal"]
     size = temporal.weights.stat().st_size
@@ -111,7 +111,7 @@ def test_what_is_damaged_is_made_again(folder: Path, damage: Damage) -> None:
     assert temporal.is_there and temporal.weights.stat().st_size == size
 
 
-def test_other_files_and_other_versions_are_prepared_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_and_versions_are_prepared_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = conversation(folder)
     before = kept(folder)["temporal"]
     os.utime(folder / "temporal.data", ns=(time.time_ns(), time.time_ns()))
@@ -132,7 +132,7 @@ def test_a_bundle_that_cannot_be_written_to_runs(folder: Path, monkeypatch: pyte
     def refuse(self: Path, *args: Any, **options: Any) -> None:
         raise PermissionError(13, "read only", str(self))
 
-    monkeypatch.setattr(Path, "mkdir", refuse)  # the tests may run as a user whom no permission stops
+    monkeypatch.setattr(Path, "mkdir", refuse)  # the tests may run as root, for whom permissions have no effect
     assert conversation(folder) == expected
     assert not (folder / "caches").exists()
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert list((folder / "caches").iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
+def test_files_of_a_killed_process_are_removed(folder: Path) -> None:
     left, fresh = folder / "caches" / "temporal.old.part", folder / "caches" / "temporal.new.part"
     for scratch in (left, fresh):
         scratch.mkdir(parents=True)
@@ -156,13 +156,13 @@ def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
     assert fresh.exists(), "another process may be writing it"
 
 
-def test_two_that_prepare_at_once_do_not_meet(folder: Path) -> None:
+def test_two_processes_can_prepare_at_the_same_time(folder: Path) -> None:
     expected, caches = conversation(folder), folder / "caches"
     shutil.rmtree(caches)
     writing = []
 
     def write(model: Path, weights: str) -> None:
-        """In the middle of it, another process begins, and ends."""
+        """Another process begins and ends in the middle."""
         model.write_bytes(b"half")
         (model.parent / weights).write_bytes(b"half")
         writing.append(model.parent)
@@ -174,8 +174,8 @@ def test_two_that_prepare_at_once_do_not_meet(folder: Path) -> None:
     assert not writing[0].exists() and conversation(folder) == expected
 
 
-def test_damage_of_both_is_told(folder: Path) -> None:
-    """What is kept is made again of files that are hashed before: they may be damaged, too."""
+def test_damage_of_cache_and_bundle_is_reported(folder: Path) -> None:
+    """The cache is made again from files that are hashed first: they may be damaged too."""
     conversation(folder)
     cut_short(kept(folder)["temporal"])
     path = folder / "temporal.data"
@@ -186,5 +186,5 @@ def test_damage_of_both_is_told(folder: Path) -> None:
         conversation(folder)
 
 
-def test_other_precisions_keep_nothing(tiny_bundle: Bundle) -> None:
+def test_other_precisions_are_not_cached(tiny_bundle: Bundle) -> None:
     assert prepared_here(tiny_bundle.folder, tiny_bundle.manifest) == {}

@@ -1,4 +1,4 @@
-"""What primes a session: which frames, in which order, and how many fit."""
+"""The prompt of a session: its frames, their order, and how many fit."""
 
 import re
 from dataclasses import replace

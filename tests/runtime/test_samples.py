@@ -26,7 +26,7 @@ class TestFrame:
             ([0.0] * 1920, "not list"),
         ],
     )
-    def test_what_is_no_frame_is_refused(self, pcm: Pcm, sentence: str) -> None:
+    def test_an_array_that_is_not_a_frame_is_refused(self, pcm: Pcm, sentence: str) -> None:
         with pytest.raises(AudioError, match=sentence):
             check_frame(pcm, 1920)
 

@@ -1,4 +1,4 @@
-"""Conversations: what their frames depend on (voice, persona, seed, what they hear) and what they do not."""
+"""Conversations depend on voice, persona, seed and the user's audio, and on nothing else."""
 
 import os
 import re
@@ -82,7 +82,7 @@ def ring_of(session: Session) -> dict[str, Array]:
 
 
 def state_of(runtime: Runtime, row: int) -> dict[str, Array]:
-    """Everything all graphs carry for a slot, and its token ring."""
+    """The state of all graphs for a slot, and its token ring."""
     state: dict[str, Any] = {}
     for graph, engine in runtime.stages.engines.items():
         state |= {f"{graph}.{name}": host_view(buffer)[row].copy() for name, buffer in engine.state.items()}
@@ -91,7 +91,7 @@ def state_of(runtime: Runtime, row: int) -> dict[str, Array]:
 
 
 def is_clear(runtime: Runtime) -> bool:
-    """Whether nothing is left in slot 0 but what a new token ring holds."""
+    """Whether slot 0 is clear and has a new token ring."""
     new = DelayRing(1, runtime.config.delays, runtime.config.initial_tokens).save(0)
     expected = dict(zip(("tokens", "provided", "step"), new, strict=True))
     return all(np.array_equal(buffer, expected.get(name, 0 * buffer)) for name, buffer in state_of(runtime, 0).items())
@@ -138,13 +138,13 @@ def eight(tiny_bundle: Bundle) -> Runtime:
 
 @pytest.fixture(scope="module")
 def uncached(tiny_bundle: Bundle) -> Runtime:
-    """Primes every session anew, and keeps what tokens are drawn from."""
+    """Primes every session without the cache, and keeps the logits."""
     return small_runtime(tiny_bundle, 3, prefix_bytes=0, logits=True)
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_bundle: Bundle) -> Heard:
-    """A sampled conversation of the first session of a runtime, in which nobody else speaks."""
+    """A sampled conversation of the first and only session of a runtime."""
     runtime = Runtime(tiny_bundle, slots=8, batches=[8])
     return talk(runtime.open("NATF0", PERSONA, seed=7), PCM[0])
 
@@ -189,10 +189,10 @@ def test_a_session_does_not_depend_on_its_neighbours(eight: Runtime, alone: Hear
 
 
 @pytest.mark.parametrize("schedule", range(3))
-def test_every_session_goes_its_own_way_in_any_schedule(
+def test_sessions_are_independent_in_any_schedule(
     uncached: Runtime, ways: list[tuple[dict[str, Any], Heard]], monkeypatch: pytest.MonkeyPatch, schedule: int
 ) -> None:
-    """Sessions open (in chunks), speak and close at random; each says what it says where it is alone."""
+    """Sessions open (in chunks), step and close at random; each gives the replies it gives alone."""
     monkeypatch.setattr("pplex.runtime.priming.PRIMING_STEPS", 10)
     random = np.random.default_rng(schedule)
     openings: list[tuple[int, Generator[None, None, Session]]] = []
@@ -229,7 +229,7 @@ def test_every_session_goes_its_own_way_in_any_schedule(
 
 @pytest.fixture(scope="module")
 def ways(uncached: Runtime) -> list[tuple[dict[str, Any], Heard]]:
-    """How sessions can be opened, and what each says in its first 50 frames when it is alone."""
+    """Ways to open a session, and its first 50 replies alone."""
     asked: list[dict[str, Any]] = [
         {"voice": "NATF0", "persona": LONG_PERSONA, "seed": 1},
         {"voice": None, "persona": PERSONA, "seed": 2, "sampling": GREEDY},
@@ -271,7 +271,7 @@ def test_batch_size_changes_no_token_but_for_near_ties(tiny_bundle: Bundle, eigh
     assert len(conversations) == 1 and len(conversations[0][1]) == FRAMES
 
 
-def test_a_used_slot_gives_what_a_new_one_gives(tiny_bundle: Bundle) -> None:
+def test_a_used_slot_equals_a_new_one(tiny_bundle: Bundle) -> None:
     def fresh() -> Runtime:
         return small_runtime(tiny_bundle)
 
@@ -302,7 +302,7 @@ def test_sessions_take_the_lowest_free_slot(eight: Runtime) -> None:
         assert [stack.enter_context(eight.open(seed=0)).row for _ in range(3)] == [0, 2, 4]
 
 
-def test_nobody_stepped_gives_no_replies(one: Runtime) -> None:
+def test_a_step_without_sessions_gives_no_replies(one: Runtime) -> None:
     assert one.step({}) == {}
     assert one.step_codes({}) == {}
 
@@ -364,7 +364,7 @@ def test_a_copied_prompt_equals_a_fresh_one(
         assert_same(ring_of(session), after)
 
 
-def test_another_voice_or_persona_is_primed_anew(one: Runtime, tmp_path: Path) -> None:
+def test_another_voice_or_persona_is_primed_again(one: Runtime, tmp_path: Path) -> None:
     def is_copied(voice: str | Path | None, persona: str | list[int]) -> bool:
         session, chunks = finish(one.begin(voice, persona, seed=0))
         session.close()
@@ -395,14 +395,14 @@ def test_prompts_are_kept_up_to_a_limit_of_bytes(tiny_bundle: Bundle) -> None:
     two = small_runtime(tiny_bundle, prefix_bytes=2 * nbytes)
     assert [is_copied(two, token) for token in (5, 6, 5, 6)] == [False, False, True, True]
     assert is_copied(two, 5)
-    assert not is_copied(two, 7)  # takes the place of 6, which was not used for longest
+    assert not is_copied(two, 7)  # replaces 6, the least recently used
     assert is_copied(two, 5)
     assert not is_copied(two, 6)
     almost_two = small_runtime(tiny_bundle, prefix_bytes=2 * nbytes - 1)
     assert [is_copied(almost_two, token) for token in (5, 6, 6, 5)] == [False, False, True, False]
 
 
-def test_no_prompt_is_kept_where_there_is_no_room(uncached: Runtime, one: Runtime) -> None:
+def test_no_prompt_is_cached_without_room(uncached: Runtime, one: Runtime) -> None:
     with one.open("VARF2", PERSONA, seed=7) as session:
         expected = talk(session, PCM[0, :5])
     for _ in range(2):
@@ -412,7 +412,7 @@ def test_no_prompt_is_kept_where_there_is_no_room(uncached: Runtime, one: Runtim
             np.testing.assert_array_equal(talk(session, PCM[0, :5]).tokens, expected.tokens)
 
 
-def test_a_prompt_too_large_to_keep_drops_no_other(tiny_bundle: Bundle) -> None:
+def test_a_prompt_too_large_for_the_cache_drops_no_other(tiny_bundle: Bundle) -> None:
     def chunks_of(runtime: Runtime, persona: list[int]) -> int:
         session, chunks = finish(runtime.begin(None, persona, seed=0))
         session.close()
@@ -509,7 +509,7 @@ def test_a_seed_gives_one_conversation_and_another_seed_another(one: Runtime) ->
             assert (other.tokens[:, 0] != another.tokens[:, 0]).any()
 
 
-def test_without_a_seed_every_conversation_is_another_and_can_be_repeated(one: Runtime) -> None:
+def test_without_a_seed_conversations_differ_and_can_be_repeated(one: Runtime) -> None:
     with one.open("NATF0", PERSONA) as session:
         seed, first = session.seed, talk(session, PCM[0, :20])
     with one.open("NATF0", PERSONA) as session:
@@ -530,7 +530,7 @@ def test_greedy_ignores_the_seed_and_what_the_slot_drew_before(one: Runtime) -> 
     assert conversation(8) == first
 
 
-def test_text_and_audio_are_sampled_each_by_its_own_settings(one: Runtime) -> None:
+def test_text_and_audio_have_separate_sampling_settings(one: Runtime) -> None:
     def first_frames(seed: int, sampling: Sampling) -> Tokens:
         """Before the first sampled token can have changed anything else: text of one step, audio of the same step."""
         with one.open("NATF0", PERSONA, seed=seed, sampling=sampling) as session:
@@ -546,7 +546,7 @@ def test_text_and_audio_are_sampled_each_by_its_own_settings(one: Runtime) -> No
     assert len(by_text) > 1 and all(len(audio) == 1 for audio in by_text.values())
 
 
-def test_recorded_noise_takes_the_place_of_the_seed(one: Runtime) -> None:
+def test_recorded_noise_replaces_the_seed(one: Runtime) -> None:
     with one.open("NATF0", PERSONA, seed=7) as session:
         expected = talk_codes(session, CODES[0, :30])
     with one.open("NATF0", PERSONA, seed=1) as session:
@@ -556,7 +556,7 @@ def test_recorded_noise_takes_the_place_of_the_seed(one: Runtime) -> None:
 
 
 def recorded(seed: int, frames: int) -> list[FrameNoise]:
-    """What a session of this seed draws."""
+    """The draws of a session with this seed."""
     config = ModelConfig.from_checkpoint(TINY / "checkpoint" / "config.json")
     tables = np.empty((1, config.noise_entries), np.float32)
     offset, stride = np.zeros((2, 1, 17), np.int64)
@@ -572,7 +572,7 @@ def recorded(seed: int, frames: int) -> list[FrameNoise]:
 
 
 def test_recorded_noise_shifts_no_other_frame(one: Runtime) -> None:
-    """Its own draws, given for some of the frames, change nothing: the others get what they get without."""
+    """A session's own draws, recorded for some frames, change nothing in the other frames."""
     with one.open("NATF0", PERSONA, seed=7) as session:
         expected = talk_codes(session, CODES[0, :30])
     with one.open("NATF0", PERSONA, seed=7) as session:
@@ -593,7 +593,7 @@ def test_greedy_draws_nothing(three: Runtime) -> None:
 
 
 def test_a_step_allocates_its_replies_and_nothing_as_large(tiny_bundle: Bundle) -> None:
-    """Less than a byte per sample of the frames, and so no copy of them, of noise, of logits."""
+    """Less than a byte per sample of the frames, so frames, noise and logits are not copied."""
     sessions = 16
     host = IdleHost(tiny_bundle, sessions)
     host.step()
@@ -615,7 +615,7 @@ def test_frame_by_frame_equals_the_codec_on_the_whole(tiny_bundle: Bundle, alone
     assert np.abs(pcm).max() > 0.01
 
 
-def test_user_codes_come_out_a_frame_later_as_they_were_heard(tiny_bundle: Bundle, alone: Heard) -> None:
+def test_user_codes_come_out_one_frame_later_unchanged(tiny_bundle: Bundle, alone: Heard) -> None:
     stages, codes = Stages(tiny_bundle, slots=8), []
     stages.active[0] = True
     for stages.pcm_in[0, 0] in PCM[0]:
@@ -742,7 +742,7 @@ def both_step(first: Session, second: Session, frames: range) -> list[Heard]:
 
 @pytest.fixture(scope="module")
 def undisturbed(three: Runtime) -> list[Heard]:
-    """What two sessions say in their second 10 frames."""
+    """Replies of two sessions in their second 10 frames."""
     first, second = two_sessions(three)
     with first, second:
         return both_step(first, second, range(10, 20))
@@ -769,7 +769,7 @@ def test_one_bad_frame_leaves_all_sessions_untouched(three: Runtime, undisturbed
                 three.step(frames)  # type: ignore[arg-type]
 
 
-def test_after_a_refused_frame_the_others_go_on_alone(three: Runtime) -> None:
+def test_after_a_refused_frame_the_other_sessions_continue(three: Runtime) -> None:
     with three.open("NATF0", PERSONA, seed=7) as good:
         expected = talk(good, PCM[0, :5])
     for name, (frame, _) in BAD_FRAMES.items():
@@ -813,8 +813,8 @@ def test_bad_codes_leave_all_sessions_untouched(three: Runtime, undisturbed: lis
 
 
 @pytest.mark.parametrize("voice", ["NATF9", "", "natf0", "../NATF0", "voice.mp3"])
-def test_unknown_voice_is_answered_with_the_known_ones(only: Runtime, voice: str) -> None:
-    with refused(only, PromptError, r"There is no voice .* NATF0, NATM1, VARF2; .*\.wav, \.flac, \.ogg"):
+def test_unknown_voice_is_refused_with_the_known_ones(only: Runtime, voice: str) -> None:
+    with refused(only, PromptError, r"Unknown voice .* NATF0, NATM1, VARF2; .*\.wav, \.flac, \.ogg"):
         only.open(voice)
 
 
@@ -946,7 +946,7 @@ def test_load_opens_a_folder_with_options(tiny_bundle: Bundle) -> None:
         assert session.step(PCM[0, 0]).pcm.shape == (1920,)
 
 
-def test_a_loaded_runtime_needs_the_bundle_no_more(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_loaded_runtime_does_not_need_the_bundle(tiny_bundle: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
     runtime = Runtime.load(folder, slots=1, threads=1)
     shutil.rmtree(folder)

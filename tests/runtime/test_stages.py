@@ -1,4 +1,4 @@
-"""A frame on a device: the same conversations as in the host's memory, through uploads, captured calls and downloads."""
+"""A frame on a device gives the same conversations as on the host, through uploads, captured calls and downloads."""
 
 import gc
 import resource
@@ -67,7 +67,7 @@ def device_of(runtime: Runtime) -> QueueDevice:
 
 
 def conversation(runtime: Runtime) -> list[tuple[int, list[int], bytes, str]]:
-    """What three sessions say that come, pause, go and come again; every reply with its slot."""
+    """Replies, with their slots, of three sessions that open, pause, close and open again."""
     said, sessions = [], dict[int, Session]()
     for frame in range(FRAMES):
         for i, way in enumerate(WAYS):
@@ -144,7 +144,7 @@ def test_a_saved_prompt_is_uploaded_again(place: Place, tiny_bundle: Bundle) -> 
     ],
 )
 def test_the_decoder_is_given_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
-    """Whichever streams are just sampled: what the decoder was given is what the reply says, from the first frame on."""
+    """For any delays the decoder gets the codes of the reply, from the first frame on."""
     bundle = replace(tiny_bundle, config=replace(tiny_bundle.config, delays=delays))
     for device in (QueueDevice(), HostDevice()):
         runtime = Runtime(bundle, 2, device=host_backend(device, threads=1))
@@ -221,7 +221,7 @@ def test_rings_are_as_long_as_the_longest_conversation(tiny_bundle: Bundle) -> N
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_a_prompt_that_was_kept_finds_room(tiny_bundle: Bundle) -> None:
+def test_a_cached_prompt_makes_room(tiny_bundle: Bundle) -> None:
     runtime, persona = Runtime(tiny_bundle, 1, threads=1, device="cpu"), list(range(4, 40))
     said = []
     for _ in range(2):
@@ -232,8 +232,8 @@ def test_a_prompt_that_was_kept_finds_room(tiny_bundle: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_rings_that_find_no_room_stay_as_they_are(tiny_bundle: Bundle) -> None:
-    """The conversation that needs longer ones fails, and the others go on."""
+def test_rings_stay_as_they_are_without_memory(tiny_bundle: Bundle) -> None:
+    """The conversation that needs longer rings fails, and the others go on."""
     device = FullDevice()
     runtime = Runtime(tiny_bundle, 2, device=host_backend(device, threads=1))
     expected = conversation_of(Runtime(tiny_bundle, 2, threads=1, device="cpu", batches=[2]).open(None, "", seed=4))
@@ -249,7 +249,7 @@ def test_rings_that_find_no_room_stay_as_they_are(tiny_bundle: Bundle) -> None:
 
 
 class FullDevice(HostDevice):
-    """A device that has memory for so many more buffers."""
+    """A device with memory for `room` more buffers."""
 
     room: int | None = None
 
@@ -265,8 +265,8 @@ def conversation_of(session: Session) -> list[list[int]]:
     return [session.step_codes(codes).tolist() for codes in CODES[1, :20]]
 
 
-def test_slots_take_memory_as_they_are_written() -> None:
-    """Not in pages of 2 MB, which the first step of every conversation would fill to the last."""
+def test_slots_take_memory_when_they_are_written() -> None:
+    """Pages are small: the first step of every conversation would touch all pages of 2 MB."""
     buffer = HostDevice().zeros((64, 1 << 20), "float32")  # 256 MB
     before = resident_nbytes()
     array = host_view(buffer)
@@ -279,7 +279,7 @@ def resident_nbytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_seconds_are_told_by_graph_only_in_the_hosts_memory(tiny_bundle: Bundle) -> None:
+def test_seconds_are_by_graph_on_the_host_only(tiny_bundle: Bundle) -> None:
     for device, names in ((HostDevice(), set(tiny_bundle.specs)), (QueueDevice(), {"device"})):
         runtime = Runtime(tiny_bundle, 1, device=host_backend(device, threads=1))
         before = dict(runtime.stages.seconds)
@@ -288,8 +288,8 @@ def test_seconds_are_told_by_graph_only_in_the_hosts_memory(tiny_bundle: Bundle)
         assert {name for name, seconds in runtime.stages.seconds.items() if seconds > before[name]} == names
 
 
-def test_stages_are_gone_when_nobody_needs_them(tiny_bundle: Bundle) -> None:
-    """Their engines are most of the memory there is: it must not take a garbage collection to give them back."""
+def test_unused_stages_free_their_memory_at_once(tiny_bundle: Bundle) -> None:
+    """Engines take most of the memory: it must be freed without a garbage collection."""
     gc.collect()
     gc.disable()
     try:
@@ -302,8 +302,8 @@ def test_stages_are_gone_when_nobody_needs_them(tiny_bundle: Bundle) -> None:
         gc.enable()
 
 
-def test_parts_of_a_frame_enqueue_what_the_frame_does(tiny_bundle: Bundle, place: Place) -> None:
-    """For measurements: one by one, captured where that is possible, and what comes of them stays on the device."""
+def test_parts_of_a_frame_equal_the_frame(tiny_bundle: Bundle, place: Place) -> None:
+    """The parts run one by one, captured if possible, and their outputs stay on the device."""
     outputs = (("mimi_encode", "codes"), ("temporal", "text_token"), ("depth", "audio_tokens"))
 
     def stages(bundle: Bundle, backend: Backend) -> Stages:

@@ -88,7 +88,7 @@ class TestTokenizer:
         assert tokenizer.byte(PAD) is None
 
     def test_token_the_tokenizer_does_not_have(self) -> None:
-        """The tiny model has 400 text tokens and its tokenizer 160: what it says must not end the session."""
+        """The tiny model has 400 text tokens and its tokenizer 160: an unknown token must not end the session."""
         assert Tokenizer(GOLDEN_TOKENIZER).piece(399) == "\ufffd"
 
     def test_half_a_surrogate_pair(self, tokenizer: Tokenizer) -> None:
@@ -105,7 +105,7 @@ class TestTokenizer:
 
 
 class TestTextStream:
-    def test_words_start_with_a_space_and_padding_says_nothing(self, tokenizer: Tokenizer) -> None:
+    def test_words_start_with_a_space_and_padding_has_no_text(self, tokenizer: Tokenizer) -> None:
         stream, tokens = TextStream(tokenizer), tokenizer.encode("the fox")
         padded = [said for token in tokens for said in (stream.push(PAD), stream.push(token), stream.push(EPAD))]
         assert "".join(padded) == " the fox"

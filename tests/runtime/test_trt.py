@@ -1,4 +1,4 @@
-"""How TensorRT's contexts are used, with a stand-in for the library that raises where the real one is undefined."""
+"""Use of TensorRT's contexts, with a stand-in for the library that raises where the real one is undefined."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ def talk(runtime: Runtime) -> list[list[int]]:
         return [session.step(frame).tokens.tolist() for frame in PCM]
 
 
-def test_a_context_for_every_batch_size_and_one_to_share_for_every_profile(compiled: tuple[Bundle, Backend]) -> None:
+def test_one_context_per_batch_size_and_one_shared_per_profile(compiled: tuple[Bundle, Backend]) -> None:
     bundle, backend = compiled
     stages = Runtime(bundle, slots=4, device=backend).stages
     made = {
@@ -83,7 +83,7 @@ def test_one_step_of_a_prompt_goes_through_the_first_profile(
         assert [context.profile for context in contexts_of(runtime.stages, "temporal")[before:]] == [0]
 
 
-def test_all_contexts_compute_in_one_memory(compiled: tuple[Bundle, Backend]) -> None:
+def test_all_contexts_share_one_memory(compiled: tuple[Bundle, Backend]) -> None:
     bundle, backend = compiled
     stages = Runtime(bundle, slots=2, device=backend).stages
     assert len({context.scratch for graph in bundle.specs for context in contexts_of(stages, graph)}) == 1
@@ -99,7 +99,7 @@ def test_more_than_the_profile_takes_is_refused_in_the_librarys_words(compiled: 
         stages.run("mimi_encode", 8)
 
 
-def test_kernels_that_were_compiled_are_found_at_the_next_load(compiled: tuple[Bundle, Backend]) -> None:
+def test_compiled_kernels_are_found_at_the_next_load(compiled: tuple[Bundle, Backend]) -> None:
     bundle, backend = compiled
     expected = talk(Runtime(bundle, 2, device=backend))
     stored = caches(bundle)

@@ -212,7 +212,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     result = load("ws://127.0.0.1:1", "--wav", str(tmp_path / "none.wav"))
     assert result.exit_code == 1 and "does not exist" in result.stderr
     result = load("ws://127.0.0.1:1", "--out", str(tmp_path / "none/load.json"))
-    assert result.exit_code == 1 and "there is no folder" in result.stderr
+    assert result.exit_code == 1 and "does not exist" in result.stderr
 
 
 def test_ctrl_c_shows_what_was_measured(server: Running) -> None:
