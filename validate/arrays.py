@@ -1,4 +1,4 @@
-"""The kinds of array that validation works on."""
+"""Array types of the validation."""
 
 from typing import Any
 
