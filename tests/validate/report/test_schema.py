@@ -72,7 +72,7 @@ def test_a_verdict_survives_being_stored() -> None:
 
 
 def test_another_schema_is_refused() -> None:
-    with pytest.raises(ReportError, match=f"schema 99.*reads {SCHEMA}: validate again"):
+    with pytest.raises(ReportError, match=f"schema 99.*reads schema {SCHEMA}. Validate again"):
         Report.from_dict({**realistic().to_dict(), "schema": 99})
 
 
