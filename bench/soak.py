@@ -212,7 +212,7 @@ class _LongConversation:
 class _Yardstick:
     """The engines' work of a frame with the runtime's weights, but with constant inputs, state and KV caches.
 
-    If it slows down, the machine did. It has none of the parts that a long conversation may slow down: the Python of the
+    If it slows down, the machine did. It leaves out all that a long conversation may slow down: the Python of the
     loop, the sampling noise, and the state of model and codec.
     """
 

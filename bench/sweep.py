@@ -111,7 +111,7 @@ class BenchBackend(Protocol):
 def sweep(backend: BenchBackend, options: SweepOptions, limit_ms: float = LIMIT_MS) -> SweepReport:
     """Measure `backend` with 1, 2, 4, ... slots until the median frame exceeds `limit_ms` or memory is full.
 
-    The report is saved in `options.out` after each point; an existing report there is resumed. Raises OutputError.
+    The report is saved in `options.out` after each point; an existing one is resumed. Raises OutputError.
     """
     frames, out = options.frames, options.out
     report = _continued(backend, frames, out)

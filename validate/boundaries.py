@@ -1,4 +1,4 @@
-"""What explains a code that is not the reference's: how near the latent is to the boundary between the two entries."""
+"""How near a latent is to the boundary between two codebook entries: tells near ties from wrong codes."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,19 @@ from pplex.runtime.config import CODEBOOKS
 
 Flags = npt.NDArray[np.bool_]
 
-HALVES = (range(1), range(1, CODEBOOKS))  # semantic and acoustic: in each, a codebook quantizes what the last one left
+HALVES = (
+    range(1),
+    range(1, CODEBOOKS),
+)  # semantic, acoustic; a codebook quantizes the residual of the one before
 
 
 @dataclass(frozen=True)
 class ComparedCodes:
-    """Codes [F, 8] beside the reference's.
+    """Codes [F, 8] compared with the reference's.
 
-    `differs`: is not the reference's. `follows`: differs after another code of its frame and half, so that it quantized
-    something else. `distance`: see `boundary_distances`. `unexplained`: that is more than rounding explains. `lost`: comes
-    after an unexplained one, and says nothing.
+    `differs`: is not the reference's. `follows`: differs after another different code of its frame and half, so it quantized
+    another residual. `distance`: see `boundary_distances`. `unexplained`: a larger distance than rounding explains. `lost`:
+    follows an unexplained code and cannot be judged.
     """
 
     differs: Flags
@@ -33,12 +36,12 @@ class ComparedCodes:
 
     @property
     def explained(self) -> Flags:
-        """Differs where it is the first to, and rounding explains it."""
+        """The first different code of a frame and half, if rounding explains it."""
         return self.differs & ~self.follows & ~self.unexplained
 
     @property
     def largest(self) -> Floats:
-        """Per codebook, the largest distance of a code that says something: [8]."""
+        """Per codebook, the largest distance of a code that can be judged: [8]."""
         return np.where(self.lost, 0, self.distance).max(axis=0)
 
 
@@ -54,13 +57,12 @@ def compare_codes(
 
 @torch.inference_mode()
 def boundary_distances(quantizer: Quantizer, latents: Tensor, codes: Tokens) -> Floats:
-    """How far latents [F, dim] would have to move for the codes [F, 8] to be those of the nearest entries: [F, 8].
+    """How far latents [F, dim] must move until the codes [F, 8] are those of the nearest entries: [F, 8].
 
-    0 where they are. An entry e is nearer to x than n is on one side of the plane halfway between them, from which x is
-    (|x - e|^2 - |x - n|^2) / (2 |e - n|) away. x is what the earlier entries of the same codes leave, so a code is judged
-    by what it did quantize. In root mean square lengths of the projected latents: the error of an engine's latent is a share
-    of them, and is the same for what is left of it; it is at least as large as the largest distance. Infinite for a code
-    that no entry has.
+    0 for codes that are. Entries e and n are equally near on the plane halfway between them; x is
+    (|x - e|^2 - |x - n|^2) / (2 |e - n|) from that plane. x is the residual after the earlier entries of the same codes, so
+    a code is judged by its own input. The unit is the root mean square length of the projected latents: an engine's relative
+    latent error is at least the largest distance. Infinite for a code outside the codebook.
     """
     distances = np.empty(codes.shape)
     for half, project in zip(HALVES, (quantizer.semantic, quantizer.acoustic), strict=True):
@@ -75,7 +77,7 @@ def boundary_distances(quantizer: Quantizer, latents: Tensor, codes: Tokens) -> 
 
 
 def _boundary_distance(x: Floats, book: Floats, entry: Tokens) -> Floats:
-    """Of x [F, D] from the boundary between its nearest entry and `entry` [F] of book [N, D]: [F]."""
+    """Distance [F] of x [F, D] from the boundary between its nearest entry and `entry` [F] of book [N, D]."""
     score = (book**2).sum(axis=1) - 2 * x @ book.T  # [F, N] |x - e|^2 without |x|^2
     nearest, frame = score.argmin(axis=1), np.arange(len(x))
     excess = score[frame, entry] - score[frame, nearest]
@@ -84,7 +86,7 @@ def _boundary_distance(x: Floats, book: Floats, entry: Tokens) -> Floats:
 
 
 def _after_one(flags: Flags) -> Flags:
-    """Where an earlier codebook of the same frame and half is flagged."""
+    """Flags codes after a flagged one of the same frame and half."""
     after = np.zeros_like(flags)
     for half in HALVES:
         after[:, half[1:]] = np.logical_or.accumulate(flags[:, half], axis=1)[:, :-1]

@@ -1,4 +1,4 @@
-"""How far a bundle's language model is from the float32 reference when both are forced through the same token history."""
+"""Compares a bundle's language model with the float32 reference, both forced through the same token history."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -24,12 +24,12 @@ from pplex.validate.reference import WholeTemporal
 Numbers = npt.NDArray[np.float64]
 
 BLOCK = 64  # steps whose logits are held at a time
-TIE = 1e-5  # nats: two tokens whose reference probabilities are this close are told apart by rounding
+TIE = 1e-5  # nats: rounding decides between tokens whose reference probabilities are this close
 
 
 @dataclass(frozen=True)
 class Forced:
-    """What a model gives for n forced steps: hidden [n, dim], text logits [n, card], audio logits [n, K, card]."""
+    """Outputs of a model for n forced steps: hidden [n, dim], text logits [n, card], audio logits [n, K, card]."""
 
     hidden: Floats
     text: Floats
@@ -38,12 +38,12 @@ class Forced:
 
 @dataclass(frozen=True)
 class Drift:
-    """Step by step how far apart two models are: text [T], audio [T, K].
+    """Differences of two models, step by step: text [T], audio [T, K].
 
-    hidden [T]: 1 - cosine. *_kl: Kullback-Leibler divergence of what is sampled from, in nats at temperature 1. *_same: 1
-    where the most probable token is the same one, or tied with it. *_overlap: share of the default top-k in common. *_nll,
-    *_own_nll: negative log-likelihood of the token that follows, in nats, by the reference and by the model itself; NaN
-    where the history has none.
+    hidden [T]: 1 - cosine. *_kl: Kullback-Leibler divergence of the token distributions, in nats at temperature 1. *_same:
+    1 if the most probable token is the same, or tied with it. *_overlap: share of the default top-k in common. *_nll,
+    *_own_nll: negative log-likelihood of the next token, in nats, by the reference and by the model itself; NaN where the
+    history has no next token.
     """
 
     hidden: Numbers
@@ -99,9 +99,9 @@ def engine_blocks(stages: Stages, codes: Tokens) -> Iterator[Forced]:
 def reference_hidden(
     checkpoint: Checkpoint, config: ModelConfig, codes: Tokens, embedding: torch.Tensor | None = None
 ) -> tuple[WholeTemporal, torch.Tensor]:
-    """The reference's hidden states [T, dim] for codes [T + 1, 17], and what makes logits of them.
+    """The reference and its hidden states [T, dim] for codes [T + 1, 17].
 
-    `embedding` [T, dim] is read beside the codes: a voice's.
+    `embedding` [T, dim] of a voice is added to that of the codes.
     """
     steps = len(codes) - 1
     whole = WholeTemporal(checkpoint, config, steps, config.temporal.capacity)
@@ -135,7 +135,7 @@ def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens)
 def voice_distance(stages: Stages, checkpoint: Checkpoint, config: ModelConfig, voice: Voice) -> float:
     """1 - cosine of the hidden states after a voice prompt, by slot 0, in chunks as prompts are primed.
 
-    Raises PromptError where the voice does not fit the ring.
+    Raises PromptError if the voice does not fit in the ring.
     """
     prompt = voice_history(config, voice)
     codes, embedding = prompt.codes.numpy(), prompt.embedding.numpy()
@@ -163,7 +163,7 @@ def drift(got: Iterator[Forced], expected: Iterator[Forced], codes: Tokens) -> D
 
 
 def compare(got: Forced, expected: Forced, text: Tokens, audio: Tokens) -> Drift:
-    """Compare some steps' outputs; text [n] and audio [n, K] are the tokens that follow."""
+    """Compare outputs of n steps; text [n] and audio [n, K] are the next tokens."""
     sampling = Sampling()
     of_text = _compare_logits(got.text, expected.text, text, sampling.text_top_k)
     of_audio = _compare_logits(got.audio, expected.audio, audio, sampling.audio_top_k)
@@ -202,7 +202,7 @@ def _at(values: Numbers, index: Tokens) -> Numbers:
 
 
 def _overlap(got: Floats, expected: Floats, k: int) -> Numbers:
-    """Share of the k largest of `expected` that are among the k largest of `got`."""
+    """Share of the k largest logits of `expected` that are among the k largest of `got`."""
     among = np.zeros(got.shape, bool)
     np.put_along_axis(among, np.argpartition(got, -k, -1)[..., -k:], True, -1)
     shared: Numbers = np.take_along_axis(among, np.argpartition(expected, -k, -1)[..., -k:], -1).mean(-1)

@@ -1,6 +1,6 @@
-"""Holds a bundle to recorded outputs of the reference: codec, teacher-forced steps, whole conversations.
+"""Compares a bundle with recorded outputs of the original code: codec, teacher-forced steps, whole conversations.
 
-As a program, `python -m pplex.validate.golden BUNDLE GOLDEN` prints every check and ends with 1 if one fails.
+`python -m pplex.validate.golden BUNDLE GOLDEN` prints every check and exits with 1 if one fails.
 """
 
 import sys
@@ -28,9 +28,9 @@ from pplex.validate.standings import Standings, standings
 
 Where = str | Backend | None
 
-PCM_TOLERANCE = 1e-4  # absolute: 70 dB below full scale is not heard, and float32 sums of another order reach 1e-6
-LOGITS_TOLERANCE = 1e-3  # of the expected values' range: float32 sums of another order reach 1e-5
-TIE_TOLERANCE = 1e-5  # of the squared distance: two entries this close are told apart by rounding
+PCM_TOLERANCE = 1e-4  # absolute: 70 dB below full scale is inaudible; float32 sums in another order reach 1e-6
+LOGITS_TOLERANCE = 1e-3  # of the expected values' range: float32 sums in another order reach 1e-5
+TIE_TOLERANCE = 1e-5  # of the squared distance: rounding decides between entries this close
 
 CONVERSATIONS: dict[str, tuple[str, Sampling]] = {  # name -> voice, sampling; see the golden folder's README
     "greedy": ("NATF0", GREEDY),
@@ -54,7 +54,7 @@ class Check:
 
 
 def check_golden(bundle: Bundle, golden: Path, device: Where = None) -> Iterator[Check]:
-    """Every check of the golden folder, through the bundle's engines; `bundle` must come from its checkpoint.
+    """All checks of the golden folder with the bundle's engines; `bundle` must be built from its checkpoint.
 
     `device` as in `Runtime`.
     """
@@ -71,7 +71,7 @@ def check_codec(bundle: Bundle, checkpoint: Checkpoint, golden: Path, device: Wh
     stages = Stages(bundle, slots=1, device=device)
     codes = encode(stages, expected["pcm_in"].reshape(-1, bundle.config.frame_size))
     wrong = sum(_wrong_codes(checkpoint, codes, expected["codes"].T.astype(np.int64), expected["latent"].T))
-    yield Check("mimi codes, but for ties", wrong, 0, codes.size)
+    yield Check("mimi codes, except for ties", wrong, 0, codes.size)
     pcm = decode(stages, expected["codes"].T)
     yield _close("mimi pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
 
@@ -88,9 +88,9 @@ def check_teacher_forced(bundle: Bundle, golden: Path, device: Where = None) -> 
 
 
 def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = None) -> Iterator[Check]:
-    """A primed session fed the recorded user codes, and the recorded noise where tokens were sampled.
+    """Step a primed session with the recorded user codes, and the recorded noise if tokens were sampled.
 
-    Its tokens are the recorded ones up to a near tie, after which it is another conversation.
+    Its tokens must equal the recorded ones up to a near tie, which starts another conversation.
     """
     expected = load_file(golden / "expected" / f"conversation_{name}.safetensors")
     voice, sampling = CONVERSATIONS[name]
@@ -110,7 +110,7 @@ def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = 
     parting = judge.parting(TokenTrace(name, expected["tokens"].astype(np.int64)), got)
     frames = parting.equal_frames if parting and parting.explained else len(tokens)
     wrong = int((got.tokens != expected["tokens"])[:frames].sum())
-    tied = f", but for a tie in frame {frames}" if frames < len(tokens) else ""
+    tied = f", until a tie in frame {frames}" if frames < len(tokens) else ""
     yield Check(f"{name}: tokens{tied}", wrong, 0, got.tokens[:frames].size)
     pcm = decode(Stages(bundle, slots=1, device=device), expected["tokens"][:, 1 : 1 + CODEBOOKS])
     yield _close(f"{name}: pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
@@ -159,7 +159,7 @@ def teacher_forced(stages: Stages, codes: Tokens, kept: dict[int, int]) -> tuple
 
 
 def force_step(stages: Stages, codes: Tokens, step: int) -> None:
-    """Set slot 0's inputs for a step of codes [T, 17]: column `step`, and the next one as what it is forced to."""
+    """Set slot 0's inputs for a step of codes [T, 17]: column `step`, with the next column as forced tokens."""
     target = codes[step + 1].clip(min=0)
     stages.codes[0, 0], stages.position[0] = codes[step], step
     stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + stages.forced_audio.shape[1]]
@@ -172,7 +172,7 @@ def _recorded_noise(expected: dict[str, Any], frame: int) -> FrameNoise | None:
 
 
 def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: float | None = None) -> Check:
-    """Largest difference relative to the expected values' range, or to `scale`."""
+    """The largest difference relative to the expected values' range, or to `scale`."""
     scale = float(np.ptp(expected)) if scale is None else scale
     same_shape = got.shape == expected.shape
     worst = float(np.abs(got - expected).max()) / scale if same_shape else np.inf
@@ -180,7 +180,7 @@ def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: fl
 
 
 def _wrong_codes(checkpoint: Checkpoint, got: Tokens, expected: Tokens, latent: Floats) -> Iterator[int]:
-    """Per frame, how many codes differ where no tie explains it; after a tie the later acoustic codes are free."""
+    """Per frame, the number of different codes that are not ties; acoustic codes after a tie may differ."""
     table = weights.sources("mimi_encode", checkpoint.config, checkpoint)
     read = {
         name: table[f"quantizer.{name}"].read(checkpoint).numpy() for name in ("semantic.weight", "acoustic.weight")
@@ -205,7 +205,7 @@ def _tied(x: Floats, book: Floats, first: int, second: int) -> bool:
 
 
 def main(bundle: str, golden: str) -> int:
-    """Print a table of all checks; 0 if they pass, 1 if one does not."""
+    """Print a table of all checks; returns 0 if all pass, else 1."""
     failed = 0
     print(f"{'':<6} {'worst':>9} {'tolerance':>9} {'compared':>9}")
     for check in check_golden(open_bundle(Path(bundle)), Path(golden)):

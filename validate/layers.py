@@ -1,7 +1,7 @@
-"""Graph by graph and layer by layer: what each layer of a bundle adds, against the torch modules in float32.
+"""Compares every layer of a bundle's graphs with the torch modules in float32.
 
-Of a layer of the language model the own error counts: the float32 layer is given what the engine's layer was given, so an
-error is named where it is made and not where it arrives. The codec, in float32 or nearly, is followed from the start.
+A layer of the language model has an error of its own: the float32 layer gets the input of the engine's layer, so an error
+appears where it arises. The codec, in float32 or nearly, has only errors accumulated since its input.
 """
 
 from collections.abc import Iterator
@@ -35,11 +35,10 @@ Past = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LayerError:
-    """Of one layer: errors relative to the float32 values, root of mean squares over root of mean squares.
+    """Errors of one layer relative to the float32 values, root mean square over root mean square.
 
-    `own` is of what the layer makes of the engine's own input, `accumulated` of its output since the graph's inputs; None
-    where it was not measured. `channel` is the own error of the worst channel. `largest`, `mean` (absolute) and `cosine`
-    compare the outputs.
+    `own`: error for the engine's own input, None if not measured. `accumulated`: error since the graph's inputs. `channel`:
+    own error of the worst channel. `largest`, `mean` (absolute) and `cosine` compare the outputs.
     """
 
     layer: str
@@ -54,7 +53,7 @@ class LayerError:
 def compare_layer(
     layer: str, got: Tensor, expected: Tensor, own: float | None = None, channel: float | None = None
 ) -> LayerError:
-    """Errors of a layer's outputs, of one shape."""
+    """Errors of a layer's outputs, which have the same shape."""
     got, expected = got.double().flatten(), expected.double().flatten()
     difference = (got - expected).abs()
     norm = float(got.norm() * expected.norm())
@@ -65,7 +64,7 @@ def compare_layer(
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected|; infinite where something that is not finite came out."""
+    """|got - expected| / |expected|; infinite if a value of `got` is not finite."""
     got, expected = got.double(), expected.double()
     if not torch.isfinite(got).all():
         return float("inf")
@@ -74,7 +73,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def channel_error(got: Tensor, expected: Tensor) -> float:
-    """The largest |got - expected| / |expected| of a channel, the last axis; |expected| is taken as its median at least."""
+    """The largest |got - expected| / |expected| of a channel (last axis), with |expected| at least its median."""
     got, expected = (x.double().flatten(0, -2) for x in (got, expected))  # [n, channels]
     if not torch.isfinite(got).all():
         return float("inf")
@@ -87,7 +86,7 @@ def channel_error(got: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class LanguageTrace:
-    """What an engine's layers gave in T forced steps: by layer, [T, ...] each, and the graphs' outputs by name."""
+    """Outputs of an engine's layers in T forced steps, [T, ...] by layer, and the graphs' outputs by name."""
 
     temporal: Tensors
     depth: Tensors
@@ -122,7 +121,7 @@ def _kept(name: str) -> bool:
 def temporal_errors(
     trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConfig, codes: Tokens
 ) -> list[LayerError]:
-    """Every half layer of the temporal transformer, in order, for the trace of codes [T + 1, 17]."""
+    """Errors of every half layer of the temporal transformer, in order, for the trace of codes [T + 1, 17]."""
     steps, walk = len(codes) - 1, _Walk({name: x.flatten(1)[None] for name, x in trace.temporal.items()})  # [1, T, dim]
     whole = WholeTemporal(checkpoint, config, steps, config.temporal.capacity)
     walk.start("embedding", whole.embed(torch.from_numpy(codes[:-1]), torch.zeros(steps, config.temporal.dim)))
@@ -136,7 +135,7 @@ def temporal_errors(
 
 @torch.inference_mode()
 def depth_errors(trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConfig, codes: Tokens) -> list[LayerError]:
-    """Every half layer of every step of the depth transformer, in order; its input is the engine's hidden state."""
+    """Errors of every half layer of every step of the depth transformer, in order, for the engine's hidden states."""
     module = weights.load("depth", checkpoint, config)
     assert isinstance(module, Depth)
     hidden, previous = trace.temporal["hidden"], torch.from_numpy(codes[1:].clip(min=0))
@@ -163,10 +162,10 @@ def _attend(module: Depth, step: DepthStep, layer: int, past: Past, x: Tensor) -
 
 
 class _Walk:
-    """Goes through layers in their order with two streams: the engine's, `got` by layer, and the float32 one.
+    """Walks through layers in order with two streams: the engine's, `got` by layer, and the float32 one.
 
-    A compiled engine shows its graph's outputs only: layers that are not among `got` are passed over, and what comes after
-    them has no error of its own.
+    A compiled engine gives only its graph's outputs: layers that are not in `got` are skipped, and the layer after them has
+    no error of its own.
     """
 
     def __init__(self, got: Tensors):
@@ -174,21 +173,21 @@ class _Walk:
         self._before: Tensor | None = None
 
     def start(self, layer: str, x: Tensor) -> None:
-        """The stream begins, as x."""
+        """Start the stream with x."""
         self._x, got = x, self.got.get(layer)
         self._add(layer, got, x, got, x)
 
     def half(self, layer: str, adds: Half, own_adds: Half) -> None:
-        """A half layer adds something to the stream: `adds` to the float32 one, `own_adds` to the engine's."""
+        """Apply a half layer: `adds` to the float32 stream, `own_adds` to the engine's."""
         self._x = self._x + adds(self._x)
         got, before = self.got.get(layer), self._before
         if got is None or before is None:
             self._add(layer, got, self._x)
-        else:  # relative to the stream, the error of a small addition to a large stream would be hidden
+        else:  # compare additions: in a large stream, the error of a small addition would not show
             self._add(layer, got, self._x, got - before, own_adds(before))
 
     def end(self, layer: str, makes: Half, got: Tensor) -> None:
-        """A layer makes something else of the stream."""
+        """Apply a layer that replaces the stream."""
         self._x = makes(self._x)
         self._add(layer, got, self._x, got, None if self._before is None else makes(self._before))
 
@@ -200,7 +199,7 @@ class _Walk:
         own_got: Tensor | None = None,
         own_expected: Tensor | None = None,
     ) -> None:
-        """`own_*`: what the layer made of the engine's own stream, where that is known."""
+        """`own_*`: outputs for the engine's own stream, if known."""
         self._before = got
         if got is None:
             return
@@ -215,7 +214,7 @@ class _Walk:
 
 
 def trace_codec(stages: Stages, graph: str, inputs: Pcm | Tokens) -> Tensors:
-    """What an engine's layers and its output gave for inputs [F, ...], frame by frame in slot 0: [F, ...] by layer."""
+    """Outputs [F, ...] by layer of a codec engine for inputs [F, ...], frame by frame in slot 0."""
     spec = stages.engines[graph].spec
     given, tensors = stages.tensors(graph)[spec.inputs[0].name], stages.tensors(graph)
     rows: dict[str, list[Tensor]] = {tensor.name: [] for tensor in spec.outputs}
@@ -232,7 +231,7 @@ def trace_codec(stages: Stages, graph: str, inputs: Pcm | Tokens) -> Tensors:
 def codec_errors(
     trace: Tensors, graph: str, checkpoint: Checkpoint, config: ModelConfig, inputs: Pcm | Tokens
 ) -> list[LayerError]:
-    """Every filter, matrix and codebook of one side of the codec, in order, for a trace of inputs [F, ...]."""
+    """Errors of every filter, matrix and codebook of a codec graph, in order, for a trace of inputs [F, ...]."""
     module = weights.load(graph, checkpoint, config)
     with _watching(module) as seen:
         given = torch.from_numpy(inputs[:, None] if graph == "mimi_encode" else inputs)[None]
@@ -250,7 +249,7 @@ def codec_errors(
 
 @contextmanager
 def _watching(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects what each filter and matrix of a module gives, call by call."""
+    """Collect the output of each filter and matrix of a module, call by call."""
     seen: dict[str, list[Tensor]] = {}
 
     def hook(name: str, part: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
@@ -268,19 +267,19 @@ def _watching(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
 
 def _convolved(part: TransposedConv, x: Tensor) -> Tensor:
-    """The convolution's own result, which is what its ONNX node gives: the overlap is added after it."""
+    """The output of the convolution's ONNX node; the overlap is added after it."""
     conv = part.conv
     return F.conv_transpose1d(x, part.weight, None, conv.stride, groups=conv.inputs if conv.depthwise else 1)
 
 
 def _different_codes(got: Tensor, expected: Tensor) -> LayerError:
-    """The share of codes that are others, where it cannot be told what they were chosen by."""
+    """The share of different codes, for engines without probed layers."""
     share = float((got != expected).double().mean())
     return LayerError("codes", None, share, share, share, 1 - share)
 
 
 def _codebook_errors(quantizer: Quantizer, trace: Tensors) -> list[LayerError]:
-    """Of each codebook the share of frames in which another entry is nearer to what the engine quantized, ties apart."""
+    """For each codebook, the share of frames in which another entry is nearer to the quantized residual, except for ties."""
     codes, errors = trace["codes"], list[LayerError]()
     rest = trace["quantizer.semantic"]
     for i, book in enumerate(quantizer.codebooks):

@@ -1,4 +1,4 @@
-"""The codec without streaming: a whole recording in one call of the torch modules' parts, to hold frame by frame to."""
+"""The codec without streaming: a whole recording in one call, as the reference for frame-by-frame runs."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from pplex.runtime.graphs import graph_specs
 
 
 def encode_at_once(checkpoint: Checkpoint, pcm: Floats) -> Tokens:
-    """Codes [F, 8] of pcm [F, 1920] in float32; the memory it takes is that of all layers' outputs for all F frames."""
+    """Codes [F, 8] of pcm [F, 1920] in float32; needs memory for the outputs of all layers for all F frames."""
     encoder = load("mimi_encode", checkpoint)
     assert isinstance(encoder, MimiEncoder)
     return encoder.quantizer.encode(latents_at_once(encoder, checkpoint.config, pcm)).numpy()
@@ -21,7 +21,7 @@ def encode_at_once(checkpoint: Checkpoint, pcm: Floats) -> Tokens:
 
 @torch.inference_mode()
 def latents_at_once(encoder: MimiEncoder, config: ModelConfig, pcm: Floats) -> Tensor:
-    """What is quantized, [F, dim], of pcm [F, 1920]."""
+    """Latents [F, dim] of pcm [F, 1920], before quantization."""
     carry = _silence("mimi_encode", config)
     x = encoder.seanet(torch.from_numpy(pcm).reshape(1, 1, -1), carry)  # [1, dim, 2F]
     return encoder.downsample(_transform(encoder.transformer, x, encoder.steps_per_frame), carry)[0].t()
@@ -39,7 +39,7 @@ def decode_at_once(checkpoint: Checkpoint, codes: Tokens) -> Floats:
 
 
 def _silence(graph: str, config: ModelConfig) -> Carry:
-    """What a convolution starts from in a new conversation."""
+    """The initial state of the convolutions."""
     past = {
         state.name: torch.zeros([1, *map(int, state.shape[1:])], dtype=getattr(torch, state.dtype))
         for state in graph_specs(config)[graph].state
@@ -49,7 +49,7 @@ def _silence(graph: str, config: ModelConfig) -> Carry:
 
 
 def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -> Tensor:
-    """All steps of x [1, dim, T] at once, [1, dim, T]: the rings are as long as the recording, and a mask is the window."""
+    """All steps of x [1, dim, T] at once, [1, dim, T]: the ring is as long as the recording, a mask limits it."""
     stack, steps = transformer.stack, x.shape[-1]
     start = torch.zeros(1, dtype=torch.int64)
     mask = _window(steps, steps_per_frame, stack.capacity)
@@ -62,9 +62,9 @@ def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -
 
 
 def _window(steps: int, steps_per_frame: int, capacity: int) -> Tensor:
-    """Which steps each step may read, [1, 1, T, T] bool: those since capacity - 1 steps before its frame's end.
+    """Which steps each step reads, [1, 1, T, T] bool: from capacity - 1 steps before the end of its frame.
 
-    It says of steps what `ring_mask`, where the reason is, says of a ring's entries.
+    `ring_mask` masks a ring's entries by the same rule, and has the reason.
     """
     step = torch.arange(steps)
     end = (step // steps_per_frame + 1) * steps_per_frame  # exclusive

@@ -1,4 +1,4 @@
-"""A report's folder: the files of a validation or a comparison, written when all of them are made."""
+"""A report's folder: the files of a validation or a comparison, written together."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SOUNDS_FOLDER = "sounds"
 
 
 def report_files(validation: Validation) -> dict[str, bytes]:
-    """By name: the data, the page, the comment for a pull request, and the recordings."""
+    """Files by name: the data, the page, the comment for a pull request, and the recordings."""
     report = validation.report
     return {
         REPORT_FILE: _json(report.to_dict()),
@@ -29,7 +29,7 @@ def report_files(validation: Validation) -> dict[str, bytes]:
 
 
 def comparison_files(comparison: Comparison) -> dict[str, bytes]:
-    """By name, as of a report."""
+    """Files by name, like those of a report."""
     return {
         "comparison.json": _json(comparison.to_dict()),
         "comparison.html": comparison.to_html().encode(),
@@ -38,16 +38,16 @@ def comparison_files(comparison: Comparison) -> dict[str, bytes]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise OutputError if `write_folder` could not write there: for before the work of making what goes in it."""
+    """Raise OutputError if `write_folder` could not write there; called before the long work."""
     there = os.path.exists(folder)
     _made(folder)
     check_writable(folder / REPORT_FILE)
     if not there:
-        folder.rmdir()  # it is made when there is something to put in
+        folder.rmdir()  # `write_folder` makes it again
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by their names in a folder, all of them or none; recordings of an earlier report are removed.
+    """Write files by name in a folder, all or none; removes recordings of an earlier report.
 
     Raises OutputError.
     """
@@ -65,7 +65,7 @@ def _made(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be made a folder: {error.strerror}. Name another --report.") from error
+        raise OutputError(f"Cannot create the folder {folder}: {error.strerror}. Name another --report.") from error
 
 
 def _json(data: Any) -> bytes:

@@ -1,8 +1,8 @@
-"""Where a conversation of the engine leaves the reference's, and whether rounding explains it.
+"""Finds the first difference of two conversations, and whether rounding explains it.
 
-Two float32 engines agree to the last digits, so a token that wins by less than those digits may lose on another processor,
-and what follows is another conversation. How near every draw of the reference is to another outcome is kept while it speaks.
-The first token that differs must be one of those that were as near as the layers' tolerance allows.
+Two float32 engines differ in the last digits. A token that wins by less may lose on another processor, and a different
+conversation follows. So the reference records how near every draw was to another outcome (its standings). The first
+different token must be one that the layers' tolerance allows.
 """
 
 import math
@@ -23,16 +23,16 @@ from pplex.validate.boundaries import boundary_distances
 from pplex.validate.offline_codec import latents_at_once
 from pplex.validate.standings import Standings
 
-# A hidden state that is off by the share of its length that is allowed moves logits by that share of their spread, a race
-# is between two, and a few in a hundred draws are moved by more than twice as much.
+# A hidden state with the allowed relative error moves logits by that share of their spread. A race is between two logits,
+# and a few in a hundred draws move by more than twice as much.
 SPREADS = 4
-WIDER = 50  # times the allowed distance, in which draws are counted to know how many are nearer than it
-CHANCE = 1e-3  # of more explained differences than are plausible, if engines were as far off as the tolerance allows
+WIDER = 50  # times the allowed distance: draws within it are counted to estimate how many are within the allowed one
+CHANCE = 1e-3  # of more explained differences than plausible, for engines as far off as the tolerance allows
 
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """Tokens [F, 17] of a conversation; what was drawn for them, [F, 1 + 8, ...]; what the user said, [samples]."""
+    """Tokens [F, 17] of a conversation, the standings of their draws [F, 1 + 8, ...], and the user's sound [samples]."""
 
     name: str
     tokens: Tokens
@@ -42,10 +42,10 @@ class TokenTrace:
 
 @dataclass(frozen=True)
 class Parting:
-    """The first difference of two conversations: frame and stream of the tokens, and how near the reference was to it.
+    """The first different draw of two conversations: frame and stream, and how near the reference was to the other token.
 
-    `distance` is in `unit`; up to `allowed` rounding explains it. `equal_frames` come before any token that differs: text is
-    drawn before the delayed codebooks of the frame before it, which follow it then.
+    `distance` is in `unit`; up to `allowed`, rounding explains it. `equal_frames`: the frames before any different token.
+    These may be fewer than `frame`: text is drawn before delayed codebooks of earlier frames.
     """
 
     conversation: str
@@ -64,18 +64,18 @@ class Parting:
 
     @property
     def is_of_a_draw(self) -> bool:
-        """Not of a code that was heard."""
+        """Whether the token was drawn; codes of the user are encoded."""
         return not self.stream.startswith("user")
 
     def __str__(self) -> str:
         return (
             f"{self.conversation}, frame {self.frame}, {self.stream}: {self.got} instead of {self.expected}, "
-            f"{self.distance:.2g} {self.unit} from a tie, and {self.allowed:.2g} is rounding"
+            f"{self.distance:.2g} {self.unit} from a tie; rounding explains up to {self.allowed:.2g}"
         )
 
 
 class Judge:
-    """Finds where an engine's conversations leave the reference's, which have their standings."""
+    """Finds the first difference of an engine's conversation from the reference's, which has standings."""
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, specs: Mapping[str, GraphSpec]):
         self._checkpoint, self._config = checkpoint, config
@@ -83,7 +83,7 @@ class Judge:
         self._latent = specs["mimi_encode"].tolerances["layer_error"]
 
     def parting(self, ours: TokenTrace, theirs: TokenTrace) -> Parting | None:
-        """The first token that differs, in the order in which they came to be; None where all are equal."""
+        """The first different token in the order of computation; None if all are equal."""
         differs = np.argwhere(ours.tokens != theirs.tokens)
         if not len(differs):
             return None
@@ -99,7 +99,7 @@ class Judge:
         return Parting(ours.name, frame, name, expected, got, distance, allowed, unit, int(differs[:, 0].min()))
 
     def _when(self, frame: int, stream: int) -> tuple[int, int]:
-        """The call that made a token of a reply, and its place in it; what is heard counts from the next call on."""
+        """The call that computed a token of a reply, and the token's place in it; user codes count from the next call on."""
         delay, latest = self._config.delays[stream], self._config.max_delay
         return (frame - latest + delay, stream) if stream < USER else (frame - latest, stream)
 
@@ -123,10 +123,10 @@ class Judge:
         return float(boundary_distances(encoder.quantizer, latents, heard)[call, codebook])
 
     def plausible(self, reference: Sequence[TokenTrace]) -> int:
-        """How many draws of the reference's conversations may be near ties that went the other way, but for CHANCE.
+        """The number of draws of the reference's conversations that may differ as near ties, except with probability CHANCE.
 
-        Were the engine as far off as is allowed, all draws within that distance could differ: as many as a wider distance
-        holds, in proportion.
+        With an engine as far off as allowed, all draws within that distance may differ. Their number is estimated from a
+        wider distance.
         """
         expected = 0.0
         for conversation in reference:

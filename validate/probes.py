@@ -1,6 +1,6 @@
-"""Where the layers of a graph begin and end: values of its ONNX file, made outputs of a copy beside the bundle.
+"""Makes the layers of a graph outputs of a copy of its ONNX file.
 
-They are found by the weights they meet, whose names are the torch modules' own, so no map between the two is kept.
+Layers are found by their weights, whose names are those of the torch modules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,9 @@ Points = list[tuple[str, ir.Value]]
 
 @dataclass(frozen=True)
 class RewrittenBundle(Bundle):
-    """A bundle some of whose graphs are replaced by files in another folder; their weights are still the bundle's.
+    """A bundle with some graphs replaced by files in another folder, which use the bundle's weights.
 
-    `probes` are outputs that the graphs have besides the usual ones: PROBE + the layer's name, [B, ...] float32.
+    `probes`: additional outputs of the graphs, named PROBE + the layer's name, [B, ...] float32.
     """
 
     rewritten: Mapping[str, Path]
@@ -50,12 +50,12 @@ class RewrittenBundle(Bundle):
 
 
 def can_be_probed(bundle: Bundle) -> bool:
-    """Whether the bundle holds graphs; compiled engines show their outputs only."""
+    """Whether the bundle has ONNX graphs; compiled engines give only their outputs."""
     return all(entry["kind"] == ONNXRUNTIME for entry in bundle.manifest["engines"].values())
 
 
 def probe(bundle: Bundle, scratch: Path) -> RewrittenBundle:
-    """The bundle with the layers of its graphs as outputs, in copies of their files in `scratch`."""
+    """The bundle with all layers of its graphs as outputs; the changed graph files are in `scratch`."""
     probes, rewritten = {}, {}
     for graph in GRAPH_NAMES:
         model = ir.load(bundle.graph_path(graph))
@@ -77,7 +77,7 @@ def _expose(graph: ir.Graph, name: str, value: ir.Value) -> TensorSpec:
 
 
 def _meets(graph: ir.Graph) -> dict[str, list[ir.Node]]:
-    """The nodes that compute with each weight, whether it is stored as floats or dequantized: NAME -> nodes in order."""
+    """The nodes that use each weight, stored as floats or dequantized: name -> nodes in order."""
     found: dict[str, list[ir.Node]] = {}
     for node in graph:
         for value in node.inputs:
@@ -88,7 +88,7 @@ def _meets(graph: ir.Graph) -> dict[str, list[ir.Node]]:
 
 
 def _weight(value: ir.Value | None) -> str | None:
-    """The name of the weight that a value is, or is made of by DequantizeLinear and Cast."""
+    """The name of the weight behind a value, through DequantizeLinear and Cast."""
     while value is not None and not value.is_initializer():
         maker = value.producer()
         if maker is None or maker.op_type not in ("DequantizeLinear", "Cast"):
@@ -104,7 +104,7 @@ def _input(node: ir.Node) -> ir.Value:
 
 
 def _temporal(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Value]]:
-    """The stream between the halves of the layers, which is what the norms read."""
+    """The stream between half layers: the input of each norm."""
     meets, last = _meets(graph), config.temporal.layers - 1
     yield "embedding", _input(meets["layers.0.norm1.weight"][0])
     for i in range(last + 1):
@@ -114,7 +114,7 @@ def _temporal(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Va
 
 
 def _depth(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Value]]:
-    """As of the temporal transformer, step by step; the norms are shared by the steps, the head has none before it."""
+    """As `_temporal`, step by step; steps share the norms, and the head has no norm before it."""
     meets, last = _meets(graph), config.depth.layers - 1
     for k in range(config.depth_steps):
         yield f"steps.{k}.input", _input(meets["norm1.0.weight"][k])
@@ -125,7 +125,7 @@ def _depth(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Value
 
 
 def _codec(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Value]]:
-    """What every convolution, matrix and table of the codec gives."""
+    """The output of every convolution, matrix and table of the codec."""
     done = set()
     for node in graph:
         for weight in filter(None, map(_weight, node.inputs)):

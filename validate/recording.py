@@ -1,4 +1,4 @@
-"""Scenarios played to an agent, and what was recorded: sound, tokens, and how long each frame took."""
+"""Plays scenarios to an agent and records sound, tokens and the time of each frame."""
 
 import io
 import time
@@ -26,7 +26,7 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """One way to draw tokens."""
+    """A seed and settings for sampling."""
 
     name: str
     seed: int
@@ -34,15 +34,15 @@ class SamplingRun:
 
 
 def make_runs(seeds: Iterable[int]) -> tuple[SamplingRun, ...]:
-    """One run sampled at the default settings for each seed, and a greedy one."""
+    """A run at the default settings for each seed, and a greedy run."""
     return (*(SamplingRun(f"seed {seed}", seed, Sampling()) for seed in seeds), SamplingRun("greedy", 0, GREEDY))
 
 
 @dataclass(frozen=True)
 class ScenarioRecording:
-    """What an agent did in a scenario: pcm [F * 1920] float32 at 24 kHz, tokens [F, 17] (text, agent, user).
+    """An agent's recording in a scenario: pcm [F * 1920] float32 at 24 kHz, tokens [F, 17] (text, agent, user).
 
-    `standings` [F, 1 + 8, ...], of what was drawn in each frame's step, are those of a runtime with logits.
+    `standings` [F, 1 + 8, ...] of the draws in each frame's step, if the runtime has logits.
     """
 
     scenario: Scenario
@@ -60,7 +60,7 @@ class ScenarioRecording:
         return TokenTrace(self.name, self.tokens, self.standings, self.scenario.pcm)
 
     def to_wav(self) -> bytes:
-        """A file to listen to: the user left, the agent right."""
+        """A WAV file with the user on the left and the agent on the right."""
         user = np.pad(self.scenario.pcm, (0, len(self.pcm) - len(self.scenario.pcm)))
         both = np.clip(np.nan_to_num(np.stack([user, self.pcm], axis=1)), -1, 1)  # [samples, 2]
         file = io.BytesIO()
@@ -70,9 +70,9 @@ class ScenarioRecording:
 
 @dataclass(frozen=True)
 class Recorded:
-    """All recordings of an agent, and the seconds [steps] that each step took by stage, "host" and "frame".
+    """All recordings of an agent, and the seconds [steps] of each step by stage, "host" and "frame".
 
-    A step is one frame of up to `sessions` conversations at once.
+    A step is one frame of up to `sessions` conversations.
     """
 
     recordings: tuple[ScenarioRecording, ...]
@@ -83,9 +83,9 @@ class Recorded:
 def record(
     runtime: Runtime, scenarios: Iterable[Scenario], runs: Sequence[SamplingRun], voice: str | None, persona: str
 ) -> Recorded:
-    """Play every scenario to the runtime's agent once for each run, in as many of its slots at once as there are.
+    """Play every scenario to the runtime's agent once for each run, in all slots at once.
 
-    The agent's sound lies in the user's time: who plays it hears it a frame later. Raises PromptError.
+    The agent's sound is aligned with the user's; a listener hears it a frame later. Raises PromptError.
     """
     work = iter([(scenario, run) for scenario in scenarios for run in runs])
     recordings, steps = list[ScenarioRecording](), list[dict[str, float]]()
@@ -103,7 +103,7 @@ def _converse(
     persona: str,
     steps: list[dict[str, float]],
 ) -> list[ScenarioRecording]:
-    """Conversations side by side, each until its scenario ends; adds what every step took to `steps`."""
+    """Conversations side by side, each until its scenario ends; adds the seconds of every step to `steps`."""
     user = [frames(scenario.pcm, runtime.config.frame_size) for scenario, _ in batch]  # [F, 1920] each
     replies: list[list[Reply]] = [[] for _ in batch]
     drawn: list[list[Standings]] = [[] for _ in batch]

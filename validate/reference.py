@@ -1,6 +1,6 @@
-"""The float32 reference: our torch modules with the checkpoint's weights, in the runtime's own loop or all steps at once.
+"""The float32 reference: our torch modules with the checkpoint's weights, in the runtime's loop or all steps at once.
 
-tests/golden holds these modules to what the original code computes; here they are what a bundle is held to.
+Bundles are compared with these modules; tests/golden compares the modules with the original code.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +22,11 @@ from pplex.runtime.engine import Executor
 from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.precision import FP32
 
-Half = Callable[[Tensor], Tensor]  # of a layer: what it adds to the stream it is given
+Half = Callable[[Tensor], Tensor]  # half a layer: stream -> addition to the stream
 
 
 class TorchExecutor:
-    """A graph's torch module in place of its engine: the same inputs, outputs and state, in the host's memory."""
+    """A graph's torch module in place of its engine, with the same inputs, outputs and state in the host's memory."""
 
     alignment = 1
     capturable = True
@@ -48,16 +48,16 @@ class TorchExecutor:
                 buffer.copy_(result)
 
     def save_cache(self) -> None:
-        """Nothing: there is nothing to prepare."""
+        """Does nothing: torch modules have no cache."""
 
 
 def as_float32(bundle: Bundle) -> Bundle:
-    """The bundle as the reference reads it: its sizes, tokenizer and voices, every graph in float32."""
+    """The bundle for the reference: its sizes, tokenizer and voices, with every graph in float32."""
     return replace(bundle, precision=FP32)
 
 
 def torch_backend(checkpoint: Checkpoint, config: ModelConfig) -> Backend:
-    """What a Runtime or Stages runs the reference on, for a bundle given by `as_float32`; loads all weights in float32."""
+    """The reference as the backend of a Runtime or Stages, for a bundle of `as_float32`; loads all weights in float32."""
     device = HostDevice()
     modules = {name: weights.load(name, checkpoint, config) for name in FP32}
 
@@ -68,10 +68,10 @@ def torch_backend(checkpoint: Checkpoint, config: ModelConfig) -> Backend:
 
 
 class WholeTemporal:
-    """The temporal transformer over a whole token history at once, one layer's weights in memory at a time.
+    """The temporal transformer over a whole token history at once, with one layer's weights in memory at a time.
 
-    Gives what stepping through the history gives, past the end of a ring of `capacity` steps too: a step then reads the
-    capacity - 1 newest ones (see layers.ring_mask).
+    Equals stepping through the history, also past the end of a ring of `capacity` steps: a step reads the newest
+    capacity - 1 steps (see layers.ring_mask).
     """
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, steps: int, capacity: int):
@@ -93,7 +93,7 @@ class WholeTemporal:
         return x
 
     def layers(self) -> Iterator[tuple[Half, Half]]:
-        """Each layer as what attention and what the gated feed-forward add to a stream [1, T, dim]."""
+        """Each layer as two half layers, attention and gated feed-forward, of a stream [1, T, dim]."""
         for i in range(self._config.temporal.layers):
             with torch.device("meta"):
                 layer = TemporalLayer(self._config.temporal)
@@ -120,9 +120,9 @@ class WholeTemporal:
 
 
 def _place(config: ModelConfig, steps: int, capacity: int) -> tuple[Tensor, ...]:
-    """What attention takes beside its input: rings for all steps, where to write, what each step sees, angles."""
+    """The other arguments of attention: rings for all steps, write position, mask, rotation angles."""
     stack, start = config.temporal, torch.zeros(1, dtype=torch.int64)
     ring = torch.zeros(1, stack.heads, steps, stack.head_dim)
-    age = torch.arange(steps)[:, None] - torch.arange(steps)  # of the step in the column, seen from that in the row
+    age = torch.arange(steps)[:, None] - torch.arange(steps)  # steps from column to row
     visible = (age >= 0) & (age < capacity - 1)
     return ring, ring, start, visible[None, None], *rope(start, torch.arange(steps), stack)

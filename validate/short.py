@@ -1,4 +1,4 @@
-"""The short validation that a build ends with: every layer, and the drift over a few seconds, summed up for the manifest."""
+"""The short validation at the end of a build: every layer, and the drift over a few seconds, for the manifest."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ OPTIONS = ValidateOptions(frames=FRAMES, sections=("graphs", "drift"))
 
 
 def check_build(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """A summary for the manifest; what cannot be run here is not checked, and the summary says why."""
+    """A summary for the manifest; if the bundle cannot run here, the summary says why it was not checked."""
     lacking = _lacking(bundle)
     if lacking:
         return not_checked(lacking)
@@ -27,7 +27,7 @@ def check_build(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """What the manifest keeps of a report."""
+    """The summary of a report for the manifest."""
     kept = {m.name: {"value": m.value, "limit": m.tolerance.limit} for m in report.measures if m.tolerance is not None}
     failures = [
         f"{m.name}: {m.value:.3g} at {m.where}" if m.where else f"{m.name}: {m.value:.3g}" for m in report.failures
@@ -41,7 +41,7 @@ def not_checked(reason: str) -> dict[str, Any]:
 
 
 def _lacking(bundle: Bundle) -> str | None:
-    """Why the bundle's graphs cannot be loaded on this machine, if they cannot."""
+    """Why this machine cannot load the bundle's graphs; None if it can."""
     if any(entry["kind"] != ONNXRUNTIME for entry in bundle.manifest["engines"].values()):
-        return None  # a GPU's memory, which loading checks
+        return None  # engines need GPU memory, which loading checks
     return lacking_memory(short_validation_nbytes(bundle.config, bundle.precision))

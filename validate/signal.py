@@ -1,4 +1,4 @@
-"""How far one signal is from another: power, spectra and the times at which sounds begin. Read by the report's sections."""
+"""Distances between two signals: power, spectra and onset times. Used by the codec section."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,18 @@ Signal = npt.NDArray[np.floating[Any]]  # [N] samples, full scale being 1
 
 # FFT, hop and window in samples, from the article's table for 24 kHz.
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))
-AUDIBLE = 1e-4  # amplitude of a sine, 80 dB below full scale: what two spectra have below it is the same silence
+AUDIBLE = 1e-4  # amplitude of a sine, 80 dB below full scale: lower parts of spectra count as the same silence
 
-HOP = 6  # samples: the envelope is read every 0.25 ms
-SMOOTHING_MS = 10.0  # of the envelope: a period of a voice of 100 Hz, whose pulses are no onsets
-RISE_DB, RISE_MS = 9.0, 10.0  # an onset is a rise of at least so much within so long
+HOP = 6  # samples: the envelope has a value every 0.25 ms
+SMOOTHING_MS = 10.0  # of the envelope: a period of a 100 Hz voice, so that its pulses are not onsets
+RISE_DB, RISE_MS = 9.0, 10.0  # an onset rises by at least RISE_DB within RISE_MS
 APART_MS = 40.0  # rises nearer than this are one onset
-QUIETEST_DB, SILENT_DB = -35.0, -60.0  # below the loudest: onsets that reach no further are left out; nothing is lower
-BEFORE_MS, REACH_MS, AFTER_MS = 25.0, 20.0, 60.0  # around an onset: where it rises from, its peak, how late it may be
+QUIETEST_DB, SILENT_DB = -35.0, -60.0  # relative to the loudest: quieter onsets are left out; lower levels are clipped
+BEFORE_MS, REACH_MS, AFTER_MS = (
+    25.0,
+    20.0,
+    60.0,
+)  # around an onset: search of its floor, of its peak, and its largest delay
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class SpectralDistance:
 
 @dataclass(frozen=True)
 class OnsetShift:
-    """Per onset of the target: when it is, in seconds, and by how much the estimate rises later, in ms."""
+    """Per onset of the target: its time in seconds, and how much later the estimate rises, in ms."""
 
     times_s: tuple[float, ...]
     shifts_ms: tuple[float, ...]
@@ -48,25 +52,25 @@ class OnsetShift:
 
     @property
     def median_ms(self) -> float | None:
-        """With its sign; None where there is no onset."""
+        """The median with its sign; None without onsets."""
         return float(np.median(self.shifts_ms)) if self.shifts_ms else None
 
     @property
     def worst_ms(self) -> float | None:
-        """The one that is furthest from 0, with its sign; None where there is no onset."""
+        """The shift furthest from 0, with its sign; None without onsets."""
         return max(self.shifts_ms, key=_magnitude) if self.shifts_ms else None
 
     @property
     def worst_s(self) -> float | None:
-        """When the worst one is."""
+        """The time of the worst shift."""
         return self.times_s[self.shifts_ms.index(self.worst_ms)] if self.worst_ms is not None else None
 
 
 def si_sdr_db(estimate: Signal, target: Signal) -> float:
     """Scale-invariant signal-to-distortion ratio of two signals [N] in dB; means are not removed.
 
-    10 log10(|a t|^2 / |a t - e|^2) with a = <e, t> / <t, t>, so a change of level costs nothing. Without a distortion it is
-    infinite, also of silence to silence; sound for silence, or silence for sound, is -infinity; NaN gives NaN. Source: Le
+    10 log10(|a t|^2 / |a t - e|^2) with a = <e, t> / <t, t>, so a change of level does not count. It is infinite without
+    distortion, also for two silences, and -infinity if only one of them is silent. NaN gives NaN. Source: Le
     Roux et al., SDR - half-baked or well done?, 2019.
     """
     e, t = _pair(estimate, target)
@@ -81,12 +85,12 @@ def si_sdr_db(estimate: Signal, target: Signal) -> float:
 
 
 def spectral_distance(estimate: Signal, target: Signal) -> SpectralDistance:
-    """Multi-resolution distance of the magnitude spectra of two signals [N]; 0 if they are the same.
+    """Multi-resolution distance of the magnitude spectra of two signals [N]; 0 for equal signals.
 
-    Of each resolution: how large the difference of the spectrograms is beside the target's (spectral convergence), which
-    weighs what is loud, and the mean difference of their logarithms, which weighs what is quiet. No one window resolves
-    both pitch and attacks, hence several. Source: Yamamoto et al., Parallel WaveGAN, 2020; unlike there, magnitudes are
-    taken as no lower than those of a sine of AUDIBLE, so that silence has a logarithm. NaN gives NaN.
+    For each resolution: the difference of the spectrograms relative to the target's (spectral convergence), which weighs
+    loud parts, and the mean difference of their logarithms, which weighs quiet parts. Several windows, as no single one
+    resolves both pitch and attacks. Source: Yamamoto et al., Parallel WaveGAN, 2020; unlike there, magnitudes are clipped
+    at those of a sine of AUDIBLE, so that silence has a logarithm. NaN gives NaN.
     """
     e, t = _pair(estimate, target)
     distances = [_spectral_distance(e, t, *resolution) for resolution in RESOLUTIONS]
@@ -94,7 +98,7 @@ def spectral_distance(estimate: Signal, target: Signal) -> SpectralDistance:
 
 
 def onset_shift_ms(estimate: Signal, target: Signal) -> OnsetShift:
-    """By how much the sounds that begin in `target` [N] rise later in `estimate` [N].
+    """How much later the onsets of `target` [N] rise in `estimate` [N].
 
     The time of a rise is the mean time at which its parts arrive, weighted by their height:
 
@@ -102,10 +106,9 @@ def onset_shift_ms(estimate: Signal, target: Signal) -> OnsetShift:
                 |    /|  ,'       estimate: from t to t + 20 ms, on average at t + 10 ms
         floor   |___/_|,'
 
-    so a delay gives itself, and an attack that is softened by a linear ramp of T ms gives T / 2. It does not jump where two
-    peaks are about as high, as the time at which a threshold is crossed does. Levels are matched first, over the whole
-    signal, and a constant in either is not heard. An onset that is lost reads about AFTER_MS. NaN in the estimate gives NaN,
-    in the target no onset.
+    so a delay of T ms gives T, and a linear ramp of T ms gives T / 2. Unlike the time of crossing a threshold, it does not
+    jump between two peaks of about the same height. Levels are matched first over the whole signal, and means are removed.
+    A lost onset gives about AFTER_MS. NaN in the estimate gives NaN, in the target no onset.
     """
     e, t = (envelope(signal - signal.mean()) for signal in _pair(estimate, target))
     onsets = find_onsets(t)
@@ -118,7 +121,7 @@ def onset_shift_ms(estimate: Signal, target: Signal) -> OnsetShift:
 
 
 def envelope(signal: Signal) -> Signal:
-    """Root of the mean power of SMOOTHING_MS around every HOP-th sample: [N] -> [N // HOP + 1]."""
+    """Root mean square over SMOOTHING_MS around every HOP-th sample: [N] -> [N // HOP + 1]."""
     half = int(SMOOTHING_MS / 2 * SAMPLE_RATE_HZ / 1000)
     power = np.concatenate([[0.0], np.cumsum(np.asarray(signal, np.float64) ** 2)])
     centres = np.arange(0, len(signal) + 1, HOP)
@@ -127,7 +130,7 @@ def envelope(signal: Signal) -> Signal:
 
 
 def find_onsets(level: Signal) -> npt.NDArray[np.intp]:
-    """Where an envelope rises steeply, in entries: the middles of the rises."""
+    """The entries of an envelope in the middle of its steep rises."""
     peak, lag = float(level.max(initial=0)), _entries(RISE_MS)
     if not peak > 0 or len(level) <= lag:
         return np.zeros(0, np.intp)
@@ -144,7 +147,7 @@ def find_onsets(level: Signal) -> npt.NDArray[np.intp]:
 
 
 def _pair(estimate: Signal, target: Signal) -> tuple[Signal, Signal]:
-    """Both as [N] float64; what is not finite is NaN."""
+    """Both as [N] float64, with NaN for values that are not finite."""
     e, t = (np.where(np.isfinite(x), x, np.nan).astype(np.float64) for x in (estimate, target))
     if e.shape != t.shape or e.ndim != 1 or not len(e):
         raise ValueError(f"Two signals [N] of the same length are compared, not {e.shape} with {t.shape}.")
@@ -155,13 +158,15 @@ def _spectral_distance(e: Signal, t: Signal, fft: int, hop: int, window: int) ->
     estimate, target = _spectrogram(e, fft, hop, window), _spectrogram(t, fft, hop, window)
     difference, norm = float(np.linalg.norm(estimate - target)), float(np.linalg.norm(target))
     convergence = difference / norm if norm else (math.inf if difference else difference)
-    floor = AUDIBLE * window / 4  # a Hann window's sum is half its length, and half of a sine's is at each sign
+    floor = (
+        AUDIBLE * window / 4
+    )  # a Hann window sums to half its length, and a sine has half its amplitude at each sign
     logs = np.log(np.maximum(estimate, floor)) - np.log(np.maximum(target, floor))
     return convergence, float(np.abs(logs).mean())
 
 
 def _spectrogram(signal: Signal, fft: int, hop: int, window: int) -> Signal:
-    """Magnitudes [frames, fft // 2 + 1] of Hann windows centred on every `hop`-th sample; zeros lie around the signal."""
+    """Magnitudes [frames, fft // 2 + 1] of Hann windows centred on every `hop`-th sample; the signal is zero-padded."""
     padded = np.pad(signal, window // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
@@ -179,15 +184,15 @@ def _rise_shift_ms(estimate: Signal, target: Signal, onset: int) -> float:
 def _rise(signal: Signal, start: int, onset: int, floor: float, level: float) -> float:
     """Entries from `start` to the mean time of the rise from `floor` to `level`."""
     ahead = signal[onset : onset + _entries(AFTER_MS)]
-    halfway = int(np.argmax(ahead >= (floor + level) / 2))  # 0 too where it is never reached
-    trough = start + int(signal[start : onset + halfway + 1].argmin())  # what sounds until then is another sound's end
+    halfway = int(np.argmax(ahead >= (floor + level) / 2))  # 0 also if it is never reached
+    trough = start + int(signal[start : onset + halfway + 1].argmin())  # sound before it is the end of another sound
     heights = np.maximum.accumulate(signal[trough : onset + len(ahead)])
     risen = np.clip((heights - floor) / (level - floor), 0, 1)
     return trough - start + float((1 - risen).sum())
 
 
 def _entries(duration_ms: float) -> int:
-    """Of an envelope."""
+    """The entries of an envelope for a duration."""
     return round(duration_ms * SAMPLE_RATE_HZ / 1000 / HOP)
 
 

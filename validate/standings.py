@@ -1,4 +1,4 @@
-"""How near every token that was drawn was to another outcome: what tells a near tie from a fault."""
+"""How near every drawn token was to another outcome: distinguishes near ties from faults."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,16 +15,15 @@ from pplex.runtime.stages import Stages
 
 Look = Callable[[Tokens], Floats]  # noise of tokens
 
-NEAREST = 4  # outcomes of a draw that are kept
-BEYOND_TOP_K = 8  # tokens after the last candidate that are looked at: one may take its place
+NEAREST = 4  # outcomes of a draw that are stored
+BEYOND_TOP_K = 8  # tokens after the last candidate that may take its place
 
 
 @dataclass(frozen=True)
 class Standings:
     """How near draws were to other outcomes: tokens and distances [..., NEAREST], and the spread of their logits [...].
 
-    A distance is by how much two logits, or more in its place, would have to move towards each other until that token is
-    drawn: 0 for the one that was.
+    The distance of a token: how far logits must move towards each other until that token is drawn; 0 for the drawn token.
     """
 
     tokens: Tokens
@@ -36,15 +35,15 @@ class Standings:
         return cls(*(np.stack([getattr(s, name) for s in steps]) for name in ("tokens", "distances", "spread")))
 
     def distance(self, index: tuple[int, ...], token: int) -> float:
-        """Infinite for a token that was not near."""
+        """The token's distance; infinite if it is not among the nearest."""
         found = self.distances[index][self.tokens[index] == token]
         return float(found[0]) if len(found) else math.inf
 
 
 def standings(session: Session, recorded: FrameNoise | None = None) -> Standings:
-    """Of the step that a session has just taken, with this noise if it was given, [1 + K, ...].
+    """Standings [1 + K, ...] of a session's last step, with `recorded` noise if it was given.
 
-    Its runtime must have been made with logits.
+    The runtime must have logits.
     """
     stages, row, sampling = session.runtime.stages, session.row, session.sampling
     noise = _recorded_noise(recorded) if recorded else _own_noise(stages, row)
@@ -61,13 +60,13 @@ def _draws(stages: Stages, row: int, sampling: Sampling, noise: Iterator[Look]) 
 
 
 def _own_noise(stages: Stages, row: int) -> Iterator[Look]:
-    """What each draw's tokens [n] have in a slot's table."""
+    """The noise of each draw's tokens [n], from a slot's table."""
     for offset, stride in zip(stages.noise_offset[row].tolist(), stages.noise_stride[row].tolist(), strict=True):
         yield partial(noise_of, stages.noise[row], offset, stride)
 
 
 def _recorded_noise(recorded: FrameNoise) -> Iterator[Look]:
-    """What each draw's tokens [n] have among the recorded ones; 1 where they have nothing."""
+    """The recorded noise of each draw's tokens [n]; 1 for tokens without a record."""
     of_audio = zip(recorded.audio_ids, recorded.audio, strict=True)
     for ids, draws in ((recorded.text_ids, recorded.text), *of_audio):
         known = dict(zip(ids.tolist(), draws.tolist(), strict=True))
@@ -79,7 +78,7 @@ def _known(noise: Mapping[int, float], tokens: Tokens) -> Floats:
 
 
 def _largest(logits: Floats, count: int) -> Tokens:
-    """The tokens of the `count` largest logits, in falling order."""
+    """The tokens of the `count` largest logits, in descending order."""
     near = (
         np.argpartition(-logits, min(count, len(logits)) - 1)[:count] if count < len(logits) else np.arange(len(logits))
     )
@@ -87,13 +86,13 @@ def _largest(logits: Floats, count: int) -> Tokens:
 
 
 def standing(tokens: Tokens, logits: Floats, noise: Floats, temperature: float, top_k: int, spread: float) -> Standings:
-    """Of one draw, from candidates and a few tokens more, in falling order of their logits: [n] each."""
-    score = logits - temperature * np.log(noise.astype(np.float64))  # [n] the race, in logits
+    """Standings of one draw, from candidates and a few more tokens, in descending order of logits: [n] each."""
+    score = logits - temperature * np.log(noise.astype(np.float64))  # [n] in logits
     candidates = min(top_k, len(logits))
     winner = int(score[:candidates].argmax())
     second = np.delete(score[:candidates], winner).max(initial=-math.inf)
-    joins = np.maximum(logits[candidates - 1] - logits, 0)  # [n] to be a candidate
-    leaves = logits[winner] - (logits[candidates:].max(initial=-math.inf))  # that the winner is none
+    joins = np.maximum(logits[candidates - 1] - logits, 0)  # [n] until it is a candidate
+    leaves = logits[winner] - (logits[candidates:].max(initial=-math.inf))  # until the winner is not a candidate
     leaves = np.where(np.arange(len(logits)) < candidates, leaves, logits[winner] - logits)
     distance = np.minimum(np.maximum(joins, score[winner] - score), np.maximum(leaves, second - score))
     distance[winner] = 0

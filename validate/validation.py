@@ -1,4 +1,4 @@
-"""The whole validation: a bundle held to the checkpoint it was built from, section by section, to one report."""
+"""The whole validation: compares a bundle with its checkpoint, section by section, in one report."""
 
 import shutil
 import tempfile
@@ -44,22 +44,22 @@ from pplex.validate.speech.detector import SpeechDetector
 from pplex.validate.speech.scenarios import make_scenarios, recorded_speech, synthetic_speech
 from pplex.validate.widen import widen
 
-FRAMES, BEYOND = 3000, 128  # of the token history, and how far past the ring's end it goes at least
+FRAMES, BEYOND = 3000, 128  # of the token history, and its least length past the ring's end
 PIECES = 16  # of the recordings, 7.7 s each
-SLOTS = 4  # conversations side by side, or as many as the engines were built for
-SEEDS = (0, 1, 2)  # each scenario is sampled with these, and once greedily
+SLOTS = 4  # conversations side by side, or fewer if the engines have fewer slots
+SEEDS = (0, 1, 2)  # every scenario is sampled with each seed, and once greedily
 SIDES = ("engine", "reference")
 VOICE = "NATF2"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "torch", "numpy", "silero-vad")
-Told = Callable[[str], None]
+Progress = Callable[[str], None]  # gets the name of each stage
 
 
 @dataclass(frozen=True)
 class ValidateOptions:
-    """What a validation runs.
+    """Options of a validation.
 
-    frames: of the token history, FRAMES or past the ring's end if None. recordings: a folder of speech, synthetic speech if
-    None. sections: names in SECTIONS. tolerances: limits by a measure's name, instead of the bundle's own. `device` and
+    frames: length of the token history; None for FRAMES, or past the ring's end. recordings: a folder of speech; None for
+    synthetic speech. sections: names in SECTIONS. tolerances: limits by measure, in place of the bundle's own. `device` and
     `threads` as in `Runtime`.
     """
 
@@ -73,7 +73,7 @@ class ValidateOptions:
 
 @dataclass(frozen=True)
 class Validation:
-    """A report, and what was recorded for it: WAV files by name, the user left and the agent right."""
+    """A report and its recordings: WAV files by name, with the user on the left and the agent on the right."""
 
     report: Report
     sounds: Mapping[str, bytes]
@@ -83,27 +83,27 @@ def validate(
     bundle: Bundle,
     checkpoint: Checkpoint,
     options: ValidateOptions = ValidateOptions(),
-    told: Told = lambda stage: None,
+    progress: Progress = lambda stage: None,
 ) -> Validation:
-    """Hold `bundle` to the float32 torch modules of `checkpoint`.
+    """Compare `bundle` with the float32 torch modules of `checkpoint`.
 
-    Raises ReportError where the two do not belong together, or for a tolerance that no measure has, AudioError for
-    recordings that cannot be used, EngineError where the bundle cannot run here.
+    Raises ReportError if the bundle was built from another checkpoint, or for an unknown tolerance; AudioError for unusable
+    recordings; EngineError if the bundle cannot run here.
     """
     check_tolerances(options.tolerances, options.sections)
-    told("checkpoint")
+    progress("checkpoint")
     _check_origin(bundle, checkpoint)
-    return hold(bundle, checkpoint, options, told)
+    return hold(bundle, checkpoint, options, progress)
 
 
 def hold(
-    bundle: Bundle, checkpoint: Checkpoint, options: ValidateOptions, told: Told = lambda stage: None
+    bundle: Bundle, checkpoint: Checkpoint, options: ValidateOptions, progress: Progress = lambda stage: None
 ) -> Validation:
-    """As `validate`, for a bundle that is known to be built from the checkpoint."""
+    """As `validate`, without checking that the bundle was built from the checkpoint."""
     pieces, recordings = _pieces(checkpoint, options.recordings)
     frames = options.frames or max(FRAMES, bundle.config.temporal.capacity + BEYOND)
     with suited_threads(bundle.config.temporal.dim), runnable_here(bundle, options.device) as runnable:
-        run = _ValidationRun(bundle, runnable, checkpoint, pieces, frames, options, told)
+        run = _ValidationRun(bundle, runnable, checkpoint, pieces, frames, options, progress)
         sections = tuple(run.sections())
     settings = {"frames": frames, "recordings": recordings, "sections": list(options.sections), "seeds": list(SEEDS)}
     report = Report(
@@ -118,7 +118,7 @@ def hold(
 
 
 class _ValidationRun:
-    """One validation: `runnable` is the bundle, or what can be run in its place."""
+    """One validation; `runnable` is the bundle, or its replacement on this machine."""
 
     def __init__(
         self,
@@ -128,67 +128,67 @@ class _ValidationRun:
         pieces: Pcm,
         frames: int,
         options: ValidateOptions,
-        told: Told,
+        progress: Progress,
     ):
         self.bundle, self.runnable, self.checkpoint = bundle, runnable, checkpoint
-        self.options, self.told = options, told
+        self.options, self.progress = options, progress
         self.heard = pieces.reshape(-1, pieces.shape[-1])  # [F, 1920]
-        told("recordings")
+        progress("recordings")
         self.codes = token_history(checkpoint, pieces, frames)
         self.sounds: dict[str, bytes] = {}
-        if "conversation" in options.sections:  # what may be wrong with the material is known before the long work
+        if "conversation" in options.sections:  # faults of the recordings show before the long work
             self.detect, folder = SpeechDetector(), options.recordings
             speech = recorded_speech(folder, self.detect) if folder else synthetic_speech()
             self.scenarios = make_scenarios(speech)
 
     def sections(self) -> Iterator[Section]:
-        """In the order of the report; of the engines one set at a time is loaded."""
+        """Sections in the order of the report; one set of engines is loaded at a time."""
         wanted, device, threads = {*self.options.sections}, self.options.device, self.options.threads
         slots = min(entry["slots"] or SLOTS for entry in (*self.bundle.manifest["engines"].values(), {"slots": SLOTS}))
         if "graphs" in wanted:
-            self.told("graphs")
+            self.progress("graphs")
             yield graph_section(self.bundle, self.runnable, self.checkpoint, self.codes, self.heard, device, threads)
         state: list[Measure] = []
         if {"drift", "codec", "streaming"} & wanted:
             together = slots if "streaming" in wanted else 1
             yield from self._forced(Stages(self.runnable, together, threads, device, logits=True), wanted, state)
         if {"streaming", "conversation"} & wanted:
-            # One batch size: what is compared here is then the same to the bit, whoever sits beside it.
+            # One batch size: results are then equal to the bit, whatever the other slots do.
             yield from self._free(Runtime(self.runnable, slots, threads, [slots], device=device), wanted, state)
 
     def _forced(self, stages: Stages, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
-        """What needs the graphs one by one; leaves half of the measures of streaming in `state`."""
+        """Sections that run single graphs; adds their measures of streaming to `state`."""
         if "drift" in wanted:
-            self.told("drift")
+            self.progress("drift")
             yield drift_section(self.bundle, self.checkpoint, stages, self.codes)
         if "codec" in wanted:
-            self.told("codec")
+            self.progress("codec")
             yield codec_section(self.bundle, self.checkpoint, stages, self.heard[: 2 * SPEECH_FRAMES])
         if "streaming" in wanted:
-            self.told("streaming")
+            self.progress("streaming")
             state += state_measures(self.bundle, self.checkpoint, stages, self.codes, self.heard)
             state += codec_streaming_measures(self.bundle, self.checkpoint, stages, self.heard[:SPEECH_FRAMES])
 
     def _free(self, runtime: Runtime, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
-        """What needs whole conversations."""
+        """Sections that run whole conversations."""
         if "streaming" in wanted:
-            question = "Does it matter how the steps are cut, where a conversation sits, or who sits beside it?"
+            question = "Do chunk sizes, slots or other conversations change the result?"
             measures = (*state, *batch_measures(runtime, self.heard))
             yield Section("streaming", "Streaming", question, measures)
         if "conversation" in wanted:
-            self.told("conversation")
+            self.progress("conversation")
             yield from self._conversations(runtime)
 
     def _conversations(self, runtime: Runtime) -> Iterator[Section]:
         lacking = lacking_memory(sum(weights_nbytes(self.bundle.config, FP32).values()))
         if lacking:
-            note = f"Not run: the reference has all weights in float32, and {lacking}."
+            note = f"Not run: the reference has all weights in float32; {lacking}."
             yield Section("conversation", "Conversation", CONVERSATION_QUESTION, notes=(note,))
             return
         config, scenarios = self.bundle.config, self.scenarios
         voice, persona = _prompt(runtime)
         ours = record(runtime, scenarios, make_runs(SEEDS), voice, persona)
-        self.told("conversation of the reference")
+        self.progress("conversation of the reference")
         backend = torch_backend(self.checkpoint, config)
         reference = Runtime(
             as_float32(self.bundle), runtime.slots, batches=runtime.batches, device=backend, logits=True
@@ -203,7 +203,7 @@ class _ValidationRun:
 
 
 def _prompt(runtime: Runtime) -> tuple[str | None, str]:
-    """Voice and persona of the conversations: those that every bundle has, if they fit."""
+    """Voice and persona of the conversations, as far as they fit in the context."""
     voice = VOICE if VOICE in runtime.bundle.voices else next(iter(runtime.bundle.voices), None)
     for persona in (PERSONA, ""):
         try:
@@ -219,23 +219,22 @@ def _file_name(recording: str, side: str) -> str:
 
 
 def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """Both sides run on the bundle's sizes, tokenizer and voices, so that those must be the checkpoint's."""
+    """Raise ReportError unless the bundle has the checkpoint's sizes, tokenizer and voices, which the reference uses."""
     made_of = bundle.manifest["checkpoint"]["files"]
     other = [name for name in REQUIRED_FILES if file_sha256(checkpoint.path(name)) != made_of.get(name)]
     if other:
         raise ReportError(
             f"{bundle.folder} was built from another checkpoint than {checkpoint.folder}: {', '.join(other)} "
-            "differ. Name the one it was built from with --reference, or build a bundle of this one."
+            "differ. Name its own checkpoint with --reference, or build a bundle from this one."
         )
     if changed := [*_changed(bundle, checkpoint)]:
         raise ReportError(
-            f"{bundle.folder} has not its checkpoint's {', '.join(changed)}. Rebuild it: pplex-export build"
+            f"{bundle.folder} does not have its checkpoint's {', '.join(changed)}. Rebuild it: pplex-export build"
         )
 
 
 def _changed(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[str]:
-    """What the bundle has of the checkpoint as it is, and is not the same; a build may ask for other depth steps and
-    for a shorter ring."""
+    """Parts that a build copies from the checkpoint and that differ; builds may change the depth steps and the ring."""
     ours, theirs = bundle.config, checkpoint.config
     stack = replace(ours.temporal, capacity=theirs.temporal.capacity)
     if replace(ours, depth_steps=theirs.depth_steps, temporal=stack) != theirs:
@@ -251,21 +250,21 @@ def _changed(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def reference_of(bundle: Bundle, named: str | None) -> tuple[str, str | None]:
-    """The checkpoint that is named, a folder or a repository, or the manifest's, and at which commit if it is that one.
+    """The `named` checkpoint (a folder or repository), or the manifest's; and the manifest's commit if it is the same.
 
-    Raises ReportError where neither tells one.
+    Raises ReportError if neither names one.
     """
     origin = bundle.manifest["checkpoint"]
     source = named or origin["repo"]
     if source is None:
         raise ReportError(
-            f"{bundle.folder} was built from a folder, whose name it does not keep. Name it: --reference CHECKPOINT"
+            f"{bundle.folder} was built from a folder, which its manifest does not name. Name it: --reference CHECKPOINT"
         )
     return source, origin["revision"] if source == origin["repo"] else None
 
 
 def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:
-    """Recordings [n, F, 1920], and in a few words where they are from."""
+    """Recordings [n, F, 1920], and their source in a few words."""
     if folder is None:
         return unheard_pieces(checkpoint.config, PIECES), "synthetic speech"
     pieces, paths = recorded_pieces(folder, checkpoint.config.frame_size, PIECES)
@@ -274,7 +273,7 @@ def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:
 
 @contextmanager
 def runnable_here(bundle: Bundle, device: str | None) -> Iterator[Bundle]:
-    """The bundle, or where it is in bfloat16 and the processor has to do, a copy that rounds to it after every operation."""
+    """The bundle; for bfloat16 graphs on the processor, a copy in float32 that rounds to bfloat16 after every operation."""
     narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
     if not narrow or not can_be_probed(bundle) or not graphs_run_on_processor(device):
         yield bundle
@@ -289,7 +288,7 @@ def runnable_here(bundle: Bundle, device: str | None) -> Iterator[Bundle]:
 
 
 def _described(bundle: Bundle, runnable: Bundle) -> dict[str, Any]:
-    """Of the bundle as it is; graphs that were run in another way are named."""
+    """Facts of the bundle, with the names of graphs that were emulated."""
     emulated = [graph for graph, name in bundle.precision.items() if runnable.precision[graph] != name]
     described = {
         "name": bundle.folder.name,
@@ -305,20 +304,20 @@ def _described(bundle: Bundle, runnable: Bundle) -> dict[str, Any]:
 
 
 def _checkpoint_name(origin: Mapping[str, Any]) -> str:
-    """Its repository and commit, or of a folder the weights' hash, so that two reports can tell."""
+    """The repository and commit; for a folder the hash of the weights, so that reports can be compared."""
     if origin["repo"]:
         return f"{origin['repo']} at {origin['revision']}"
     return f"{LM_FILE} with SHA-256 {origin['files'][LM_FILE][:16]}"
 
 
 def _with_tolerances(sections: tuple[Section, ...], limits: Mapping[str, float]) -> tuple[Section, ...]:
-    """The sections with the limits that were asked for, also where a measure has none in this precision."""
+    """The sections with the limits of --tolerance, also for measures that have none in this precision."""
 
     def limited(measure: Measure) -> Measure:
         if measure.name not in limits or measure.value is None:
             return measure
         limit, usual = limits[measure.name], measure.tolerance
-        reason = f"asked for, instead of {usual.limit:g}: {usual.reason}" if usual else "asked for"
+        reason = f"set by --tolerance, instead of {usual.limit:g}: {usual.reason}" if usual else "set by --tolerance"
         return replace(measure, tolerance=Tolerance(limit, reason, measure.name in LEAST))
 
     return tuple(replace(section, measures=tuple(map(limited, section.measures))) for section in sections)

@@ -1,7 +1,7 @@
-"""A bfloat16 graph made runnable on ONNX Runtime's CPU provider, which stores bfloat16 but has no arithmetic for it.
+"""Rewrites a bfloat16 graph for ONNX Runtime's CPU provider, which stores bfloat16 but cannot compute in it.
 
-Each operation is done in float32 and its result rounded to bfloat16, as hardware that accumulates in float32 does. What
-comes in and goes out is float32. Used to measure what bfloat16 costs; engines on a GPU take the graph as it is.
+Each operation runs in float32 and its result is rounded to bfloat16, like hardware that accumulates in float32. Inputs and
+outputs are float32. Used to measure the error of bfloat16; engines on a GPU use the original graph.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ _MOVES = {"Cast", "Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "T
 
 
 def widen_bundle(bundle: Bundle) -> Bundle:
-    """The bundle with its bfloat16 graphs rewritten in its folder, which its manifest then no longer describes."""
+    """The bundle with its bfloat16 graphs rewritten in place; its manifest does not match any more."""
     narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
     for graph in narrow:
         widen(bundle.graph_path(graph))
@@ -24,7 +24,7 @@ def widen_bundle(bundle: Bundle) -> Bundle:
 
 
 def widen(path: Path) -> None:
-    """Rewrite the graph file in place; its weights stay in the file beside it."""
+    """Rewrite the graph file in place; its weight file stays."""
     model = ir.load(path)
     for node in tuple(model.graph):
         if node.op_type not in _MOVES:

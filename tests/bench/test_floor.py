@@ -1,4 +1,4 @@
-"""What a step costs beside reading its weights, and how it grows."""
+"""The time of a step compared with reading its weights, and how it grows."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Loads in processes of their own: what they report, what the first leaves for the others, and how they fail."""
+"""Loads in new processes: their report, the files that the first one caches, and failures."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def test_the_command_reports_the_first_load_and_those_after_it(tiny_bundle: Bund
     assert report["figures"]["MB kept by the first load"] == 0  # float32 is used as it is
 
 
-def test_a_form_the_first_load_makes_is_told_from_one_that_was_there(
+def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches = tmp_path / "caches"
@@ -62,7 +62,7 @@ def test_a_form_the_first_load_makes_is_told_from_one_that_was_there(
     assert made.figures["from then on: MB of its own once loaded"] is None
 
 
-def test_an_error_of_ours_comes_through_and_another_end_is_told(
+def test_our_errors_are_passed_on_and_other_ends_are_reported(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = CliRunner().invoke(main, ["bench", "load", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""A long conversation in short: what its report counts, and that what can go wrong with a long one is seen in it."""
+"""The soak benchmark with few frames: its figures, and the faults that it finds."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ def test_too_few_frames_are_refused(tiny_bundle: Bundle) -> None:
     assert result.exit_code == 2 and "79 is not in the range x>=80" in result.output
 
 
-def test_what_every_frame_leaves_behind_is_counted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_frames_leave_behind_is_counted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures(tiny_bundle)[HELD] < 1000 * BETWEEN
     left = []
 
@@ -65,7 +65,7 @@ def test_what_every_frame_leaves_behind_is_counted(tiny_bundle: Bundle, monkeypa
     assert 1000 * BETWEEN <= figures(tiny_bundle)[HELD] < 3000 * BETWEEN
 
 
-def test_a_frame_lost_or_said_twice_and_samples_that_are_no_numbers_are_drift(
+def test_lost_and_repeated_frames_and_nan_samples_are_drift(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def twice(session: Session, pcm: Pcm) -> Reply:

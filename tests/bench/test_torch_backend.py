@@ -1,4 +1,4 @@
-"""What is measured beside our engines: our modules in torch, and the package moshi where it is installed."""
+"""The other backends: our modules in torch, and the package moshi if it is installed."""
 
 import math
 import sys
@@ -62,7 +62,7 @@ def test_eager_rows_are_complete(config: ModelConfig) -> None:
     assert_complete(swept(backend), GRAPH_NAMES)
 
 
-def test_a_frame_hands_over_what_its_stages_made(config: ModelConfig) -> None:
+def test_stages_pass_their_outputs_on(config: ModelConfig) -> None:
     backend = TorchBackend(config, "eager", "fp32", slots=2, device="cpu", name="tiny")
     backend.prepare(2, 5)
     backend.frame(2)

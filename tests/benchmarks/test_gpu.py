@@ -52,7 +52,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
     return run
 
 
-def test_what_is_done_is_not_done_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_finished_steps_do_not_run_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     good, bad = step("good", written(tmp_path / "good")), step("bad", written(tmp_path / "bad", "raise SystemExit(3)"))
     call(good, bad)
     store = call(good, bad)
@@ -71,18 +71,20 @@ def test_a_failure_keeps_its_last_lines_and_stops_nothing(call: Callable[..., Re
     assert "no such kernel" in store.log_path.read_text()
 
 
-def test_json_is_found_behind_what_a_library_prints(call: Callable[..., ResultStore]) -> None:
+def test_json_is_found_after_output_of_libraries(call: Callable[..., ResultStore]) -> None:
     code = "import json; print('Failed to load lib.so'); print(json.dumps({'a': [1]}, indent=2))"
     store = call(step("a", code, json=True), step("b", "print('no JSON')", json=True))
     assert store.steps["a"]["result"] == {"a": [1]} and store.steps["b"]["result"] is None
 
 
-def test_a_program_that_is_not_there_has_failed(call: Callable[..., ResultStore]) -> None:
+def test_a_missing_program_is_a_failure(call: Callable[..., ResultStore]) -> None:
     store = call(replace(step("a"), command=("/nowhere/python",)))
     assert "No such file or directory: '/nowhere/python'" in store.steps["a"]["reason"]
 
 
-def test_what_needs_a_failed_step_is_skipped_until_it_is_well(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_steps_that_need_a_failed_step_are_skipped_until_it_succeeds(
+    call: Callable[..., ResultStore], tmp_path: Path
+) -> None:
     code = f"import os; raise SystemExit(not os.path.exists({str(tmp_path / 'cure')!r}))"
     first, second = step("first", code), step("second", needs=("first",))
     third = step("third", needs=("second",))
@@ -133,9 +135,7 @@ def test_a_step_that_would_not_get_its_least_time_is_left(call: Callable[..., Re
     assert call(step("short"), long).outcome("long") == "ok", "a call that begins with it has all the time there is"
 
 
-def test_what_was_measured_before_a_cut_off_is_kept_and_continued(
-    call: Callable[..., ResultStore], tmp_path: Path
-) -> None:
+def test_results_before_a_cut_off_are_kept_and_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     out = tmp_path / "out" / "a.json"
     code = f"""
 import json, pathlib, time
@@ -150,9 +150,7 @@ time.sleep(0 if rows else 30)
     assert (store.outcome("a"), store.steps["a"]["result"]) == ("ok", {"rows": [0, 1]})
 
 
-def test_what_was_measured_on_another_machine_is_measured_anew(
-    call: Callable[..., ResultStore], tmp_path: Path
-) -> None:
+def test_results_of_another_machine_are_measured_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     """Its file is not there, and times of two machines do not go into one table."""
     out = tmp_path / "out" / "a.json"
     ResultStore(tmp_path / "results").record(
@@ -182,14 +180,14 @@ gpu_results._execute((sys.executable, "-c", {child!r}), 60, sys.stdout.buffer, s
     assert gpu_results.lock(tmp_path)
 
 
-def test_what_a_killed_call_had_measured_is_continued(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_results_of_a_killed_call_are_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     ResultStore(tmp_path / "results").record("a", outcome="cut off", reason="x", tries=1, seconds=0.0, result=None)
     (tmp_path / "a.json").write_text('{"rows": [1]}')
     code = f"import sys; sys.exit(open({str(tmp_path / 'a.json')!r}).read() != '{{\"rows\": [1]}}')"
     assert call(step("a", code, out=tmp_path / "a.json")).outcome("a") == "ok"
 
 
-def test_what_is_made_is_removed_with_its_last_user_and_made_again_if_wanted(
+def test_products_are_removed_after_their_last_user_and_made_again_on_demand(
     call: Callable[..., ResultStore], tmp_path: Path
 ) -> None:
     made = tmp_path / "work" / "a" / "bundle"
@@ -206,7 +204,7 @@ def test_what_is_made_is_removed_with_its_last_user_and_made_again_if_wanted(
     assert times(tmp_path / "log") == 2, "nobody wants it any more"
 
 
-def test_what_is_left_of_other_results_is_made_anew(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_leftovers_of_other_results_are_made_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     made = tmp_path / "work" / "a" / "bundle"
     made.mkdir(parents=True)
     make = step("make", f"import os; os.mkdir({str(made)!r})", makes=made)
@@ -299,11 +297,11 @@ def test_wheels_are_joined_over_two_loads(tmp_path: Path, loads: list[Path]) -> 
     assert collect(loads[0], tmp_path / "target") == [], "what is unpacked is not asked for again"
 
 
-def test_a_gap_in_the_parts_is_told(tmp_path: Path, loads: list[Path]) -> None:
+def test_a_gap_in_the_parts_is_reported(tmp_path: Path, loads: list[Path]) -> None:
     assert collect(loads[1], tmp_path / "target") == ["big.whl: part 000, 001 is still to come"]
 
 
-def test_a_damaged_part_is_told(tmp_path: Path, loads: list[Path]) -> None:
+def test_a_damaged_part_is_reported(tmp_path: Path, loads: list[Path]) -> None:
     part = loads[0] / "big.whl.part001"
     part.write_bytes(bytes(len(part.read_bytes())))
     collect(loads[0], tmp_path / "target")

@@ -1,4 +1,4 @@
-"""Bundles with one planted fault in a graph's file: what a validation must find and name."""
+"""Bundles with one planted fault in a graph's file, which a validation must find and name."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What tests of this folder import from beside them."""
+"""Lets the tests of this folder import its helper modules."""
 
 import sys
 from pathlib import Path

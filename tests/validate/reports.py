@@ -1,4 +1,4 @@
-"""Reports to render: one as a validation of a quantized bundle gives it, failures and gaps included, and what is hostile."""
+"""Reports to render: a realistic one of a quantized bundle, with failures and gaps, and a hostile one."""
 
 import math
 from dataclasses import replace

@@ -71,7 +71,7 @@ def test_a_tied_choice_is_the_same_choice() -> None:
     assert (compared((expected[:, [1, 0, *range(2, TEXT)]], expected), (audio, audio)).text_same == 0).all()
 
 
-def test_what_follows_but_is_no_token_has_no_likelihood() -> None:
+def test_next_entries_that_are_not_tokens_have_no_likelihood() -> None:
     zeros = np.zeros((STEPS, TEXT), np.float32), np.zeros((STEPS, BOOKS, CARD), np.float32)
     forced = Forced(np.ones((STEPS, 4), np.float32), *zeros)
     found = compare(forced, forced, np.array([-1, TEXT, 0]), np.zeros((STEPS, BOOKS), np.int64))

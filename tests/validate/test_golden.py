@@ -1,4 +1,4 @@
-"""The bundle of every golden folder gives what the reference gave: codes, PCM, hidden states, logits, tokens."""
+"""The bundle of every golden folder equals the recorded reference: codes, PCM, hidden states, logits, tokens."""
 
 import os
 import shutil
@@ -124,4 +124,4 @@ def test_the_program_fails_with_the_wrong_bundle(
     save_file({**values, "codes": np.roll(values["codes"], 1, axis=0)}, stream)
     assert main(str(tiny_bundle.folder), str(tmp_path / "golden")) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
-    assert [line.split("  ")[-1] for line in failed] == ["mimi codes, but for ties", "mimi pcm"]
+    assert [line.split("  ")[-1] for line in failed] == ["mimi codes, except for ties", "mimi pcm"]

@@ -1,4 +1,4 @@
-"""What tells a near tie from a fault: how near each draw is to another outcome, and where two conversations part."""
+"""Near ties and faults: how near each draw is to another outcome, and the first difference of two conversations."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_equal_conversations_do_not_part() -> None:
 
 @pytest.mark.parametrize("stream, name", [(0, "text"), (1, "agent 0"), (8, "agent 7")])
 @pytest.mark.parametrize("share, explained", [(0.9, True), (1.1, False)])
-def test_a_draw_is_explained_up_to_what_is_allowed(stream: int, name: str, share: float, explained: bool) -> None:
+def test_a_draw_is_explained_up_to_the_allowed_distance(stream: int, name: str, share: float, explained: bool) -> None:
     theirs = spoken(share * ALLOWED)
     parting = JUDGE.parting(changed(theirs, (3, stream)), theirs)
     assert parting is not None and parting.explained is explained and parting.is_of_a_draw
@@ -137,7 +137,7 @@ def test_the_first_token_counts_in_the_order_in_which_they_are_made() -> None:
         assert (parting.frame, streams.index(parting.stream)) == expected, places
 
 
-def test_what_follows_a_near_tie_is_not_compared() -> None:
+def test_frames_after_a_near_tie_are_not_compared() -> None:
     """Text of frame 4 is drawn before the delayed codebooks of frame 3, which are drawn from it."""
     theirs = spoken(0.5 * ALLOWED)
     parting = JUDGE.parting(changed(theirs, (4, 0), (3, 2), (3, 8), (5, 3)), theirs)
@@ -145,7 +145,7 @@ def test_what_follows_a_near_tie_is_not_compared() -> None:
     assert (parting.frame, parting.stream, parting.equal_frames) == (4, "text", 3)
 
 
-def test_what_was_primed_cannot_differ() -> None:
+def test_a_different_prompt_is_not_explained() -> None:
     theirs = spoken(1e-9)
     parting = JUDGE.parting(changed(theirs, (0, 0)), theirs)
     assert parting is not None and not parting.explained
@@ -207,7 +207,7 @@ def test_conversations_on_another_processor_are_the_same_but_for_near_ties(
 
 
 @pytest.mark.slow
-def test_another_engine_is_no_other_processor(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_another_engine_is_not_another_processor(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """Weights that are off by a ten-thousandth part: conversations part where no tie was."""
     other = on_another_processor(tiny_bundle, tmp_path / "other", 0, ulps=2000)
     runs, scenarios = make_runs([0, 1]), make_scenarios(synthetic_speech(), 0.3)

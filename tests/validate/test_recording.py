@@ -33,7 +33,7 @@ def test_every_scenario_in_every_run(one_by_one: Recorded) -> None:
         assert recording.tokens.shape == (frames, 17) and recording.pcm.shape == (1920 * frames,)
 
 
-def test_slots_do_not_change_what_is_said(tiny_bundle: Bundle) -> None:
+def test_slots_do_not_change_the_recordings(tiny_bundle: Bundle) -> None:
     """At one batch size, to the bit: in another order other conversations sit beside, in other slots."""
     runtime = Runtime(tiny_bundle, 3, batches=[3])
     first, second = (
@@ -46,7 +46,7 @@ def test_slots_do_not_change_what_is_said(tiny_bundle: Bundle) -> None:
         assert np.array_equal(recording.pcm, second[name].pcm), name
 
 
-def test_what_is_said_is_what_a_session_says(tiny_bundle: Bundle, one_by_one: Recorded) -> None:
+def test_recordings_equal_a_session(tiny_bundle: Bundle, one_by_one: Recorded) -> None:
     recording, run = one_by_one.recordings[0], RUNS[0]
     session = Runtime(tiny_bundle, 1).open("NATF0", "Hi.", run.seed, run.sampling)
     pcm = np.pad(recording.scenario.pcm, (0, len(recording.pcm) - len(recording.scenario.pcm)))
@@ -63,7 +63,7 @@ def test_every_step_is_timed_by_stage(one_by_one: Recorded) -> None:
     assert np.allclose(parts, one_by_one.seconds[FRAME]) and all((s > 0).all() for s in one_by_one.seconds.values())
 
 
-def test_a_voice_that_is_not_there_leaves_the_slots_free(tiny_bundle: Bundle) -> None:
+def test_an_unknown_voice_leaves_the_slots_free(tiny_bundle: Bundle) -> None:
     runtime = Runtime(tiny_bundle, 2)
     with pytest.raises(PromptError):
         record(runtime, SCENARIOS, RUNS, "nobody", "")

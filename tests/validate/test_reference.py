@@ -1,4 +1,4 @@
-"""The reference that bundles are held to is itself held to what the original code computes."""
+"""The reference of validation equals the original code."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a build keeps in its manifest about the bundle being the same model."""
+"""The validation summary that a build writes to the manifest."""
 
 import json
 from dataclasses import replace
@@ -35,13 +35,13 @@ def test_a_fault_is_kept_with_its_layer(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert parity_text(parity).startswith("NOT the same model within its tolerances:\n  graphs.depth.layer_error")
 
 
-def test_what_cannot_run_here_is_not_checked(tiny_bundle: Bundle) -> None:
+def test_a_bundle_that_cannot_run_here_is_not_checked(tiny_bundle: Bundle) -> None:
     engines = {name: {**entry, "kind": "tensorrt"} for name, entry in tiny_bundle.manifest["engines"].items()}
     parity = check_build(replace(tiny_bundle, manifest={**tiny_bundle.manifest, "engines": engines}), CHECKPOINT)
     assert parity["checked"] is False and parity["reason"].startswith("it cannot run here: ")
 
 
-def test_more_memory_than_there_is_is_not_taken(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_skips_the_check(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_memory() is None or 1 << 20 < (available_memory() or 0) < 1 << 50
     monkeypatch.setattr("pplex.validate.memory.available_memory", lambda: 1000)
     parity = check_build(tiny_bundle, CHECKPOINT)

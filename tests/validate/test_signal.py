@@ -1,4 +1,4 @@
-"""The metrics of signals: what they give on known differences, and beside other implementations."""
+"""The metrics of signals on known differences, and compared with other implementations."""
 
 import math
 
@@ -97,7 +97,7 @@ class TestSpectralDistance:
         assert distance.convergence == pytest.approx(0.5)
         assert distance.log_magnitude == pytest.approx(math.log(2), rel=0.02)
 
-    def test_what_is_not_heard_is_silence(self) -> None:
+    def test_inaudible_differences_count_as_silence(self) -> None:
         silence, murmur = np.zeros(3000), 0.5 * AUDIBLE * np.sin(np.arange(3000))
         assert spectral_distance(silence, silence).total == 0
         assert spectral_distance(murmur, silence).log_magnitude == 0

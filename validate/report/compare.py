@@ -1,4 +1,4 @@
-"""Two reports side by side, measure by measure: what pplex-export compares two bundles with."""
+"""Compares two reports measure by measure, for pplex-export validate --compare."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ ABSENT = wording.Verdict("info", "-", "absent")
 
 @dataclass(frozen=True)
 class Pair:
-    """The same measure of both reports; None in the one that does not have it."""
+    """One measure in both reports; None if a report does not have it."""
 
     name: str
     a: Measure | None
@@ -24,20 +24,20 @@ class Pair:
 
     @property
     def measure(self) -> Measure:
-        """Either of them, for what it says."""
+        """The measure of A, or of B if A has none, for its name and unit."""
         measure = self.a or self.b
         assert measure is not None
         return measure
 
     @property
     def difference(self) -> float | None:
-        """B - A; None where one of them is no finite number."""
+        """B - A; None if a value is missing or not finite."""
         a, b = _finite(self.a), _finite(self.b)
         return None if a is None or b is None else _finite_or_none(b - a)
 
     @property
     def ratio(self) -> float | None:
-        """B / A; None where that tells nothing: a zero, or another sign."""
+        """B / A; None if a value is missing, zero or not finite, or if the signs differ."""
         a, b = _finite(self.a), _finite(self.b)
         return None if a is None or b is None or not a * b > 0 else _finite_or_none(b / a)
 
@@ -53,7 +53,7 @@ class Pair:
 
     @property
     def change(self) -> str:
-        """A ratio, or where it tells little, as of shares near 1, a difference."""
+        """A ratio, or a difference where a ratio is not meaningful, as for shares near 1."""
         least = any(m and m.tolerance and m.tolerance.least for m in (self.a, self.b))
         if self.difference is None:
             return "only A" if self.b is None else "only B" if self.a is None else ""
@@ -66,7 +66,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ComparedSection:
-    """A section of either report."""
+    """One section of both reports."""
 
     key: str
     title: str
@@ -90,11 +90,11 @@ class Comparison:
 
     @property
     def changed(self) -> dict[str, list[str]]:
-        """The measures whose verdict is another in B, by what became of it."""
+        """Measures whose verdict changed from A to B, by kind of change."""
         became = {
             "Passed in A, failed in B": (wording.PASSED, wording.FAILED),
-            "Passed in A, not held to a tolerance in B": (wording.PASSED, None),
-            "Failed in A, not held to a tolerance in B": (wording.FAILED, None),
+            "Passed in A, no tolerance in B": (wording.PASSED, None),
+            "Failed in A, no tolerance in B": (wording.FAILED, None),
             "Failed in A, passed in B": (wording.FAILED, wording.PASSED),
         }
         held = (wording.PASSED, wording.FAILED)
@@ -106,7 +106,7 @@ class Comparison:
 
     @property
     def summary(self) -> list[str]:
-        """Each report's verdict, and where B's is another."""
+        """Each report's verdict, and the measures whose verdict changed."""
         lines = [
             f"{letter}: {wording.name_of(report.bundle)}, {wording.report_verdict(report).word}, {wording.headline(report)}"
             for letter, report in self.sides
@@ -127,7 +127,7 @@ class Comparison:
         return [(graph, a.get(graph, ABSENT.symbol), b.get(graph, ABSENT.symbol)) for graph in dict.fromkeys((*a, *b))]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data; a number that JSON lacks is its name."""
+        """JSON data; infinity and NaN, which JSON lacks, are strings."""
         a, b = self.a.to_dict(), self.b.to_dict()
         head = {
             letter: {key: side[key] for key in ("passed", "failures", "bundle", "reference", "settings", "machine")}
@@ -148,7 +148,7 @@ class Comparison:
         return "\n\n".join(block for block in blocks if block)
 
     def to_markdown(self) -> str:
-        """For a pull request: what has a tolerance first, the rest folded away."""
+        """For a pull request: measures with a tolerance first, the rest folded."""
         held = [pair for pair in self.pairs if {wording.PASSED, wording.FAILED} & set(pair.verdicts)]
         others = [pair for pair in self.pairs if pair not in held]
         blocks = [
@@ -163,14 +163,14 @@ class Comparison:
         return "\n\n".join(block for block in blocks if block) + "\n"
 
     def to_html(self) -> str:
-        """One file, as of a report."""
+        """One file, like a report's."""
         from pplex.validate.report.html import render
 
         return render("comparison.html", comparison=self)
 
 
 def compare(a: Report, b: Report) -> Comparison:
-    """Pairs measures by name and plots by section and title, in A's order; what only B has follows."""
+    """Pair measures by name and plots by section and title, in A's order; those that only B has come last."""
     of_b = {measure.name: measure for measure in b.measures}
     names_of_a = {measure.name for measure in a.measures}
     sections = {section.key: section for report in (b, a) for section in report.sections}
@@ -186,7 +186,7 @@ def compare(a: Report, b: Report) -> Comparison:
 
 
 def _overlays(a: Section, b: Section) -> Iterator[Plot]:
-    """Lines and bars of the same kind over the same ticks; timelines say more above each other than on one another."""
+    """Overlay lines and bars of the same kind and ticks; timelines stay apart, as overlaid ones are unreadable."""
     for plot in a.plots:
         other = next((p for p in b.plots if p.title == plot.title), None)
         if other and plot.kind in ("line", "bar") and (plot.kind, plot.ticks) == (other.kind, other.ticks):
@@ -194,7 +194,7 @@ def _overlays(a: Section, b: Section) -> Iterator[Plot]:
 
 
 def _overlaid(a: Plot, b: Plot) -> Iterator[Plot]:
-    """A plot for each series, of A and B: long lines of several names on one another would be a thicket."""
+    """One plot for each series, with A and B: more lines in a plot would be unreadable."""
     names = list(dict.fromkeys(series.name for plot in (a, b) for series in plot.series))
     marks = tuple(dict.fromkeys((*a.marks, *b.marks)))
     for name in names:
@@ -204,12 +204,12 @@ def _overlaid(a: Plot, b: Plot) -> Iterator[Plot]:
 
 
 def _notes(a: Report, b: Report) -> Iterator[str]:
-    """Why figures may differ by more than the bundles do."""
+    """Reasons, apart from the bundles, why figures may differ."""
     one, two = a.to_dict(), b.to_dict()
     warnings = {
-        "settings": "Made with other settings",
-        "reference": "Held to another reference",
-        "machine": "Made on another machine",
+        "settings": "Different settings",
+        "reference": "Different reference",
+        "machine": "Different machine",
     }
     for key, what in warnings.items():
         if changed := _changed(one[key], two[key]):
@@ -219,11 +219,11 @@ def _notes(a: Report, b: Report) -> Iterator[str]:
         yield f"The bundles come from different checkpoints: {' and '.join(map(wording.fact, checkpoints))}."
     limits = [{m.name: wording.allowed(m.tolerance) for m in report.measures if m.tolerance} for report in (a, b)]
     if moved := [name for name, limit in limits[0].items() if limits[1].get(name, limit) != limit]:
-        yield f"Held to another tolerance in B than in A: {', '.join(map(wording.plain_line, moved))}."
+        yield f"Different tolerances in A and B: {', '.join(map(wording.plain_line, moved))}."
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Each key whose value differs, with both values."""
+    """Keys whose values differ, with both values."""
     keys = (key for key in dict.fromkeys((*a, *b)) if key not in a or key not in b or _json(a[key]) != _json(b[key]))
     values = ((wording.plain_line(key), *(wording.fact(side.get(key, "none")) for side in (a, b))) for key in keys)
     return [f"{key}: {one} and {two}" for key, one, two in values]

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs no network and no scripts: light and dark, on a phone and on paper."""
+"""A report as one HTML file without network or scripts, for light and dark screens, phones and paper."""
 
 import re
 from functools import cache
@@ -17,16 +17,16 @@ PAGES = Path(__file__).parent / "page"
 
 
 def to_html(report: Report) -> str:
-    """The whole report; the same report gives the same text."""
+    """The report as HTML; equal reports give equal text."""
     return render("report.html", report=report)
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of this package; plots on it are numbered, so that their ids differ."""
+    """Render a template of this package; plots are numbered, so that their ids differ."""
     numbers = count(1)
 
     def svg(plot: Plot) -> Markup:
-        return Markup(to_svg(plot, f"plot{next(numbers)}"))  # escapes its text itself
+        return Markup(to_svg(plot, f"plot{next(numbers)}"))  # to_svg escapes its text
 
     return _environment().get_template(template).render(values, svg=svg)
 
@@ -46,12 +46,12 @@ def _environment() -> Environment:
 
 
 def anchor(kind: str, name: str) -> str:
-    """The id of a section or a measure: the same in every report, to link to."""
+    """The id of a section or measure for links: the same in every report."""
     return f"{kind}-{re.sub(r'[^a-zA-Z0-9_.-]+', '-', name)}"
 
 
 def _finalize(value: Any) -> Any:
-    """What is written into a page has no invisible characters; markup is our own."""
+    """Remove invisible characters from text; our own markup stays."""
     return wording.plain_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

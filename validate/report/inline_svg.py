@@ -1,4 +1,4 @@
-"""matplotlib's SVG made part of a page: colours become variables, ids unique, and nothing reaches out of the picture."""
+"""Prepares matplotlib's SVG for a page: colours become CSS variables, ids unique, and the style sheet is removed."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ SVG, HREF = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 
 
 def inline(document: str, key: str, variables: Mapping[str, str], title: str, description: str) -> str:
-    """The document as one <svg>, named by `title` and `description` for who does not see it; `variables` by colour.
+    """The document as one <svg>, with `title` and `description` for screen readers; `variables` by colour.
 
-    What is dropped: metadata with their date, the style sheet (it would reach the whole page), sizes, fonts, unused ids.
+    Removed: metadata with a date, the style sheet (it would apply to the whole page), sizes, fonts, unused ids.
     """
     given = ElementTree.fromstring(document)
     root = Element(

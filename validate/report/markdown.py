@@ -11,7 +11,7 @@ HEADERS = ("", "measure", "value", "tolerance", "where", "reason")
 
 
 def to_markdown(report: Report) -> str:
-    """The verdict, the measures that have a tolerance with failures first, and the others folded away."""
+    """The verdict, the measures with a tolerance (failures first), and the others folded."""
     verdict = wording.report_verdict(report)
     held = wording.failures_first(measure for measure in report.measures if measure.tolerance)
     others = [measure for measure in report.measures if not measure.tolerance]
@@ -25,14 +25,14 @@ def to_markdown(report: Report) -> str:
 
 
 def prose(text: Any) -> str:
-    """Text that Markdown does not read as markup, in which nobody is called by @name and no #issue is linked."""
+    """Text escaped for Markdown, without @mentions, #issues and links."""
     escaped = re.sub(r"([\\`*_{}\[\]()|~$])", r"\\\1", wording.plain_line(text))
     escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([@#]|:(?=//)|www\.)", r"\1" "\N{ZERO WIDTH SPACE}", escaped)
 
 
 def code(text: Any) -> str:
-    """A code span in a table's cell, fenced by more backticks than it holds; no span can hold every kind of pipe."""
+    """A code span for a table cell, with a longer fence than its backticks; prose for text with a pipe."""
     line = wording.plain_line(text)
     if "|" in line:
         return prose(line)
@@ -42,7 +42,7 @@ def code(text: Any) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are Markdown already."""
+    """A Markdown table; cells must be escaped already."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -55,7 +55,7 @@ def _head(report: Report) -> str:
     graphs = [f"{graph} {precision}" for graph, precision, _ in wording.graph_rows(report.bundle)]
     bundle = ", ".join([wording.name_of(report.bundle), *graphs])
     reference, machine = wording.name_of(report.reference), wording.fact(report.machine)
-    return f"Bundle {prose(bundle)} · held to {prose(reference)} · {prose(machine)}"
+    return f"Bundle {prose(bundle)} · compared with {prose(reference)} · {prose(machine)}"
 
 
 def _row(measure: Measure) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""A plot of a report as inline SVG: its text is text, and its colours are CSS variables, for light and dark.
+"""Plots as inline SVG with real text, and CSS variables as colours for light and dark pages.
 
-A page may set --plot-1 .. --plot-6, --plot-ink (text) and --plot-grid; each has a colour to fall back on.
+A page may set --plot-1 .. --plot-6, --plot-ink (text) and --plot-grid; each has a default.
 """
 
 import io
@@ -18,7 +18,7 @@ from pplex.validate.report import wording
 from pplex.validate.report.inline_svg import inline
 from pplex.validate.report.schema import PLOT_KINDS, Plot, Series
 
-# It lists fonts while it is imported, and would keep the list at the user's home. It brings those that are used here.
+# On import, matplotlib lists fonts and caches the list in the home folder. Its own fonts are enough here.
 with temporary_cache(MATPLOTLIB_CACHES, **{MATPLOTLIB_OWN_FONTS: "1"}):
     import matplotlib.font_manager
     import matplotlib.style
@@ -32,20 +32,20 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 WIDTH, HEIGHT, ROW, LINE = 760, 250, 30, 18  # in CSS pixels; a ROW of a timeline, a LINE of text
 DPI = 72  # makes a point of matplotlib a pixel
-BINS = 300  # a longer line becomes the median in each, and a band from the least to the greatest value
-LABELS = 32  # of more bars, only some are named
-LEVELS = 3  # words of marks above each other; one that would cover another is left out
-LETTER = 6.6  # pixels: how wide one is, roughly
+BINS = 300  # longer lines become the median of each bin, with a band from minimum to maximum
+LABELS = 32  # with more bars, only some get a label
+LEVELS = 3  # rows of mark labels; a label that would cover another is left out
+LETTER = 6.6  # pixels, its approximate width
 LARGEST = 1e200  # leaves room for margins
 
-# Hues that colour-blind readers tell apart. They are drawn as colours that nothing else has, which become variables.
+# Hues that colour-blind readers can distinguish. Plots are drawn in placeholder colours, which become variables.
 COLOURS = ("#0068a8", "#c2500a", "#00805c", "#a23f86", "#7a6a00", "#4a4f4d")
 VARIABLES = {f"#0{i}f00{i}": f"var(--plot-{i}, {colour})" for i, colour in enumerate(COLOURS, 1)} | {
     (INK := "#08f008"): "var(--plot-ink, #585e5b)",
     (GRID := "#09f009"): "var(--plot-grid, #d5d8d4)",
 }
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)))
-FILLS = (0.9, 0.45, 0.12)  # are to bars what dashes are to lines
+FILLS = (0.9, 0.45, 0.12)  # of bars, like the dashes of lines
 SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name may hold dollars
@@ -61,7 +61,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def to_svg(plot: Plot, key: str = "plot") -> str:
-    """An <svg> whose ids start with `key`; the same plot gives the same text. Raises ReportError for an unknown kind."""
+    """An <svg> whose ids start with `key`; equal plots give equal text. Raises ReportError for an unknown kind."""
     if plot.kind not in PLOT_KINDS:
         raise ReportError(f"A plot of kind {plot.kind!r}: the kinds are {', '.join(PLOT_KINDS)}.")
     with matplotlib.style.context(["default", SETTINGS | {"svg.hashsalt": key}]), warnings.catch_warnings():
@@ -103,7 +103,7 @@ def _lines(axes: Axes, plot: Plot) -> float:
 
 
 def binned(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """BINS stretches of a long line: x, and of y the least, the median and the greatest, so that every peak stays."""
+    """BINS bins of a long line: mean x, and minimum, median and maximum of y, so that peaks stay."""
     parts = [part[np.isfinite(y[part])] for part in np.array_split(np.arange(len(y)), BINS)]
     parts = [part if len(part) else np.array([i * len(y) // BINS]) for i, part in enumerate(parts)]  # a gap stays one
     low, middle, high = (np.array([measure(y[part]) for part in parts]) for measure in (np.min, np.median, np.max))
@@ -115,7 +115,7 @@ def _bars(axes: Axes, plot: Plot) -> float:
     heights = np.concatenate([y[np.isfinite(y)] for _, y in drawn] or [np.zeros(0)])
     low = 10.0 ** math.floor(math.log10(heights.min() / 1.5)) if plot.log_y and len(heights) else 0.0
     width = 0.8 / max(1, len(drawn))
-    edge = 0.8 if len(heights) <= 100 else 0.0  # of narrow bars, edges would be all there is to see
+    edge = 0.8 if len(heights) <= 100 else 0.0  # edges would cover narrow bars
     for i, (x, y) in enumerate(drawn):
         left = x - 0.4 + width * i
         boxes = [(a, low, a + width, b) for a, b in zip(left, y, strict=True) if math.isfinite(b)]
@@ -126,7 +126,7 @@ def _bars(axes: Axes, plot: Plot) -> float:
 
 
 def _name_bars(axes: Axes, plot: Plot) -> float:
-    """Ticks under the bars, every n-th where they are many; gives the height that slanted ones take."""
+    """Label the bars, or every n-th of many; returns the height of slanted labels."""
     if not plot.ticks:
         return 0
     shown = range(0, len(plot.ticks), math.ceil(len(plot.ticks) / LABELS))
@@ -147,7 +147,7 @@ def _spans(axes: Axes, plot: Plot) -> float:
         boxes = [(start, row - 0.32, end, row + 0.32) for start, end in _merged(spans, least)]
         _add_boxes(axes, boxes, {"facecolor": _colour(row), "linewidth": 0})
     axes.autoscale_view()
-    if edges:  # from the beginning to the last thing that is marked, so that silence shows
+    if edges:  # from the beginning to the last mark, so that silence shows
         marked = [at for at, _ in plot.marks if math.isfinite(at)]
         first, last = min(0.0, *edges, *marked), max(0.0, *edges, *marked)
         if 1e-3 < last - first < 1e7:  # seconds that a recording can last
@@ -160,7 +160,7 @@ def _spans(axes: Axes, plot: Plot) -> float:
 
 
 def _merged(spans: Sequence[tuple[float, float]], least: float) -> list[tuple[float, float]]:
-    """Spans at least so long; those with a shorter pause between them are one."""
+    """Extend spans to at least `least`, and join those with a shorter pause between them."""
     drawn = list[tuple[float, float]]()
     for start, end in spans:
         if drawn and start - drawn[-1][1] <= least:
@@ -171,7 +171,7 @@ def _merged(spans: Sequence[tuple[float, float]], least: float) -> list[tuple[fl
 
 
 def _valid_spans(series: Series) -> list[tuple[float, float]]:
-    """By start, without those that end before it."""
+    """Spans by start, without those that end before they start."""
     return sorted(span for span in zip(series.x, series.y, strict=False) if _is_span(*span))
 
 
@@ -180,7 +180,7 @@ def _is_span(start: float, end: float) -> bool:
 
 
 def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], style: dict[str, Any]) -> None:
-    """One path of many rectangles (left, bottom, right, top): a path each would be most of the page."""
+    """Add many rectangles (left, bottom, right, top) as one path: one path each would make the page much larger."""
     if not boxes:
         return
     corners = [point for a, b, c, d in boxes for point in ((a, b), (c, b), (c, d), (a, d), (a, b))]
@@ -189,7 +189,7 @@ def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], s
 
 
 def _drawn(series: Series, log: bool) -> tuple[Floats, Floats]:
-    """x and y as arrays: points with no place on x left out, NaN for values with none on y."""
+    """x and y as arrays, without points that x cannot show, and NaN for values that y cannot show."""
     points = np.array(list(zip(series.x, series.y, strict=False)), dtype=np.float64).reshape(-1, 2)
     x, y = points[np.isfinite(points[:, 0]) & (np.abs(points[:, 0]) < LARGEST)].T
     drawn = np.isfinite(y) & (np.abs(y) < LARGEST) & ((y > 1 / LARGEST) | (not log))
@@ -197,12 +197,12 @@ def _drawn(series: Series, log: bool) -> tuple[Floats, Floats]:
 
 
 def _missing(plot: Plot) -> str:
-    """Tells of values that have no place in the picture."""
+    """A note on values that cannot be drawn."""
     if plot.kind == "spans":
         return ""
     given = sum(min(len(series.x), len(series.y)) for series in plot.series)
     drawn = sum(int(np.isfinite(_drawn(series, plot.log_y)[1]).sum()) for series in plot.series)
-    why = "no finite number, or not positive" if plot.log_y else "no finite number"
+    why = "not finite or not positive" if plot.log_y else "not finite"
     return f"not drawn: {given - drawn} of {given} values ({why})" if given > drawn else ""
 
 
@@ -228,7 +228,7 @@ def _power(value: float) -> str:
 
 
 def _marks(axes: Axes, plot: Plot) -> float:
-    """Vertical lines, their words above the axes; gives the height these take."""
+    """Draw vertical lines with labels above the axes; returns the height of the labels."""
     marks = sorted((x, _short(word, 26)) for x, word in plot.marks if abs(x) < LARGEST)
     for x, _ in marks:
         axes.axvline(x, color=INK, linewidth=1, linestyle=(0, (2, 2)))
@@ -256,7 +256,7 @@ def _marks(axes: Axes, plot: Plot) -> float:
 
 
 def _legend(figure: Figure, plot: Plot) -> float:
-    """The names above the axes, if the title does not tell; gives the height they take."""
+    """Draw the series' names above the axes unless the title has them; returns their height."""
     names = [_short(series.name, 40) for series in plot.series]
     if not any(names) or (len(names) == 1 and names[0] in plot.title):
         return 0
@@ -279,7 +279,7 @@ def _legend(figure: Figure, plot: Plot) -> float:
 
 
 def _description(plot: Plot) -> str:
-    """The picture in words, for who does not see it."""
+    """The plot in words, for screen readers."""
     axes = f"{plot.kind} plot of {wording.plain_line(plot.y_label)} over {wording.plain_line(plot.x_label)}"
     series = (f"{wording.plain_line(series.name)}: {_extent(plot, series)}" for series in plot.series)
     marks = (f"{wording.plain_line(word)} at {wording.figure(x)}" for x, word in plot.marks)
@@ -296,7 +296,7 @@ def _extent(plot: Plot, series: Series) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """The ends of a long name tell more than its middle."""
+    """Shorten a long name in its middle, as its ends say more."""
     line = wording.plain_line(text)
     return line if len(line) <= most else f"{line[: most // 2 - 1]}…{line[-(most - most // 2) :]}"
 

@@ -1,4 +1,4 @@
-"""What a validation found, as data: report.json, which every other form of the report is made from."""
+"""The report as data: report.json, from which HTML, Markdown and text are made."""
 
 import json
 import math
@@ -20,7 +20,7 @@ NOT_FINITE = ("inf", "-inf", "nan")  # as JSON data
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a measure may be: at most `limit`, or at least, if `least`; `reason` says why that much."""
+    """The allowed values of a measure: at most `limit`, or at least if `least`; `reason` explains the limit."""
 
     limit: float
     reason: str
@@ -29,16 +29,16 @@ class Tolerance:
     def allows(self, value: float | None) -> bool:
         if value is None or math.isnan(value):
             return False
-        value = float(value)  # a float32 would make the limit one, too
+        value = float(value)  # compare in float64: a float32 value would round the limit
         return value >= self.limit if self.least else value <= self.limit
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number: `name` is unique in a report, `what` says in a sentence what was measured.
+    """One number: `name` is unique in a report, `what` describes it in a sentence.
 
-    `where` is the layer, codebook or frame that the value comes from. A value of None could not be had; without a tolerance
-    it is for information only.
+    `where` is the layer, codebook or frame of the value. A value of None was not measured. A measure without a tolerance is
+    for information only.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers and words under column names."""
+    """Rows of numbers and words, with column names."""
 
     title: str
     columns: tuple[str, ...]
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One line or row of a plot. Of `spans`, x are starts and y ends, in seconds."""
+    """One line or row of a plot. In `spans`, x are starts and y are ends, in seconds."""
 
     name: str
     x: tuple[float, ...]
@@ -82,12 +82,12 @@ class Plot:
     series: tuple[Series, ...]
     log_y: bool = False
     ticks: tuple[str, ...] = ()
-    marks: tuple[tuple[float, str], ...] = ()  # vertical lines at x, with a word beside each
+    marks: tuple[tuple[float, str], ...] = ()  # vertical lines at x, with labels
 
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the report; `notes` are sentences, also about what could not be measured and why."""
+    """One question of the report; `notes` are sentences, such as why a measure is missing."""
 
     key: str
     title: str
@@ -104,11 +104,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All sections, and what was compared with what, where."""
+    """All sections, the bundle, the reference and the machine."""
 
     made_by: str
-    bundle: Mapping[str, Any]  # name, precision (graph -> name), engines (graph -> what runs it), checkpoint
-    reference: Mapping[str, Any]  # name, and what it was run by
+    bundle: Mapping[str, Any]  # name, precision (graph -> name), engines (graph -> kind), checkpoint
+    reference: Mapping[str, Any]  # name, and what ran it
     settings: Mapping[str, Any]  # frames, recordings, seed, ...
     machine: Mapping[str, Any]
     sections: tuple[Section, ...]
@@ -127,19 +127,19 @@ class Report:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data, with the verdict beside what it follows from; a number that JSON lacks is its name."""
+        """JSON data with the verdict; infinity and NaN, which JSON lacks, are strings."""
         verdict = {"passed": self.passed, "failures": [measure.name for measure in self.failures]}
         return _plain({"schema": self.schema, **verdict, **asdict(self)})
 
     @classmethod
     def from_dict(cls, data: Any) -> "Report":
-        """What `to_dict` gave. Raises ReportError."""
+        """The report from the data of `to_dict`. Raises ReportError."""
         try:
             if data["schema"] != SCHEMA:
                 raise ReportError(
-                    f"A report of schema {_shown(data['schema'])}, and this version reads {SCHEMA}: validate again."
+                    f"The report has schema {_shown(data['schema'])}; this version reads schema {SCHEMA}. Validate again."
                 )
-            json.dumps(data, ensure_ascii=False).encode()  # half a character could be read, and never be written again
+            json.dumps(data, ensure_ascii=False).encode()  # a lone surrogate can be read but not written
             heads = (_mapping(data[key]) for key in ("bundle", "reference", "settings", "machine"))
             bundle, reference, settings, machine = heads
             sections = tuple(map(_section, _list(data["sections"])))
@@ -147,7 +147,7 @@ class Report:
             _check_unique("measure", [measure.name for section in sections for measure in section.measures])
             return cls(_text(data["made_by"]), bundle, reference, settings, machine, sections)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise ReportError(f"This is no report of a validation ({type(error).__name__}: {error}).") from error
+            raise ReportError(f"This is not a validation report ({type(error).__name__}: {error}).") from error
 
 
 def read_report(path: Path) -> Report:
@@ -157,7 +157,9 @@ def read_report(path: Path) -> Report:
     try:
         data = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"{file} cannot be read: {error}. Make one: pplex-export validate --report FOLDER") from error
+        raise ReportError(
+            f"Cannot read {file}: {error}. Make a report: pplex-export validate --report FOLDER"
+        ) from error
     try:
         return Report.from_dict(data)
     except ReportError as error:
@@ -237,12 +239,12 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    """A number, or the name of one that JSON lacks."""
+    """A number, or one of NOT_FINITE as a string."""
     return float(value if value in NOT_FINITE else _of((int, float), value))
 
 
 def _cell(value: Any) -> str | float | int | None:
-    """As a cell, the name of a number that JSON lacks is the number."""
+    """A cell; one of NOT_FINITE becomes the number."""
     if isinstance(value, int | float):
         return value if math.isfinite(float(value)) else float(value)
     return float(value) if value in NOT_FINITE else None if value is None else _text(value)
@@ -250,17 +252,17 @@ def _cell(value: Any) -> str | float | int | None:
 
 def _of(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"{_shown(value)} where another kind of value belongs")
+        raise TypeError(f"{_shown(value)} has the wrong type here")
     return value
 
 
 def _shown(value: Any) -> str:
-    """Short, and safe to print."""
+    """A short text that is safe to print."""
     return ascii(reprlib.repr(value))[1:-1]
 
 
 def _plain(value: Any) -> Any:
-    """JSON's types only: numpy's numbers become Python's; infinity and NaN, which JSON lacks, their names."""
+    """Only JSON types: numpy numbers become Python's, infinity and NaN strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -9,7 +9,7 @@ NUMBERS = (2,)  # the column of a section's table that is aligned on the right
 
 
 def to_text(report: Report) -> str:
-    """The verdict, what was compared, every measure by section, and at the end one line for each failure."""
+    """The verdict, bundle and reference, all measures by section, and at the end one line for each failure."""
     verdict = wording.report_verdict(report).word
     failures = "\n".join(f"FAILED {wording.plain_line(m.name)}: {wording.failure(m)}" for m in report.failures)
     blocks = [f"{verdict}: {wording.headline(report)}", _head(report), *map(_section, report.sections), failures]
@@ -17,7 +17,7 @@ def to_text(report: Report) -> str:
 
 
 def aligned(rows: Iterable[Sequence[str]], right: Sequence[int] = (), indent: str = "  ") -> str:
-    """Columns two spaces apart; those in `right` end where their longest does. No line ends in spaces."""
+    """Columns two spaces apart, right-aligned if in `right`; lines have no trailing spaces."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

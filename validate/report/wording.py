@@ -1,4 +1,4 @@
-"""How a report's names, figures and verdicts are written; shared by every form of it."""
+"""The text of a report's names, figures and verdicts, shared by HTML, Markdown and text."""
 
 import json
 import math
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from pplex.validate.report.schema import Measure, Report, Section, Tolerance
 
-DIGITS = 4  # significant ones, unless more are needed to tell a value from its limit
-EXACT_DIGITS = 17  # tell any two float64 apart
+DIGITS = 4  # significant digits, or more if a value would look like its limit
+EXACT_DIGITS = 17  # distinguish any two float64
 
 
 class Verdict(NamedTuple):
@@ -27,12 +27,12 @@ NONE = Verdict("info", "•", "NO VERDICT")
 
 
 def plain_line(value: Any) -> str:
-    """The text on one line, without what a terminal would obey or a reader not see."""
+    """The text on one line, without control and invisible characters."""
     return "".join(char if char.isprintable() else "�" for char in " ".join(str(value).split()))
 
 
 def figure(value: float | None, digits: int = DIGITS) -> str:
-    """A number with the significant digits that tell something; integers whole, and a share of nearly 1 is not 1."""
+    """A number with `digits` significant digits; integers stay whole, and a share just below 1 does not become 1."""
     if value is None:
         return "-"
     value = float(value)
@@ -49,7 +49,7 @@ def figure(value: float | None, digits: int = DIGITS) -> str:
 
 
 def figure_against(value: float | None, limit: float) -> str:
-    """The value with as many digits as show on which side of the limit it is."""
+    """The value with enough digits to show on which side of the limit it is."""
     if value is None or not math.isfinite(value):
         return figure(value)
     value, limit = float(value), float(limit)
@@ -60,7 +60,7 @@ def figure_against(value: float | None, limit: float) -> str:
 
 
 def exact(value: float) -> str:
-    """With all its digits, as a tolerance or a setting is shown."""
+    """The number with all its digits, for tolerances and settings."""
     return text if _read(text := figure(value)) == value else repr(float(value)).replace("e-0", "e-")
 
 
@@ -93,27 +93,27 @@ def section_verdict(section: Section) -> Verdict:
 
 
 def report_verdict(report: Report) -> Verdict:
-    """A report in which nothing has a tolerance has proved nothing."""
+    """NO VERDICT if no measure has a tolerance."""
     if report.failures:
         return FAILED
     return PASSED._replace(word="PASSED") if held(report) else NONE
 
 
 def held(report: Report) -> int:
-    """How many measures have a tolerance."""
+    """The number of measures with a tolerance."""
     return sum(measure.tolerance is not None for measure in report.measures)
 
 
 def headline(report: Report) -> str:
-    """The verdict's reason in a few words."""
+    """The reason of the verdict in a few words."""
     count, failed = held(report), len(report.failures)
     if failed:
-        return f"{failed} of {count} tolerances not kept"
-    return f"all {count} tolerances kept" if count else "nothing was held to a tolerance"
+        return f"outside {failed} of {count} tolerances"
+    return f"within all {count} tolerances" if count else "no measure has a tolerance"
 
 
 def failure(measure: Measure) -> str:
-    """What is wrong with a measure that failed: 0.95 > 0.001 at layers.1.gating."""
+    """Why a measure failed, such as: 0.95 > 0.001 at layers.1.gating."""
     assert measure.tolerance is not None
     where = f" at {plain_line(measure.where)}" if measure.where else ""
     limit = exact(measure.tolerance.limit)
@@ -124,7 +124,7 @@ def failure(measure: Measure) -> str:
 
 
 def excess(measure: Measure) -> str:
-    """By how much a measure failed; empty where that is no number."""
+    """How far a failed measure is off its limit; empty if that is not a number."""
     value, tolerance = measure.value, measure.tolerance
     if tolerance is None or value is None or not (math.isfinite(value) and math.isfinite(tolerance.limit)):
         return ""
@@ -140,7 +140,7 @@ def cell(value: str | float | int | None) -> str:
 
 
 def fact(value: Any) -> str:
-    """A value of the report's head on one line: graph name, graph name."""
+    """A value of the report's head on one line: key value, key value."""
     if isinstance(value, Mapping):
         return ", ".join(f"{plain_line(key)} {_inner(item)}" for key, item in value.items())
     return ", ".join(map(_inner, value)) if isinstance(value, list | tuple) else _inner(value)
@@ -151,16 +151,16 @@ def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def graph_rows(bundle: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Graph, precision and engine, in the order the bundle names them."""
+    """Graph, precision and engine, in the bundle's order."""
     precision, engines = (_mapping(bundle.get(key)) for key in ("precision", "engines"))
     graphs = dict.fromkeys((*precision, *engines))
     return [(plain_line(name), fact(precision.get(name, "-")), fact(engines.get(name, "-"))) for name in graphs]
 
 
 def other_facts(bundle: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is told of a bundle beside its graphs."""
-    told = [key for key in ("precision", "engines") if isinstance(bundle.get(key), Mapping)]
-    return facts({key: value for key, value in bundle.items() if key not in told})
+    """Facts of a bundle apart from its graphs."""
+    shown = [key for key in ("precision", "engines") if isinstance(bundle.get(key), Mapping)]
+    return facts({key: value for key, value in bundle.items() if key not in shown})
 
 
 def name_of(mapping: Mapping[str, Any]) -> str:

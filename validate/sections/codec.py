@@ -1,4 +1,4 @@
-"""The report on the codec: whether an engine hears and speaks as the float32 reference does, and the same in a stream."""
+"""The codec section: do the codec's engines encode and decode like the float32 reference, also as a stream?"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ FLOAT32_LATENT = (
 )
 FLOAT32_SOUND = (
     "random codecs in float32, summed in another order, were 118 to 128 dB and 8e-7 of full scale off, in half precision "
-    "54 to 60 dB; what is 80 dB below the sound is not heard"
+    "54 to 60 dB; differences 80 dB below the sound are inaudible"
 )
 HALF = "four times the worst of three random codecs in half precision, one of them of the released size"
-ATTACK = "half precision once made attacks 20 ms softer, which reads about 10 ms and which listeners alone had noticed"
+ATTACK = "half precision once made attacks 20 ms softer: about 10 ms by this measure, noticed only by listeners before"
 
-# Why a codec graph may be off the reference by as much as its GraphSpec says, by precision.
+# The reasons for the tolerances of a codec's GraphSpec, by precision.
 REASONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": {
@@ -59,28 +59,28 @@ REASONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 NO_TIE = "every code that differs must be a near tie, see codec.boundary_distance"
-NO_ONSETS = "The decoded recording has no steep onset, so how attacks come out could not be measured."
-QUIETEST_DB = -160.0  # in the plot: what is lower is drawn there
+NO_ONSETS = "The decoded recording has no steep onset, so the shift of onsets was not measured."
+QUIETEST_DB = -160.0  # of the plot; lower levels are drawn there
 
 
 @dataclass(frozen=True)
 class Sounds:
-    """What two decoders made of the same codes, [F * 1920] each."""
+    """The sound of two decoders for the same codes, [F * 1920] each."""
 
     got: Floats
     expected: Floats
 
     @property
     def audible(self) -> tuple[Floats, Floats]:
-        """Without the reference's mean in either: a constant is not heard, and would count as signal."""
+        """Both without the reference's mean: a constant is inaudible but would count as signal."""
         mean = self.expected.mean()
         return self.got - mean, self.expected - mean
 
 
 def codec_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: Floats) -> Section:
-    """The bundle's codec, in slot 0 of `stages`, beside the float32 reference's, both frame by frame, on pcm [F, 1920].
+    """Compare the bundle's codec, in slot 0 of `stages`, with the float32 reference, both frame by frame, on pcm [F, 1920].
 
-    `checkpoint` is what the bundle was made from. Raises AudioError for what is no recording.
+    `checkpoint` is the one that the bundle was built from. Raises AudioError for unusable samples.
     """
     config, hearing, speaking = checkpoint.config, *_tolerances(bundle)
     codes, sounds = _compared(checkpoint, stages, pcm, hearing, _stream_latents, _stream_pcm)
@@ -99,30 +99,32 @@ def codec_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: F
 def codec_streaming_measures(
     bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: Floats
 ) -> tuple[Measure, ...]:
-    """The bundle's codec frame by frame beside the reference's for the whole recording pcm [F, 1920] at once.
+    """Compare the bundle's codec frame by frame with the reference on the whole recording pcm [F, 1920] at once.
 
     Arguments and errors as in `codec_section`.
     """
     config, hearing, speaking = checkpoint.config, *_tolerances(bundle)
     codes, sounds = _compared(checkpoint, stages, pcm, hearing, latents_at_once, decode_at_once)
     return (
-        _unexplained("streaming.codec_codes", codes, "the whole recording heard at once"),
-        _sample_difference("streaming.codec_pcm", sounds, config, "all codes spoken at once", speaking),
+        _unexplained("streaming.codec_codes", codes, "the reference with the whole recording encoded at once"),
+        _sample_difference(
+            "streaming.codec_pcm", sounds, config, "the reference with all codes decoded at once", speaking
+        ),
     )
 
 
 def codec_tolerances(spec: GraphSpec) -> dict[str, Tolerance]:
-    """What a codec graph may be off the reference, by what is measured."""
+    """Tolerances of a codec graph, by measure."""
     reasons = REASONS[spec.precision]
     return {name: Tolerance(spec.tolerances[name], reason, name in LEAST) for name, reason in reasons.items()}
 
 
 def _tolerances(bundle: Bundle) -> tuple[dict[str, Tolerance], dict[str, Tolerance]]:
-    """Of hearing and of speaking."""
+    """Tolerances of the encoder and of the decoder."""
     return codec_tolerances(bundle.specs["mimi_encode"]), codec_tolerances(bundle.specs["mimi_decode"])
 
 
-# What is compared.
+# Codes and sounds.
 
 
 def _compared(
@@ -133,7 +135,7 @@ def _compared(
     latents_of: Callable[[MimiEncoder, ModelConfig, Floats], Tensor],
     pcm_of: Callable[[Checkpoint, Tokens], Floats],
 ) -> tuple[ComparedCodes, Sounds]:
-    """What slot 0 makes of a recording, and of its reference codes, beside what the reference makes of them."""
+    """Codes of a recording, and sound of its reference codes: by slot 0 and by the reference."""
     encoder, pcm = _encoder(checkpoint), _usable(pcm, checkpoint.config)
     stages.reset(0, len(pcm))
     latents = latents_of(encoder, checkpoint.config, pcm)
@@ -143,11 +145,11 @@ def _compared(
 
 
 def _usable(pcm: Floats, config: ModelConfig) -> Floats:
-    """As float32."""
+    """The samples as float32. Raises AudioError."""
     if pcm.ndim != 2 or pcm.shape[1] != config.frame_size or not len(pcm) or not np.isfinite(pcm).all():
         raise AudioError(
-            f"The codec is compared on a recording of whole frames [F, {config.frame_size}] with finite samples; this one "
-            f"is {list(pcm.shape)}, {int((~np.isfinite(pcm)).sum())} of them not finite."
+            f"The codec needs a recording of whole frames [F, {config.frame_size}] with finite samples; this one is "
+            f"{list(pcm.shape)} with {int((~np.isfinite(pcm)).sum())} samples that are not finite."
         )
     return np.ascontiguousarray(pcm, np.float32)
 
@@ -160,13 +162,13 @@ def _encoder(checkpoint: Checkpoint) -> MimiEncoder:
 
 @torch.inference_mode()
 def _stream_latents(encoder: MimiEncoder, config: ModelConfig, pcm: Floats) -> Tensor:
-    """What the reference quantizes, [F, dim]."""
+    """The reference's latents [F, dim]."""
     return stream_codec("mimi_encode", config, encoder.latent, torch.from_numpy(pcm)[None, :, None])[0]
 
 
 @torch.inference_mode()
 def _stream_pcm(checkpoint: Checkpoint, codes: Tokens) -> Floats:
-    """What the reference makes of codes [F, 8], [F * 1920]."""
+    """The reference's sound [F * 1920] of codes [F, 8]."""
     decoder = load("mimi_decode", checkpoint)
     return stream_codec("mimi_decode", checkpoint.config, decoder, torch.from_numpy(codes)[None]).flatten().numpy()
 
@@ -180,7 +182,7 @@ def _code_measures(codes: ComparedCodes, tolerances: Mapping[str, Tolerance]) ->
         "codec.code_agreement",
         1 - float(codes.differs.mean()),
         "of the codes",
-        "How many of the recording's codes are the reference's.",
+        "Share of the recording's codes that equal the reference's.",
         tolerances["agreement"],
         _lowest(agreement),
     )
@@ -189,8 +191,8 @@ def _code_measures(codes: ComparedCodes, tolerances: Mapping[str, Tolerance]) ->
         "codec.boundary_distance",
         float(largest.max()),
         "of the latent's length",
-        "How far the reference's latent is from where the engine's codes would be its own, at most: the engine's latent is "
-        "off by as much or more.",
+        "The largest distance that the reference's latent must move to give the engine's code. The engine's latent is off "
+        "by at least as much.",
         tolerances["boundary"],
         f"codebook {largest.argmax()}" if largest.any() else "",
     )
@@ -202,7 +204,7 @@ def _unexplained(name: str, codes: ComparedCodes, reference: str) -> Measure:
         name,
         int(wrong.sum()),
         "codes",
-        f"Codes that are not those of {reference}, and no near ties either; what follows one in its frame is not counted.",
+        f"Codes that differ from {reference} and are not near ties; codes after such a code in its frame do not count.",
         Tolerance(0, NO_TIE),
         ", ".join(f"codebook {i}: {count}" for i, count in enumerate(wrong) if count),
     )
@@ -211,9 +213,9 @@ def _unexplained(name: str, codes: ComparedCodes, reference: str) -> Measure:
 def sound_measures(
     sounds: Sounds, shift: OnsetShift, config: ModelConfig, tolerances: Mapping[str, Tolerance]
 ) -> Iterator[Measure]:
-    """How far apart two decoders' sounds are; `shift` is that of their onsets."""
+    """Distances of two decoders' sounds; `shift` is that of their onsets."""
     got, expected = sounds.audible
-    said = "The same codes decoded: power of the reference's sound over that of the difference, levels matched."
+    said = "The same codes decoded: power of the reference's sound over power of the difference, with matched levels."
     yield Measure("codec.si_sdr_db", si_sdr_db(got, expected), "dB", said, tolerances["si_sdr_db"])
     distance = spectral_distance(got, expected).total
     said = "The same codes decoded: spectral convergence and mean log magnitude ratio, over three window lengths."
@@ -230,19 +232,19 @@ def _sample_difference(
         name,
         float(difference.max()),
         "of full scale",
-        f"The same codes decoded: the largest difference of a sample from that of {reference}.",
+        f"The same codes decoded: the largest difference of a sample from {reference}.",
         tolerances["sample_difference"],
         f"frame {int(difference.argmax()) // config.frame_size}",
     )
 
 
 def _onset_measures(shift: OnsetShift, tolerances: Mapping[str, Tolerance]) -> Iterator[Measure]:
-    said = f"By how much an attack rises later (or earlier: below 0) or more softly, of {shift.onsets} attacks: the "
+    said = f"How much later (below 0: earlier) or more softly {shift.onsets} onsets rise: "
     worst = None if shift.worst_ms is None else abs(shift.worst_ms)
     tolerance = tolerances["onset_shift_ms"] if shift.onsets else None
     where = "" if shift.worst_s is None else f"{shift.worst_s:.2f} s"
-    yield Measure("codec.onset_shift_ms", worst, "ms", f"{said}largest, without its sign.", tolerance, where)
-    yield Measure("codec.median_onset_shift_ms", shift.median_ms, "ms", f"{said}median.")
+    yield Measure("codec.onset_shift_ms", worst, "ms", f"{said}the largest, without its sign.", tolerance, where)
+    yield Measure("codec.median_onset_shift_ms", shift.median_ms, "ms", f"{said}the median.")
 
 
 def _lowest(agreement: Floats) -> str:
@@ -265,7 +267,7 @@ def _code_table(codes: ComparedCodes) -> Table:
         )
         for i in range(CODEBOOKS)
     )
-    columns = ("codebook", "agree", "disagree", "near ties", "after another", "unexplained", "largest distance")
+    columns = ("codebook", "equal", "different", "near ties", "after another", "unexplained", "largest distance")
     return Table("Codes by codebook", columns, rows)
 
 
@@ -273,7 +275,7 @@ def _agreement_plot(codes: ComparedCodes) -> Plot:
     agreement = 1 - codes.differs.mean(axis=0)
     series = Series("agreement", tuple(map(float, range(CODEBOOKS))), tuple(map(float, agreement)))
     ticks = ("semantic", *(f"acoustic {i}" for i in range(1, CODEBOOKS)))
-    return Plot("Codes that are the reference's", "bar", "codebook", "share", (series,), ticks=ticks)
+    return Plot("Codes equal to the reference's", "bar", "codebook", "share", (series,), ticks=ticks)
 
 
 def _level_plot(sounds: Sounds, config: ModelConfig) -> Plot:
@@ -294,4 +296,4 @@ def _levels_db(signal: Floats, config: ModelConfig) -> tuple[float, ...]:
 
 def _onset_plots(shift: OnsetShift) -> tuple[Plot, ...]:
     series = Series("shift", shift.times_s, shift.shifts_ms)
-    return (Plot("How much later attacks rise", "line", "s", "ms", (series,)),) if shift.onsets else ()
+    return (Plot("How much later onsets rise", "line", "s", "ms", (series,)),) if shift.onsets else ()

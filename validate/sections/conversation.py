@@ -1,4 +1,4 @@
-"""Whether the agent still takes its turns: the same user, voice, persona and seeds, for engine and reference."""
+"""The conversation section: does the agent take turns like the reference, with the same user, voice, persona and seeds?"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from pplex.validate.report.schema import Measure, Plot, Section, Series, Table, 
 from pplex.validate.speech.scenarios import SYNTHETIC, Scenario
 from pplex.validate.speech.turns import Dialogue, Segment, Values, backchannel_profile, divergence, measure_turns
 
-QUESTION = "With the same user and the same seeds, does the agent still take its turns?"
+QUESTION = "With the same user and the same seeds, does the agent take turns like the reference?"
 LATENCY_MARGIN_S = 0.16  # two frames
 STANDARD_ERRORS = 2
 
@@ -26,7 +26,7 @@ Detect = Callable[[Pcm], list[Segment]]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric of `turns` is reported, as `name` and times `factor`; `better` is higher, lower, or neither ("")."""
+    """A metric of `turns` in the report: its `name` and `factor`; `better` is higher, lower, or "" for neither."""
 
     name: str
     what: str
@@ -69,10 +69,10 @@ def conversation_section(
     detect: Detect,
     judge: Judge,
 ) -> Section:
-    """Both sides' turns, from recordings of the same scenarios and runs in the same order.
+    """Compare turns in recordings of the same scenarios and runs, in the same order.
 
-    precision: of the engine's graphs, by name. Where all are float32 the tokens must be the reference's up to a near tie,
-    which `judge` tells from a fault; else the two may part, and only what the listener notices is held to a margin.
+    precision: of the engine's graphs, by name. If all are float32, the tokens must equal the reference's up to a near tie,
+    which `judge` tells from a fault. Otherwise tokens may differ, and only metrics of turns have tolerances.
     """
     assert [r.name for r in engine] == [r.name for r in reference], "recordings of different scenarios or runs"
     ours, theirs = ([_dialogue(recording, detect) for recording in side] for side in (engine, reference))
@@ -107,7 +107,7 @@ def _dialogue(recording: ScenarioRecording, detect: Detect) -> Dialogue:
 
 
 def _measure(metric: Metric, ours: Sequence[float], theirs: Sequence[float], heard: bool) -> Measure:
-    """The engine's mean, and how far on its worse side of the reference's it may be."""
+    """The engine's mean, and how much worse than the reference's it may be."""
     value = _mean(ours)
     tolerance = _tolerance(metric, ours, theirs) if metric.better and heard and ours and theirs else None
     what = f"{metric.what} (engine; reference: {_shown(_mean(theirs), metric)}; {len(ours)} events)"
@@ -115,7 +115,7 @@ def _measure(metric: Metric, ours: Sequence[float], theirs: Sequence[float], hea
 
 
 def _tolerance(metric: Metric, ours: Sequence[float], theirs: Sequence[float]) -> Tolerance | None:
-    """None where no rate could be worse than it allows: too few events, or a reference that is at the end already."""
+    """None if every rate would pass: too few events, or a reference that is already at the worst rate."""
     least, words = (1 / len(ours), f"one event of {len(ours)}") if metric.is_rate else (LATENCY_MARGIN_S, "two frames")
     error = math.hypot(_standard_error(ours), _standard_error(theirs))
     margin = metric.factor * max(least, STANDARD_ERRORS * error)
@@ -128,9 +128,7 @@ def _tolerance(metric: Metric, ours: Sequence[float], theirs: Sequence[float]) -
 
 
 def _divergence_measure(value: float | None) -> Measure:
-    what = (
-        "Jensen-Shannon divergence of when the two give backchannels (0 the same, 1 never together; none without any)"
-    )
+    what = "Jensen-Shannon divergence of the times of backchannels (0: equal, 1: no overlap; none without backchannels)"
     return Measure("conversation.backchannel_divergence", value, "bits", what)
 
 
@@ -140,15 +138,15 @@ def _token_measures(
     partings: Sequence[Parting | None],
     plausible: int | None,
 ) -> Iterator[Measure]:
-    """Of tokens while both sides run freely. `plausible`: how many near ties may go the other way, None where precisions
-    differ and tokens may."""
+    """Measures of the tokens of free-running conversations. `plausible`: how many near ties may differ; None if precisions,
+    and so tokens, differ."""
     pairs = [*zip(engine, reference, strict=True)]
     if plausible is None:
-        what = "Share of the agent's text and audio tokens, running freely, that are the reference's"
+        what = "Share of the agent's text and audio tokens, running freely, that equal the reference's"
         share = float(np.concatenate([_same(*pair) for pair in pairs]).mean())
         yield Measure("conversation.tokens_equal", share, "share", what)
         return
-    equal = [ours.tokens == theirs.tokens for ours, theirs in pairs]  # [F, 17] the codes that are heard, too
+    equal = [ours.tokens == theirs.tokens for ours, theirs in pairs]  # [F, 17] with the codes of the user
     explained = [parting for parting in partings if parting and parting.explained]
     compared = [
         same[: parting.equal_frames] if parting in explained else same
@@ -158,30 +156,30 @@ def _token_measures(
         "conversation.tokens_equal",
         float(np.concatenate(compared).mean()) if any(map(len, compared)) else 1.0,
         "share",
-        "Share of all streams' tokens, running freely, that are the reference's, up to a near tie "
+        "Share of all streams' tokens, running freely, that equal the reference's, up to a near tie "
         f"({sum(map(len, compared))} of {sum(map(len, equal))} frames)",
-        Tolerance(1.0, "float32 on both sides, with the same noise: only a near tie may go another way", least=True),
+        Tolerance(1.0, "both run in float32 with the same noise: only near ties may differ", least=True),
         str(next((parting for parting in partings if parting and not parting.explained), "")),
     )
     yield Measure(
         "conversation.near_ties",
         sum(parting.is_of_a_draw for parting in explained),
         "draws",
-        "Conversations that part at a draw which was a near tie (see the table of partings)",
+        "Conversations whose first difference is a draw that was a near tie (see the table of first differences)",
         Tolerance(
             plausible,
-            "so many draws are as near to another outcome as rounding may decide, with a chance of 1 in 1,000",
+            "more draws than this are decided by rounding with a chance of 1 in 1,000",
         ),
     )
 
 
 def _same(ours: ScenarioRecording, theirs: ScenarioRecording) -> npt.NDArray[np.bool_]:
-    """Of the agent's streams [F, 1 + 8]."""
+    """Equal tokens of the agent's streams [F, 1 + 8]."""
     return ours.tokens[:, :USER] == theirs.tokens[:, :USER]
 
 
 def first_difference(ours: ScenarioRecording, theirs: ScenarioRecording) -> int | None:
-    """The frame from which on the tokens of two recordings differ; None where they do not."""
+    """The first frame in which the tokens of two recordings differ; None if all are equal."""
     frames = np.flatnonzero(~_same(ours, theirs).all(axis=1))
     return int(frames[0]) if len(frames) else None
 
@@ -241,7 +239,7 @@ def _partings_table(partings: Sequence[Parting | None]) -> Iterator[Table]:
         "explained",
     )
     if rows:
-        yield Table("Where conversations part", columns, tuple(rows))
+        yield Table("First differences of conversations", columns, tuple(rows))
 
 
 def _plots(engine: Sequence[ScenarioRecording], theirs: Sequence[Dialogue], ours: Sequence[Dialogue]) -> list[Plot]:
@@ -270,22 +268,22 @@ def _notes(
 ) -> Iterator[str]:
     if any(scenario.material == SYNTHETIC for scenario in scenarios):
         yield (
-            "The user is synthetic: a voice activity detector hears speech, but it has no words that could be answered. "
-            "Give recordings for rates like those of real conversations: --wavs FOLDER."
+            "The user is synthetic: a voice activity detector detects it as speech, but it has no words to answer. "
+            "For rates like those of real conversations, give recordings: --wavs FOLDER."
         )
     if not heard:
         yield (
-            "No speech was detected in what either agent says, so the rates tell nothing, and have no limits. "
-            "An agent of random weights babbles."
+            "No speech was detected in the sound of either agent, so the rates mean nothing and have no limits. "
+            "An agent with random weights babbles."
         )
     sides = {"either side": (False, False), "the engine's side": (True, False), "the reference's side": (False, True)}
     for side, there in sides.items():
         if missing := [METRICS[key].name for key in METRICS if (bool(expected[key]), bool(values[key])) == there]:
-            yield f"Without a value on {side}, and so without a limit: {', '.join(missing)}."
+            yield f"No value on {side}, and so no limit: {', '.join(missing)}."
     if loose := [m.name for m, key in zip(measures, METRICS, strict=True) if heard and _is_loose(m, METRICS[key])]:
         yield (
-            f"Without a limit, as no engine could miss it: {', '.join(loose)}. There are too few events, and more seeds "
-            "make more, or the reference is at the worst already."
+            f"No limit, as every engine would pass: {', '.join(loose)}. Either events are too few (more seeds make more), "
+            "or the reference already has the worst rate."
         )
 
 

@@ -1,4 +1,4 @@
-"""The report's second question: how much of what is sampled from has changed, on a token history both are forced through."""
+"""The drift section: how do token distributions differ from the reference's on a forced token history?"""
 
 from collections.abc import Iterator
 
@@ -19,15 +19,15 @@ from pplex.validate.sections.window import window_measure
 
 SELF_TEST_STEPS = 192
 VOICE_MARGIN = 5
-WINDOW = 50  # steps: 8 lines of 3,000 points would be a thicket
-_HIDDEN = ("over twice what random models gave", "float32 sums of another order reach 1e-12")
+WINDOW = 50  # steps: 8 lines of 3,000 points would be unreadable
+_HIDDEN = ("over twice the value of random models", "float32 sums in another order reach 1e-12")
 _DRAWS = (
-    "on average no set of tokens is likelier or less by over {:.0%} (Pinsker), and over twice what random models gave"
+    "on average no set of tokens changes by over {:.0%} probability (Pinsker); over twice the value of random models"
 )
 
 
 def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Section:
-    """Force slot 0 of `stages`, made with logits, and the reference through codes [T + 1, 17]."""
+    """Force slot 0 of `stages`, which must have logits, and the reference through codes [T + 1, 17]."""
     config = bundle.config
     found = drift(engine_blocks(stages, codes), reference_blocks(checkpoint, config, codes), codes)
     window = window_measure("drift.window", stages, codes, config.temporal.capacity)  # while the ring is full
@@ -37,25 +37,25 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
     return Section(
         "drift",
         "Drift",
-        "Forced to the same tokens, does it expect the same to follow?",
+        "Forced through the same tokens, does it predict the same next tokens?",
         (_self_test(itself), *_measures(bundle, found), window, *_prompt_measures(bundle, checkpoint, stages, codes)),
         (_codebook_table(found),),
         tuple(_plots(found, ring)),
         (
-            f"{steps} steps, a persona and then speech, the tokens of both sides forced, frame by frame through the engine"
+            f"{steps} steps of a persona and speech, with the tokens of user and agent forced, frame by frame"
             + (
                 f", {steps - ring} of them past the end of the ring."
                 if steps > ring
                 else "; the ring's end is not reached."
             ),
-            "Divergence is Kullback-Leibler, from the reference to the engine, in nats at temperature 1. Audio is all "
-            "codebooks, each fed the forced ones before it.",
+            "Divergence is Kullback-Leibler, from the reference to the engine, in nats at temperature 1. Audio: all "
+            "codebooks, each with the forced codes before it as input.",
         ),
     )
 
 
 def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Iterator[Measure]:
-    """What steps of known tokens do not show: sampling, and the embeddings of a voice."""
+    """Measures that forced steps do not give: of sampling, and of the embeddings of a voice."""
     yield sampling_measure(stages, codes)
     name, voice = next(iter(bundle.voices.items()))
     limit = round(VOICE_MARGIN * bundle.specs["temporal"].tolerances["hidden"], 12)
@@ -68,26 +68,29 @@ def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, cod
         distance,
         "",
         f"1 - cosine of the hidden states after the voice prompt {name}, primed in chunks.",
-        Tolerance(limit, f"{VOICE_MARGIN} times what the mean may be: it is one step, after what is unlike speech"),
+        Tolerance(
+            limit,
+            f"{VOICE_MARGIN} times the limit of the mean: a single step, after embeddings that are unlike speech",
+        ),
     )
 
 
 def _self_test(itself: Drift) -> Measure:
     zeros = [itself.hidden, itself.text_kl, itself.audio_kl, 1 - itself.text_same, 1 - itself.audio_same]
     zeros += [1 - itself.text_overlap, 1 - itself.audio_overlap]
-    zeros += [(itself.text_nll - itself.text_own_nll)[~np.isnan(itself.text_nll)]]  # NaN: there is nothing to follow
+    zeros += [(itself.text_nll - itself.text_own_nll)[~np.isnan(itself.text_nll)]]  # NaN: no next token
     return Measure(
         "drift.self_test",
         float(np.max([np.abs(values).max() for values in zeros])),
         "",
         f"The reference against itself, computed twice over {len(itself.hidden)} steps: the largest of all these measures.",
-        Tolerance(0, "the same computation gives the same bits: anything else is a fault of the measuring"),
+        Tolerance(0, "the same computation gives the same bits; another value is a fault of the measurement"),
     )
 
 
 def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
     limits, twin = bundle.specs["temporal"].tolerances, bundle.precision["temporal"]
-    # The depth transformer is given the temporal one's hidden state, and cannot be nearer than that.
+    # The depth transformer gets the hidden state of the temporal one, and so inherits its error.
     audio_kl = max(tolerances("depth", name)["audio_kl"] for name in (twin, bundle.precision["depth"]))
     worst = int(found.hidden.argmax())
     yield Measure(
@@ -110,7 +113,7 @@ def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
             f"drift.{name}_kl",
             float(values.mean()),
             "nats",
-            f"Divergence of what {name} tokens are sampled from, mean.",
+            f"Divergence of the distributions of {name} tokens, mean.",
             Tolerance(limit, _DRAWS.format(min(1.0, (limit / 2) ** 0.5))),
         )
         yield Measure(
@@ -126,7 +129,7 @@ def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
             f"drift.{name}_perplexity",
             ratio,
             "",
-            f"Perplexity of the {name} tokens that follow: engine over reference, less 1.",
+            f"Perplexity of the next {name} tokens: engine over reference, minus 1.",
         )
 
 
@@ -141,7 +144,7 @@ def _agreement(bundle: Bundle, found: Drift) -> Iterator[Measure]:
             float(same.mean()),
             "",
             f"Share of steps whose most probable {name} token is the same.",
-            Tolerance(1, "float32 rounding changes no choice but between ties, which count as the same", least=True)
+            Tolerance(1, "float32 rounding changes only the choice between ties, which count as the same", least=True)
             if exact
             else None,
         )

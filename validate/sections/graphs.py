@@ -1,4 +1,4 @@
-"""The report's first question: does every graph compute what its torch module computes, and if not, which layer does not."""
+"""The graphs section: does every layer of every graph compute the same as its torch module?"""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from pplex.validate.report.schema import Measure, Plot, Section, Series, Table, 
 from pplex.validate.sections.streaming import Where
 from pplex.validate.sections.window import window_measure
 
-CAPACITY = 64  # of the ring here, which a graph takes as it comes: its end is soon reached
+CAPACITY = 64  # of the ring here, whose end is soon reached; graphs accept any length
 STEPS, FRAMES = 160, 160  # of the language model and of the codec, past the end of both kinds of ring
 
 _REASONS = {
-    "fp32": "float32 sums of another order reach 1e-6",
-    "fp16": "over twice what 11 bits of a stream cost half a layer that adds little to it",
-    "bf16": "over twice what 8 bits of a stream cost half a layer that adds little to it",
-    "fp8": "over twice what 4 bits of factors and weights cost a layer",
-    "int8": "over twice what 8 bits of weights in blocks of 32, and a float16 stream, cost a layer",
-    "int4": "over twice what 4 bits of weights in blocks of 32 cost a layer",
+    "fp32": "float32 sums in another order reach 1e-6",
+    "fp16": "over twice the error that an 11-bit stream causes in half a layer that adds little to it",
+    "bf16": "over twice the error that an 8-bit stream causes in half a layer that adds little to it",
+    "fp8": "over twice the error of a layer with 4-bit factors and weights",
+    "int8": "over twice the error of a layer with 8-bit weights in blocks of 32 and a float16 stream",
+    "int4": "over twice the error of a layer with 4-bit weights in blocks of 32",
 }
 
 
@@ -38,7 +38,7 @@ def graph_section(
     device: Where,
     threads: int | None,
 ) -> Section:
-    """Every layer of every graph of `runnable`, which is `bundle` or what can be run in its place, for a token history
+    """Compare every layer of every graph of `runnable` (`bundle`, or its replacement on this machine) for a token history
     [T, 17] and user audio [F, 1920]."""
     probed, steps, frames = can_be_probed(bundle), len(codes[:STEPS]), len(pcm[:FRAMES])
     found, window = trace_layers(runnable, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
@@ -53,26 +53,26 @@ def graph_section(
     )
 
 
-_QUESTION = "Does every layer compute what it computes in float32?"
+_QUESTION = "Does every layer compute the same as in float32?"
 _COMPILED = (
-    "Compiled engines show their outputs only, of {steps} forced steps and {frames} frames of audio: no layer can be looked "
-    "at, and what rounding has added up to is judged by the other sections. Layers show in a bundle of ONNX graphs."
+    "Compiled engines give only their outputs ({steps} forced steps, {frames} frames of audio): layers cannot be compared. "
+    "The other sections judge the accumulated rounding. To compare layers, validate a bundle of ONNX graphs."
 )
 
 
 def _notes(bundle: Bundle, steps: int, frames: int) -> tuple[str, ...]:
     return (
-        f"Every layer is an output of a copy of its graph, run by the bundle's own engine: {steps} forced steps with a ring "
-        f"of {_capacity(bundle)}, so past its end, and {frames} frames of audio.",
-        "Of the language model a layer's error is its own: the float32 layer is given what the engine's was given.",
-        "The codec's layers are followed from the samples and the codes.",
+        f"A copy of each graph has every layer as an output, and runs on the bundle's own engine: {steps} forced steps with "
+        f"a ring of {_capacity(bundle)} entries, past its end, and {frames} frames of audio.",
+        "In the language model, a layer's error is its own: the float32 layer gets the input of the engine's layer.",
+        "In the codec, errors accumulate from the samples and the codes on.",
     )
 
 
 def trace_layers(
     bundle: Bundle, checkpoint: Checkpoint, codes: Tokens, pcm: Pcm, device: Where, threads: int | None
 ) -> tuple[dict[str, list[LayerError]], Measure]:
-    """Errors of all layers in their order, by graph, and whether the ring's window is right."""
+    """Errors of all layers in order, by graph, and the measure of the ring's window."""
     stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
     short = replace(bundle, config=replace(bundle.config, temporal=stack))
     with tempfile.TemporaryDirectory() as scratch:
@@ -94,7 +94,7 @@ def trace_layers(
 
 
 def _capacity(bundle: Bundle) -> int:
-    """A graph takes a ring of any length; an engine was compiled for one."""
+    """Graphs accept a ring of any length; an engine is compiled for one."""
     capacity = bundle.config.temporal.capacity
     return min(CAPACITY, capacity) if can_be_probed(bundle) else capacity
 
@@ -110,9 +110,7 @@ def _measures(bundle: Bundle, found: dict[str, list[LayerError]], probed: bool) 
         if probed and graph in LANGUAGE_GRAPHS:
             yield _channel_measure(graph, bundle, errors)
         worst = max((error for error in errors if _is_output(error.layer)), key=lambda error: error.accumulated)
-        what = (
-            "Largest error of an output of the graph, given the engine's own inputs; of codes, the share that differ."
-        )
+        what = "Largest error of a graph's output for the engine's own inputs; for codes, the share that differ."
         yield Measure(f"graphs.{graph}.output_error", worst.accumulated, "", what, None, worst.layer)
 
 
@@ -123,30 +121,28 @@ def _is_output(layer: str) -> bool:
 
 
 def _layer_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
-    """The first layer that leaves tolerance, or the worst of those that do not."""
+    """The first layer above its tolerance, or else the worst layer."""
     limit = bundle.specs[graph].tolerances["layer_error"]
     first = next((error for error in errors if not _judged(error) <= _limit(error, limit)), None)
     shown = first or max(errors, key=lambda error: _judged(error))
-    what = "Error of the first layer that leaves tolerance" if first else "Largest error of a layer"
-    own = ", of its own, relative to what it adds" if graph in LANGUAGE_GRAPHS else ", relative to its output"
+    what = "Error of the first layer above its tolerance" if first else "Largest error of a layer"
+    own = " on its own input, relative to what it adds" if graph in LANGUAGE_GRAPHS else ", relative to its output"
     reason = _REASONS[bundle.precision[graph]]
     if shown.layer.startswith(CODEBOOK) and first is not None:
-        limit, reason = 0.0, "the nearest entry is the nearest entry, but for ties"
+        limit, reason = 0.0, "the entry must be the nearest, except for ties"
     return Measure(
         f"graphs.{graph}.layer_error", _judged(shown), "", f"{what}{own}.", Tolerance(limit, reason), shown.layer
     )
 
 
 def _channel_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
-    """As of layers, but of the one channel of each that is worst: a wrong column hardly weighs among 4,096."""
+    """As `_layer_measure`, for the worst channel of each layer: one wrong column of 4,096 hardly changes a layer's error."""
     limit = bundle.specs[graph].tolerances["channel_error"]
     known = [error for error in errors if error.channel is not None]
     first = next((error for error in known if not (error.channel or 0) <= limit), None)
     shown = first or max(known, key=lambda error: error.channel or 0)
-    what = (
-        "Largest own error of one channel of a layer, relative to what is added to that channel, or to the median one."
-    )
-    reason = "above what random models gave; a column whose scale is twice as large, or lost, reads 1"
+    what = "Largest own error of one channel of a layer, relative to the addition to that channel, or to the median channel."
+    reason = "above the value of random models; a column with a doubled or missing scale gives 1"
     return Measure(f"graphs.{graph}.channel_error", shown.channel, "", what, Tolerance(limit, reason), shown.layer)
 
 

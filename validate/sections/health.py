@@ -1,4 +1,4 @@
-"""Whether an agent's stream is sound in itself: silence where words are said, clipping, loops, runaway text."""
+"""The stream health section: silence during words, clipping, loops, runaway text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from pplex.validate.report.schema import Measure, Section, Table, Tolerance
 
 SILENCE_DBFS = -60.0
 FULL_SCALE = 1.0
-SOUNDS_WITHIN = 3  # frames, the word's own included, in which a text token is heard if ever
+SOUNDS_WITHIN = 3  # frames, the word's own included, in which the sound of a text token must begin
 LONGEST_LOOP = 16  # text tokens
-LOOP_TIMES = 3  # in a row, from which on a repetition is a loop
+LOOP_TIMES = 3  # repetitions in a row that make a loop
 
 Flags = npt.NDArray[np.bool_]
 Signs = Mapping[str, float | None]
@@ -27,7 +27,7 @@ Signs = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Sign:
-    """One sign of bad health: the value below which a stream is well, whatever the reference's, and the margin to that."""
+    """One sign of bad health: values up to `healthy` pass, and values up to the reference's plus `margin`."""
 
     what: str
     unit: str
@@ -35,26 +35,24 @@ class Sign:
     margin: float
 
     def tolerance(self, reference: float | None, longest_s: float) -> Tolerance | None:
-        """None where the reference is so bad that nothing could be worse; longest_s: of the recordings."""
+        """None if no value could be worse than the reference; longest_s: the longest recording."""
         limit = max(self.healthy, round((reference or 0.0) + self.margin, 4))
         if limit >= {"share": 1.0, "s": longest_s}.get(self.unit, float("inf")):
             return None
-        return Tolerance(limit, f"well up to {self.healthy:g}, or up to {self.margin:g} more than the reference's")
+        return Tolerance(limit, f"healthy up to {self.healthy:g}, or up to {self.margin:g} above the reference")
 
 
 SIGNS: Mapping[str, Sign] = MappingProxyType(
     {
         "non_finite": Sign("Share of samples that are NaN or infinite", "share", 0, 0),
         "clipping": Sign("Share of samples at or beyond full scale", "share", 0.001, 0.001),
-        "dc_offset": Sign("Size of the samples' mean", "of full scale", 0.01, 0.005),
-        "dead_air": Sign(
-            f"Share of text tokens with which no sound above {SILENCE_DBFS:g} dBFS comes", "share", 0.05, 0.05
-        ),
-        "longest_dead_air": Sign("Longest silence from a text token on", "s", 1, 1),
-        "repeated_frames": Sign("Share of frames whose codes are those of the frame before", "share", 0.1, 0.1),
-        "longest_repetition": Sign("Longest run of frames of the same codes", "s", 1, 1),
+        "dc_offset": Sign("Absolute mean of the samples", "of full scale", 0.01, 0.005),
+        "dead_air": Sign(f"Share of text tokens without sound above {SILENCE_DBFS:g} dBFS", "share", 0.05, 0.05),
+        "longest_dead_air": Sign("Longest silence after a text token", "s", 1, 1),
+        "repeated_frames": Sign("Share of frames with the codes of the frame before", "share", 0.1, 0.1),
+        "longest_repetition": Sign("Longest run of frames with the same codes", "s", 1, 1),
         "looped_text": Sign(
-            f"Share of text tokens in the longest repetition, {LOOP_TIMES} times or more, of up to {LONGEST_LOOP}",
+            f"Share of text tokens in the longest loop: up to {LONGEST_LOOP} tokens, {LOOP_TIMES} times or more",
             "share",
             0.2,
             0.1,
@@ -66,9 +64,9 @@ SIGNS: Mapping[str, Sign] = MappingProxyType(
 
 
 def measure_health(pcm: Pcm, tokens: Tokens, frame_size: int) -> Signs:
-    """The value of every sign in pcm [F * frame_size] with tokens [F, 17]; None where there is no text to judge by.
+    """The value of every sign in pcm [F * frame_size] with tokens [F, 17]; None for signs that need text, without text.
 
-    A word is a text token that is not one of the reserved ones, which are all kinds of padding.
+    A word is a text token that is not reserved; reserved tokens are padding.
     """
     finite = np.isfinite(pcm)
     sound = np.where(finite, pcm, 0).astype(np.float64)
@@ -94,7 +92,7 @@ def measure_health(pcm: Pcm, tokens: Tokens, frame_size: int) -> Signs:
 def health_section(
     engine: Sequence[ScenarioRecording], reference: Sequence[ScenarioRecording], frame_size: int
 ) -> Section:
-    """The worst recording of either side, sign by sign: the engine's may be as bad as the reference's and a little more."""
+    """Compare the worst recordings of engine and reference, sign by sign."""
     ours, theirs = (_worst(recordings, frame_size) for recordings in (engine, reference))
     longest_s = max(len(recording.pcm) for recording in engine) / SAMPLE_RATE_HZ
     measures = [_measure(name, sign, ours[name], theirs[name], longest_s) for name, sign in SIGNS.items()]
@@ -102,12 +100,16 @@ def health_section(
     return Section(
         key="health",
         title="Stream health",
-        question="Is the agent's stream sound: no dead air, clipping, loops or runaway text?",
+        question="Is the agent's stream healthy: without dead air, clipping, loops and runaway text?",
         measures=tuple(measures),
         tables=(Table("The worst of all recordings", ("sign", "unit", "reference", "engine"), tuple(rows)),),
         notes=(
-            *(f"{m.what}: no text was said, so there is nothing to judge by." for m in measures if m.value is None),
-            *(f"{m.what}: without a limit, as the reference is as bad as can be." for m in measures if _is_hopeless(m)),
+            *(f"{m.what}: the agent said no text, so this was not measured." for m in measures if m.value is None),
+            *(
+                f"{m.what}: no limit, as the reference already has the worst value."
+                for m in measures
+                if _is_hopeless(m)
+            ),
         ),
     )
 
@@ -117,7 +119,7 @@ def _is_hopeless(measure: Measure) -> bool:
 
 
 def _worst(recordings: Sequence[ScenarioRecording], frame_size: int) -> dict[str, tuple[float | None, str]]:
-    """Of each sign, the largest value and the recording it comes from."""
+    """The largest value of each sign, and its recording."""
     found = [(measure_health(r.pcm, r.tokens, frame_size), r.name) for r in recordings]
     worst: dict[str, tuple[float | None, str]] = {}
     for sign in SIGNS:
@@ -136,22 +138,22 @@ def _measure(
 
 
 def _dead_air(words: Flags, silent: Flags) -> tuple[float | None, float | None]:
-    """Share of words with which no sound comes, and the most frames of silence that a word begins; None without words."""
+    """Share of words without sound, and the longest silence in frames that starts with a word; None without words."""
     spoken = np.flatnonzero(words)
     if not len(spoken):
         return None, None
     silence = _length_ahead(silent)[spoken]  # frames of silence from the word on
-    left = np.minimum(SOUNDS_WITHIN, len(words) - spoken)  # the recording may end sooner
+    left = np.minimum(SOUNDS_WITHIN, len(words) - spoken)  # the recording may end earlier
     return float((silence >= left).mean()), float(np.where(silence >= left, silence, 0).max())
 
 
 def longest_run(flags: Flags) -> int:
-    """The most `True` in a row."""
+    """The longest run of `True`."""
     return int(_length_ahead(flags).max(initial=0))
 
 
 def _length_ahead(flags: Flags) -> npt.NDArray[np.int64]:
-    """For each place how many `True` follow in a row, itself included."""
+    """The length of the run of `True` from each place on."""
     places = np.arange(len(flags))
     ends = np.where(flags, len(flags), places)  # the next `False` at or after a place
     ahead: npt.NDArray[np.int64] = np.minimum.accumulate(ends[::-1])[::-1] - places
@@ -159,7 +161,7 @@ def _length_ahead(flags: Flags) -> npt.NDArray[np.int64]:
 
 
 def looped(words: npt.NDArray[Any]) -> float:
-    """The share of `words` [n] in the longest stretch that says the same 1 to 16 words three times in a row or more."""
+    """The share of `words` [n] in the longest stretch that repeats the same 1 to 16 words three times or more."""
     longest = 0
     for period in range(1, min(LONGEST_LOOP, len(words) // LOOP_TIMES) + 1):
         again = longest_run(words[period:] == words[:-period]) + period

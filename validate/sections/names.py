@@ -1,4 +1,4 @@
-"""The measures that have a tolerance, if only in some precision: what `--tolerance` may name, by their section."""
+"""Names of the measures that can have a tolerance, by section: `--tolerance` accepts these."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -54,7 +54,7 @@ TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-# Those that must be at least their limit.
+# These must be at least their limit.
 LEAST = {
     "drift.text_top1",
     "drift.audio_top1",
@@ -67,7 +67,7 @@ LEAST = {
 
 
 def check_tolerances(names: Iterable[str], sections: Iterable[str]) -> None:
-    """Raise ReportError, before the work, for names that no measure of these sections has."""
+    """Raise ReportError for names that no measure of these sections has."""
     known = [name for section in sections for name in TOLERATED[section]]
     if wrong := sorted(set(names) - set(known)):
-        raise ReportError(f"There is no tolerance {', '.join(map(repr, wrong))} here. There are {', '.join(known)}.")
+        raise ReportError(f"Unknown tolerance {', '.join(map(repr, wrong))}. Known tolerances: {', '.join(known)}.")

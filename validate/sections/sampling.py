@@ -1,7 +1,7 @@
-"""Whether an engine draws its tokens as it should: from its own logits, by the noise and settings it is given.
+"""Checks that an engine draws its tokens correctly from its own logits, the noise and the settings.
 
-Drift compares what is sampled from, with all tokens forced. What is made of it is the same arithmetic in every precision, so
-it is held to exactly, also where no conversation can be.
+Drift compares token distributions with all tokens forced. Drawing from them is the same arithmetic in every precision, so
+it is checked exactly, also in precisions whose conversations differ from the reference's.
 """
 
 from itertools import cycle, islice
@@ -17,12 +17,12 @@ from pplex.validate.report.schema import Measure, Tolerance
 
 STEPS = 48
 SETTINGS = (Sampling(), GREEDY, Sampling(1.3, 5, 1.3, 7), Sampling(0.4, 512, 0.4, 512))
-FORCED, FORCED_EVERY = 3, 5  # a token, and of how many streams one is forced, others at every step
-TIE = 1e-3  # of the best candidate's share: nearer than that, float32 may decide
+FORCED, FORCED_EVERY = 3, 5  # the forced token; one stream in five is forced, another one at every step
+TIE = 1e-3  # of the best candidate's share: within it, float32 rounding decides
 
 
 def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
-    """Draw in slot 0 of `stages`, made with logits, which it leaves as new, for a token history [T, 17]."""
+    """Draw tokens in slot 0 of `stages`, which must have logits, for a token history [T, 17]; resets the slot."""
     stages.reset(0, len(codes))
     noise = stages.make_noise()
     noise.open(0, seed=0)
@@ -39,15 +39,15 @@ def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
         "drift.sampled",
         int(by_stream.sum()),
         "tokens",
-        f"Tokens, of {STEPS} steps, that are not what the engine's own logits, the noise, temperature, top-k and forced "
-        "tokens give, or that are not what the next codebook follows.",
-        Tolerance(0, "the same arithmetic on the same numbers, in every precision; ties are let pass"),
+        f"Tokens of {STEPS} steps that do not follow from the engine's own logits, the noise, temperature, top-k and forced "
+        "tokens, or that the next codebook does not use.",
+        Tolerance(0, "the same arithmetic on the same numbers in every precision; ties pass"),
         ", ".join(f"{name}: {count}" for name, count in zip(names, by_stream, strict=True) if count),
     )
 
 
 def _wrong(stages: Stages, noise: Noise, codes: Tokens, step: int, sampling: Sampling) -> list[bool]:
-    """Of one step, which streams [1 + K] were drawn wrongly."""
+    """Flags of the streams [1 + K] that were drawn wrongly in one step."""
     forced = np.where((np.arange(1 + stages.forced_audio.shape[1]) + step) % FORCED_EVERY, -1, FORCED)
     stages.codes[0, 0], stages.position[0] = codes, step
     stages.forced_text[0], stages.forced_audio[0] = forced[0], forced[1:]
@@ -59,7 +59,9 @@ def _wrong(stages: Stages, noise: Noise, codes: Tokens, step: int, sampling: Sam
     logits = stages.tensors("depth")["audio_logits"][0].copy()  # [K, card]
     stages.forced_audio[0] = tokens = stages.audio_tokens[0].copy()
     stages.run("depth", 1)
-    follows = (stages.tensors("depth")["audio_logits"][0] == logits).all(-1)  # [K] what was drawn, as what is forced
+    follows = (stages.tensors("depth")["audio_logits"][0] == logits).all(
+        -1
+    )  # [K] same logits for drawn and forced tokens
     text_logits, text_token = stages.tensors("temporal")["text_logits"][0], int(stages.text_token[0])
     of_text, *of_audio = (
         noise_of(stages.noise[0], *keys, np.arange(card))
@@ -81,20 +83,19 @@ def _wrong(stages: Stages, noise: Noise, codes: Tokens, step: int, sampling: Sam
 
 
 def may_be_drawn(logits: Floats, noise: Floats, temperature: float, top_k: int, forced: int, token: int) -> bool:
-    """Whether a token wins the race that `export.layers.sample` describes, or ties with the winner; logits and noise
-    [card]."""
+    """Whether a token wins the race of `export.layers.sample` or ties with the winner; logits and noise [card]."""
     if forced >= 0:
         return token == forced
     if not 0 <= token < len(logits):
         return False
     race = np.exp((logits.astype(np.float64) - logits.max()) / temperature) / noise
     least = np.sort(logits)[-min(top_k, MAX_CANDIDATES, len(logits))]
-    # Of equal logits at the last place any may be a candidate: the token must beat those that are one in any case.
+    # With equal logits at the last place, any of them may be a candidate: the token must beat the certain candidates.
     return bool(logits[token] >= least and race[token] >= (1 - TIE) * race[logits > least].max(initial=0))
 
 
 def _restore(stages: Stages) -> None:
-    """Slot 0's settings as they were."""
+    """Reset the settings of slot 0."""
     for array in (stages.text_temperature, stages.audio_temperature):
         array[0] = 1
     for array in (stages.text_top_k, stages.audio_top_k, stages.forced_text, stages.forced_audio):

@@ -1,4 +1,4 @@
-"""How fast the engine spoke while it was recorded."""
+"""The speed section: the time of the engine's frames during the recordings."""
 
 import numpy as np
 
@@ -11,9 +11,9 @@ PERCENTILES = (50, 95, 99)
 
 
 def speed_section(recorded: Recorded, frame_ms: float, device: str) -> Section:
-    """Milliseconds a step of every stage, and what they come to; nothing here is held to a limit, which a machine sets.
+    """Milliseconds a step of every stage and of the whole frame. Speed depends on the machine and has no tolerance.
 
-    frame_ms: how long a frame lasts; device: what the engine ran on, in words.
+    frame_ms: the length of a frame; device: the name of the engine's device.
     """
     milliseconds = {name: 1000 * _warm(seconds) for name, seconds in recorded.seconds.items()}
     whole = milliseconds[FRAME]
@@ -25,7 +25,7 @@ def speed_section(recorded: Recorded, frame_ms: float, device: str) -> Section:
         *(Measure(f"speed.frame_p{p}_ms", value, "ms", f"A whole frame, {p}th percentile") for p, value in frame),
         Measure("speed.real_time_factor", factor, "", "Seconds of computing for a second of audio; below 1 keeps up"),
         Measure("speed.late_frames", late, "share", f"Share of frames that took longer than {frame_ms:g} ms"),
-        Measure("speed.peak_memory_mb", peak_memory_mb(), "MB", "Most memory of this process, the reference included"),
+        Measure("speed.peak_memory_mb", peak_memory_mb(), "MB", "Peak memory of this process, with the reference"),
     )
     columns = ("stage", *(f"p{p}" for p in PERCENTILES))
     return Section(
@@ -43,5 +43,5 @@ def _percentiles(values: Seconds) -> list[float]:
 
 
 def _warm(seconds: Seconds) -> Seconds:
-    """Without the first steps, where there are more than those."""
+    """Without the warm-up steps, if there are more steps."""
     return seconds[WARM_UP_FRAMES:] if len(seconds) > WARM_UP_FRAMES else seconds

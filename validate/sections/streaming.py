@@ -1,4 +1,4 @@
-"""State carried from call to call: in chunks or step by step, saved and restored, in any slot beside any others."""
+"""Measures of the streaming section: state in chunks and step by step, saved and restored, in any slot beside others."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,15 +22,15 @@ from pplex.validate.report.schema import Measure, Tolerance
 
 Where = str | Backend | None
 
-CHUNK = 24  # steps at a time against one by one
-ROW_STEPS = 24  # of all slots at once
-FRAMES = 8  # that conversations side by side talk
+CHUNK = 24  # steps a call
+ROW_STEPS = 24  # with all slots at once
+FRAMES = 8  # of conversations side by side
 
 
 def state_measures(
     bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens, pcm: Pcm
 ) -> Iterator[Measure]:
-    """Chunks, states saved and restored, and all slots at once, with `stages` made with logits, for a token history
+    """Measure chunks, saved and restored state, and all slots at once; `stages` must have logits. For a token history
     [T, 17] and audio [F, 1920]."""
     stages.reset(0, len(codes))
     steps = min(len(codes), bundle.config.temporal.capacity, 4 * CHUNK) - 1
@@ -41,20 +41,20 @@ def state_measures(
         _relative(chunked, one_by_one),
         "",
         f"Hidden state after {steps} steps in chunks of {CHUNK}, as prompts are primed, against one by one.",
-        Tolerance(rounding, "the same sums in another order; a chunk that reads or writes wrong steps is far off"),
+        Tolerance(rounding, "the same sums in another order; a chunk with wrong steps is far off"),
     )
     yield Measure(
         "streaming.restored",
         _relative(_restored(stages, bundle.config, codes[: steps + 1]), one_by_one),
         "",
-        "Hidden state of a conversation whose state was saved half way and restored into the last slot.",
-        Tolerance(0, "a copy is a copy: the same bits go in, and one row is computed as before"),
+        "Hidden state of a conversation that was saved half way and restored into the last slot, against one by one.",
+        Tolerance(0, "a restored state has the same bits, and one row is computed as before"),
     )
     yield _rows_measure(bundle, checkpoint, stages, codes, pcm)
 
 
 def _rows_measure(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens, pcm: Pcm) -> Measure:
-    """All slots take the same steps in one call: each must give what the first gives alone; codes, up to a near tie."""
+    """Step all slots alike in one call: each must equal the first slot alone; codes, up to a near tie."""
     pcm = pcm[np.arange(ROW_STEPS) % len(pcm)]
     alone, together = (_rows(stages, bundle.config, codes, pcm, batch) for batch in (1, stages.slots))
     wrong = _CodesApart(checkpoint, bundle.specs["mimi_encode"].tolerances["boundary"], pcm)
@@ -75,7 +75,7 @@ def _rows_measure(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
 
 
 class _CodesApart:
-    """The share of codes [F, 8], heard in pcm [F, 1920], that differ from others where no near tie explains it."""
+    """The share of codes [F, 8] of pcm [F, 1920] that differ from the expected codes and are not near ties."""
 
     def __init__(self, checkpoint: Checkpoint, boundary: float, pcm: Pcm):
         encoder = load("mimi_encode", checkpoint)
@@ -89,7 +89,7 @@ class _CodesApart:
 
 
 def _rows(stages: Stages, config: ModelConfig, codes: Tokens, pcm: Pcm, batch: int) -> dict[str, Floats]:
-    """What each graph gives in ROW_STEPS steps, [T, S, ...] by what it is; every slot is given the same."""
+    """Outputs of each graph in ROW_STEPS steps, [T, S, ...] by name; every slot gets the same inputs."""
     for row in range(stages.slots):
         stages.reset(row, len(codes))
     stages.active[:], seen = True, dict[str, list[Floats]]()
@@ -99,7 +99,7 @@ def _rows(stages: Stages, config: ModelConfig, codes: Tokens, pcm: Pcm, batch: i
         stages.forced_text[:], stages.forced_audio[:] = target[0], target[1 : 1 + config.depth_steps]
         stages.agent_codes[:] = target[1 : 1 + CODEBOOKS].clip(
             max=config.audio_card - 1
-        )  # the first tokens are no codes
+        )  # the first tokens are not codes
         for graph, name in (
             ("mimi_encode", "codes"),
             ("temporal", "hidden"),
@@ -114,7 +114,7 @@ def _rows(stages: Stages, config: ModelConfig, codes: Tokens, pcm: Pcm, batch: i
 
 
 def _hidden(stages: Stages, config: ModelConfig, codes: Tokens, size: int, row: int = 0, start: int = 0) -> Floats:
-    """The hidden state [dim] after codes [T + 1, 17]: the last step in its own call, those before in calls of `size`."""
+    """The hidden state [dim] after codes [T + 1, 17]: the last step in its own call, earlier ones in calls of `size`."""
     embedding = np.zeros((size, config.temporal.dim), np.float32)
     last = len(codes) - 2
     for step in range(start, last, size):
@@ -136,8 +136,8 @@ def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
 
 
 def batch_measures(runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
-    """One conversation alone, and the same one in the last of all slots beside others, at the one batch size of `runtime`;
-    hears pcm [F, 1920]."""
+    """Compare a conversation alone with the same one in the last slot beside others, at the only batch size of `runtime`,
+    for pcm [F, 1920]."""
     assert len(runtime.batches) == 1, runtime.batches
     slots = runtime.slots
     expected = _talk(runtime, [runtime.open(seed=7)], pcm)
@@ -147,19 +147,19 @@ def batch_measures(runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
         float((got[0] == expected[0]).mean()),
         "",
         f"Share of a conversation's tokens ({FRAMES} frames) that are the same alone and in slot {slots - 1} beside others.",
-        Tolerance(1, "at one batch size a slot's row is computed by itself, to the bit", least=True),
+        Tolerance(1, "at one batch size a slot's result does not depend on the others, to the bit", least=True),
     )
     yield Measure(
         "streaming.batch_audio",
         _relative(got[1], expected[1]),
         "",
         "Audio of that conversation, alone and beside others.",
-        Tolerance(0, "at one batch size a slot's row is computed by itself, to the bit"),
+        Tolerance(0, "at one batch size a slot's result does not depend on the others, to the bit"),
     )
 
 
 def _talk(runtime: Runtime, sessions: Sequence[Session], pcm: Pcm) -> tuple[Tokens, Floats]:
-    """Tokens [F, 17] and samples [F, 1920] of the last session, then closes all; the others hear other frames."""
+    """Tokens [F, 17] and samples [F, 1920] of the last session; the others hear other frames. Closes all sessions."""
     replies = []
     for i in range(FRAMES):
         heard = {session: pcm[(i + 7 * j) % len(pcm)] for j, session in enumerate(sessions[:-1])}

@@ -1,7 +1,7 @@
-"""Whether the newest step reads the ring's entries that it should and no other, whatever its precision.
+"""Checks that the newest step reads the right entries of the KV cache's ring, in any precision.
 
-An entry's values are made large: where it is read, the hidden state is another, and where it is not, every bit is the same.
-That tells a window of one step more, which weighs less than what 8 bits and fewer cost a layer.
+An entry gets large values: if it is read, the hidden state changes; if not, every bit stays. This finds a window that is
+one step too long, whose effect is smaller than the rounding of 8 bits and fewer.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ BFLOAT16_LARGE = 0x461C  # the same in bfloat16, which numpy holds as bits
 
 
 def window_measure(name: str, stages: Stages, codes: Tokens, capacity: int) -> Measure:
-    """For slot 0 of `stages` after all steps of codes [T + 1, 17], with a ring of `capacity`; it must be reset then."""
-    steps = len(codes) - 1  # the last of them is taken again, which writes what is there
+    """Measure slot 0 of `stages` after all steps of codes [T + 1, 17], with a ring of `capacity`; the caller resets it."""
+    steps = len(codes) - 1  # the last step is repeated, which writes the same values
     stages.codes[0, 0], stages.position[0], stages.forced_text[0] = codes[steps - 1], steps - 1, 0
-    oldest = max(0, steps + 1 - capacity)  # that is read: see layers.ring_mask
+    oldest = max(0, steps + 1 - capacity)  # entry that is read: see layers.ring_mask
     entries = {
         "the window's oldest": (oldest % capacity, True),
         "the newest but one": ((steps - 2) % capacity, True),
@@ -40,7 +40,7 @@ def window_measure(name: str, stages: Stages, codes: Tokens, capacity: int) -> M
         name,
         len(wrong),
         "entries",
-        f"Of {len(entries)} entries of the ring after {steps} steps, how many are read and should not be, or the reverse.",
+        f"Wrong entries, of {len(entries)} of the ring after {steps} steps: read although masked, or not read.",
         Tolerance(0, "a masked entry changes no bit, in any precision"),
         ", ".join(wrong),
     )
@@ -52,7 +52,7 @@ def _hidden(stages: Stages) -> Floats:
 
 
 def _overwrite(stages: Stages, entry: int, values: Sequence[Array] | None) -> list[Array]:
-    """Put values, or large ones, in an entry of all layers' values, and return those that were there, [H, 1, D] each."""
+    """Write `values`, or large ones, to an entry of all layers' values; returns the earlier values, [H, 1, D] each."""
     before = list[Array]()
     for state in stages.engines["temporal"].spec.state:
         if state.name.startswith("v."):

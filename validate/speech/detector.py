@@ -1,4 +1,4 @@
-"""Where somebody speaks, by silero-vad's ONNX model."""
+"""Voice activity detection by silero-vad's ONNX model."""
 
 import numpy as np
 import soxr
@@ -11,21 +11,21 @@ from pplex.validate.speech.turns import Segment
 VAD_RATE_HZ = 16_000
 MIN_SPEECH_MS = 150  # a short "mm" lasts longer
 MIN_SILENCE_MS = 100
-THRESHOLD = 0.5  # of an end too: silero-vad's own, 0.35 there, hears ends 10 ms later
+THRESHOLD = 0.5  # of ends too: silero-vad's default for ends, 0.35, detects them 10 ms later
 
 
 class SpeechDetector:
-    """silero-vad with its model. Raises ModuleNotFoundError where the package is not installed."""
+    """silero-vad with its model. Raises ModuleNotFoundError if the package is not installed."""
 
     def __init__(self) -> None:
         threads = torch.get_num_threads()
         from silero_vad import get_speech_timestamps_sequence, load_silero_vad
 
-        torch.set_num_threads(threads)  # importing silero_vad left the whole process with one
+        torch.set_num_threads(threads)  # the import of silero_vad sets the process to one thread
         self._model, self._find = load_silero_vad(sequence=True), get_speech_timestamps_sequence
 
     def __call__(self, pcm: Pcm) -> list[Segment]:
-        """Speech in pcm [samples] at 24 kHz, its bounds to 32 ms; samples that are not finite are taken for silence."""
+        """Speech in pcm [samples] at 24 kHz, with bounds accurate to 32 ms; samples that are not finite count as silence."""
         heard = np.nan_to_num(pcm, nan=0, posinf=0, neginf=0)
         found = self._find(
             soxr.resample(heard, SAMPLE_RATE_HZ, VAD_RATE_HZ),

@@ -1,4 +1,4 @@
-"""What the user says: four scenarios with their planted events, of recordings or of synthetic speech."""
+"""Four scenarios with planted events for the user's speech, from recordings or synthetic speech."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from pplex.validate.speech.spoken import spoken
 from pplex.validate.speech.turns import INTERRUPTED, INTERRUPTION, LONG_TURN, PAUSE, TURN_END, Event, Segment
 
 LEAD_S = 0.5
-RECORDINGS = 16  # files that are read, from the first to the last of a folder
-MARGIN_S = 0.05  # kept on either side of a piece, whose first and last sounds may be too soft to be detected
+RECORDINGS = 16  # files that are read, spread over a folder
+MARGIN_S = 0.05  # around a piece, whose first and last sounds may be too soft to be detected
 SYNTHETIC, RECORDED = "synthetic speech", "recordings"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """The user's side of a conversation: pcm [samples] at 24 kHz, where it holds speech, and what that asks for."""
+    """The user's side of a conversation: pcm [samples] at 24 kHz, its segments of speech, and its events."""
 
     name: str
     material: str
@@ -47,14 +47,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Speech:
-    """Where scenarios take their speech from: `say` gives a piece of about as many seconds as asked for."""
+    """A source of speech for scenarios: `say` gives a piece of about the requested seconds."""
 
     material: str
     say: Callable[[float], Piece]
 
 
 def make_scenarios(speech: Speech, scale: float = 1.0) -> tuple[Scenario, ...]:
-    """The four scenarios; every duration below is multiplied by `scale`."""
+    """The four scenarios, with every duration multiplied by `scale`."""
     return tuple(
         scenario(Timeline(speech, scale)) for scenario in (_turn_taking, _pause_handling, _backchannel, _interruption)
     )
@@ -94,7 +94,7 @@ def _interruption(line: "Timeline") -> Scenario:
 
 
 class Timeline:
-    """A scenario while it is put together."""
+    """A scenario under construction."""
 
     def __init__(self, speech: Speech, scale: float):
         self._speech, self._scale = speech, scale
@@ -110,7 +110,7 @@ class Timeline:
         return self
 
     def say(self, seconds: float) -> Segment:
-        """When it begins and ends."""
+        """Add speech; returns its start and end in seconds."""
         now_s, piece = self.now_s, self._speech.say(self._scale * seconds)
         self._pcm.append(piece.pcm)
         self._spoken.append((now_s + piece.start_s, now_s + piece.end_s))
@@ -121,23 +121,23 @@ class Timeline:
 
 
 def synthetic_speech(seed: int = 0) -> Speech:
-    """Babble, another one each time, that lasts exactly as long as asked for."""
+    """Different babble each time, of exactly the requested length."""
     seeds = count(seed)
     return Speech(SYNTHETIC, lambda seconds: Piece(spoken(seconds, next(seeds)), 0.0, seconds))
 
 
 def recorded_speech(folder: Path, detect: Callable[[Pcm], list[Segment]]) -> Speech:
-    """Stretches of speech of up to RECORDINGS files in `folder`, in order, and over again once all have been used.
+    """Stretches of speech from up to RECORDINGS files in `folder`, in order, and again from the start.
 
-    A piece is as many of them as it takes to last as long as asked for. Raises ReportError where there is no speech,
-    AudioError for a recording that cannot be read.
+    A piece has as many stretches as the requested length needs. Raises ReportError if no speech is found, AudioError for a
+    recording that cannot be read.
     """
     found = [path for path in files_below(folder) if path.suffix.lower() in FORMATS]
     paths = [found[i] for i in np.linspace(0, len(found) - 1, min(len(found), RECORDINGS)).astype(int)]
     stretches = [piece for path in paths for piece in _cut(read_audio(path), detect)]
     if not stretches:
         raise ReportError(
-            f"{folder} is not there, or no speech was found in its {len(paths)} recordings ({', '.join(FORMATS)}). "
+            f"No speech found: {folder} does not exist, or its {len(paths)} recordings ({', '.join(FORMATS)}) have none. "
             "Name a folder of speech, or leave --wavs out for synthetic speech."
         )
     ahead = cycle(stretches)
@@ -153,7 +153,7 @@ def _cut(pcm: Pcm, detect: Callable[[Pcm], list[Segment]]) -> Iterable[Piece]:
 
 
 def _of_at_least(seconds: float, stretches: Iterable[Piece]) -> Piece:
-    """The next stretches in a row as one piece."""
+    """The next stretches joined to one piece."""
     taken, length_s = list[Piece](), 0.0
     for stretch in stretches:
         before_s, length_s = length_s, length_s + len(stretch.pcm) / SAMPLE_RATE_HZ

@@ -1,7 +1,7 @@
-"""Babble that a voice activity detector takes for speech, with sharp ends: the user of a validation without recordings.
+"""Synthetic babble that voice activity detectors detect as speech, with sharp ends: the user without recordings.
 
-Vowels are harmonics of a falling pitch under four formants, consonants are short noises between them. silero-vad places
-its onset within 20 ms and its end within 55 ms, and hears no gap; `speech_like` pauses where it likes.
+Vowels are harmonics of a falling pitch under four formants, consonants are short noises between them. silero-vad finds its
+onset within 20 ms and its end within 55 ms, without gaps; `speech_like` has pauses at random places.
 """
 
 from collections.abc import Iterable
@@ -24,14 +24,14 @@ PEAK = 0.5
 def spoken(seconds: float, seed: int) -> Pcm:
     """Syllables that fill `seconds` from the first sample to the last: [samples] float32 at 24 kHz, within 0.5.
 
-    A seed is a voice (its pitch) and what it says; the same one gives the same samples.
+    The seed chooses the voice (its pitch) and the syllables; equal seeds give equal samples.
     """
     random = np.random.default_rng(seed)
     time_s = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     borders = np.linspace(0, seconds, max(2, round(seconds / SYLLABLE_S)) + 1)
     middles = (borders[:-1] + borders[1:]) / 2
     voice = _voice(_pitch(time_s, middles, random), _formants(time_s, middles, random))
-    hiss = np.diff(random.standard_normal(len(time_s) + 1))  # loud in its highs, as an "s" is
+    hiss = np.diff(random.standard_normal(len(time_s) + 1))  # loud at high frequencies, like an "s"
     closed = _consonants(time_s, borders[1:-1])
     pcm = voice * (1 - 0.9 * closed) + 0.15 * hiss * closed
     ends = np.clip(np.minimum(time_s, seconds - time_s) / RAMP_S, 0, 1)
@@ -39,16 +39,16 @@ def spoken(seconds: float, seed: int) -> Pcm:
 
 
 def _pitch(time_s: Floats, middles: Floats, random: np.random.Generator) -> Floats:
-    """Hz of every sample: up and down by syllables, and on the whole falling, as a sentence does."""
+    """Pitch in Hz of every sample: it varies by syllable and falls over the sentence."""
     melody = np.interp(time_s, middles, random.uniform(0.85, 1.2, len(middles)))
     pitch: Floats = random.uniform(*PITCH_HZ) * melody * np.linspace(1.1, 0.9, len(time_s))
     return pitch
 
 
 def _formants(time_s: Floats, middles: Floats, random: np.random.Generator) -> list[Floats]:
-    """Hz of the four formants of every sample, which glide from vowel to vowel.
+    """The four formants in Hz of every sample, which glide from vowel to vowel.
 
-    silero-vad hears an opening "law" and the end of a closing "see" at once, other vowels up to 170 ms late.
+    silero-vad detects an initial "law" and the end of a final "see" at once, other vowels up to 170 ms late.
     """
     order = [LAW, *random.choice(VOWELS, len(middles) - 2), SEE]
     vowels = np.array([(*vowel, FOURTH_HZ) for vowel in order])  # [syllables, 4]
@@ -56,7 +56,7 @@ def _formants(time_s: Floats, middles: Floats, random: np.random.Generator) -> l
 
 
 def _voice(pitch_hz: Floats, formants_hz: list[Floats]) -> Floats:
-    """The harmonics, each as loud as the glottis and the formants make it at its frequency; equally loud throughout."""
+    """Harmonics with the loudness of glottis and formants at their frequency, normalised to constant loudness."""
     phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE_HZ
     voice, power = np.zeros_like(pitch_hz), np.zeros_like(pitch_hz)
     for k in range(1, int(HIGHEST_HZ / pitch_hz.min())):
@@ -71,7 +71,7 @@ def _voice(pitch_hz: Floats, formants_hz: list[Floats]) -> Floats:
 
 
 def _consonants(time_s: Floats, at_s: Iterable[float]) -> Floats:
-    """How closed the mouth is, 0 to 1: half a cosine about each border between syllables. [samples]."""
+    """How closed the mouth is, 0 to 1: half a cosine around each border between syllables. [samples]."""
     closed = np.zeros_like(time_s)
     for at in at_s:
         closed = np.maximum(closed, np.cos(np.pi * np.clip((time_s - at) / CONSONANT_S, -0.5, 0.5)))

@@ -1,7 +1,7 @@
-"""Turn-taking by numbers: who speaks when, and what the user's audio asks for, to rates and latencies.
+"""Metrics of turn-taking: rates and latencies from segments of speech and the user's events.
 
-The terms are those of Full-Duplex-Bench (arXiv 2503.04721). It counts words by speech recognition to tell a turn from a
-backchannel ("mm-hm"); here the length of a stretch of speech decides, so that a validation needs no such model.
+The terms are those of Full-Duplex-Bench (arXiv 2503.04721), which tells turns from backchannels ("mm-hm") by the words that
+speech recognition finds. Here the length of a stretch of speech decides, so validation needs no such model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,22 +14,22 @@ from pplex.runtime.arrays import Floats
 
 Segment = tuple[float, float]  # start and end of speech in seconds
 
-TURN_S = 1.0  # from here on speech is a turn, below it a backchannel
-JOIN_S = 0.5  # a shorter gap is a breath within one stretch of speech
+TURN_S = 1.0  # longer speech is a turn, shorter speech a backchannel
+JOIN_S = 0.5  # shorter gaps are breaths within a stretch of speech
 WINDOW_S = 0.2  # of the distribution of backchannels over time
 
 TURN_END = "turn end"  # the user has finished: the agent should take over
 PAUSE = "pause"  # the user hesitates: the agent should not
 LONG_TURN = "long turn"  # the user tells something: backchannels are welcome, turns are not
-INTERRUPTION = "interruption"  # the user speaks without waiting for the agent: the agent should stop
-INTERRUPTED = "interrupted"  # the user has finished that: the agent should take over
+INTERRUPTION = "interruption"  # the user speaks while the agent speaks: the agent should stop
+INTERRUPTED = "interrupted"  # the user has finished interrupting: the agent should take over
 
 
 @dataclass(frozen=True)
 class Event:
-    """A stretch of the user's audio that asks something of the agent; `kind` is one of the above.
+    """A stretch of the user's audio to which the agent should react; `kind` is one of the above.
 
-    A turn end, or that of an interruption, lasts until the user speaks again or the recording ends.
+    A turn end or the end of an interruption lasts until the user speaks again or the recording ends.
     """
 
     kind: str
@@ -39,16 +39,16 @@ class Event:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Both sides' speech, in order, and the events of the user's."""
+    """Speech of user and agent in order, and the user's events."""
 
     user: Sequence[Segment]
     agent: Sequence[Segment]
     events: Sequence[Event]
 
 
-Values = Mapping[str, tuple[float, ...]]  # of a metric, one number for each event that has one
+Values = Mapping[str, tuple[float, ...]]  # by metric, one number for each event with a value
 
-# The metric of taking over at an event; the latency metric beside it, where there is one.
+# For each kind of event, the metric of its takeover rate and that of its latency, if any.
 TAKEOVERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         TURN_END: ("takeover_rate", "latency_s"),
@@ -68,8 +68,8 @@ METRICS = (
 def measure_turns(dialogues: Iterable[Dialogue]) -> Values:
     """Every metric of METRICS, one value for each event (of the overlap: for each dialogue); a rate is their mean.
 
-    A takeover is 1, none is 0. Latencies are those of takeovers only, and 0 where the agent spoke already. The stop latency
-    is of interruptions that meet a speaking agent: from the user's onset until the agent's speech ends.
+    A takeover counts 1, none 0. Latencies are those of takeovers only, and 0 if the agent already spoke. The stop latency
+    of an interruption of a speaking agent: from the user's onset to the end of the agent's speech.
     """
     values: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for dialogue in dialogues:
@@ -82,7 +82,7 @@ def measure_turns(dialogues: Iterable[Dialogue]) -> Values:
 
 
 def joined(segments: Iterable[Segment], gap_s: float = JOIN_S) -> list[Segment]:
-    """The segments, in order, with those that are less than `gap_s` apart made one."""
+    """The segments in order; those less than `gap_s` apart are joined."""
     stretches: list[Segment] = []
     for start, end in segments:
         if stretches and start - stretches[-1][1] < gap_s:
@@ -93,12 +93,12 @@ def joined(segments: Iterable[Segment], gap_s: float = JOIN_S) -> list[Segment]:
 
 
 def overlap(a: Iterable[Segment], b: Sequence[Segment]) -> float:
-    """Seconds in which both speak."""
+    """Seconds during which both speak."""
     return sum(max(0.0, min(end, other_end) - max(start, other)) for start, end in a for other, other_end in b)
 
 
 def _of_event(event: Event, stretches: Sequence[Segment]) -> Iterable[tuple[str, float]]:
-    """The metrics an event gives a value of."""
+    """Metrics and values of an event."""
     if event.kind in TAKEOVERS:
         rate, latency = TAKEOVERS[event.kind]
         onset_s = takeover(event, stretches)
@@ -125,14 +125,14 @@ def takeover(event: Event, stretches: Iterable[Segment]) -> float | None:
 
 
 def backchannels(event: Event, stretches: Iterable[Segment]) -> list[Segment]:
-    """What the agent says in the event that is too short for a turn."""
+    """The agent's speech in the event that is too short for a turn."""
     return [(start, end) for start, end in stretches if event.start_s <= start < event.end_s and end - start < TURN_S]
 
 
 def backchannel_profile(dialogues: Iterable[Dialogue]) -> Floats:
-    """Seconds of backchannels in each window of a user's long turn, counted from its start, all dialogues' together.
+    """Seconds of backchannels in each window from the start of a long turn of the user, summed over all dialogues.
 
-    By seconds and not by onsets, which a few milliseconds could move to the next window.
+    Seconds instead of onsets, which a few milliseconds could move to the next window.
     """
     events = [(event, joined(d.agent)) for d in dialogues for event in d.events if event.kind == LONG_TURN]
     longest_s = max((event.end_s - event.start_s for event, _ in events), default=0.0)
@@ -146,10 +146,10 @@ def backchannel_profile(dialogues: Iterable[Dialogue]) -> Floats:
 
 
 def divergence(p: Floats, q: Floats) -> float | None:
-    """Jensen-Shannon divergence of two profiles [windows] in bits: 0 for the same shape, 1 where they never meet.
+    """Jensen-Shannon divergence of two profiles [windows] in bits: 0 for the same shape, 1 without overlap.
 
-    It is the divergence itself, whose square root is a distance. Without backchannels on one side it is 1, the most there
-    can be, for want of a distribution; without any on both sides there is nothing to compare, and it is None.
+    This is the divergence itself, not its square root, which is a distance. It is 1, the maximum, if one profile is empty,
+    and None if both are.
     """
     if not p.any() and not q.any():
         return None

@@ -16,14 +16,14 @@ def rows(markdown: str) -> list[list[str]]:
 
 def test_the_verdict_comes_first_then_failures_then_the_rest() -> None:
     markdown = to_markdown(realistic())
-    assert markdown.startswith("**✗ FAILED**: 4 of 9 tolerances not kept\n")
+    assert markdown.startswith("**✗ FAILED**: outside 4 of 9 tolerances\n")
     verdicts = [row[0] for row in rows(markdown) if row[0].startswith(("✗", "✓"))]
     assert verdicts == ["✗ FAILED"] * 4 + ["✓ passed"] * 5
     assert "| ✗ FAILED | `graphs.temporal.layer_error` | **0.95** | ≤ 0.001 | `layers.1.gating` |" in markdown
-    assert to_markdown(clean()).startswith("**✓ PASSED**: all 9 tolerances kept\n")
+    assert to_markdown(clean()).startswith("**✓ PASSED**: within all 9 tolerances\n")
 
 
-def test_what_is_for_information_is_folded() -> None:
+def test_measures_for_information_are_folded() -> None:
     before, _, folded = to_markdown(realistic()).partition("<details>")
     assert "speed.frame_ms" in folded and "speed.frame_ms" not in before
     assert (
@@ -47,6 +47,6 @@ def test_a_code_span_holds_its_backticks() -> None:
     assert code("a|b") == "a\\|b"
 
 
-def test_nobody_is_called_and_nothing_is_linked() -> None:
+def test_mentions_and_links_are_escaped() -> None:
     assert "@octocat" not in prose("thanks @octocat") and "#12" not in prose("fixes #12")
     assert "://" not in prose("http://x.test") and prose("[a](b) *c* _d_") == r"\[a\]\(b\) \*c\* \_d\_"

@@ -1,4 +1,4 @@
-"""Plots as SVG: well-formed whatever is drawn, peaks kept, ids and colours fit to be part of a page."""
+"""Plots as SVG: well-formed for any values, with all peaks, and with ids and colours for a page."""
 
 import math
 import re
@@ -53,7 +53,7 @@ def test_a_plot_is_one_picture_with_names_for_who_does_not_see_it(title: str) ->
 
 
 @pytest.mark.parametrize("title", PLOTS)
-def test_nothing_of_a_plot_reaches_into_the_page(title: str) -> None:
+def test_a_plot_does_not_affect_the_page(title: str) -> None:
     """Ids start with the key, what refers to them finds them, and there are no style sheets, dates or fixed colours."""
     svg = to_svg(PLOTS[title], "p7")
     root = ElementTree.fromstring(svg)
@@ -117,12 +117,10 @@ def test_a_value_between_two_gaps_is_a_dot() -> None:
 
 
 @pytest.mark.parametrize("kind", ["line", "bar"])
-def test_what_cannot_be_drawn_is_told(kind: str) -> None:
+def test_a_note_counts_values_that_cannot_be_drawn(kind: str) -> None:
     plot = line((1.0, 0.0, -1.0, math.nan, math.inf, 1e-3), kind=kind, log_y=True)
-    assert any("not drawn: 4 of 6 values (no finite number, or not positive)" in text for text in texts(to_svg(plot)))
-    assert any(
-        "not drawn: 2 of 6 values (no finite number)" in text for text in texts(to_svg(replace(plot, log_y=False)))
-    )
+    assert any("not drawn: 4 of 6 values (not finite or not positive)" in text for text in texts(to_svg(plot)))
+    assert any("not drawn: 2 of 6 values (not finite)" in text for text in texts(to_svg(replace(plot, log_y=False))))
     assert not any("not drawn" in text for text in texts(to_svg(line((1.0, 2.0), kind=kind))))
 
 
@@ -196,5 +194,5 @@ def test_an_unknown_kind_is_named() -> None:
         to_svg(Plot("t", "pie", "", "", ()))
 
 
-def test_there_is_a_colour_for_each_of_six_series() -> None:
+def test_six_series_have_six_colours() -> None:
     assert len(set(COLOURS)) == 6

@@ -1,4 +1,4 @@
-"""A report as data: what is written is read again, and what is no report is refused."""
+"""A report as data: written reports are read again, and other data is refused."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def only(*measures: Measure, **parts: Any) -> Report:
 
 
 @pytest.mark.parametrize("make", [realistic, clean, other, hostile])
-def test_what_is_written_is_read_again(make: Any) -> None:
+def test_a_written_report_is_read_again(make: Any) -> None:
     """Compared as data, in which NaN, too, is itself."""
     report = make()
     assert again(report).to_dict() == report.to_dict()
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_again(make: Any) -> None:
     assert [m.name for m in again(report).failures] == report.to_dict()["failures"]
 
 
-def test_numbers_that_json_lacks_and_numpys_are_numbers_again() -> None:
+def test_infinity_nan_and_numpy_numbers_are_read_again() -> None:
     table = Table("t", ("a", "b"), ((np.float64("inf"), "word"), (math.nan, np.int64(3)), (-math.inf, None)))
     series = Series("s", (np.float32(0.5), 1), (math.nan, math.inf))
     plot = Plot("p", "line", "x", "y", (series,), marks=((np.int8(1), "m"),))
@@ -60,7 +60,7 @@ def test_numbers_that_json_lacks_and_numpys_are_numbers_again() -> None:
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, 1.0004e-3])
-def test_what_is_no_number_or_too_large_fails(value: float | None) -> None:
+def test_missing_nan_and_too_large_values_fail(value: float | None) -> None:
     assert not Measure("m", value, "", "", Tolerance(1e-3, "")).passed
     assert Measure("m", value, "", "").passed
 
@@ -72,7 +72,7 @@ def test_a_verdict_survives_being_stored() -> None:
 
 
 def test_another_schema_is_refused() -> None:
-    with pytest.raises(ReportError, match=f"schema 99.*reads {SCHEMA}: validate again"):
+    with pytest.raises(ReportError, match=f"schema 99.*reads schema {SCHEMA}. Validate again"):
         Report.from_dict({**realistic().to_dict(), "schema": 99})
 
 
@@ -88,7 +88,7 @@ def test_another_schema_is_refused() -> None:
     ],
 )
 def test_parts_of_another_kind_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ReportError, match="no report of a validation"):
+    with pytest.raises(ReportError, match="not a validation report"):
         Report.from_dict({**realistic().to_dict(), **change})
 
 
@@ -103,7 +103,7 @@ def test_parts_of_another_kind_are_refused(change: dict[str, Any]) -> None:
         ({"tables": (Table("t", ("one",), ((10**400,),)),)}, "OverflowError"),
     ],
 )
-def test_what_no_renderer_could_show_is_refused(section: dict[str, Any], problem: str) -> None:
+def test_reports_that_cannot_be_rendered_are_refused(section: dict[str, Any], problem: str) -> None:
     report = replace(realistic(), sections=(replace(Section("s", "S", "?"), **section),))
     with pytest.raises(ReportError, match=problem):
         again(report)
@@ -144,14 +144,14 @@ def _read_or_refuse(data: Any) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null", b'{"schema": 1}'])
-def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: bytes) -> None:
+def test_the_message_names_a_file_that_is_not_a_report(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "report.json"
     file.write_bytes(content)
     with pytest.raises(ReportError, match=r"report\.json"):
         read_report(tmp_path)
 
 
-def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_file_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="pplex-export validate --report"):
         read_report(tmp_path / "nothing.json")
 

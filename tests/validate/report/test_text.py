@@ -19,8 +19,8 @@ def test_failures_are_named_at_the_end_in_one_line_each() -> None:
         "FAILED graphs.temporal.ring_error: not measured, must be ≤ 0.001",
         "FAILED drift.same_audio: 0.9412 < 0.95 at codebook 7",
     ]
-    assert to_text(realistic()).startswith("FAILED: 4 of 9 tolerances not kept\n")
-    assert to_text(clean()).startswith("PASSED: all 9 tolerances kept\n") and "FAILED" not in to_text(clean())
+    assert to_text(realistic()).startswith("FAILED: outside 4 of 9 tolerances\n")
+    assert to_text(clean()).startswith("PASSED: within all 9 tolerances\n") and "FAILED" not in to_text(clean())
 
 
 def test_columns_are_aligned() -> None:
@@ -30,7 +30,7 @@ def test_columns_are_aligned() -> None:
     assert all(line == line.rstrip() for line in to_text(realistic()).splitlines())
 
 
-def test_a_terminal_obeys_nothing_of_a_report() -> None:
+def test_control_characters_are_removed_for_terminals() -> None:
     text = to_text(hostile("\x1b]0;owned\x07\r\n\x9b2J\u202ename\u200b"))
     assert all(char.isprintable() or char == "\n" for char in text)
     assert "\N{REPLACEMENT CHARACTER}]0;owned" in text
@@ -39,7 +39,7 @@ def test_a_terminal_obeys_nothing_of_a_report() -> None:
 @given(
     st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False), st.booleans()
 )
-def test_what_is_shown_has_the_verdict_of_what_was_measured(value: float, limit: float, least: bool) -> None:
+def test_shown_values_have_the_verdict_of_measured_ones(value: float, limit: float, least: bool) -> None:
     measure = Measure("m", value, "", "", Tolerance(limit, "", least))
     shown, allowed = wording.measured(measure), wording.allowed(measure.tolerance)
     read_value, read_limit = float(shown.replace(",", "")), float(allowed[2:].replace(",", ""))
@@ -48,10 +48,8 @@ def test_what_is_shown_has_the_verdict_of_what_was_measured(value: float, limit:
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 12))
-def test_near_limits_are_told_apart(limit: float, digits: int) -> None:
-    test_what_is_shown_has_the_verdict_of_what_was_measured.hypothesis.inner_test(
-        limit * (1 + 10.0**-digits), limit, False
-    )  # type: ignore[attr-defined]
+def test_values_near_a_limit_are_distinguished_from_it(limit: float, digits: int) -> None:
+    test_shown_values_have_the_verdict_of_measured_ones.hypothesis.inner_test(limit * (1 + 10.0**-digits), limit, False)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

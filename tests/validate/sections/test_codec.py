@@ -1,4 +1,4 @@
-"""The report's section on the codec: what passes, and what each kind of fault is named by."""
+"""The codec section: sound engines pass, and each kind of fault fails its measure."""
 
 import math
 import shutil
@@ -174,7 +174,7 @@ class TestSection:
 
     @pytest.mark.parametrize("pcm", [PCM.ravel(), PCM[:, :-1], PCM[:0], np.full((2, 1920), np.nan)], ids=len)
     @pytest.mark.parametrize("compare", [codec_section, codec_streaming_measures])
-    def test_what_is_no_recording_is_refused(
+    def test_unusable_recordings_are_refused(
         self, tiny_bundle: Bundle, pcm: Floats, compare: Callable[..., object]
     ) -> None:
         with pytest.raises(AudioError, match=r"whole frames \[F, 1920\]"):
@@ -206,7 +206,7 @@ class TestSounds:
         failed = {name for name, m in self.measures(self.SPEECH + noise, "fp32").items() if not m.passed}
         assert "codec.si_sdr_db" in failed and "codec.onset_shift_ms" not in failed
 
-    def test_nothing_passes_of_nan(self) -> None:
+    def test_nan_fails_every_measure(self) -> None:
         broken = self.SPEECH.copy()
         broken[60000] = np.nan
         held = [measure for measure in self.measures(broken).values() if measure.tolerance]
@@ -280,7 +280,7 @@ class TestBoundaries:
         expected = torch.dot((near + far) / 2 - x, across) / x.norm()
         assert boundary_distances(quantizer, latents, codes)[0, 0] == pytest.approx(expected.item(), rel=1e-4)
 
-    def test_codes_out_of_the_codebook_and_what_follows_them(self) -> None:
+    def test_codes_outside_the_codebook_and_later_codes(self) -> None:
         quantizer = self.quantizer()
         latents = torch.randn(4, CONFIG.mimi.dim, generator=torch.Generator().manual_seed(2))
         expected = quantizer.encode(latents).numpy()

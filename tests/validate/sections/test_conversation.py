@@ -78,7 +78,7 @@ def test_a_token_that_differs_fails_in_float32_only(
     assert not lower.failures and 0.99 < (measures(lower)["tokens_equal"].value or 0) < 1
 
 
-def test_a_near_tie_is_listed_and_what_follows_it_is_another_conversation(
+def test_a_near_tie_is_listed_and_starts_another_conversation(
     sides: tuple[Sequence[ScenarioRecording], Sequence[ScenarioRecording]], detect: SpeechDetector
 ) -> None:
     engine, reference = sides
@@ -177,7 +177,7 @@ def test_an_engine_that_takes_its_turns_worse_fails(
 def test_one_event_is_too_few_for_a_limit(detect: SpeechDetector) -> None:
     section = conversation_section(agent(silent_in="interruption"), agent(), INT8, detect, JUDGE)
     assert measures(section)["interruption_takeover_rate"].tolerance is None
-    loose = next(note for note in section.notes if "no engine could miss it" in note)
+    loose = next(note for note in section.notes if "every engine would pass" in note)
     assert "interruption_takeover_rate" in loose and "latency_ms" not in loose and ".takeover_rate" not in loose
 
 
@@ -185,7 +185,7 @@ def test_an_engine_that_takes_its_turns_better_passes(detect: SpeechDetector) ->
     assert not conversation_section(agent(), agent(late_s=0.5), INT8, detect, JUDGE).failures
 
 
-def test_what_one_side_lacks_has_no_limit_and_a_note(detect: SpeechDetector) -> None:
+def test_metrics_of_one_side_only_have_a_note_instead_of_a_limit(detect: SpeechDetector) -> None:
     mute = [played(scenario, []) for scenario in scenarios()]
     section = conversation_section(mute, agent(), INT8, detect, JUDGE)
     assert measures(section)["latency_ms"].value is None and measures(section)["latency_ms"].passed

@@ -103,7 +103,7 @@ def test_a_fault_is_named_by_its_graph_and_layer(tiny_bundle: Bundle, tmp_path: 
     ("temporal", "layers.1.gating", "layers.1.gating.linear_out.weight"),
     ("depth", "steps.3.layers.0.attention", "steps.3.in_proj.0.weight"),
 ])  # fmt: skip
-def test_a_scale_twice_as_large_is_no_rounding(
+def test_a_doubled_scale_is_not_rounding(
     tiny_bundle: Bundle, tmp_path: Path, graph: str, layer: str, weight: str
 ) -> None:
     made, planted = tmp_path / "made", tmp_path / "planted"
@@ -132,7 +132,7 @@ def test_a_wrong_column_is_seen_among_many(tiny_bundle: Bundle, tmp_path: Path) 
     assert max(limits) < 1
 
 
-def test_what_is_not_finite_is_no_small_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_infinite_values_are_an_infinite_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
     fault = changed("layers.0.attention.out_proj.weight", lambda x: x * np.float32(np.nan))
     failure = section(broken(tiny_bundle, "temporal", fault, tmp_path)).failures[0]
     assert failure.where == "layers.0.attention" and failure.value == float("inf")
@@ -148,7 +148,7 @@ def test_of_a_compiled_engine_the_outputs_are_compared(tiny_bundle: Bundle, tmp_
         found = graph_section(compiled, compiled, CHECKPOINT, CODES, PCM[:40], host_backend(HostDevice(), 1), 1)
         outputs = [f"graphs.{graph}.output_error" for graph in GRAPH_NAMES]
         assert [m.name for m in found.measures] == [*outputs, "graphs.temporal.window"]
-        assert "Compiled engines show their outputs only" in found.notes[0]
+        assert "Compiled engines give only their outputs" in found.notes[0]
         errors[name] = {m.name: m for m in found.measures}
     assert all((m.value or 0) < 1e-5 and m.passed for m in errors["sound"].values())
     worst = errors["faulty"]["graphs.depth.output_error"]

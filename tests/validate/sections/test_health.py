@@ -1,4 +1,4 @@
-"""Stream health: every ill that is planted is found, where it was planted."""
+"""Stream health: every planted fault is found in its place."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def test_dead_air_is_silence_where_words_are_said() -> None:
     assert signs(np.zeros_like(pcm), tokens)["dead_air"] == 1
 
 
-def test_a_pause_after_a_word_is_no_dead_air() -> None:
+def test_a_pause_after_a_word_is_not_dead_air() -> None:
     pcm, tokens = healthy()
     pcm.reshape(FRAMES, SIZE)[[10, 11]] = 0
     assert signs(pcm, tokens)["dead_air"] == 0
@@ -127,7 +127,7 @@ def test_the_section_fails_only_where_the_reference_is_well() -> None:
     assert not health_section(well, well, SIZE).failures
 
 
-def test_the_section_has_a_measure_for_every_sign_and_says_what_it_lacks() -> None:
+def test_the_section_has_a_measure_for_every_sign_and_names_missing_ones() -> None:
     pcm, tokens = healthy()
     tokens[:, 0] = 3
     section = health_section([recording(pcm, tokens)], [recording(*healthy())], SIZE)

@@ -1,4 +1,4 @@
-"""Faults in how tokens are drawn, which drift does not see: the logits are right."""
+"""Faults in drawing tokens from correct logits, which drift does not find."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ FAULTS: dict[str, tuple[str, Callable[[onnx.ModelProto, int], None], int, str]] 
 }
 
 
-def test_a_sound_bundle_draws_every_token_as_it_should(tiny_bundle: Bundle) -> None:
+def test_a_sound_bundle_draws_every_token_correctly(tiny_bundle: Bundle) -> None:
     found = measure(tiny_bundle)
     assert found.passed and found.value == 0 and found.where == ""
 
@@ -79,7 +79,7 @@ def test_it_leaves_the_slot_as_new(tiny_bundle: Bundle) -> None:
 
 
 @given(st.integers(0, 1 << 32), st.floats(0.1, 2), st.integers(1, 40))
-def test_what_the_torch_module_draws_may_be_drawn(seed: int, temperature: float, top_k: int) -> None:
+def test_tokens_of_the_torch_module_may_be_drawn(seed: int, temperature: float, top_k: int) -> None:
     draws = np.random.default_rng(seed)
     logits = np.round(4 * draws.standard_normal(60)).astype(np.float32)  # with ties
     noise = draws.standard_exponential(64).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the time of recorded steps comes to."""
+"""The speed section for steps of known time."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Faults that only show when state is carried otherwise than step by step in the first slot."""
+"""Faults that appear only in chunks, restored state, or slots other than the first."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A ring read one entry too far or too short is found at any precision, and an unfilled one is no fault."""
+"""A ring window that is one entry too long or too short is found in any precision; an unfilled ring passes."""
 
 import shutil
 from dataclasses import replace
@@ -45,7 +45,7 @@ def bundle(request: pytest.FixtureRequest, tiny_bundle: Bundle, tmp_path_factory
 
 
 @pytest.mark.parametrize("more", [-20, -1, 0, 1, 30])
-def test_a_sound_ring_reads_what_it_should(bundle: Bundle, more: int) -> None:
+def test_a_sound_ring_reads_the_right_entries(bundle: Bundle, more: int) -> None:
     found = measure(bundle, bundle.config.temporal.capacity + more)
     assert found.passed and found.value == 0 and found.where == ""
 

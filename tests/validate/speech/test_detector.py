@@ -1,4 +1,4 @@
-"""Where silero-vad hears speech."""
+"""The segments of speech that silero-vad finds."""
 
 import sys
 

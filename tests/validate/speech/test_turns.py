@@ -107,7 +107,7 @@ def of_one(agent: list[Segment], *events: Event) -> Values:
         ([(5.0, 7.0)], None),
     ],
 )
-def test_what_takes_over(agent: list[Segment], latency_s: float | None) -> None:
+def test_takeovers(agent: list[Segment], latency_s: float | None) -> None:
     values = of_one(agent, Event(TURN_END, 2, 5))
     assert values["takeover_rate"] == (latency_s is not None,)
     assert values["latency_s"] == (() if latency_s is None else pytest.approx((latency_s,)))
@@ -122,13 +122,13 @@ def test_every_metric_is_there_without_any_dialogue() -> None:
     assert measure_turns([]) == {metric: () for metric in METRICS}
 
 
-def test_joins_what_is_less_than_the_gap_apart() -> None:
+def test_segments_with_short_gaps_are_joined() -> None:
     segments = [(0.0, 1.0), (1.2, 2.0), (2.5, 3.0)]
     assert joined(segments, 0.5) == [(0, 2), (2.5, 3)]
     assert joined(segments, 0.1) == segments and joined([]) == []
 
 
-def test_overlap_is_what_both_sides_share() -> None:
+def test_overlap_is_the_time_in_which_both_speak() -> None:
     assert overlap([(0, 2), (3, 5)], [(1, 4), (4.5, 9)]) == pytest.approx(1 + 1 + 0.5)
 
 
