@@ -1,5 +1,5 @@
-"""What this machine can do: each module looks at one thing, and `examination` puts their findings together.
+"""Examines this machine: each module checks one thing, and `examination` collects their findings.
 
-Only the standard library and the plain data of `pplex.runtime` are imported here. Everything else is imported in a process
-of its own (`probe`), so that a library that is missing, broken or crashes is a finding and not the end of the look.
+Only the standard library and the plain data of `pplex.runtime` are imported here. Everything else is imported in a separate
+process (`probe`), so that a library that is missing, broken or crashes becomes a finding and does not end the examination.
 """

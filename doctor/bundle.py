@@ -1,4 +1,4 @@
-"""A bundle: can it be read, is it whole, and do its engines run here?"""
+"""Checks of a bundle: is it readable and complete, and do its engines run here?"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,12 @@ found = engine_trouble(**json.loads(arguments[0]))
 
 
 def ask_bundle(question: Question) -> Probe | None:
-    """What the bundle holds; None where none was named."""
+    """The contents of the bundle; None if no bundle was named."""
     return None if question.bundle is None else probe(_STATE, str(question.bundle))
 
 
 def check_bundle(question: Question, told: Probe | None) -> Iterator[Finding]:
-    """Its manifest and files. Contents are not hashed: loading does that."""
+    """Check its manifest and files. Contents are not hashed: loading does that."""
     stops = tuple(aim for aim in RUNNING if aim in question.aims)
     if told is None:
         return
@@ -34,10 +34,10 @@ def check_bundle(question: Question, told: Probe | None) -> Iterator[Finding]:
         fact, advice = _cut(told.error.partition(": ")[2])
         yield Finding("bundle", PROBLEM, fact, advice, stops)
     elif told.missing or (told.error and "ImportError" in told.error):
-        advice = "First mend the packages."
-        yield Finding("bundle", WARNING, f"{folder} cannot be looked at yet: {told.error}", advice)
+        advice = "Repair the packages first."
+        yield Finding("bundle", WARNING, f"{folder} cannot be checked yet: {told.error}", advice)
     elif told.error:
-        advice = "Let this user read it, copy it again, or rebuild it: pplex-export build"
+        advice = "Give this user permission to read it, copy it again, or rebuild it: pplex-export build"
         yield Finding("bundle", PROBLEM, f"{folder} cannot be read: {told.error}", advice, stops)
     else:
         yield from _sound(question, told.value)
@@ -46,7 +46,7 @@ def check_bundle(question: Question, told: Probe | None) -> Iterator[Finding]:
 def check_engines_run(
     question: Question, state: Mapping[str, Any], driver: Driver, ort: Probe, looked: Mapping[str, Probe]
 ) -> Iterator[Finding]:
-    """Whether the bundle's graphs have what they run on: precision on the processor, GPU and library of engines."""
+    """Check what the bundle's graphs need here: a precision the processor supports, or the engines' GPU and library."""
     stops = tuple(aim for aim in RUNNING if aim in question.aims)
     compiled = {name: engine for name, engine in state["engines"].items() if name not in state["on_onnxruntime"]}
     on_gpu = bool(driver.gpus) and question.device != "cpu" and not ort.error and CUDA in ort.value["providers"]
@@ -59,8 +59,8 @@ def check_engines_run(
     kinds = sorted({engine["kind"] for engine in compiled.values()})
     missing = [kind for kind in kinds if kind not in looked or looked[kind].error]
     if question.device == "cpu" or not driver.gpus:
-        fact = f"{', '.join(compiled)}: compiled for {_gpus(compiled)}, and no such GPU answers here."
-        advice = "Run it there, or build one without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
+        fact = f"{', '.join(compiled)}: compiled for {_gpus(compiled)}, but this machine has no such GPU."
+        advice = "Run it on that GPU, or build without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
         yield Finding("engines", PROBLEM, fact, advice, stops)
     elif missing:
         fact = f"{', '.join(compiled)}: its engines need {', '.join(missing)}, which cannot be imported."
@@ -85,13 +85,13 @@ def _engines(
 def _sound(question: Question, state: Mapping[str, Any]) -> Iterator[Finding]:
     kinds = {engine["kind"] for engine in state["engines"].values()}
     precision = ", ".join(f"{graph} {name}" for graph, name in state["precision"].items())
-    fact = f"{question.bundle} is whole: {precision}; for {' and '.join(sorted(kinds))}."
+    fact = f"{question.bundle} is complete: {precision}; for {' and '.join(sorted(kinds))}."
     parity = state["parity"]
     details = {name: state[name] for name in ("precision", "weights", "session", "engines")}
     yield Finding("bundle", OK, fact, details=details)
     if parity and parity.get("checked") and not parity["passed"]:
-        fact = "The validation at the end of its build failed: it is not the same model within its tolerances."
-        yield Finding("bundle", WARNING, fact, f"What failed: pplex-export inspect {question.bundle}")
+        fact = "The validation at the end of its build failed: it exceeds the tolerances of its precision."
+        yield Finding("bundle", WARNING, fact, f"To see what failed: pplex-export inspect {question.bundle}")
 
 
 def _gpus(compiled: Mapping[str, Any]) -> str:
@@ -99,9 +99,9 @@ def _gpus(compiled: Mapping[str, Any]) -> str:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """A message of ours as fact and advice: its last line, or else its last sentence."""
+    """Split a message of ours into fact and advice. Advice is the last line, or else the last sentence."""
     fact, _, advice = text.strip().rpartition("\n")
     if not fact:
         fact, _, advice = text.strip().rpartition(". ")
         fact = f"{fact}." if fact else ""
-    return (fact, advice) if fact else (advice, "pplex-export build makes a new one.")
+    return (fact, advice) if fact else (advice, "Build it again: pplex-export build")

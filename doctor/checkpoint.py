@@ -1,4 +1,4 @@
-"""What a build starts from: a checkpoint's folder, or the hub with its login and the licence of the gated repository."""
+"""Checks of the checkpoint for a build: a folder, or the hub with its login and the licence of the gated repository."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ _OURS = "CheckpointError: ", "ConfigError: "
 
 
 def hub_cache(question: Question) -> Path | None:
-    """Where the hub's files go that a build would fetch; None where it needs none, or has them."""
+    """The cache folder for files that a build would download from the hub; None if it downloads nothing."""
     if "build" not in question.aims or (question.checkpoint and Path(question.checkpoint).is_dir()):
         return None
     told = probe(_CACHE, question.checkpoint or RELEASED)
@@ -41,13 +41,13 @@ def hub_cache(question: Question) -> Path | None:
 
 
 def check_checkpoint(question: Question) -> Iterator[Finding]:
-    """A folder's files and tensors; of the hub only, without asking it, that it will be asked."""
+    """Check a folder's files and tensors. For a repository, only say that a build would ask the hub."""
     source = question.checkpoint
     if source is None or not _is_folder(source):
         name = source or RELEASED
         if not question.hub:
-            advice = f"To ask for its licence and your login: pplex-export doctor build {name} --hub"
-            yield Finding("checkpoint", OK, f"{name} would come from the hub, which was not asked.", advice)
+            advice = f"To check licence and login: pplex-export doctor build {name} --hub"
+            yield Finding("checkpoint", OK, f"{name} would be downloaded from the hub, which was not asked.", advice)
         return
     told = probe(_FOLDER, source)
     if told.error is None:
@@ -56,20 +56,22 @@ def check_checkpoint(question: Question) -> Iterator[Finding]:
         fact, _, advice = told.error.partition(": ")[2].partition("\n")
         yield Finding("checkpoint", PROBLEM, fact, advice or "Copy it again.", ("build",))
     elif told.missing or "ImportError" in told.error:
-        yield Finding("checkpoint", WARNING, f"{source} cannot be read yet: {told.error}", "First mend the packages.")
+        yield Finding("checkpoint", WARNING, f"{source} cannot be read yet: {told.error}", "Repair the packages first.")
     else:
-        advice = "Let this user read it, or copy it again."
+        advice = "Give this user permission to read it, or copy it again."
         yield Finding("checkpoint", PROBLEM, f"{source} cannot be read: {told.error}", advice, ("build",))
 
 
 def check_hub(question: Question) -> Iterator[Finding]:
-    """Login, and whether the hub would give the repository's weights to it. Sends one request."""
+    """Check the login, and whether the hub gives it the repository's weights. Sends one request."""
     name = question.checkpoint or RELEASED
     if not question.hub or _is_folder(name):
         return
     told: Probe = probe(_HUB, name)
     if told.error:
-        yield Finding("hub", PROBLEM, f"The hub cannot be asked: {told.error}", "First mend the packages.", ("build",))
+        yield Finding(
+            "hub", PROBLEM, f"The hub cannot be asked: {told.error}", "Repair the packages first.", ("build",)
+        )
         return
     login = "A login is set" if told.value["login"] else "No login is set"
     if told.value["refused"]:
@@ -81,7 +83,7 @@ def check_hub(question: Question) -> Iterator[Finding]:
 
 
 def _cut(message: str) -> tuple[str, str]:
-    """A message of ours as fact and advice: the advice is its last line, or all after its first sentence."""
+    """Split a message of ours into fact and advice. Advice is the last line, or everything after the first sentence."""
     fact, _, advice = message.rpartition("\n")
     if not fact:
         fact, _, advice = message.partition(". ")

@@ -1,4 +1,4 @@
-"""NVIDIA's driver, asked through its own library: no package of CUDA is needed for that."""
+"""NVIDIA's driver, queried through its own library, without any CUDA package."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +31,16 @@ for index in range(count.value):
 """
 # Codes of cuInit (cuda.h), and what to do.
 _REFUSALS = {
-    34: "the library of a stub is loaded, not the driver's: leave it out of LD_LIBRARY_PATH",
-    100: "it sees no GPU: in a container give it one (docker run --gpus all), else look at CUDA_VISIBLE_DEVICES",
-    803: "its library and its kernel module are of different versions: restart the machine after an update",
-    999: "it does not start: load its modules (nvidia-modprobe -u -c=0) or restart the machine, and look at dmesg",
+    34: "a stub library is loaded instead of the driver's: remove its folder from LD_LIBRARY_PATH",
+    100: "it sees no GPU: in a container, pass it one (docker run --gpus all); otherwise check CUDA_VISIBLE_DEVICES",
+    803: "its library and its kernel module have different versions: restart the machine after an update",
+    999: "it does not start: load its modules (nvidia-modprobe -u -c=0) or restart the machine, and check dmesg",
 }
 
 
 @dataclass(frozen=True)
 class Driver:
-    """`cuda` is the newest CUDA the driver runs, as in (13, 0); `error` says why there are no `gpus`."""
+    """`cuda` is the newest CUDA version the driver supports, as in (13, 0); `error` says why `gpus` is empty."""
 
     gpus: tuple[FoundGpu, ...] = ()
     cuda: tuple[int, int] = (0, 0)
@@ -50,7 +50,7 @@ class Driver:
 
 
 def ask_driver() -> Driver:
-    """The GPUs that CUDA sees here, or why it sees none."""
+    """The GPUs that CUDA sees, or why it sees none."""
     told = probe(_ASK)
     if told.error is not None:
         return _without_library(told.error)
@@ -58,7 +58,7 @@ def ask_driver() -> Driver:
     status, gpus = told.value["status"], tuple(FoundGpu(**gpu) for gpu in told.value["gpus"])
     if gpus:
         return Driver(gpus, cuda, _release())
-    advice = _REFUSALS.get(status or 100, "look at nvidia-smi and dmesg")
+    advice = _REFUSALS.get(status or 100, "check nvidia-smi and dmesg")
     return Driver(
         (), cuda, _release(), f"NVIDIA's driver answers with error {status or 100}", f"{advice[0].upper()}{advice[1:]}."
     )
@@ -68,13 +68,13 @@ def _without_library(error: str) -> Driver:
     if "libcuda.so.1" not in error or "No such file" not in error:
         return Driver(error=f"NVIDIA's driver cannot be asked: {error}", advice="Install the driver again.")
     if _on_the_bus():
-        advice = "Install NVIDIA's driver; in a container, give it the GPU: docker run --gpus all."
-        return Driver(error="An NVIDIA GPU is in this machine, and the driver's libcuda.so.1 is not.", advice=advice)
+        advice = "Install NVIDIA's driver; in a container, pass it the GPU: docker run --gpus all."
+        return Driver(error="This machine has an NVIDIA GPU, but the driver's libcuda.so.1 is missing.", advice=advice)
     return Driver(error="No NVIDIA GPU and no driver were found.")
 
 
 def _on_the_bus() -> bool:
-    """Whether a device of NVIDIA's that can display or compute is there, with or without a driver."""
+    """Whether the machine has an NVIDIA display or compute device, with or without a driver."""
     return any(
         _text(device / "vendor") == NVIDIA and _text(device / "class").startswith("0x03")
         for device in Path("/sys/bus/pci/devices").glob("*")

@@ -1,4 +1,4 @@
-"""The engines: ONNX Runtime with its providers, CUDA's libraries, TensorRT and TensorRT-RTX, and the GPU they would use."""
+"""Checks of the libraries that run and compile graphs: ONNX Runtime, CUDA, TensorRT, TensorRT-RTX, and of the GPU."""
 
 import platform
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ _PURPOSES = {TENSORRT_RTX: "RTX GPUs", TENSORRT: "data center GPUs"}
 
 
 def ask_onnxruntime() -> Probe:
-    """Its version and providers, and why CUDA's libraries do not load if they do not."""
+    """ONNX Runtime's version and providers, and the error if CUDA's libraries do not load."""
     return probe(_ONNXRUNTIME)
 
 
@@ -44,21 +44,21 @@ def ask_library(kind: str) -> Probe:
 
 
 def check_onnxruntime(question: Question, ort: Probe, needed: bool) -> Iterator[Finding]:
-    """Can it be imported, is it the only one, and what does it run on? `needed`: some graph has no compiled engine."""
+    """Check that one ONNX Runtime is installed and can be imported. `needed`: some graph has no compiled engine."""
     cpu, gpu = installed("onnxruntime"), installed("onnxruntime-gpu")
-    stops = _asked(question, RUNNING) if needed else ()  # a build goes without, and ends without a validation
+    stops = _asked(question, RUNNING) if needed else ()  # a build works without it, but skips its validation
     if ort.missing == "onnxruntime":
         advice = "pip install 'pplex-export[cpu]', or [cuda] for an NVIDIA GPU"
-        yield Finding("onnxruntime", PROBLEM, "Not installed: it runs every bundle that has no engines.", advice, stops)
+        yield Finding("onnxruntime", PROBLEM, "Not installed. It runs all bundles without engines.", advice, stops)
         return
     if ort.error:
         fact = f"ONNX Runtime {gpu or cpu or ''} cannot be used: {first_line(ort.error)}"
         package = "onnxruntime-gpu" if gpu else "onnxruntime"
         cure = f"Reinstall it: pip install --force-reinstall {package}"
-        yield Finding("onnxruntime", PROBLEM, fact, "First mend numpy." if "numpy" in fact else cure, stops)
+        yield Finding("onnxruntime", PROBLEM, fact, "Repair numpy first." if "numpy" in fact else cure, stops)
         return
     if cpu and gpu:
-        fact = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed: one's files replace the other's."
+        fact = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed, and overwrite each other's files."
         advice = "Keep one: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'pplex-export[cpu]' or [cuda]"
         yield Finding("onnxruntime", WARNING, fact, advice)
     providers = ort.value["providers"]
@@ -66,7 +66,7 @@ def check_onnxruntime(question: Question, ort: Probe, needed: bool) -> Iterator[
 
 
 def check_gpu(question: Question, driver: Driver, used: bool) -> Iterator[Finding]:
-    """Which GPU there is, and whether its driver is new enough for CUDA 13; `used`: what is installed would run on it."""
+    """Check the GPU, and that its driver is new enough for CUDA 13. `used`: the installed libraries would run on it."""
     stops = _needing_gpu(question)
     if not driver.gpus:
         level = PROBLEM if stops else WARNING if driver.advice else OK
@@ -79,7 +79,7 @@ def check_gpu(question: Question, driver: Driver, used: bool) -> Iterator[Findin
     for gpu in driver.gpus:
         yield Finding("gpu", OK, _described(gpu, driver), details=to_dict(driver))
     if driver.cuda < CUDA_NEEDED:
-        fact = f"The driver runs CUDA up to {_dotted(driver.cuda)}; the libraries need {_dotted(CUDA_NEEDED)}."
+        fact = f"The driver supports CUDA up to {_dotted(driver.cuda)}; the libraries need {_dotted(CUDA_NEEDED)}."
         advice = "Update NVIDIA's driver to release 580 or newer, or use --device cpu."
         stops = (*_unless_cpu(question), *stops) if used else stops
         yield Finding("gpu", PROBLEM if stops else WARNING, fact, advice, tuple(dict.fromkeys(stops)))
@@ -111,7 +111,7 @@ def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe])
         told, install = looked[kind], f"pip install 'pplex-export[{library.extra}]'"
         if told.missing == library.module:
             useful = kind == wanted
-            fact = f"Not installed: it compiles engines for {_PURPOSES[kind]}."
+            fact = f"Not installed. It compiles engines for {_PURPOSES[kind]}."
             level = PROBLEM if stops else WARNING if useful else OK
             yield Finding(kind, level, fact, install if useful else None, stops)
         elif told.error:
@@ -121,20 +121,20 @@ def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe])
             )
         else:
             runs = " for this GPU" if kind == wanted and driver.gpus else ""
-            alone = " without a GPU; to run one takes one" if kind == TENSORRT_RTX and not driver.gpus else ""
+            alone = "; running them needs a GPU" if kind == TENSORRT_RTX and not driver.gpus else ""
             fact = f"{library.module} {told.value}: compiles engines{runs}{alone}."
             yield Finding(kind, OK, fact, details={"version": told.value})
 
 
 def wanted_kind(question: Question, driver: Driver) -> str | None:
-    """The kind of engine that the GPU takes that was asked for, or that is here."""
+    """The kind of engine for the GPU named by --gpu, or for the GPU of this machine."""
     if question.gpu and question.gpu != "local":
         return parse_gpu(question.gpu).kind
     return kind_for(driver.gpus[0].name, driver.gpus[0].sm) if driver.gpus else None
 
 
 def local_gpu(driver: Driver) -> Gpu | None:
-    """The first GPU as `plan` counts with it."""
+    """The first GPU, as `plan` describes GPUs."""
     if not driver.gpus:
         return None
     gpu = driver.gpus[0]
@@ -142,9 +142,9 @@ def local_gpu(driver: Driver) -> Gpu | None:
 
 
 def _without_provider(question: Question, driver: Driver) -> Iterator[Finding]:
-    """An ONNX Runtime for the processor: wrong where the GPU was asked for, a loss where there is one that it could use."""
+    """ONNX Runtime without GPU support: a problem with --device cuda, a warning if a usable GPU is unused."""
     stops = _asked(question, RUNNING) if question.device == "cuda" else ()
-    fact = "The ONNX Runtime that is installed was not built for GPUs: bundles without engines run on the processor."
+    fact = "The installed ONNX Runtime does not support GPUs: bundles without engines run on the processor."
     if stops or any(gpu.sm in _kernels_here() for gpu in driver.gpus):
         advice = "For the GPU: pip uninstall onnxruntime, then pip install 'pplex-export[cuda]'"
         yield Finding("cuda", PROBLEM if stops else WARNING, fact, advice, stops)
@@ -178,7 +178,7 @@ def _kernels(question: Question, gpu: FoundGpu, version: str) -> Finding:
             "cuda", OK, f"CUDA's libraries load, and ONNX Runtime has kernels for sm_{gpu.sm}.", details=details
         )
     listed = ", ".join(f"sm_{sm}" for sm in known) or "no GPU"
-    has = f"On {platform.machine()} it has them for {listed} only."
+    has = f"On {platform.machine()} it has kernels for {listed} only."
     fact = f"onnxruntime-gpu {version} has no kernels for sm_{gpu.sm} ({gpu.name}). {has}"
     advice = f"{BUILD_LOCAL}; or use --device cpu."
     return Finding("cuda", PROBLEM, fact, advice, _unless_cpu(question), details)
@@ -197,7 +197,7 @@ def _needing_gpu(question: Question) -> tuple[str, ...]:
 
 
 def _unless_cpu(question: Question) -> tuple[str, ...]:
-    """What fails where ONNX graphs go to the GPU by themselves and cannot run there."""
+    """The commands that fail if ONNX graphs use the GPU by default and cannot run on it."""
     return () if question.device == "cpu" else _asked(question, RUNNING)
 
 

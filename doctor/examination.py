@@ -1,4 +1,4 @@
-"""All checks for a question, in the order a reader mends things, and what follows from them."""
+"""All checks for a question, in the order in which a user repairs things, and the next command."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,15 +28,15 @@ RUNNING = {"run", "serve"}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Every finding, and for each command that was asked for which checks stop it."""
+    """All findings, and which checks stop which command."""
 
     question: Question
     findings: tuple[Finding, ...]
-    gpu_precision: str | None  # the best precision that the GPU has memory for
+    gpu_precision: str | None  # the best precision that fits the GPU's memory
 
     @property
     def stopped(self) -> dict[str, list[str]]:
-        """Checks that stop a command, by command; an empty list where it can work."""
+        """The checks that stop each command; an empty list if it can work."""
         return {
             aim: list(dict.fromkeys(finding.check for finding in self.findings if aim in finding.stops))
             for aim in self.question.aims
@@ -44,12 +44,12 @@ class Diagnosis:
 
     @property
     def passed(self) -> bool:
-        """False where a command was asked for that cannot work; a question for all of them is only answered."""
+        """False if the named command cannot work; always True without a named command."""
         return self.question.aim is None or not self.stopped[self.question.aim]
 
     @property
     def next(self) -> str:
-        """What to do now: mend what stops the command, or use it."""
+        """What to do next: repair what stops the command, or run it."""
         aim = self.question.aim or self._possible_aim
         first = next((finding for finding in self.findings if aim in finding.stops), None)
         if first is not None:
@@ -64,7 +64,7 @@ class Diagnosis:
 
     @property
     def _possible_aim(self) -> str:
-        """Of all commands the one to go on with: what the source is for, if that can work, else the first that can."""
+        """The command to suggest: the first that can work, beginning with those for this kind of source."""
         order = ("serve", "run", "build") if self.question.bundle is not None else ("build",)
         return next((aim for aim in order if not self.stopped[aim]), order[0])
 
@@ -80,7 +80,7 @@ class Diagnosis:
 
 
 def diagnose(question: Question) -> Diagnosis:
-    """Look at everything that the question is about. Raises nothing for what is broken: that is a finding."""
+    """Check everything that the question is about. Raises nothing: a broken part becomes a finding."""
     examination = Examination(question)
     found = tuple(
         _judged(finding, question) for name, check in examination.checks() for finding in guarded(name, check)
@@ -89,18 +89,18 @@ def diagnose(question: Question) -> Diagnosis:
 
 
 def _judged(finding: Finding, question: Question) -> Finding:
-    """What is not installed is a problem for the command that was asked for, and otherwise worth a warning."""
+    """A finding that stops the named command is a problem; for other commands it may be a warning only."""
     return replace(finding, level=PROBLEM) if question.aim in finding.stops else finding
 
 
 class Examination:
-    """The checks, with what several of them look at looked at once."""
+    """The checks. What several of them need is queried once."""
 
     def __init__(self, question: Question):
         self._question = question
 
     def checks(self) -> Iterator[tuple[str, Check]]:
-        """Each check by its name; those that the question is not about are left out."""
+        """The checks for this question, with their names."""
         question, aims = self._question, set(self._question.aims)
         yield "python", partial(packages.check_python, question)
         yield "packages", partial(packages.check_packages, question)
@@ -128,7 +128,7 @@ class Examination:
 
     @cached_property
     def gpu_precision(self) -> str | None:
-        """The best precision of those whose weights and a conversation fit the GPU; None without a GPU that could."""
+        """The best precision whose weights and one conversation fit the GPU; None if there is no such GPU."""
         slots = self._slots.value if self._slots and not self._slots.error else {}
         return next((name for name in ("bf16", "fp16", "fp8", "int8", "int4") if slots.get(name)), None)
 
@@ -146,16 +146,16 @@ class Examination:
         if any(slots.values()):
             yield Finding("gpu memory", OK, fact, details=slots)
         else:
-            yield Finding("gpu memory", WARNING, fact, "What fits which GPU: pplex-export plan", details=slots)
+            yield Finding("gpu memory", WARNING, fact, "To see what fits each GPU: pplex-export plan", details=slots)
 
     @property
     def _needs_onnxruntime(self) -> bool:
-        """Whether some graph runs on it: all of them, unless a bundle has been named whose engines are all compiled."""
+        """False only for a named bundle in which all graphs are compiled engines."""
         return self._bundle is None or bool(self._bundle["on_onnxruntime"])
 
     @property
     def _uses_gpu(self) -> bool:
-        """Whether a GPU's driver would be asked: by ONNX Runtime as it is installed, or by a bundle's engines."""
+        """Whether the installed ONNX Runtime or the bundle's engines use the GPU's driver."""
         provider = not self._ort.error and engines.CUDA in self._ort.value["providers"]
         return provider or not self._needs_onnxruntime
 
@@ -177,7 +177,7 @@ class Examination:
 
     @property
     def _bundle(self) -> Mapping[str, Any] | None:
-        """A bundle's state; None where none was named, or it cannot be opened."""
+        """The bundle's state; None if no bundle was named, or it cannot be opened."""
         return None if self._asked_bundle is None or self._asked_bundle.error else self._asked_bundle.value
 
     @cached_property
@@ -186,7 +186,7 @@ class Examination:
 
     @cached_property
     def _sizes(self) -> Mapping[str, Mapping[str, int]]:
-        """Of the checkpoint, by precision; empty where they cannot be counted, as without numpy."""
+        """Sizes of the checkpoint by precision; empty if they cannot be computed, as without numpy."""
         asked = {
             "source": self._folder,
             "precision": self._question.precision,
@@ -197,7 +197,7 @@ class Examination:
 
     @cached_property
     def _slots(self) -> Probe | None:
-        """Conversations that fit the GPU here, by precision."""
+        """Conversations that fit this machine's GPU, by precision."""
         gpu = engines.local_gpu(self._driver)
         if gpu is None:
             return None
@@ -206,6 +206,6 @@ class Examination:
 
     @property
     def _folder(self) -> str | None:
-        """The checkpoint's folder; None for a repository, whose sizes are taken to be the released model's."""
+        """The checkpoint's folder; None for a repository, which is assumed to have the released model's sizes."""
         source = self._question.checkpoint
         return source if source and Path(source).is_dir() else None

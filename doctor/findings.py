@@ -1,4 +1,4 @@
-"""What a check says, and what was asked: the data that all checks share."""
+"""The question and the findings: the data that all checks share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact: `level` is OK, WARNING or PROBLEM, `advice` what to do, `stops` the commands that cannot work because of it.
+    """One fact. `level`: OK, WARNING or PROBLEM. `advice`: what to do. `stops`: the commands that cannot work because of it.
 
     `details` are the figures behind the fact, for JSON.
     """
@@ -26,7 +26,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked: a command, or None for all; what it will be used on, and with which options."""
+    """What the user asks: a command (`aim`), or None for all; its source, and its options."""
 
     aim: str | None = None
     source: str | None = None  # a bundle, for build a checkpoint's folder or a repository
@@ -46,14 +46,14 @@ class Question:
 
     @property
     def bundle(self) -> Path | None:
-        """The folder to run or serve; without an aim, a source that has a manifest, or no checkpoint."""
+        """The folder to run or serve. Without an aim: the source, unless it is a checkpoint."""
         if self.source is None or self.aim == "build":
             return None
         return None if self.aim is None and self._is_checkpoint else Path(self.source)
 
     @property
     def checkpoint(self) -> str | None:
-        """What to build; a bundle that was named without an aim is none."""
+        """The checkpoint to build. Without an aim: the source, if it is a checkpoint."""
         return self.source if self.aim == "build" or (self.aim is None and self._is_checkpoint) else None
 
     @property
@@ -79,11 +79,11 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def guarded(name: str, check: Check) -> Iterator[Finding]:
-    """A check's findings; where it fails itself, that is one."""
+    """A check's findings. If the check itself fails, that is a finding too."""
     try:
         yield from check()
     except Exception as error:
-        fact = f"This could not be looked at: {type(error).__name__}: {error}"
+        fact = f"This check failed: {type(error).__name__}: {error}"
         yield Finding(name, WARNING, fact, "Please report it, with the output of: pplex-export doctor --json")
 
 

@@ -1,4 +1,4 @@
-"""Processors, memory and disk: what this process may use, against what a build and a conversation take."""
+"""Checks of processors, memory and disk: what is available, and what a build and a conversation need."""
 
 import os
 import shutil
@@ -22,20 +22,18 @@ RELEASED = "nvidia/personaplex-7b-v1"
 
 
 def check_processors(question: Question) -> Iterator[Finding]:
-    """How many threads the engine takes, and what limits them."""
+    """How many threads a step uses, and what limits them."""
     affinity, quota, threads = cgroup.affinity_processors(), cgroup.quota_processors(), cgroup.available_processors()
     details = {"processors": os.cpu_count(), "affinity": affinity, "quota": quota, "threads": threads}
     if quota is not None and quota < affinity:
         fact = (
-            f"The control group (cgroup) gives {quota:g} of {affinity} processors: {_count(threads, 'thread')} a step."
+            f"The control group (cgroup) allows {quota:g} of {affinity} processors: {_count(threads, 'thread')} a step."
         )
-        advice = "For more, raise the limit of CPU of the container or service."
+        advice = "For more threads, raise the CPU limit of the container or service."
         yield Finding("processors", WARNING if quota < 2 else OK, fact, advice, details=details)
         return
     limited = (
-        f" (of {os.cpu_count()}; affinity or a cpuset leaves out the others)"
-        if affinity < (os.cpu_count() or 1)
-        else ""
+        f" (of {os.cpu_count()}; affinity or a cpuset excludes the others)" if affinity < (os.cpu_count() or 1) else ""
     )
     yield Finding("processors", OK, f"{_count(threads, 'thread')} a step{limited}.", details=details)
 
@@ -43,14 +41,16 @@ def check_processors(question: Question) -> Iterator[Finding]:
 def check_memory(
     question: Question, sizes: Mapping[str, Mapping[str, int]], bundle: Mapping[str, Any] | None
 ) -> Iterator[Finding]:
-    """Free memory, and the limit of the control group, against a bundle on the processor and against a build."""
+    """Compare free memory and the control group's limit with what a bundle on the processor and a build need."""
     free, limit = cgroup.available_memory(), cgroup.memory_limit_nbytes()
     if free is None:
-        yield Finding("memory", WARNING, "The system does not say how much memory is free.", "Look with its own tools.")
+        yield Finding(
+            "memory", WARNING, "The system does not report free memory.", "Check it with the system's own tools."
+        )
         return
     within = "" if limit is None else f", within the control group's limit of {gigabytes(limit)}"
     yield Finding(
-        "memory", OK, f"{gigabytes(free)} are free{within}.", details={"free_nbytes": free, "limit_nbytes": limit}
+        "memory", OK, f"{gigabytes(free)} free{within}.", details={"free_nbytes": free, "limit_nbytes": limit}
     )
     if any(aim in question.aims for aim in RUNNING):
         yield from _memory_to_run(question, free, sizes, bundle)
@@ -72,21 +72,21 @@ def _memory_to_run(
     loaded, first = (int(times * model["weights"]) + BASE_NBYTES for times in (LOADED, FIRST_LOADED))
     fitting = (free - loaded) // model["session"]
     taken = (
-        f"{name} takes about {gigabytes(loaded)} on the processor, {gigabytes(first)} while it is loaded first, and "
-        f"{gigabytes(model['session'])} for each conversation at its longest"
+        f"{name} needs about {gigabytes(loaded)} on the processor, {gigabytes(first)} during the first load, and "
+        f"up to {gigabytes(model['session'])} for each conversation"
     )
     details = {"loaded_nbytes": loaded, "first_nbytes": first, "session_nbytes": model["session"], "slots": slots}
     if fitting < 1:
-        advice = "Free memory or raise the limit, or build it in a smaller --precision or with a smaller --capacity."
+        advice = "Free memory or raise the limit, or build with fewer bits (--precision) or a smaller --capacity."
         stops = tuple(aim for aim in RUNNING if aim in question.aims)
-        yield Finding("memory", PROBLEM, f"{taken}; {gigabytes(free)} are free.", advice, stops, details)
+        yield Finding("memory", PROBLEM, f"{taken}; {gigabytes(free)} free.", advice, stops, details)
     elif fitting < slots:
         fact = f"{taken}: {_count(fitting, 'conversation')} of {slots} fit."
-        advice = f"Serve fewer, --slots {fitting}, or build it with a smaller --capacity."
+        advice = f"Serve fewer, --slots {fitting}, or build with a smaller --capacity."
         yield Finding("memory", WARNING, fact, advice, details=details)
     elif free < first:
-        advice = "If the first load is killed, free memory for it: later loads take less."
-        yield Finding("memory", WARNING, f"{taken}; {gigabytes(free)} are free.", advice, details=details)
+        advice = "If the first load is killed, free memory for it: later loads need less."
+        yield Finding("memory", WARNING, f"{taken}; {gigabytes(free)} free.", advice, details=details)
     else:
         yield Finding("memory", OK, f"{taken}.", details=details)
 
@@ -95,14 +95,14 @@ def _memory_to_build(question: Question, free: int, sizes: Mapping[str, Mapping[
     name = question.precision or min(sizes, key=lambda each: sizes[each]["weights"])
     size, share = sizes[name], COMPILED if question.gpu else BUILT
     needed = int(share * size["sixteen_bits"]) + 5 * BASE_NBYTES
-    what = f"A build in {name}{' with engines' if question.gpu else ''} takes about {gigabytes(needed)}"
+    what = f"A build in {name}{' with engines' if question.gpu else ''} needs about {gigabytes(needed)}"
     details = {"build_nbytes": needed, "validation_nbytes": size["validation"]}
     if free < needed:
         advice = "Free memory or raise the limit, or build on a larger machine and copy the bundle."
-        yield Finding("memory", PROBLEM, f"{what}; {gigabytes(free)} are free.", advice, ("build",), details)
+        yield Finding("memory", PROBLEM, f"{what}; {gigabytes(free)} free.", advice, ("build",), details)
     elif free < size["validation"] and not question.gpu:
-        validation = f"Its validation takes {gigabytes(size['validation'])}, and is left out here"
-        fact = f"{what}. {validation}: {gigabytes(free)} are free."
+        validation = f"Its validation needs {gigabytes(size['validation'])} and is skipped here"
+        fact = f"{what}. {validation}: {gigabytes(free)} free."
         yield Finding(
             "memory", WARNING, fact, "Validate it on a larger machine: pplex-export validate", details=details
         )
@@ -113,9 +113,9 @@ def _memory_to_build(question: Question, free: int, sizes: Mapping[str, Mapping[
 def check_disk(
     question: Question, sizes: Mapping[str, Mapping[str, int]], bundle: Mapping[str, Any] | None, cache: Path | None
 ) -> Iterator[Finding]:
-    """Room for temporary files, for a build with its checkpoint, and for what the first load of a bundle keeps.
+    """Check the space for temporary files, for a build with its checkpoint, and for the graphs that a first load caches.
 
-    `cache` is where the hub's files go that are still to be fetched; None where nothing is.
+    `cache` is the folder for files still to be downloaded from the hub; None if nothing is to be downloaded.
     """
     yield from _temporary(question)
     if "build" in question.aims and sizes:
@@ -132,7 +132,9 @@ def _temporary(question: Question) -> Iterator[Finding]:
     except OSError as error:
         fact = f"No temporary file can be written: {error}"
         stops = tuple(aim for aim in ("build",) if aim in question.aims)
-        yield Finding("disk", PROBLEM, fact, "Make room in it, or name another folder in the variable TMPDIR.", stops)
+        yield Finding(
+            "disk", PROBLEM, fact, "Free space in its folder, or set the variable TMPDIR to another folder.", stops
+        )
 
 
 def _disk_to_build(question: Question, sizes: Mapping[str, Mapping[str, int]], cache: Path | None) -> Iterator[Finding]:
@@ -141,22 +143,24 @@ def _disk_to_build(question: Question, sizes: Mapping[str, Mapping[str, int]], c
     fetched = CHECKPOINT_NBYTES if cache is not None else 0
     details = {"free_nbytes": free, "build_nbytes": taken, "fetched_nbytes": fetched}
     if not os.access(target, os.W_OK):
-        yield Finding("disk", PROBLEM, f"{target} cannot be written to.", "Name another --out.", ("build",), details)
+        yield Finding("disk", PROBLEM, f"{target} is not writable.", "Choose another --out.", ("build",), details)
     if cache is not None and not _same_disk(nearest(cache), target):
         room = shutil.disk_usage(nearest(cache)).free
         if room < fetched:
-            fact = f"{nearest(cache)} has {gigabytes(room)} free; the checkpoint takes {gigabytes(fetched)}."
-            yield Finding("disk", PROBLEM, fact, "Make room, or name another folder in HF_HOME.", ("build",), details)
+            fact = f"{nearest(cache)} has {gigabytes(room)} free; the checkpoint needs {gigabytes(fetched)}."
+            yield Finding(
+                "disk", PROBLEM, fact, "Free some space, or set HF_HOME to another folder.", ("build",), details
+            )
         fetched = 0
-    beside = f" beside {gigabytes(fetched)} of the checkpoint" if fetched else ""
+    beside = f" {gigabytes(fetched)} for the checkpoint, and" if fetched else ""
     fitting = [name for name, nbytes in taken.items() if nbytes + fetched <= free]
     listed = ", ".join(f"{name} {gigabytes(nbytes)}" for name, nbytes in taken.items())
-    fact = f"{target} has {gigabytes(free)} free. A build takes{beside}: {listed}."
+    fact = f"{target} has {gigabytes(free)} free. A build needs{beside} by precision: {listed}."
     if not fitting:
-        advice = "Make room, name an --out on another disk, or choose a --precision of fewer bits."
+        advice = "Free some space, choose an --out on another disk, or a --precision of fewer bits."
         yield Finding("disk", PROBLEM, fact, advice, ("build",), details)
     elif len(fitting) < len(taken):
-        yield Finding("disk", WARNING, fact, f"What fits here: --precision {', '.join(fitting)}.", details=details)
+        yield Finding("disk", WARNING, fact, f"These fit: --precision {', '.join(fitting)}.", details=details)
     else:
         yield Finding("disk", OK, fact, details=details)
 
@@ -165,17 +169,15 @@ def _disk_to_load(question: Question, needed: int, writable: bool) -> Iterator[F
     folder = Path(str(question.bundle))
     free = shutil.disk_usage(folder).free
     details = {"free_nbytes": free, "to_prepare_nbytes": needed}
-    slower = "The bundle is prepared anew at each load, which takes several times as long."
+    slower = "Each load then prepares the bundle again, which takes several times as long."
     if not writable:
-        fact = f"{folder} cannot be written to. {slower}"
-        yield Finding("disk", WARNING, fact, "Let its folder caches/ be written to, once.", details=details)
+        fact = f"{folder} is not writable. {slower}"
+        yield Finding("disk", WARNING, fact, "Make its folder caches/ writable for the first load.", details=details)
     elif free < needed:
-        fact = (
-            f"{folder} has {gigabytes(free)} free; what the first load keeps takes up to {gigabytes(needed)}. {slower}"
-        )
-        yield Finding("disk", WARNING, fact, "Make room.", details=details)
+        fact = f"{folder} has {gigabytes(free)} free; the first load caches up to {gigabytes(needed)}. {slower}"
+        yield Finding("disk", WARNING, fact, "Free some space.", details=details)
     else:
-        fact = f"{folder} has {gigabytes(free)} free; what the first load keeps takes up to {gigabytes(needed)}."
+        fact = f"{folder} has {gigabytes(free)} free; the first load caches up to {gigabytes(needed)}."
         yield Finding("disk", OK, fact, details=details)
 
 

@@ -1,4 +1,4 @@
-"""Python and the packages: are those there that a command needs, in versions that work, and can they be imported?"""
+"""Checks of Python and packages: are the needed packages installed, new enough, and can they be imported?"""
 
 import platform
 import sys
@@ -21,13 +21,13 @@ from pplex.doctor.requirements import (
 
 TESTED_PYTHON = ((3, 11), (3, 13))
 TESTED_MACHINES = ("x86_64", "aarch64")
-# Which commands need the packages of an extra. Those of engines have checks of their own.
+# Which commands need the packages of an extra. Packages for engines have their own checks.
 NEEDED_BY: Mapping[str, tuple[str, ...]] = {"": AIMS, "export": ("build",), "serve": ("serve",), "validate": ()}
-FASTER_WITH = ("uvloop",)  # what works without
+FASTER_WITH = ("uvloop",)  # optional
 _CURES = {
     "soundfile": "pip install --force-reinstall soundfile (its wheel brings libsndfile), or apt-get install libsndfile1",
 }
-# A folder without code is imported without an error: nothing but its missing file gives it away.
+# A folder without code imports without an error; only the missing `__file__` shows it.
 _IMPORT = """
 import importlib
 found = {}
@@ -35,7 +35,7 @@ for name in arguments:
     try:
         module = importlib.import_module(name)
         if getattr(module, "__file__", None) is None:
-            raise ImportError("its folder is there, and holds no code")
+            raise ImportError("its folder exists but contains no code")
         found[name] = {}
     except BaseException as error:
         found[name] = described(error)
@@ -43,12 +43,12 @@ for name in arguments:
 
 
 def check_python(question: Question) -> Iterator[Finding]:
-    """Version and platform against what is tested."""
+    """Compare version and platform with the tested ones."""
     version, libc = sys.version_info[:2], " ".join(platform.libc_ver()).strip()
     fact = f"Python {platform.python_version()}, {platform.system()} on {platform.machine()}{libc and f', {libc}'}"
     details = {"executable": sys.executable, "package": installed(PACKAGE)}
     if platform.system() != "Linux" or platform.machine() not in TESTED_MACHINES:
-        advice = "The tests run on Linux, x86-64 and Arm. What does not work elsewhere is not known."
+        advice = "The tests run on Linux, x86-64 and Arm. Other platforms are untested."
         yield Finding("python", WARNING, fact, advice, details=details)
     elif not TESTED_PYTHON[0] <= version <= TESTED_PYTHON[1]:
         yield Finding("python", WARNING, fact, "The tests run on Python 3.11, 3.12 and 3.13.", details=details)
@@ -57,12 +57,12 @@ def check_python(question: Question) -> Iterator[Finding]:
 
 
 def check_packages(question: Question) -> Iterator[Finding]:
-    """Of the extras that are asked for: what is missing, too old or broken, and how versions differ from the tested ones."""
+    """Find packages that are missing, too old or broken, and versions that differ from the tested ones."""
     try:
         needed = requirements()
     except metadata.PackageNotFoundError:
-        advice = f"Versions cannot be compared. Install it: pip install '{PACKAGE}', or in a checkout pip install -e ."
-        yield Finding("packages", WARNING, f"{PACKAGE} is run without being installed.", advice)
+        advice = f"Versions cannot be compared. Install it: pip install '{PACKAGE}', or pip install -e . in a checkout"
+        yield Finding("packages", WARNING, f"{PACKAGE} runs without being installed.", advice)
         return
     extras = [extra for extra, aims in NEEDED_BY.items() if set(aims) & set(question.aims) or question.aim is None]
     chosen = [one for one in needed if one.extra in extras and not (one.name == "uvloop" and sys.platform == "win32")]
@@ -72,7 +72,7 @@ def check_packages(question: Question) -> Iterator[Finding]:
 
 
 def import_all(modules: Sequence[str]) -> dict[str, Probe]:
-    """Each module imported, in one process; where one of them ends that, in a process each."""
+    """Import all modules in one process; if one crashes it, import each in its own process."""
     told = probe(_IMPORT, *modules)
     if told.error is None:
         return {name: Probe(**one) for name, one in told.value.items()}
@@ -101,7 +101,7 @@ def _group(extra: str, group: Sequence[Requirement], looked: Mapping[str, Probe]
 def _broken(
     name: str, broken: Sequence[Requirement], looked: Mapping[str, Probe], stops: tuple[str, ...]
 ) -> Iterator[Finding]:
-    """A finding for each that fails by itself, with those that need it, which cannot be judged before it is mended."""
+    """A finding for each package that is broken itself. Packages that fail only because of it are named with it."""
     through = {one.name: [other.name for other in broken if _needs(other.name, one.name)] for one in broken}
     by_another = {name for names in through.values() for name in names}
     for one in broken:
@@ -114,7 +114,7 @@ def _broken(
 
 
 def _needs(package: str, other: str) -> bool:
-    """Whether a package's metadata names another one."""
+    """Whether a package requires another one, by its metadata."""
     try:
         return any(parse_name(line) == normalized(other) for line in metadata.requires(package) or [])
     except Exception:  # half of an installation
@@ -122,13 +122,13 @@ def _needs(package: str, other: str) -> bool:
 
 
 def _is_missing(one: Requirement, looked: Probe) -> bool:
-    """Not there at all; a package that is there and lacks another module is broken."""
+    """Whether the package itself is missing; a package that lacks another module is broken instead."""
     return looked.missing is not None and (one.module == looked.missing or one.module.startswith(f"{looked.missing}."))
 
 
 def _missing(name: str, extra: str, missing: Sequence[Requirement], stops: tuple[str, ...]) -> Finding:
     stops = () if all(one.name in FASTER_WITH for one in missing) else stops
-    purpose = f"only {' and '.join(NEEDED_BY[extra]) or extra} needs them" if extra else "every command needs them"
+    purpose = f"only for {' and '.join(NEEDED_BY[extra]) or extra}" if extra else "for every command"
     fact = f"Not installed: {', '.join(one.name for one in missing)} ({purpose})."
     target = f"{PACKAGE}[{extra}]" if extra else PACKAGE
     level = WARNING if extra else PROBLEM
@@ -142,11 +142,11 @@ def _sound(name: str, extra: str, sound: Sequence[Requirement]) -> Finding:
     versions = ", ".join(f"{one.name} {one.version or '(version unknown)'}" for one in sound)
     details = {one.name: {"installed": one.version, "needed": one.bound, "tested": pin_of[one.name]} for one in sound}
     if not pins:
-        compared = "The versions of the tests are not at hand to compare."
+        compared = "The tested versions are not available for comparison."
     elif other:
         compared = f"The tests ran with {', '.join(f'{package} {version}' for package, version in other.items())}."
     else:
-        compared = "These are the versions of the tests."
+        compared = "The tests ran with the same versions."
     of_extra = f"[{extra}] " if extra else ""
     return Finding(name, OK, f"{of_extra}{versions}. {compared}", details=details)
 

@@ -1,4 +1,4 @@
-"""Looks at a library in a process of its own: what it raises, a crash and a standstill become an error in words."""
+"""Tries out a library in a separate process: an exception, a crash or a hang becomes an error message."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ print("\\n" + json.dumps(told, default=str), flush=True)
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found, or in words why nothing was; `missing` is the module that is not installed, if that is why."""
+    """The value found, or an error message. `missing` names the module whose absence caused the error."""
 
     value: Any = None
     error: str | None = None
@@ -34,11 +34,11 @@ class Probe:
 
 
 def probe(code: str, *arguments: str) -> Probe:
-    """What `code` leaves in the variable `found`, which must go into JSON.
+    """Run `code` and return what it stores in the variable `found`, which must be serialisable as JSON.
 
-    It has the list `arguments`, and `described`, which makes the arguments of a Probe of an error.
+    `code` can use the list `arguments`, and `described(error)`, which gives the fields of a Probe for an error.
     """
-    # -P: modules come from where they are installed, not from the folder that we are in.
+    # -P: import installed modules, not files of the current folder.
     command = [sys.executable, "-P", "-c", _LOOK, code, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
@@ -51,12 +51,12 @@ def probe(code: str, *arguments: str) -> Probe:
     try:
         return Probe(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
-        last = (done.stderr.strip() or "no word why").splitlines()[-1]
-        return Probe(error=f"it ends Python with exit code {done.returncode}: {last}")
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        return Probe(error=f"Python exits with code {done.returncode}: {last}")
 
 
 def first_line(text: str | None, length: int = 240) -> str:
-    """An error's first line, cut to a length: some libraries add a page of advice of their own."""
+    """The first line of an error, shortened: some libraries print a page of advice."""
     line = next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
     return line if len(line) <= length else f"{line[:length]} ..."
 

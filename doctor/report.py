@@ -13,14 +13,14 @@ WIDTH, INDENT = 118, 24
 
 
 def to_text(diagnosis: Diagnosis) -> str:
-    """A paragraph for each finding, then what can work and the next command."""
+    """A paragraph for each finding, then which commands can work, and the next command."""
     title = f"{PACKAGE} {installed(PACKAGE) or '(not installed)'}"
     lines = [line for finding in diagnosis.findings for line in _paragraph(finding)]
     return "\n".join([title, "", *lines, "", *_verdicts(diagnosis), f"Next: {diagnosis.next}"])
 
 
 def to_dict(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Every finding with its figures; no names of users, tokens or addresses beside the paths that were given."""
+    """All findings with their figures. Contains no user names, tokens or addresses, except in paths that the user gave."""
     return {
         "version": installed(PACKAGE),
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""What our package says it needs, and the versions that it was tested with."""
+"""The packages that our package needs, and the versions it was tested with."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = "pplex-export"
 # The lock files are installed with the package: pplex/requirements beside pplex/doctor, as in a checkout.
 LOCKS = Path(__file__).resolve().parents[1] / "requirements"
-# Names of modules that are not the package's own with _ for -.
+# Packages whose module has another name.
 _MODULES = {
     "cuda-bindings": "cuda.bindings.runtime",
     "onnxruntime-gpu": "onnxruntime",
@@ -22,7 +22,7 @@ _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[[\w,.-]+\])?\s*(?:(>=|==)\s*([\w.]+
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package: `extra` is "" for what every command needs; `least` the oldest version, or with `exact` the only one."""
+    """A needed package. `extra`: "" if every command needs it. `least`: the oldest version; with `exact`, the only one."""
 
     name: str
     extra: str
@@ -45,7 +45,7 @@ class Requirement:
 
     @property
     def fits(self) -> bool:
-        """Whether the version that is installed is within the bound; what has no metadata is not judged."""
+        """Whether the installed version is new enough; True for a package without metadata."""
         if self.version is None or self.least is None:
             return True
         have, want = numbers(self.version), numbers(self.least)
@@ -53,12 +53,12 @@ class Requirement:
 
 
 def requirements() -> list[Requirement]:
-    """Of our package, by its metadata. Raises PackageNotFoundError where it is run without being installed."""
+    """The requirements in our package's metadata. Raises PackageNotFoundError if it is not installed."""
     return [parse(line) for line in metadata.requires(PACKAGE) or []]
 
 
 def parse(line: str) -> Requirement:
-    """A line of our own metadata, which has no other bounds than >= and ==. Raises ValueError for another."""
+    """Parse a line of our own metadata, which uses >= and == only. Raises ValueError for other lines."""
     found = _REQUIREMENT.fullmatch(line.strip())
     if found is None:
         raise ValueError(f"{line!r} is no requirement that doctor can read")
@@ -68,18 +68,18 @@ def parse(line: str) -> Requirement:
 
 
 def normalized(name: str) -> str:
-    """As packages are compared: prometheus_client is prometheus-client."""
+    """The canonical form of a package name: prometheus_client is prometheus-client."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def parse_name(line: str) -> str:
-    """The package that a line of anyone's metadata asks for, normalized."""
+    """The package named in a requirement line of any package, normalized."""
     found = re.match(r"[\w.-]+", line.strip())
     return normalized(found[0]) if found else ""
 
 
 def installed(name: str) -> str | None:
-    """The version of a package by its metadata; None where it has none, or none that can be read."""
+    """The installed version of a package; None if its metadata is missing or unreadable."""
     try:
         return metadata.version(name)
     except Exception:  # half of an installation
@@ -87,7 +87,7 @@ def installed(name: str) -> str | None:
 
 
 def locked_versions() -> Mapping[str, str]:
-    """The version of each package that the tests ran with, by its normalized name; empty without the lock files."""
+    """The tested version of each package, by normalized name; empty without the lock files."""
     found: dict[str, str] = {}
     for name in ("cuda.txt", "test.txt"):
         try:
@@ -99,7 +99,7 @@ def locked_versions() -> Mapping[str, str]:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """A version to compare by: 2.13.0+cpu is (2, 13), zeros at the end do not count."""
+    """A version as numbers to compare: 2.13.0+cpu is (2, 13); trailing zeros are dropped."""
     parts = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-zA-Z]", version)[0])]
     while parts and parts[-1] == 0:
         parts.pop()

@@ -1,4 +1,4 @@
-"""What serving and its clients need: a free port, a certificate, audio libraries, and for the tests a browser."""
+"""Checks for serving: a free port, a certificate, audio libraries, and a browser for the tests."""
 
 import errno
 import shutil
@@ -57,15 +57,15 @@ found = {"version": av.__version__, "lacks": lacks}
 
 
 def check_audio(question: Question) -> Iterator[Finding]:
-    """libsndfile behind soundfile, and Opus in PyAV. Whether the packages are there is said by their own check."""
+    """Check libsndfile behind soundfile, and Opus in PyAV. Another check reports missing packages."""
     stops = tuple(aim for aim in ("run", "serve") if aim in question.aims)
     files = probe(_SOUNDFILE)
     if not files.error:
-        cure = "pip install --force-reinstall soundfile: its wheel brings a libsndfile that can"
+        cure = "pip install --force-reinstall soundfile: its wheel includes a libsndfile with Opus"
         yield _library("audio", f"libsndfile {files.value['version']}", files.value["lacks"], cure, ())
     opus = probe(_PYAV) if "serve" in stops else None
     if opus is not None and not opus.error:
-        cure = "pip install --force-reinstall --only-binary av av: its wheel brings libopus"
+        cure = "pip install --force-reinstall --only-binary av av: its wheel includes libopus"
         yield _library("audio", f"PyAV {opus.value['version']}", opus.value["lacks"], cure, ("serve",))
 
 
@@ -78,7 +78,7 @@ def _library(check: str, name: str, lacks: list[str], cure: str, stops: tuple[st
 
 
 def check_port(question: Question) -> Iterator[Finding]:
-    """Whether a server could listen where it is asked to. The port is bound for a moment."""
+    """Check that a server can listen on the port. The port is bound for a moment."""
     where = f"{question.host or 'all addresses'}, port {question.port}"
     try:
         found = socket.getaddrinfo(
@@ -92,25 +92,25 @@ def check_port(question: Question) -> Iterator[Finding]:
                 probe_socket.bind(address)
                 probe_socket.listen(1)
     except (OSError, UnicodeError) as error:
-        yield Finding("port", PROBLEM, f"A server cannot listen at {where}: {error}", _port_advice(error), ("serve",))
+        yield Finding("port", PROBLEM, f"A server cannot listen on {where}: {error}", _port_advice(error), ("serve",))
         return
-    yield Finding("port", OK, f"A server can listen at {where}.")
+    yield Finding("port", OK, f"A server can listen on {where}.")
 
 
 def _port_advice(error: BaseException) -> str:
     code = getattr(error, "errno", None)
     if code == errno.EADDRINUSE:
-        return "Another program listens there: end it, or name another --port (0: any that is free)."
+        return "Another program uses this port: end it, or choose another --port (0: any free port)."
     if code in (errno.EACCES, errno.EPERM):
-        return "Ports below 1024 take privileges: name a --port above, and put a proxy in front."
-    return "Name a --host that this machine has: 127.0.0.1, 0.0.0.0 for all, or one of its addresses."
+        return "Ports below 1024 need privileges: choose a higher --port, and put a proxy in front."
+    return "Choose a --host of this machine: 127.0.0.1, 0.0.0.0 for all addresses, or one of its addresses."
 
 
 def check_certificate(question: Question) -> Iterator[Finding]:
-    """The folder of `--ssl`: do certificate and key belong together, and is today within its dates?"""
+    """Check the folder of `--ssl`: certificate and key must match, and the certificate be valid today."""
     if question.tls_folder is None:
         if question.host not in ("127.0.0.1", "localhost", "::1"):
-            fact = "Without TLS, browsers give the microphone to pages from this machine only."
+            fact = "Without TLS, browsers allow the microphone only for pages from this machine."
             yield Finding(
                 "certificate", WARNING, fact, "Serve with --ssl DIR or --self-signed, or behind a proxy with TLS."
             )
@@ -118,11 +118,11 @@ def check_certificate(question: Question) -> Iterator[Finding]:
     context = probe(_TLS, str(question.tls_folder))
     if context.error:
         fact, _, advice = context.error.removeprefix("ConfigError: ").partition(". ")
-        yield Finding("certificate", PROBLEM, f"{fact}.", advice or "Let this user read it.", ("serve",))
+        yield Finding("certificate", PROBLEM, f"{fact}.", advice or "Give this user permission to read it.", ("serve",))
         return
     told = probe(_CERTIFICATE, str(question.tls_folder / "cert.pem"))
     if told.error:
-        fact = f"cert.pem and key.pem belong together; the dates cannot be read: {first_line(told.error)}"
+        fact = f"cert.pem and key.pem match; the dates cannot be read: {first_line(told.error)}"
         yield Finding(
             "certificate", WARNING, fact, f"openssl x509 -dates -noout -in {question.tls_folder / 'cert.pem'}"
         )
@@ -140,11 +140,11 @@ def _dates(told: dict[str, Any]) -> Finding:
         fact = f"The certificate{names} has expired on {until}."
         return Finding("certificate", PROBLEM, fact, "Renew it, or use --self-signed for a trial.", ("serve",), told)
     level = WARNING if told["seconds"] < SOON_DAYS * 86400 else OK
-    advice = "Renew it, and start the server again." if level == WARNING else None
+    advice = "Renew it, and restart the server." if level == WARNING else None
     return Finding(
         "certificate",
         level,
-        f"The certificate{names} and its key belong together; valid until {until}.",
+        f"The certificate{names} and its key match; valid until {until}.",
         advice,
         (),
         told,
@@ -152,13 +152,13 @@ def _dates(told: dict[str, Any]) -> Finding:
 
 
 def check_browser(question: Question) -> Iterator[Finding]:
-    """Chromium for the tests of the page: only where tests are, and only where no command was asked for."""
+    """Check Chromium for the tests of the page: only in a checkout, and only without a named command."""
     if question.aim is not None or not TESTS.is_dir():
         return
     program = shutil.which("chromium")
     if program is None:
         advice = "apt-get install chromium"
-        yield Finding("browser", WARNING, "chromium is not installed: the tests of the page are skipped.", advice)
+        yield Finding("browser", WARNING, "chromium is not installed, so the tests of the page are skipped.", advice)
         return
     try:
         told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout

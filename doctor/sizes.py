@@ -1,6 +1,6 @@
-"""Sizes of a model and the state of a bundle, as `plan`, `inspect` and the runtime see them.
+"""Sizes of a model and the state of a bundle, computed as in `plan`, `inspect` and the runtime.
 
-Called in a process of its own (`probe`), as it imports numpy and what else reads a bundle.
+Called in a separate process (`probe`), because it imports numpy and the code that reads a bundle.
 """
 
 import os
@@ -20,7 +20,7 @@ from pplex.validate.memory import short_validation_nbytes
 
 
 def model_sizes(source: str | None, precision: str | None, compiled: bool) -> dict[str, dict[str, int]]:
-    """Bytes by precision of the released model, or of a checkpoint's folder: of `--precision` where one is named."""
+    """Bytes of the released model, or of a checkpoint's folder, for each precision, or only for the named one."""
     config = open_model(Path(source) if source else None).config
     names = [precision] if precision else list(PRECISIONS)
     return {
@@ -37,7 +37,7 @@ def model_sizes(source: str | None, precision: str | None, compiled: bool) -> di
 
 
 def slots_by_precision(source: str | None, gpu: dict[str, Any], precision: str | None) -> dict[str, int | None]:
-    """Conversations that fit a GPU by precision, as `plan` counts them; without those that it has no arithmetic for."""
+    """Conversations that fit a GPU, as `plan` counts them, for each precision the GPU supports."""
     model, here = open_model(Path(source) if source else None), Gpu(**gpu)
     if model.precision is not None:
         chosen = {"as built": dict(model.precision)}
@@ -51,7 +51,7 @@ def slots_by_precision(source: str | None, gpu: dict[str, Any], precision: str |
 
 
 def bundle_state(folder: str) -> dict[str, Any]:
-    """What a bundle holds and takes, contents not hashed. Raises BundleError and AccessError."""
+    """Contents and sizes of a bundle, without hashing. Raises BundleError and AccessError."""
     bundle = open_bundle(Path(folder), verify=False)
     engines = bundle.manifest["engines"]
     capacity = bundle.config.temporal.capacity
@@ -69,16 +69,16 @@ def bundle_state(folder: str) -> dict[str, Any]:
 
 
 def _to_prepare(folder: Path, manifest: Any) -> int | None:
-    """Bytes of the disk that the first load fills; 0 where it has been, None where ONNX Runtime cannot say."""
+    """Bytes on disk that the first load will cache; 0 after a load, None if ONNX Runtime cannot be asked."""
     try:
         prepared = prepared_here(folder, manifest).values()
-    except Exception:  # its own check says why
+    except Exception:  # check_onnxruntime reports why
         return None
     return int(GROWTH * sum(one.nbytes for one in prepared if not one.is_there))
 
 
 def engine_trouble(engines: dict[str, Any], gpu: dict[str, Any], versions: dict[str, str], slots: int) -> str | None:
-    """Why engines do not run on a GPU with the libraries installed, in the runtime's words."""
+    """The runtime's message if the engines cannot run on this GPU with these library versions; None if they can."""
     try:
         check_engines(engines, FoundGpu(**gpu), versions, slots)
     except PplexError as error:

@@ -1,8 +1,8 @@
 """Activation-aware weight quantization (AWQ, Lin et al. 2023): important channels are scaled up before weights are rounded.
 
-A channel whose input is large errs most. Its weights are multiplied by a factor, and what produces the input is divided by
-it, so the function stays the same and the rounding error of that channel shrinks. The division is free here: it goes into
-the norm before the matrix, or into the columns of the matrix before, whose scales absorb it.
+A channel with a large input has the largest error. Its weights are multiplied by a factor, and its input is divided by the
+same factor: the function stays the same and the rounding error of the channel shrinks. The division costs nothing: it is
+folded into the norm before the matrix, or into the columns of the matrix before, whose scales absorb it.
 
     norm1 / s    in_proj rows * s, columns of v / t    out_proj rows * t
     norm2 / u    linear_in rows * u, columns of the value half / w    linear_out rows * w
@@ -27,7 +27,7 @@ _SAMPLED_COLUMNS = 256  # of a matrix: enough to compare exponents by
 
 @dataclass(frozen=True)
 class Fold:
-    """What a parameter is multiplied by: rows [K] (a norm's weight has only rows), columns [N]."""
+    """The factors of a parameter: rows [K] (a norm's weight has only rows), columns [N]."""
 
     rows: Tensor | None = None
     columns: Tensor | None = None
@@ -51,7 +51,7 @@ class _Layer:
 
 
 class Folder:
-    """Finds the factors of one graph's layers, reading each matrix once."""
+    """Computes the factors of one graph's layers, reading each matrix once."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Folder:
         self.calibration, self.stored = calibration, stored
 
     def folds(self, config: ModelConfig) -> dict[str, Fold]:
-        """Parameter name -> what it is to be multiplied by."""
+        """The factors of each parameter, by name."""
         layers = _temporal_layers(config) if self.graph == "temporal" else _depth_layers(config)
         return {name: fold for layer in layers for name, fold in self._layer(layer).items()}
 
@@ -82,7 +82,7 @@ class Folder:
         return result
 
     def _factors(self, names: Sequence[str]) -> Tensor:
-        """[K] for matrices that share their input's producer: the power of its size that gives the least output error."""
+        """Factors [K] for matrices with a common input: its size to the power that gives the least output error."""
         squares = [self.calibration.importance(self.graph, name) for name in names]
         samples = [_some_columns(self.sources[name].read(self.checkpoint)) for name in names]
         block = self.stored[names[0]].block
@@ -96,13 +96,13 @@ class Folder:
 
 
 def _error(weight: Tensor, square: Tensor, factors: Tensor, block: int) -> float:
-    """What rounding adds to the square of the output, inputs being taken as uncorrelated."""
+    """The square of the output error due to rounding, assuming uncorrelated inputs."""
     rounded = to_int(weight * factors[:, None], 4, block).dequantized() / factors[:, None]
     return float(((rounded - weight).square().sum(1) * square).sum())
 
 
 def _balanced(factors: Tensor) -> Tensor:
-    """Scaled so that the largest and the smallest are equally far from 1: neither side of a fold leaves float16."""
+    """Factors scaled so that the largest and the smallest are equally far from 1, to stay within float16."""
     return factors / (factors.max() * factors.min()).sqrt()
 
 

@@ -199,7 +199,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _engine(graph: str, folder: Path, options: BuildOptions) -> dict[str, Any]:
-    """A graph's entry in the manifest."""
+    """The manifest's entry for a graph."""
     if options.gpu is None:
         none = dict.fromkeys(("gpu", "sm", "slots"))
         return {"kind": ONNXRUNTIME, "file": f"{graph}.onnx", **none, "made_with": _made_with()}

@@ -1,7 +1,7 @@
-"""What the matrices of the language model are multiplied by: statistics of conversations run through its float32 modules.
+"""Calibration: statistics of the inputs of the language model's matrices, over conversations, in float32.
 
-fp8 needs the largest input of each matrix, AWQ how large each of its channels is. The temporal transformer is run layer
-by layer over all conversations, so that one layer's weights are in memory at a time. Called by `export.build`.
+fp8 needs the largest input of each matrix; AWQ needs the mean square of each input channel. The temporal transformer runs
+layer by layer over all conversations, so that only one layer's weights are in memory. Called by `export.build`.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ from pplex.runtime.text import Tokenizer
 DEFAULT_CALIBRATION = "default"  # the voices and synthetic speech
 CALIBRATION_FILE = "calibration.safetensors"
 _DEPTH_ROWS = 64  # steps taken through the depth transformer at a time
-_FLOOR = 0.01  # of the mean square: a channel that was silent in calibration is not silent for ever
+_FLOOR = 0.01  # of the mean square: a channel that is silent in calibration may not always be silent
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics by "GRAPH.PARAMETER", and where they come from."""
+    """Statistics by "GRAPH.PARAMETER", and their origin."""
 
     largest: Mapping[str, float]
     mean_square: Mapping[str, Tensor]  # [K] float32
@@ -59,7 +59,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path, config: ModelConfig, weights_mark: str) -> "Calibration":
-        """Read what `save` wrote; raises CalibrationError for another model's, or no, calibration."""
+        """Read a file of `save`. Raises CalibrationError if it is not a calibration, or one of another model."""
         try:
             check_readable(path)
             with safe_open(path, framework="pt") as file:
@@ -68,30 +68,32 @@ class Calibration:
             square = {key.removesuffix(".mean_square"): t for key, t in tensors.items() if key.endswith(".mean_square")}
             largest = {name: float(tensors[f"{name}.largest"]) for name in square}
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise CalibrationError(f"{path} holds no calibration ({error}). Give a folder of recordings.") from error
+            raise CalibrationError(
+                f"{path} is not a calibration ({error}). Name a folder of recordings instead."
+            ) from error
         expected = {name: shape[0] for name, shape in _matrices(config)}
         if {name: len(value) for name, value in square.items()} != expected:
             raise CalibrationError(
-                f"{path} was made for a model of other sizes, or with other depth steps. Calibrate again, from recordings."
+                f"{path} is for a model with other sizes or depth steps. Calibrate again, with recordings."
             )
         if source.get("weights") != weights_mark:
-            raise CalibrationError(f"{path} was made with other weights than this checkpoint's. Calibrate again.")
+            raise CalibrationError(f"{path} is for a checkpoint with other weights. Calibrate again.")
         return cls(largest, square, source)
 
 
 def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
-    """Whether precisions (graph -> name) make use of a calibration. Raises CalibrationError if one needs it in vain."""
+    """Whether these precisions (by graph) use a calibration. Raises CalibrationError if one needs it and none is given."""
     fp8 = [graph for graph, name in precision.items() if name == "fp8"]
     if fp8 and not given:
         raise CalibrationError(
-            f"fp8 ({' and '.join(fp8)}) needs the ranges of its activations. Leave --calibration out for synthetic "
-            "speech, or name a folder of recordings; int8 and int4 can do without."
+            f"fp8 ({' and '.join(fp8)}) needs a calibration. Leave --calibration out for synthetic speech, or name a folder "
+            "of recordings; int8 and int4 work without one."
         )
     return bool(fp8) or (given and "int4" in precision.values())
 
 
 def stored_calibration(given: str | os.PathLike[str]) -> Path | None:
-    """The file of an earlier calibration that is named, itself or by its bundle; None for what is to be calibrated with."""
+    """The file of a stored calibration, named by itself or by its bundle; None for recordings or synthetic speech."""
     path = Path(given)
     stored = path / CALIBRATION_FILE if is_folder(path) else path
     return stored if given != DEFAULT_CALIBRATION and is_file(stored) else None
@@ -104,7 +106,7 @@ def find_calibration(
     voices: Mapping[str, Voice],
     progress: Progress,
 ) -> Calibration:
-    """What BuildOptions.calibration names: read, or made of recordings or synthetic speech. Raises CalibrationError."""
+    """The calibration that BuildOptions names: a stored one, or a new one. Raises CalibrationError."""
     stored = stored_calibration(given)
     if stored is not None:
         return Calibration.load(stored, config, weights_mark(checkpoint))
@@ -119,9 +121,9 @@ def find_calibration(
 def calibrate(
     checkpoint: Checkpoint, config: ModelConfig, conversations: CalibrationSet, progress: Progress
 ) -> Calibration:
-    """Run the conversations, every token forced, and record what reaches each matrix; tells bytes of float32 weights read.
+    """Run the conversations with all tokens forced, and record the input of each matrix. In float32, on the processor.
 
-    Runs in float32 on the CPU. Raises CalibrationError if a number that is not finite comes up.
+    `progress` gets the bytes of float32 weights read. Raises CalibrationError for an input that is not finite.
     """
     record = _Record()
     with torch.inference_mode():
@@ -135,18 +137,18 @@ def calibrate(
 
 
 def weights_mark(checkpoint: Checkpoint) -> str:
-    """What tells a checkpoint's weights from others of the same sizes: the SHA-256 of its text head."""
+    """Identifies a checkpoint's weights: the SHA-256 of its text head."""
     head = checkpoint.read("text_linear.weight").contiguous().view(torch.uint8).numpy()
     return hashlib.sha256(head.data).hexdigest()
 
 
 def calibration_nbytes(config: ModelConfig) -> int:
-    """Bytes that `calibrate` tells to its progress."""
+    """Total bytes that `calibrate` reports to its progress."""
     return sum(weights_nbytes(config, FP32)[graph] for graph in LANGUAGE_GRAPHS)
 
 
 class _Record:
-    """Sums over everything that went into each Linear."""
+    """Sums over the inputs of each Linear."""
 
     def __init__(self) -> None:
         self.largest: dict[str, float] = {}
@@ -199,7 +201,7 @@ def _temporal(
 
 
 def _place(steps: int, config: ModelConfig) -> tuple[Tensor, ...]:
-    """What a layer takes beside its input for `steps` steps from the start: empty rings, where to write, mask, angles."""
+    """A layer's arguments after its input, for `steps` steps from the start: empty rings, write index, mask, angles."""
     stack, capacity, start = config.temporal, steps + 1, torch.zeros(1, dtype=torch.int64)
     ring = torch.zeros(1, stack.heads, capacity, stack.head_dim)
     queries, entries = torch.arange(steps), torch.arange(capacity)
@@ -215,7 +217,7 @@ def _depth(
     record: _Record,
     progress: Progress,
 ) -> None:
-    """Every step whose next tokens are known through the depth transformer, forced to them."""
+    """Run the depth transformer for every step whose next tokens are known, with these tokens forced."""
     with torch.device("meta"):
         module = Depth(config)
     weights.PartLoader("depth", checkpoint, config, progress)(module, "")
@@ -230,7 +232,7 @@ def _depth(
 
 
 def _matrices(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every matrix that an activation is multiplied by, and its shape [K, N]."""
+    """Every matrix that multiplies activations, with its shape [K, N]."""
     for graph in LANGUAGE_GRAPHS:
         for name, parameter in weights.parameters(graph, config).items():
             if name.endswith(".weight") and parameter.dim() == 2:

@@ -110,8 +110,7 @@ def _codec_layer(key: str, dim: int, hidden: int) -> Shapes:
 class TensorFile:
     """A safetensors file that is opened for each tensor.
 
-    A file is mapped into memory while it is open, and every page that was read stays counted as this process's: of a 17 GB
-    checkpoint, 17 GB.
+    An open file is mapped into memory, and every page read counts as memory of this process: 17 GB for a 17 GB checkpoint.
     """
 
     path: Path
@@ -124,7 +123,7 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose tables of tensors have been checked: `read` gives a tensor by its key."""
+    """A checkpoint whose tensors have been checked against its configuration; `read` gives a tensor by its key."""
 
     folder: Path
     config: ModelConfig
@@ -141,15 +140,15 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open the checkpoint in `folder`; raises CheckpointError naming every missing file or wrong tensor at once.
+    """Open the checkpoint in `folder`. Raises CheckpointError that lists all missing files or wrong tensors.
 
-    Raises AccessError naming every file that may not be read.
+    Raises AccessError that lists all files without read permission.
     """
     missing = [name for name in REQUIRED_FILES if not is_file(folder / name)]
     if missing:
         raise CheckpointError(
             f"{folder} is not a checkpoint: it lacks {', '.join(missing)}.\n"
-            "Name a folder in the layout of nvidia/personaplex-7b-v1, a hub repository, or make one: pplex-export synth OUT"
+            "Name a folder with the files of nvidia/personaplex-7b-v1, a hub repository, or make one: pplex-export synth OUT"
         )
     check_readable(*(folder / name for name in (CONFIG_FILE, *REQUIRED_FILES)))
     config = ModelConfig.from_checkpoint(folder / CONFIG_FILE)
@@ -173,7 +172,9 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}\nFetch or copy it again.") from error
+        raise CheckpointError(
+            f"{path} is damaged or not a safetensors file: {error}\nDownload or copy it again."
+        ) from error
     with file:
         yield file
 
@@ -201,5 +202,5 @@ def _table(folder: Path, rows: list[tuple[str, str, str, str]]) -> str:
     ]
     return (
         f"{folder} does not fit its configuration ({len(rows)} tensors):\n" + "\n".join(lines) + "\n"
-        f"Check {CONFIG_FILE}, or fetch the checkpoint again."
+        f"Check {CONFIG_FILE}, or download the checkpoint again."
     )

@@ -78,7 +78,7 @@ def recorded_conversations(
     try:
         chosen, paths = recorded_pieces(folder, checkpoint.config.frame_size, 2 * MAX_CONVERSATIONS)
     except AudioError as error:
-        raise CalibrationError(f"There is nothing to calibrate with: {error}") from error
+        raise CalibrationError(f"Cannot calibrate: {error}") from error
     pcm = np.concatenate([chosen, chosen[: len(chosen) % 2]])
     source = {
         "recordings": f"{len(chosen)} pieces of {len(paths)} files",
@@ -88,17 +88,17 @@ def recorded_conversations(
 
 
 def recorded_pieces(folder: Path, frame_size: int, count: int) -> tuple[Pcm, list[Path]]:
-    """Up to `count` pieces [n, SPEECH_FRAMES, 1920] from all over the recordings in a folder, and the files read.
+    """Up to `count` pieces [n, SPEECH_FRAMES, 1920], spread over all recordings in a folder, and the files read.
 
-    Raises AudioError where there is none, or one cannot be read.
+    Raises AudioError if the folder holds no recording, or a recording cannot be read.
     """
     found = [path for path in files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES]
-    paths = _spread(found, count)  # no more than can be used are read
+    paths = _spread(found, count)  # reads only as many files as can be used
     pieces = [piece for path in paths for piece in _pieces(path, frame_size)]
     if not pieces:
         raise AudioError(
-            f"{folder} is not there, or holds no recording ({', '.join(AUDIO_SUFFIXES)}). Name a folder of speech, or none "
-            "for synthetic speech."
+            f"{folder} does not exist, or holds no recording ({', '.join(AUDIO_SUFFIXES)}). Name a folder of speech, or "
+            "leave the option out for synthetic speech."
         )
     return np.stack(_spread(pieces, count)), paths
 
@@ -109,13 +109,15 @@ def _spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def unheard_pieces(config: ModelConfig, count: int) -> Pcm:
-    """Pieces [count, SPEECH_FRAMES, 1920] of synthetic speech, none of which the default calibration hears."""
+    """Pieces [count, SPEECH_FRAMES, 1920] of synthetic speech that the default calibration does not use."""
     return _synthetic(config, SPEECH_FRAMES, range(1000, 1000 + count))
 
 
 def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
-    """What the model reads, [T, 17], of a persona and `frames` frames of speech: `pieces` [n, F, 1920] in a circle, one as
-    the user and the next as the agent. As long as it is asked for, past the ring's end too."""
+    """Tokens [T, 17] of a persona and `frames` frames of speech, also past the ring's end.
+
+    The speech repeats `pieces` [n, F, 1920]: one for the user and the next for the agent.
+    """
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
     codes = _encoded(checkpoint, config, pieces)  # [n, F, 8]
     rounds = -(-frames // codes.shape[1])
@@ -127,7 +129,7 @@ def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
 
 
 def voice_history(config: ModelConfig, voice: Voice) -> ForcedHistory:
-    """What the model reads of a voice prompt, without a persona. Raises PromptError where it does not fit the ring."""
+    """The steps of a voice prompt, without a persona. Raises PromptError if it does not fit the ring."""
     return _history(config, voice, (), np.zeros((0, config.num_streams), np.int64))
 
 
@@ -154,12 +156,12 @@ def _encoded(checkpoint: Checkpoint, config: ModelConfig, pcm: Pcm) -> Tokens:
 
 
 def _pieces(path: Path, frame_size: int) -> list[Pcm]:
-    """[SPEECH_FRAMES, 1920] pieces of a recording; its end, or a short one, is filled up with silence."""
+    """Pieces [SPEECH_FRAMES, 1920] of a recording; the last one is padded with silence."""
     try:
         spoken = frames(normalize_loudness(read_audio(path)), frame_size)
     except AudioError as error:
-        told = str(error) if str(path) in str(error) else f"{path}: {error}"
-        raise AudioError(f"{told}\nRemove it from the folder of recordings, or name another folder.") from error
+        reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise AudioError(f"{reason}\nRemove it from the folder of recordings, or name another folder.") from error
     spoken = np.concatenate([spoken, np.zeros((-len(spoken) % SPEECH_FRAMES, frame_size), np.float32)])
     return list(spoken.reshape(-1, SPEECH_FRAMES, frame_size))
 
@@ -171,8 +173,8 @@ def _conversations(
     pcm: Pcm,
     source: Mapping[str, str],
 ) -> CalibrationSet:
-    """Of pieces pcm [2 S, F, 1920], the first S are heard from the user, the others said by the agent."""
-    config = checkpoint.config  # whatever capacity the bundle will have
+    """S conversations of pcm [2 S, F, 1920]: the user speaks the first S pieces, the agent the others."""
+    config = checkpoint.config  # independent of the bundle's capacity
     codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
     persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config, SPEECH_FRAMES)
     items = [
@@ -183,7 +185,7 @@ def _conversations(
 
 
 def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
-    """Text tokens of the frames [F, 1]: mostly padding, as in speech; the same words again and again."""
+    """Text tokens of F frames, [F, 1]: the same words again and again, with padding in between as in speech."""
     text = np.full((frames, 1), config.text_padding, np.int64)
     tokens = tokenizer.encode(_SAID)
     places = range(0, frames, TEXT_EVERY)
@@ -192,7 +194,7 @@ def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
 
 
 def _conversation(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> ForcedHistory:
-    """As much of a conversation as the model remembers whole."""
+    """The first steps of a conversation, as many as the ring holds."""
     whole, kept = _history(config, voice, persona, spoken), config.temporal.capacity - 1
     return ForcedHistory(whole.codes[:kept], whole.embedding[:kept])
 

@@ -1,4 +1,4 @@
-"""One graph of a bundle: traced, its weights rounded to the precision asked for, and written tensor by tensor."""
+"""Exports one graph of a bundle: traced, its weights rounded to the chosen precision, written tensor by tensor."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -37,9 +37,9 @@ def export_graph(
     calibration: Calibration | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> Path:
-    """Trace one graph and write it to `folder` with its weights; returns the ONNX file. Tells the bytes written.
+    """Trace one graph and write it to `folder` with its weights; returns the ONNX file. `progress` gets the bytes written.
 
-    int4 with a calibration is AWQ, without one it rounds to nearest. Raises CalibrationError for fp8 without one.
+    int4 uses AWQ with a calibration, and rounds to nearest without one. Raises CalibrationError for fp8 without one.
     """
     needs_calibration({name: precision[name]}, given=calibration is not None)
     spec, stored = graph_specs(config, precision)[name], storages(name, config, precision)
@@ -72,7 +72,7 @@ def export_graph(
 
 @cache
 def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
-    """The graph without its weights, which is the same for all precisions of one activation dtype."""
+    """The graph without its weights. It is the same for all precisions with the same activation dtype."""
     return graph.trace(spec, weights.MODULES[spec.name], config, dtype)
 
 
@@ -98,7 +98,7 @@ def _plain(name: str, shaped: Tensor, read: _Reader) -> ir.LazyTensor:
 def _quantized(
     name: str, storage: Storage, read: _Reader, importance: Tensor | None
 ) -> Iterator[tuple[str, ir.LazyTensor]]:
-    """A weight's values and its scale, which are found together: the first to be written leaves the other."""
+    """A weight's values and its scale. Both are computed when the first is written, and the other is kept until its turn."""
     found: list[Quantized] = []
     if importance is not None and read.fold.rows is not None:
         importance = importance / read.fold.rows.square()

@@ -28,7 +28,7 @@ from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, GraphSpec, TensorSpec
 OPSET = 24
 EXTERNAL_DATA_BYTES = 1 << 20  # a graph with more weights than this keeps them in a file of their own
 
-# Sizes the symbolic axes are traced at: above 1, which torch.export would take for a constant.
+# Sizes of the symbolic axes while tracing: above 1, because torch.export treats 1 as a constant.
 _TRACED = {"B": 2, "T": 3, "C": 64}
 _AXES = {"B": Dim("B", min=1, max=MAX_SLOTS), "T": Dim("T", min=1, max=MAX_STEPS), "C": Dim("C", min=1, max=1 << 20)}
 
@@ -55,7 +55,7 @@ def _transposed_conv(
     return aten_convolution(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
-# Composite ops of our modules that the exporter knows only taken apart. One missing here is an error that names it.
+# Composite ops in our modules that the exporter cannot translate whole. If one is missing here, the export names it.
 _TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.to.dtype: _to,
     torch.ops.aten.__and__.Tensor: _and,
@@ -66,9 +66,9 @@ _TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 @temporary_cache(TORCH_CACHES)
 def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: Any) -> ir.Model:
-    """The module's graph, optimised, its weights being inputs after those of the spec. Needs no memory for weights.
+    """The module's optimised graph. Weights are inputs, after those of the spec, and need no memory.
 
-    Raises BuildError if an op outside the ONNX standard comes out.
+    Raises BuildError for an op outside the ONNX standard.
     """
     with FakeTensorMode(shape_env=ShapeEnv()), torch.device("cpu"):
         module = module_type(*module_args).eval().requires_grad_(False)
@@ -78,7 +78,7 @@ def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: 
     with _quiet():
         shapes = (*dims[:own], tuple(dims[own:])) if spec.state else tuple(dims)
         traced = torch.export.export(module, inputs, dynamic_shapes=shapes)
-        # Taking composite ops apart would trace all of it once more, half the time of an export: ours are translated whole.
+        # Decomposing composite ops would trace everything again, half the time of an export: ours are translated whole.
         traced.run_decompositions = lambda table: traced
         program = torch.onnx.export(
             traced,
@@ -86,7 +86,7 @@ def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: 
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.all_inputs],
             output_names=[tensor.name for tensor in spec.all_outputs],
-            dynamic_shapes=shapes,  # for the names of the axes
+            dynamic_shapes=shapes,  # to name the axes
             custom_translation_table=_TRANSLATIONS,
             optimize=False,
         )
@@ -113,7 +113,7 @@ def save(model: ir.Model, spec: GraphSpec, weights: Mapping[str, ir.TensorProtoc
     """
     names = {str(value.name) for value in model.graph.inputs[len(spec.all_inputs) :]}
     if names != set(weights):
-        raise BuildError(f"{spec.name}: weights that do not match the graph: {sorted(names ^ set(weights))}.")
+        raise BuildError(f"{spec.name}: these weights do not match the graph: {sorted(names ^ set(weights))}.")
     while len(model.graph.inputs) > len(spec.all_inputs):
         value = model.graph.inputs.pop()
         value.const_value = weights[str(value.name)]
@@ -126,7 +126,7 @@ def save(model: ir.Model, spec: GraphSpec, weights: Mapping[str, ir.TensorProtoc
 
 
 def check(path: Path) -> None:
-    """ONNX's checker with full shape inference; raises BuildError with its words."""
+    """Run ONNX's checker with full shape inference. Raises BuildError with its message."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -134,7 +134,7 @@ def check(path: Path) -> None:
 
 
 def lazy_weight(name: str, read: Callable[[], Tensor], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
-    """An initializer that is read when it is written, and not kept; int4 comes packed, two numbers a byte."""
+    """An initializer that is read only while it is written. int4 is packed, two numbers a byte."""
 
     def load() -> ir.TensorProtocol:
         tensor = read()
@@ -165,7 +165,7 @@ def _dynamic(tensor: TensorSpec) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter prints its progress and warns about its own internals: neither is for our users."""
+    """Hide the progress and the internal warnings of torch's exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A folder that appears under its name only when it is whole."""
+"""A folder that gets its name only when it is complete; used by builds and synthetic checkpoints."""
 
 import fcntl
 import json
@@ -16,9 +16,9 @@ from pplex.runtime.files import is_folder
 
 
 class Steps:
-    """The steps of long work in a folder, each done once even if the work is interrupted and begun again.
+    """The steps of long work in a folder. Each is done once, even if the work is interrupted and started again.
 
-    `identity` says what is being made from what: what was done for another identity is removed.
+    `identity` is a fingerprint of the work: files of another identity are deleted.
     """
 
     def __init__(self, folder: Path, identity: str):
@@ -35,7 +35,7 @@ class Steps:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def once(self, name: str, make: Callable[[], object]) -> None:
-        """Call `make`, which writes files into the folder, unless it was called for this step and its files are there."""
+        """Call `make`, which writes files into the folder, unless this step is done and its files exist."""
         if name not in self.done:
             before = {path.name for path in self.folder.iterdir()}
             make()
@@ -46,7 +46,7 @@ class Steps:
             self._write()
 
     def remove(self, name: str) -> None:
-        """Undo a step that has served its purpose: its files go, and it would be done again."""
+        """Delete the files of a step that are no longer needed."""
         for file in self.done.pop(name, {}):
             (self.folder / file).unlink()
         self._write()
@@ -57,7 +57,7 @@ class Steps:
             if record["identity"] != self.identity:
                 return {}
             return {name: files for name, files in record["done"].items() if self._whole(files)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not written by us
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not written by us
             return {}
 
     def _whole(self, files: dict[str, int]) -> bool:
@@ -73,13 +73,13 @@ class Steps:
 
 @contextmanager
 def whole_folder(out: Path, may_replace: Callable[[Path], bool], resumable: bool = False) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block ends well, and is removed when it does not.
+    """A new folder beside `out` that replaces it if the block ends without an error, and is deleted otherwise.
 
-    What stands at `out` is replaced if `may_replace` says so, asked at the end; an empty folder always is. A process
-    that is killed leaves its folder behind, and `out` as it was or, in the moment between two renames, under another
-    name; the next one for the same `out` removes the one and renames the other. With `resumable`, a folder in which Steps
-    have been done is kept instead, and the next one for the same `out` is given it. Raises OutputError where the folder
-    cannot be made, filled or put in place, or another process is at it.
+    An existing `out` is replaced if `may_replace` allows it at the end; an empty folder is always replaced. A killed
+    process leaves its new folder behind. It leaves `out` unchanged or, between two renames, under another name. The next
+    call for the same `out` deletes the one and renames the other. With `resumable`, a folder with finished Steps is kept,
+    and the next call for the same `out` gets it. Raises OutputError if the folder cannot be made, filled or renamed, or
+    if another process uses it.
     """
     out = out.resolve()
     lock: int | None = None
@@ -90,7 +90,7 @@ def whole_folder(out: Path, may_replace: Callable[[Path], bool], resumable: bool
         folder.mkdir(exist_ok=resumable)
         lock = _locked(folder)
         if lock is None:
-            raise OutputError(f"{out} is being built by another process. Wait for it, or name another folder.")
+            raise OutputError(f"{out} is being built by another process. Wait for it, or choose another folder.")
         try:
             yield folder
             _put_in_place(folder, out, may_replace)
@@ -101,7 +101,7 @@ def whole_folder(out: Path, may_replace: Callable[[Path], bool], resumable: bool
     except OSError as error:
         name = error.filename or out
         raise OutputError(
-            f"{out} cannot be written: {error.strerror or error} ({name}). Name another folder."
+            f"{out} cannot be written: {error.strerror or error} ({name}). Choose another folder."
         ) from error
     finally:
         if lock is not None:
@@ -109,19 +109,19 @@ def whole_folder(out: Path, may_replace: Callable[[Path], bool], resumable: bool
 
 
 def partial_folder(out: Path) -> Path:
-    """Where the finished steps of an interrupted, resumable work on `out` are kept."""
+    """The folder with the finished steps of an interrupted build of `out`."""
     out = out.resolve()
     return out.with_name(f".{out.name}.partial")
 
 
 def may_take(out: Path, may_replace: Callable[[Path], bool]) -> bool:
-    """Whether a whole folder may take the place of `out`."""
+    """Whether a new folder may replace `out`."""
     return not os.path.lexists(out) or (is_folder(out) and not any(out.iterdir())) or may_replace(out)
 
 
 def _put_in_place(folder: Path, out: Path, may_replace: Callable[[Path], bool]) -> None:
     if not may_take(out, may_replace):
-        raise OutputError(f"{out} has been made by somebody else in the meantime. Name another folder.")
+        raise OutputError(f"Another process has created {out} in the meantime. Choose another folder.")
     old = out.with_name(f".{out.name}.replaced-{secrets.token_hex(4)}")
     try:
         if out.exists():
@@ -131,19 +131,19 @@ def _put_in_place(folder: Path, out: Path, may_replace: Callable[[Path], bool]) 
         if old.exists() and not out.exists():
             old.rename(out)
         raise
-    # Only now: until the folder has its name, they are what another process goes by.
+    # Not earlier: other processes rely on these files until the folder has its name.
     for name in (STEPS_FILE, LOCK_FILE):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _clean_up_after_killed(out: Path) -> None:
-    """What processes for the same `out` have left that do not live any more: put back what they replaced, or remove it."""
+    """Clean up after killed processes: restore the `out` they had renamed, or delete their folders."""
     pattern = f".{escape(out.name)}"
     for old in out.parent.glob(f"{pattern}.replaced-*"):
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
-        elif _is_abandoned(partial_folder(out)):  # else its holder is about to put another one there
+        elif _is_abandoned(partial_folder(out)):  # otherwise its process is about to replace `out`
             old.rename(out)
     for folder in out.parent.glob(f"{pattern}.building-*"):
         if _is_abandoned(folder):
@@ -151,7 +151,7 @@ def _clean_up_after_killed(out: Path) -> None:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether no living process fills a folder."""
+    """Whether no running process fills the folder."""
     if not folder.exists():
         return True
     lock = _locked(folder)
@@ -161,20 +161,20 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _locked(folder: Path) -> int | None:
-    """The open lock of a folder, None if another process holds it; the system frees it when its holder ends."""
+    """The open lock of a folder, None if another process holds it. The system releases it when the process ends."""
     path = folder / LOCK_FILE
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
             return descriptor
-    except (BlockingIOError, FileNotFoundError):  # held, or renamed by its holder since it was opened
+    except (BlockingIOError, FileNotFoundError):  # locked, or renamed since it was opened
         pass
     os.close(descriptor)
     return None
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file: a record that outlives a power cut must not tell of one that did not."""
+    """Wait until a file is on disk: after a power failure, the record must not list lost files."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -45,7 +45,7 @@ from pplex.runtime.files import is_folder
 
 @dataclass(frozen=True)
 class Size:
-    """What a size name stands for: the reference's arguments that are not the released ones, and a voice's length."""
+    """A named size: the reference's arguments that differ from the released ones, and a voice's length."""
 
     arguments: dict[str, dict[str, Any]]
     voice_frames: int
@@ -64,7 +64,7 @@ TINY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "quantizer": {"dimension": 16, "n_q": 8, "input_dimension": 32, "output_dimension": 32},
 }  # fmt: skip
 
-# Wide enough for what is lost to fewer bits to show, and small enough to compare every precision in minutes.
+# Wide enough to show the loss of fewer bits, and small enough to compare all precisions in minutes.
 SMALL_ARGUMENTS: dict[str, dict[str, Any]] = {
     **TINY_ARGUMENTS,
     "lm": {
@@ -100,8 +100,8 @@ def synthesize(
 ) -> Path:
     """Write a random checkpoint of `size` ("tiny", "small" or "full") into the folder `out` and return `out`.
 
-    The same seed gives the same bytes. `outliers` plants heavy channels: see `synth_outliers`. `progress` is told
-    bytes as they are written, `checkpoint_nbytes` in all.
+    The same seed gives the same bytes. `outliers` plants heavy channels: see `synth_outliers`. `progress` gets the bytes
+    written since its last call, `checkpoint_nbytes` in all.
     Raises CheckpointError for another size or number of depth sets, a folder in use, or a disk that is too full.
     """
     progress = progress or (lambda nbytes: None)
@@ -123,8 +123,8 @@ def checkpoint_nbytes(size: str, depth_sets: int = 2 * CODEBOOKS) -> int:
     """Bytes of all tensors of a checkpoint, which is what `progress` counts; the other files are small."""
     if size not in SIZES or depth_sets not in (CODEBOOKS, 2 * CODEBOOKS):
         raise CheckpointError(
-            f"A checkpoint of size {size!r} with {depth_sets} depth sets cannot be made.\n"
-            f"Ask for one of {', '.join(SIZES)}, with {CODEBOOKS} or {2 * CODEBOOKS} depth sets."
+            f"Cannot make a checkpoint of size {size!r} with {depth_sets} depth sets.\n"
+            f"Choose one of {', '.join(SIZES)}, with {CODEBOOKS} or {2 * CODEBOOKS} depth sets."
         )
     config = _config(size)
     return 2 * _numbers(lm_tensors(config, depth_sets)) + 4 * _numbers(mimi_tensors(config))
@@ -136,15 +136,17 @@ def _numbers(shapes: Shapes) -> int:
 
 def _check_folder(out: Path, nbytes: int) -> None:
     if os.path.exists(out) and (not is_folder(out) or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not an empty folder.\nName a new folder, or remove this one first.")
+        raise CheckpointError(
+            f"{out} exists and is not an empty folder.\nChoose a new folder, or remove this one first."
+        )
     parent = next(path for path in out.absolute().parents if os.path.exists(path))
     if not is_folder(parent):
-        raise CheckpointError(f"{out} cannot be made: {parent} is a file.\nName another folder.")
+        raise CheckpointError(f"{out} cannot be created: {parent} is a file.\nChoose another folder.")
     free = shutil.disk_usage(parent).free
     if free < nbytes:
         raise CheckpointError(
-            f"The checkpoint takes {nbytes / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free.\n"
-            "Make room, or name a folder on another disk."
+            f"The checkpoint needs {nbytes / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free.\n"
+            "Free some space, or choose a folder on another disk."
         )
 
 
@@ -154,7 +156,7 @@ def _config(size: str) -> ModelConfig:
 
 
 def _write_config(folder: Path, size: str) -> None:
-    """config.json: complete where the sizes are not the released ones, and bare like the hub's where they are."""
+    """config.json: complete for other sizes, and bare like the hub's for the released sizes."""
     data: dict[str, Any] = {"model_type": "personaplex"}
     if changed := SIZES[size].arguments:
         arguments = {part: {**released, **changed[part]} for part, released in RELEASED_ARGUMENTS.items()}
@@ -163,7 +165,7 @@ def _write_config(folder: Path, size: str) -> None:
 
 
 def _lm_pieces(shapes: Shapes, seed: int, outliers: Outliers | None) -> Iterator[Callable[[], Array]]:
-    """The file's data in order, cut so that a large tensor is never whole in memory."""
+    """The file's data in order, in pieces, so that no large tensor is complete in memory."""
     for key, shape in shapes.items():
         table, count = _table(*_lm_moments(key, shape)), math.prod(shape)
         for start in range(0, count, PIECE):
@@ -174,7 +176,7 @@ def _lm_pieces(shapes: Shapes, seed: int, outliers: Outliers | None) -> Iterator
 def _table(mean: float, std: float) -> Array:
     """The 65536 quantiles of a normal distribution in bfloat16, as int16.
 
-    To pick one of them with 16 random bits is four times as fast as to draw a float32 number and round it.
+    Picking one of them with 16 random bits is four times as fast as drawing a float32 number and rounding it.
     """
     quantiles = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16))
     table: Array = (mean + std * quantiles).to(torch.bfloat16).view(torch.int16).numpy()
@@ -185,7 +187,7 @@ def _drawn(
     table: Array, seed: int, key: str, shape: tuple[int, ...], start: int, count: int, outliers: Outliers | None
 ) -> Array:
     picks = generator(seed, f"{key}/{start}").integers(len(table), size=count, dtype=np.uint16)
-    # No pick is out of range: to wrap them is only the fastest mode, and one that lets other threads run.
+    # No index is out of range: "wrap" is simply the fastest mode, and it releases the GIL.
     piece = table.take(picks, mode="wrap")
     if outliers is not None:
         outliers.plant(piece, key, shape, start)
@@ -206,7 +208,7 @@ def _write_voices(folder: Path, config: ModelConfig, frames: int, seed: int) -> 
     """voices.tgz: a pickle of `embeddings` [T, 1, 1, dim] bfloat16 and `cache` [1, 17, 4] int64 for every voice."""
     codes = torch.stack([_voice_codes(config, frames, seed, name) for name in VOICE_NAMES])  # [V, T, 17]
     embeddings = _embed(folder / LM_FILE, codes)
-    # Without a time of writing in it, the archive is the same every time.
+    # Without a timestamp, the archive is the same every time.
     with gzip.GzipFile(folder / VOICES_FILE, "wb", mtime=0) as file, tarfile.open(fileobj=file, mode="w") as archive:
         for name, embedding, voice in zip(VOICE_NAMES, embeddings, codes, strict=True):
             _add(
@@ -217,14 +219,14 @@ def _write_voices(folder: Path, config: ModelConfig, frames: int, seed: int) -> 
 
 
 def _voice_codes(config: ModelConfig, frames: int, seed: int, name: str) -> Tensor:
-    """A speaker saying anything while the user's side holds the tone of priming: [T, 17]."""
+    """Random speech of the agent, while the user's streams hold the tone of priming: [T, 17]."""
     agent = generator(seed, f"voices/{name}").integers(config.audio_card, size=(frames, CODEBOOKS))
     text, user = np.full((frames, 1), config.text_padding), np.tile(SINE_CODES, (frames, 1))
     return torch.from_numpy(np.concatenate([text, agent, user], 1))
 
 
 def _embed(lm: Path, codes: Tensor) -> Tensor:
-    """What the language model's tables give for codes [V, T, 17]: [V, T, dim] bfloat16."""
+    """The sum of the language model's embeddings of codes [V, T, 17]: [V, T, dim] bfloat16."""
     tables = ["text_emb.weight", *(f"emb.{i}.weight" for i in range(codes.shape[-1] - 1))]
     total = torch.zeros(())
     with safe_open(lm, framework="pt") as file:
@@ -234,7 +236,7 @@ def _embed(lm: Path, codes: Tensor) -> Tensor:
 
 
 def _ring(codes: Tensor, columns: int) -> Tensor:
-    """The last four columns of codes [T, 17] (as many as the delays ask for), column t in place t mod 4: [1, 17, 4]."""
+    """The last columns of codes [T, 17], four for the released delays, column t in place t mod 4: [1, 17, 4]."""
     return codes[-columns:].roll(len(codes) % columns, dims=0).t()[None].contiguous()
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's voices: voices.tgz, an archive of pickles, read without running any of it and kept as safetensors.
+"""A checkpoint's voices: voices.tgz, an archive of pickles, read without running their code and stored as safetensors.
 
 Called by the build; the runtime reads the result with numpy.
 """
@@ -29,11 +29,11 @@ MAX_VOICE_FRAMES = 7500  # ten minutes, several times what the released model re
 SUFFIX = ".pt"
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-_ADVICE = "Fetch the checkpoint again from its publisher."
+_ADVICE = "Download the checkpoint again from its publisher."
 
 
 class _Unfit(Exception):
-    """Why one voice cannot be used; collected, so that all are reported at once."""
+    """The reason why a voice cannot be used. Reasons are collected and reported together."""
 
 
 def read_voices(
@@ -53,14 +53,14 @@ def read_voices(
             if name is None:
                 continue
             if name in voices:
-                raise _Unfit(f"there is another voice {name}")
+                raise _Unfit(f"another voice is also named {name}")
             voices[name] = _voice(data, config)
         except _Unfit as problem:
             problems.append(f"{member.name}: {problem}")
     if problems:
         raise CheckpointError(f"{tgz} holds voices that cannot be used:\n  " + "\n  ".join(problems) + f"\n{_ADVICE}")
     if not voices:
-        raise CheckpointError(f"{tgz} holds no voice, that is, no file NAME{SUFFIX}. {_ADVICE}")
+        raise CheckpointError(f"{tgz} holds no voice (no file NAME{SUFFIX}). {_ADVICE}")
     return dict(sorted(voices.items()))
 
 
@@ -69,11 +69,11 @@ def write_voices(voices: Mapping[str, Voice], path: Path) -> None:
     tensors = {
         f"{name}.{part}": getattr(voice, part) for name, voice in voices.items() for part in ("embeddings", "cache")
     }
-    path.write_bytes(save(tensors))  # save_file would leave a file that only its owner can read
+    path.write_bytes(save(tensors))  # save_file would make it readable for its owner only
 
 
 class _Limited(io.BufferedIOBase):
-    """A stream that refuses to give more than `limit` bytes, whatever an archive's headers say."""
+    """A stream that ends with an error after `limit` bytes, whatever the archive's headers say."""
 
     def __init__(self, file: gzip.GzipFile, limit: int):
         self._file, self._left = file, limit
@@ -91,41 +91,41 @@ class _TooLarge(Exception):
 
 
 def _members(tgz: Path, max_nbytes: int, max_members: int) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Every member and what it holds, in the archive's order."""
+    """Every member and its contents, in the archive's order."""
     try:
         with gzip.open(tgz) as file:
             stream = _Limited(file, max_nbytes)
-            # "r|" reads on and never seeks, so that the limit is on all there is and each byte is unpacked once.
+            # "r|" never seeks, so each byte is unpacked once and counts towards the limit.
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for count, member in enumerate(archive, start=1):
                     if count > max_members or member.size > max_nbytes:
                         raise _TooLarge
                     part = archive.extractfile(member) if member.isreg() and not member.issparse() else None
                     yield member, b"" if part is None else part.read()
-            while stream.read(1 << 20):  # to the end, where the checksum is
+            while stream.read(1 << 20):  # to the end of the file, which holds the checksum
                 pass
     except _TooLarge as error:
         limits = f"{max_nbytes / 1e9:.3g} GB or {max_members} files"
-        raise CheckpointError(f"{tgz} unpacks to more than {limits}: no archive of voices does. {_ADVICE}") from error
+        raise CheckpointError(f"{tgz} unpacks to more than {limits}, too much for voices. {_ADVICE}") from error
     except FileNotFoundError as error:
-        raise CheckpointError(f"There are no voices: {tgz} does not exist. {_ADVICE}") from error
+        raise CheckpointError(f"The voices are missing: {tgz} does not exist. {_ADVICE}") from error
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:  # ValueError: numbers in headers
-        raise CheckpointError(f"{tgz} is damaged or no tar.gz: {error}. {_ADVICE}") from error
+        raise CheckpointError(f"{tgz} is damaged or not a tar.gz: {error}. {_ADVICE}") from error
 
 
 def _voice_name(member: tarfile.TarInfo) -> str | None:
-    """NAME of `voices/NAME.pt`, None for a folder or another kind of file; raises _Unfit for what should not be."""
+    """NAME of `voices/NAME.pt`, None for a folder or another kind of file. Raises _Unfit for a suspicious member."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise _Unfit("its path leads out of the archive")
     if member.isdir():
         return None
     if not member.isreg() or member.issparse():
-        raise _Unfit("it is a link or a device, no file")
+        raise _Unfit("it is a link or a device, not a file")
     if path.suffix != SUFFIX or path.name.startswith("."):  # macOS packs a hidden ._NAME.pt beside each file
         return None
     if not _NAME.fullmatch(path.stem):
-        raise _Unfit("a voice's name is made of letters, digits, _, - and .")
+        raise _Unfit("a voice's name may contain letters, digits, _, - and . only")
     return path.stem
 
 
@@ -145,10 +145,10 @@ def _voice(data: bytes, config: ModelConfig) -> Voice:
 
 
 def _unpickled(data: bytes) -> Any:
-    """What torch.save stored, tensors and containers only: code in a pickle is refused, not run."""
+    """Load a file of torch.save that holds tensors and containers only. Code in a pickle is refused, not run."""
     try:
         _refuse_compressed(data)
-        with warnings.catch_warnings(action="ignore"):  # of other pickle protocols: what cannot be read is reported
+        with warnings.catch_warnings(action="ignore"):  # about other pickle protocols; unreadable files are reported
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _Unfit:
         raise
@@ -162,7 +162,7 @@ def _unpickled(data: bytes) -> Any:
 
 
 def _refuse_compressed(data: bytes) -> None:
-    """torch.save stores its zip archives as they are; a compressed one could unpack to any size."""
+    """torch.save writes uncompressed zip archives; a compressed one could unpack to any size."""
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > len(data):
@@ -171,7 +171,7 @@ def _refuse_compressed(data: bytes) -> None:
 
 def _plain(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
-        raise _Unfit(f"{name} is no plain tensor")
+        raise _Unfit(f"{name} is not a plain tensor")
     return value.detach()
 
 

@@ -84,7 +84,7 @@ def test_no_memory(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Monk
     result = CliRunner().invoke(main, ["doctor", "run", str(tiny_bundle.folder)])
     assert result.exit_code == 1
     assert re.search(r"run +cannot work yet: memory", result.output)
-    assert "50.0 MB are free, within the control group's limit of 0.1 GB." in result.output
+    assert "50.0 MB free, within the control group's limit of 0.1 GB." in result.output
 
 
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def as_a_user(folder: Path) -> Finding:
 
 def test_a_whole_one(tiny_bundle: Bundle) -> None:
     finding = looked(tiny_bundle.folder)[0]
-    assert finding.level == OK and "is whole: mimi_encode fp32" in finding.fact
+    assert finding.level == OK and "is complete: mimi_encode fp32" in finding.fact
     assert finding.details["weights"] > 10**6
 
 
@@ -148,7 +148,7 @@ def test_engines_for_this_gpu() -> None:
 
 def test_engines_without_a_gpu() -> None:
     finding = runs(state(), Driver(error="none"))
-    assert finding is not None and "no such GPU answers here" in finding.fact
+    assert finding is not None and "this machine has no such GPU" in finding.fact
 
 
 def test_bf16_takes_a_gpu() -> None:

@@ -82,13 +82,13 @@ class TestHub:
         assert "Accept its licence" in str(ask().advice)
 
     def test_does_not_know_the_name(self, repo: Repo, ask: Callable[[str], Finding]) -> None:
-        assert "no repository of that name" in ask("someone/else").fact
+        assert "no repository of this name" in ask("someone/else").fact
 
     def test_does_not_answer(self, ask: Callable[[], Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
         monkeypatch.setenv("HF_HOME", str(tmp_path))
         finding = ask()
-        assert finding.level == PROBLEM and "could not be fetched from http://127.0.0.1:1" in finding.fact
+        assert finding.level == PROBLEM and "could not be downloaded from http://127.0.0.1:1" in finding.fact
 
     def test_is_not_asked_without_the_option(self, repo: Repo) -> None:
         question = Question("build", NAME)

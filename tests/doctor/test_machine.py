@@ -56,7 +56,7 @@ class TestMemory:
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", memory_max=str(4 * GB), memory_current=str(GB))
         first, *others = machine.check_memory(Question("run"), sizes(), None)
-        assert first.fact == "3.0 GB are free, within the control group's limit of 4.0 GB."
+        assert first.fact == "3.0 GB free, within the control group's limit of 4.0 GB."
         assert worst(iter(others)).stops == ("run",)
 
     def test_fewer_conversations_than_slots(self, kernel: Kernel) -> None:
@@ -72,8 +72,8 @@ class TestMemory:
     @pytest.mark.parametrize(
         "gpu, free, level, words",
         [
-            (None, 2 * GB, PROBLEM, "takes about 4.4 GB"), (None, 8 * GB, WARNING, "left out here"), (None, 40 * GB, OK, ""),
-            ("rtx-4090", 8 * GB, PROBLEM, "with engines takes about 16.2 GB"), ("rtx-4090", 20 * GB, OK, ""),
+            (None, 2 * GB, PROBLEM, "needs about 4.4 GB"), (None, 8 * GB, WARNING, "skipped here"), (None, 40 * GB, OK, ""),
+            ("rtx-4090", 8 * GB, PROBLEM, "with engines needs about 16.2 GB"), ("rtx-4090", 20 * GB, OK, ""),
         ],
     )  # fmt: skip
     def test_for_a_build(self, kernel: Kernel, gpu: str | None, free: int, level: str, words: str) -> None:
@@ -94,7 +94,7 @@ class TestProcessors:
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", cpu_max="150000 100000")
         (finding,) = machine.check_processors(Question())
-        assert finding.level == WARNING and "gives 1.5 of 8 processors: 1 thread a step." in finding.fact
+        assert finding.level == WARNING and "allows 1.5 of 8 processors: 1 thread a step." in finding.fact
 
     def test_without_one(self, kernel: Kernel) -> None:
         (finding,) = machine.check_processors(Question())
@@ -119,7 +119,7 @@ class TestDisk:
         disk["free"] = 20 * GB
         assert self.check(out=tmp_path, precision="int4").level == OK
         finding = self.check(out=tmp_path, precision="int4", cache=tmp_path)
-        assert (finding.level, finding.stops) == (PROBLEM, ("build",)) and "17.1 GB of the checkpoint" in finding.fact
+        assert (finding.level, finding.stops) == (PROBLEM, ("build",)) and "17.1 GB for the checkpoint" in finding.fact
 
     def test_what_the_first_load_keeps(self, tmp_path: Path, disk: dict[str, int]) -> None:
         disk["free"] = GB

@@ -50,9 +50,7 @@ def test_only_the_processors_extra_is_installed(shadows: Shadows) -> None:
     shadows.missing("aiohttp", "av", "cryptography", "prometheus_client", "uvloop")
     assert problems(BASE) == []
     (finding,) = problems(Question("serve"))
-    assert finding.fact == (
-        "Not installed: aiohttp, av, cryptography, prometheus_client, uvloop (only serve needs them)."
-    )
+    assert finding.fact == ("Not installed: aiohttp, av, cryptography, prometheus_client, uvloop (only for serve).")
     assert (finding.advice, finding.stops) == ("pip install 'pplex-export[serve]'", ("serve",))
 
 
@@ -87,7 +85,7 @@ def test_a_folder_without_code_is_no_package(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "emptied_here").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert packages.import_all(["emptied_here"])["emptied_here"].error == (
-        "ImportError: its folder is there, and holds no code"
+        "ImportError: its folder exists but contains no code"
     )
 
 
@@ -112,7 +110,7 @@ def test_versions_that_are_too_old_or_others_than_the_tested(monkeypatch: pytest
 def test_without_lock_files_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(requirements, "LOCKS", tmp_path)
     (finding,) = check_packages(BASE)
-    assert (finding.level, "not at hand to compare" in finding.fact) == (OK, True)
+    assert (finding.level, "not available for comparison" in finding.fact) == (OK, True)
 
 
 def test_a_python_or_a_system_that_nobody_tests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_a_calibration_that_nothing_makes_use_of_is_refused(tmp_path: Path) -> N
 )
 def test_a_damaged_calibration_is_refused(checkpoint: Checkpoint, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.safetensors").write_bytes(content)
-    with pytest.raises(CalibrationError, match="holds no calibration"):
+    with pytest.raises(CalibrationError, match="is not a calibration"):
         find_calibration(tmp_path / "c.safetensors", checkpoint, checkpoint.config, {}, silent)
 
 

@@ -123,14 +123,12 @@ class TestFolder:
         assert resolve("someone/model") == CheckpointSource(Path("someone/model"), None, None)
 
     def test_has_no_revisions(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="is a folder and has no revision main"):
+        with pytest.raises(CheckpointError, match="is a folder, so --revision main does not apply"):
             resolve(tmp_path, "main")
 
     @pytest.mark.parametrize("name", ["", "/no/such", "no-such", "./a/b", "a/b/c", "a/b c", "../b", "a/..b", "a/b/"])
     def test_neither_folder_nor_repository(self, name: str) -> None:
-        with pytest.raises(
-            CheckpointError, match=f"^{re.escape(name)} is neither a folder nor the name of a repository"
-        ):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(name)} is neither a folder nor a repository name"):
             resolve(name)
 
     def test_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +195,7 @@ class TestRefusals:
 
     def test_no_such_repository(self, hub: Hub) -> None:
         error = hub.ask("someone/else")["error"]
-        assert "There is no folder someone/else, and no repository of that name that you may see." in error
+        assert "No folder someone/else here, and no repository of this name that your login can see." in error
         assert f"Check {hub.url}/someone/else" in error
 
     def test_private_repository(self, hub: Hub, repo: Repo) -> None:
@@ -205,12 +203,12 @@ class TestRefusals:
         assert "if it is private" in hub.ask(repo.name)["error"]
 
     def test_no_such_revision(self, hub: Hub, repo: Repo) -> None:
-        assert f"{repo.name} has no revision v9. Its branches" in hub.ask(repo.name, "v9")["error"]
+        assert f"{repo.name} has no revision v9. See its branches" in hub.ask(repo.name, "v9")["error"]
 
     def test_hub_down_and_nothing_cached(self, hub: Hub, repo: Repo) -> None:
         hub.down()
         error = hub.ask(repo.name)["error"]
-        assert f"There is no folder {repo.name} here. As a repository it could not be fetched from {hub.url}" in error
+        assert f"No folder {repo.name} here. The repository could not be downloaded from {hub.url}" in error
         assert "ConnectError" in error
         assert "Check the connection" in error
 
@@ -220,12 +218,12 @@ class TestRefusals:
 
     def test_endpoint_that_is_no_hub(self, hub: Hub, repo: Repo) -> None:
         repo.broken["revision"] = 418
-        assert "could not be fetched" in hub.ask(repo.name)["error"]
+        assert "could not be downloaded" in hub.ask(repo.name)["error"]
 
     @pytest.mark.parametrize("file", REQUIRED_FILES)
     def test_repository_without_a_needed_file(self, hub: Hub, repo: Repo, file: str) -> None:
         del repo.files[file]
-        assert f"is no checkpoint of this model: it lacks {file}." in hub.ask(repo.name)["error"]
+        assert f"is not a checkpoint of this model: it lacks {file}." in hub.ask(repo.name)["error"]
 
 
 class TestCutShort:
@@ -233,7 +231,7 @@ class TestCutShort:
     def cut(self, hub: Hub, repo: Repo) -> Repo:
         """A repository of which one file broke off while it was fetched."""
         repo.cut.add(LM_FILE)
-        assert "could not be fetched" in hub.ask(repo.name)["error"]
+        assert "could not be downloaded" in hub.ask(repo.name)["error"]
         return repo
 
     def test_is_not_kept_and_completed_by_the_next_call(self, hub: Hub, cut: Repo) -> None:
@@ -244,7 +242,7 @@ class TestCutShort:
         assert all(path.stat().st_size != half for path in kept.rglob("*"))
 
         hub.down()
-        assert "the cache holds no whole copy of it" in hub.ask(cut.name)["error"]
+        assert "the cache has no complete copy of it" in hub.ask(cut.name)["error"]
 
         hub.up()
         cut.cut.clear()

@@ -142,7 +142,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
-    with pytest.raises(CheckpointError, match=r"takes 1\d\.\d GB, and .* has 2\.0 GB free"):
+    with pytest.raises(CheckpointError, match=r"needs 1\d\.\d GB, and .* has 2\.0 GB free"):
         synthesize(tmp_path / "new" / "checkpoint", "full")
     assert not list(tmp_path.iterdir())
 

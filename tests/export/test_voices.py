@@ -193,9 +193,9 @@ class TestUnfit:
             ({"embeddings": torch.ones(0, 1, 1, DIM)}, "it lasts 0 frames, expected 1 to"),
             ({"embeddings": torch.ones(MAX_VOICE_FRAMES + 1, 1, 1, DIM)}, f"it lasts {MAX_VOICE_FRAMES + 1} frames"),
             ({"embeddings": torch.full((FRAMES, 1, 1, DIM), torch.nan)}, f"{FRAMES * DIM} of its embeddings' numbers"),
-            ({"embeddings": torch.ones(FRAMES, 1, 1, DIM).to_sparse()}, "embeddings is no plain tensor"),
-            ({"embeddings": torch.empty(FRAMES, 1, 1, DIM, device="meta")}, "embeddings is no plain tensor"),
-            ({"cache": [1, 2]}, "cache is no plain tensor"),
+            ({"embeddings": torch.ones(FRAMES, 1, 1, DIM).to_sparse()}, "embeddings is not a plain tensor"),
+            ({"embeddings": torch.empty(FRAMES, 1, 1, DIM, device="meta")}, "embeddings is not a plain tensor"),
+            ({"cache": [1, 2]}, "cache is not a plain tensor"),
             ({"cache": torch.ones(RING)}, f"cache is float32 {list(RING)}, expected integers"),
             ({"cache": torch.ones(RING[1:], dtype=torch.int64)}, f"expected integers {list(RING)}"),
             ({"cache": torch.full(RING, -2)}, "cache holds [-2, -2, -2, -2] for stream 0, expected -1 to 400"),
@@ -232,7 +232,7 @@ class TestUnfit:
         for problem in (
             "A.pt: embeddings are",
             "; cache is",
-            "other/B.pt: there is another voice B",
+            "other/B.pt: another voice is also named B",
             "ü.pt: a voice's name",
         ):
             assert problem in message
@@ -249,12 +249,12 @@ class TestUnfit:
         whole = tgz.read_bytes()
         flipped = whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]  # in the checksum, behind the last member
         tgz.write_bytes({"cut": whole[:-20], "flipped": flipped, "no gzip": b"plain", "empty": b""}[damage])
-        assert "is damaged or no tar.gz" in refusal(tgz)
+        assert "is damaged or not a tar.gz" in refusal(tgz)
 
     def test_header_that_is_no_number(self, tgz: Path) -> None:
         entry = tarfile.TarInfo("voices/A.pt")
         entry.pax_headers = {"GNU.sparse.map": "x,y"}
-        assert "is damaged or no tar.gz" in refusal(packed(tgz, [(entry, GOOD)]))
+        assert "is damaged or not a tar.gz" in refusal(packed(tgz, [(entry, GOOD)]))
 
 
 def test_written_voices_are_read_without_torch(tmp_path: Path) -> None:
