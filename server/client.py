@@ -21,6 +21,7 @@ import numpy.typing as npt
 from aiohttp import WSMsgType
 from yarl import URL
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import frames
 from pplex.runtime.errors import AudioError, PplexError
 from pplex.runtime.samples import check_samples
@@ -28,7 +29,6 @@ from pplex.server.addresses import parse_token
 from pplex.server.protocol import PATH, Close, Kind, pack
 from pplex.server.request import EARLY
 
-Pcm = npt.NDArray[np.float32]
 AudioFormat = Literal["opus", "s16", "f32"]
 OnQueued = Callable[[int], object]
 

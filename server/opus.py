@@ -9,6 +9,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.mixing import StreamMix
 from pplex.server.foreign_audio import LONGEST_MARK, codec_of, container_of
@@ -23,7 +24,7 @@ STEREO = 4  # the bit of a packet's first byte, RFC 6716 section 3.1
 UP = 2  # samples at Opus's own 48 kHz for each of ours
 PAGELESS_BYTES = 32768  # without an Ogg page in them, they are something else: seconds of Opus
 
-Pcm = npt.NDArray[np.float32]
+
 Pcm16 = npt.NDArray[np.int16]
 
 
