@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from pplex.cli.command import command
+from pplex.cli.command import checked, command
 from pplex.cli.options import device_option, json_option
 from pplex.doctor.findings import AIMS, Question
+from pplex.server.addresses import parse_host
 
 _FOR_BUILD, _FOR_SERVE = ("out", "precision", "gpu", "hub"), ("slots", "host", "port", "tls_folder")
 _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERVE), "serve": _FOR_BUILD}
@@ -23,7 +24,7 @@ _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERV
 @click.option("--hub", is_flag=True, help="Also ask the hub: login, and access to the repository.")
 @device_option("Where ONNX graphs would run, as for run.")
 @click.option("--slots", type=click.IntRange(1), default=8, help="Conversations to serve at once.")
-@click.option("--host", default="127.0.0.1", help="Address the server would listen on.")
+@click.option("--host", default="127.0.0.1", callback=checked(parse_host), help="Address the server would listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8998, help="Port of the server.")
 @click.option(
     "--ssl", "tls_folder", type=click.Path(path_type=Path), help="Folder of the server with cert.pem and key.pem."

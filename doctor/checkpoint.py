@@ -45,6 +45,12 @@ def check_checkpoint(question: Question) -> Iterator[Finding]:
     source = question.checkpoint
     if source is None or not _is_folder(source):
         name = source or RELEASED
+        if name.count("/") != 1 or Path(name).exists():
+            advice = "Give a checkpoint's folder, or a repository as ORGANISATION/NAME."
+            yield Finding(
+                "checkpoint", PROBLEM, f"{name} is neither a folder nor a repository name.", advice, ("build",)
+            )
+            return
         if not question.hub:
             advice = f"To check licence and login: pplex-export doctor build {name} --hub"
             yield Finding("checkpoint", OK, f"{name} would be downloaded from the hub, which was not asked.", advice)

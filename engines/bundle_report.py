@@ -1,4 +1,4 @@
-"""What a bundle holds: its engines, their layers and precisions, and the memory a session takes."""
+"""The report of `inspect`: a bundle's engines, their layers and precisions, and the memory per session."""
 
 import json
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One graph of a bundle; bytes are of the file with its weights, and of one session.
+    """One graph of a bundle. `nbytes`: its file with weights. `session_nbytes`: the memory of one session.
 
-    `layers` is how many there are of each type by dtype, `weights` the bytes by dtype in the graph and `held_nbytes` those
-    in the engine, `scratch_nbytes` the scratch memory of each profile; None where the bundle does not tell.
+    `layers`: how many of each type, by dtype. `weights`: bytes in the graph, by dtype. `held_nbytes`: bytes of weights in
+    the engine. `scratch_nbytes`: scratch memory of each profile. None if the bundle does not record it.
     """
 
     graph: str
@@ -41,7 +41,7 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """All graphs of a bundle, with rings of `capacity` steps; `parity` is what the manifest tells of its validation."""
+    """All graphs of a bundle, with rings of `capacity` steps; `parity` is the manifest's record of the validation."""
 
     capacity: int
     graphs: tuple[GraphReport, ...]
@@ -63,7 +63,7 @@ _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file",
 
 
 def report_bundle(folder: Path) -> BundleReport:
-    """Raises BundleError for what is no bundle, or a damaged one, AccessError for an unreadable one; hashes nothing."""
+    """Report a bundle without hashing it. Raises BundleError if it is damaged or not a bundle, AccessError if unreadable."""
     bundle = open_bundle(folder, verify=False)
     capacity = bundle.config.temporal.capacity
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
@@ -80,20 +80,20 @@ def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
 
 
 def _nbytes(bundle: Bundle, graph: str) -> int:
-    """The engine's file, and NAME.data beside an ONNX graph."""
+    """Size of the engine's file, or of an ONNX graph with its NAME.data."""
     path = bundle.graph_path(graph)
     names = {path.name, path.with_suffix(".data").name} if path.suffix == ".onnx" else {path.name}
     return sum(bundle.manifest["files"][name]["nbytes"] for name in names & bundle.manifest["files"].keys())
 
 
 def _of_engine(path: Path) -> dict[str, Any]:
-    """What was written down when the engine was built: nothing but its GPU can read the engine itself."""
+    """The record of the engine's build: only its GPU can read the engine itself."""
     told = json.loads(read_text(layers_path(path))) if is_file(layers_path(path)) else {}
     return {name: told.get(name) for name in _TOLD}
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
-    """The nodes of the file, where onnx is installed: a machine that only runs bundles has no need of it."""
+    """The nodes of the file, if onnx is installed: a machine that only runs bundles does not need it."""
     try:
         import onnx
 
@@ -112,10 +112,8 @@ def _row(report: GraphReport) -> tuple[str, ...]:
 
 def _layers_text(report: GraphReport) -> str:
     if report.layers is None or report.weights is None:
-        return f"{report.graph}: layers are not told (for ONNX graphs: pip install 'pplex-export[export]')"
-    what = (
-        "nodes of the graph" if report.kind == ONNXRUNTIME else "layers as they went into the builder, which fuses them"
-    )
+        return f"{report.graph}: layers unknown (for ONNX graphs: pip install 'pplex-export[export]')"
+    what = "nodes of the graph" if report.kind == ONNXRUNTIME else "layers before the builder fuses them"
     counts = (f"{name} {dtype} {count}" for name, types in report.layers.items() for dtype, count in types.items())
     weights = ", ".join(f"{dtype} {readable(nbytes)}" for dtype, nbytes in report.weights.items())
     scratch = "".join(f"; scratch of profile {i} {readable(n)}" for i, n in enumerate(report.scratch_nbytes or ()))

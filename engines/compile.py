@@ -1,4 +1,4 @@
-"""Compiling one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT."""
+"""Compiles one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT."""
 
 import json
 import re
@@ -23,10 +23,10 @@ from pplex.runtime.gpus import Gpu
 from pplex.runtime.graphs import MAX_STEPS, GraphSpec
 from pplex.runtime.trt_library import TensorRTMessages
 
-# A matrix that a profile multiplies by one row only is laid out differently, and stored once more for it: with room for
-# two slots in every profile, each matrix is stored once.
+# If a profile has one row only, its matrices get another layout and are stored a second time. With at least two slots in
+# every profile, each matrix is stored once.
 MIN_PROFILE_SLOTS = 2
-# What an engine may hold beyond the graph's own weights: folded constants, padding.
+# An engine may hold this much besides the graph's own weights: folded constants, padding.
 _SPARE_NBYTES = 16 << 20
 
 
@@ -42,8 +42,8 @@ def compile_engine(
     """Compile the ONNX file `path` to the engine file `out`.
 
     B runs from 1 to `slots`. A graph with T steps gets two profiles: 0 for decoding, T = 1, and 1 for priming on one
-    slot's own row, T = 2 to 256. What went in is written to `layers_path(out)`. Raises BuildError where the library is
-    missing, needs a GPU that is not here, refuses the graph, or takes it for another one.
+    slot's own row, T = 2 to 256. A record of the layers is written to `layers_path(out)`. Raises BuildError if the library
+    is missing, needs a GPU that this machine lacks, refuses the graph, or changes it.
     """
     library = open_library(gpu)
     messages = TensorRTMessages(library.trt, only_errors=False)
@@ -70,7 +70,7 @@ def compile_engine(
 
 
 def engine_entry(engine: Path, gpu: Gpu, slots: int) -> dict[str, Any]:
-    """What a bundle's manifest says of an engine that `compile_engine` has written."""
+    """The manifest's entry for an engine that `compile_engine` has written."""
     made_with = json.loads(layers_path(engine).read_text())["library"]
     return {
         "kind": gpu.kind, "file": engine.name, "gpu": gpu.name, "sm": gpu.sm, "slots": slots, "made_with": made_with,
@@ -87,8 +87,7 @@ def _profiles(builder: Any, spec: GraphSpec, capacity: int, slots: int) -> list[
     decode = _profile(builder, spec, capacity, max(slots, MIN_PROFILE_SLOTS), (1, 1, 1))
     if not any("T" in tensor.shape for tensor in spec.inputs):
         return [decode]
-    # Scratch memory grows with the largest B times T: the whole batch, which is never primed at once, would cost
-    # gigabytes.
+    # Scratch memory grows with the largest B times T. The whole batch is never primed at once, and would need gigabytes.
     return [decode, _profile(builder, spec, capacity, MIN_PROFILE_SLOTS, (2, MAX_STEPS // 4, MAX_STEPS))]
 
 
@@ -106,22 +105,22 @@ def _profile(builder: Any, spec: GraphSpec, capacity: int, slots: int, steps: tu
 def _write_plan(
     library: LoadedLibrary, builder: Any, network: Any, config: Any, messages: TensorRTMessages, out: Path, what: str
 ) -> None:
-    """Build, with the library writing to `out` in pieces: the engine is never whole in our memory."""
+    """Build. The library writes to `out` in pieces, so the engine is never complete in our memory."""
     failures: list[OSError] = []
     done = False
     try:
         with out.open("wb") as file:
             writer = _writer(library.trt, file, failures)
             done = builder.build_serialized_network_to_stream(network, config, writer)
-    except OSError as error:  # of the last bytes, written when the file is closed
+    except OSError as error:  # for the last bytes, written when the file is closed
         failures.append(error)
-    if failures or not done:  # the library takes no notice of a failed write
+    if failures or not done:  # the library ignores a failed write
         out.unlink(missing_ok=True)
         raise BuildError(f"{library} cannot build {what}: {failures[0] if failures else messages.first_error()}")
 
 
 def _writer(trt: Any, file: BinaryIO, failures: list[OSError]) -> Any:
-    """What the library writes an engine with; its errors are noted, for they cannot pass through the library."""
+    """The library's writer for an engine. It records errors, because exceptions cannot pass through the library."""
 
     class Writer(trt.IStreamWriter):
         def __init__(self) -> None:
@@ -138,10 +137,10 @@ def _writer(trt: Any, file: BinaryIO, failures: list[OSError]) -> Any:
 
 
 def _check_weights(library: LoadedLibrary, name: str, model: onnx.ModelProto, held: int) -> None:
-    """Raises BuildError for an engine that holds more bytes of weights than the graph: widened, or stored twice."""
+    """Raises BuildError if the engine holds more bytes of weights than the graph: widened, or stored twice."""
     stored = sum(weights_by_dtype(model).values())
     if held > 1.1 * stored + _SPARE_NBYTES:
         raise BuildError(
-            f"{library} made {held:,} bytes of weights from the {stored:,} of {name}: some are stored twice, or widened, as "
-            f"by a Cast right after a weight, which belongs after the product."
+            f"{library} made {held:,} bytes of weights from the {stored:,} of {name}: some are stored twice, or widened, "
+            f"for example by a Cast right after a weight. Put the Cast after the product."
         )

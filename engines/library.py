@@ -1,4 +1,4 @@
-"""TensorRT-RTX and TensorRT: one Python API under two module names, and the few points in which they differ."""
+"""TensorRT-RTX and TensorRT: one Python API under two module names, and the few differences between them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,20 +12,20 @@ from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
 from pplex.runtime.libraries import load_library
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES, TensorRTLibrary
 
-ANY = "any"  # no architecture is named: the documentation has such an engine run on 8.0, 8.6, 8.9, 12.0 "and later"
-OWN = "own"  # the GPU's, whichever of the two libraries is made for it
+ANY = "any"  # by its documentation, such an engine runs on 8.0, 8.6, 8.9, 12.0 "and later"
+OWN = "own"  # the GPU's own architecture
 COMPILED_FOR = (ANY, OWN, *(f"sm_{sm}" for sm in RTX_SM))
 TIMING_CACHE_FILE = f"tensorrt_timings{CACHE_SUFFIX}"
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What can be asked of the builder.
+    """Options of the builder.
 
-    `tf32` lets float32 matrix products round their factors to 10 bits of fraction, which the libraries do unless told
-    not to. `workspace_mb` bounds the scratch memory of an engine. `optimization_level`, 0 to 5, is how long TensorRT
-    searches for kernels; TensorRT-RTX chooses them when an engine is first loaded and has no use for it. `compiled_for`
-    has TensorRT-RTX compile for another architecture than the GPU's, one of COMPILED_FOR, whose code that GPU may run.
+    `tf32`: let float32 matrix products round their factors to 10 bits of fraction, the default of the libraries.
+    `workspace_mb`: limit of an engine's scratch memory. `optimization_level`: how long TensorRT searches for kernels, 0 to
+    5; TensorRT-RTX chooses kernels when an engine is first loaded and has no such option. `compiled_for`: compile with
+    TensorRT-RTX for another architecture that the GPU can run, one of COMPILED_FOR.
     """
 
     tf32: bool = False
@@ -61,12 +61,12 @@ class LoadedLibrary:
 
 
 def layers_path(engine: Path) -> Path:
-    """Where it is written what went into an engine."""
+    """The file with the record of an engine's layers."""
     return engine.with_suffix(".layers.json")
 
 
 def open_library(gpu: Gpu) -> LoadedLibrary:
-    """The library that builds for a GPU. Raises BuildError where it cannot be loaded, or cannot build for it here."""
+    """The library that builds for a GPU. Raises BuildError if it cannot be loaded, or cannot build for this GPU here."""
     description = TENSORRT_LIBRARIES[gpu.kind]
     missing = (
         f"Engines for {gpu.title} are built by {description.title}, which is not installed: "
@@ -85,9 +85,11 @@ def open_library(gpu: Gpu) -> LoadedLibrary:
 def check_options(library: LoadedLibrary, options: EngineOptions) -> None:
     """Raises BuildError for an option without effect."""
     if library.kind == TENSORRT_RTX and options.optimization_level is not None:
-        raise BuildError(f"{library} builds the same engine at every optimization level: leave out the option.")
+        raise BuildError(
+            f"{library} builds the same engine at every optimization level: leave out --optimization-level."
+        )
     if library.kind != TENSORRT_RTX and options.compiled_for is not None:
-        raise BuildError(f"{library} compiles for the GPU it builds on: only TensorRT-RTX can be asked for another.")
+        raise BuildError(f"{library} compiles for the GPU it runs on; only TensorRT-RTX takes --compiled-for.")
 
 
 def configure(library: LoadedLibrary, config: Any, gpu: Gpu, options: EngineOptions) -> None:
@@ -113,16 +115,18 @@ def _set_target(library: LoadedLibrary, config: Any, target: str) -> None:
         return
     known = library.trt.ComputeCapability.__members__
     if target.replace("sm_", "SM") not in known:
-        raise BuildError(f"{library} does not compile for {target}: --compiled-for {ANY} names no architecture.")
+        raise BuildError(
+            f"{library} cannot compile for {target}. For an engine without a fixed architecture: --compiled-for {ANY}"
+        )
     config.num_compute_capabilities = 1
     config.set_compute_capability(known[target.replace("sm_", "SM")], 0)
 
 
 @contextmanager
 def timing_cache(library: LoadedLibrary, config: Any, folder: Path) -> Iterator[None]:
-    """Let TensorRT use and extend the kernel timings kept in `folder`.
+    """Let TensorRT use and extend the kernel timings cached in `folder`.
 
-    TensorRT-RTX times nothing: its documentation has the cache without effect, and in need of a GPU.
+    TensorRT-RTX does not time kernels: by its documentation, the cache has no effect and needs a GPU.
     """
     if library.kind == TENSORRT_RTX:
         yield
@@ -136,13 +140,13 @@ def timing_cache(library: LoadedLibrary, config: Any, folder: Path) -> Iterator[
 
 
 def creation_flags(trt: Any) -> int:
-    """Types are those of the graph. TensorRT 11 knows no other networks, and may know the flag no more."""
+    """Flags for a network with the graph's own types. TensorRT 11 has only such networks, and may lack the flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
 def _check_present(library: LoadedLibrary, gpu: Gpu) -> None:
-    """TensorRT times kernels while it builds, on the very GPU it builds for."""
+    """Raises BuildError unless the GPU is here: TensorRT times kernels on the GPU it builds for."""
     try:
         here = parse_gpu("local")
     except GpuError as error:
@@ -157,7 +161,7 @@ def _check_present(library: LoadedLibrary, gpu: Gpu) -> None:
 
 
 def _alternative(gpu: Gpu) -> str:
-    """What can be built for a GPU without its library or without the GPU itself."""
+    """What to build instead, without the library or the GPU."""
     graphs = "leave out --gpu: ONNX Runtime runs the graphs on any NVIDIA GPU."
     if gpu.kind == TENSORRT and gpu.sm in RTX_SM:
         return (

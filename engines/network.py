@@ -1,4 +1,4 @@
-"""A graph inside TensorRT: parsed, and checked for what the parser leaves out without a word."""
+"""Parses a graph with TensorRT, and checks for parts that the parser silently leaves out."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
-_ATTENTION = "_AttentionInput"  # what the parser puts after a node's name for the layer it makes
-_MASK, _FIRST_IGNORED = 3, 4  # among the inputs of ONNX's Attention; TensorRT's has no place for those after the mask
+_ATTENTION = "_AttentionInput"  # the parser's suffix: a layer is named after its node
+_MASK, _FIRST_IGNORED = 3, 4  # inputs of ONNX's Attention; TensorRT ignores those after the mask
 
 
 def parse(library: LoadedLibrary, builder: Any, logger: Any, path: Path, capacity: int) -> tuple[Any, onnx.ModelProto]:
-    """The network of one ONNX file with its ring capacity fixed, and the file's graph without weights.
+    """The network of one ONNX file with a fixed ring capacity, and the file's graph without weights.
 
-    Raises BuildError with the parser's words.
+    Raises BuildError with the parser's message.
     """
     trt = library.trt
     model = with_capacity(onnx.load(path, load_external_data=False), capacity)
@@ -27,12 +27,12 @@ def parse(library: LoadedLibrary, builder: Any, logger: Any, path: Path, capacit
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString(), str(path)):
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise BuildError(f"{library} does not take {path.name}: {errors}")
+        raise BuildError(f"{library} cannot parse {path.name}: {errors}")
     return network, model
 
 
 def with_capacity(model: onnx.ModelProto, capacity: int) -> onnx.ModelProto:
-    """The graph with its symbolic ring capacity C fixed: TensorRT's KV cache layer wants it static."""
+    """The graph with its symbolic ring capacity C fixed: TensorRT's KV cache layer needs it static."""
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == "C":
@@ -41,13 +41,13 @@ def with_capacity(model: onnx.ModelProto, capacity: int) -> onnx.ModelProto:
 
 
 def allow_plain_attention(trt: Any, network: Any) -> None:
-    """Let attention fall back to separate kernels where no fused one fits, as in float32 or for small heads."""
+    """Let attention use separate kernels if no fused kernel fits, as in float32 or for small heads."""
     for attention in attentions(trt, network).values():
         attention.decomposable = True
 
 
 def check_network(library: LoadedLibrary, network: Any, model: onnx.ModelProto, spec: GraphSpec, capacity: int) -> None:
-    """Raises BuildError with everything of the graph or of its contract that the network lacks."""
+    """Raises BuildError that lists every part of the graph or its contract that the network lacks."""
     problems = [
         *_contract_problems(network, spec, capacity),
         *_ignored_problems(network, model),
@@ -56,7 +56,7 @@ def check_network(library: LoadedLibrary, network: Any, model: onnx.ModelProto, 
     ]
     if problems:
         raise BuildError(
-            f"{library} parsed {spec.name}.onnx without an error, but not as it is written:\n  " + "\n  ".join(problems)
+            f"{library} parsed {spec.name}.onnx without an error, but changed it:\n  " + "\n  ".join(problems)
         )
 
 
@@ -70,13 +70,13 @@ def attentions(trt: Any, network: Any) -> dict[str, Any]:
     for layer in layers(network):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer  # get_layer gives the base class, which hides `attention`
-            # Not by their output: with heads in the last axis it is another layer's, which puts them there.
+            # Not by output: with heads in the last axis, the output belongs to the layer that moves them there.
             found[layer.name.removesuffix(_ATTENTION)] = layer.attention
     return found
 
 
 def layer_counts(network: Any) -> dict[str, dict[str, int]]:
-    """How many layers there are of each type, by the dtype of their first output."""
+    """The number of layers of each type, by the dtype of their first output."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for layer in layers(network):
         counts[layer.type.name][layer.get_output(0).dtype.name] += 1
@@ -100,7 +100,7 @@ def _tensor_problems(what: str, found: list[Any], expected: tuple[TensorSpec, ..
         elif tensors[spec.name] != wanted:
             yield f"the {what} {spec.name} is {_described(*tensors[spec.name])}, not {_described(*wanted)}"
     for name in tensors.keys() - {spec.name for spec in expected}:
-        yield f"there is an {what} {name} that the graph's contract does not have"
+        yield f"the {what} {name} is not part of the graph's contract"
 
 
 def _described(dtype: str, shape: tuple[int, ...]) -> str:
@@ -108,10 +108,10 @@ def _described(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def _ignored_problems(network: Any, model: onnx.ModelProto) -> Iterator[str]:
-    """Tensors that a node of the graph reads and no layer does.
+    """Tensors that a node of the graph reads but no layer does.
 
-    Many tensors of the graph have no counterpart in the network, for the parser folds constants and shapes: only those
-    found there by name can be told to be unread.
+    Many tensors of the graph are missing in the network, because the parser folds constants and shapes. Only tensors that
+    the network has by name can be reported as unread.
     """
     read = {network.get_output(i).name for i in range(network.num_outputs)}
     held = {network.get_input(i).name for i in range(network.num_inputs)}
@@ -126,7 +126,7 @@ def _ignored_problems(network: Any, model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _attention_problems(trt: Any, network: Any, model: onnx.ModelProto, spec: GraphSpec) -> Iterator[str]:
-    """An attention over a ring must have the ring's mask; whatever comes after the mask is dropped by the parser."""
+    """Attention over a ring must have the ring's mask. The parser drops all inputs after the mask."""
     over_ring = any(state.ring for state in spec.state)
     made = attentions(trt, network)
     for node in (node for node in model.graph.node if node.op_type == "Attention"):
@@ -153,7 +153,7 @@ def _mask_problems(name: str, attention: Any) -> Iterator[str]:
 
 
 def _ring_problems(trt: Any, network: Any, spec: GraphSpec) -> Iterator[str]:
-    """A ring that is not written by a KV cache layer from its own past is not updated in place."""
+    """A ring is updated in place only if a KV cache layer writes it from its own past."""
     makers = {layer.get_output(i).name: layer for layer in layers(network) for i in range(layer.num_outputs)}
     for state in (state for state in spec.state if state.ring):
         maker = makers.get(state.present)

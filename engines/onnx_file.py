@@ -1,4 +1,4 @@
-"""What an ONNX file tells without its weights being read."""
+"""Statistics of an ONNX file, without reading its weights."""
 
 import math
 from collections import defaultdict
@@ -9,7 +9,7 @@ _FOUR_BITS = ("INT4", "UINT4")
 
 
 def weights_by_dtype(model: onnx.ModelProto) -> dict[str, int]:
-    """Bytes of initializers and constants, by ONNX's name of their type."""
+    """Bytes of initializers and constants, by ONNX's name for their type."""
     nbytes: dict[str, int] = defaultdict(int)
     constants = (
         a.t for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"
@@ -22,7 +22,7 @@ def weights_by_dtype(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def node_counts(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
-    """How many nodes there are of each type, by the dtype of their first output where the file tells it."""
+    """The number of nodes of each type, by the dtype of their first output if the file records it."""
     values = (*model.graph.value_info, *model.graph.output)
     dtypes = {value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in values}
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))

@@ -1,4 +1,4 @@
-"""How many conversations fit a GPU: weights, memory per session and scratch, counted before anything is built."""
+"""How many conversations fit a GPU: weights, memory per session and scratch, computed before a build."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.precision import PRECISIONS, storage_dtype
 
-# Left to the CUDA context, kernels, a desktop and the scratch memory of single steps: an allowance, not a measurement.
+# For the CUDA context, kernels, a desktop and the scratch memory of single steps: an estimate, not a measurement.
 RESERVE_NBYTES = 1_500_000_000
 _SHRINKING = ("fp16", "int8", "fp8", "int4")  # from the largest weights to the smallest
 # Rows of a priming profile, engines/compile.py: two slots of a chunk each.
@@ -23,7 +23,7 @@ _PRIMING_ROWS = 2 * MAX_STEPS
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a GPU holds, in bytes: weights once, a session's state and buffers per slot, the priming's scratch once."""
+    """GPU memory in bytes: weights once, state and buffers per slot, scratch of priming once."""
 
     config: ModelConfig
     precision: Mapping[str, str]
@@ -33,7 +33,7 @@ class MemoryPlan:
 
     @property
     def possible(self) -> bool:
-        """Whether the GPU has arithmetic for every graph's precision."""
+        """Whether the GPU supports every graph's precision."""
         return set(self.precision.values()) <= set(self.gpu.precisions)
 
     @property
@@ -49,14 +49,14 @@ class MemoryPlan:
 
     @property
     def slots(self) -> int | None:
-        """Slots that fit, as many as a graph can have at most; None where the GPU's memory is not known."""
+        """Slots that fit, at most a graph's limit; None if the GPU's memory is unknown."""
         if self.gpu.memory_nbytes is None:
             return None
         room = self.gpu.memory_nbytes - RESERVE_NBYTES - self.weights_nbytes - self.scratch_nbytes
         return min(MAX_SLOTS, max(0, room // self.session_nbytes)) if self.possible else 0
 
     def check(self, slots: int) -> None:
-        """Raises GpuError that says what would fit where `slots` do not, or where the GPU lacks the precision."""
+        """Raises GpuError if `slots` do not fit, and says what would fit, or if the GPU lacks the precision."""
         self.gpu.check_precision(self.precision)
         if self.slots is not None and slots > self.slots:
             has, session = readable(self.gpu.memory_nbytes or 0), readable(self.session_nbytes)
@@ -94,7 +94,7 @@ def plan(
 ) -> MemoryPlan:
     """The plan of a model in a precision per graph, with rings of `capacity` steps.
 
-    `weights` are the bytes of a bundle's weights where there is one; without it they are counted from the sizes.
+    `weights`: bytes of the weights of a bundle or a build plan; if None, they are computed from the sizes.
     """
     counted = sum(weights_nbytes(config, precision).values()) if weights is None else weights
     return MemoryPlan(config, precision, gpu, capacity, counted)
@@ -107,7 +107,7 @@ def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: 
 
 
 def _what_fits(asked: MemoryPlan, slots: int) -> str:
-    """The least change that gives the slots asked for in each respect, and the most slots there can be."""
+    """Smaller settings with which the wanted slots fit, and the largest number of slots that fits now."""
     smaller = [(f"--precision {name}", _in(asked, name)) for name in _SHRINKING if name in asked.gpu.precisions]
     shorter = [(f"--capacity {asked.capacity // n}", replace(asked, capacity=asked.capacity // n)) for n in (2, 4)]
     ways = [f"--slots {asked.slots}"] if asked.slots else []
@@ -116,7 +116,11 @@ def _what_fits(asked: MemoryPlan, slots: int) -> str:
     option, smallest = smaller[-1]
     if not ways and smallest.slots:
         ways = [f"{option} --slots {smallest.slots}"]
-    return f"What would fit: {', or '.join(ways)}." if ways else "It takes a GPU with more memory: pplex-export plan"
+    return (
+        f"What would fit: {', or '.join(ways)}."
+        if ways
+        else "Use a GPU with more memory; to compare GPUs: pplex-export plan"
+    )
 
 
 def _in(asked: MemoryPlan, name: str) -> MemoryPlan:

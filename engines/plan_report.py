@@ -20,7 +20,7 @@ DEFAULT_PRECISIONS = ("fp16", "fp8", "int4")
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes, and the weights and precision of a bundle where it is one."""
+    """Sizes; for a bundle also its weights and precision."""
 
     config: ModelConfig
     precision: Mapping[str, str] | None = None
@@ -29,7 +29,7 @@ class Model:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Plans by [GPU][precision][capacity]; precisions are named as they were asked for."""
+    """Plans by [GPU][precision][capacity]; precisions keep the user's names."""
 
     gpus: tuple[Gpu, ...]
     precisions: tuple[str, ...]
@@ -40,7 +40,7 @@ class PlanReport:
         return [one.to_dict() for of_gpu in self.plans for of_precision in of_gpu for one in of_precision]
 
     def to_text(self) -> str:
-        """Two Markdown tables: slots by GPU, and what a precision takes."""
+        """Two Markdown tables: slots by GPU, and sizes by precision."""
         slots = markdown(
             ("GPU", "--gpu", "sm", "memory", "engine", "precisions", *(f"{name} slots" for name in self.precisions)),
             [_gpu_row(gpu, plans) for gpu, plans in zip(self.gpus, self.plans, strict=True)],
@@ -52,10 +52,10 @@ class PlanReport:
         steps = " / ".join(str(capacity) for capacity in self.capacities)
         frame_ms = self.plans[0][0][0].config.frame_ms
         lengths = " / ".join(_minutes(capacity * frame_ms / 1000) for capacity in self.capacities)
-        kept = f"{readable(RESERVE_NBYTES)} of each GPU are kept free."
+        kept = f"{readable(RESERVE_NBYTES)} of each GPU stay free."
         return (
             f"{slots}\n\n{sizes}\n\nSlots, sessions and scratch are for conversations of {lengths} minutes. "
-            f"A longer one goes on, and remembers its last {steps} steps. {kept}"
+            f"A longer conversation continues with its last {steps} steps as context. {kept}"
         )
 
 
@@ -67,10 +67,10 @@ def _minutes(seconds: float) -> str:
 def report_plans(
     source: Path | None, gpus: Sequence[str] = (), precisions: Sequence[str] = (), capacities: Sequence[int] = ()
 ) -> PlanReport:
-    """Plans for a bundle, a checkpoint's sizes or, without a source, those of the released model.
+    """Plans for a bundle, a checkpoint or, without a source, the released model.
 
-    What is left out: all named GPUs, some precisions (a bundle's own), and the ring's capacity, its half and its
-    quarter. Raises GpuError, ConfigError or BundleError for what does not exist, AccessError for what may not be read.
+    Defaults: all known GPUs; a bundle's own precisions, or some; the ring's full capacity, half and a quarter of it.
+    Raises GpuError, ConfigError or BundleError for unknown names, AccessError for unreadable files.
     """
     model = open_model(source)
     config = model.config
@@ -91,7 +91,7 @@ def report_plans(
 
 
 def open_model(source: Path | None) -> Model:
-    """The sizes of a bundle or a checkpoint's folder; of the released model without one."""
+    """The sizes of a bundle or a checkpoint's folder; without a source, of the released model."""
     if source is None:
         return Model(RELEASED)
     if is_bundle(source):
@@ -99,10 +99,12 @@ def open_model(source: Path | None) -> Model:
         return Model(bundle.config, bundle.precision, engines_nbytes(bundle.manifest))
     if not is_folder(source):
         raise ConfigError(
-            f"There is no folder {source}. Name a bundle or a checkpoint, or nothing: the released model."
+            f"{source} is not a folder. Name a bundle or a checkpoint, or nothing for the released model."
         )
     if not any(is_file(source / name) for name in ("config.json", "model.safetensors")):
-        raise ConfigError(f"{source} is no bundle and no checkpoint. Name one, or nothing: the released model.")
+        raise ConfigError(
+            f"{source} is neither a bundle nor a checkpoint. Name one, or nothing for the released model."
+        )
     return Model(ModelConfig.from_checkpoint(source / "config.json"))
 
 

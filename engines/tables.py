@@ -1,4 +1,4 @@
-"""Tables for people, in Markdown, so that the documentation holds them as they are printed."""
+"""Markdown tables for people, so that the documentation can show them as printed."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def readable(nbytes: int) -> str:
-    """Bytes in their unit, of 10^3, 10^6 or 10^9: 98 kB, 8.3 MB, 15.7 GB."""
+    """Bytes in kB, MB or GB (10^3, 10^6, 10^9): 98 kB, 8.3 MB, 15.7 GB."""
     if nbytes < 10**6:
         return f"{nbytes / 10**3:.0f} kB"
     return f"{nbytes / 10**6:.1f} MB" if nbytes < 10**9 else f"{nbytes / 10**9:.1f} GB"

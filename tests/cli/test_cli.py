@@ -93,7 +93,7 @@ def test_both_outputs_cannot_be_standard_output(tiny_bundle: Bundle, speech: Pat
         (["--device", "cuda"], "not built for GPUs"),
     ],
 )
-def test_bad_input_is_said_and_leaves_nothing(
+def test_bad_input_is_an_error_and_leaves_nothing(
     tiny_bundle: Bundle, speech: Path, tmp_path: Path, options: list[str], words: str
 ) -> None:
     result = run(tiny_bundle, speech, tmp_path, *options)
@@ -121,7 +121,7 @@ def antiphase(path: Path) -> Path:
     return path
 
 
-def test_what_a_user_should_know_of_a_recording_is_said_once_as_a_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_each_audio_warning_is_printed_once_as_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """As a process of its own, where Python would add a line of our source."""
     path = antiphase(tmp_path / "user.wav")
     code = "from pplex.cli import main; main()"

@@ -31,7 +31,7 @@ def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], 
 ALL = list(commands(main))
 
 
-def test_every_command_has_the_rules_in_common() -> None:
+def test_every_command_follows_the_common_rules() -> None:
     assert {" ".join(path) for path, command in ALL if not isinstance(command, Command)} == set()
     assert len(ALL) > 20
 
@@ -51,7 +51,7 @@ def test_an_empty_value_is_refused_wherever_one_is_taken(
 
 @pytest.mark.parametrize("token", ["", " ", "\n"])
 @pytest.mark.parametrize("arguments", [["serve", "bundle"], ["load", "http://localhost:8998"]])
-def test_an_empty_variable_is_not_no_token(arguments: list[str], token: str) -> None:
+def test_an_empty_token_variable_is_refused(arguments: list[str], token: str) -> None:
     result = CliRunner().invoke(main, arguments, env={"PPLEX_TOKEN": token})
     assert result.exit_code == 2 and "PPLEX_TOKEN is set, but empty" in result.stderr
     given = CliRunner().invoke(main, [*arguments, "--token", "secret", "--origin", "x"], env={"PPLEX_TOKEN": token})
@@ -65,7 +65,7 @@ def test_a_shells_unset_variable_does_not_open_the_server(tiny_bundle: Bundle, t
     assert done.returncode == 2 and "--host is empty" in done.stderr and not done.stdout
 
 
-def test_an_empty_persona_is_no_persona() -> None:
+def test_an_empty_persona_means_none() -> None:
     result = CliRunner().invoke(main, ["load", "nowhere", "--persona", ""])
     assert "not the address of a server" in result.stderr
 

@@ -52,7 +52,7 @@ def test_this_machine_runs_the_tiny_bundle_and_the_next_command_is_one(tiny_bund
     assert result.exit_code == 0, result.output
 
 
-def test_without_a_command_everything_is_looked_at_and_nothing_failed() -> None:
+def test_without_a_command_everything_is_checked_and_the_exit_code_is_0() -> None:
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=True)
     for check in ("python", "packages", "gpu", "tensorrt-rtx", "processors", "memory", "disk", "port", "browser"):
         assert re.search(rf"^(ok|warning|problem) +{check} ", done.stdout, re.MULTILINE), check

@@ -47,10 +47,10 @@ def test_plan_of_a_bundle_and_chosen_gpus(tiny_bundle: Bundle) -> None:
     [
         (["--gpu", "rtx-9090"], "Unknown GPU 'rtx-9090'"),
         (["--precision", "fp7"], "'fp7'"),
-        (["nowhere"], "There is no folder nowhere"),
+        (["nowhere"], "nowhere is not a folder"),
     ],
 )
-def test_plan_says_what_does_not_exist(arguments: list[str], words: str) -> None:
+def test_plan_names_unknown_gpus_and_sources(arguments: list[str], words: str) -> None:
     result = run("plan", *arguments)
     assert result.exit_code == 1 and words in result.stderr
 
@@ -62,7 +62,7 @@ def test_inspect_as_table_and_json(tiny_bundle: Bundle) -> None:
     assert report["capacity"] == 96 and len(report["graphs"]) == 4
 
 
-def test_inspect_of_no_bundle_is_told(tmp_path: Path) -> None:
+def test_inspect_refuses_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
     result = run("inspect", str(tmp_path))
     assert result.exit_code == 1 and "is not a bundle" in result.stderr
 

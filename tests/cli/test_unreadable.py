@@ -61,7 +61,7 @@ def test_a_bundle(arguments: list[str], room: Path) -> None:
         assert_refused(done, "bundle/temporal.data", "bundle/voices.safetensors")
 
 
-def test_what_was_cached_by_another_user_is_made_anew(room: Path) -> None:
+def test_a_cache_of_another_user_is_rebuilt(room: Path) -> None:
     (room / "bundle/caches").mkdir(exist_ok=True)
     with mode(0, room / "bundle/caches"):
         done = unprivileged.run(MAIN, *RUN, "--voice", "none", cwd=room)

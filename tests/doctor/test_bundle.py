@@ -56,7 +56,7 @@ def as_a_user(folder: Path) -> Finding:
     return Finding(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_a_whole_one(tiny_bundle: Bundle) -> None:
+def test_a_complete_bundle(tiny_bundle: Bundle) -> None:
     finding = looked(tiny_bundle.folder)[0]
     assert finding.level == OK and "is complete: mimi_encode fp32" in finding.fact
     assert finding.details["weights"] > 10**6
@@ -94,7 +94,7 @@ def test_none_at_all(tmp_path: Path, there: bool) -> None:
     assert finding.level == PROBLEM and "is not a bundle" in finding.fact
 
 
-def test_one_that_cannot_be_looked_at_before_a_library_is_mended(
+def test_a_bundle_that_cannot_be_checked_before_a_library_is_repaired(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('no')")

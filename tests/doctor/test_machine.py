@@ -89,7 +89,7 @@ class TestMemory:
 
 
 class TestProcessors:
-    def test_a_quota_is_told(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_quota_is_reported(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", cpu_max="150000 100000")
@@ -121,7 +121,7 @@ class TestDisk:
         finding = self.check(out=tmp_path, precision="int4", cache=tmp_path)
         assert (finding.level, finding.stops) == (PROBLEM, ("build",)) and "17.1 GB for the checkpoint" in finding.fact
 
-    def test_what_the_first_load_keeps(self, tmp_path: Path, disk: dict[str, int]) -> None:
+    def test_the_cache_of_the_first_load(self, tmp_path: Path, disk: dict[str, int]) -> None:
         disk["free"] = GB
         for to_prepare, writable, level in ((2 * GB, True, WARNING), (GB // 2, True, OK), (GB // 2, False, WARNING)):
             bundle = {"to_prepare": to_prepare, "writable": writable}

@@ -81,7 +81,7 @@ def test_a_package_that_crashes_does_not_hide_the_others(shadows: Shadows) -> No
     assert "soxr" in finding.fact and "it crashes (SIGABRT)" in finding.fact
 
 
-def test_a_folder_without_code_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_code_is_not_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "emptied_here").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert packages.import_all(["emptied_here"])["emptied_here"].error == (
@@ -113,7 +113,7 @@ def test_without_lock_files_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (finding.level, "not available for comparison" in finding.fact) == (OK, True)
 
 
-def test_a_python_or_a_system_that_nobody_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untested_python_or_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     (finding,) = check_python(BASE)
     assert (finding.level, finding.stops) == (WARNING, ())

@@ -7,11 +7,11 @@ from pplex.doctor.findings import WARNING, Finding, guarded
 from pplex.doctor.probe import Probe, first_line, probe
 
 
-def test_what_is_found_comes_back() -> None:
+def test_the_found_value_is_returned() -> None:
     assert probe("print('a library talks'); found = [*arguments, 1]", "a") == Probe(value=["a", 1])
 
 
-def test_an_error_and_a_missing_module_are_told_apart() -> None:
+def test_an_error_and_a_missing_module_are_distinguished() -> None:
     assert probe("raise OSError('no libsndfile')") == Probe(error="OSError: no libsndfile")
     assert probe("import no_such_module").missing == "no_such_module"
     assert probe("import sys; sys.exit(3)").error == "SystemExit: 3"

@@ -47,7 +47,7 @@ class TestPort:
         (finding,) = serving.check_port(Question("serve", port=0))
         assert finding.level == OK
 
-    def test_one_that_another_program_listens_at(self) -> None:
+    def test_a_port_in_use(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             (finding,) = serving.check_port(Question("serve", port=other.getsockname()[1]))
         assert (finding.level, finding.stops) == (PROBLEM, ("serve",)) and "another --port" in str(finding.advice)

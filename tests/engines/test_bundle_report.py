@@ -47,7 +47,7 @@ def test_graphs_are_read_from_their_files(tiny_bundle: Bundle) -> None:
     assert {graph.graph: graph.session_nbytes for graph in report.graphs} == sessions
 
 
-def test_engines_are_told_by_what_went_into_them(engine_bundle: Bundle) -> None:
+def test_engines_are_reported_from_their_build_record(engine_bundle: Bundle) -> None:
     decode = report_bundle(engine_bundle.folder).graphs[3]
     assert (decode.kind, decode.gpu, decode.sm, decode.slots) == ("tensorrt-rtx", "rtx-4090", 89, 4)
     assert decode.layers is not None and decode.layers["KV_CACHE_UPDATE"] == {"FLOAT": 4}
@@ -61,17 +61,17 @@ def test_engines_are_told_by_what_went_into_them(engine_bundle: Bundle) -> None:
 def test_text_has_a_row_a_graph_and_its_layers(engine_bundle: Bundle) -> None:
     text = report_bundle(engine_bundle.folder).to_text()
     assert "| mimi_decode | fp32      | tensorrt-rtx | tensorrt-rtx 1." in text and "rtx-4090 (sm_89)" in text
-    assert "layers as they went into the builder, which fuses them: ACTIVATION FLOAT" in text
+    assert "layers before the builder fuses them: ACTIVATION FLOAT" in text
     assert "nodes of the graph: Add FLOAT" in text and "scratch of profile 0" in text
 
 
-def test_without_onnx_the_rest_is_told(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_rest_is_reported(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     report = report_bundle(tiny_bundle.folder)
     assert report.graphs[0].layers is None and report.graphs[0].nbytes > 0
-    assert "mimi_encode: layers are not told (for ONNX graphs: pip install" in report.to_text()
+    assert "mimi_encode: layers unknown (for ONNX graphs: pip install" in report.to_text()
 
 
-def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         report_bundle(tmp_path)

@@ -33,19 +33,19 @@ def has_gpu() -> bool:
         ),
     ],
 )
-def test_a_library_that_is_missing_is_told(gpu: str, words: str) -> None:
+def test_a_missing_library_is_reported(gpu: str, words: str) -> None:
     with pytest.raises(BuildError, match=words):
         open_library(parse_gpu(gpu))
 
 
-def test_tensorrt_rtx_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorrt_rtx_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BuildError, match=r"RTX 4090 are built by TensorRT-RTX, .*'pplex-export\[export,rtx\]'"):
         open_library(parse_gpu("rtx-4090"))
 
 
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU")
-def test_tensorrt_without_its_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_without_its_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     monkeypatch.setitem(sys.modules, "tensorrt", trt)  # the same API
     with pytest.raises(

@@ -168,11 +168,11 @@ def test_outputs_of_another_dtype_and_name(problems: Any) -> None:
 
     assert problems("temporal", change) == [
         "the output text_token is INT32 [-1], not INT64 [-1]",
-        "there is an output wide_token that the graph's contract does not have",
+        "the output wide_token is not part of the graph's contract",
     ]
 
 
-def test_another_capacity_than_the_specs_is_told(tiny_bundle: Bundle) -> None:
+def test_another_capacity_than_the_specs_is_reported(tiny_bundle: Bundle) -> None:
     parsed = Parsed(tiny_bundle, "temporal", tiny_bundle.graph_path("temporal"))
     with pytest.raises(BuildError, match=r"past.k.0 is FLOAT \[-1, 2, 96, 16\], not FLOAT \[-1, 2, 64, 16\]"):
         network.check_network(parsed.library, parsed.network, parsed.model, parsed.spec, 64)

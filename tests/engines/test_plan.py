@@ -81,7 +81,7 @@ def test_unknown_memory_refuses_nothing() -> None:
         ("rtx-4090", "fp16", 8, "4 slots of 1.6 GB fit and not 8. What would fit: --slots 4, or --capacity 1500, or"),
         ("rtx-4090", "fp16", 8, "or --precision int8."),
         ("rtx-4080", "fp16", 8, "0 slots of 1.6 GB fit and not 8. What would fit: --precision int4 --slots 5."),
-        ("rtx-2080-ti", "fp16", 1, "It takes a GPU with more memory: pplex-export plan"),
+        ("rtx-2080-ti", "fp16", 1, "Use a GPU with more memory; to compare GPUs: pplex-export plan"),
     ],
 )
 def test_too_many_slots_are_refused_with_what_would_fit(gpu: str, precision: str, slots: int, words: str) -> None:
@@ -90,14 +90,14 @@ def test_too_many_slots_are_refused_with_what_would_fit(gpu: str, precision: str
     assert words in str(caught.value)
 
 
-def test_what_is_said_to_fit_does() -> None:
+def test_suggested_settings_fit() -> None:
     released("rtx-4090", "fp16").check(4)
     released("rtx-4090", "fp16", 1500).check(8)
     released("rtx-4090", "int8").check(8)
     released("rtx-4080", "int4").check(5)
 
 
-def test_a_plan_is_told_in_a_line() -> None:
+def test_a_plan_fits_in_a_line() -> None:
     assert released("rtx-4090", "int4").to_text() == (
         "GeForce RTX 4090 (sm_89, tensorrt-rtx): 10 slots at 3000 steps of context; "
         "5.2 GB of weights, 1.6 GB a session, 297.1 MB of scratch"
@@ -119,8 +119,8 @@ def test_a_checkpoints_plan_takes_its_sizes(tiny_bundle: Bundle, tmp_path: Path)
     assert open_model(tmp_path).config == replace(RELEASED, temporal=replace(RELEASED.temporal, layers=16))
 
 
-def test_a_source_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no folder .*nothing: the released model"):
+def test_a_missing_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not a folder.*nothing for the released model"):
         report_plans(tmp_path / "nowhere")
 
 

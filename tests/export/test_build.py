@@ -46,7 +46,7 @@ def start_build(checkpoint: Path, out: Path) -> tuple[subprocess.Popen[bytes], P
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_build_leaves_the_old_bundle_and_is_gone_on_with(
+def test_a_stopped_build_keeps_the_old_bundle_and_resumes(
     tiny_bundle: Bundle, tmp_path: Path, stop: signal.Signals
 ) -> None:
     out = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
@@ -64,7 +64,7 @@ def test_a_stopped_build_leaves_the_old_bundle_and_is_gone_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_what_a_build_is_made_from_decides_whether_it_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_build_resumes_only_with_the_same_inputs(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
     recordings = tmp_path / "recordings"
     recordings.mkdir()
@@ -94,7 +94,7 @@ def test_a_truncated_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(BuildError, match="not a bundle"):
         build(source(TINY / "checkpoint"), tmp_path)
@@ -104,7 +104,7 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_bundle_with_a_file_of_its_users_is_not_overwritten(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_with_a_foreign_file_is_not_overwritten(tiny_bundle: Bundle, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
     assert is_bundle(out)
     (out / "notes.txt").touch()
@@ -112,7 +112,7 @@ def test_a_bundle_with_a_file_of_its_users_is_not_overwritten(tiny_bundle: Bundl
         build(source(TINY / "checkpoint"), out)
 
 
-def test_the_manifest_tells_where_the_bundle_comes_from(tiny_bundle: Bundle) -> None:
+def test_the_manifest_records_the_origin_of_the_bundle(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
     assert manifest["checkpoint"]["files"][LM_FILE]
     assert manifest["precision"] == dict.fromkeys(("mimi_encode", "temporal", "depth", "mimi_decode"), "fp32")
@@ -121,7 +121,7 @@ def test_the_manifest_tells_where_the_bundle_comes_from(tiny_bundle: Bundle) -> 
 
 
 @pytest.mark.parametrize("capacity", [31, 97])
-def test_a_capacity_the_model_cannot_have_is_refused(tmp_path: Path, capacity: int) -> None:
+def test_a_capacity_out_of_range_is_refused(tmp_path: Path, capacity: int) -> None:
     with pytest.raises(ConfigError, match=r"32 to 96"):
         build(source(TINY / "checkpoint"), tmp_path / "bundle", BuildOptions(capacity=capacity))
     assert not list(tmp_path.iterdir())
@@ -130,7 +130,7 @@ def test_a_capacity_the_model_cannot_have_is_refused(tmp_path: Path, capacity: i
 RTX_4090 = parse_gpu("rtx-4090")
 
 
-def test_a_bundle_for_a_gpu_holds_engines_and_no_graphs(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_for_a_gpu_holds_engines_only(tiny_bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     told: list[str] = []
     options = BuildOptions(gpu=RTX_4090, slots=2)
@@ -152,14 +152,14 @@ def test_a_bundle_for_a_gpu_holds_engines_and_no_graphs(tiny_bundle: Bundle, tmp
         (parse_gpu("h100"), "fp8", "H100"),
     ],
 )
-def test_what_a_gpu_cannot_take_is_told_before_the_work(tmp_path: Path, gpu: Gpu, precision: str, words: str) -> None:
+def test_a_build_that_does_not_fit_the_gpu_fails_at_once(tmp_path: Path, gpu: Gpu, precision: str, words: str) -> None:
     options = BuildOptions(gpu=gpu, precision=parse_precision(precision))
     with pytest.raises((GpuError, BuildError), match=words):
         build(source(TINY / "checkpoint"), tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_too_full_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_does_not_fit_the_disk_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1_000_000))
     with pytest.raises(BuildError, match=r"needs 0\.0 GB and .* has 0\.0 GB free"):
         build(source(TINY / "checkpoint"), tmp_path / "bundle")

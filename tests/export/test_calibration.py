@@ -59,7 +59,7 @@ def test_conversations_hold_voice_persona_and_both_speakers(
         assert len(item.codes) < checkpoint.config.temporal.capacity
 
 
-def test_what_is_recorded_is_what_the_whole_module_computes(
+def test_calibration_records_the_inputs_of_the_whole_module(
     checkpoint: Checkpoint, conversations: CalibrationSet, calibration: Calibration
 ) -> None:
     """One layer's weights at a time, and the released ring: the same numbers."""
@@ -113,7 +113,7 @@ def test_another_checkpoints_calibration_of_the_same_sizes_is_refused(
         find_calibration(tmp_path / "other.safetensors", checkpoint, checkpoint.config, {}, silent)
 
 
-def test_a_calibration_that_nothing_makes_use_of_is_refused(tmp_path: Path) -> None:
+def test_an_unused_calibration_is_refused(tmp_path: Path) -> None:
     options = BuildOptions(precision=parse_precision("int8"), calibration=tmp_path)
     with pytest.raises(CalibrationError, match="Only fp8 and int4"):
         build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options)

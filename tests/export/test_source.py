@@ -216,7 +216,7 @@ class TestRefusals:
         assert "HF_HUB_OFFLINE" in hub.ask(repo.name, offline=True)["error"]
         assert repo.asked == []
 
-    def test_endpoint_that_is_no_hub(self, hub: Hub, repo: Repo) -> None:
+    def test_endpoint_that_is_not_a_hub(self, hub: Hub, repo: Repo) -> None:
         repo.broken["revision"] = 418
         assert "could not be downloaded" in hub.ask(repo.name)["error"]
 

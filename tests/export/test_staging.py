@@ -22,14 +22,14 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_folder_appears_with_what_was_put_in_it(tmp_path: Path) -> None:
+def test_the_folder_appears_with_its_contents(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "deep" / "out", never) as folder:
         (folder / "a").write_text("1")
         assert not (tmp_path / "deep" / "out").exists()
     assert names(tmp_path / "deep") == ["out"] and names(tmp_path / "deep" / "out") == ["a"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", always):
@@ -55,7 +55,7 @@ def test_an_abandoned_folder_is_removed_and_one_in_use_is_not(tmp_path: Path) ->
     assert names(tmp_path) == ["out"]
 
 
-def test_what_was_replaced_is_put_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+def test_the_old_folder_is_restored_after_a_kill_between_the_renames(tmp_path: Path) -> None:
     old = tmp_path / ".out.replaced-1"
     old.mkdir()
     (old / "years of work").touch()
@@ -64,7 +64,7 @@ def test_what_was_replaced_is_put_back_after_a_kill_between_the_renames(tmp_path
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["years of work"]
 
 
-def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+def test_a_name_with_brackets_is_not_a_pattern(tmp_path: Path) -> None:
     (tmp_path / ".b[1].building-1").mkdir()
     with whole_folder(tmp_path / "b[1]", never):
         pass
@@ -123,7 +123,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink() and names(tmp_path) == ["link", "old"] and names(tmp_path / "old") == ["a"]
 
 
-def test_a_parent_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"), whole_folder(tmp_path / "file" / "out", never):
         pass

@@ -139,7 +139,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 10**9))
     with pytest.raises(CheckpointError, match=r"needs 1\d\.\d GB, and .* has 2\.0 GB free"):
@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("size", "depth_sets"), [("huge", 16), ("tiny", 12)])
-def test_an_unknown_size_is_told_the_choice(tmp_path: Path, size: str, depth_sets: int) -> None:
+def test_an_unknown_size_lists_the_choices(tmp_path: Path, size: str, depth_sets: int) -> None:
     with pytest.raises(CheckpointError, match=r"tiny, small, full, with 8 or 16"):
         synthesize(tmp_path / "checkpoint", size, depth_sets=depth_sets)
 

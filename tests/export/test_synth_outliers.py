@@ -29,7 +29,7 @@ def test_embeddings_have_heavy_columns(pieces: int) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 7, 64])
 @pytest.mark.parametrize("part", ["self_attn.out_proj", "gating.linear_out"])
-def test_what_writes_has_heavy_rows(part: str, pieces: int) -> None:
+def test_writers_have_heavy_rows(part: str, pieces: int) -> None:
     weight = planted(f"transformer.layers.0.{part}.weight", (DIM, 30), pieces)
     assert (weight[3] == 20).all() and (weight[40] == 50).all() and (weight.sum(1) == 30).sum() == DIM - 2
 
@@ -37,7 +37,7 @@ def test_what_writes_has_heavy_rows(part: str, pieces: int) -> None:
 @pytest.mark.parametrize(
     "key", ["transformer.layers.1.self_attn.in_proj_weight", "text_linear.weight", "depformer_in.7.weight"]
 )
-def test_what_reads_has_light_columns(key: str) -> None:
+def test_readers_have_light_columns(key: str) -> None:
     weight = planted(key, (30, DIM), 5)
     torch.testing.assert_close(weight[:, [3, 40]], torch.tensor([20.0, 50.0]).rsqrt().expand(30, 2), rtol=1e-2, atol=0)
     assert (weight.sum(0) == 30).sum() == DIM - 2

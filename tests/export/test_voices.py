@@ -82,7 +82,7 @@ class TestRead:
         assert voice.embeddings.shape == (FRAMES, DIM)
         np.testing.assert_array_equal(voice.embeddings, torch.full((FRAMES, DIM), 0.1, dtype=dtype).float())
 
-    def test_what_training_leaves_in_a_tensor_is_dropped(self, tgz: Path) -> None:
+    def test_attributes_of_training_are_dropped(self, tgz: Path) -> None:
         wide = torch.nn.Parameter(torch.ones(FRAMES, 1, 1, 2 * DIM))
         packed(tgz, {"A.pt": saved(state(embeddings=wide[..., :DIM], note="kept by nobody"))})
         embeddings = read_voices(tgz, CONFIG)["A"].embeddings
@@ -251,7 +251,7 @@ class TestUnfit:
         tgz.write_bytes({"cut": whole[:-20], "flipped": flipped, "no gzip": b"plain", "empty": b""}[damage])
         assert "is damaged or not a tar.gz" in refusal(tgz)
 
-    def test_header_that_is_no_number(self, tgz: Path) -> None:
+    def test_header_that_is_not_a_number(self, tgz: Path) -> None:
         entry = tarfile.TarInfo("voices/A.pt")
         entry.pax_headers = {"GNU.sparse.map": "x,y"}
         assert "is damaged or not a tar.gz" in refusal(packed(tgz, [(entry, GOOD)]))
