@@ -23,7 +23,8 @@ from pplex.measure.machine import machine
 from pplex.runtime.audio import read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.synthetic_speech import speech_like
-from pplex.server.client import AudioFormat, Link, RefusedError, ServerError, server_url
+from pplex.server.client import AudioFormat
+from pplex.server.client_link import Link, RefusedError, ServerError, server_url
 from pplex.server.event_loop import loop_factory
 from pplex.server.load_report import WARM_UP_S, LoadReport, SessionLog, server_side, summarize
 from pplex.server.protocol import FRAME_S, FRAME_SIZE, Kind
