@@ -60,8 +60,12 @@ def test_every_package_is_listed_and_says_that_it_has_types() -> None:
     folders = {
         name: ROOT / folder for name, folder in setuptools["package-dir"].items() if name != "pplex.requirements"
     }
-    assert set(folders) | {"pplex.requirements"} == set(setuptools["packages"])
     packages = {path.parent for path in ROOT.glob("*/__init__.py")}
     assert set(folders.values()) == packages
+    nested = {
+        path.parent for folder in packages for path in folder.glob("*/__init__.py")
+    }  # types: by the package above
+    listed = {f"pplex.{folder.relative_to(ROOT).as_posix().replace('/', '.')}" for folder in packages | nested}
+    assert listed | {"pplex.requirements"} == set(setuptools["packages"])
     assert all((folder / "py.typed").is_file() for folder in folders.values())
     assert all("py.typed" in setuptools["package-data"][name] for name in folders)

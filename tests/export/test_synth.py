@@ -121,7 +121,7 @@ def test_released_size_is_announced_without_writing() -> None:
 
 def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="Name a new folder"):
+    with pytest.raises(CheckpointError, match="Choose a new folder"):
         synthesize(tmp_path, "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(CheckpointError, match="not an empty folder"):
