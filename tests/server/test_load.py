@@ -208,7 +208,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "2 x ws://127.0.0.1:1 cannot be reached" in result.stdout
     assert "unknown, its /metrics cannot be read" in result.stdout
     result = load("127.0.0.1")
-    assert result.exit_code == 2 and "no address of a server" in result.stderr
+    assert result.exit_code == 2 and "not the address of a server" in result.stderr
     result = load("ws://127.0.0.1:1", "--wav", str(tmp_path / "none.wav"))
     assert result.exit_code == 1 and "does not exist" in result.stderr
     result = load("ws://127.0.0.1:1", "--out", str(tmp_path / "none/load.json"))
