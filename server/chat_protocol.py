@@ -10,8 +10,9 @@ from pplex.server.protocol import Kind, pack, pack_metadata, unpack
 from pplex.server.request import ChatRequest
 from pplex.server.wire import AudioMessage, ClientMessage, ControlMessage, IgnoredMessage, Message, Received
 
-# The official web client's decoder is ready a second after it connects, and what arrives before is lost.
-DECODER_STARTS_S = 1.0
+# The official web client's decoder is ready a second after it connects, and audio that arrives before is lost. The client's
+# second begins later than ours: when the answer to its upgrade arrives.
+DECODER_STARTS_S = 1.2
 
 
 class ChatProtocol:

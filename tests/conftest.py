@@ -31,7 +31,9 @@ SLOW = (  # what `make check` leaves out, as it does tests that are marked slow;
     "bench/test_torch_side.py", "validate/speech/test_scenarios.py", "engines/test_bundle_report.py", "test_skips.py",
     "validate/test_recording.py", "bench/test_load.py", "bench/test_sweep.py", "cli/test_quiet.py",
     "cli/test_doctor.py", "bench/test_parting.py", "validate/report/test_html.py", "server/test_client.py",
-    "server/test_hostile.py", "server/test_load.py", "server/test_page.py", "server/test_page_trouble.py",
+    "server/test_hostile.py", "server/test_load.py", "server/test_page.py", "server/test_page_trouble.py", "server/test_access.py", "server/test_wild_clients.py", "server/test_options.py",
+    "server/test_listening.py", "cli/test_unreadable.py", "runtime/test_libraries.py", "doctor/test_checkpoint.py",
+    "doctor/test_engines.py", "doctor/test_bundle.py",
     "server/test_server.py", "server/test_real_clients.py", "server/test_proxies.py",
 )  # fmt: skip
 
