@@ -61,7 +61,7 @@ def parse(line: str) -> Requirement:
     """Parse a line of our own metadata, which uses >= and == only. Raises ValueError for other lines."""
     found = _REQUIREMENT.fullmatch(line.strip())
     if found is None:
-        raise ValueError(f"{line!r} is no requirement that doctor can read")
+        raise ValueError(f"{line!r} cannot be read as a requirement")
     name, sign, version, marker = found.groups()
     extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker or "")
     return Requirement(name.lower(), extra[1] if extra else "", version, sign == "==")

@@ -18,7 +18,7 @@ class Received(NamedTuple):
 
     pcm: Pcm  # [n] 24 kHz
     skipped: int  # samples at 24 kHz before them that were not decoded
-    is_audio: bool  # whether anything was decoded, not only silence in the place of damage
+    is_audio: bool  # whether anything was decoded; damaged parts become silence, and do not count
 
 
 @dataclass(frozen=True)

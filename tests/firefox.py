@@ -1,6 +1,6 @@
 """Debian's Firefox without a window, spoken to over WebDriver BiDi; as much of it as tests of our page need.
 
-Firefox plays no audio, and gives none of the microphone to a page, where there is no loudspeaker. `loudspeaker` is one that
+Without a loudspeaker, Firefox neither plays audio nor gives the microphone to a page. `loudspeaker` is one that
 nobody hears.
 """
 

@@ -1,4 +1,4 @@
-"""A folder in the place of /: what a kernel tells about memory and control groups."""
+"""A folder that stands in for /: the kernel's files about memory and control groups."""
 
 from pathlib import Path
 

@@ -96,7 +96,7 @@ def test_an_earlier_report(room: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint(room: Path) -> None:
-    """Its weights, of which the library says that there is no such file, and recordings that lie deeper."""
+    """Its weights, which the library reports as missing, and recordings in folders below."""
     checkpoint, build = room / "checkpoint", ["build", "checkpoint", "--out", "made", "--precision", "int4"]
     with mode(0, checkpoint / "config.json"):
         done = unprivileged.run(MAIN, "plan", "checkpoint", "--gpu", "l4", cwd=room)

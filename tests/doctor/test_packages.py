@@ -16,7 +16,7 @@ BASE = Question("run")
 
 
 class Shadows:
-    """Modules in the place of installed ones, for every process that is started from here."""
+    """Modules that replace installed ones, in every process that this test starts."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch):
         self._folder = folder
