@@ -52,7 +52,7 @@ LOGIN = """<!doctype html>
   </body>
 </html>
 """
-ASKS = "This server asks for a token. Whoever runs it can give you one."
+ASKS = "This server asks for a token. The person who runs it can give you one."
 WRONG = "This token is wrong. Check it, and try again."
 
 

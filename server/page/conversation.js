@@ -1,4 +1,4 @@
-// One conversation over a WebSocket, gone on with over another one when it is lost.
+// One conversation over a WebSocket. If the connection is lost, another WebSocket resumes it.
 //
 //   connecting -> (queued) -> preparing -> talking <-> lost
 //        \____________________________________\__________\-> ended
@@ -10,17 +10,17 @@ const OPEN_TIMEOUT_MS = 10000;
 const SILENCE_MS = 8000; // the server sends something every 2 s
 const FIRST_RETRY_MS = 250;
 const LONGEST_RETRY_MS = 4000;
-const UNSENT_MOST = 48000; // bytes, a second of audio: more of it would only be heard late
+const UNSENT_MOST = 48000; // bytes, a second of audio; more would only arrive late
 
 export class Conversation {
   #on;
   #token;
   #socket = null;
-  #abandoned = []; // open sockets that went silent; closing one would end the conversation on the server
+  #abandoned = []; // open sockets that went silent; closing them would end the conversation on the server
   #state = "";
-  #session = null; // what the server said of it
-  #heardAt = 0; // ms, the last message
-  #openedAt = 0; // ms, the last attempt to connect
+  #session = null; // the server's metadata
+  #heardAt = 0; // ms, time of the last message
+  #openedAt = 0; // ms, time of the last attempt to connect
   #lostAt = 0;
   #attempts = 0;
   #retry = 0; // timer
@@ -29,7 +29,7 @@ export class Conversation {
 
   /**
    * `on` has `state(name, detail)`, `audio(samples)`, `text(piece)`, `session(facts)`, `dropped(frames)` and
-   * `tokenRefused()`. The detail of `queued` is a position, that of `ended` a reason to show, or "" when the user stopped.
+   * `tokenRefused()`. `detail` is a position for `queued`, and a reason to show for `ended`: "" if the user stopped.
    */
   constructor(settings, on) {
     this.#on = on;
@@ -39,19 +39,19 @@ export class Conversation {
     this.#watch = setInterval(() => this.#look(), 1000);
   }
 
-  /** Sends a chunk of the microphone, and says whether it did: not before the handshake nor into a stalled network. */
+  /** Sends a chunk of the microphone. Returns false before the handshake and while the network is stalled. */
   send(samples) {
     if (this.#state !== "talking" || this.#socket.bufferedAmount > UNSENT_MOST) return false;
     this.#socket.send(packAudio(samples));
     return true;
   }
 
-  /** The user ends it. */
+  /** The user ends the conversation. */
   stop() {
     this.#end("");
   }
 
-  /** The network is back: no need to wait for the next attempt. */
+  /** The network is back: reconnect now. */
   hurry() {
     if (this.#state === "lost" && this.#retry) this.#resume();
   }
@@ -103,7 +103,7 @@ export class Conversation {
     this.#enter("talking");
   }
 
-  // Once a second: a connection can be dead without anyone saying so.
+  // Runs once a second, because a dead connection may give no event.
   #look() {
     if (this.#retry) return;
     const now = performance.now();
@@ -171,8 +171,8 @@ export class Conversation {
   }
 }
 
-// A WebSocket that does not open does not say why. A POST to the same address starts nothing: it answers with the refusal,
-// or with 204 if all is well, and then something in between keeps WebSockets out.
+// A WebSocket that does not open gives no reason. A POST to the same address starts nothing and returns the refusal. If it
+// returns 204, the server accepts the request, and something on the way blocks WebSockets.
 async function refusal(url) {
   try {
     const response = await fetch(url, { method: "POST", cache: "no-store", signal: AbortSignal.timeout(5000) });
@@ -185,7 +185,7 @@ async function refusal(url) {
   }
 }
 
-// The server's own line. What its HTTP parser or a proxy says instead, without our headers, is not for readers.
+// The server's own line. An answer without our headers comes from the HTTP parser or a proxy, and is not for users.
 async function sentenceOf(response) {
   const text = (await response.text()).trim();
   const isOurs = response.headers.get("Referrer-Policy") === "no-referrer" && !/[\n<]/.test(text);

@@ -1,4 +1,4 @@
-// Examples of personas; a button each.
+// Example personas, one button each.
 
 export const PERSONAS = [
   {

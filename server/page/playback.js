@@ -1,5 +1,5 @@
-// The audio worklet in front of the loudspeaker. It is sent `{ samples }` at 24 kHz, or `{ gap: true }` when none will
-// come for a while, and posts 20 times a second how loud it is and what it holds.
+// The loudspeaker's audio worklet. It receives `{ samples }` at 24 kHz, or `{ gap: true }` if no samples will come for a
+// while. It posts its loudness and buffer level 20 times a second.
 
 import { JitterBuffer } from "./jitter.js";
 import { SAMPLE_RATE_HZ } from "./protocol.js";

@@ -1,9 +1,9 @@
-// Changes the rate of a stream of samples, piece by piece. Both audio worklets use it; it needs no browser API.
+// Changes the rate of a stream of samples, piece by piece. Both audio worklets use it. This file uses no browser API.
 
 const CROSSINGS = 32; // zero crossings of the sinc on each side
 const KAISER_BETA = 8; // stops at -80 dB
 // The Kaiser window's transition for -80 dB and these crossings is 7.9 % of the lower rate wide (Kaiser 1974: the number
-// of taps is (A - 8) / (2.285 x width)): the sinc is cut that far below half the lower rate's Nyquist limit, so nothing folds back.
+// of taps is (A - 8) / (2.285 x width)): the sinc's cutoff is that far below the lower rate's Nyquist limit, to avoid aliasing.
 const CUTOFF = 1 - 0.079;
 
 /** A polyphase windowed sinc for two whole rates. */
@@ -12,10 +12,10 @@ export class Resampler {
   #down;
   #half; // input samples on each side of a tap's centre
   #phases; // #up filters of 2 x #half taps
-  #history; // input samples not yet done with
-  #filled; // how many of them there are
-  #at = 0; // the next output's place in #history, whole samples
-  #phase = 0; // and the #up-th parts of one
+  #history; // input samples still needed
+  #filled; // their number
+  #at = 0; // position of the next output in #history: whole samples ...
+  #phase = 0; // ... and a fraction in units of 1 / #up
   #output = new Float32Array(0);
 
   constructor(fromHz, toHz) {
@@ -29,7 +29,7 @@ export class Resampler {
     this.#history = new Float32Array(2 * this.#half);
   }
 
-  /** The samples that `input` completes. They are overwritten by the next call. */
+  /** The output samples that `input` completes. The next call overwrites them. */
   process(input) {
     if (this.#up === this.#down) return input;
     this.#append(input);

@@ -1,9 +1,9 @@
-// What the agent says, as it comes: seen piece by piece, read out a sentence at a time.
+// The agent's text: shown piece by piece, and read out sentence by sentence for screen readers.
 
-const PAUSE_MS = 1500; // then a new paragraph begins
+const PAUSE_MS = 1500; // after a longer pause a new paragraph begins
 const MOST_PARAGRAPHS = 500;
-const MOST_UNSPOKEN = 240; // characters; text without a full stop is read out all the same
-const NEAR_END_PX = 48; // who scrolled back further is left there
+const MOST_UNSPOKEN = 240; // characters; longer text is read out without a full stop
+const NEAR_END_PX = 48; // if the user scrolled back further, the text does not scroll
 
 export class Transcript {
   #seen;
@@ -12,7 +12,7 @@ export class Transcript {
   #unspoken = "";
   #lastAt = 0; // ms
 
-  /** `seen` is the element that shows it, `spoken` the live region that reads it out. */
+  /** `seen` is the element that shows the text, `spoken` the live region that screen readers read out. */
   constructor(seen, spoken) {
     this.#seen = seen;
     this.#spoken = spoken;
@@ -33,7 +33,7 @@ export class Transcript {
     if (follows) this.#seen.scrollTop = this.#seen.scrollHeight;
   }
 
-  /** To be called now and then: ends the paragraph after a pause. */
+  /** Ends the paragraph after a pause; called regularly. */
   pause() {
     if (this.#paragraph && performance.now() - this.#lastAt > PAUSE_MS) this.finish();
   }

@@ -1,6 +1,6 @@
-// All that the page says of a conversation: what goes on, what is wrong, and what to do. No browser API in here.
+// The page's texts about a conversation: its state, a problem, and what to do. This file uses no browser API.
 
-/** What the status line says in each state; `detail` is what `Conversation` gives with it. */
+/** The status line in each state; `detail` comes from `Conversation` with the state. */
 export const STATES = {
   ready: () => "",
   microphone: () => "Waiting for the microphone. Allow it if your browser asks.",
@@ -13,10 +13,10 @@ export const STATES = {
   ended: (reason) => reason || "The conversation is over.",
 };
 
-/** What the status line says while a conversation suffers from something: see trouble.js. */
+/** The status line while a conversation has a problem: see trouble.js. */
 export const TROUBLES = {
-  stopped: "The sound has stopped. Tap or click this page. If it stays silent, check your headphones or loudspeaker.",
-  slow: "The connection is slow. If this stays, move closer to your Wi-Fi router or try another network.",
+  stopped: "The sound has stopped. Tap or click this page. If you still hear nothing, check your headphones or loudspeaker.",
+  slow: "The connection is slow. If it stays slow, move closer to your Wi-Fi router or try another network.",
   silent: "No sound comes from your microphone. Check that it is on and not muted.",
   deaf: "No loudspeaker was found. Connect headphones or a loudspeaker to hear the agent.",
 };
@@ -35,7 +35,7 @@ export const UNREACHABLE = "The server does not answer. Check your internet conn
 export const NOT_LOADED = "The server does not answer. Check your internet connection. If it works, the server is down: reload this page in a minute.";
 export const OFFLINE = `You are offline. Connect to a network, ${AGAIN}.`;
 export const LOST = `The connection was lost. Check your internet connection, ${AGAIN}.`;
-export const BLOCKED = `The server answers, but conversations do not get through. Try another network. If that does not help, ${TELL}.`;
+export const BLOCKED = `The server answers, but a conversation cannot connect. Try another network. If that does not help, ${TELL}.`;
 export const OTHER_VERSION = "The server now has another version of this page. Reload the page.";
 const REFUSED_TOKEN = "The access token is missing or not valid. Enter it in the field “Access token”, then press Talk.";
 const OVER = "The conversation is over: the server was restarted, or you were away for too long. Press Talk to begin a new one.";
@@ -49,11 +49,11 @@ const MICROPHONE = {
   NotReadableError: `The microphone cannot be used. Close other programs that use it, check that it is on, ${AGAIN}.`,
 };
 
-/** Why the microphone could not be opened, by the name of the browser's error. */
+/** Why the microphone did not open, by the name of the browser's error. */
 export const microphoneProblem = (name) =>
   MICROPHONE[name] ?? `The microphone could not be opened. Check that it is connected and allowed, ${AGAIN}.`;
 
-/** Why the server did not give a file of the page, by HTTP status. */
+/** Why the server did not send a file of the page, by HTTP status. */
 export const partProblem = (status) =>
   status >= 500
     ? `The server does not work right now (${status}). Reload this page in a minute.`
@@ -64,18 +64,18 @@ const ENDINGS = {
   1001: () => "The server is shutting down. Try again in a few minutes.",
   1003: () => DISAGREE,
   1007: () => DISAGREE,
-  1008: (said) => `${said || "You said nothing for too long, or the conversation reached its longest time."} Press Talk to begin a new one.`,
+  1008: (said) => `${said || "You said nothing for too long, or the conversation reached its maximum duration."} Press Talk to begin a new one.`,
   1009: () => DISAGREE,
   1011: () => `The server has a fault. Press Talk to begin again. If it happens again, ${TELL}.`,
   1013: () => "No place became free in time. Try again in a few minutes.",
-  4001: () => "The conversation goes on in another window.",
+  4001: () => "The conversation continues in another window.",
 };
 
-/** What a WebSocket's close code means; `said` is the error message that the server sent before it. */
+/** The text for a WebSocket's close code; `said` is the error message that the server sent before it. */
 export const endingOf = (code, said = "") =>
   ENDINGS[code]?.(clip(said)) ?? `The connection was closed (code ${code}). Press Talk to begin again.`;
 
-/** Why the server refused a conversation: an HTTP status, and its own sentence, "" where the answer had none. */
+/** Why the server refused a conversation: by HTTP status, and the server's sentence, "" if the answer had none. */
 export function refusalOf(status, sentence, resuming) {
   const said = clip(sentence);
   if (status === 401) return REFUSED_TOKEN;
@@ -85,14 +85,14 @@ export function refusalOf(status, sentence, resuming) {
   if ([413, 414, 431].includes(status)) return TOO_LONG;
   if (said && status === 503) return said;
   if (said) return `The server did not accept this: ${said}`;
-  if (status === 400) return TOO_LONG; // the words of an HTTP parser
+  if (status === 400) return TOO_LONG; // from an HTTP parser
   if (status >= 500) return `The server does not work right now (${status}). Try again in a minute.`;
   return `The server refused the connection (${status}). Reload the page. If that does not help, ${TELL}.`;
 }
 
-const MOST = 300; // characters of what others say
+const MOST = 300; // characters of a text from outside
 
-/** Another's text on one line, and not longer than is read. */
+/** A text from outside on one line, with at most MOST characters. */
 export function clip(text) {
   const line = text.trim().replace(/\s+/g, " ");
   return line.length <= MOST ? line : `${line.slice(0, MOST - 1)}…`;
