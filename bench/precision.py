@@ -11,6 +11,7 @@ from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import token_history, unheard_pieces
 from pplex.export.source import CheckpointSource
 from pplex.measure.machine import machine
+from pplex.measure.tables import aligned
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import weights_nbytes
@@ -44,16 +45,10 @@ class PrecisionReport:
         return asdict(self)
 
     def to_text(self) -> str:
-        lines = [
-            self.title,
-            f"{'':<24}{'MB':>8}{'hidden cos':>12}{'least':>9}{'text KL':>10}{'audio KL':>10}{'same':>14}",
-        ]
-        lines += [
-            f"{name:<24}{self.megabytes[name]:>8.1f}{d.hidden_cosine:>12.6f}{d.least_cosine:>9.4f}{d.text_kl:>10.2e}"
-            f"{d.audio_kl:>10.2e}{d.same_text:>7.1%}{d.same_audio:>7.1%}"
-            for name, d in self.drifts.items()
-        ]
-        return "\n".join([*lines, *(f"{key}: {value}" for key, value in self.machine.items())])
+        head = ("", "MB", "hidden cos", "least", "text KL", "audio KL", "same text", "same audio")
+        rows = [(name, f"{self.megabytes[name]:.1f}", *_cells(drift)) for name, drift in self.drifts.items()]
+        facts = [f"{key}: {value}" for key, value in self.machine.items()]
+        return "\n".join([self.title, aligned([head, *rows], right=range(1, len(head))), *facts])
 
 
 def bench_precision(
@@ -91,3 +86,10 @@ def bench_precision(
 def _language_mb(config: ModelConfig, precision: str) -> float:
     nbytes = weights_nbytes(config, parse_precision(precision))
     return sum(nbytes[graph] for graph in LANGUAGE_GRAPHS) / 1e6
+
+
+def _cells(drift: DriftSummary) -> tuple[str, ...]:
+    return (
+        f"{drift.hidden_cosine:.6f}", f"{drift.least_cosine:.4f}", f"{drift.text_kl:.2e}", f"{drift.audio_kl:.2e}",
+        f"{drift.same_text:.1%}", f"{drift.same_audio:.1%}",
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pplex.bench.clock import Clock
+from pplex.measure.tables import aligned
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.device import Call, buffer_nbytes
 from pplex.runtime.engine import fixed_shape
@@ -60,10 +61,8 @@ class SweepReport:
     def to_text(self) -> str:
         head = ("slots", "context steps", "stage", "p50 ms", "p95 ms", "p99 ms", "floor ms", "kernels")
         cells = [head, *(tuple(_text(value) for value in asdict(row).values()) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
         facts = [f"{name}: {value}" for name, value in {**self.figures, **self.machine}.items()]
-        return "\n".join([self.title, *lines, *facts])
+        return "\n".join([self.title, aligned(cells, right=range(len(head))), *facts])
 
 
 @dataclass(frozen=True)

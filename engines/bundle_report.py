@@ -8,7 +8,7 @@ from typing import Any
 
 from pplex.engines.library import layers_path
 from pplex.engines.plan import session_nbytes
-from pplex.engines.tables import markdown, readable
+from pplex.measure.tables import markdown, readable
 from pplex.runtime.bundle import Bundle, open_bundle, parity_text
 from pplex.runtime.files import is_file, read_text
 from pplex.runtime.gpus import ONNXRUNTIME

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pplex.engines.tables import readable
+from pplex.measure.tables import readable
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import GpuError
 from pplex.runtime.gpus import Gpu

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan
-from pplex.engines.tables import markdown, readable
+from pplex.measure.tables import markdown, readable
 from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
 from pplex.runtime.config import MIN_CAPACITY, RELEASED, ModelConfig

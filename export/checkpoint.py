@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pplex.measure.tables import aligned
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.files import check_readable, is_file
@@ -196,11 +197,7 @@ def _differences(file_name: str, file: Any, expected: Shapes) -> list[tuple[str,
 
 def _table(folder: Path, rows: list[tuple[str, str, str, str]]) -> str:
     header = ("file", "tensor", "expected", "found")
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(3)]
-    lines = [
-        "  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3])) for row in (header, *rows)
-    ]
     return (
-        f"{folder} does not fit its configuration ({len(rows)} tensors):\n" + "\n".join(lines) + "\n"
+        f"{folder} does not fit its configuration ({len(rows)} tensors):\n{aligned([header, *rows])}\n"
         f"Check {CONFIG_FILE}, or download the checkpoint again."
     )

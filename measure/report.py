@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pplex.measure.tables import aligned
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -35,8 +37,7 @@ class BenchReport:
         return asdict(self)
 
     def to_text(self) -> str:
-        width = max(map(len, (self.unit, *self.timings)))
-        rows = [f"{name:<{width}}  {t.median_ms:>9.2f}  {t.p99_ms:>9.2f}" for name, t in self.timings.items()]
+        rows = [(name, f"{t.median_ms:.2f}", f"{t.p99_ms:.2f}") for name, t in self.timings.items()]
+        table = [aligned([(self.unit, "median", "p99"), *rows], right=(1, 2))] if rows else []
         facts = [f"{name}: {value}" for name, value in {**self.figures, **self.machine}.items()]
-        header = [f"{self.unit:<{width}}  {'median':>9}  {'p99':>9}"] if rows else []
-        return "\n".join([self.title, *header, *rows, *facts])
+        return "\n".join([self.title, *table, *facts])

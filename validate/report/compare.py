@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pplex.measure.tables import aligned
 from pplex.validate.report import wording
 from pplex.validate.report.markdown import code, folded, prose, table
 from pplex.validate.report.schema import Measure, Plot, Report, Section
-from pplex.validate.report.text import aligned
 
 HEADERS = ("measure", "A", "B", "change", "A", "B")
 ABSENT = wording.Verdict("info", "-", "absent")
@@ -138,13 +138,13 @@ class Comparison:
 
     def to_text(self) -> str:
         blocks = ["\n".join(self.summary), "\n".join(f"note: {note}" for note in self.notes)]
-        blocks += [aligned([("graph", "A", "B"), *self.graphs], indent="")] if self.graphs else []
+        blocks += [aligned([("graph", "A", "B"), *self.graphs])] if self.graphs else []
         for group in (group for group in self.groups if group.pairs):
             title = wording.plain_line(group.title)
             rows = [
                 (wording.plain_line(p.name), *p.values, p.change, *(v.word for v in p.verdicts)) for p in group.pairs
             ]
-            blocks.append(f"{title}\n{aligned([HEADERS, *rows], right=(1, 2, 3))}")
+            blocks.append(f"{title}\n{aligned([HEADERS, *rows], right=(1, 2, 3), indent='  ')}")
         return "\n\n".join(block for block in blocks if block)
 
     def to_markdown(self) -> str:

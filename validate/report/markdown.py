@@ -42,7 +42,7 @@ def code(text: Any) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; cells must be escaped already."""
+    """A Markdown table without padding, because comments are limited in size; cells must be escaped already."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,7 +1,6 @@
 """A report for the terminal; printed by pplex-export validate."""
 
-from collections.abc import Iterable, Sequence
-
+from pplex.measure.tables import aligned
 from pplex.validate.report import wording
 from pplex.validate.report.schema import Measure, Report, Section
 
@@ -16,20 +15,6 @@ def to_text(report: Report) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def aligned(rows: Iterable[Sequence[str]], right: Sequence[int] = (), indent: str = "  ") -> str:
-    """Columns two spaces apart, right-aligned if in `right`; lines have no trailing spaces."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        (indent + "  ".join(_padded(text, widths[i], i in right) for i, text in enumerate(row))).rstrip()
-        for row in rows
-    )
-
-
-def _padded(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
-
-
 def _head(report: Report) -> str:
     graphs = [(graph, f"{precision}, {engine}") for graph, precision, engine in wording.graph_rows(report.bundle)]
     lists = {
@@ -39,14 +24,12 @@ def _head(report: Report) -> str:
         "machine": wording.facts(report.machine),
         "made by": [(wording.plain_line(report.made_by), "")],
     }
-    return aligned(
-        ((what if i == 0 else "", *fact) for what, facts in lists.items() for i, fact in enumerate(facts)), indent=""
-    )
+    return aligned((what if i == 0 else "", *fact) for what, facts in lists.items() for i, fact in enumerate(facts))
 
 
 def _section(section: Section) -> str:
     lines = [f"{wording.plain_line(section.title)}: {wording.plain_line(section.question)}"]
-    lines += [aligned(map(_row, section.measures), right=NUMBERS)] if section.measures else []
+    lines += [aligned(map(_row, section.measures), NUMBERS, indent="  ")] if section.measures else []
     return "\n".join([*lines, *(f"  {wording.plain_line(note)}" for note in section.notes)])
 
 
