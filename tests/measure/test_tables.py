@@ -24,7 +24,7 @@ def test_numbers_are_shown_as_they_were_written() -> None:
 
 def test_markdown_has_a_row_of_dashes_below_its_headers() -> None:
     head, dashes, row = markdown(("GPU", "slots"), [("RTX 4090", "4 / 8")]).splitlines()
-    assert head.startswith("| GPU") and set(dashes) == {"|", "-"} and row.startswith("| RTX 4090 | 4 / 8")
+    assert head.startswith("| GPU") and set(dashes) == {"|", "-", " "} and row.startswith("| RTX 4090 | 4 / 8")
     assert len(head) == len(dashes) == len(row)
 
 
