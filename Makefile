@@ -6,7 +6,7 @@
 # make lock         newer packages in requirements/
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := bench cli doctor engines export measure runtime server validate
+PACKAGES := $(patsubst %/py.typed,%,$(sort $(wildcard */py.typed)))
 EXTRAS := export,cpu,rtx,serve,validate,test
 NEWEST := .venv-newest
 

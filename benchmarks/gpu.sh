@@ -28,8 +28,8 @@ if [ -n "$wheels" ]; then
   }
 fi
 
-for package in bench cli engines export runtime server validate; do
-  ln -sfn "$repository/$package" "$work/links/pplex/$package"
+for typed in "$repository"/*/py.typed; do # each of our packages has this file
+  package=$(dirname "$typed") && ln -sfn "$package" "$work/links/pplex/$(basename "$package")"
 done
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$repository/pyproject.toml")
 described=$work/links/pplex_export-$version.dist-info # our version is asked for by name

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -345,4 +346,7 @@ def test_the_script_lists_its_steps_and_needs_nothing_installed(tmp_path: Path) 
     assert listed.split()[:4] == ["-", "machine", "-", "golden.onnxruntime"]
     refused = subprocess.run([*command, "--again", "dance"], env=environment, capture_output=True, text=True)
     assert refused.returncode == 2 and "There is no step dance" in refused.stderr
-    assert (tmp_path / "work/links/pplex/runtime/session.py").is_file()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    folders = {*project["tool"]["setuptools"]["package-dir"].values()} - {"requirements"}  # which has no code
+    linked = tmp_path / "work/links/pplex"
+    assert {path.name for path in linked.iterdir() if (path / "__init__.py").is_file()} == folders
