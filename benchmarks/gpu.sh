@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What is true of our engines on a machine with one NVIDIA GPU, Python and torch, and no network: docs/gpu_run.md.
+# Tests and measures our engines on a machine with one NVIDIA GPU, Python and torch, and no network: see docs/gpu_run.md.
 #
 #   benchmarks/gpu.sh [--work DIR] [--results DIR] [--wheels DIR] [--minutes 9] [--size full|small|tiny]
 #                     [--device cuda|cpu] [--again STEP] [--list] [--table] [STEP ...]
 #
-# Nothing is installed: links make our folders the package pplex, wheels are unpacked beside it. With --wheels it takes in
-# what was carried, and while some of it is still to come runs only the steps that are named.
+# It installs nothing: links turn our folders into the package pplex, and wheels are unpacked beside them. --wheels adds a
+# load of carried wheels. While parts of a wheel are missing, only steps named on the command line run.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3} work=${TMPDIR:-/tmp}/pplex-gpu results=gpu-results wheels="" rest=() named=""
@@ -24,18 +24,18 @@ if [ -n "$wheels" ]; then
   "$python" "$repository/benchmarks/gpu_wheels.py" "$wheels" "$work/wheels" || {
     code=$?
     [ "$code" = 3 ] || exit "$code"
-    [ -n "$named" ] || { echo "Call it again with the next load." && exit 0; }
+    [ -n "$named" ] || { echo "Parts of wheels are missing. Call it again with the next load." && exit 0; }
   }
 fi
 
-for package in bench cli engines export runtime server validate; do
+for package in bench cli doctor engines export measure runtime server validate; do
   ln -sfn "$repository/$package" "$work/links/pplex/$package"
 done
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$repository/pyproject.toml")
-described=$work/links/pplex_export-$version.dist-info # our version is asked for by name
+described=$work/links/pplex_export-$version.dist-info # the code looks up its version by this name
 mkdir -p "$described" && printf 'Metadata-Version: 2.1\nName: pplex-export\nVersion: %s\n' "$version" >"$described/METADATA"
 
-# What was carried goes before what is installed: onnxruntime-gpu and onnxruntime have one name.
+# Carried wheels come before installed packages: onnxruntime-gpu and onnxruntime have the same module name.
 export PYTHONPATH=$work/wheels/site:$work/links${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export HF_HUB_OFFLINE=1 TQDM_MININTERVAL=10
 installed=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
