@@ -18,10 +18,11 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One graph of a bundle. `nbytes`: its file with weights. `session_nbytes`: the memory of one session.
+    """One graph of a bundle. A value is None if the bundle does not record it.
 
-    `layers`: how many of each type, by dtype. `weights`: bytes in the graph, by dtype. `held_nbytes`: bytes of weights in
-    the engine. `scratch_nbytes`: scratch memory of each profile. None if the bundle does not record it.
+    nbytes: size of its file with weights. session_nbytes: memory of one session.
+    layers: number of layers by type and dtype. weights: bytes in the graph by dtype.
+    held_nbytes: bytes of weights in the engine. scratch_nbytes: scratch memory of each profile.
     """
 
     graph: str
@@ -87,13 +88,13 @@ def _nbytes(bundle: Bundle, graph: str) -> int:
 
 
 def _of_engine(path: Path) -> dict[str, Any]:
-    """The record of the engine's build: only its GPU can read the engine itself."""
+    """The facts that the engine's build recorded: only its GPU can read the engine itself."""
     told = json.loads(read_text(layers_path(path))) if is_file(layers_path(path)) else {}
     return {name: told.get(name) for name in _TOLD}
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
-    """The nodes of the file, if onnx is installed: a machine that only runs bundles does not need it."""
+    """The nodes of the file, if onnx is installed. A machine that only runs bundles does not need onnx."""
     try:
         import onnx
 

@@ -1,4 +1,4 @@
-"""Markdown tables for people, so that the documentation can show them as printed."""
+"""Markdown tables for printed reports, which the documentation can show unchanged. Called by `engines`."""
 
 from collections.abc import Sequence
 

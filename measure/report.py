@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds a frame: median and 99th percentile."""
+    """Milliseconds: median and 99th percentile."""
 
     median_ms: float
     p99_ms: float
@@ -23,7 +23,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Timings by row, figures beside them, and where they were measured."""
+    """Timings by row, other figures, and the machine."""
 
     title: str
     timings: dict[str, Timing]

@@ -215,7 +215,7 @@ def test_bench_host_measures_every_number_of_sessions(tiny_bundle: Bundle) -> No
     assert report["figures"]["frames"] == 20
     for sessions, timing in report["timings"].items():
         assert 0 < timing["median_ms"] <= timing["p99_ms"]
-        assert report["figures"][f"{sessions}, bytes beyond the replies"] > 0
+        assert report["figures"][f"{sessions}, bytes allocated besides the replies"] > 0
 
 
 def test_bench_codec_runs_both_sides_on_the_same_frames() -> None:
