@@ -54,7 +54,7 @@ TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-# These must be at least their limit.
+# Values of these measures must be at least their limit.
 LEAST = {
     "drift.text_top1",
     "drift.audio_top1",
