@@ -1,4 +1,4 @@
-"""How a session's tokens are drawn. The command line and the server read their defaults here; no library is imported."""
+"""The settings of sampling. The command line and the server read their defaults here. This module imports no library."""
 
 from dataclasses import dataclass
 from numbers import Integral
@@ -6,12 +6,12 @@ from numbers import Integral
 from pplex.runtime.config import MAX_CANDIDATES
 from pplex.runtime.errors import PromptError
 
-TEMPERATURES = (1e-6, 1e6)  # below, a float32 quotient of logits may overflow, and 0 / 0 is not a number
+TEMPERATURES = (1e-6, 1e6)  # a lower temperature may overflow float32 when it divides logits; 0 / 0 is NaN
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the defaults are the reference's. A top-k of 1 is greedy."""
+    """The settings of a session's draws; the defaults are the reference's. A top-k of 1 is greedy."""
 
     text_temperature: float = 0.7
     text_top_k: int = 25
@@ -35,7 +35,7 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most probable token is always taken, so that noise has no effect."""
+        """Whether the most probable token is always taken. Noise then has no effect."""
         return self.text_top_k == self.audio_top_k == 1
 
 

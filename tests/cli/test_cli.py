@@ -173,7 +173,7 @@ def test_a_changed_byte_in_the_bundle_is_refused(tiny_bundle: Bundle, speech: Pa
     data[1000] ^= 1
     (folder / "temporal.data").write_bytes(data)
     result = run(replace(tiny_bundle, folder=folder), speech, tmp_path)
-    assert result.exit_code == 1 and "temporal.data has another SHA-256" in result.stderr
+    assert result.exit_code == 1 and "temporal.data does not have the SHA-256" in result.stderr
 
 
 def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:

@@ -849,7 +849,7 @@ def test_the_same_recording_under_another_name_is_the_same_voice(one: Runtime, t
 def test_the_longest_persona_works_and_one_token_more_does_not(only: Runtime, voice: str | None, others: int) -> None:
     longest = ROOM - others
     message = (
-        rf"takes {ROOM + 1} steps \(persona {longest + 1}, voice and silences {others}\) and the model remembers"
+        rf"takes {ROOM + 1} steps \(persona {longest + 1}, voice and silences {others}\) but the model remembers"
         rf" {ROOM}\. Shorten the persona to {longest} tokens"
     )
     with refused(only, PromptError, message):
