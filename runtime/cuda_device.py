@@ -65,9 +65,7 @@ class CudaDevice:
 
     def copy(self, target: Block, source: Block) -> Call:
         assert (target.width, target.height) == (source.width, source.height), (target, source)
-        kind = (
-            self._cuda.cudaMemcpyKind.cudaMemcpyDefault
-        )  # the driver knows from the addresses which side is the GPU's
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # addresses tell the driver which side is the GPU's
         if target.height == 1:
             arguments = target.address, source.address, target.width, kind, self._stream
             return partial(self._do, "cudaMemcpyAsync", *arguments)

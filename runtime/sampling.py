@@ -22,11 +22,11 @@ class Sampling:
         low, high = TEMPERATURES
         temperatures = {"text_temperature": self.text_temperature, "audio_temperature": self.audio_temperature}
         wrong = [
-            f"{name} is {value}, and must be {low:g} to {high:g} (a top-k of 1 is greedy)"
+            f"{name} is {value}, but must be {low:g} to {high:g} (a top-k of 1 is greedy)"
             for name, value in temperatures.items()
             if not low <= value <= high
         ] + [
-            f"{name} is {value}, and must be a whole number, 1 to {MAX_CANDIDATES}"
+            f"{name} is {value}, but must be a whole number, 1 to {MAX_CANDIDATES}"
             for name, value in (("text_top_k", self.text_top_k), ("audio_top_k", self.audio_top_k))
             if not isinstance(value, Integral) or not 1 <= value <= MAX_CANDIDATES
         ]

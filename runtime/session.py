@@ -291,7 +291,7 @@ def _powers_of_two(slots: int) -> list[int]:
 
 def _checked_seed(seed: int) -> int:
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
-        raise PromptError(f"The seed is {seed}, and must be a whole number, 0 to 2^64 - 1.")
+        raise PromptError(f"The seed is {seed}, but must be a whole number, 0 to 2^64 - 1.")
     return int(seed)
 
 
