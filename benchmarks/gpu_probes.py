@@ -62,8 +62,8 @@ def _or_error(look: Callable[[], Any]) -> Any:
 
 def _gpus() -> Any:
     command = ["nvidia-smi", f"--query-gpu={QUERIED}", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    return [dict(zip(QUERIED.split(","), line.split(", "), strict=True)) for line in told.strip().splitlines()]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return [dict(zip(QUERIED.split(","), line.split(", "), strict=True)) for line in printed.strip().splitlines()]
 
 
 def _cuda() -> Any:

@@ -75,9 +75,9 @@ def _most_slots(rows: Sequence[dict[str, Any]]) -> str:
         return "No frame was measured."
     lines = [f"The most slots of the measured ones with a p99 of a frame under {BUDGET_MS:g} ms, and each p99:", ""]
     for context_steps, found in sorted(frames.items()):
-        told = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(found.items()))
+        times = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(found.items()))
         fitting = max((slots for slots, p99_ms in found.items() if p99_ms < BUDGET_MS), default=0)
-        lines.append(f"- {context_steps} context steps: {fitting} ({told})")
+        lines.append(f"- {context_steps} context steps: {fitting} ({times})")
     return "\n".join(lines)
 
 
@@ -92,9 +92,9 @@ def _outcomes(store: ResultStore) -> str:
 def _tests(store: ResultStore) -> str:
     """The outcome of each test."""
     rows = [
-        [f"`{test}`", told["outcome"], _reason(told["said"].partition("\n")[0])]
+        [f"`{test}`", test_result["outcome"], _reason(test_result["said"].partition("\n")[0])]
         for record in store.steps.values()
-        for test, told in ((record.get("result") or {}).get("tests") or {}).items()
+        for test, test_result in ((record.get("result") or {}).get("tests") or {}).items()
     ]
     return f"## Every test\n\n{_table(('test', 'outcome', 'message'), rows)}" if rows else ""
 

@@ -59,7 +59,7 @@ class BundleReport:
         return "\n\n".join((table, parity_text(self.parity), *(_layers_text(report) for report in self.graphs)))
 
 
-_TOLD = ("layers", "weights", "held_nbytes", "scratch_nbytes")
+_FACTS = ("layers", "weights", "held_nbytes", "scratch_nbytes")
 _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file", "a session")
 
 
@@ -74,10 +74,12 @@ def report_bundle(folder: Path) -> BundleReport:
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
     entry = bundle.manifest["engines"][graph]
-    told = _of_onnx(bundle.graph_path(graph)) if entry["kind"] == ONNXRUNTIME else _of_engine(bundle.graph_path(graph))
+    facts = _of_onnx(bundle.graph_path(graph)) if entry["kind"] == ONNXRUNTIME else _of_engine(bundle.graph_path(graph))
     named = {name: entry[name] for name in ("kind", "gpu", "sm", "slots", "made_with")}
     nbytes = _nbytes(bundle, graph)
-    return GraphReport(graph, **named, precision=bundle.precision[graph], nbytes=nbytes, session_nbytes=session, **told)
+    return GraphReport(
+        graph, **named, precision=bundle.precision[graph], nbytes=nbytes, session_nbytes=session, **facts
+    )
 
 
 def _nbytes(bundle: Bundle, graph: str) -> int:
@@ -89,8 +91,8 @@ def _nbytes(bundle: Bundle, graph: str) -> int:
 
 def _of_engine(path: Path) -> dict[str, Any]:
     """The facts that the engine's build recorded: only its GPU can read the engine itself."""
-    told = json.loads(read_text(layers_path(path))) if is_file(layers_path(path)) else {}
-    return {name: told.get(name) for name in _TOLD}
+    facts = json.loads(read_text(layers_path(path))) if is_file(layers_path(path)) else {}
+    return {name: facts.get(name) for name in _FACTS}
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
@@ -100,9 +102,9 @@ def _of_onnx(path: Path) -> dict[str, Any]:
 
         from pplex.engines.onnx_file import node_counts, weights_by_dtype
     except ModuleNotFoundError:
-        return dict.fromkeys(_TOLD)
+        return dict.fromkeys(_FACTS)
     model = onnx.load(path, load_external_data=False)
-    return dict.fromkeys(_TOLD) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}
+    return dict.fromkeys(_FACTS) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}
 
 
 def _row(report: GraphReport) -> tuple[str, ...]:

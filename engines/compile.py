@@ -59,14 +59,14 @@ def compile_engine(
         _write_plan(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
     held = max(_figures(messages, "Total Weights Memory") or [out.stat().st_size])
     _check_weights(library, path.name, model, held)
-    told = {
+    facts = {
         "library": library.made_with,
         "layers": layer_counts(network),
         "weights": weights_by_dtype(model),
         "held_nbytes": held,
         "scratch_nbytes": _figures(messages, "Total Activation Memory"),
     }
-    layers_path(out).write_text(json.dumps(told, indent=2) + "\n")
+    layers_path(out).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def engine_entry(engine: Path, gpu: Gpu, slots: int) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import { SAMPLE_RATE_HZ } from "./protocol.js";
 import { microphoneProblem, NO_MICROPHONES, NO_SOUND, NOT_SECURE, OTHER_VERSION, partProblem, TOO_OLD, UNREACHABLE } from "./words.js";
 
 const FADE_OUT_MS = 60;
-const START_MS = 5000; // that a loudspeaker may take; those without a wire need some time
+const START_MS = 5000; // the longest start of a loudspeaker; wireless ones need some time
 const PARTS = ["capture.js", "playback.js"];
 
-/** Why this browser cannot hold a conversation, to show; null if it can. */
+/** The reason, to show, if this browser cannot hold a conversation; null if it can. */
 export function audioProblem() {
   if (!isSecureContext) return NOT_SECURE;
   if (!navigator.mediaDevices?.getUserMedia) return NO_MICROPHONES;
@@ -16,9 +16,9 @@ export function audioProblem() {
 }
 
 /**
- * Opens both; call it from a click, before anything is awaited. `on` has `allowed()`, the microphone being open,
- * `chunk(samples)`, `playing({ rms, heldMs, underruns })` and `ended()`, the microphone being gone. Throws an Error with a
- * message to show.
+ * Opens both. Call it from a click, before any `await`. `on` has the callbacks `allowed()` when the microphone is open,
+ * `chunk(samples)`, `playing({ rms, heldMs, underruns })`, and `ended()` when the microphone is gone. Throws an Error with
+ * a message to show.
  */
 export async function openAudio(on) {
   let context = newContext({ sampleRate: SAMPLE_RATE_HZ });
@@ -30,7 +30,7 @@ export async function openAudio(on) {
     try {
       source = context.createMediaStreamSource(stream);
     } catch {
-      context.close(); // Firefox: a microphone only in a context of its own rate
+      context.close(); // Firefox accepts a microphone only in a context of the microphone's rate
       context = newContext();
       source = context.createMediaStreamSource(stream);
     }
@@ -69,7 +69,7 @@ async function connect(context, stream, source, on) {
   const capture = new AudioWorkletNode(context, "capture", mono);
   const playback = new AudioWorkletNode(context, "playback", { ...mono, numberOfInputs: 0 });
   const volume = new GainNode(context);
-  source.connect(capture).connect(context.destination); // it is silent, but what leads nowhere may not run
+  source.connect(capture).connect(context.destination); // the capture node is silent, but a node without an output may not run
   playback.connect(volume).connect(context.destination);
   capture.port.onmessage = ({ data }) => on.chunk(data);
   playback.port.onmessage = ({ data }) => on.playing(data);
@@ -80,7 +80,7 @@ async function connect(context, stream, source, on) {
 
 const urlOf = (name) => new URL(name, import.meta.url);
 
-// A browser says nothing of why a worklet could not be loaded.
+// A browser does not report why it could not load a worklet.
 async function whyNotLoaded() {
   try {
     const answers = await Promise.all(PARTS.map((name) => fetch(urlOf(name), { cache: "no-store" })));
@@ -91,13 +91,13 @@ async function whyNotLoaded() {
   }
 }
 
-// Without a loudspeaker, in Firefox, or a user's gesture in time, `resume` never resolves.
+// `resume` never resolves in Firefox without a loudspeaker, and in no browser without a user's gesture in time.
 async function started(context) {
   await Promise.race([context.resume(), new Promise((done) => setTimeout(done, START_MS))]);
   if (context.state !== "running") throw new Error(NO_SOUND);
 }
 
-// Chromium plays to nobody where it has no loudspeaker; other browsers do not list theirs.
+// Without a loudspeaker, Chromium plays silently. Other browsers do not list loudspeakers.
 async function hasLoudspeaker() {
   if (!("setSinkId" in AudioContext.prototype)) return true;
   const devices = await navigator.mediaDevices.enumerateDevices();
@@ -118,22 +118,22 @@ class Sound {
     this.#volume = volume;
   }
 
-  /** Plays samples at 24 kHz; they are handed over. */
+  /** Plays samples at 24 kHz. The caller must not use the array after this. */
   play(samples) {
     this.#playback.port.postMessage({ samples }, [samples.buffer]);
   }
 
-  /** No audio is to be expected for a while. */
+  /** Announces a pause in the audio. */
   pause() {
     this.#playback.port.postMessage({ gap: true });
   }
 
-  /** Goes on after the browser stopped the sound (a phone call, no gesture yet). */
+  /** Continues after the browser has stopped the sound (a phone call, no gesture yet). */
   wake() {
     if (this.#context.state !== "running") this.#context.resume();
   }
 
-  /** Gives the microphone back at once, and the loudspeaker without a click. */
+  /** Releases the microphone at once, and the loudspeaker after a fade-out, so that it does not click. */
   close() {
     this.#stream.getTracks().forEach((track) => track.stop());
     this.#volume.gain.setTargetAtTime(0, this.#context.currentTime, FADE_OUT_MS / 4000);

@@ -1,4 +1,4 @@
-// The audio worklet behind the microphone: posts chunks of 40 ms at 24 kHz, whatever the rate of the context.
+// The audio worklet behind the microphone: posts chunks of 40 ms at 24 kHz, at any rate of the context.
 
 import { CHUNK_SAMPLES, SAMPLE_RATE_HZ } from "./protocol.js";
 import { Resampler } from "./resampler.js";

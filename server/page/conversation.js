@@ -1,4 +1,4 @@
-// One conversation over a WebSocket, gone on with over another one when it is lost.
+// One conversation over a WebSocket. If the connection is lost, it continues over a new one.
 //
 //   connecting -> (queued) -> preparing -> talking <-> lost
 //        \____________________________________\__________\-> ended
@@ -10,15 +10,15 @@ const OPEN_TIMEOUT_MS = 10000;
 const SILENCE_MS = 8000; // the server sends something every 2 s
 const FIRST_RETRY_MS = 250;
 const LONGEST_RETRY_MS = 4000;
-const UNSENT_MOST = 48000; // bytes, a second of audio: more of it would only be heard late
+const UNSENT_MOST = 48000; // bytes, a second of audio: more audio would only arrive late
 
 export class Conversation {
   #on;
   #token;
   #socket = null;
-  #abandoned = []; // open sockets that went silent; closing one would end the conversation on the server
+  #abandoned = []; // silent but open sockets: closing one would end the conversation on the server
   #state = "";
-  #session = null; // what the server said of it
+  #session = null; // the server's metadata
   #heardAt = 0; // ms, the last message
   #openedAt = 0; // ms, the last attempt to connect
   #lostAt = 0;
@@ -29,7 +29,7 @@ export class Conversation {
 
   /**
    * `on` has `state(name, detail)`, `audio(samples)`, `text(piece)`, `session(facts)`, `dropped(frames)` and
-   * `tokenRefused()`. The detail of `queued` is a position, that of `ended` a reason to show, or "" when the user stopped.
+   * `tokenRefused()`. The detail of `queued` is the position. The detail of `ended` is a reason to show, "" if the user ended it.
    */
   constructor(settings, on) {
     this.#on = on;
@@ -39,19 +39,19 @@ export class Conversation {
     this.#watch = setInterval(() => this.#look(), 1000);
   }
 
-  /** Sends a chunk of the microphone, and says whether it did: not before the handshake nor into a stalled network. */
+  /** Sends a chunk of the microphone. Returns false, and sends nothing, before the handshake or if the network stalls. */
   send(samples) {
     if (this.#state !== "talking" || this.#socket.bufferedAmount > UNSENT_MOST) return false;
     this.#socket.send(packAudio(samples));
     return true;
   }
 
-  /** The user ends it. */
+  /** Ends the conversation for the user. */
   stop() {
     this.#end("");
   }
 
-  /** The network is back: no need to wait for the next attempt. */
+  /** The network is back: connect at once, without waiting for the next attempt. */
   hurry() {
     if (this.#state === "lost" && this.#retry) this.#resume();
   }
@@ -103,7 +103,7 @@ export class Conversation {
     this.#enter("talking");
   }
 
-  // Once a second: a connection can be dead without anyone saying so.
+  // Runs once a second, because a dead connection may cause no event.
   #look() {
     if (this.#retry) return;
     const now = performance.now();
@@ -171,8 +171,8 @@ export class Conversation {
   }
 }
 
-// A WebSocket that does not open does not say why. A POST to the same address starts nothing: it answers with the refusal,
-// or with 204 if all is well, and then something in between keeps WebSockets out.
+// A WebSocket that does not open gives no reason. A POST to the same address starts no conversation: it answers with the
+// refusal. If it answers 204, the server accepts, and the network in between blocks WebSockets.
 async function refusal(url) {
   try {
     const response = await fetch(url, { method: "POST", cache: "no-store", signal: AbortSignal.timeout(5000) });
@@ -185,7 +185,7 @@ async function refusal(url) {
   }
 }
 
-// The server's own line. What its HTTP parser or a proxy says instead, without our headers, is not for readers.
+// The server's own sentence. Answers without our headers come from its HTTP parser or a proxy, and are not for users.
 async function sentenceOf(response) {
   const text = (await response.text()).trim();
   const isOurs = response.headers.get("Referrer-Policy") === "no-referrer" && !/[\n<]/.test(text);

@@ -1,52 +1,52 @@
-// Holds the agent's audio back just long enough that the network's unevenness is not heard. playback.js reads it 128
-// samples at a time; it needs no browser API.
+// A jitter buffer: delays the agent's audio just enough to hide the network's jitter. playback.js reads 128 samples at a
+// time. It needs no browser API.
 //
 //   arrives in frames of 80 ms   |####|        |####|   |####|    |####|
-//   level                        waiting, playing \_ lowest level: what could have been spared
+//   level                        waiting, playing \_ lowest level: this much could have been dropped
 //
-// Playing starts when what is held, and how long it has been held, make the target: a target of 100 ms leaves 20 ms
-// until the second frame is missed. A miss raises the target. It falls to what the unevenness of the last seconds needs,
-// so a bad spell is forgotten after them. What is constantly held above it is dropped where the agent is silent; without
-// silence, where its voice repeats itself: a few periods at a time, cross-faded.
+// Playing starts when the held audio plus the time since it arrived reach the target. With a target of 100 ms the second
+// frame may come 20 ms late. An underrun raises the target. The target falls to the need of the last seconds' jitter, so a
+// bad period is forgotten after some seconds. Audio that is always held above the target is dropped while the agent is
+// silent. Without silence it is dropped where the voice repeats itself: a few periods at a time, cross-faded.
 
 const FRAME_MS = 80;
 const FADE_MS = 5;
-const MARGIN_MS = 10; // beyond a frame and the unevenness
+const MARGIN_MS = 10; // in addition to a frame and the jitter
 const FIRST_TARGET_MS = 100;
 const MOST_TARGET_MS = 400;
 const GROWTH_MS = 30; // at an underrun
 const WINDOW_MS = 1000;
-const MEMORY = 6; // windows whose unevenness counts
-const PIECE_MS = 20; // what is dropped at a time
+const MEMORY = 6; // windows whose jitter counts
+const PIECE_MS = 20; // dropped at a time
 const LOUD_MS = 1500; // without silence, until a voice is cut
 const REST_MS = 80; // between two cuts of a voice
 const RETRY_MS = 20;
-const MOST_TRIES = 6; // then it is noise, which can be cut anywhere
+const MOST_TRIES = 6; // after these the sound is noise, and can be cut anywhere
 const SHORTEST_PERIOD_MS = 2.5; // 400 Hz
-const ALIKE = 0.8; // correlation of two places that may be joined in a voice
-const HELD_MOST_MS = 800; // beyond this the past is given up at once
+const ALIKE = 0.8; // least correlation of two places in a voice that may be joined
+const HELD_MOST_MS = 800; // older audio is dropped at once
 const QUIET = 0.003; // largest sample of silence, -50 dB
 
 export class JitterBuffer {
   #rate; // samples in a ms
-  #stride; // samples between two that are compared, 12 of them a ms
+  #stride; // distance of compared samples: 12 in a ms
   #ring;
   #start = 0; // the oldest sample's place in #ring
   #held = 0; // samples
   #waiting = true;
-  #waited = 0; // samples' time since there was something to play
+  #waited = 0; // time in samples since the first held sample arrived
   #gain = 0;
   #gapExpected = false;
   #target = FIRST_TARGET_MS;
   #clock = 0; // samples pulled
   #received = 0; // samples pushed
   #lateness = []; // of the last windows, newest first: { least, most } of #clock - #received at arrivals
-  #window = 0; // samples played of it
+  #window = 0; // samples played in this window
   #lowest = Infinity; // fewest samples held in this window
   #spare = 0; // samples to drop
   #loud = 0; // samples played since the last silence
   #rest = 0; // samples until a voice may be cut
-  #tries = 0; // that found no place to cut, since one did
+  #tries = 0; // failed searches for a place to cut, since the last success
   #underruns = 0;
 
   constructor(rateHz) {
@@ -68,7 +68,7 @@ export class JitterBuffer {
     return this.#underruns;
   }
 
-  /** Adds what came from the server. */
+  /** Adds samples from the server. */
   push(samples) {
     const surplus = this.#held + samples.length - this.#ring.length;
     if (surplus > 0) this.#drop(surplus);
@@ -82,12 +82,12 @@ export class JitterBuffer {
     now.most = Math.max(now.most, this.#clock - this.#received);
   }
 
-  /** No audio will come for a while, and none is missed: the next gap is no underrun. */
+  /** Announces a pause: the next gap is not an underrun. */
   expectGap() {
     this.#gapExpected = true;
   }
 
-  /** Fills `output`, with silence where there is nothing to play. */
+  /** Fills `output`; with silence if no audio is left. */
   pull(output) {
     this.#clock += output.length;
     if (this.heldMs > HELD_MOST_MS) this.#skip(this.#held - this.#samples(this.#target));
@@ -95,7 +95,7 @@ export class JitterBuffer {
       output.fill(0);
       return;
     }
-    const last = this.#held < 2 * output.length; // the next pull would have too little to fade out on
+    const last = this.#held < 2 * output.length; // the next pull would have too few samples for a fade-out
     this.#play(output, last ? -this.#gain / output.length : 1 / this.#samples(FADE_MS));
     if (last) this.#runDry();
     else this.#watch(output.length);
@@ -128,7 +128,7 @@ export class JitterBuffer {
     this.#target = Math.min(MOST_TARGET_MS, this.#target + GROWTH_MS);
   }
 
-  // Drops what is to spare, and every window looks at what was.
+  // Drops spare audio, and measures the spare audio once in each window.
   #watch(count) {
     this.#rest -= count;
     this.#loud = this.#isQuiet(count) ? 0 : this.#loud + count;
@@ -152,7 +152,7 @@ export class JitterBuffer {
     this.#lowest = Infinity;
   }
 
-  // The target in ms that would have been enough for all that arrived lately.
+  // The target in ms that would have been enough for all recent arrivals.
   #needed() {
     const least = Math.min(...this.#lateness.map((window) => window.least));
     const most = Math.max(...this.#lateness.map((window) => window.most));
@@ -163,7 +163,7 @@ export class JitterBuffer {
     this.#lateness = [{ least: Infinity, most: -Infinity }];
   }
 
-  // Both give how many samples they dropped.
+  // Both return the number of dropped samples.
 
   #dropSilence() {
     const piece = Math.min(this.#spare, this.#samples(PIECE_MS));
@@ -180,8 +180,8 @@ export class JitterBuffer {
     return period && this.#skip(period) ? period : 0;
   }
 
-  // The distance, up to a piece, at which what is held is most like its beginning, the longest of some; 0 where none is
-  // like it.
+  // The lag, at most a piece, at which the held audio is most like its beginning. Of several good lags it is the longest.
+  // 0 if no lag is good enough.
   #period() {
     let [best, found] = [ALIKE, 0];
     const shortest = this.#samples(SHORTEST_PERIOD_MS);
@@ -192,7 +192,7 @@ export class JitterBuffer {
     return found;
   }
 
-  // Correlation of the held audio's first FADE_MS with those `lag` samples later.
+  // Correlation of the first FADE_MS of the held audio with the FADE_MS that begin `lag` samples later.
   #likeness(lag) {
     let [both, one, other] = [0, 1e-9, 1e-9];
     for (let i = 0, count = this.#samples(FADE_MS); i < count; i += this.#stride) {
@@ -204,7 +204,7 @@ export class JitterBuffer {
     return both / Math.sqrt(one * other);
   }
 
-  // Leaves `count` samples out, cross-faded; false if too few are held for that.
+  // Drops `count` samples with a cross-fade. False if it holds too few samples.
   #skip(count) {
     const fade = this.#samples(FADE_MS);
     if (this.#held < count + fade) return false;

@@ -1,12 +1,12 @@
-// How long the server takes to answer: each whole frame that is sent is answered by one, in order, but for those it
-// reports as dropped. No browser API in here.
+// Measures how long the server takes to answer. It answers each whole frame with one frame, in order, except for the frames
+// that it reports as dropped. No browser API in here.
 
 import { FRAME_SAMPLES } from "./protocol.js";
 
-const KEPT = 25; // answers, 2 s of them
+const KEPT = 25; // answers, 2 s
 
 export class ReplyTimer {
-  #partial = 0; // samples sent of a frame that is not whole
+  #partial = 0; // sent samples of an incomplete frame
   #sentAt = []; // ms, of frames without an answer
   #dropped = 0; // frames
   #delays = []; // ms
@@ -30,13 +30,13 @@ export class ReplyTimer {
     this.#dropped = total;
   }
 
-  /** The connection is another one: nothing that was sent before is waited for. */
+  /** A new connection: earlier frames will get no answer. */
   restart() {
     this.#partial = 0;
     this.#sentAt = [];
   }
 
-  /** For how many ms the oldest frame has had no answer; 0 where all have. */
+  /** Waiting time in ms of the oldest frame without an answer; 0 if all are answered. */
   waitingMs(nowMs) {
     return this.#sentAt.length ? nowMs - this.#sentAt[0] : 0;
   }

@@ -1,4 +1,4 @@
-// The page: what is chosen, the one button, and what is shown of the conversation.
+// The page: its form, its button, and the view of the conversation.
 
 import { audioProblem, openAudio } from "./audio.js";
 import { Conversation } from "./conversation.js";
@@ -15,14 +15,14 @@ const FIGURES_MS = 500; // between two updates of the figures
 
 const $ = (id) => document.getElementById(id);
 const transcript = new Transcript($("transcript"), $("spoken"));
-let call = null; // the one that is going on
+let call = null; // the current call
 
 function show(state, detail, trouble = null) {
   document.body.dataset.state = state;
   document.body.dataset.trouble = trouble ?? "";
   document.body.classList.toggle("calling", call !== null);
   const words = trouble ? TROUBLES[trouble] : STATES[state](detail);
-  if ($("status").textContent !== words) $("status").textContent = words; // it is read out when it is set
+  if ($("status").textContent !== words) $("status").textContent = words; // screen readers read it out when it is set
   $("status").classList.toggle("wrong", trouble !== null || state === "lost" || (state === "ended" && detail !== ""));
   $("talk").textContent = call ? "Stop" : "Talk";
   $("setup").hidden = call !== null;
@@ -34,8 +34,8 @@ class Call {
   #conversation = null;
   #timer = new ReplyTimer();
   #trouble = new Trouble(performance.now());
-  #droppedThere = 0; // frames, by the server
-  #droppedHere = 0; // samples that were not sent
+  #droppedThere = 0; // frames that the server dropped
+  #droppedHere = 0; // samples that this page did not send
   #playing = { heldMs: 0, underruns: 0 };
   #wakeLock = null;
   #updates = 0; // timer
@@ -51,7 +51,7 @@ class Call {
         playing: (report) => this.#played(report),
         ended: () => this.#end(MICROPHONE_GONE),
       });
-      if (this.#over) return sound.close(); // stopped while the browser asked
+      if (this.#over) return sound.close(); // the user stopped while the browser asked
       this.#sound = sound;
     } catch (error) {
       this.#end(error.message || error.name);
@@ -86,7 +86,7 @@ class Call {
       this.#wakeLock = await navigator.wakeLock?.request("screen");
       if (this.#over) this.#wakeLock?.release();
     } catch {
-      // Low battery, or the page is not seen: the conversation goes on all the same.
+      // Low battery, or a hidden page: the conversation continues without the lock.
     }
   }
 
@@ -184,7 +184,7 @@ function start() {
   call.start(settings);
 }
 
-/** Fills the form with what the server has; gives what is wrong, to show, or null. */
+/** Fills the form with the server's data. Returns an error to show, or null. */
 async function load() {
   try {
     const response = await fetch(new URL("api/info", document.baseURI), { cache: "no-store" });
@@ -254,7 +254,7 @@ $("form").addEventListener("submit", (event) => {
   if (call) call.stop();
   else start();
 });
-$("form").addEventListener("invalid", () => ($("advanced").open = true), true); // what is folded away cannot complain
+$("form").addEventListener("invalid", () => ($("advanced").open = true), true); // a browser cannot show the error of a hidden field
 for (const gesture of ["pointerdown", "keydown"]) document.addEventListener(gesture, () => call?.wake());
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState !== "visible") return;

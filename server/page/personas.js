@@ -1,4 +1,4 @@
-// Examples of personas; a button each.
+// Examples of personas: the page has a button for each.
 
 export const PERSONAS = [
   {

@@ -1,5 +1,5 @@
-// The audio worklet in front of the loudspeaker. It is sent `{ samples }` at 24 kHz, or `{ gap: true }` when none will
-// come for a while, and posts 20 times a second how loud it is and what it holds.
+// The audio worklet in front of the loudspeaker. It gets `{ samples }` at 24 kHz, or `{ gap: true }` before a pause. It posts
+// its loudness and the held audio 20 times a second.
 
 import { JitterBuffer } from "./jitter.js";
 import { SAMPLE_RATE_HZ } from "./protocol.js";

@@ -1,25 +1,25 @@
-// The messages of /api/chat as bytes and as what they mean, and its address; docs/server.md describes them. No browser API
-// in here: conversation.js does the talking, words.js says what a close code means, and tests import this file alone.
+// The messages and the address of /api/chat: docs/server.md describes them. No browser API in here. conversation.js uses
+// the WebSocket, and words.js explains close codes. Tests import this file alone.
 
 export const SAMPLE_RATE_HZ = 24000;
-export const FRAME_SAMPLES = 1920; // 80 ms, what the server answers one by one
-export const CHUNK_SAMPLES = 960; // 40 ms, what we send at a time
+export const FRAME_SAMPLES = 1920; // 80 ms; the server answers each frame
+export const CHUNK_SAMPLES = 960; // 40 ms, in one message
 
 const KINDS = ["handshake", "audio", "text", "control", "metadata", "error", "ping"];
 const AUDIO = KINDS.indexOf("audio");
 
-/** Samples of -1 to 1 as an audio message: the kind, then 16 bits each, little-endian. */
+/** An audio message from samples of -1 to 1: the kind, then 16 bits for each sample, little-endian. */
 export function packAudio(samples) {
   const message = new DataView(new ArrayBuffer(1 + 2 * samples.length));
   message.setUint8(0, AUDIO);
   samples.forEach((sample, i) => {
-    const clipped = Math.max(-1, Math.min(1, sample || 0)); // not a number is silence
+    const clipped = Math.max(-1, Math.min(1, sample || 0)); // NaN becomes silence
     message.setInt16(1 + 2 * i, Math.round(clipped * 32767), true);
   });
   return message.buffer;
 }
 
-/** A message's `kind` by name ("unknown" for one we do not know), and its `samples`, `text` or `content`. */
+/** A message's `kind` by name, or "unknown", and its `samples`, `text` or `content`. */
 export function unpack(buffer) {
   const view = new DataView(buffer);
   const kind = (view.byteLength && KINDS[view.getUint8(0)]) || "unknown";
@@ -45,10 +45,10 @@ function contentOf(buffer) {
   }
 }
 
-/** The query of a new conversation; settings that are empty are left to the server. It asks for its place in the queue. */
+/** The query of a new conversation. The server chooses empty settings, and sends the place in the queue. */
 export const openingQuery = (settings) => queryOf({ early_metadata: "1", ...settings });
 
-/** The query that goes on with a conversation. */
+/** The query that resumes a conversation. */
 export const resumingQuery = (key, token) => queryOf({ resume: key, token });
 
 function queryOf(settings) {
@@ -59,5 +59,5 @@ function queryOf(settings) {
 
 const NOT_READING = 4002;
 
-/** Whether the connection was lost, or given up by a server that could not get through: then the conversation can go on. */
+/** Whether the conversation can be resumed: the connection was lost, or the server closed it because the page did not read. */
 export const isLoss = (code) => code === 1006 || code === NOT_READING;

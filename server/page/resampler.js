@@ -2,8 +2,8 @@
 
 const CROSSINGS = 32; // zero crossings of the sinc on each side
 const KAISER_BETA = 8; // stops at -80 dB
-// The Kaiser window's transition for -80 dB and these crossings is 7.9 % of the lower rate wide (Kaiser 1974: the number
-// of taps is (A - 8) / (2.285 x width)): the sinc is cut that far below half the lower rate's Nyquist limit, so nothing folds back.
+// For -80 dB and this number of crossings, the Kaiser window's transition is 7.9 % of the lower rate wide (Kaiser 1974: the
+// number of taps is (A - 8) / (2.285 x width)). The sinc's cut-off lies that far below half the lower rate: no aliasing.
 const CUTOFF = 1 - 0.079;
 
 /** A polyphase windowed sinc for two whole rates. */
@@ -12,10 +12,10 @@ export class Resampler {
   #down;
   #half; // input samples on each side of a tap's centre
   #phases; // #up filters of 2 x #half taps
-  #history; // input samples not yet done with
-  #filled; // how many of them there are
+  #history; // input samples that are still needed
+  #filled; // their number
   #at = 0; // the next output's place in #history, whole samples
-  #phase = 0; // and the #up-th parts of one
+  #phase = 0; // the fraction of its place, in #up-ths of a sample
   #output = new Float32Array(0);
 
   constructor(fromHz, toHz) {
@@ -29,7 +29,7 @@ export class Resampler {
     this.#history = new Float32Array(2 * this.#half);
   }
 
-  /** The samples that `input` completes. They are overwritten by the next call. */
+  /** The output samples that `input` completes. The next call overwrites them. */
   process(input) {
     if (this.#up === this.#down) return input;
     this.#append(input);
@@ -68,7 +68,7 @@ export class Resampler {
   }
 }
 
-// Taps for an output that lies `fraction` of a sample behind the one at index half - 1. They sum to 1.
+// Taps for an output that lies `fraction` of a sample after the sample at index half - 1. Their sum is 1.
 function filter(fraction, half, scale) {
   const taps = Float64Array.from({ length: 2 * half }, (_, i) => {
     const distance = i - (half - 1) - fraction;

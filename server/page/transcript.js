@@ -1,9 +1,9 @@
-// What the agent says, as it comes: seen piece by piece, read out a sentence at a time.
+// Shows what the agent says piece by piece, and gives it to screen readers sentence by sentence.
 
-const PAUSE_MS = 1500; // then a new paragraph begins
+const PAUSE_MS = 1500; // after this pause a new paragraph begins
 const MOST_PARAGRAPHS = 500;
-const MOST_UNSPOKEN = 240; // characters; text without a full stop is read out all the same
-const NEAR_END_PX = 48; // who scrolled back further is left there
+const MOST_UNSPOKEN = 240; // characters; a longer text without a full stop is read out, too
+const NEAR_END_PX = 48; // if the user has scrolled back further, the text does not scroll
 
 export class Transcript {
   #seen;
@@ -33,7 +33,7 @@ export class Transcript {
     if (follows) this.#seen.scrollTop = this.#seen.scrollHeight;
   }
 
-  /** To be called now and then: ends the paragraph after a pause. */
+  /** Ends the paragraph after a pause. Call it regularly. */
   pause() {
     if (this.#paragraph && performance.now() - this.#lastAt > PAUSE_MS) this.finish();
   }

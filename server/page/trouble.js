@@ -1,15 +1,15 @@
-// What a conversation suffers from, looked at twice a second. No browser API in here.
+// Detects trouble in a conversation, twice a second. No browser API in here.
 
-const SLOW_MS = 1000; // that an answer takes
-const GAPS = 3; // in the agent's audio,
-const GAPS_MS = 5000; // within this time
-const STOPPED_MS = 2000; // that the loudspeaker has not asked for audio
-const SILENT_MS = 5000; // of exact zeros from the microphone
-const SHOWN_MS = 2500; // a word stays to be read
+const SLOW_MS = 1000; // an answer that takes longer is slow
+const GAPS = 3; // this number of gaps in the agent's audio
+const GAPS_MS = 5000; // within this time is trouble
+const STOPPED_MS = 2000; // the loudspeaker has not asked for audio for this long
+const SILENT_MS = 5000; // the microphone has given exact zeros for this long
+const SHOWN_MS = 2500; // shortest time that a message is shown
 
 export class Trouble {
   #playedAt; // ms
-  #soundAt; // ms, the last time the microphone gave anything but zeros
+  #soundAt; // ms, the last time the microphone gave a sample other than zero
   #gaps = []; // ms
   #underruns = 0;
   #slowUntil = 0; // ms
@@ -18,7 +18,7 @@ export class Trouble {
     this.#playedAt = this.#soundAt = nowMs;
   }
 
-  /** The loudspeaker asked for audio; there were so many gaps until now. */
+  /** The loudspeaker asked for audio. `underruns`: the number of gaps until now. */
   played(underruns, nowMs) {
     this.#playedAt = nowMs;
     for (; this.#underruns < underruns; this.#underruns++) this.#gaps.push(nowMs);
@@ -29,14 +29,14 @@ export class Trouble {
     if (samples.some((sample) => sample !== 0)) this.#soundAt = nowMs;
   }
 
-  /** A new connection: what was before it does not count. */
+  /** A new connection: earlier events do not count. */
   restart(nowMs) {
     this.#soundAt = nowMs;
     this.#gaps = [];
     this.#slowUntil = 0;
   }
 
-  /** "stopped", "slow", "silent" or null; `waitingMs` is for how long the oldest frame has had no answer. */
+  /** "stopped", "slow", "silent" or null. `waitingMs`: waiting time of the oldest frame without an answer. */
   look(waitingMs, nowMs) {
     this.#gaps = this.#gaps.filter((at) => nowMs - at < GAPS_MS);
     if (waitingMs > SLOW_MS || this.#gaps.length >= GAPS) this.#slowUntil = nowMs + SHOWN_MS;

@@ -1,6 +1,6 @@
-// All that the page says of a conversation: what goes on, what is wrong, and what to do. No browser API in here.
+// All texts of the page about a conversation: states, problems, and advice. No browser API in here.
 
-/** What the status line says in each state; `detail` is what `Conversation` gives with it. */
+/** The status line in each state. `detail` comes from `Conversation`. */
 export const STATES = {
   ready: () => "",
   microphone: () => "Waiting for the microphone. Allow it if your browser asks.",
@@ -13,7 +13,7 @@ export const STATES = {
   ended: (reason) => reason || "The conversation is over.",
 };
 
-/** What the status line says while a conversation suffers from something: see trouble.js. */
+/** The status line during trouble: see trouble.js. */
 export const TROUBLES = {
   stopped: "The sound has stopped. Tap or click this page. If it stays silent, check your headphones or loudspeaker.",
   slow: "The connection is slow. If this stays, move closer to your Wi-Fi router or try another network.",
@@ -49,11 +49,11 @@ const MICROPHONE = {
   NotReadableError: `The microphone cannot be used. Close other programs that use it, check that it is on, ${AGAIN}.`,
 };
 
-/** Why the microphone could not be opened, by the name of the browser's error. */
+/** The problem with the microphone, by the name of the browser's error. */
 export const microphoneProblem = (name) =>
   MICROPHONE[name] ?? `The microphone could not be opened. Check that it is connected and allowed, ${AGAIN}.`;
 
-/** Why the server did not give a file of the page, by HTTP status. */
+/** The problem with a file of the page, by HTTP status. */
 export const partProblem = (status) =>
   status >= 500
     ? `The server does not work right now (${status}). Reload this page in a minute.`
@@ -71,11 +71,11 @@ const ENDINGS = {
   4001: () => "The conversation goes on in another window.",
 };
 
-/** What a WebSocket's close code means; `said` is the error message that the server sent before it. */
+/** The meaning of a WebSocket's close code. `said`: the error message that the server sent before it. */
 export const endingOf = (code, said = "") =>
   ENDINGS[code]?.(clip(said)) ?? `The connection was closed (code ${code}). Press Talk to begin again.`;
 
-/** Why the server refused a conversation: an HTTP status, and its own sentence, "" where the answer had none. */
+/** The reason for a refused conversation, by HTTP status. `sentence`: the server's own, or "". */
 export function refusalOf(status, sentence, resuming) {
   const said = clip(sentence);
   if (status === 401) return REFUSED_TOKEN;
@@ -90,9 +90,9 @@ export function refusalOf(status, sentence, resuming) {
   return `The server refused the connection (${status}). Reload the page. If that does not help, ${TELL}.`;
 }
 
-const MOST = 300; // characters of what others say
+const MOST = 300; // characters of a server's text
 
-/** Another's text on one line, and not longer than is read. */
+/** A server's text on one line, shortened to MOST characters. */
 export function clip(text) {
   const line = text.trim().replace(/\s+/g, " ");
   return line.length <= MOST ? line : `${line.slice(0, MOST - 1)}…`;
