@@ -1,4 +1,7 @@
-"""The report of `inspect`: a bundle's engines, their layers and precisions, and the memory per session."""
+"""The report of `inspect`: a bundle's engines, their layers and precisions, and the memory per session.
+
+Called by `cli.engines`.
+"""
 
 import json
 from collections.abc import Mapping

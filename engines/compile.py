@@ -1,4 +1,4 @@
-"""Compiles one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT."""
+"""Compiles one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT. Called by `export.build`."""
 
 import json
 import re

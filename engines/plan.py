@@ -1,4 +1,7 @@
-"""How many conversations fit a GPU: weights, memory per session and scratch, computed before a build."""
+"""How many conversations fit a GPU: weights, memory per session and scratch, computed before a build.
+
+Called by `doctor`, `engines` and `export`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,7 @@
-"""The plans of one model for many GPUs, precisions and capacities, side by side."""
+"""The plans of one model for many GPUs, precisions and capacities, side by side.
+
+Called by `cli.engines` and `doctor.sizes`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

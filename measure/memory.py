@@ -1,4 +1,4 @@
-"""Memory of this process, in megabytes of 10^6 bytes."""
+"""Memory of this process, in megabytes of 10^6 bytes. Called by `bench` and `validate`."""
 
 import resource
 from pathlib import Path

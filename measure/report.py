@@ -1,4 +1,4 @@
-"""A report of timings: median and 99th percentile by row, figures, and the machine."""
+"""A report of timings: median and 99th percentile by row, figures, and the machine. Called by `bench`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Names for the numpy array types that the packages exchange."""
+"""Names for the numpy array types that the packages exchange. Used by all packages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A bundle on disk: its manifest, its voices, and the checks before it is used. Called by all packages."""
+"""A bundle on disk: its manifest, its voices, and the checks before it is used. Used by all packages."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as a device, through cuda-python's bindings of the CUDA runtime."""
+"""An NVIDIA GPU as a device, through cuda-python's bindings of the CUDA runtime. Called by `bench` and `runtime`."""
 
 import weakref
 from functools import partial

@@ -1,4 +1,7 @@
-"""The token ring: the last tokens of every stream, with its delay, for all slots together."""
+"""The token ring: the last tokens of every stream, with its delay, for all slots together.
+
+Called by `export.conversations`, `runtime.priming` and `runtime.session`.
+"""
 
 import numpy as np
 import numpy.typing as npt

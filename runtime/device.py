@@ -1,4 +1,7 @@
-"""A device: its memory, and the queue of work on it. The host's is here, a GPU's in cuda_device.py."""
+"""A device: its memory, and the queue of work on it. The host's is here, a GPU's in cuda_device.py.
+
+Called by `bench`, `runtime` and `validate`.
+"""
 
 import ctypes
 import math

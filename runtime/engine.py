@@ -1,4 +1,7 @@
-"""A graph with its state: row b of every buffer belongs to slot b, on every library and device."""
+"""A graph with its state: row b of every buffer belongs to slot b, on every library and device.
+
+Called by `bench`, `runtime` and `validate`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

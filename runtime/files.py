@@ -1,4 +1,7 @@
-"""Files that a user names: one message if they cannot be read, and outputs written completely or not at all."""
+"""Files that a user names: one message if they cannot be read, and outputs written completely or not at all.
+
+Used by all packages.
+"""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The precisions of a graph: how its activations and weights are stored."""
+"""The precisions of a graph: how its activations and weights are stored. Used by all packages."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

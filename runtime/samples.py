@@ -1,4 +1,7 @@
-"""The rule for samples in frames, files and the server's raw audio: finite floats with a full scale of 1.0."""
+"""The rule for samples in frames, files and the server's raw audio: finite floats with a full scale of 1.0.
+
+Called by `runtime` and `server`.
+"""
 
 import numpy as np
 import numpy.typing as npt

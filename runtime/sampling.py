@@ -1,4 +1,7 @@
-"""The settings of sampling. The command line and the server read their defaults here. This module imports no library."""
+"""The settings of sampling. The command line and the server read their defaults here. This module imports no library.
+
+Called by `cli`, `runtime`, `server` and `validate`.
+"""
 
 from dataclasses import dataclass
 from numbers import Integral

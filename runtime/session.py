@@ -1,4 +1,7 @@
-"""Sessions in slots, and the path of an 80 ms frame through them: `Runtime.step`."""
+"""Sessions in slots, and the path of an 80 ms frame through them: `Runtime.step`.
+
+Called by `bench`, `runtime`, `server` and `validate`.
+"""
 
 import os
 import secrets

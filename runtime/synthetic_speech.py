@@ -1,4 +1,7 @@
-"""Synthetic sound in place of recordings: for random checkpoints, calibration, benchmarks and load tests."""
+"""Synthetic sound in place of recordings: for random checkpoints, calibration, benchmarks and load tests.
+
+Called by `bench`, `export` and `server`.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""The wire protocol of `/api/chat`, for one connection: kinds and payloads (`protocol.py`) around a codec (`formats.py`)."""
+"""The wire protocol of `/api/chat`, for one connection: kinds and payloads (`protocol.py`) around a codec (`formats.py`).
+
+Called by `server.app`.
+"""
 
 from collections.abc import Mapping
 from functools import cached_property

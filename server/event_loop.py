@@ -1,4 +1,4 @@
-"""Chooses the event loop of the server and the load test."""
+"""Chooses the event loop of the server and the load test. Called by `server.app` and `server.load`."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""The options of a server. The command line sets and checks them before the server starts."""
+"""The options of a server. The command line sets and checks them before the server starts.
+
+Called by `cli.serving`, `server.app` and `server.listening`.
+"""
 
 import ssl
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""The codec without streaming: a whole recording in one call, as the reference for frame-by-frame runs."""
+"""The codec without streaming: a whole recording in one call, as the reference for frame-by-frame runs.
+
+Called by `validate.parting`, `validate.sections.codec` and `validate.sections.streaming`.
+"""
 
 import torch
 from torch import Tensor

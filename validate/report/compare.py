@@ -1,4 +1,7 @@
-"""Compares two reports measure by measure, for pplex-export validate --compare."""
+"""Compares two reports measure by measure, for pplex-export validate --compare.
+
+Called by `cli.validation` and `validate.output`.
+"""
 
 import json
 from collections.abc import Iterator, Mapping

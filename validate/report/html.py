@@ -1,4 +1,7 @@
-"""A report as one HTML file for light and dark screens, phones and paper. It needs no network and no scripts."""
+"""A report as one HTML file for light and dark screens, phones and paper. It needs no network and no scripts.
+
+Called by `validate.output` and `validate.report.compare`.
+"""
 
 import re
 from functools import cache

@@ -1,4 +1,7 @@
-"""The report as data: report.json, from which HTML, Markdown and text are made."""
+"""The report as data: report.json, from which HTML, Markdown and text are made.
+
+Called by `bench`, `cli` and `validate`.
+"""
 
 import json
 import math

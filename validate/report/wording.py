@@ -1,4 +1,4 @@
-"""The text of a report's names, figures and verdicts, shared by HTML, Markdown and text."""
+"""The text of a report's names, figures and verdicts, shared by HTML, Markdown and text. Called by `validate`."""
 
 import json
 import math

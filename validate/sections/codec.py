@@ -1,4 +1,7 @@
-"""The codec section: do the codec's engines encode and decode like the float32 reference, also as a stream?"""
+"""The codec section: do the codec's engines encode and decode like the float32 reference, also as a stream?
+
+Called by `validate.validation`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

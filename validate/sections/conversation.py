@@ -1,4 +1,7 @@
-"""The conversation section: with the same user, voice, persona and seeds, does the agent take turns like the reference?"""
+"""The conversation section: with the same user, voice, persona and seeds, does the agent take turns like the reference?
+
+Called by `validate.sections.names` and `validate.validation`.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

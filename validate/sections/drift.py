@@ -1,4 +1,7 @@
-"""The drift section: on a forced token history, how do token distributions differ from the reference's?"""
+"""The drift section: on a forced token history, how do token distributions differ from the reference's?
+
+Called by `validate.validation`.
+"""
 
 from collections.abc import Iterator
 

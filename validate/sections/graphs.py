@@ -1,4 +1,7 @@
-"""The graphs section: does every layer of every graph give the same result as its torch module?"""
+"""The graphs section: does every layer of every graph give the same result as its torch module?
+
+Called by `validate.validation`.
+"""
 
 import tempfile
 from collections.abc import Iterator

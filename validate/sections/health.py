@@ -1,4 +1,7 @@
-"""The stream health section: silence during words, clipping, loops, runaway text."""
+"""The stream health section: silence during words, clipping, loops, runaway text.
+
+Called by `validate.sections.names` and `validate.validation`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Names of the measures that can have a tolerance, by section: `--tolerance` accepts these."""
+"""Names of the measures that can have a tolerance, by section: `--tolerance` accepts these.
+
+Called by `validate.validation`.
+"""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType

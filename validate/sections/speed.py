@@ -1,4 +1,4 @@
-"""The speed section: the time of the engine's frames during the recordings."""
+"""The speed section: the time of the engine's frames during the recordings. Called by `validate.validation`."""
 
 import numpy as np
 

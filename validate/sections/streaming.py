@@ -1,4 +1,7 @@
-"""Measures of the streaming section: state in chunks or single steps, saved and restored, alone and with other slots."""
+"""Measures of the streaming section: state in chunks or single steps, saved and restored, alone and with other slots.
+
+Called by `validate.sections.graphs` and `validate.validation`.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

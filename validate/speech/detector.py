@@ -1,4 +1,4 @@
-"""Voice activity detection by silero-vad's ONNX model."""
+"""Voice activity detection by silero-vad's ONNX model. Called by `validate.validation`."""
 
 import numpy as np
 import soxr

@@ -1,4 +1,7 @@
-"""Four scenarios with planted events for the user's speech, from recordings or synthetic speech."""
+"""Four scenarios with planted events for the user's speech, from recordings or synthetic speech.
+
+Called by `validate.recording`, `validate.sections.conversation` and `validate.validation`.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
