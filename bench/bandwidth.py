@@ -1,4 +1,7 @@
-"""Memory bandwidth of the processors or the GPU: the lower bound of every step that reads its weights once."""
+"""Measures the memory bandwidth of the processors or the GPU: it limits every step that reads its weights once.
+
+Called by the other benchmarks.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,7 @@ class Bandwidth:
 
     def __init__(self, threads: int | None):
         self._pool = ThreadPoolExecutor(threads or available_threads())
-        memory = np.ones(NBYTES // 8)  # ones: unwritten pages are all the same page of zeros
+        memory = np.ones(NBYTES // 8)  # not zeros: all unwritten pages share one page of zeros
         self._parts = np.array_split(memory, threads or available_threads())
 
     def measure(self) -> float:

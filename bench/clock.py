@@ -1,4 +1,4 @@
-"""The clock that times work on a device."""
+"""The interface of a clock that times work on a device: used by `bench.sweep` and `bench.bandwidth`."""
 
 from typing import Protocol
 

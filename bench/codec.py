@@ -28,7 +28,7 @@ from pplex.runtime.synthetic_speech import speech_like
 Step = Callable[[Array], Array]
 
 TORCH, OURS, PEER = "torch eager", "ONNX Runtime", "rustymimi"
-BLOCK = 10  # frames in a turn: backends take turns, so that a busy machine slows all of them
+BLOCK = 10  # frames in a turn: backends take turns, so a busy machine slows all of them
 
 
 def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:

@@ -98,7 +98,7 @@ class EngineBackend:
 
 
 def _stored(values: Array, dtype: str) -> Array:
-    """float32 values as a KV cache of `dtype` stores them; as bfloat16, which numpy lacks, their upper halves."""
+    """float32 values as a KV cache of `dtype` stores them; bfloat16 as bits, the upper half of a float32's."""
     return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values.astype(dtype)
 
 

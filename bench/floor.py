@@ -19,8 +19,8 @@ from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
 
 WARM_UP_STEPS = 3
-BLOCK = 5  # steps between two measurements of the bandwidth, so that a busy machine slows both
-POSITION = 32  # of the steps: early in a conversation
+BLOCK = 5  # steps between two measurements of the bandwidth: a busy machine then slows both
+POSITION = 32  # of the timed steps: early in a conversation
 
 Step = Callable[[], None]
 
@@ -29,7 +29,7 @@ def bench_floor(bundle: Path, steps: int, threads: int | None, torch_layers: int
     """Time `steps` steps of both language graphs in one conversation, and of torch modules of their sizes in bfloat16.
 
     torch runs `torch_layers` layers of the temporal transformer with random weights, and its time is scaled to all layers;
-    0 leaves torch out. All take turns. Raises BundleError, EngineError.
+    0 leaves torch out. The graphs, the modules and the bandwidth take turns. Raises BundleError, EngineError.
     """
     opened = open_to_run(bundle, "cpu")
     stages = Stages(opened, slots=1, threads=threads, device="cpu")
@@ -49,11 +49,11 @@ def bench_floor(bundle: Path, steps: int, threads: int | None, torch_layers: int
         floor_ms = 1000 * nbytes / bandwidth
         figures |= {
             f"{graph}: {opened.precision[graph]} weights GB": round(nbytes / 1e9, 3),
-            f"{graph}: ms to read them once": round(floor_ms, 2),
-            f"{graph}: times that": round(timings[graph].median_ms / floor_ms, 2),
+            f"{graph}: ms to read the weights once": round(floor_ms, 2),
+            f"{graph}: step over reading the weights": round(timings[graph].median_ms / floor_ms, 2),
         }
         figures |= {
-            f"{graph}: torch over this": round(timing.median_ms / timings[graph].median_ms, 2)
+            f"{graph}: torch over ours": round(timing.median_ms / timings[graph].median_ms, 2)
             for name, timing in timings.items()
             if name.startswith(f"{graph}, torch")
         }
@@ -74,7 +74,7 @@ def _take_turns(
     for start in range(0, steps, BLOCK):
         bandwidths.append(bandwidth.measure())
         for name, step in backends.items():
-            step()  # refill the caches, which the other backends have used
+            step()  # warm the caches, which the other backends have used
             for _ in range(min(BLOCK, steps - start)):
                 began = time.perf_counter()
                 step()

@@ -24,13 +24,13 @@ COUNTED_FRAMES = 20  # with counted allocations; counting is too slow to time th
 
 
 def bench_host(bundle: Path, sessions: Sequence[int], frames: int) -> BenchReport:
-    """Time `frames` steps for each number of `sessions`; they sample at the default settings, and each says a word."""
+    """Time `frames` steps for each number in `sessions`. Sessions sample at the default settings, and each says a word."""
     timings, figures = dict[str, Timing](), dict[str, Any]({"frames": frames})
     for count in sessions:
         host = IdleHost(open_bundle(bundle), count)
         name = f"{count} session{'s' * (count > 1)}"
         timings[name] = Timing.of([host.step_seconds() for _ in range(WARM_UP_FRAMES + frames)][WARM_UP_FRAMES:])
-        figures[f"{name}, bytes beyond the replies"] = max(host.step_nbytes() for _ in range(COUNTED_FRAMES))
+        figures[f"{name}, bytes allocated besides the replies"] = max(host.step_nbytes() for _ in range(COUNTED_FRAMES))
     return BenchReport(f"host part of {bundle.name}", timings, figures, machine(1, "numpy"))
 
 
@@ -57,7 +57,7 @@ class IdleHost:
     def step_nbytes(self) -> int:
         """Peak bytes of numpy arrays and Python objects that a step allocates, without its replies' arrays.
 
-        Replies are made after the engines ran, so memory in use before that is counted separately.
+        Replies are created after the engines have run, so memory is counted separately until then.
         """
         peaks = list[int]()
 
@@ -85,7 +85,7 @@ def _peak_nbytes() -> int:
 
 
 class _IdleDevice(HostDevice):
-    """Calls `instead` in place of captured work: by default nothing, like a GPU that takes no time."""
+    """Calls `instead` in place of captured work. By default it does nothing, like a GPU that takes no time."""
 
     name, captures = "none", True
 

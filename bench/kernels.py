@@ -1,4 +1,4 @@
-"""Counts the kernels that a call launches on the GPU, from any library: torch's profiler gets them from CUPTI."""
+"""Counts the kernels that a call launches on the GPU, of any library, with torch's profiler (CUPTI): called by backends."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ from pplex.runtime.device import Call
 
 
 def launched(calls: Mapping[str, Call], synchronize: Callable[[], None]) -> dict[str, int]:
-    """Kernels by call, captured graphs included; empty if torch is missing or finds no GPU or no kernel."""
+    """Kernels by call, including those of captured graphs; empty if torch is missing, or finds no GPU or no kernel."""
     try:
         import torch
         from torch.profiler import ProfilerActivity, profile

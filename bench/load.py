@@ -1,6 +1,6 @@
 """Loads a bundle in fresh processes, one after the other: time to the first spoken frame, and memory.
 
-python -m pplex.bench.load SPAWNED JSON      one such process: prints the result of `load_and_speak`
+python -m pplex.bench.load SPAWNED JSON      runs in such a process: prints the result of `load_and_speak`
 """
 
 import json
@@ -46,7 +46,7 @@ def bench_load(
 ) -> BenchReport:
     """Load `bundle` once and then `runs` more times, each in a new process that speaks one frame.
 
-    The first load warms the disk cache, and caches weights in the processor's layout if they are not cached yet.
+    The first load warms the disk cache, and caches the weights in the processor's layout if necessary.
     `threads` and `device` as in `Runtime`. Raises EngineError if a process fails.
     """
     options = LoadOptions(str(bundle), slots, threads, device)
@@ -59,20 +59,20 @@ def bench_load(
         progress(f"{i + 1} of {runs}")
         later.append(_measured(options))
     timings = {f"first load: {name}": Timing.of([first[key]]) for name, key in MOMENTS.items()}
-    timings |= {f"from then on: {name}": Timing.of([run[key] for run in later]) for name, key in MOMENTS.items()}
+    timings |= {f"later loads: {name}": Timing.of([run[key] for run in later]) for name, key in MOMENTS.items()}
     weights = weights_mb(bundle)
     figures = {
         "slots": slots,
         "loads after the first": runs,
         "device": first["device"],
         "MB of weights": weights,
-        "MB kept by loads before": _mb(sum(before.values())),
-        "MB kept by the first load": _mb(sum(made.values())),
+        "MB cached by earlier loads": _mb(sum(before.values())),
+        "MB cached by the first load": _mb(sum(made.values())),
         **{f"first load: {name}": value for name, value in _memory([first], weights).items()},
-        **{f"from then on: {name}": value for name, value in _memory(later, weights).items()},
+        **{f"later loads: {name}": value for name, value in _memory(later, weights).items()},
     }
     return BenchReport(
-        f"load of {bundle.name}", timings, figures, machine(threads, *ENGINES, "numpy"), "ms from nothing"
+        f"load of {bundle.name}", timings, figures, machine(threads, *ENGINES, "numpy"), "ms since start"
     )
 
 
@@ -103,8 +103,8 @@ def _memory(runs: Sequence[Mapping[str, Any]], weights: float) -> dict[str, floa
     return {
         "peak MB": peak,
         "peak over weights": None if peak is None else round(peak / weights, 2),
-        "MB of its own once loaded": most("anonymous_mb"),
-        "MB of files mapped once loaded": most("mapped_mb"),
+        "MB of private memory after loading": most("anonymous_mb"),
+        "MB of mapped files after loading": most("mapped_mb"),
     }
 
 
@@ -120,7 +120,7 @@ def _measured(options: LoadOptions) -> dict[str, Any]:
 
 
 def _ended(options: LoadOptions, code: int, lines: Sequence[str]) -> str:
-    why = f"was killed by signal {-code}; a process that takes too much memory is" if code < 0 else f"ended with {code}"
+    why = f"was killed by signal {-code}, maybe for lack of memory" if code < 0 else f"ended with exit code {code}"
     return "\n".join([f"The process that loaded {options.bundle} {why}.", *lines[-5:]])
 
 
@@ -145,7 +145,7 @@ def load_and_speak(options: LoadOptions, spawned_s: float) -> dict[str, Any]:
         "device": runtime.stages.device.name,
         "anonymous_mb": loaded.get("RssAnon"),
         "mapped_mb": loaded.get("RssFile"),
-        # A child's ru_maxrss starts at its parent's value; VmHWM is its own.
+        # Not ru_maxrss, which a child inherits from its parent: VmHWM is the process's own.
         "peak_mb": status_mb().get("VmHWM", float(peak_memory_mb())),
     }
 

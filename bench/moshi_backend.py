@@ -1,4 +1,4 @@
-"""The PyPI package moshi, whose architecture PersonaPlex shares, as a backend of a sweep: see sweep.py."""
+"""The PyPI package moshi as a backend of a sweep (see sweep.py): PersonaPlex has the same architecture."""
 
 import json
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.precision import FP32
 
 LANGUAGE = "language"  # the row of both transformers: a step of the package runs both
-PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # that the package serves in
-GRAPHED_CALLS = 2  # of a function before it is a CUDA graph: a warm-up, and the captured one
+PRECISION = {**FP32, **dict.fromkeys(LANGUAGE_GRAPHS, "bf16")}  # as the package's server uses
+GRAPHED_CALLS = 2  # calls until a function is a CUDA graph: a warm-up, and the captured call
 
 
-@temporary_cache(TORCH_CACHES)  # parts of the package are compiled
+@temporary_cache(TORCH_CACHES)  # torch.compile compiles parts of the package
 def bench_moshi(checkpoint: Path, options: SweepOptions) -> SweepReport:
     """Sweep the package at `checkpoint`'s sizes with random weights.
 
@@ -38,10 +38,10 @@ def bench_moshi(checkpoint: Path, options: SweepOptions) -> SweepReport:
 
 
 class MoshiBackend:
-    """The package's language model with eight depth steps, and its codec; on a GPU they make their own CUDA graphs.
+    """The package's language model with eight depth steps, and its codec. On a GPU they make their own CUDA graphs.
 
-    Every call advances the KV cache, so measured conversations have up to a few hundred more context steps than reported.
-    Each call reads the whole cache, filled or not.
+    Every call advances the KV cache. So measured conversations have up to a few hundred more context steps than the report
+    says. Each call reads the whole cache, filled or not.
     """
 
     def __init__(self, checkpoint: Checkpoint, slots: int, device: str | None):
@@ -132,13 +132,13 @@ class MoshiBackend:
         except RuntimeError as error:
             raise EngineError(
                 f"moshi cannot compute a frame of {slots} conversations here: {error}\n"
-                "If torch.compile fails, set NO_TORCH_COMPILE=1 in the environment to do without it."
+                "If torch.compile fails, turn it off: set NO_TORCH_COMPILE=1 in the environment."
             ) from error
         self._batch = slots
 
     @staticmethod
     def _fill_rings(module: Any, steps: int) -> None:
-        """Set the KV caches and counters of a module's streaming state as after `steps` steps, with noise."""
+        """Fill a module's KV caches with noise for `steps` steps, and set its counters to `steps`."""
         for state in module.get_streaming_state().values():
             for counter in (getattr(state, name, None) for name in ("offset", "offsets")):
                 if counter is not None:

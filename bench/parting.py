@@ -25,18 +25,18 @@ SEED = 1000  # the first seed
 def bench_parting(
     folder: Path, others: Sequence[Path], checkpoint: Path | None, seeds: int, frames: int, threads: int | None = None
 ) -> BenchReport:
-    """Frames until another engine gives other tokens than the bundle in `folder`, for `seeds` seeds at the default settings.
+    """Count the frames until another engine gives other tokens than the bundle in `folder`, for `seeds` seeds.
 
-    The other engines: the same bundle at batch size 1, torch if `checkpoint` is given, and the bundles `others`. All hear
-    the same random codes. Conversations that stay equal count as `frames`. Raises ReportError if a bundle has another
-    checkpoint.
+    The other engines: the same bundle at batch size 1, torch if `checkpoint` is given, and the bundles `others`. All sample
+    at the default settings and hear the same random codes. A conversation without a difference counts as `frames`.
+    Raises ReportError if a bundle has another checkpoint.
     """
     bundle = open_bundle(folder)
     opened = [open_bundle(other) for other in others]
     weights = bundle.manifest["checkpoint"]["files"]
     if strange := [other.folder.name for other in opened if other.manifest["checkpoint"]["files"] != weights]:
         raise ReportError(
-            f"{', '.join(strange)}: built from another checkpoint than {folder.name}. Build them from one."
+            f"{', '.join(strange)}: built from another checkpoint than {folder.name}. Build all from the same one."
         )
     codes = np.random.default_rng(0).integers(0, bundle.config.audio_card, (frames, 8))
     base = _tokens(Runtime(bundle, BATCH, threads, batches=[BATCH]), codes, seeds)
@@ -47,7 +47,7 @@ def bench_parting(
     for other in opened:
         with runnable_here(other, None) as runnable:
             found[_name(other)] = _tokens(Runtime(runnable, BATCH, threads, batches=[BATCH]), codes, seeds)
-    figures: dict[str, Any] = {"seeds": seeds, "frames at most": frames}
+    figures: dict[str, Any] = {"seeds": seeds, "maximum frames": frames}
     for name, tokens in found.items():
         first = _first_difference(base, tokens)
         figures |= {f"{name}: median frames": float(np.median(first)), f"{name}: parted": int((first < frames).sum())}
@@ -57,7 +57,7 @@ def bench_parting(
 
 
 def _tokens(runtime: Runtime, codes: Tokens, seeds: int) -> Tokens:
-    """Tokens [seeds, F, 17] of one session for each seed, which all hear codes [F, 8]."""
+    """Tokens [seeds, F, 17]: one session for each seed; all hear codes [F, 8]."""
     said = []
     for first in range(SEED, SEED + seeds, runtime.slots):
         with ExitStack() as stack:

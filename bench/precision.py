@@ -1,4 +1,4 @@
-"""Size and drift from float32 of each precision, on one checkpoint and forced conversations."""
+"""Measures each precision's size, and its drift from float32 on forced conversations, for one checkpoint."""
 
 import tempfile
 from collections.abc import Callable

@@ -20,8 +20,8 @@ from pplex.runtime.synthetic_speech import speech_like
 
 STEPS = 300  # a voice and a long persona
 CHUNKS = (1, 16, 32, PRIMING_STEPS, 128, MAX_STEPS)
-ROUNDS = 3  # in which all sizes take turns, so that a busy machine slows all of them
-FRAMES = 20  # of conversation a round
+ROUNDS = 3  # all sizes take turns in each round, so a busy machine slows all of them
+FRAMES = 20  # of conversation in each round
 
 
 def bench_priming(
@@ -51,25 +51,27 @@ def bench_priming(
         seen.append(opening.seconds(persona, frames))
 
     rows = {"one by one" if size == 1 else f"chunks of {size}": seconds for size, seconds in prompts.items()}
-    rows |= {"open, a persona not seen before": new, "open, a persona seen before": seen, "one frame": frames}
+    rows |= {"open, new persona": new, "open, known persona": seen, "one frame": frames}
     figures = {
         "forced steps": steps,
         "rounds": ROUNDS,
         "device": runtime.stages.device.name,
         **_chunk_figures(prompts, min(PRIMING_STEPS, steps), steps),
-        "steps of the prompt opened": opening.steps,
-        f"a persona seen before, of a frame's {config.frame_ms:g} ms": _ratio(seen, [config.frame_ms / 1000]),
-        "a persona seen before, of a frame as measured": _ratio(seen, frames),
+        "steps of the opened prompt": opening.steps,
+        f"known persona, over a frame of {config.frame_ms:g} ms": _ratio(seen, [config.frame_ms / 1000]),
+        "known persona, over a measured frame": _ratio(seen, frames),
     }
     timings = {name: Timing.of(seconds) for name, seconds in rows.items()}
-    return BenchReport(f"priming of {bundle.name}", timings, figures, machine(threads, *ENGINES, "numpy"), "ms in all")
+    return BenchReport(
+        f"priming of {bundle.name}", timings, figures, machine(threads, *ENGINES, "numpy"), "ms in total"
+    )
 
 
 def _checked_steps(config: ModelConfig, steps: int | None) -> int:
     room = config.temporal.capacity - 2  # as in make_prompt
     if steps is not None and steps > room:
         raise PromptError(
-            f"A prompt of {steps} steps does not fit in the context of this bundle: --steps {room} or less."
+            f"A prompt of {steps} steps does not fit in the context of this bundle: use --steps {room} or less."
         )
     return min(STEPS, room) if steps is None else steps
 
@@ -81,7 +83,7 @@ def _random_codes(config: ModelConfig, steps: int, random: np.random.Generator) 
 
 
 def _prompt_seconds(stages: Stages, codes: Tokens, size: int) -> float:
-    """Seconds of forced steps [T, 17] in an empty slot, `size` steps a call; empties the slot afterwards."""
+    """Seconds for forced steps [T, 17] in an empty slot, with `size` steps in a call; empties the slot afterwards."""
     embedding = np.zeros((len(codes), stages.hidden.shape[1]), np.float32)  # [T, dim]
     began = time.perf_counter()
     for start in range(0, len(codes), size):
@@ -93,7 +95,7 @@ def _prompt_seconds(stages: Stages, codes: Tokens, size: int) -> float:
 
 
 class _Opening:
-    """Opens sessions with the bundle's first voice and personas of such a length that prompts have `steps` steps."""
+    """Opens sessions with the bundle's first voice; a persona's length makes the prompt `steps` steps long."""
 
     def __init__(self, runtime: Runtime, steps: int):
         self._runtime, self._voice = runtime, next(iter(runtime.bundle.voices), None)
@@ -122,9 +124,10 @@ class _Opening:
 
 
 def _chunk_figures(prompts: dict[int, list[float]], usual: int, steps: int) -> dict[str, object]:
-    """Compares the runtime's chunks with single steps and with the fastest size; a call's time is how long others wait.
+    """Compares the runtime's chunks with single steps and with the fastest size.
 
-    A call's time is the prompt's time divided by the number of calls; a shorter last call counts as a fraction.
+    Other sessions wait during a call, so its time counts, too: the prompt's time over the number of calls, where a shorter
+    last call counts as a fraction.
     """
     fastest = min(prompts, key=lambda size: float(np.median(prompts[size])))
     return {

@@ -23,9 +23,9 @@ OTHERS = "all others"
 
 
 def profile_frame(bundle: Path, sessions: int, frames: int, threads: int | None) -> BenchReport:
-    """Milliseconds a frame of each graph and its operators, with sessions that speak at once, on the processor.
+    """Milliseconds for each graph and its operators in a frame, on the processor, with all sessions speaking at once.
 
-    Profiling takes more than ten microseconds a node, which a graph's own row includes.
+    Profiling adds more than ten microseconds for each node; a graph's own row includes them.
     """
     with tempfile.TemporaryDirectory() as scratch:
         backend = host_backend(HostDevice(), threads, Path(scratch))
@@ -44,7 +44,7 @@ def profile_frame(bundle: Path, sessions: int, frames: int, threads: int | None)
 
 
 def _rows(graph: str, events: list[dict[str, Any]], frames: int) -> dict[str, Timing]:
-    """The graph's row, and one for each operator above LEAST_SHARE, the slowest first."""
+    """The graph's row, then a row for each operator above LEAST_SHARE, the slowest first."""
     runs = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == "model_run")[
         -frames:
     ]

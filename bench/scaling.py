@@ -1,4 +1,4 @@
-"""Times graphs over the slots in use, the entries of the KV cache's ring, and the processor's threads."""
+"""Times graphs for different numbers of slots, of ring entries in the KV cache, and of the processor's threads."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.stages import Stages
 
 WARM_UP_STEPS = 2
-ROUNDS = 3  # sizes take turns, so that a busy minute of the machine slows all of them
+ROUNDS = 3  # sizes take turns, so a busy minute of the machine slows all of them
 
 Seconds = dict[int, list[float]]  # by size
 
@@ -76,14 +76,14 @@ def _by_ring(stages: Stages, capacity: int, steps: int) -> Seconds:
         stages.position[0] = length - 2
         stages.run("temporal", 1)
         for ring in stages.engines["temporal"].state.values():
-            host_view(ring)[0] = 0.5  # unwritten memory is one page of zeros, which is read faster
+            host_view(ring)[0] = 0.5  # all unwritten memory is one page of zeros, which is faster to read
         seconds |= _rounds({length: lambda: stages.run("temporal", 1)}, steps)
     stages.reset(0, capacity)
     return seconds
 
 
 def _by_threads(bundle: Bundle, steps: int) -> Seconds:
-    """Numbers of threads one after the other, so that memory holds one copy of the weights at a time."""
+    """Seconds by number of threads. Numbers are measured in turn, so memory holds only one copy of the weights."""
     seconds = Seconds()
     for threads in range(1, available_threads() + 1):
         stages = Stages(bundle, 1, threads, "cpu")

@@ -4,7 +4,7 @@
                      early window         allocations traced          last window
                               resident size                           resident size
 
-The machine itself may be slower in one window than in the other. So both windows also time a yardstick: constant work.
+The machine itself may be slower in one window than in the other. So both windows also time constant work, the yardstick.
 """
 
 import gc
@@ -30,7 +30,7 @@ from pplex.runtime.stages import Stages
 from pplex.runtime.synthetic_speech import speech_like
 
 FRAMES, WINDOW = 38_000, 1_000
-FIRST_TIMED = 3_000  # from here on the released model's ring is full, and every step reads the same number of entries
+FIRST_TIMED = 3_000  # the released model's ring is full from here on: every step reads the same number of entries
 SPEECH_FRAMES = 375  # half a minute, repeated
 YARDSTICK_EVERY = 4  # frames of a window
 
@@ -47,7 +47,7 @@ class Windows:
 
     @classmethod
     def of(cls, frames: int, length: int) -> "Windows":
-        """Windows of at most a quarter of `frames`, at least as far apart; the first begins at FIRST_TIMED if that fits."""
+        """Two windows of up to a quarter of `frames`, at least that far apart; the first is at FIRST_TIMED if possible."""
         length = min(length, frames // 4)
         return cls(min(FIRST_TIMED, frames - 3 * length), length, frames)
 
@@ -99,7 +99,7 @@ def bench_soak(
             "ring entries read, last": last.ring_length,
             "resident MB after the early window": early.resident_mb,
             "resident MB at the end": last.resident_mb,
-            "bytes allocated since the early window and held before the last": more,
+            "bytes allocated after the early window and held at the last": more,
             **talk.clock(),
         },
         machine(threads, *ENGINES, "numpy"),
@@ -128,7 +128,7 @@ def _timed(talk: "_LongConversation", yardstick: "_Yardstick", end: int) -> _Win
 
 
 def _held_more(talk: "_LongConversation", end: int) -> int:
-    """Step to frame `end`; returns the bytes of Python objects and numpy arrays allocated since and still held.
+    """Step to frame `end`; returns the bytes of Python objects and numpy arrays that these steps allocated and still hold.
 
     These frames are not timed, because tracing slows them down.
     """
@@ -143,14 +143,14 @@ def _held_more(talk: "_LongConversation", end: int) -> int:
 
 
 def _ratios(early: _Window, last: _Window) -> dict[str, float]:
-    """Slowdown of the last window: of its frames, of the yardstick, and of the frames relative to the yardstick."""
+    """Slowdown in the last window: of the frames, of the yardstick, and of the frames relative to the yardstick."""
     frames, machines = (
         float(np.median(b) / np.median(a)) for a, b in ((early.frames, last.frames), (early.yardstick, last.yardstick))
     )
     return {
-        "last over early, of the medians": round(frames, 4),
-        "last over early of the yardstick: the machine's own change": round(machines, 4),
-        "last over early without the machine's own change": round(frames / machines, 4),
+        "median frame, last window over early": round(frames, 4),
+        "yardstick, last window over early": round(machines, 4),
+        "median frame relative to the yardstick, last window over early": round(frames / machines, 4),
     }
 
 
@@ -182,17 +182,17 @@ class _LongConversation:
             self.step()
 
     def clock(self) -> dict[str, float]:
-        """Samples in and out, the frame count of each part, and the largest deviation from the frames stepped."""
+        """Samples in and out, the frame count of each part, and the largest deviation from the number of steps."""
         stages, row, size = self.runtime.stages, self._session.row, self.runtime.config.frame_size
         counts = {
             "session": self._session.frame,
             "token ring": int(self.runtime.ring.step[row]) - self._first_step,
-            # The position of the last step: one less than the token ring's step before it.
+            # The position of the last step is one less than the token ring's step before it.
             "temporal transformer": int(stages.position[row]) + 2 - self._first_step,
             "encoder": self._codec_frames("mimi_encode"),
             "decoder": self._codec_frames("mimi_decode"),
         }
-        samples = {"samples heard": self._heard, "samples said that are numbers": self._said}
+        samples = {"samples heard": self._heard, "finite samples said": self._said}
         off = [count - self.frames for count in counts.values()] + [n / size - self.frames for n in samples.values()]
         return {
             **samples,
@@ -210,10 +210,10 @@ class _LongConversation:
 
 
 class _Yardstick:
-    """The engines' work of a frame with the runtime's weights, but with constant inputs, state and KV caches.
+    """The engines' work for a frame with the runtime's weights, but with constant inputs, state and KV caches.
 
-    If it slows down, the machine did. It leaves out all that a long conversation may slow down: the Python of the
-    loop, the sampling noise, and the state of model and codec.
+    If it slows down, the machine has slowed down. It leaves out everything that a long conversation may slow down: the
+    Python of the loop, the sampling noise, and the state of model and codec.
     """
 
     def __init__(self, runtime: Runtime):
@@ -223,7 +223,7 @@ class _Yardstick:
             self.run()
 
     def run(self) -> float:
-        """Seconds of one frame. The slot is inactive, so the codec's state stays; other graphs rewrite the same values."""
+        """Seconds for one frame. The slot is inactive, so the codec's state stays; other graphs rewrite the same values."""
         began = time.perf_counter()
         self._stages.run_frame(1)
         return time.perf_counter() - began

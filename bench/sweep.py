@@ -1,4 +1,4 @@
-"""The time of a frame, stage by stage, over numbers of conversations and their context steps, with lower bounds.
+"""Times a frame by stage for different numbers of conversations and context steps, with lower bounds.
 
 Backends: a bundle's engines (engine_backend.py), our torch modules (torch_backend.py), the package moshi (moshi_backend.py).
 """
@@ -25,7 +25,7 @@ from pplex.runtime.parameters import step_nbytes, weights_nbytes
 
 FRAME = "frame"  # the row of a whole frame: all stages, uploads and downloads
 CONTEXT_STEPS = (0, 1000, 3000, 6000)  # the ring is empty, a third full, full, and overwritten once
-LIMIT_MS = 80.0  # for a frame of all conversations: then the next frame arrives
+LIMIT_MS = 80.0  # for a frame of all conversations: the next frame arrives after 80 ms
 WARM_UP_FRAMES = 10
 
 
@@ -33,7 +33,7 @@ WARM_UP_FRAMES = 10
 class Row:
     """One stage of a frame of `slots` conversations with `context_steps` steps behind them.
 
-    `floor_ms`: the time to move the bytes that the stage must move; `kernels`: launches on the GPU. None if unknown.
+    `floor_ms`: the shortest time to move the bytes of the stage; `kernels`: launches on the GPU. None if unknown.
     """
 
     slots: int
@@ -125,7 +125,7 @@ def sweep(backend: BenchBackend, options: SweepOptions, limit_ms: float = LIMIT_
                     break
                 report = replace(report, rows=(*report.rows, *point))
                 _write(report, out)
-            # Not p99: one hiccup of the machine decides it. The report has it for every point.
+            # Not p99, which one hiccup of the machine decides. The report has p99 for every point.
             if next(row.p50_ms for row in point if row.stage == FRAME) > limit_ms:
                 break
     return _counted(backend, report, out)
@@ -198,7 +198,7 @@ def _continued(backend: BenchBackend, frames: int, out: Path | None) -> SweepRep
         )
     earlier = {
         "earlier runs": [*found["figures"].pop("earlier runs", []), found["figures"]]
-    }  # each has its own bandwidth
+    }  # each backend has its own bandwidth
     return replace(new, rows=rows, figures=new.figures | earlier)
 
 
@@ -210,7 +210,7 @@ def _write(report: SweepReport, out: Path | None) -> None:
 def moved_nbytes(config: ModelConfig, precision: Mapping[str, str], slots: int, context_steps: int) -> dict[str, int]:
     """The least bytes that a frame moves, by graph: its weights once, and the KV cache of each of `slots` conversations.
 
-    Embeddings do not count, as only single rows are read, nor do activations, which stay in caches.
+    Embeddings do not count, because only single rows are read. Activations do not count, because they stay in caches.
     """
     weights = weights_nbytes(config, precision) | step_nbytes(config, precision)
     steps = {"temporal": context_steps} | dict.fromkeys(

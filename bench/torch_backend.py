@@ -1,4 +1,4 @@
-"""Our torch modules, which the graphs are exported from, as a backend of a sweep: see sweep.py."""
+"""Our torch modules, the source of the graphs, as a backend of a sweep: see sweep.py."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -45,11 +45,12 @@ def bench_torch(checkpoint: Path, how: str, precision: str, options: SweepOption
 
 
 class TorchBackend:
-    """The four modules on one device; `precision` is that of the language model, and the codec is in float32.
+    """The four modules on one device: the language model in `precision`, the codec in float32.
 
-    `how`: eager; graphs, with each step captured as a CUDA graph; or a name in COMPILE_MODES, compiled and then captured.
+    `how`: "eager"; "graphs", which captures each step as a CUDA graph; or a name in COMPILE_MODES, which compiles each step
+    and then captures it.
 
-    As in runtime/stages.py, every input, output and state is one tensor of all slots, and a step of some slots uses its
+    As in runtime/stages.py, every input, output and state is one tensor for all slots, and a step for fewer slots uses its
     first rows. KV caches are written in place and hold noise for the context steps.
     """
 
@@ -99,7 +100,7 @@ class TorchBackend:
     # Steps.
 
     def _ready(self, graph: str, slots: int) -> Call:
-        """One graph's step, ready to measure. It runs once here, which compiles it and initialises libraries."""
+        """One graph's step, ready to measure. It runs once here, to compile it and to initialise libraries."""
         work = self._work(graph, slots)
         try:
             work()
@@ -121,7 +122,7 @@ class TorchBackend:
         return partial(in_turn, [step, partial(self._pass_on, slots)]) if graph == "depth" else step
 
     def _pass_on(self, slots: int) -> None:
-        """Pass audio tokens of the longest delay to the decoder in the frame that samples them: see Stages."""
+        """Pass the audio tokens with the longest delay to the decoder in the frame that samples them: see Stages."""
         codes, tokens = self._tensors["mimi_decode"]["codes"][:slots], self._tensors["depth"]["audio_tokens"][:slots]
         codes.copy_(torch.where(self._latest, tokens[:, :CODEBOOKS], codes))
 
@@ -162,7 +163,7 @@ class TorchBackend:
             from torch._inductor import config as inductor  # its import creates a cache
 
             torch._dynamo.config.recompile_limit = RECOMPILES
-            inductor.cpp_cache_precompile_headers = False  # their cache folder cannot be chosen
+            inductor.cpp_cache_precompile_headers = False  # the folder of their cache cannot be chosen
             self._advance = torch.compile(_advance, fullgraph=True, dynamic=False, mode=COMPILE_MODES[self._how])
 
     def _zeros(self, spec: GraphSpec) -> dict[str, Tensor]:
@@ -175,7 +176,7 @@ class TorchBackend:
         }
 
     def _fill_rings(self, slots: int, context_steps: int) -> None:
-        """Fill KV caches with noise for the context steps, and set the codec's positions; the temporal one is an input."""
+        """Fill KV caches with noise for the context steps, and set the codec's positions. Temporal's is an input."""
         steps = {"temporal": context_steps, "depth": 0} | dict.fromkeys(
             CODEC, self._config.mimi.steps_per_frame * context_steps
         )
@@ -215,7 +216,7 @@ class TorchBackend:
 
 
 def _advance(module: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor | None]) -> None:
-    """Compute a step and copy its results to their readers; None for rings, already written, and for logits, not read."""
+    """Compute a step and copy its results to `targets`; None for rings (written in place) and for unread logits."""
     for target, result in zip(targets, module(*inputs), strict=True):
         if target is not None:
             target.copy_(result)

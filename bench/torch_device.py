@@ -1,4 +1,4 @@
-"""The device of backends that run on torch: a GPU with its current stream, or the processor."""
+"""The device of the backends `bench.torch_backend` and `bench.moshi_backend`: a GPU's current stream, or the processor."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pplex.bench import bandwidth
 from pplex.runtime.device import Call
 from pplex.runtime.errors import GpuError, GpuMemoryError
 
-WARM_UP_CALLS = 3  # before a capture, as torch's documentation asks: libraries allocate memory and choose kernels
+WARM_UP_CALLS = 3  # before a capture, as torch's documentation requires: libraries allocate memory and choose kernels
 
 
 class TorchDevice:
@@ -63,8 +63,8 @@ class TorchDevice:
     def capture(self, work: Call) -> Call:
         """Capture `work` as one CUDA graph, after a few warm-up calls; returns `work` itself on the processor.
 
-        Its inputs and outputs must stay at their addresses, and nothing that it allocates may be used later: all graphs
-        share one memory pool, as they run one after the other.
+        Its inputs and outputs must stay at their addresses. Memory that it allocates must not be used later, because all
+        graphs run in turn and share one memory pool.
         """
         if not self.is_gpu:
             return work

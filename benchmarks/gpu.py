@@ -1,6 +1,6 @@
-"""Finds out what is true of our engines on a machine with one NVIDIA GPU and no network; benchmarks/gpu.sh calls this.
+"""Tests and measures our engines on a machine with one NVIDIA GPU and no network: called by benchmarks/gpu.sh.
 
-docs/gpu_run.md tells how to get here, and what the steps of gpu_steps.py are.
+docs/gpu_run.md explains the steps and how to prepare the machine; gpu_steps.py defines the steps.
 """
 
 import argparse
@@ -17,32 +17,36 @@ from gpu_table import to_markdown
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="gpu.sh", description="What is true of our engines on this machine's GPU.")
-    parser.add_argument("steps", nargs="*", metavar="STEP", help="only these, and what they need (default: all)")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "pplex-gpu"), help="for up to 50 GB")
-    parser.add_argument("--results", type=Path, default=Path("gpu-results"), help="results.json, log.txt, table.md")
-    parser.add_argument("--minutes", type=float, default=9, help="of this call; what is left is for the next one")
-    parser.add_argument("--size", choices=["full", "small", "tiny"], default="full", help="of the checkpoint")
+    parser = argparse.ArgumentParser(prog="gpu.sh", description="Test and measure our engines on this machine's GPU.")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help="run only these and their needs (default: all)")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir(), "pplex-gpu"), help="folder: up to 50 GB"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("gpu-results"), help="folder: results.json, log.txt, table.md"
+    )
+    parser.add_argument("--minutes", type=float, default=9, help="limit of this call; the next call continues")
+    parser.add_argument("--size", choices=["full", "small", "tiny"], default="full", help="size of the checkpoint")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal without a GPU")
     parser.add_argument(
-        "--again", action="append", default=[], metavar="STEP", help="forget what came of it; repeatable"
+        "--again", action="append", default=[], metavar="STEP", help="delete the result of this step; repeatable"
     )
-    parser.add_argument("--list", action="store_true", help="print the steps and what came of them, and run none")
-    parser.add_argument("--table", action="store_true", help="print table.md, and run none")
+    parser.add_argument("--list", action="store_true", help="print the steps and their outcomes; run nothing")
+    parser.add_argument("--table", action="store_true", help="print table.md; run nothing")
     return parser.parse_args()
 
 
 def main() -> int:
     began, asked = time.monotonic(), _arguments()
     for end in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(end, signal.default_int_handler)  # ended from outside, we end our step
-    made = asked.work.resolve() / "made"  # all that is removed is in it
+        signal.signal(end, signal.default_int_handler)  # on these signals, stop the running step
+    made = asked.work.resolve() / "made"  # only files in this folder are ever deleted
     run = GpuRun(made, asked.device, asked.size)
     store = ResultStore(asked.results)
     plan = StepPlan(all_steps(run), store)
     unknown = sorted({*asked.steps, *asked.again} - set(plan.steps))
     if unknown:
-        print(f"There is no step {', '.join(unknown)}; --list names them.", file=sys.stderr)
+        print(f"Unknown step {', '.join(unknown)}; --list prints all steps.", file=sys.stderr)
         return 2
     if asked.table:
         print(to_markdown(store))
@@ -52,24 +56,24 @@ def main() -> int:
         return 0
     asked_for = {"size": run.size, "device": run.device}
     if store.facts not in ({}, asked_for):
-        print(f"{store.path} is of {store.facts}, not of {asked_for}: name another --results.", file=sys.stderr)
+        print(f"{store.path} is for {store.facts}, not {asked_for}: name another --results.", file=sys.stderr)
         return 2
     if not lock(made):
-        print(f"Another call works in {asked.work}: wait for it, or end it.", file=sys.stderr)
+        print(f"Another call is using {asked.work}: wait for it, or stop it.", file=sys.stderr)
         return 2
     store.facts = asked_for
-    for name in ("machine", *asked.again):  # which may be another one by now
+    for name in ("machine", *asked.again):  # always run "machine" again: this may be another machine
         store.steps.pop(name, None)
     try:
         left = run_steps(plan, asked.steps or list(plan.steps), began + 60 * asked.minutes, partial(print, flush=True))
     except KeyboardInterrupt:
-        print("Ended from outside. Call it again: it goes on from here.", file=sys.stderr)
+        print("Stopped by a signal. Call it again: it resumes from here.", file=sys.stderr)
         return 130
     finally:
         (asked.results / "table.md").write_text(to_markdown(store))
     bad = [name for name in plan.steps if store.outcome(name) in (FAILED, TIMED_OUT) or store.is_given_up(name)]
     print(f"{len(bad)} steps failed or timed out{': ' if bad else ''}{', '.join(bad)}")
-    print(f"Call it again: {len(left)} steps left." if left else "Nothing is left to do.")
+    print(f"Call it again: {len(left)} steps left." if left else "All steps are done.")
     return 1 if bad else 0
 
 

@@ -1,8 +1,8 @@
-"""Steps of benchmarks/gpu.py that are no command of `pplex-export`; each runs in a process of its own.
+"""Commands for the steps of benchmarks/gpu.py that `pplex-export` does not have. Each runs in its own process.
 
-python gpu_probes.py machine DEVICE            what is here, as JSON; exit code 1 where the device does not answer
-python gpu_probes.py speak BUNDLE DEVICE WAV   does it speak: level and pieces of text, as JSON
-python gpu_probes.py tests OUT ARGUMENT...     pytest, each outcome written to OUT as it comes; 77 if all were skipped
+python gpu_probes.py machine DEVICE            print hardware and software as JSON; exit code 1 if the device does not work
+python gpu_probes.py speak BUNDLE DEVICE WAV   print level and text of the agent's answer as JSON; exit code 1 if silent
+python gpu_probes.py tests OUT ARGUMENT...     run pytest, write each outcome to OUT at once; exit code 77 if all are skipped
 """
 
 import importlib
@@ -53,7 +53,7 @@ def machine(device: str) -> int:
 
 
 def _or_error(look: Callable[[], Any]) -> Any:
-    """What is found, or in words why nothing is: whatever a library raises on a machine it does not like."""
+    """The result of `look`, or its error as text: a library may raise anything on an unsuitable machine."""
     try:
         return look()
     except Exception as error:
@@ -62,8 +62,8 @@ def _or_error(look: Callable[[], Any]) -> Any:
 
 def _gpus() -> Any:
     command = ["nvidia-smi", f"--query-gpu={QUERIED}", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    return [dict(zip(QUERIED.split(","), line.split(", "), strict=True)) for line in told.strip().splitlines()]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return [dict(zip(QUERIED.split(","), line.split(", "), strict=True)) for line in printed.strip().splitlines()]
 
 
 def _cuda() -> Any:
@@ -75,7 +75,7 @@ def _cuda() -> Any:
 
 def _torch() -> Any:
     torch = importlib.import_module("torch")
-    properties = torch.cuda.get_device_properties(0)  # raises where there is none
+    properties = torch.cuda.get_device_properties(0)  # raises without a GPU
     return {"cuda": torch.version.cuda, "name": properties.name, "multiprocessors": properties.multi_processor_count}
 
 
@@ -108,7 +108,7 @@ def _version(package: str) -> str | None:
 
 
 def speak(bundle: str, device: str, wav: str) -> int:
-    """Loud enough to be heard, and no sample that is not a number."""
+    """Print the level and the text of the agent's answer; fail if it is too quiet or has samples that are not finite."""
     import numpy as np
 
     from pplex.runtime.audio import read_audio
@@ -128,13 +128,13 @@ def speak(bundle: str, device: str, wav: str) -> int:
 
 
 class Outcomes:
-    """A pytest plugin that writes each outcome as it comes: a test that takes the process with it is known, too."""
+    """A pytest plugin that writes each outcome at once, so a test that crashes the process is in the file, too."""
 
     def __init__(self, path: Path):
         self._path, self.tests = path, dict[str, dict[str, Any]]()
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._note(nodeid, "begun, and took the process with it", "")
+        self._note(nodeid, "started, then the process crashed", "")
 
     def pytest_collectreport(self, report: "pytest.CollectReport") -> None:
         if report.failed:
@@ -155,13 +155,13 @@ def tests(out: str, *arguments: str) -> int:
     import pytest
 
     outcomes = Outcomes(Path(out))
-    # Only what is ours counts: no other plugins that are installed, and a library's warning is no failure of an engine.
+    # Other installed plugins must not change the tests, and a library's warning is not an engine's failure.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ("-p", "no:cacheprovider", "-W", "default", "-rA", "-vv")
     code = int(pytest.main([*arguments, *options], plugins=[outcomes]))
     skipped = [test["said"] for test in outcomes.tests.values() if test["outcome"] == "skipped"]
     if code == 0 and len(skipped) == len(outcomes.tests):
-        print(skipped[0] if skipped else "there is no such test", file=sys.stderr)
+        print(skipped[0] if skipped else "no test matches", file=sys.stderr)
         return SKIPS
     return code
 

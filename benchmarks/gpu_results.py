@@ -1,7 +1,7 @@
-"""Steps of benchmarks/gpu.py, each in its own process, their results, and the plan of what is left to run.
+"""Runs steps, each in its own process, stores their results, and plans the remaining steps: called by benchmarks/gpu.py.
 
 A call has a time limit, may be killed at any moment, and may lose its machine with all files. So `results.json` has all
-results; it is written atomically before and after every step, and the next call resumes from it.
+results. It is written atomically before and after every step, and the next call resumes from it.
 """
 
 import ctypes
@@ -22,22 +22,26 @@ from typing import Any, BinaryIO
 
 OK, FAILED, TIMED_OUT, SKIPPED, CUT_OFF = "ok", "failed", "timed out", "skipped", "cut off"
 SKIPS = 77  # exit code of a command that finds nothing to do here; its last line says why
-TRIES = 2  # of a step that was cut off by the end of a call
+TRIES = 2  # of a step that the end of a call cut off
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-GRACE_S = 10.0  # from the request to end until the kill
+GRACE_S = 10.0  # from SIGTERM to SIGKILL
 LAST_LINES = 20
 _locks: list[int] = []  # descriptors of the locks that this process holds
-LOGGED_NBYTES = 150_000  # of what a step prints, at most: 100 steps in 15 MB
+LOGGED_NBYTES = 150_000  # of a step's output, at most: 15 MB for 100 steps
 
 
 @dataclass(frozen=True)
 class Step:
     """A command, its limits and its dependencies.
 
-    `limit_s`: it is ended after this long. `least_s`: a call that has less left does not begin it. `needs`: steps that must
-    have ended well, and whose folders it reads. `unless`: steps that make it needless when they have. `lacks`: why it cannot
-    run here. `makes`: what later steps need of it, alone in its parent folder, which is removed when none is left that does.
-    `out`: the file in which the command keeps its JSON, and continues it; without, `json` says that it prints it.
+    limit_s: the command is killed after this time.
+    least_s: a call with less time left does not start it.
+    needs: steps that must have succeeded; the command reads their folders.
+    unless: steps whose success makes this one unnecessary.
+    lacks: the reason why it cannot run here.
+    makes: its product, which later steps need. Its parent folder holds only this, and is deleted after the last such step.
+    out: the file where the command stores its JSON, and resumes from it.
+    json: the command prints JSON instead.
     """
 
     name: str
@@ -53,7 +57,7 @@ class Step:
 
 
 class ResultStore:
-    """`results.json` and `log.txt` of a folder: a record of every step that was started or skipped, and facts."""
+    """`results.json` and `log.txt` of a folder: a record of every started or skipped step, and the options of the run."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,40 +79,40 @@ class ResultStore:
         return self.steps.get(name, {}).get("outcome")
 
     def is_settled(self, name: str) -> bool:
-        """Whether the step was run and is not to be tried again."""
+        """Whether the step has run and needs no other try."""
         record = self.steps.get(name, {})
         tries = record.get("tries", 0)
         return bool(tries) and (record["outcome"] != CUT_OFF or tries >= TRIES)
 
     def is_given_up(self, name: str) -> bool:
-        """Whether the step was cut off as often as it is tried."""
+        """Whether the step was cut off at every try."""
         return self.outcome(name) == CUT_OFF and self.is_settled(name)
 
 
 class StepPlan:
-    """The steps in their order, and which of them are still to run according to the store."""
+    """The steps in order; the store decides which of them must still run."""
 
     def __init__(self, steps: Sequence[Step], store: ResultStore):
         self.steps, self.store = {step.name: step for step in steps}, store
 
     def blocked(self, step: Step) -> str | None:
-        """Why the step cannot be run, whatever comes."""
+        """The reason why the step cannot run, now or later; None if it can."""
         if step.lacks:
             return step.lacks
         for name in step.unless:
             if self.store.outcome(name) == OK:
-                return f"{name} ended well"
+                return f"{name} succeeded"
         for name in step.needs:
             if self.store.is_settled(name):
                 outcome = self.store.outcome(name)
             else:
-                outcome = SKIPPED if self.blocked(self.steps[name]) else OK  # it may still end well
+                outcome = SKIPPED if self.blocked(self.steps[name]) else OK  # it may still succeed
             if outcome != OK:
                 return f"needs {name}, which {'was ' if outcome in (SKIPPED, CUT_OFF) else ''}{outcome}"
         return None
 
     def is_wanted(self, step: Step) -> bool:
-        """Whether it is still to be run, or to be run again because what it made is gone and wanted."""
+        """Whether the step must run, or must run again because its product is needed and missing."""
         if self.blocked(step):
             return False
         gone = step.makes is not None and not step.makes.exists()
@@ -118,14 +122,14 @@ class StepPlan:
         return [other for other in self.steps.values() if step.name in other.needs]
 
     def with_needs(self, names: Sequence[str]) -> set[str]:
-        """The steps of these names, and those whose results they need."""
+        """These steps and all steps that they need, by name."""
         found = set(names)
         for name in names:
             found |= self.with_needs(self.steps[name].needs)
         return found
 
     def free(self) -> None:
-        """Remove what steps have made and no step wants any more."""
+        """Delete the products that no remaining step needs."""
         for step in self.steps.values():
             if step.makes and not self.is_wanted(step) and not any(map(self.is_wanted, self.users(step))):
                 shutil.rmtree(step.makes.parent, ignore_errors=True)
@@ -134,9 +138,9 @@ class StepPlan:
 def run_steps(
     plan: StepPlan, names: Sequence[str], deadline_s: float, tell: Callable[[str], None] = print
 ) -> list[str]:
-    """Run what is wanted of the steps `names` and of what they need, in their order; returns the names of those left.
+    """Run the steps `names` and the steps they need, in order, unless they are done; returns the names of those left.
 
-    `deadline_s`, of time.monotonic(), is that of the whole call. `tell` is given a line for every step.
+    `deadline_s` is the end of the whole call, in time.monotonic(). `tell` gets a line for every step.
     """
     chosen, begun, left = plan.with_needs(names), False, []
     for step in plan.steps.values():
@@ -160,7 +164,7 @@ def run_steps(
 
 
 def _run(step: Step, store: ResultStore, remaining_s: float) -> None:
-    if step.makes and step.makes.exists():  # of other results, or made again; half of one lies beside it
+    if step.makes and step.makes.exists():  # it is old; an unfinished one, which may be resumed, lies beside it
         shutil.rmtree(step.makes)
     tries, partial = _taken_up(step, store.steps.get(step.name, {}))
     described = {
@@ -187,20 +191,20 @@ def _run(step: Step, store: ResultStore, remaining_s: float) -> None:
 
 
 def _taken_up(step: Step, before: Mapping[str, Any]) -> tuple[int, Any]:
-    """Which try this is, and what the one before had measured, which the command finds in its file and continues."""
+    """The number of this try, and the partial result of the try before; the command resumes from it through `out`."""
     continued = before.get("outcome") == CUT_OFF
     if step.out is None:
         return before["tries"] % TRIES + 1 if continued else 1, None
     step.out.parent.mkdir(parents=True, exist_ok=True)
     if not continued:
         step.out.unlink(missing_ok=True)
-    if not step.out.exists():  # or it was measured on another machine, and times of two do not go together
+    if not step.out.exists():  # another machine measured it; its times must not be mixed with ours
         return 1, None
     return before["tries"] % TRIES + 1, _result(step, "")
 
 
 def _logged(step: Step, limit_s: float, path: Path, title: str) -> tuple[int | None, list[str], Any]:
-    """Run the command; its exit code, the last lines it printed and its JSON. The log has everything else."""
+    """Run the command; returns its exit code, its last lines and its JSON. Other output goes to the log."""
     printed_path = path.with_suffix(".part")
     with path.open("ab") as log, printed_path.open("w+b") as printed:
         log.write(f"\n===== {step.name}, {title}\n$ {shlex.join(step.command)}\n".encode())
@@ -217,9 +221,9 @@ def _logged(step: Step, limit_s: float, path: Path, title: str) -> tuple[int | N
 
 
 def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: BinaryIO) -> int | None:
-    """The exit code, None for a command that had to be ended. All processes it has started end with it."""
+    """The exit code; None if the command was killed at its limit. All processes that it started are killed, too."""
     try:
-        # A group of its own, to be ended whole; not a session, which would outlive whatever ends ours.
+        # Its own process group, which can be killed as a whole. Not its own session: that would survive the end of ours.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -245,12 +249,12 @@ def _execute(command: Sequence[str], limit_s: float, printed: BinaryIO, log: Bin
 
 
 def _end_with_the_call() -> None:
-    """Of a step, before it begins: a call that is killed cannot end it any more."""
+    """Runs in the step's process: the kernel kills the step when the call dies, because a killed call cannot."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def lock(folder: Path) -> bool:
-    """Keep other calls out of `folder`; False where one is at work there, or a step of its that has not ended yet."""
+    """Keep other calls out of `folder`. Returns False if another call, or one of its steps, is still running there."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     try:
@@ -263,7 +267,7 @@ def lock(folder: Path) -> bool:
 
 
 def _signal(group: int, which: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # all of it has ended
+    with suppress(ProcessLookupError):  # the whole group has ended
         os.killpg(group, which)
 
 
@@ -277,12 +281,12 @@ def _judged(code: int | None, step: Step, remaining_s: float, tries: int, last: 
         return FAILED, f"{what}: {last[-1] if last else 'it printed nothing'}"
     if step.limit_s <= remaining_s:
         return TIMED_OUT, f"it took more than {step.limit_s:g} s"
-    reason = f"the call ended when it had taken {remaining_s:.0f} s"
-    return (CUT_OFF, reason) if tries < TRIES else (TIMED_OUT, f"{reason}, its try number {tries}")
+    reason = f"the call ended after {remaining_s:.0f} s of this step"
+    return (CUT_OFF, reason) if tries < TRIES else (TIMED_OUT, f"{reason}, in try {tries}")
 
 
 def _result(step: Step, printed: str) -> Any:
-    """The command's JSON, as far as it came; None where there is none that can be read."""
+    """The command's JSON, maybe partial; None if it has none or it cannot be read."""
     try:
         if step.out is not None:
             return json.loads(step.out.read_text())
@@ -293,7 +297,7 @@ def _result(step: Step, printed: str) -> Any:
 
 
 def _shorten(log: Path, start: int) -> list[str]:
-    """Keep the end of what a step has printed, as much as may be kept; returns its last lines."""
+    """Cut a step's output in the log to its last LOGGED_NBYTES bytes; returns its last lines."""
     with log.open("r+b") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - LOGGED_NBYTES))
         kept = file.read()

@@ -1,4 +1,4 @@
-"""The steps of benchmarks/gpu.py, in order of what they are worth."""
+"""The steps of benchmarks/gpu.py, the most valuable first."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,21 @@ from gpu_results import Step
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROBES = str(REPOSITORY / "benchmarks/gpu_probes.py")
 WAV = str(REPOSITORY / "tests/golden/tiny/checkpoint/voices/synthetic.wav")
-# Not fp8: ONNX Runtime 1.31 turns its weights into float16 when it loads them, and computes in that.
+# Not fp8: ONNX Runtime 1.31 converts its weights to float16 at load time, and computes in float16.
 PRECISIONS = ("bf16", "fp16", "int8", "int4")
-MOST_SLOTS = 64  # measured at 1, 2, 4, ... and as many
+MOST_SLOTS = 64  # measured with 1, 2, 4, ... and this many slots
 GOLDEN = "tests/validate/test_golden_gpu.py"
 NO_GPU = "it needs a GPU, and --device is cpu"
 LACKS = {"bf16": "ONNX Runtime does not compute in bf16 on the processor"}
-# Context steps: none, 80 s, the released ring of 3000 full, and overwritten once. With many slots only two of them: a GPU
-# reads whole rings, whatever they hold.
+# Context steps: none; 80 s; a full ring (3000 as released); a ring overwritten once. With many slots only two of them,
+# because a GPU reads whole rings whatever they hold.
 CONTEXT_STEPS, CONTEXT_STEPS_OF_MANY = ("0", "1000", "3000", "6000"), ("0", "3000")
-FRAMES, FRAMES_OF_MANY = "300", "200"  # of each cell: what half an hour of machine time leaves
+FRAMES, FRAMES_OF_MANY = "300", "200"  # of each cell: all that fits into half an hour of machine time
 
 
 @dataclass(frozen=True)
 class GpuRun:
-    """What is asked for: where it works, what it measures on, with which checkpoint."""
+    """The options of a run: working folder, device, size of the checkpoint."""
 
     work: Path
     device: str
@@ -47,7 +47,7 @@ class GpuRun:
         return self.work / "out" / f"{name}.json"
 
     def lengths(self, slots: int) -> tuple[str, ...]:
-        """What a measurement of up to so many slots is asked to measure."""
+        """The options of a measurement with up to `slots` slots."""
         context_steps = (CONTEXT_STEPS if slots == 1 else CONTEXT_STEPS_OF_MANY) if self.size == "full" else ("0", "60")
         frames = (FRAMES if slots == 1 else FRAMES_OF_MANY) if self.size == "full" else "20"
         words = (word for length in context_steps for word in ("--context-steps", length))
@@ -63,7 +63,7 @@ def probe(*arguments: object) -> tuple[str, ...]:
 
 
 def all_steps(run: GpuRun) -> list[Step]:
-    """Every step, the most valuable first, with what it cannot run without on this machine."""
+    """Every step, the most valuable first. `lacks` says what this machine does not have."""
     checkpoint = pplex("synth", run.checkpoint, "--size", run.size)
     steps = [
         Step("machine", probe("machine", run.device), 90, json=True),
@@ -78,7 +78,7 @@ def all_steps(run: GpuRun) -> list[Step]:
 
 
 def tests(run: GpuRun) -> Iterator[Step]:
-    """The tests marked `gpu`. The golden suite has a process for each library, which may take it along."""
+    """The tests marked `gpu`. The golden suite has a process for each library, because a library may crash it."""
     test = partial(Step, limit_s=240, lacks=None if run.gpu else NO_GPU, needs=("machine",))
     for library in ("onnxruntime", "rtx", "rtx-any", "rtx-sm_80", "tensorrt"):
         name, one = f"golden.{library}", f"{GOLDEN}::test_golden_suite[{library}]"
@@ -91,19 +91,19 @@ def tests(run: GpuRun) -> Iterator[Step]:
 
 
 def bundle_steps(run: GpuRun, precision: str) -> Iterator[Step]:
-    """A bundle of ONNX graphs: built, measured, heard, held to its checkpoint, and removed."""
-    # Without a calibration: it takes minutes, and weights rounded otherwise are as quick.
+    """A bundle of ONNX graphs: built, measured, checked for sound, compared with its checkpoint, and deleted."""
+    # Without a calibration: it takes minutes and does not change the speed.
     options = ("--precision", precision, "--calibration", "none", "--no-validate", "--out", run.bundle(precision))
     build = pplex("build", run.checkpoint, *options)
     yield Step(f"build.{precision}", build, 400, 150, needs=("checkpoint",), makes=run.bundle(precision))
     for step in measured(run, precision):
-        computed = run.gpu or step.name.startswith("validate")  # which computes in float32 and rounds
+        computed = run.gpu or step.name.startswith("validate")  # validate computes in float32 and rounds
         lacks = None if computed else LACKS.get(precision)
         yield replace(step, needs=(f"build.{precision}", *step.needs), lacks=lacks)
 
 
 def measured(run: GpuRun, side: str) -> Iterator[Step]:
-    """What is asked of a bundle."""
+    """The measurements of a bundle."""
     bundle, device = run.bundle(side), ("--device", run.device)
     yield cells(run, f"stages.{side}", 1, pplex("bench", "stages", bundle))
     frame = pplex("bench", "frame", bundle, *device, "--sessions", 1, "--frames", FRAMES, "--json")
@@ -117,7 +117,7 @@ def measured(run: GpuRun, side: str) -> Iterator[Step]:
 
 
 def peers(run: GpuRun) -> Iterator[Step]:
-    """The checkpoint by torch, in three ways, and by the original project's own code."""
+    """The checkpoint run by torch in three ways, and by the original project's code."""
     graphs = None if run.gpu else NO_GPU
     yield replace(of_checkpoint(run, "torch.graphs", "torch", "--how", "graphs"), lacks=graphs)
     for how in ("compiled", "eager"):
@@ -133,13 +133,13 @@ def of_checkpoint(run: GpuRun, name: str, what: str, *options: object, slots: in
 
 
 def cells(run: GpuRun, name: str, slots: int, command: tuple[str, ...]) -> Step:
-    """A measurement of several lengths of conversation, which goes on where it was cut off."""
+    """A measurement of conversations of several lengths. A later call resumes it."""
     options = (*run.lengths(slots), "--device", run.device, "--out", str(run.out(name)))
     return Step(name, (*command, *options), 400, 60, out=run.out(name))
 
 
 def compiled(run: GpuRun) -> Iterator[Step]:
-    """Engines: by TensorRT-RTX in the first way that runs on this GPU, by TensorRT where it is installed."""
+    """Engines: of TensorRT-RTX with the first target that runs on this GPU, and of TensorRT if it is installed."""
     targets = {"rtx": "own", "rtx-any": "any", "rtx-sm_80": "sm_80"}
     ways: dict[str, tuple[str, ...]] = {side: ("--compiled-for", target) for side, target in targets.items()}
     ways["tensorrt"] = ()

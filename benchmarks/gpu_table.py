@@ -1,4 +1,4 @@
-"""`table.md` of benchmarks/gpu.py: what was measured, side by side, and what came of every step."""
+"""`table.md` of benchmarks/gpu.py: all measurements side by side, and the outcome of every step."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def _heading(store: ResultStore) -> str:
 
 
 def _sides(store: ResultStore) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The cells of all measurements of one side, once each: `stages.bf16` and `stages.bf16.64` are both of `bf16`."""
+    """The cells of each side, without duplicates: `stages.bf16` and `stages.bf16.64` both belong to side `bf16`."""
     found: dict[str, dict[Any, dict[str, Any]]] = {}
     for name, record in store.steps.items():
         result = record.get("result")
@@ -66,18 +66,18 @@ def _number(value: float | None) -> str:
 
 
 def _most_slots(rows: Sequence[dict[str, Any]]) -> str:
-    """The most slots with a whole frame under BUDGET_MS, by context steps."""
+    """The largest number of slots whose frame takes less than BUDGET_MS, by context steps."""
     frames: dict[int, dict[int, float]] = {}
     for row in rows:
         if row["stage"] == "frame":
             frames.setdefault(row["context_steps"], {})[row["slots"]] = row["p99_ms"]
     if not frames:
-        return "No whole frame was measured."
-    lines = [f"Most slots of those measured whose frame's p99 is under {BUDGET_MS:g} ms, and the p99 of each:", ""]
+        return "No frame was measured."
+    lines = [f"The most slots of the measured ones with a p99 of a frame under {BUDGET_MS:g} ms, and each p99:", ""]
     for context_steps, found in sorted(frames.items()):
-        told = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(found.items()))
+        times = ", ".join(f"{slots}: {p99_ms:.1f} ms" for slots, p99_ms in sorted(found.items()))
         fitting = max((slots for slots, p99_ms in found.items() if p99_ms < BUDGET_MS), default=0)
-        lines.append(f"- {context_steps} context steps: {fitting} ({told})")
+        lines.append(f"- {context_steps} context steps: {fitting} ({times})")
     return "\n".join(lines)
 
 
@@ -86,17 +86,17 @@ def _outcomes(store: ResultStore) -> str:
         [name, record["outcome"], f"{record.get('seconds', 0):.0f}", _reason(record.get("reason"))]
         for name, record in store.steps.items()
     ]
-    return f"## Every step\n\n{_table(('step', 'outcome', 's', 'why'), rows)}\n\n{_tests(store)}".rstrip()
+    return f"## Every step\n\n{_table(('step', 'outcome', 's', 'reason'), rows)}\n\n{_tests(store)}".rstrip()
 
 
 def _tests(store: ResultStore) -> str:
-    """Each test's own outcome."""
+    """The outcome of each test."""
     rows = [
-        [f"`{test}`", told["outcome"], _reason(told["said"].partition("\n")[0])]
+        [f"`{test}`", test_result["outcome"], _reason(test_result["said"].partition("\n")[0])]
         for record in store.steps.values()
-        for test, told in ((record.get("result") or {}).get("tests") or {}).items()
+        for test, test_result in ((record.get("result") or {}).get("tests") or {}).items()
     ]
-    return f"## Every test\n\n{_table(('test', 'outcome', 'said last'), rows)}" if rows else ""
+    return f"## Every test\n\n{_table(('test', 'outcome', 'message'), rows)}" if rows else ""
 
 
 def _reason(text: str | None) -> str:

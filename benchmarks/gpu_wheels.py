@@ -1,10 +1,10 @@
-"""Wheels carried to a machine without a network, whole or in parts: benchmarks/gpu.sh unpacks them with this.
+"""Unpacks wheels that were carried to a machine without a network, whole or in parts: called by benchmarks/gpu.sh.
 
     python gpu_wheels.py FROM TO
 
-FROM holds wheels, and parts NAME.part000, NAME.part001, ... of wheels with their SHA256SUMS (`split -b 48M -d -a 3 NAME
-NAME.part`). What can be carried at once may be less than all: every load is collected in TO/parts, and what is whole is
-unpacked into TO/site. Exit code 0: every wheel is; 3: parts are still to come; 1: something is damaged. Needs no package.
+FROM holds wheels, or parts of wheels (NAME.part000, NAME.part001, ...) with SHA256SUMS of the whole wheels. `split -b 48M -d
+-a 3 NAME NAME.part` makes the parts. One load may hold only some parts: TO/parts collects them, and each complete wheel is
+unpacked into TO/site. Exit code 0: all wheels are unpacked; 3: parts are missing; 1: a wheel is damaged. Needs only Python.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ MISSING = 3
 
 
 class DamagedError(Exception):
-    """Parts that are all there and are not what was cut up."""
+    """All parts of a wheel are here, but their checksum is wrong."""
 
 
 def collect(source: Path, target: Path) -> list[str]:
-    """Take in a load; returns a line for every wheel of which parts are missing. Raises DamagedError."""
+    """Add a load; returns a line for every wheel with missing parts. Raises DamagedError."""
     parts, done = target / "parts", target / "done"
     for folder in (parts, done, target / "site"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,12 +46,12 @@ def _read_sums(path: Path) -> dict[str, str]:
 
 
 def _join(parts: Path, name: str, digest: str, target: Path) -> str | None:
-    """Unpack a wheel whose parts are all there; else what it lacks."""
+    """Unpack a wheel if all its parts are here. Otherwise return a line about the missing parts."""
     found = sorted(path for path in parts.glob(f"{name}.part*"))
     numbers = [int(re.sub(r".*\.part", "", path.name)) for path in found]
     gaps = sorted(set(range(max(numbers, default=0) + 1)) - set(numbers))
     if gaps:
-        return f"{name}: part {', '.join(f'{gap:03}' for gap in gaps)} is still to come"
+        return f"{name}: part {', '.join(f'{gap:03}' for gap in gaps)} is missing"
     whole = target / name
     with whole.open("wb") as file:
         for path in found:
@@ -62,14 +62,14 @@ def _join(parts: Path, name: str, digest: str, target: Path) -> str | None:
             path.unlink()
         return None
     whole.unlink()
-    # All parts have one size but the last, which is shorter: only then are there no more to come.
+    # All parts have the same size, only the last one is shorter. If the last one here is shorter, no part is missing.
     if len(found) > 1 and found[-1].stat().st_size < found[0].stat().st_size:
         for path in found:
             path.unlink()
         raise DamagedError(
-            f"{name}: its {len(found)} parts are not what {SUMS} says: all of them are to be carried again"
+            f"{name}: the checksum of its {len(found)} parts differs from {SUMS}: carry all of them again"
         )
-    return f"{name}: parts after {found[-1].name[-3:]} are still to come, or it is damaged"
+    return f"{name}: parts after {found[-1].name[-3:]} are missing, or the wheel is damaged"
 
 
 def _unpack(wheel: Path, target: Path) -> None:

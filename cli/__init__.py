@@ -1,6 +1,6 @@
-"""The `pplex-export` command: each subcommand parses, calls one function of the package and prints its result.
+"""The `pplex-export` command. Each subcommand parses its options, calls one function of the package and prints the result.
 
-Heavy imports sit inside the commands, so that --help answers at once.
+Heavy imports are inside the commands, so --help is fast.
 """
 
 import signal
@@ -34,7 +34,7 @@ _MODULES = {
 
 
 class _Group(click.Group):
-    """The commands, each imported when it is used. An error that the user can fix becomes a message with exit code 1."""
+    """The commands. Each is imported when it is used. An error that the user can fix becomes a message with exit code 1."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_MODULES)
@@ -75,7 +75,7 @@ def _messages() -> Iterator[None]:
 
 
 def _hint(error: PplexError) -> str:
-    """Engine errors are mostly faults of the machine, which doctor examines."""
+    """The hint for engine errors: most are faults of the machine, and `doctor` examines it."""
     return "\nTo check this machine: pplex-export doctor" if isinstance(error, EngineError) else ""
 
 

@@ -1,4 +1,4 @@
-"""The command bench, whose subcommands measure time and memory."""
+"""The command bench. Its subcommands measure time and memory."""
 
 import functools
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
         from pplex.runtime.files import check_writable
 
         if out is not None:
-            check_writable(out)  # before gigabytes are loaded
+            check_writable(out)  # check this before loading gigabytes
         command(*args, options=SweepOptions(slots, context_steps or CONTEXT_STEPS, frames, device, out), **rest)
 
     for option in (
@@ -50,7 +50,7 @@ def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--frames", type=click.IntRange(min=5), default=200, help="Timed frames, after 10 to warm up."),
         click.option(
             "--context-steps",
-            "--remembered",  # its earlier name
+            "--remembered",  # the option's earlier name
             "context_steps",
             type=click.IntRange(0, 1 << 20),
             multiple=True,
@@ -215,7 +215,7 @@ def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_j
 @device_option()
 @json_option()
 def soak(bundle: Path, frames: int, window: int, threads: int | None, device: str | None, as_json: bool) -> None:
-    """Run a long conversation with BUNDLE at full speed: do time and memory of a frame stay the same to the end?"""
+    """Run a long conversation with BUNDLE at full speed: do the time of a frame and the memory grow?"""
     from pplex.bench.soak import bench_soak
     from pplex.cli.progress import frames_bar
 

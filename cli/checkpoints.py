@@ -48,7 +48,7 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     "--depth-steps",
     type=click.Choice([str(CODEBOOKS), str(2 * CODEBOOKS)]),
     default=str(CODEBOOKS),
-    help="Steps of the depth graph. The 8 of the user do not change the output; teacher-forced checks use them.",
+    help="Steps of the depth graph. 16 adds the user's 8 for teacher-forced checks; they do not change the output.",
 )
 @click.option(
     "--precision",
@@ -66,7 +66,10 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     help="Compile engines for this GPU: rtx-4090, sm_89, local, ...; pplex-export plan lists names.  [default: none]",
 )
 @click.option(
-    "--slots", type=click.IntRange(1, MAX_SLOTS), default=DEFAULT_SLOTS, help="Most conversations at once in an engine."
+    "--slots",
+    type=click.IntRange(1, MAX_SLOTS),
+    default=DEFAULT_SLOTS,
+    help="Conversations that an engine takes at most.",
 )
 @click.option("--no-validate", is_flag=True, help="Skip the short validation at the end; the manifest records that.")
 @engine_options
@@ -85,8 +88,8 @@ def build(
 ) -> None:
     """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle.
 
-    An interrupted build keeps its finished graphs: run the same command to resume. A build ends with a short validation:
-    exit code 1 if the bundle differs from the checkpoint by more than its precision's tolerances. The bundle is kept.
+    An interrupted build keeps its finished graphs: run the same command to resume. A build ends with a short validation.
+    If the bundle exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
     """
     from pplex.cli.progress import build_progress
     from pplex.engines.library import DEFAULT_OPTIONS

@@ -1,4 +1,4 @@
-"""What all commands share: they refuse empty values, and a closed standard output for their result."""
+"""The base of all commands: it refuses empty values, and a closed standard output for a result."""
 
 import os
 import sys

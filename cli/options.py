@@ -1,4 +1,4 @@
-"""Options that several commands have in common, each declared once, and how a report is printed."""
+"""Options of several commands, each declared once, and the printing of reports."""
 
 import json
 from collections.abc import Callable

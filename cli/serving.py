@@ -104,7 +104,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--one-batch-size",
     is_flag=True,
-    help="Step all slots in every call: a seed gives a bit-identical conversation, whoever else is connected.",
+    help="Step all slots in every call: a seed then gives a bit-identical conversation, also beside other clients.",
 )
 def serve(
     bundle: Path,
@@ -160,14 +160,14 @@ def serve(
     start_logging()
     if run_server(opened, options, click.echo):
         logging.shutdown()
-        os._exit(0)  # the exit of Python would destroy what ONNX Runtime is still using, and abort
+        os._exit(0)  # a normal exit would destroy objects that ONNX Runtime still uses, and abort
 
 
 @command(prints=True)
 @click.argument("url", callback=checked(parse_url))
 @click.option("--sessions", type=click.IntRange(1, 4096), default=16, help="Conversations at once.")
 @click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="How long they speak after all have joined."
+    "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="Minutes of speech after all have joined."
 )
 @click.option("--join-seconds", type=click.FloatRange(0), default=0.0, help="Join at random times within this period.")
 @click.option("--scatter", is_flag=True, help="Each starts to speak 0 to 80 ms after its handshake, not at once.")

@@ -1,4 +1,4 @@
-"""Standard streams that the shell has closed."""
+"""Replaces standard streams that the shell has closed: called by `cli`."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ import sys
 def open_standard_streams() -> None:
     """Replace closed standard streams by the null device.
 
-    Otherwise the next file to be opened gets a stream's number, and libraries print into it. Errors and progress are lost,
-    as the user wanted. `sys.stdout` stays None: a command that prints its result refuses to run.
+    Otherwise the next opened file would get a stream's number, and libraries would print into it. Errors and progress are
+    lost, because the user closed their stream. `sys.stdout` stays None: a command that prints its result refuses to run.
     """
     for number in range(3):
         try:

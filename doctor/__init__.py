@@ -1,5 +1,5 @@
-"""Examines this machine: each module checks one thing, and `examination` collects their findings.
+"""Examines this machine: each module checks one thing, and `examination` collects their findings. Called by `cli.doctor`.
 
-Only the standard library and the plain data of `pplex.runtime` are imported here. Everything else is imported in a separate
-process (`probe`), so that a library that is missing, broken or crashes becomes a finding and does not end the examination.
+This package imports only the standard library and the plain data of `pplex.runtime`. Everything else is imported in a
+separate process (`probe`). So a missing, broken or crashing library becomes a finding, and the examination continues.
 """

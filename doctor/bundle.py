@@ -24,23 +24,23 @@ def ask_bundle(question: Question) -> Probe | None:
     return None if question.bundle is None else probe(_STATE, str(question.bundle))
 
 
-def check_bundle(question: Question, told: Probe | None) -> Iterator[Finding]:
-    """Check its manifest and files. Contents are not hashed: loading does that."""
+def check_bundle(question: Question, answer: Probe | None) -> Iterator[Finding]:
+    """Check the bundle's manifest and files. Contents are not hashed: loading does that."""
     stops = tuple(aim for aim in RUNNING if aim in question.aims)
-    if told is None:
+    if answer is None:
         return
     folder = question.bundle
-    if told.error and told.error.startswith(("BundleError: ", "AccessError: ")):
-        fact, advice = _cut(told.error.partition(": ")[2])
+    if answer.error and answer.error.startswith(("BundleError: ", "AccessError: ")):
+        fact, advice = _cut(answer.error.partition(": ")[2])
         yield Finding("bundle", PROBLEM, fact, advice, stops)
-    elif told.missing or (told.error and "ImportError" in told.error):
+    elif answer.missing or (answer.error and "ImportError" in answer.error):
         advice = "Repair the packages first."
-        yield Finding("bundle", WARNING, f"{folder} cannot be checked yet: {told.error}", advice)
-    elif told.error:
+        yield Finding("bundle", WARNING, f"{folder} cannot be checked yet: {answer.error}", advice)
+    elif answer.error:
         advice = "Give this user permission to read it, copy it again, or rebuild it: pplex-export build"
-        yield Finding("bundle", PROBLEM, f"{folder} cannot be read: {told.error}", advice, stops)
+        yield Finding("bundle", PROBLEM, f"{folder} cannot be read: {answer.error}", advice, stops)
     else:
-        yield from _sound(question, told.value)
+        yield from _sound(question, answer.value)
 
 
 def check_engines_run(

@@ -34,10 +34,10 @@ def hub_cache(question: Question) -> Path | None:
     """The cache folder for files that a build would download from the hub; None if it downloads nothing."""
     if "build" not in question.aims or (question.checkpoint and Path(question.checkpoint).is_dir()):
         return None
-    told = probe(_CACHE, question.checkpoint or RELEASED)
-    if told.error:
+    answer = probe(_CACHE, question.checkpoint or RELEASED)
+    if answer.error:
         return Path("~/.cache/huggingface/hub").expanduser()
-    return None if told.value["whole"] else Path(told.value["folder"])
+    return None if answer.value["whole"] else Path(answer.value["folder"])
 
 
 def check_checkpoint(question: Question) -> Iterator[Finding]:
@@ -53,19 +53,23 @@ def check_checkpoint(question: Question) -> Iterator[Finding]:
             return
         if not question.hub:
             advice = f"To check licence and login: pplex-export doctor build {name} --hub"
-            yield Finding("checkpoint", OK, f"{name} would be downloaded from the hub, which was not asked.", advice)
+            yield Finding(
+                "checkpoint", OK, f"A build would download {name} from the hub. The hub was not asked.", advice
+            )
         return
-    told = probe(_FOLDER, source)
-    if told.error is None:
-        yield Finding("checkpoint", OK, f"{source} has every file and tensor.", details={"depth_sets": told.value})
-    elif told.error.startswith(_OURS):
-        fact, _, advice = told.error.partition(": ")[2].partition("\n")
+    answer = probe(_FOLDER, source)
+    if answer.error is None:
+        yield Finding("checkpoint", OK, f"{source} has every file and tensor.", details={"depth_sets": answer.value})
+    elif answer.error.startswith(_OURS):
+        fact, _, advice = answer.error.partition(": ")[2].partition("\n")
         yield Finding("checkpoint", PROBLEM, fact, advice or "Copy it again.", ("build",))
-    elif told.missing or "ImportError" in told.error:
-        yield Finding("checkpoint", WARNING, f"{source} cannot be read yet: {told.error}", "Repair the packages first.")
+    elif answer.missing or "ImportError" in answer.error:
+        yield Finding(
+            "checkpoint", WARNING, f"{source} cannot be read yet: {answer.error}", "Repair the packages first."
+        )
     else:
         advice = "Give this user permission to read it, or copy it again."
-        yield Finding("checkpoint", PROBLEM, f"{source} cannot be read: {told.error}", advice, ("build",))
+        yield Finding("checkpoint", PROBLEM, f"{source} cannot be read: {answer.error}", advice, ("build",))
 
 
 def check_hub(question: Question) -> Iterator[Finding]:
@@ -73,19 +77,19 @@ def check_hub(question: Question) -> Iterator[Finding]:
     name = question.checkpoint or RELEASED
     if not question.hub or _is_folder(name):
         return
-    told: Probe = probe(_HUB, name)
-    if told.error:
+    answer: Probe = probe(_HUB, name)
+    if answer.error:
         yield Finding(
-            "hub", PROBLEM, f"The hub cannot be asked: {told.error}", "Repair the packages first.", ("build",)
+            "hub", PROBLEM, f"The hub cannot be asked: {answer.error}", "Repair the packages first.", ("build",)
         )
         return
-    login = "A login is set" if told.value["login"] else "No login is set"
-    if told.value["refused"]:
-        fact, advice = _cut(told.value["refused"])
-        yield Finding("hub", PROBLEM, f"{login}. {fact}", advice, ("build",), told.value)
+    login = "A login is set" if answer.value["login"] else "No login is set"
+    if answer.value["refused"]:
+        fact, advice = _cut(answer.value["refused"])
+        yield Finding("hub", PROBLEM, f"{login}. {fact}", advice, ("build",), answer.value)
     else:
-        fact = f"{login}, and {told.value['endpoint']} gives the weights of {name}."
-        yield Finding("hub", OK, fact, details=told.value)
+        fact = f"{login}, and {answer.value['endpoint']} gives the weights of {name}."
+        yield Finding("hub", OK, fact, details=answer.value)
 
 
 def _cut(message: str) -> tuple[str, str]:

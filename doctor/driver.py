@@ -40,7 +40,7 @@ _REFUSALS = {
 
 @dataclass(frozen=True)
 class Driver:
-    """`cuda` is the newest CUDA version the driver supports, as in (13, 0); `error` says why `gpus` is empty."""
+    """`cuda`: the newest CUDA version that the driver supports, as in (13, 0). `error`: the reason if `gpus` is empty."""
 
     gpus: tuple[FoundGpu, ...] = ()
     cuda: tuple[int, int] = (0, 0)
@@ -50,12 +50,12 @@ class Driver:
 
 
 def ask_driver() -> Driver:
-    """The GPUs that CUDA sees, or why it sees none."""
-    told = probe(_ASK)
-    if told.error is not None:
-        return _without_library(told.error)
-    cuda = (told.value["version"] // 1000, told.value["version"] % 1000 // 10)
-    status, gpus = told.value["status"], tuple(FoundGpu(**gpu) for gpu in told.value["gpus"])
+    """The GPUs that CUDA sees, or the reason why it sees none."""
+    answer = probe(_ASK)
+    if answer.error is not None:
+        return _without_library(answer.error)
+    cuda = (answer.value["version"] // 1000, answer.value["version"] % 1000 // 10)
+    status, gpus = answer.value["status"], tuple(FoundGpu(**gpu) for gpu in answer.value["gpus"])
     if gpus:
         return Driver(gpus, cuda, _release())
     advice = _REFUSALS.get(status or 100, "check nvidia-smi and dmesg")
@@ -94,6 +94,6 @@ def _text(path: Path) -> str:
 
 
 def to_dict(driver: Driver) -> dict[str, Any]:
-    """For JSON."""
+    """The driver as data for JSON."""
     gpus = [{"name": gpu.name, "sm": gpu.sm, "memory_nbytes": gpu.memory_nbytes} for gpu in driver.gpus]
     return {"gpus": gpus, "cuda": ".".join(map(str, driver.cuda)), "driver": driver.release}

@@ -12,7 +12,7 @@ from pplex.runtime.gpus import ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, FoundGpu,
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 RUNNING = ("run", "serve")
-CUDA_NEEDED = (13, 0)  # of the driver, by onnxruntime-gpu 1.31, cuda-bindings 13 and TensorRT-RTX for CUDA 13
+CUDA_NEEDED = (13, 0)  # the driver must support it for onnxruntime-gpu 1.31, cuda-bindings 13, TensorRT-RTX for CUDA 13
 CUDA = "CUDAExecutionProvider"
 BUILD_LOCAL = "Build engines for this GPU: pplex-export build CHECKPOINT --gpu local --out BUNDLE"
 _ONNXRUNTIME = """
@@ -44,7 +44,7 @@ def ask_library(kind: str) -> Probe:
 
 
 def check_onnxruntime(question: Question, ort: Probe, needed: bool) -> Iterator[Finding]:
-    """Check that one ONNX Runtime is installed and can be imported. `needed`: some graph has no compiled engine."""
+    """Check that one ONNX Runtime is installed and can be imported. `needed`: a graph has no compiled engine."""
     cpu, gpu = installed("onnxruntime"), installed("onnxruntime-gpu")
     stops = _asked(question, RUNNING) if needed else ()  # a build works without it, but skips its validation
     if ort.missing == "onnxruntime":
@@ -86,7 +86,7 @@ def check_gpu(question: Question, driver: Driver, used: bool) -> Iterator[Findin
 
 
 def check_cuda(question: Question, ort: Probe, driver: Driver) -> Iterator[Finding]:
-    """Whether ONNX Runtime can use the GPU: provider, CUDA's libraries, bindings, and kernels for it."""
+    """Check whether ONNX Runtime can use the GPU: provider, CUDA's libraries, bindings, and kernels."""
     has_provider = not ort.error and CUDA in ort.value["providers"]
     yield from _bindings(question, has_provider)
     if ort.error:
@@ -104,26 +104,26 @@ def check_cuda(question: Question, ort: Probe, driver: Driver) -> Iterator[Findi
 
 
 def check_tensorrt(question: Question, driver: Driver, looked: dict[str, Probe]) -> Iterator[Finding]:
-    """Whether engines can be built and run: which library this GPU takes, and which are installed."""
+    """Check whether engines can be built and run: the library for this GPU, and the installed libraries."""
     wanted = wanted_kind(question, driver)
     for kind, library in TENSORRT_LIBRARIES.items():
         stops = ("build",) if kind == wanted and question.gpu and "build" in question.aims else ()
-        told, install = looked[kind], f"pip install 'pplex-export[{library.extra}]'"
-        if told.missing == library.module:
+        answer, install = looked[kind], f"pip install 'pplex-export[{library.extra}]'"
+        if answer.missing == library.module:
             useful = kind == wanted
             fact = f"Not installed. It compiles engines for {_PURPOSES[kind]}."
             level = PROBLEM if stops else WARNING if useful else OK
             yield Finding(kind, level, fact, install if useful else None, stops)
-        elif told.error:
-            fact = f"It cannot be imported: {first_line(told.error)}"
+        elif answer.error:
+            fact = f"It cannot be imported: {first_line(answer.error)}"
             yield Finding(
                 kind, PROBLEM if stops else WARNING, fact, f"Reinstall it: {install} --force-reinstall", stops
             )
         else:
             runs = " for this GPU" if kind == wanted and driver.gpus else ""
             alone = "; running them needs a GPU" if kind == TENSORRT_RTX and not driver.gpus else ""
-            fact = f"{library.module} {told.value}: compiles engines{runs}{alone}."
-            yield Finding(kind, OK, fact, details={"version": told.value})
+            fact = f"{library.module} {answer.value}: compiles engines{runs}{alone}."
+            yield Finding(kind, OK, fact, details={"version": answer.value})
 
 
 def wanted_kind(question: Question, driver: Driver) -> str | None:
@@ -164,10 +164,10 @@ def _bindings(question: Question, has_provider: bool) -> Iterator[Finding]:
     stops = _unless_cpu(question) if has_provider else ()
     if question.gpu == "local":
         stops += _asked(question, ("build",))
-    told = probe("import cuda.bindings.runtime; found = True") if stops else Probe()
-    if told.error:
+    answer = probe("import cuda.bindings.runtime; found = True") if stops else Probe()
+    if answer.error:
         advice = "pip install 'pplex-export[cuda]', [rtx] or [tensorrt]; or use --device cpu"
-        yield Finding("cuda", PROBLEM, f"cuda-bindings cannot be imported: {first_line(told.error)}", advice, stops)
+        yield Finding("cuda", PROBLEM, f"cuda-bindings cannot be imported: {first_line(answer.error)}", advice, stops)
 
 
 def _kernels(question: Question, gpu: FoundGpu, version: str) -> Finding:

@@ -1,4 +1,4 @@
-"""All checks for a question, in the order in which a user repairs things, and the next command."""
+"""Runs all checks for a question, in the order in which a user repairs things, and finds the next command."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ RUNNING = {"run", "serve"}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, and which checks stop which command."""
+    """All findings, and the checks that stop each command."""
 
     question: Question
     findings: tuple[Finding, ...]
@@ -80,7 +80,7 @@ class Diagnosis:
 
 
 def diagnose(question: Question) -> Diagnosis:
-    """Check everything that the question is about. Raises nothing: a broken part becomes a finding."""
+    """Run all checks for the question. Raises nothing: a broken part becomes a finding."""
     examination = Examination(question)
     found = tuple(
         _judged(finding, question) for name, check in examination.checks() for finding in guarded(name, check)
@@ -94,7 +94,7 @@ def _judged(finding: Finding, question: Question) -> Finding:
 
 
 class Examination:
-    """The checks. What several of them need is queried once."""
+    """The checks. Facts that several checks need are queried only once."""
 
     def __init__(self, question: Question):
         self._question = question
@@ -192,8 +192,8 @@ class Examination:
             "precision": self._question.precision,
             "compiled": self._question.gpu is not None,
         }
-        told = probe(_SIZES, json.dumps(asked))
-        return {} if told.error else told.value
+        answer = probe(_SIZES, json.dumps(asked))
+        return {} if answer.error else answer.value
 
     @cached_property
     def _slots(self) -> Probe | None:

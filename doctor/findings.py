@@ -11,9 +11,9 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact. `level`: OK, WARNING or PROBLEM. `advice`: what to do. `stops`: the commands that cannot work because of it.
+    """One fact. `level`: OK, WARNING or PROBLEM. `advice`: what to do. `stops`: the commands that it makes impossible.
 
-    `details` are the figures behind the fact, for JSON.
+    `details`: figures for JSON.
     """
 
     check: str
@@ -29,7 +29,7 @@ class Question:
     """What the user asks: a command (`aim`), or None for all; its source, and its options."""
 
     aim: str | None = None
-    source: str | None = None  # a bundle, for build a checkpoint's folder or a repository
+    source: str | None = None  # a bundle; for build a checkpoint's folder or a repository
     out: Path = Path("bundle")
     precision: str | None = None
     gpu: str | None = None
@@ -79,7 +79,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def guarded(name: str, check: Check) -> Iterator[Finding]:
-    """A check's findings. If the check itself fails, that is a finding too."""
+    """A check's findings. If the check itself fails, the failure becomes a finding."""
     try:
         yield from check()
     except Exception as error:

@@ -22,7 +22,7 @@ RELEASED = "nvidia/personaplex-7b-v1"
 
 
 def check_processors(question: Question) -> Iterator[Finding]:
-    """How many threads a step uses, and what limits them."""
+    """Report the threads of a step, and their limit."""
     affinity, quota, threads = cgroup.affinity_processors(), cgroup.quota_processors(), cgroup.available_processors()
     details = {"processors": os.cpu_count(), "affinity": affinity, "quota": quota, "threads": threads}
     if quota is not None and quota < affinity:
@@ -115,7 +115,7 @@ def check_disk(
 ) -> Iterator[Finding]:
     """Check the space for temporary files, for a build with its checkpoint, and for the graphs that a first load caches.
 
-    `cache` is the folder for files still to be downloaded from the hub; None if nothing is to be downloaded.
+    `cache`: the folder for files that a build must download from the hub; None without downloads.
     """
     yield from _temporary(question)
     if "build" in question.aims and sizes:

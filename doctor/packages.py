@@ -43,7 +43,7 @@ for name in arguments:
 
 
 def check_python(question: Question) -> Iterator[Finding]:
-    """Compare version and platform with the tested ones."""
+    """Compare Python's version and the platform with the tested ones."""
     version, libc = sys.version_info[:2], " ".join(platform.libc_ver()).strip()
     fact = f"Python {platform.python_version()}, {platform.system()} on {platform.machine()}{libc and f', {libc}'}"
     details = {"executable": sys.executable, "package": installed(PACKAGE)}
@@ -73,9 +73,9 @@ def check_packages(question: Question) -> Iterator[Finding]:
 
 def import_all(modules: Sequence[str]) -> dict[str, Probe]:
     """Import all modules in one process; if one crashes it, import each in its own process."""
-    told = probe(_IMPORT, *modules)
-    if told.error is None:
-        return {name: Probe(**one) for name, one in told.value.items()}
+    answer = probe(_IMPORT, *modules)
+    if answer.error is None:
+        return {name: Probe(**one) for name, one in answer.value.items()}
     with ThreadPoolExecutor(2) as pool:
         alone = pool.map(lambda name: probe(_IMPORT, name), modules)
         return {name: one if one.error else Probe(**one.value[name]) for name, one in zip(modules, alone, strict=True)}
@@ -101,7 +101,7 @@ def _group(extra: str, group: Sequence[Requirement], looked: Mapping[str, Probe]
 def _broken(
     name: str, broken: Sequence[Requirement], looked: Mapping[str, Probe], stops: tuple[str, ...]
 ) -> Iterator[Finding]:
-    """A finding for each package that is broken itself. Packages that fail only because of it are named with it."""
+    """A finding for each broken package. It also names the packages that fail only because of this one."""
     through = {one.name: [other.name for other in broken if _needs(other.name, one.name)] for one in broken}
     by_another = {name for names in through.values() for name in names}
     for one in broken:
@@ -117,7 +117,7 @@ def _needs(package: str, other: str) -> bool:
     """Whether a package requires another one, by its metadata."""
     try:
         return any(parse_name(line) == normalized(other) for line in metadata.requires(package) or [])
-    except Exception:  # half of an installation
+    except Exception:  # an incomplete installation
         return False
 
 

@@ -1,4 +1,4 @@
-"""Tries out a library in a separate process: an exception, a crash or a hang becomes an error message."""
+"""Tries a library in a separate process: an exception, a crash or a hang becomes an error message. Called by the checks."""
 
 import json
 import signal
@@ -17,10 +17,10 @@ def described(error):
 names = {"arguments": sys.argv[2:], "described": described}
 try:
     exec(sys.argv[1], names)
-    told = {"value": names["found"]}
+    answer = {"value": names["found"]}
 except BaseException as error:
-    told = described(error)
-print("\\n" + json.dumps(told, default=str), flush=True)
+    answer = described(error)
+print("\\n" + json.dumps(answer, default=str), flush=True)
 """
 
 

@@ -40,7 +40,7 @@ class Requirement:
 
     @cached_property
     def version(self) -> str | None:
-        """What is installed."""
+        """The installed version."""
         return installed(self.name)
 
     @property
@@ -82,7 +82,7 @@ def installed(name: str) -> str | None:
     """The installed version of a package; None if its metadata is missing or unreadable."""
     try:
         return metadata.version(name)
-    except Exception:  # half of an installation
+    except Exception:  # an incomplete installation
         return None
 
 

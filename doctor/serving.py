@@ -107,7 +107,7 @@ def _port_advice(error: BaseException) -> str:
 
 
 def check_certificate(question: Question) -> Iterator[Finding]:
-    """Check the folder of `--ssl`: certificate and key must match, and the certificate be valid today."""
+    """Check the folder of `--ssl`: certificate and key must match, and the certificate must be valid today."""
     if question.tls_folder is None:
         if question.host not in ("127.0.0.1", "localhost", "::1"):
             fact = "Without TLS, browsers allow the microphone only for pages from this machine."
@@ -120,26 +120,26 @@ def check_certificate(question: Question) -> Iterator[Finding]:
         fact, _, advice = context.error.removeprefix("ConfigError: ").partition(". ")
         yield Finding("certificate", PROBLEM, f"{fact}.", advice or "Give this user permission to read it.", ("serve",))
         return
-    told = probe(_CERTIFICATE, str(question.tls_folder / "cert.pem"))
-    if told.error:
-        fact = f"cert.pem and key.pem match; the dates cannot be read: {first_line(told.error)}"
+    answer = probe(_CERTIFICATE, str(question.tls_folder / "cert.pem"))
+    if answer.error:
+        fact = f"cert.pem and key.pem match; the dates cannot be read: {first_line(answer.error)}"
         yield Finding(
             "certificate", WARNING, fact, f"openssl x509 -dates -noout -in {question.tls_folder / 'cert.pem'}"
         )
     else:
-        yield _dates(told.value)
+        yield _dates(answer.value)
 
 
-def _dates(told: dict[str, Any]) -> Finding:
-    names = f" for {', '.join(told['names'])}" if told["names"] else ""
-    until = told["ends"][:10]
-    if not told["begun"]:
-        fact = f"The certificate{names} is not valid before {told['begins'][:10]}."
-        return Finding("certificate", PROBLEM, fact, "Set the clock, or get another certificate.", ("serve",), told)
-    if told["seconds"] < 0:
+def _dates(answer: dict[str, Any]) -> Finding:
+    names = f" for {', '.join(answer['names'])}" if answer["names"] else ""
+    until = answer["ends"][:10]
+    if not answer["begun"]:
+        fact = f"The certificate{names} is not valid before {answer['begins'][:10]}."
+        return Finding("certificate", PROBLEM, fact, "Set the clock, or get another certificate.", ("serve",), answer)
+    if answer["seconds"] < 0:
         fact = f"The certificate{names} has expired on {until}."
-        return Finding("certificate", PROBLEM, fact, "Renew it, or use --self-signed for a trial.", ("serve",), told)
-    level = WARNING if told["seconds"] < SOON_DAYS * 86400 else OK
+        return Finding("certificate", PROBLEM, fact, "Renew it, or use --self-signed for a trial.", ("serve",), answer)
+    level = WARNING if answer["seconds"] < SOON_DAYS * 86400 else OK
     advice = "Renew it, and restart the server." if level == WARNING else None
     return Finding(
         "certificate",
@@ -147,7 +147,7 @@ def _dates(told: dict[str, Any]) -> Finding:
         f"The certificate{names} and its key match; valid until {until}.",
         advice,
         (),
-        told,
+        answer,
     )
 
 
@@ -161,13 +161,13 @@ def check_browser(question: Question) -> Iterator[Finding]:
         yield Finding("browser", WARNING, "chromium is not installed, so the tests of the page are skipped.", advice)
         return
     try:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+        answer = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         yield Finding("browser", WARNING, f"{program} does not start: {error}", "apt-get install --reinstall chromium")
         return
     driven = probe("import playwright.sync_api; found = True")
     if driven.error:
-        fact = f"{first_line(told)}; playwright, which drives it, cannot be imported: {first_line(driven.error)}"
+        fact = f"{first_line(answer)}; playwright, which drives it, cannot be imported: {first_line(driven.error)}"
         yield Finding("browser", WARNING, fact, "pip install 'pplex-export[test]'")
     else:
-        yield Finding("browser", OK, f"{first_line(told)}, and playwright: the tests of the page run.")
+        yield Finding("browser", OK, f"{first_line(answer)}, and playwright: the tests of the page run.")

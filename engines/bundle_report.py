@@ -1,4 +1,7 @@
-"""The report of `inspect`: a bundle's engines, their layers and precisions, and the memory per session."""
+"""The report of `inspect`: a bundle's engines, their layers and precisions, and the memory per session.
+
+Called by `cli.engines`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -18,10 +21,11 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One graph of a bundle. `nbytes`: its file with weights. `session_nbytes`: the memory of one session.
+    """One graph of a bundle. A value is None if the bundle does not record it.
 
-    `layers`: how many of each type, by dtype. `weights`: bytes in the graph, by dtype. `held_nbytes`: bytes of weights in
-    the engine. `scratch_nbytes`: scratch memory of each profile. None if the bundle does not record it.
+    nbytes: size of its file with weights. session_nbytes: memory of one session.
+    layers: number of layers by type and dtype. weights: bytes in the graph by dtype.
+    held_nbytes: bytes of weights in the engine. scratch_nbytes: scratch memory of each profile.
     """
 
     graph: str
@@ -58,7 +62,7 @@ class BundleReport:
         return "\n\n".join((table, parity_text(self.parity), *(_layers_text(report) for report in self.graphs)))
 
 
-_TOLD = ("layers", "weights", "held_nbytes", "scratch_nbytes")
+_FACTS = ("layers", "weights", "held_nbytes", "scratch_nbytes")
 _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file", "a session")
 
 
@@ -73,10 +77,12 @@ def report_bundle(folder: Path) -> BundleReport:
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
     entry = bundle.manifest["engines"][graph]
-    told = _of_onnx(bundle.graph_path(graph)) if entry["kind"] == ONNXRUNTIME else _of_engine(bundle.graph_path(graph))
+    facts = _of_onnx(bundle.graph_path(graph)) if entry["kind"] == ONNXRUNTIME else _of_engine(bundle.graph_path(graph))
     named = {name: entry[name] for name in ("kind", "gpu", "sm", "slots", "made_with")}
     nbytes = _nbytes(bundle, graph)
-    return GraphReport(graph, **named, precision=bundle.precision[graph], nbytes=nbytes, session_nbytes=session, **told)
+    return GraphReport(
+        graph, **named, precision=bundle.precision[graph], nbytes=nbytes, session_nbytes=session, **facts
+    )
 
 
 def _nbytes(bundle: Bundle, graph: str) -> int:
@@ -87,21 +93,21 @@ def _nbytes(bundle: Bundle, graph: str) -> int:
 
 
 def _of_engine(path: Path) -> dict[str, Any]:
-    """The record of the engine's build: only its GPU can read the engine itself."""
-    told = json.loads(read_text(layers_path(path))) if is_file(layers_path(path)) else {}
-    return {name: told.get(name) for name in _TOLD}
+    """The facts that the engine's build recorded: only its GPU can read the engine itself."""
+    facts = json.loads(read_text(layers_path(path))) if is_file(layers_path(path)) else {}
+    return {name: facts.get(name) for name in _FACTS}
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
-    """The nodes of the file, if onnx is installed: a machine that only runs bundles does not need it."""
+    """The nodes of the file, if onnx is installed. A machine that only runs bundles does not need onnx."""
     try:
         import onnx
 
         from pplex.engines.onnx_file import node_counts, weights_by_dtype
     except ModuleNotFoundError:
-        return dict.fromkeys(_TOLD)
+        return dict.fromkeys(_FACTS)
     model = onnx.load(path, load_external_data=False)
-    return dict.fromkeys(_TOLD) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}
+    return dict.fromkeys(_FACTS) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}
 
 
 def _row(report: GraphReport) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Compiles one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT."""
+"""Compiles one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT. Called by `export.build`."""
 
 import json
 import re
@@ -23,10 +23,10 @@ from pplex.runtime.gpus import Gpu
 from pplex.runtime.graphs import MAX_STEPS, GraphSpec
 from pplex.runtime.trt_library import TensorRTMessages
 
-# If a profile has one row only, its matrices get another layout and are stored a second time. With at least two slots in
-# every profile, each matrix is stored once.
+# A profile with only one row needs matrices in another layout, and the engine stores them a second time. With at least two
+# slots in every profile, each matrix is stored once.
 MIN_PROFILE_SLOTS = 2
-# An engine may hold this much besides the graph's own weights: folded constants, padding.
+# An engine may hold this much in addition to the graph's own weights: folded constants, padding.
 _SPARE_NBYTES = 16 << 20
 
 
@@ -59,14 +59,14 @@ def compile_engine(
         _write_plan(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
     held = max(_figures(messages, "Total Weights Memory") or [out.stat().st_size])
     _check_weights(library, path.name, model, held)
-    told = {
+    facts = {
         "library": library.made_with,
         "layers": layer_counts(network),
         "weights": weights_by_dtype(model),
         "held_nbytes": held,
         "scratch_nbytes": _figures(messages, "Total Activation Memory"),
     }
-    layers_path(out).write_text(json.dumps(told, indent=2) + "\n")
+    layers_path(out).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def engine_entry(engine: Path, gpu: Gpu, slots: int) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def engine_entry(engine: Path, gpu: Gpu, slots: int) -> dict[str, Any]:
 
 
 def _figures(messages: TensorRTMessages, name: str) -> list[int]:
-    """The bytes that the library gave for `name`: once a profile, once in all, or never."""
+    """The bytes that the library reported for `name`: one value for each profile, one for all, or none."""
     found = [re.match(rf"{name}: (\d+) bytes", line) for line in messages.lines]
     return [int(match[1]) for match in found if match]
 
@@ -87,7 +87,7 @@ def _profiles(builder: Any, spec: GraphSpec, capacity: int, slots: int) -> list[
     decode = _profile(builder, spec, capacity, max(slots, MIN_PROFILE_SLOTS), (1, 1, 1))
     if not any("T" in tensor.shape for tensor in spec.inputs):
         return [decode]
-    # Scratch memory grows with the largest B times T. The whole batch is never primed at once, and would need gigabytes.
+    # Scratch memory grows with the largest B times T. The whole batch would need gigabytes, and is never primed at once.
     return [decode, _profile(builder, spec, capacity, MIN_PROFILE_SLOTS, (2, MAX_STEPS // 4, MAX_STEPS))]
 
 
@@ -105,14 +105,14 @@ def _profile(builder: Any, spec: GraphSpec, capacity: int, slots: int, steps: tu
 def _write_plan(
     library: LoadedLibrary, builder: Any, network: Any, config: Any, messages: TensorRTMessages, out: Path, what: str
 ) -> None:
-    """Build. The library writes to `out` in pieces, so the engine is never complete in our memory."""
+    """Build the engine. The library writes it to `out` in pieces, so it is never complete in our memory."""
     failures: list[OSError] = []
     done = False
     try:
         with out.open("wb") as file:
             writer = _writer(library.trt, file, failures)
             done = builder.build_serialized_network_to_stream(network, config, writer)
-    except OSError as error:  # for the last bytes, written when the file is closed
+    except OSError as error:  # closing the file writes its last bytes
         failures.append(error)
     if failures or not done:  # the library ignores a failed write
         out.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _writer(trt: Any, file: BinaryIO, failures: list[OSError]) -> Any:
 
 
 def _check_weights(library: LoadedLibrary, name: str, model: onnx.ModelProto, held: int) -> None:
-    """Raises BuildError if the engine holds more bytes of weights than the graph: widened, or stored twice."""
+    """Raises BuildError if the engine holds more bytes of weights than the graph: some are widened, or stored twice."""
     stored = sum(weights_by_dtype(model).values())
     if held > 1.1 * stored + _SPARE_NBYTES:
         raise BuildError(

@@ -1,4 +1,4 @@
-"""TensorRT-RTX and TensorRT: one Python API under two module names, and the few differences between them."""
+"""TensorRT-RTX and TensorRT: they have the same Python API with few differences. Called by `export.build` and `engines`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +22,11 @@ TIMING_CACHE_FILE = f"tensorrt_timings{CACHE_SUFFIX}"
 class EngineOptions:
     """Options of the builder.
 
-    `tf32`: let float32 matrix products round their factors to 10 bits of fraction, the default of the libraries.
-    `workspace_mb`: limit of an engine's scratch memory. `optimization_level`: how long TensorRT searches for kernels, 0 to
-    5; TensorRT-RTX chooses kernels when an engine is first loaded and has no such option. `compiled_for`: compile with
-    TensorRT-RTX for another architecture that the GPU can run, one of COMPILED_FOR.
+    tf32: float32 matrix products may round their factors to 10 bits of fraction, as the libraries do by default.
+    workspace_mb: limit of an engine's scratch memory.
+    optimization_level: effort of TensorRT's search for kernels, 0 to 5. TensorRT-RTX has no such option, because it chooses
+    kernels when an engine is first loaded.
+    compiled_for: another architecture that the GPU can run, one of COMPILED_FOR, for TensorRT-RTX only.
     """
 
     tf32: bool = False
@@ -126,7 +127,7 @@ def _set_target(library: LoadedLibrary, config: Any, target: str) -> None:
 def timing_cache(library: LoadedLibrary, config: Any, folder: Path) -> Iterator[None]:
     """Let TensorRT use and extend the kernel timings cached in `folder`.
 
-    TensorRT-RTX does not time kernels: by its documentation, the cache has no effect and needs a GPU.
+    TensorRT-RTX does not time kernels. Its documentation says that the cache has no effect and needs a GPU.
     """
     if library.kind == TENSORRT_RTX:
         yield
@@ -140,7 +141,7 @@ def timing_cache(library: LoadedLibrary, config: Any, folder: Path) -> Iterator[
 
 
 def creation_flags(trt: Any) -> int:
-    """Flags for a network with the graph's own types. TensorRT 11 has only such networks, and may lack the flag."""
+    """Flags for a network with the graph's own types. TensorRT 11 always uses these types, and may lack the flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -161,7 +162,7 @@ def _check_present(library: LoadedLibrary, gpu: Gpu) -> None:
 
 
 def _alternative(gpu: Gpu) -> str:
-    """What to build instead, without the library or the GPU."""
+    """Advice: a build that needs neither the library nor the GPU."""
     graphs = "leave out --gpu: ONNX Runtime runs the graphs on any NVIDIA GPU."
     if gpu.kind == TENSORRT and gpu.sm in RTX_SM:
         return (

@@ -1,4 +1,4 @@
-"""Parses a graph with TensorRT, and checks for parts that the parser silently leaves out."""
+"""Parses a graph with TensorRT, and checks for parts that the parser silently leaves out. Called by `engines.compile`."""
 
 from collections import defaultdict
 from collections.abc import Iterator

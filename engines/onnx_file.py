@@ -1,4 +1,4 @@
-"""Statistics of an ONNX file, without reading its weights."""
+"""Statistics of an ONNX file, without reading its weights: called by `engines.compile` and `engines.bundle_report`."""
 
 import math
 from collections import defaultdict

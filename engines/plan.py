@@ -1,4 +1,7 @@
-"""How many conversations fit a GPU: weights, memory per session and scratch, computed before a build."""
+"""How many conversations fit a GPU: weights, memory per session and scratch, computed before a build.
+
+Called by `doctor`, `engines` and `export`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +17,10 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.precision import PRECISIONS, storage_dtype
 
-# For the CUDA context, kernels, a desktop and the scratch memory of single steps: an estimate, not a measurement.
+# An estimate, not a measurement, for the CUDA context, kernels, a desktop and the scratch memory of single steps.
 RESERVE_NBYTES = 1_500_000_000
 _SHRINKING = ("fp16", "int8", "fp8", "int4")  # from the largest weights to the smallest
-# Rows of a priming profile, engines/compile.py: two slots of a chunk each.
+# Rows of a priming profile (engines/compile.py): a chunk in each of two slots.
 _PRIMING_ROWS = 2 * MAX_STEPS
 
 
@@ -42,7 +45,7 @@ class MemoryPlan:
 
     @property
     def scratch_nbytes(self) -> int:
-        """The most a priming chunk needs when attention is not fused: scores twice, one ring, the widest layer."""
+        """The largest need of a priming chunk, without fused attention: scores twice, one ring, the widest layer."""
         stack, item = self.config.temporal, storage_dtype(PRECISIONS[self.precision["temporal"]].activations).itemsize
         row = 2 * stack.heads * self.capacity + 3 * stack.hidden + 4 * stack.dim
         return item * (_PRIMING_ROWS * row + 2 * self.capacity * stack.dim)
@@ -101,13 +104,13 @@ def plan(
 
 
 def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: int) -> dict[str, int]:
-    """Bytes a slot takes, by graph."""
+    """Bytes of a slot, by graph."""
     specs = graph_specs(config, precision)
     return {graph: slot_nbytes([spec], capacity) for graph, spec in specs.items()}
 
 
 def _what_fits(asked: MemoryPlan, slots: int) -> str:
-    """Smaller settings with which the wanted slots fit, and the largest number of slots that fits now."""
+    """Smaller settings that fit the wanted slots, and the number of slots that fits now."""
     smaller = [(f"--precision {name}", _in(asked, name)) for name in _SHRINKING if name in asked.gpu.precisions]
     shorter = [(f"--capacity {asked.capacity // n}", replace(asked, capacity=asked.capacity // n)) for n in (2, 4)]
     ways = [f"--slots {asked.slots}"] if asked.slots else []

@@ -1,4 +1,7 @@
-"""The plans of one model for many GPUs, precisions and capacities, side by side."""
+"""The plans of one model for many GPUs, precisions and capacities, side by side.
+
+Called by `cli.engines` and `doctor.sizes`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,11 +102,11 @@ def open_model(source: Path | None) -> Model:
         return Model(bundle.config, bundle.precision, engines_nbytes(bundle.manifest))
     if not is_folder(source):
         raise ConfigError(
-            f"{source} is not a folder. Name a bundle or a checkpoint, or nothing for the released model."
+            f"{source} is not a folder. Name a bundle or a checkpoint, or leave it out for the released model."
         )
     if not any(is_file(source / name) for name in ("config.json", "model.safetensors")):
         raise ConfigError(
-            f"{source} is neither a bundle nor a checkpoint. Name one, or nothing for the released model."
+            f"{source} is neither a bundle nor a checkpoint. Name one of these, or leave it out for the released model."
         )
     return Model(ModelConfig.from_checkpoint(source / "config.json"))
 

@@ -1,1 +1,1 @@
-"""From a checkpoint to ONNX graphs and a bundle. Needs torch and onnx."""
+"""Makes ONNX graphs and a bundle from a checkpoint: called by `cli`, `bench` and `validate`. Needs torch and onnx."""

@@ -1,8 +1,9 @@
-"""Activation-aware weight quantization (AWQ, Lin et al. 2023): important channels are scaled up before weights are rounded.
+"""Activation-aware weight quantization (AWQ, Lin et al. 2023): important channels are scaled up before rounding.
 
-A channel with a large input has the largest error. Its weights are multiplied by a factor, and its input is divided by the
-same factor: the function stays the same and the rounding error of the channel shrinks. The division costs nothing: it is
-folded into the norm before the matrix, or into the columns of the matrix before, whose scales absorb it.
+Rounding errors are largest in a channel with large inputs. Its weights are multiplied by a factor, and its input is divided
+by the same factor. So the function stays the same, and the channel's rounding error shrinks. The division costs nothing: it
+is folded into the norm before the matrix, or into the columns of the matrix before, whose scales absorb it. Called by
+`export.exporter`.
 
     norm1 / s    in_proj rows * s, columns of v / t    out_proj rows * t
     norm2 / u    linear_in rows * u, columns of the value half / w    linear_out rows * w
@@ -22,7 +23,7 @@ from pplex.export.weights import ParameterSource
 from pplex.runtime.config import ModelConfig
 
 _EXPONENTS = tuple(i / 10 for i in range(11))
-_SAMPLED_COLUMNS = 256  # of a matrix: enough to compare exponents by
+_SAMPLED_COLUMNS = 256  # of each matrix: enough to compare exponents
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Folder:
         return {name: fold for layer in layers for name, fold in self._layer(layer).items()}
 
     def _layer(self, layer: _Layer) -> dict[str, Fold]:
-        # A depth step attends to the values of the steps before it: like s and u, t is the same for all of them.
+        # A depth step attends to the values of earlier steps, so all steps must share t. They share the norms, so also s, u.
         s, t, u = (self._factors(names) for names in (layer.in_proj, layer.out_proj, layer.linear_in))
         result = {layer.norm1: Fold(rows=1 / s), layer.norm2: Fold(rows=1 / u)}
         result |= {name: Fold(s, torch.cat([torch.ones(2 * len(t)), 1 / t])) for name in layer.in_proj}  # q, k, v
@@ -82,7 +83,7 @@ class Folder:
         return result
 
     def _factors(self, names: Sequence[str]) -> Tensor:
-        """Factors [K] for matrices with a common input: its size to the power that gives the least output error."""
+        """Factors [K] for matrices with a common input: the input's size to the power with the least output error."""
         squares = [self.calibration.importance(self.graph, name) for name in names]
         samples = [_some_columns(self.sources[name].read(self.checkpoint)) for name in names]
         block = self.stored[names[0]].block
@@ -102,7 +103,7 @@ def _error(weight: Tensor, square: Tensor, factors: Tensor, block: int) -> float
 
 
 def _balanced(factors: Tensor) -> Tensor:
-    """Factors scaled so that the largest and the smallest are equally far from 1, to stay within float16."""
+    """Scale the factors so that largest * smallest = 1: they stay within float16."""
     return factors / (factors.max() * factors.min()).sqrt()
 
 

@@ -1,6 +1,7 @@
-"""From a checkpoint to a bundle: written to a folder beside the target, which is renamed when it is complete.
+"""Builds a bundle from a checkpoint: called by `cli.checkpoints` and `bench.precision`.
 
-`build` is the whole path: plan, voices and tokenizer, calibration, graphs, engines, manifest.
+`build` is the whole path: plan, voices and tokenizer, calibration, graphs, engines, manifest. It writes a folder beside the
+target, and renames that folder when the bundle is complete.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ from pplex.runtime.text import Tokenizer
 Check = Callable[[Bundle, Checkpoint], Mapping[str, Any]]
 NOT_CHECKED: Mapping[str, Any] = MappingProxyType({"checked": False, "reason": "built with --no-validate"})
 
-# The stage, the bytes of weights read or written since the last call, and the bytes of the whole build.
+# Arguments: the stage, the bytes of weights read or written since the last call, the total bytes of the build.
 BuildProgress = Callable[[str, int, int], None]
 
 
@@ -74,13 +75,13 @@ def build(
     tell: Callable[[str], None] = lambda line: None,
     check: Check = unchecked,
 ) -> Path:
-    """Make the bundle `out` of a checkpoint: four graphs or engines, tokenizer and voices; returns `out`.
+    """Make the bundle `out` from a checkpoint: four graphs or engines, tokenizer and voices; returns `out`.
 
-    A new bundle replaces an existing one in one rename, once it is complete and opens. Weights are read and written tensor
-    by tensor. An interrupted build keeps its finished graphs and engines, and the same build resumes from them. `tell` gets
-    a line about how many slots fit the GPU. The result of `check` is stored in the manifest, as `parity`. Raises
-    CheckpointError for an unfit checkpoint; CalibrationError, ConfigError and GpuError for options that do not fit it;
-    BuildError or OutputError if a graph or the target cannot be written.
+    A new bundle replaces an existing one with one rename, when it is complete and opens. Weights are read and written one
+    tensor at a time. An interrupted build keeps its finished graphs and engines, and the same build resumes from them.
+    `tell` gets a line about how many slots fit the GPU. The manifest stores the result of `check` as `parity`.
+    Raises CheckpointError for a damaged or wrong checkpoint; CalibrationError, ConfigError and GpuError for options that do
+    not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
     _check_target(out)
     plan = plan_build(open_checkpoint(source.folder), options)
@@ -89,7 +90,7 @@ def build(
     checkpoint, total = plan.checkpoint, plan.progress_nbytes
     with whole_folder(out, is_bundle, resumable=True) as folder:
         _check_space(folder, plan)
-        # The small parts first: a fault in them shows before the long work.
+        # The small parts first: their faults show before the long work.
         voices = read_voices(checkpoint.path(VOICES_ARCHIVE), plan.config)
         Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
         steps = Steps(folder, _identity(plan))
@@ -105,7 +106,7 @@ def build(
 
 
 def _check_gpu(plan: BuildPlan, gpu: Gpu) -> str:
-    """A line about how many slots fit the GPU. Raises GpuError if the options do not, BuildError without its library."""
+    """A line about how many slots fit the GPU. Raises GpuError if the options do not fit, BuildError without its library."""
     options, capacity = plan.options, plan.config.temporal.capacity
     fit = plan_gpu(plan.config, options.precision, gpu, capacity, plan.weights_nbytes)
     fit.check(options.slots)

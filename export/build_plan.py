@@ -1,4 +1,4 @@
-"""What a build will make, decided once before anything is written: called by `export.build`."""
+"""The plan of a build, made once before anything is written: called by `export.build`."""
 
 import os
 from collections.abc import Mapping
@@ -17,12 +17,13 @@ from pplex.runtime.precision import FP32
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to make of a checkpoint.
+    """What to build from a checkpoint.
 
-    precision: a name for each graph. calibration: a folder of recordings, a stored calibration (its file, or the bundle
-    that holds it), "default" for synthetic speech, None for no calibration. capacity: steps of context of the temporal
-    transformer, None for the checkpoint's. gpu: the GPU to compile engines for, with up to `slots` conversations at once;
-    without a GPU, ONNX Runtime runs the graphs.
+    precision: a name for each graph.
+    calibration: a folder of recordings; a stored calibration (its file, or the bundle that holds it); "default" for
+    synthetic speech; None for no calibration.
+    capacity: steps of context of the temporal transformer; None for the checkpoint's.
+    gpu: the GPU to compile engines for, with up to `slots` conversations at once. Without it, ONNX Runtime runs the graphs.
     """
 
     depth_steps: int = CODEBOOKS
@@ -51,7 +52,7 @@ DEFAULT_BUILD = BuildOptions()
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """One build: what it makes, from which checkpoint, and the bytes it reads and writes."""
+    """One build: its checkpoint, options and model sizes, and the bytes that it reads and writes."""
 
     checkpoint: Checkpoint
     options: BuildOptions
@@ -59,7 +60,7 @@ class BuildPlan:
     weights_nbytes: int  # of all graphs
     disk_nbytes: int
     calibrated: bool
-    progress_nbytes: int  # of weights written, and read to calibrate
+    progress_nbytes: int  # weights written, and weights read for calibration
 
 
 def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
@@ -68,7 +69,7 @@ def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
     calibrated = needs_calibration(precision, options.calibration is not None)
     if options.calibration not in (None, DEFAULT_CALIBRATION) and not calibrated:
         raise CalibrationError(
-            "Only fp8 and int4 use a calibration: leave --calibration out, or choose one of them as --precision."
+            "Only fp8 and int4 use a calibration: leave --calibration out, or choose --precision fp8 or int4."
         )
     weights = sum(weights_nbytes(config, precision).values())
     disk = build_nbytes(config, precision, compiled=options.gpu is not None)

@@ -1,7 +1,7 @@
-"""Calibration: statistics of the inputs of the language model's matrices, over conversations, in float32.
+"""Calibration: runs conversations in float32, and records statistics of each matrix's input. Called by `export.build`.
 
-fp8 needs the largest input of each matrix; AWQ needs the mean square of each input channel. The temporal transformer runs
-layer by layer over all conversations, so that only one layer's weights are in memory. Called by `export.build`.
+fp8 needs the largest input of each matrix of the language model. AWQ needs the mean square of each input channel. The
+temporal transformer runs layer by layer over all conversations, so only one layer's weights are in memory.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ from pplex.runtime.text import Tokenizer
 
 DEFAULT_CALIBRATION = "default"  # the voices and synthetic speech
 CALIBRATION_FILE = "calibration.safetensors"
-_DEPTH_ROWS = 64  # steps taken through the depth transformer at a time
-_FLOOR = 0.01  # of the mean square: a channel that is silent in calibration may not always be silent
+_DEPTH_ROWS = 64  # temporal steps in one call of the depth transformer
+_FLOOR = 0.01  # of the mean square of all channels: a channel silent in calibration may not always be silent
 Progress = Callable[[int], None]
 
 
@@ -59,7 +59,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path, config: ModelConfig, weights_mark: str) -> "Calibration":
-        """Read a file of `save`. Raises CalibrationError if it is not a calibration, or one of another model."""
+        """Read a file that `save` wrote. Raises CalibrationError if it is not a calibration, or is for another model."""
         try:
             check_readable(path)
             with safe_open(path, framework="pt") as file:
@@ -82,7 +82,7 @@ class Calibration:
 
 
 def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
-    """Whether these precisions (by graph) use a calibration. Raises CalibrationError if one needs it and none is given."""
+    """Whether these precisions (by graph) use a calibration. Raises CalibrationError for fp8 if none is given."""
     fp8 = [graph for graph, name in precision.items() if name == "fp8"]
     if fp8 and not given:
         raise CalibrationError(
@@ -93,7 +93,7 @@ def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
 
 
 def stored_calibration(given: str | os.PathLike[str]) -> Path | None:
-    """The file of a stored calibration, named by itself or by its bundle; None for recordings or synthetic speech."""
+    """The file of a stored calibration, given as the file or its bundle; None for recordings or synthetic speech."""
     path = Path(given)
     stored = path / CALIBRATION_FILE if is_folder(path) else path
     return stored if given != DEFAULT_CALIBRATION and is_file(stored) else None
@@ -121,7 +121,7 @@ def find_calibration(
 def calibrate(
     checkpoint: Checkpoint, config: ModelConfig, conversations: CalibrationSet, progress: Progress
 ) -> Calibration:
-    """Run the conversations with all tokens forced, and record the input of each matrix. In float32, on the processor.
+    """Run the conversations with all tokens forced, in float32 on the processor, and record the input of each matrix.
 
     `progress` gets the bytes of float32 weights read. Raises CalibrationError for an input that is not finite.
     """
@@ -178,7 +178,7 @@ class _Record:
 def _temporal(
     checkpoint: Checkpoint, config: ModelConfig, conversations: CalibrationSet, record: _Record, progress: Progress
 ) -> list[Tensor]:
-    """The hidden state after every step of each conversation, [T, dim] each."""
+    """The hidden states after all steps: [T, dim] for each conversation."""
     load = weights.PartLoader("temporal", checkpoint, config, progress)
     with torch.device("meta"):
         module = Temporal(config)
@@ -201,7 +201,7 @@ def _temporal(
 
 
 def _place(steps: int, config: ModelConfig) -> tuple[Tensor, ...]:
-    """A layer's arguments after its input, for `steps` steps from the start: empty rings, write index, mask, angles."""
+    """The arguments of a layer for steps 0 to `steps` - 1, without its input: empty rings, write index, mask, angles."""
     stack, capacity, start = config.temporal, steps + 1, torch.zeros(1, dtype=torch.int64)
     ring = torch.zeros(1, stack.heads, capacity, stack.head_dim)
     queries, entries = torch.arange(steps), torch.arange(capacity)

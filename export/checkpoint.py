@@ -1,4 +1,7 @@
-"""A checkpoint in the hub's layout: its files, the table of tensors it must hold, and reading one tensor at a time."""
+"""A checkpoint in the hub's layout: its files, its required tensors, and a reader for one tensor at a time.
+
+Called by `export`, `bench`, `validate` and `doctor`.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +30,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def lm_tensors(config: ModelConfig, depth_sets: int) -> Shapes:
-    """Every key of the language model's file and its shape; `depth_sets` per-step weight sets, 8 or 16."""
+    """Every key of the language model's file and its shape, with 8 or 16 sets of depth weights (one set for a step)."""
     temporal, depth, audio_streams = config.temporal, config.depth, config.num_streams - 1
     shapes: Shapes = {"text_emb.weight": (config.text_card + 1, temporal.dim)}
     shapes |= {f"emb.{i}.weight": (config.audio_card + 1, temporal.dim) for i in range(audio_streams)}
@@ -109,9 +112,9 @@ def _codec_layer(key: str, dim: int, hidden: int) -> Shapes:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file that is opened for each tensor.
+    """A safetensors file that is opened again for each tensor.
 
-    An open file is mapped into memory, and every page read counts as memory of this process: 17 GB for a 17 GB checkpoint.
+    An open file is mapped into memory, and each page read counts as memory of this process: 17 GB for a 17 GB checkpoint.
     """
 
     path: Path
@@ -124,7 +127,7 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose tensors have been checked against its configuration; `read` gives a tensor by its key."""
+    """A checkpoint whose tensors fit its configuration; `read` gives a tensor by its key."""
 
     folder: Path
     config: ModelConfig
@@ -157,7 +160,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         depth_sets = _depth_sets(lm, config)
         expected = lm_tensors(config, depth_sets)
         if depth_embedding(depth_sets - 1) in lm.keys():  # noqa: SIM118 (not a dict)
-            # Only with 8 sets: step 8, whose other weights are step 0's, has a table of its own for codebook 7.
+            # Only with 8 sets: step 8 has its own table for codebook 7; its other weights are those of step 0.
             expected[depth_embedding(depth_sets - 1)] = expected[depth_embedding(0)]
         problems = _differences(LM_FILE, lm, expected)
         problems += _differences(MIMI_FILE, mimi, mimi_tensors(config))
@@ -181,7 +184,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _depth_sets(lm: Any, config: ModelConfig) -> int:
-    """16, or 8 where the file holds no step above 7; the reference's loader then copies steps 0-7 to 8-15."""
+    """8 if the file has no step above 7, otherwise 16. The reference's loader copies steps 0-7 of 8 sets to 8-15."""
     steps = [int(m[1]) for m in (re.match(r"linears\.(\d+)\.", key) for key in lm.keys()) if m]  # noqa: SIM118
     return CODEBOOKS if steps and max(steps) < CODEBOOKS else config.stored_depth_sets
 

@@ -1,4 +1,4 @@
-"""Conversations to calibrate and validate with: the tokens of voice, persona and both speakers, forced step by step."""
+"""Conversations with forced tokens: of voice, persona and both speakers. Called by calibration and validation."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ _SAID = (
 
 @dataclass(frozen=True)
 class ForcedHistory:
-    """T steps of the temporal transformer's input: codes [T, 17] and embedding [T, dim]. Each step has one of the two.
+    """The input of T steps of the temporal transformer: codes [T, 17] and embedding [T, dim].
 
-    In steps of a voice prompt all codes are -1; in other steps the embedding is zero.
+    Each step uses one of the two. In a step of a voice prompt all codes are -1; in other steps the embedding is zero.
     """
 
     codes: Tensor
@@ -52,20 +52,20 @@ class ForcedHistory:
 
     @property
     def target(self) -> Tensor:
-        """The tokens of the step after each, [T - 1, 17]; -1 where that step is part of a voice prompt."""
+        """The tokens of steps 1 to T - 1, [T - 1, 17]; -1 in steps of a voice prompt."""
         return self.codes[1:]
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The conversations to calibrate with, and where they come from, for the manifest."""
+    """The conversations for a calibration, and their origin, which the manifest records."""
 
     items: Sequence[ForcedHistory]
     source: Mapping[str, str]
 
 
 def default_conversations(checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice]) -> CalibrationSet:
-    """The checkpoint's first voices, each answering another piece of synthetic speech."""
+    """The checkpoint's first voices; each answers a different piece of synthetic speech."""
     pcm = _synthetic(checkpoint.config, SPEECH_FRAMES, range(2 * DEFAULT_CONVERSATIONS))
     source = {"recordings": "synthetic speech", "voices": ", ".join([*voices][:DEFAULT_CONVERSATIONS])}
     return _conversations(checkpoint, tokenizer, [*voices.values()], pcm, source)
@@ -74,7 +74,10 @@ def default_conversations(checkpoint: Checkpoint, tokenizer: Tokenizer, voices: 
 def recorded_conversations(
     checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice], folder: Path
 ) -> CalibrationSet:
-    """Pieces of the recordings in `folder`, one as the user and the next as the agent. Raises CalibrationError."""
+    """Conversations from the recordings in `folder`: half the pieces are the user, half the agent.
+
+    Raises CalibrationError.
+    """
     try:
         chosen, paths = recorded_pieces(folder, checkpoint.config.frame_size, 2 * MAX_CONVERSATIONS)
     except AudioError as error:
@@ -93,7 +96,7 @@ def recorded_pieces(folder: Path, frame_size: int, count: int) -> tuple[Pcm, lis
     Raises AudioError if the folder holds no recording, or a recording cannot be read.
     """
     found = [path for path in files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES]
-    paths = _spread(found, count)  # reads only as many files as can be used
+    paths = _spread(found, count)  # more files than pieces are not read
     pieces = [piece for path in paths for piece in _pieces(path, frame_size)]
     if not pieces:
         raise AudioError(
@@ -114,9 +117,9 @@ def unheard_pieces(config: ModelConfig, count: int) -> Pcm:
 
 
 def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
-    """Tokens [T, 17] of a persona and `frames` frames of speech, also past the ring's end.
+    """Tokens [T, 17] of a persona and `frames` frames of speech; T may exceed the ring's capacity.
 
-    The speech repeats `pieces` [n, F, 1920]: one for the user and the next for the agent.
+    The speech repeats `pieces` [n, F, 1920]: one piece for the user, the next for the agent.
     """
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
     codes = _encoded(checkpoint, config, pieces)  # [n, F, 8]
@@ -173,7 +176,7 @@ def _conversations(
     pcm: Pcm,
     source: Mapping[str, str],
 ) -> CalibrationSet:
-    """S conversations of pcm [2 S, F, 1920]: the user speaks the first S pieces, the agent the others."""
+    """S conversations from pcm [2 S, F, 1920]: the first S pieces are the user, the others the agent."""
     config = checkpoint.config  # independent of the bundle's capacity
     codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
     persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config, SPEECH_FRAMES)
@@ -185,7 +188,7 @@ def _conversations(
 
 
 def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
-    """Text tokens of F frames, [F, 1]: the same words again and again, with padding in between as in speech."""
+    """Text tokens of F frames, [F, 1]: the same words repeated, with padding in between as in speech."""
     text = np.full((frames, 1), config.text_padding, np.int64)
     tokens = tokenizer.encode(_SAID)
     places = range(0, frames, TEXT_EVERY)
@@ -194,13 +197,13 @@ def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:
 
 
 def _conversation(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> ForcedHistory:
-    """The first steps of a conversation, as many as the ring holds."""
+    """The first steps of a conversation, until the ring is full."""
     whole, kept = _history(config, voice, persona, spoken), config.temporal.capacity - 1
     return ForcedHistory(whole.codes[:kept], whole.embedding[:kept])
 
 
 def _history(config: ModelConfig, voice: Voice | None, persona: Sequence[int], spoken: Tokens) -> ForcedHistory:
-    """A prompt and the frames [F, 17] after it, through the token ring that the runtime uses."""
+    """A prompt and the frames [F, 17] after it, shifted by the runtime's token ring."""
     prompt, ring = make_prompt(config, voice, persona), DelayRing(1, config.delays, config.initial_tokens)
     silent = np.full((prompt.voice_steps, config.num_streams), -1, np.int64)
     if voice is not None:

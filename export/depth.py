@@ -1,4 +1,7 @@
-"""The depth transformer: the codebooks of one frame, one after the other, unrolled into a single graph."""
+"""The depth transformer as a torch module: the codebooks of one frame in order, unrolled into a single graph.
+
+`export.exporter` traces it; `export.calibration`, `bench` and `validate` run it.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ from pplex.runtime.config import ModelConfig
 
 
 class DepthStep(nn.Module):
-    """The weights of one step: every projection, and nothing that is shared between steps."""
+    """The weights of one step: all projections. The norms are shared between steps."""
 
     def __init__(self, config: ModelConfig, step: int):
         super().__init__()
@@ -46,7 +49,7 @@ class Depth(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(self.stack.layers)]
         token, tokens, all_logits = text_token, [], []
-        own = slice(1, 1 + len(self.steps))  # after the text's
+        own = slice(1, 1 + len(self.steps))  # column 0 is the text's
         keys = (part.chunk(part.shape[1], 1)[own] for part in (noise_offset, noise_stride))  # [B, 1] of each codebook
         for step, offset, stride, forced in zip(self.steps, *keys, one_by_one(forced_audio, 1), strict=True):
             assert isinstance(step, DepthStep)
@@ -61,10 +64,10 @@ class Depth(nn.Module):
         return torch.stack(tokens, 1), torch.stack(all_logits, 1)
 
     def attend(self, step: DepthStep, layer: int, x: Tensor, past: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Attention of the newest step to the steps so far; appends its key and value to `past`."""
+        """Attention of the newest step to all steps until now; appends its key and value to `past`."""
         q, k, v = step.in_proj[layer](x).chunk(3, -1)  # [B, 1, dim] each
         past.append((k, v))
-        # The reference's ring holds one entry per step and, once full, hides its oldest: see layers.ring_mask.
+        # The reference's ring has one entry for each step. When it is full, it masks the oldest: see layers.ring_mask.
         visible = past[len(past) == self.stack.capacity :]
         keys, values = (torch.cat(parts, 1) for parts in zip(*visible, strict=True))  # [B, k+1, dim]
         return step.out_proj[layer](attention(q, keys, values, self.stack.heads))

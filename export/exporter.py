@@ -1,4 +1,7 @@
-"""Exports one graph of a bundle: traced, its weights rounded to the chosen precision, written tensor by tensor."""
+"""Exports one graph of a bundle: called by `export.build` and `bench.codec`.
+
+The graph is traced, its weights are rounded to the chosen precision, and written one tensor at a time.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -39,7 +42,7 @@ def export_graph(
 ) -> Path:
     """Trace one graph and write it to `folder` with its weights; returns the ONNX file. `progress` gets the bytes written.
 
-    int4 uses AWQ with a calibration, and rounds to nearest without one. Raises CalibrationError for fp8 without one.
+    With a calibration, int4 uses AWQ; without, it rounds to nearest. Raises CalibrationError for fp8 without a calibration.
     """
     needs_calibration({name: precision[name]}, given=calibration is not None)
     spec, stored = graph_specs(config, precision)[name], storages(name, config, precision)
@@ -98,7 +101,7 @@ def _plain(name: str, shaped: Tensor, read: _Reader) -> ir.LazyTensor:
 def _quantized(
     name: str, storage: Storage, read: _Reader, importance: Tensor | None
 ) -> Iterator[tuple[str, ir.LazyTensor]]:
-    """A weight's values and its scale. Both are computed when the first is written, and the other is kept until its turn."""
+    """A weight's values and its scale. Writing the first computes both, and keeps the other until it is written."""
     found: list[Quantized] = []
     if importance is not None and read.fold.rows is not None:
         importance = importance / read.fold.rows.square()

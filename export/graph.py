@@ -1,4 +1,7 @@
-"""From a torch module to an ONNX graph on disk: traced on fake tensors, its weights written one at a time."""
+"""Turns a torch module into an ONNX graph on disk: called by `export.exporter`.
+
+The module is traced on fake tensors, and its weights are written one at a time.
+"""
 
 import contextlib
 import io
@@ -26,7 +29,7 @@ from pplex.runtime.errors import BuildError
 from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, GraphSpec, TensorSpec
 
 OPSET = 24
-EXTERNAL_DATA_BYTES = 1 << 20  # a graph with more weights than this keeps them in a file of their own
+EXTERNAL_DATA_BYTES = 1 << 20  # a graph with more weights keeps them in a separate file
 
 # Sizes of the symbolic axes while tracing: above 1, because torch.export treats 1 as a constant.
 _TRACED = {"B": 2, "T": 3, "C": 64}
@@ -55,7 +58,7 @@ def _transposed_conv(
     return aten_convolution(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
-# Composite ops in our modules that the exporter cannot translate whole. If one is missing here, the export names it.
+# Composite ops in our modules that the exporter cannot translate whole. The export fails for a missing one and names it.
 _TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.to.dtype: _to,
     torch.ops.aten.__and__.Tensor: _and,
@@ -66,7 +69,7 @@ _TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 @temporary_cache(TORCH_CACHES)
 def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: Any) -> ir.Model:
-    """The module's optimised graph. Weights are inputs, after those of the spec, and need no memory.
+    """The module's optimised graph. Its weights are inputs after those of the spec; they have no data yet.
 
     Raises BuildError for an op outside the ONNX standard.
     """
@@ -78,7 +81,7 @@ def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: 
     with _quiet():
         shapes = (*dims[:own], tuple(dims[own:])) if spec.state else tuple(dims)
         traced = torch.export.export(module, inputs, dynamic_shapes=shapes)
-        # Decomposing composite ops would trace everything again, half the time of an export: ours are translated whole.
+        # Decomposing composite ops would trace the module again, which is half of an export's time. We translate them whole.
         traced.run_decompositions = lambda table: traced
         program = torch.onnx.export(
             traced,
@@ -109,7 +112,7 @@ def trace(spec: GraphSpec, module_type: Callable[..., nn.Module], *module_args: 
 def save(model: ir.Model, spec: GraphSpec, weights: Mapping[str, ir.TensorProtocol], path: Path) -> list[Path]:
     """Give the traced graph its weights, write it and check it; returns the files written.
 
-    A graph with more than a megabyte of weights keeps them beside it in NAME.data, each tensor read as it is written.
+    More than a megabyte of weights goes into NAME.data beside the graph. Each tensor is read when it is written.
     """
     names = {str(value.name) for value in model.graph.inputs[len(spec.all_inputs) :]}
     if names != set(weights):
@@ -134,7 +137,7 @@ def check(path: Path) -> None:
 
 
 def lazy_weight(name: str, read: Callable[[], Tensor], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
-    """An initializer that is read only while it is written. int4 is packed, two numbers a byte."""
+    """An initializer that is read only when it is written. int4 is packed: two numbers in a byte."""
 
     def load() -> ir.TensorProtocol:
         tensor = read()
@@ -146,7 +149,7 @@ def lazy_weight(name: str, read: Callable[[], Tensor], dtype: ir.DataType, shape
 
 
 def _weights(model: ir.Model) -> list[str]:
-    """Initializers that stand for parameters, in order; the others are constants of the traced code."""
+    """The initializers of parameters, in order. Other initializers are constants of the traced code."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return [

@@ -1,6 +1,7 @@
-"""Building blocks of the exported graphs: torch code that runs eagerly and traces to one standard ONNX op each.
+"""Building blocks of the exported graphs: called by `export.temporal`, `export.depth` and `export.mimi`.
 
-Run eagerly on a GPU, it can be captured as a CUDA graph: what it makes is on the device of its inputs, and nothing waits.
+The torch code runs eagerly, and each block traces to standard ONNX ops. Run eagerly on a GPU, it can be captured as a CUDA
+graph: new tensors are on the device of the inputs, and no operation waits for the host.
 """
 
 import math
@@ -17,10 +18,10 @@ RingWrite = Callable[[Tensor, Tensor, Tensor], Tensor]  # (ring, update, index) 
 
 
 def store_in(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
-    """Make the weights of `module` ones of `dtype`, but for those of parts that say `stays_float32`; returns `dtype`."""
+    """Give the weights of `module` the dtype `dtype`, except in parts with `stays_float32`; returns `dtype`."""
     if not getattr(module, "stays_float32", False):
         for name, weight in module.named_parameters(recurse=False):
-            # A new parameter: on fake tensors, which the exporter traces, an old one cannot change its dtype.
+            # A new parameter, because the exporter traces fake tensors, and their dtype cannot change.
             setattr(module, name, nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False))
         for part in module.children():
             store_in(part, dtype)
@@ -28,13 +29,13 @@ def store_in(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
 
 
 def exporting() -> bool:
-    """Whether a graph is being traced, and not a function compiled by torch.compile."""
-    # Where torch.compile traces, torch 2.11 says that it exports, too.
+    """Whether the exporter is tracing a graph. False while torch.compile traces."""
+    # In torch 2.11, is_exporting() is also true while torch.compile traces.
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 class Linear(nn.Module):
-    """x @ weight, weight [inputs, outputs]: the layout of ONNX's MatMul, so that no transpose is left in the graph."""
+    """x @ weight, weight [inputs, outputs]: the layout of ONNX's MatMul, so the graph needs no transpose."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -58,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """out(silu(gate) * value), gate and value being the halves of one projection."""
+    """out(silu(gate) * value). One projection gives gate and value: its two halves."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -70,7 +71,7 @@ class SwiGLU(nn.Module):
 
 
 def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
-    """Write update [B, H, T, D] into ring [B, H, C, D] at step index[b], ..., index[b] + T - 1, which must not wrap."""
+    """A ring [B, H, C, D] with update [B, H, T, D] at entries index[b], ..., index[b] + T - 1, which must not wrap."""
     if exporting():
         return torch.onnx.ops.symbolic(
             "TensorScatter",
@@ -84,33 +85,33 @@ def tensor_scatter(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
 
 
 def tensor_scatter_(ring: Tensor, update: Tensor, index: Tensor) -> Tensor:
-    """As `tensor_scatter`, but into the memory of `ring`, which is returned: nothing else of it is moved."""
+    """Like `tensor_scatter`, but in place: writes into `ring` and returns it."""
     steps = _steps(update, index)
     if not torch.compiler.is_compiling():
         return ring.scatter_(2, steps[:, None, :, None].expand_as(update), update)
-    # torch.compile makes of scatter_ two copies of the whole ring, and of this none.
+    # torch.compile turns scatter_ into two copies of the whole ring, and index_put_ into none.
     rows, heads = (torch.arange(n, device=ring.device) for n in update.shape[:2])
     return ring.index_put_((rows[:, None, None], heads[:, None], steps[:, None]), update)
 
 
 def _steps(update: Tensor, index: Tensor) -> Tensor:
-    """The ring's step that each step of update [B, H, T, D] is written to: [B, T]."""
+    """The ring entry for each step of update [B, H, T, D]: [B, T]."""
     length = update.shape[2]
     return index[:, None] if length == 1 else index[:, None] + torch.arange(length, device=index.device)
 
 
 def write_in_place(module: nn.Module) -> None:
-    """Make every attention in `module` write into the rings it is given, where that saves copies of them."""
+    """Make every attention in `module` write into its input rings, which saves copies of them."""
     for part in module.modules():
         if isinstance(part, RingAttention):
             part.write = tensor_scatter_
 
 
 def indices(x: Tensor, axis: int, longest: int) -> Tensor:
-    """0, 1, ..., x.shape[axis] - 1, which are `longest` at most, on the device of x.
+    """0, 1, ..., x.shape[axis] - 1 on the device of x. The axis has `longest` entries at most.
 
-    In the graph they are cut from a constant: arithmetic on a size is something that ONNX Runtime leaves to the processor,
-    and then it captures no CUDA graph.
+    The graph slices them from a constant. ONNX Runtime does arithmetic on sizes on the processor, and then it cannot
+    capture a CUDA graph.
     """
     if not exporting():
         return torch.arange(x.shape[axis], device=x.device)
@@ -119,21 +120,21 @@ def indices(x: Tensor, axis: int, longest: int) -> Tensor:
 
 
 def split_last(x: Tensor, *sizes: int) -> Tensor:
-    """The last axis of x [B, T, n] taken apart: [B, T, *sizes]."""
+    """Split the last axis of x [B, T, n]: [B, T, *sizes]."""
     if not exporting():
         return x.unflatten(-1, sizes)
     return _symbolic("Reshape", (x, _constant(0, 0, *sizes)), {}, x.dtype, (*x.shape[:2], *sizes))
 
 
 def merge_last(x: Tensor) -> Tensor:
-    """The last two axes of x [B, T, n, m] put together: [B, T, n * m]."""
+    """Merge the last two axes of x [B, T, n, m]: [B, T, n * m]."""
     if not exporting():
         return x.flatten(-2)
     return _symbolic("Reshape", (x, _constant(0, 0, -1)), {}, x.dtype, (*x.shape[:2], x.shape[2] * x.shape[3]))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of q [B, T, H * D] to k and v [B, n, H * D]: [B, T, H * D]. The op itself tells heads apart."""
+    """Attention of q [B, T, H * D] to k and v [B, n, H * D]: [B, T, H * D]. The op itself splits the heads."""
     if exporting():
         return _symbolic("Attention", (q, k, v), {"q_num_heads": heads, "kv_num_heads": heads}, q.dtype, q.shape)
     q, k, v = (split_last(x, heads, -1).transpose(1, 2) for x in (q, k, v))
@@ -143,7 +144,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def _symbolic(
     op: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> Tensor:
-    """One node of the graph that is traced, as it is to be."""
+    """Add a node to the traced graph exactly as given."""
     return torch.onnx.ops.symbolic(op, inputs, attrs=attributes, dtype=dtype, shape=shape, version=24)
 
 
@@ -152,19 +153,19 @@ def _constant(*values: int) -> Tensor:
 
 
 def one_by_one(x: Tensor, axis: int) -> list[Tensor]:
-    """The parts of x along an axis, without it: cut at once instead of by one slice each."""
+    """The slices of x along an axis, without that axis. One split is cheaper than a slice for each."""
     return [part.squeeze(axis) for part in x.chunk(x.shape[axis], axis)]
 
 
 def elu(x: Tensor) -> Tensor:
     """x above 0, exp(x) - 1 below."""
-    # Not ONNX's Elu, which ONNX Runtime 1.31 computes on the processor for lack of a CUDA kernel, and not faster there.
-    # Below 0 the exponential is never less than x.
+    # Not ONNX's Elu: ONNX Runtime 1.31 has no CUDA kernel for it. On the processor Elu is not faster than this.
+    # The maximum is right because exp(x) - 1 is never less than x below 0.
     return torch.maximum(x, torch.exp(x.clamp(max=0)) - 1)
 
 
 def ring_index(position: Tensor, entries: Tensor) -> Tensor:
-    """Where in the ring of `entries`, 0, 1, ..., C - 1, a step is written."""
+    """The ring entry that the step at `position` is written to. `entries` are 0, 1, ..., C - 1."""
     return position % _capacity(entries)
 
 
@@ -177,20 +178,20 @@ def ring_mask(position: Tensor, steps: Tensor, entries: Tensor, whole_write: boo
 
     `steps` are 0, 1, ..., T - 1, `entries` 0, 1, ..., C - 1.
 
-    After a write that ends at step E (exclusive) the reference takes entry E % C, the oldest, for step E itself and
-    masks it as not yet seen. C = 4, E = 6:
+    After a write that ends at step E (exclusive), the reference reads entry E % C, the oldest, as step E itself. Step E
+    lies in the future, so it is masked. C = 4, E = 6:
 
         entry       0   1   2   3
         holds step  4   5   2   3
         read as     4   5   6   3      so the window is 3 steps: capacity - 1
 
-    `whole_write`: the reference steps all T at once, as in the codec, and E is the same for every query. Without it the
-    result is that of T calls of one step each, as long as the ring is not yet full.
+    `whole_write`: the reference writes all T steps at once, as in the codec, and E is the same for every query. Without it,
+    the result equals that of T calls with one step each, as long as the ring is not full.
     """
     query = position[:, None] + steps  # [B, T]
     last = query[:, -1:]  # [B, 1]
     end = last + 1 if whole_write else query + 1
-    held = last - ring_index(last - entries, entries)  # [B, C] the step each entry holds; below 0: none yet
+    held = last - ring_index(last - entries, entries)  # [B, C] the step that each entry holds; below 0: empty
     held = held[:, None, :]
     visible = (held >= 0) & (held <= query[:, :, None]) & (held > end[:, :, None] - _capacity(entries))
     return visible[:, None]
@@ -208,7 +209,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (2i, 2i + 1) of x [B, H, T, D] by their angles, in float32."""
     if exporting():
         return torch.onnx.ops.rotary_embedding(x.float(), cos, sin, interleaved=True).to(x.dtype)
-    # What that op computes. torch.compile cannot look into it, and torch 2.11 tells it the wrong strides.
+    # The same as that op. torch.compile cannot look into the op, and torch 2.11 reports wrong strides for it.
     cos, sin = cos[:, None], sin[:, None]  # [B, 1, T, D/2]
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
@@ -217,7 +218,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class RingAttention(nn.Module):
     """Self-attention over a ring of past keys and values: (x, ring_k, ring_v) -> (y, ring_k, ring_v).
 
-    `write` gives new rings, or the same ones after `write_in_place`.
+    `write` returns new rings. After `write_in_place` it changes the input rings and returns them.
     """
 
     def __init__(self, stack: TransformerConfig):
@@ -230,8 +231,8 @@ class RingAttention(nn.Module):
         self, x: Tensor, ring_k: Tensor, ring_v: Tensor, index: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         qkv = split_last(self.in_proj(x), 3 * self.heads, self.head_dim).transpose(1, 2)  # [B, 3 H, T, D]
-        # On a GPU each kernel counts: turning all three at once is cheaper than q and k in turn. Parts of two sizes would be
-        # cut by a kernel that gets them from the host, which a captured graph must not.
+        # On a GPU each kernel costs time: it is cheaper to rotate q, k and v together than q and k in turn. A split into
+        # parts of two sizes would read the sizes from the host, which a captured graph must not do.
         q, k, _ = rotate(qkv, cos, sin).chunk(3, 1)
         v = qkv[:, 2 * self.heads :]
         ring_k, ring_v = self.write(ring_k, k, index), self.write(ring_v, v, index)
@@ -239,17 +240,15 @@ class RingAttention(nn.Module):
         return self.out_proj(merge_last(y.transpose(1, 2))), ring_k, ring_v
 
 
-TokenNoise = tuple[
-    Tensor, Tensor, Tensor
-]  # of one draw: a table [B, N], and where in it tokens have theirs, see `sample`
+TokenNoise = tuple[Tensor, Tensor, Tensor]  # noise of one draw: a table [B, N], offset and stride (see `sample`)
 
 
 def sample(logits: Tensor, noise: TokenNoise, temperature: Tensor, top_k: Tensor, forced: Tensor) -> Tensor:
     """Draw a token from softmax(logits / temperature) cut to the top k, or take the forced one: [B] int64.
 
-    logits [B, card] float32; noise: draws of Exp(1) [B, N], an offset and an odd stride [B, 1] each, so that token i has
-    entry (offset + stride * i) mod N (see runtime/noise.py); temperature, top_k, forced [B]. argmax(p / noise) draws
-    exactly from p (the exponential race), and as only the ratios of p count, the softmax's denominator is left out.
+    logits [B, card] float32; temperature, top_k, forced [B]. noise: draws of Exp(1) [B, N], an offset [B, 1] and an odd
+    stride [B, 1]. Token i uses entry (offset + stride * i) mod N, see runtime/noise.py. argmax(p / noise) draws exactly
+    from p (the exponential race). Only the ratios of p count, so the softmax's denominator is left out.
     """
     table, offset, stride = noise
     candidates = min(MAX_CANDIDATES, logits.shape[-1])
@@ -262,12 +261,12 @@ def sample(logits: Tensor, noise: TokenNoise, temperature: Tensor, top_k: Tensor
 
 
 def even_noise(rows: int, streams: int) -> TokenNoise:
-    """A graph's three inputs for `rows` rows in which every token is forced: the same noise for all."""
+    """The noise inputs of a graph for `rows` rows in which every token is forced: the same noise for all."""
     offset, stride = torch.zeros(2, rows, streams, dtype=torch.int64)
     return torch.ones(rows, 1), offset, stride
 
 
 def embed(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of table [card, dim] for tokens [...]; a token of -1 gives zeros."""
+    """Rows of table [card, dim] for tokens [...]; token -1 gives zeros."""
     rows = F.embedding(tokens.clamp(min=0), table)
     return torch.where((tokens >= 0)[..., None], rows, 0.0)

@@ -1,4 +1,7 @@
-"""The codec: one 80 ms frame of B slots from samples to codes and back, its streaming state explicit."""
+"""The codec as torch modules: encodes and decodes one 80 ms frame for B slots; its streaming state is explicit.
+
+`export.exporter` traces the modules; `export.synth_codec` and `validate` run them.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +13,9 @@ from pplex.runtime.graphs import Conv, Seanet, Stage, downsample, seanet_decoder
 
 
 class Carry:
-    """The small states of one call: a layer takes its past by key and leaves its present.
+    """The small states of one call: a layer reads its old state from `past` and writes its new state to `present`.
 
-    The present of a slot that is not active is its past. Both dictionaries live for one call, so a module stays a
-    function of its inputs.
+    An inactive slot keeps its old state. Both dictionaries live for one call, so a module stays a function of its inputs.
     """
 
     def __init__(self, past: dict[str, Tensor], active: Tensor):
@@ -45,7 +47,7 @@ class CausalConv(nn.Module):
 
 
 class RepeatStartConv(CausalConv):
-    """A causal convolution whose first tail is its first sample repeated, instead of zeros."""
+    """A causal convolution that starts with its first sample repeated, instead of zeros."""
 
     def tail(self, x: Tensor, carry: Carry) -> Tensor:
         past = carry.past[self.conv.key]
@@ -54,7 +56,10 @@ class RepeatStartConv(CausalConv):
 
 
 class TransposedConv(nn.Module):
-    """Emits what no later input can change, [B, inputs, L] -> [B, outputs, L * stride], and carries the overlap."""
+    """A streaming transposed convolution: [B, inputs, L] -> [B, outputs, L * stride].
+
+    It returns the samples that later inputs cannot change, and carries the overlap to the next call.
+    """
 
     def __init__(self, conv: Conv):
         super().__init__()
@@ -174,9 +179,9 @@ class CodecTransformer(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Split residual vector quantizer: one semantic codebook, then the acoustic ones on each other's remainder.
+    """Split residual vector quantizer: one semantic codebook, and a chain of acoustic ones.
 
-    It compares distances, in float32 always.
+    Each acoustic codebook quantizes the remainder of the one before. Distances are always compared in float32.
     """
 
     stays_float32 = True
@@ -205,7 +210,7 @@ class Quantizer(nn.Module):
 
 
 def _nearest(x: Tensor, codebook: Tensor) -> Tensor:
-    # |x - e|^2 without |x|^2, which is the same for every entry.
+    # |x - e|^2 without the term |x|^2, because it is the same for every entry.
     return torch.argmin((codebook * codebook).sum(-1) - 2.0 * (x @ codebook.t()), dim=-1)
 
 
@@ -227,7 +232,7 @@ class MimiEncoder(nn.Module):
         return self.quantizer.encode(latent), *present
 
     def latent(self, pcm: Tensor, active: Tensor, *state: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What is quantized, [B, dim], and the new state."""
+        """The latent vector before quantization, [B, dim], and the new state."""
         carry, rings = _split(self.keys, active, state)
         x = self.seanet(pcm.to(self.dtype), carry)  # [B, dim, 2]
         position = carry.past["position"]

@@ -1,7 +1,7 @@
-"""Weights in 8 or 4 bits: rounding them, with scales for a column or for a block of a column.
+"""Rounds weights to 8 or 4 bits, with a scale for each column or for each block of a column.
 
-A weight is [K, N], K being what a MatMul sums over. A block is `block` weights in a row along K that share a scale,
-symmetric around zero as TensorRT wants it. Called by `export.build` while a graph is written.
+A weight is [K, N]; a MatMul sums over K. A block is `block` consecutive weights along K that share a scale. Values are
+symmetric around zero, because TensorRT requires it. Called by `export.exporter` and `export.awq`.
 """
 
 from collections.abc import Iterator
@@ -14,23 +14,23 @@ from pplex.export.threads import in_threads
 
 FP8_MAX = 448.0  # the largest number of E4M3
 SCALE_DTYPE = torch.float16
-_TILE = 1 << 16  # weights a thread works on at a time, so that they stay in its processor's cache
+_TILE = 1 << 16  # weights that a thread works on at a time: they fit its processor's cache
 
-# What the largest weight of a block may be divided by to get the scale of int4. At 7 nothing is cut off; the more, the
-# finer the steps for the others.
+# An int4 scale is the largest weight of a block over one of these divisors. With 7 no weight is clipped. A larger divisor
+# clips the largest weights and gives the others finer steps.
 _INT4_DIVISORS = (7.0, 7.5, 8.0, 8.6, 9.3, 10.2)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """values [K, N] int8, or float8_e4m3fn, and scale float16: [K / block, N], or [N] where `block` is 0."""
+    """values [K, N] int8 or float8_e4m3fn; scale float16 [K / block, N], or [N] if `block` is 0."""
 
     values: Tensor
     scale: Tensor
     block: int
 
     def dequantized(self) -> Tensor:
-        """What a graph computes with, [K, N] float32."""
+        """The weight that a graph computes with, [K, N] float32."""
         scale = self.scale.float()
         if self.block:
             scale = scale.repeat_interleave(self.block, 0)
@@ -38,17 +38,17 @@ class Quantized:
 
 
 def to_fp8(weight: Tensor) -> Quantized:
-    """E4M3 with one scale a column."""
+    """E4M3 with one scale for each column."""
     scale = _scale(weight.abs().amax(0) / FP8_MAX)
     return Quantized((weight / scale.float()).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale, 0)
 
 
 def to_int(weight: Tensor, bits: int, block: int, importance: Tensor | None = None) -> Quantized:
-    """Signed integers of `bits` bits in blocks, which divide K.
+    """Signed integers of `bits` bits, in blocks of `block` weights; `block` divides K.
 
-    Without `importance` a scale is the block's largest weight over the largest integer (round to nearest). With it, [K], the
-    mean square of the input each row is multiplied by, scales are those that add the least error to the output: of a
-    few divisors, and for each the least-squares optimum over the integers it gives.
+    Without `importance`, a scale is the block's largest weight over the largest integer (round to nearest). `importance`
+    [K] is the mean square of each input channel. With it, each block gets the scale with the least output error: see
+    `_least_error`.
     """
     top = (1 << (bits - 1)) - 1
 
@@ -71,7 +71,7 @@ def to_int(weight: Tensor, bits: int, block: int, importance: Tensor | None = No
 
 
 def pack_int4(values: Tensor) -> Tensor:
-    """Two of ONNX's int4 a byte, the first one in the low bits: [K, N] int8 -> [K * N / 2] uint8 (rounded up)."""
+    """Pack two int4 numbers into a byte as ONNX does, the first in the low bits: [K, N] int8 -> [ceil(K * N / 2)] uint8."""
     flat = values.flatten().view(torch.uint8) & 15
     if len(flat) % 2:
         flat = torch.cat([flat, flat.new_zeros(1)])
@@ -79,9 +79,10 @@ def pack_int4(values: Tensor) -> Tensor:
 
 
 def _least_error(blocks: Tensor, importance: Tensor, top: int) -> Tensor:
-    """The scale [K/b, N] of each block [b, N] for which sum(importance * (w - q * scale)^2) is least.
+    """The scale of each block that gives the least sum(importance * (w - q * scale)^2): [K/b, N] for blocks [K/b, b, N].
 
-    For fixed integers q the best scale is sum(i w q) / sum(i q q), and what it saves is sum(i w q)^2 / sum(i q q).
+    Each divisor of _INT4_DIVISORS gives integers q. For fixed q the best scale is sum(i w q) / sum(i q q), and it reduces
+    the error by sum(i w q)^2 / sum(i q q). Here i is the importance and w the weight.
     """
     largest = blocks.abs().amax(1).clamp(min=1e-12)
     weighted = importance * blocks
@@ -102,13 +103,13 @@ def _divided(blocks: Tensor, scale: Tensor, top: int) -> Tensor:
 
 
 def _scale(exact: Tensor) -> Tensor:
-    """As stored: positive in float16, where what divides by it and what multiplies by it are the same number."""
+    """The scale as stored: float16 and positive. Quantizing and dequantizing must use this same rounded number."""
     rounded = exact.clamp(max=torch.finfo(SCALE_DTYPE).max).to(SCALE_DTYPE)
     return torch.where(rounded > 0, rounded, torch.finfo(SCALE_DTYPE).smallest_normal)
 
 
 def _tiles(weight: Tensor, block: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of pieces of about _TILE weights, whole blocks each."""
+    """Rows and columns of tiles: each has about _TILE weights in whole blocks."""
     rows, columns = weight.shape
     width = min(columns, _TILE // block)
     height = block * max(1, _TILE // (block * width))

@@ -58,7 +58,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
             f"{repo} is neither a folder nor a repository name.\n"
             "Give a checkpoint's folder, a repository as ORGANISATION/NAME, or make one: pplex-export synth OUT"
         ) from error
-    except Exception as error:  # the hub's HTTP library, and so its errors' base class, differs from version to version
+    except Exception as error:  # the base class of the hub's errors depends on its version
         raise CheckpointError(_advice(repo, revision, error)) from error
 
 
@@ -85,7 +85,7 @@ def _advice(repo: str, revision: str | None, error: BaseException) -> str:
     )
 
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # the hub's reason; the error itself is only that the cache is empty
+        error = error.__cause__  # the hub's reason; the error itself only says that the cache is empty
     page = f"{constants.ENDPOINT}/{repo}"
     login = "log in (hf auth login, or set HF_TOKEN)"
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,4 +1,4 @@
-"""A folder that gets its name only when it is complete; used by builds and synthetic checkpoints."""
+"""Writes a folder under another name and renames it when it is complete: called by `export.build` and `export.synth`."""
 
 import fcntl
 import json
@@ -16,9 +16,9 @@ from pplex.runtime.files import is_folder
 
 
 class Steps:
-    """The steps of long work in a folder. Each is done once, even if the work is interrupted and started again.
+    """The steps of long work in a folder. Each step is done once, even if the work is interrupted and started again.
 
-    `identity` is a fingerprint of the work: files of another identity are deleted.
+    `identity` is a fingerprint of the work. Files of other work are deleted.
     """
 
     def __init__(self, folder: Path, identity: str):
@@ -75,11 +75,13 @@ class Steps:
 def whole_folder(out: Path, may_replace: Callable[[Path], bool], resumable: bool = False) -> Iterator[Path]:
     """A new folder beside `out` that replaces it if the block ends without an error, and is deleted otherwise.
 
-    An existing `out` is replaced if `may_replace` allows it at the end; an empty folder is always replaced. A killed
-    process leaves its new folder behind. It leaves `out` unchanged or, between two renames, under another name. The next
-    call for the same `out` deletes the one and renames the other. With `resumable`, a folder with finished Steps is kept,
-    and the next call for the same `out` gets it. Raises OutputError if the folder cannot be made, filled or renamed, or
-    if another process uses it.
+    An existing `out` is replaced if `may_replace` allows it at the end; an empty folder is always replaced.
+
+    A killed process leaves its new folder behind. If it was killed between two renames, the old `out` has another name.
+    The next call for the same `out` deletes the new folder and gives the old one its name back. With `resumable`, a folder
+    with finished Steps is kept, and the next call for the same `out` continues it.
+
+    Raises OutputError if the folder cannot be made, filled or renamed, or if another process uses it.
     """
     out = out.resolve()
     lock: int | None = None
@@ -131,14 +133,14 @@ def _put_in_place(folder: Path, out: Path, may_replace: Callable[[Path], bool]) 
         if old.exists() and not out.exists():
             old.rename(out)
         raise
-    # Not earlier: other processes rely on these files until the folder has its name.
+    # Not earlier: other processes need these files until the folder has its final name.
     for name in (STEPS_FILE, LOCK_FILE):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _clean_up_after_killed(out: Path) -> None:
-    """Clean up after killed processes: restore the `out` they had renamed, or delete their folders."""
+    """Clean up after killed processes: restore a renamed `out`, or delete their folders."""
     pattern = f".{escape(out.name)}"
     for old in out.parent.glob(f"{pattern}.replaced-*"):
         if out.exists():
@@ -175,6 +177,6 @@ def _locked(folder: Path) -> int | None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file is on disk: after a power failure, the record must not list lost files."""
+    """Wait until a file is on disk, so that the record never lists a file that a power failure destroyed."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What each weight of a graph is stored as, and the standard nodes that turn it back into numbers."""
+"""The stored form of each weight, and the standard ONNX nodes that dequantize it: called by `export.exporter`."""
 
 import re
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from pplex.runtime.config import ModelConfig
 from pplex.runtime.parameters import block_of
 from pplex.runtime.precision import PRECISIONS
 
-_HEAD = re.compile(r"(text_linear|steps\.\d+\.output)\.weight")  # what gives logits
+_HEAD = re.compile(r"(text_linear|steps\.\d+\.output)\.weight")  # the matrices that give logits
 IR_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 _BLOCK_AXIS, _COLUMN_AXIS = 0, 1  # of a weight [K, N]
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A weight [K, N] in fewer bits: its dtype, and how many weights along K share a scale (0: a whole column)."""
+    """A quantized weight [K, N]: its dtype, and how many weights along K share a scale (0: a whole column)."""
 
     dtype: str
     block: int
@@ -30,7 +30,7 @@ class Storage:
 
 
 def storages(graph: str, config: ModelConfig, precision: Mapping[str, str]) -> dict[str, Storage]:
-    """The quantized weights of a graph by name: its matrices. What is looked up, not multiplied, keeps 16 bits."""
+    """The quantized weights of a graph by name: matrices that multiply. Tables of embeddings keep 16 bits."""
     chosen, result = PRECISIONS[precision[graph]], {}
     for name, parameter in weights.parameters(graph, config, precision).items():
         dtype = chosen.heads if _HEAD.fullmatch(name) else chosen.weights
@@ -41,7 +41,7 @@ def storages(graph: str, config: ModelConfig, precision: Mapping[str, str]) -> d
 
 
 def dequantize_in_graph(model: ir.Model, name: str, storage: Storage) -> None:
-    """Replace the graph input `name`, a weight, by `name.values` and `name.scale` and the node that multiplies them."""
+    """Replace the graph input `name`, a weight, by the inputs `name.values` and `name.scale` and a DequantizeLinear."""
     weight = _take_input(model, name)
     assert weight.dtype is not None
     values = ir.Value(name=f"{name}.values", shape=ir.Shape(storage.shape), type=ir.TensorType(IR_TYPES[storage.dtype]))
@@ -56,7 +56,7 @@ def dequantize_in_graph(model: ir.Model, name: str, storage: Storage) -> None:
 
 
 def quantize_input_in_graph(model: ir.Model, name: str) -> None:
-    """Round what the weight `name` is multiplied by to fp8 and back; the scale is a new input, `name.input_scale`."""
+    """Round the activations that meet the weight `name` to fp8 and back; their scale is a new input, `name.input_scale`."""
     dequantize = next(node for node in model.graph if node.name == f"dequantize.{name}")
     (product, _), *others = dequantize.outputs[0].uses()
     assert product.op_type == "MatMul" and not others, name

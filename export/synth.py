@@ -1,7 +1,11 @@
 """A random checkpoint in the hub's layout, for tests, demos and benchmarks: called by `pplex-export synth`.
 
-Its weights mean nothing but behave: activations keep their scale through every layer, a change of sound changes the
-codes, codes decode to audible sound, and the logits prefer some tokens without settling on one.
+Its weights are random, but it behaves like a model:
+
+- activations keep their scale through every layer
+- other sound gives other codes
+- codes decode to audible sound
+- the logits prefer some tokens, but not always the same one
 """
 
 import gzip
@@ -45,7 +49,7 @@ from pplex.runtime.files import is_folder
 
 @dataclass(frozen=True)
 class Size:
-    """A named size: the reference's arguments that differ from the released ones, and a voice's length."""
+    """A named size: the arguments that differ from the released model's, and a voice's length."""
 
     arguments: dict[str, dict[str, Any]]
     voice_frames: int
@@ -64,7 +68,7 @@ TINY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "quantizer": {"dimension": 16, "n_q": 8, "input_dimension": 32, "output_dimension": 32},
 }  # fmt: skip
 
-# Wide enough to show the loss of fewer bits, and small enough to compare all precisions in minutes.
+# Wide enough to show the loss from quantization, and small enough to compare all precisions in minutes.
 SMALL_ARGUMENTS: dict[str, dict[str, Any]] = {
     **TINY_ARGUMENTS,
     "lm": {
@@ -81,13 +85,13 @@ SIZES = {
 
 VOICE_NAMES = (*(f"NAT{sex}{i}" for sex in "FM" for i in range(4)), *(f"VAR{sex}{i}" for sex in "FM" for i in range(5)))
 
-# A matrix of gain 1 keeps the deviation of what it multiplies. At these gains 32 layers multiply a rounding error by
-# 2.5 (by 10 if all were 1.5), and one wrong entry in a ring of 90 moves the hidden state by 8 %: a mistake shows.
+# A matrix of gain 1 keeps the standard deviation of its input. With these gains 32 layers multiply a rounding error by
+# 2.5 (by 10 if all gains were 1.5). One wrong entry in a ring of 90 moves the hidden state by 8 %, so a mistake shows.
 GAIN, EMBEDDING_STD = 1.0, 0.5
 LM_GAINS = {"in_proj": 1.3, "out_proj": 0.8, "text_linear": 3.0, "linears": 1.5}
 NORM_STD = 0.1
 
-PIECE = 1 << 22  # numbers drawn at a time
+PIECE = 1 << 22  # numbers drawn in one job
 
 
 def synthesize(
@@ -100,9 +104,9 @@ def synthesize(
 ) -> Path:
     """Write a random checkpoint of `size` ("tiny", "small" or "full") into the folder `out` and return `out`.
 
-    The same seed gives the same bytes. `outliers` plants heavy channels: see `synth_outliers`. `progress` gets the bytes
-    written since its last call, `checkpoint_nbytes` in all.
-    Raises CheckpointError for another size or number of depth sets, a folder in use, or a disk that is too full.
+    The same seed gives the same bytes. `outliers` adds heavy channels: see `synth_outliers`. `progress` gets the bytes
+    written since its last call; their sum is `checkpoint_nbytes`.
+    Raises CheckpointError for another size or number of depth sets, a folder that is not empty, or too little disk space.
     """
     progress = progress or (lambda nbytes: None)
     needed = checkpoint_nbytes(size, depth_sets)
@@ -120,7 +124,7 @@ def synthesize(
 
 
 def checkpoint_nbytes(size: str, depth_sets: int = 2 * CODEBOOKS) -> int:
-    """Bytes of all tensors of a checkpoint, which is what `progress` counts; the other files are small."""
+    """Bytes of all tensors of a checkpoint. `progress` counts these; the other files are small."""
     if size not in SIZES or depth_sets not in (CODEBOOKS, 2 * CODEBOOKS):
         raise CheckpointError(
             f"Cannot make a checkpoint of size {size!r} with {depth_sets} depth sets.\n"
@@ -156,7 +160,7 @@ def _config(size: str) -> ModelConfig:
 
 
 def _write_config(folder: Path, size: str) -> None:
-    """config.json: complete for other sizes, and bare like the hub's for the released sizes."""
+    """Write config.json: for "full" as bare as the released one, for other sizes with all arguments."""
     data: dict[str, Any] = {"model_type": "personaplex"}
     if changed := SIZES[size].arguments:
         arguments = {part: {**released, **changed[part]} for part, released in RELEASED_ARGUMENTS.items()}
@@ -165,7 +169,7 @@ def _write_config(folder: Path, size: str) -> None:
 
 
 def _lm_pieces(shapes: Shapes, seed: int, outliers: Outliers | None) -> Iterator[Callable[[], Array]]:
-    """The file's data in order, in pieces, so that no large tensor is complete in memory."""
+    """Jobs that draw the file's data in order and in pieces, so that no large tensor is complete in memory."""
     for key, shape in shapes.items():
         table, count = _table(*_lm_moments(key, shape)), math.prod(shape)
         for start in range(0, count, PIECE):
@@ -176,7 +180,7 @@ def _lm_pieces(shapes: Shapes, seed: int, outliers: Outliers | None) -> Iterator
 def _table(mean: float, std: float) -> Array:
     """The 65536 quantiles of a normal distribution in bfloat16, as int16.
 
-    Picking one of them with 16 random bits is four times as fast as drawing a float32 number and rounding it.
+    It is four times as fast to pick a quantile with 16 random bits as to draw a float32 number and round it.
     """
     quantiles = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16))
     table: Array = (mean + std * quantiles).to(torch.bfloat16).view(torch.int16).numpy()
@@ -187,7 +191,7 @@ def _drawn(
     table: Array, seed: int, key: str, shape: tuple[int, ...], start: int, count: int, outliers: Outliers | None
 ) -> Array:
     picks = generator(seed, f"{key}/{start}").integers(len(table), size=count, dtype=np.uint16)
-    # No index is out of range: "wrap" is simply the fastest mode, and it releases the GIL.
+    # All indices are in range. "wrap" is the fastest mode, and it releases the GIL.
     piece = table.take(picks, mode="wrap")
     if outliers is not None:
         outliers.plant(piece, key, shape, start)
@@ -195,7 +199,7 @@ def _drawn(
 
 
 def _lm_moments(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and deviation of a tensor's numbers."""
+    """Mean and standard deviation of a tensor's numbers."""
     if key.endswith("alpha"):
         return 1.0, NORM_STD
     if re.search(r"(^|_)emb\.", key):
@@ -208,7 +212,7 @@ def _write_voices(folder: Path, config: ModelConfig, frames: int, seed: int) -> 
     """voices.tgz: a pickle of `embeddings` [T, 1, 1, dim] bfloat16 and `cache` [1, 17, 4] int64 for every voice."""
     codes = torch.stack([_voice_codes(config, frames, seed, name) for name in VOICE_NAMES])  # [V, T, 17]
     embeddings = _embed(folder / LM_FILE, codes)
-    # Without a timestamp, the archive is the same every time.
+    # Without a timestamp, the same seed gives the same archive.
     with gzip.GzipFile(folder / VOICES_FILE, "wb", mtime=0) as file, tarfile.open(fileobj=file, mode="w") as archive:
         for name, embedding, voice in zip(VOICE_NAMES, embeddings, codes, strict=True):
             _add(
@@ -219,7 +223,7 @@ def _write_voices(folder: Path, config: ModelConfig, frames: int, seed: int) -> 
 
 
 def _voice_codes(config: ModelConfig, frames: int, seed: int, name: str) -> Tensor:
-    """Random speech of the agent, while the user's streams hold the tone of priming: [T, 17]."""
+    """Random codes for the agent, padding for the text, and the tone of priming for the user: [T, 17]."""
     agent = generator(seed, f"voices/{name}").integers(config.audio_card, size=(frames, CODEBOOKS))
     text, user = np.full((frames, 1), config.text_padding), np.tile(SINE_CODES, (frames, 1))
     return torch.from_numpy(np.concatenate([text, agent, user], 1))
@@ -236,7 +240,7 @@ def _embed(lm: Path, codes: Tensor) -> Tensor:
 
 
 def _ring(codes: Tensor, columns: int) -> Tensor:
-    """The last columns of codes [T, 17], four for the released delays, column t in place t mod 4: [1, 17, 4]."""
+    """The token ring after codes [T, 17]: step t is in column t mod `columns`. [1, 17, columns], 4 as released."""
     return codes[-columns:].roll(len(codes) % columns, dims=0).t()[None].contiguous()
 
 

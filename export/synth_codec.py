@@ -1,4 +1,8 @@
-"""A random codec that behaves: its codebooks are drawn around what speech-like sound leaves them to quantize."""
+"""A random codec that behaves like a trained one: called by `export.synth`.
+
+Speech-like sound runs through its encoder, and the codebooks are drawn around the vectors that they must quantize. Its
+`stream_codec` runs a codec frame by frame, for `export.conversations` and `validate`, too.
+"""
 
 import math
 import re
@@ -20,15 +24,15 @@ from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.graphs import graph_specs, seanet_decoder
 from pplex.runtime.synthetic_speech import speech_like
 
-GAIN = 1.0  # of a matrix: it keeps the deviation of what it multiplies
-# ELU takes off a third of a unit normal's power, and a residual block adds to its stream.
+GAIN = 1.0  # of a matrix: it keeps the standard deviation of its input
+# ELU removes a third of the power of a unit normal, and a residual block adds power.
 CONV_GAIN, RESIDUAL_GAIN = 1.25, 0.6
-SAMPLES_GAIN = 8.0  # of the convolution that reads samples, whose deviation in speech is about 0.1
+SAMPLES_GAIN = 8.0  # of the first convolution: speech samples have a standard deviation of about 0.1
 NORM_STD, BIAS_STD, LAYER_SCALE = 0.1, 0.1, 0.3
 
 CALIBRATION_SIGNALS, CALIBRATION_FRAMES = 4, 40
-PEAK = 0.6  # of the calibration signals after the codec, full scale being 1
-CODEBOOK_SPREAD = 0.7  # deviation of a codebook's entries over that of what it quantizes
+PEAK = 0.6  # of the decoded calibration signals; full scale is 1
+CODEBOOK_SPREAD = 0.7  # standard deviation of a codebook's entries, relative to the vectors that it quantizes
 
 
 def write_codec(path: Path, config: ModelConfig, seed: int, progress: Progress) -> None:
@@ -41,12 +45,12 @@ def write_codec(path: Path, config: ModelConfig, seed: int, progress: Progress) 
 
 def _codec_tensor(seed: int, key: str, shape: tuple[int, ...]) -> Tensor:
     if key.endswith(("_initialized", "cluster_usage", "embedding_sum")):
-        return torch.ones(shape)  # the calibration replaces a codebook
+        return torch.ones(shape)  # `_calibrate` replaces the codebooks
     return normal(seed, key, math.prod(shape), *_codec_moments(key, shape)).reshape(shape)
 
 
 def _codec_moments(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and deviation of a tensor's numbers."""
+    """Mean and standard deviation of a tensor's numbers."""
     if "norm" in key:
         return float(key.endswith("weight")), NORM_STD
     if "layer_scale" in key:
@@ -54,7 +58,7 @@ def _codec_moments(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if key.endswith("bias"):
         return 0.0, BIAS_STD
     fan_in = math.prod(shape[1:])
-    if "convtr" in key:  # the stride is half the kernel, so two taps of every channel meet in a sample
+    if "convtr" in key:  # the stride is half the kernel, so a sample is the sum of two taps for every channel
         fan_in = 2 if key.startswith("upsample") else 2 * shape[0]
     return 0.0, _codec_gain(key) / math.sqrt(fan_in)
 
@@ -68,7 +72,7 @@ def _codec_gain(key: str) -> float:
 
 
 def _calibrate(tensors: dict[str, Tensor], config: ModelConfig, seed: int) -> None:
-    """Set the codebooks from what they are to quantize, then the last convolution to a sound of a known peak."""
+    """Draw the codebooks around their inputs, then scale the last convolution so that the sound has a known peak."""
     signals = [speech_like(CALIBRATION_FRAMES, config.frame_size, seed=i) for i in range(CALIBRATION_SIGNALS)]
     pcm = torch.from_numpy(np.stack(signals)).reshape(CALIBRATION_SIGNALS, CALIBRATION_FRAMES, 1, -1)
     checkpoint = Checkpoint(Path(), config, config.stored_depth_sets, dict.fromkeys(tensors, _InMemory(tensors)))
@@ -83,7 +87,7 @@ def _calibrate(tensors: dict[str, Tensor], config: ModelConfig, seed: int) -> No
 
 @dataclass(frozen=True)
 class _InMemory:
-    """Tensors by key, read as an open safetensors file is."""
+    """Tensors by key, with the interface of an open safetensors file."""
 
     tensors: dict[str, Tensor]
 
@@ -92,7 +96,7 @@ class _InMemory:
 
 
 def stream_codec(graph: str, config: ModelConfig, step: Callable[..., Any], inputs: Tensor) -> Tensor:
-    """Take inputs [B, F, ...] frame by frame through `step`: what it returns before its new state, [B, F, ...]."""
+    """Run `step` frame by frame over inputs [B, F, ...]; returns its outputs without the state, [B, F, ...]."""
     slots = len(inputs)
     state = [
         torch.zeros([slots if size == "B" else int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype))
@@ -107,10 +111,10 @@ def stream_codec(graph: str, config: ModelConfig, step: Callable[..., Any], inpu
 
 
 def _set_codebooks(tensors: dict[str, Tensor], quantizer: Quantizer, latents: Tensor, seed: int) -> Tensor:
-    """Draw every codebook around what reaches it; returns the codes of the latents [N, dim]: [N, 8]."""
+    """Draw every codebook around the vectors that reach it; returns the codes of the latents [N, dim]: [N, 8]."""
     codes = []
     for part, project in (("rvq_first", quantizer.semantic), ("rvq_rest", quantizer.acoustic)):
-        rest = project(latents)  # [N, codebook_dim], what is left for the next codebook
+        rest = project(latents)  # [N, codebook_dim]: the remainder for the next codebook
         for key in [key for key in tensors if re.match(rf"quantizer\.{part}\..*\.embedding_sum", key)]:
             size = len(tensors[key])
             entries, usage = _entries(rest, size, seed, key), _usage(size, seed, key)
@@ -122,9 +126,10 @@ def _set_codebooks(tensors: dict[str, Tensor], quantizer: Quantizer, latents: Te
 
 
 def _entries(rest: Tensor, size: int, seed: int, key: str) -> Tensor:
-    """Codebook entries with the mean of `rest` [N, dim] and its correlations, nearer to the mean: [size, dim].
+    """Codebook entries with the mean and the correlations of `rest` [N, dim], but closer to the mean: [size, dim].
 
-    In many dimensions, of entries spread as wide as the data the few shortest ones would be nearest to everything.
+    If the entries were as far from the mean as the data, a few short ones would be nearest to all vectors, because the
+    space has many dimensions.
     """
     mean = rest.mean(0)
     mixture = normal(seed, key, size * len(rest), 0.0, CODEBOOK_SPREAD / math.sqrt(len(rest))).reshape(size, -1)
@@ -137,7 +142,7 @@ def _usage(size: int, seed: int, key: str) -> Tensor:
 
 
 def _set_peak(tensors: dict[str, Tensor], last: str, sound: Tensor) -> None:
-    """Scale the last convolution, whose output was `sound`, to PEAK around zero."""
+    """Change the last convolution so that its output, now `sound`, has mean zero and a peak of PEAK."""
     mean = sound.mean()
     scale = PEAK / (sound - mean).abs().max()
     tensors[f"{last}.weight"] = tensors[f"{last}.weight"] * scale

@@ -1,8 +1,8 @@
-"""Heavy channels for a synthetic checkpoint, as trained transformers have: called by `export.synth`.
+"""Heavy channels for a synthetic checkpoint, as in trained transformers: called by `export.synth`.
 
-Random weights spread every activation evenly, which flatters a quantizer. Here a few dimensions of the residual stream
-are 20 to 50 times the others: what writes to them is multiplied by that factor, and what reads them divided by its square
-root, so that they carry much of what is read without drowning the rest.
+Random weights spread activations evenly, which makes quantization too easy. Here a few dimensions of the residual stream are
+20 to 50 times as large as the others. The weights that write to them are multiplied by that factor, and the weights that
+read them are divided by its square root. So these dimensions weigh much, and the others still count.
 """
 
 import re
@@ -33,15 +33,15 @@ class Outliers:
 
     @classmethod
     def drawn(cls, dim: int, seed: int) -> "Outliers":
-        """One dimension in 512, two at least."""
+        """One dimension of every 512, at least two."""
         random = generator(seed, "outliers")
         count = max(2, dim // DIMS_PER_OUTLIER)
         return cls(np.sort(random.choice(dim, count, replace=False)), random.uniform(*FACTORS, count))
 
     def plant(self, piece: Array, key: str, shape: tuple[int, ...], start: int) -> None:
-        """Multiply, in place, what belongs to the heavy dimensions in numbers start, start + 1, ... of a tensor.
+        """Multiply the numbers of the heavy dimensions in `piece`, in place.
 
-        `piece` is bfloat16 as int16.
+        `piece` has the numbers start, start + 1, ... of the tensor `key`: bfloat16 as int16.
         """
         columns = shape[-1]
         for dim, factor in zip(self.dims, self.factors, strict=True):

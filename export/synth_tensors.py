@@ -1,4 +1,4 @@
-"""Random tensors that depend on nothing but seed and name, and safetensors files written in pieces."""
+"""Random tensors that depend only on seed and name, and a writer of safetensors in pieces: called by `export.synth*`."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Progress = Callable[[int], None]
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """A generator of its own for every tensor, or piece of one: in what order they are drawn makes no difference."""
+    """The random generator of one tensor, or of a piece: the order in which tensors are drawn does not matter."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
@@ -35,7 +35,7 @@ def normal(seed: int, name: str, count: int, mean: float, std: float) -> Tensor:
 
 
 def write_tensors(path: Path, dtype: str, shapes: Shapes, pieces: Iterable[Array], progress: Progress) -> None:
-    """A safetensors file of the tensors in `shapes`, their data coming in that order, in pieces of any length."""
+    """Write a safetensors file of the tensors in `shapes`. `pieces` is their data in this order, in any lengths."""
     header = _header(dtype, shapes)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -45,7 +45,7 @@ def write_tensors(path: Path, dtype: str, shapes: Shapes, pieces: Iterable[Array
 
 
 def _header(dtype: str, shapes: Shapes) -> bytes:
-    """The JSON table at the file's start, padded so that the data is aligned to 8 bytes."""
+    """The JSON table at the start of the file, padded to align the data to 8 bytes."""
     table, end, itemsize = {}, 0, {"BF16": 2, "F32": 4}[dtype]
     for key, shape in shapes.items():
         start, end = end, end + math.prod(shape) * itemsize
@@ -55,7 +55,7 @@ def _header(dtype: str, shapes: Shapes) -> bytes:
 
 
 def ahead(jobs: Iterable[Callable[[], Array]]) -> Iterator[Array]:
-    """The jobs' results in order, worked out by one thread a core, a few ahead of what is taken."""
+    """The results of the jobs in order. One thread for each core works a few jobs ahead."""
     threads = available_processors()
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Array]] = deque()

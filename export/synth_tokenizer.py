@@ -1,4 +1,4 @@
-"""A small SentencePiece model for random checkpoints."""
+"""A small SentencePiece model for random checkpoints: called by `export.synth`."""
 
 import io
 from pathlib import Path
@@ -40,7 +40,7 @@ def write_tokenizer(path: Path, size: int) -> None:
 
 
 def _word(number: int) -> str:
-    """A made-up word of three syllables, another one for every number below a million."""
+    """An invented word of three syllables; numbers below a million give different words."""
     number = number * 7919 % 1_000_000  # neighbours look different
     syllables = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"]
     return "▁" + "".join(syllables[number // 100**i % 100] for i in range(3))

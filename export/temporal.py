@@ -1,4 +1,7 @@
-"""The temporal transformer: one 80 ms step of the language model for B slots, or a chunk of forced steps."""
+"""The temporal transformer as a torch module: one 80 ms step for B slots, or a chunk of forced steps.
+
+`export.exporter` traces it; `export.calibration`, `bench` and `validate` run it.
+"""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Torch over many pieces at once: one thread a piece, not all threads on each."""
+"""Limits torch's threads, or runs one piece of work on each core: called by `export` and `validate`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ WIDE = 1024
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: a sum's last bits would differ with the number of cores, and short work is not shared out."""
+    """Torch on one thread. The last bits of a sum then do not depend on the number of cores, and short work is faster."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -26,14 +26,14 @@ def one_thread() -> Iterator[None]:
 
 
 def suited_threads(width: int) -> AbstractContextManager[None]:
-    """Torch's own threads for a model as wide as `width`, or one, where an operation is over before they have met."""
+    """All of torch's threads for a wide model, one for a narrow model, whose operations are shorter than the waiting."""
     return nullcontext() if width >= WIDE else one_thread()
 
 
 def in_threads(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
-    """The function's results for all pieces in order, a core each.
+    """The function's results for all pieces, in order. Each piece runs on one core.
 
-    Torch's own threads meet after every operation; on a busy machine they mostly wait for each other.
+    Torch's own threads synchronize after every operation; on a busy machine they mostly wait for each other.
     """
     with one_thread(), ThreadPoolExecutor(available_threads()) as pool:
         return list(pool.map(function, pieces))

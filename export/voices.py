@@ -1,6 +1,6 @@
-"""A checkpoint's voices: voices.tgz, an archive of pickles, read without running their code and stored as safetensors.
+"""Reads a checkpoint's voices.tgz, an archive of pickles, without running their code, and writes them as safetensors.
 
-Called by the build; the runtime reads the result with numpy.
+Called by `export.build` and `validate`; the runtime reads the result with numpy.
 """
 
 import gzip
@@ -43,7 +43,7 @@ def read_voices(
 
     A voice's pickle holds `embeddings` [T, 1, 1, dim], any float type, and `cache` [1, 17, 4], any integer type; other
     keys are ignored. Members are read one by one in memory and nothing is written, so their paths can do no harm.
-    Raises CheckpointError naming every member that cannot be used, or an archive that unpacks to more than the limits.
+    Raises CheckpointError that names every unusable member, or if the archive unpacks to more than the limits.
     """
     voices: dict[str, Voice] = {}
     problems: list[str] = []
@@ -69,7 +69,7 @@ def write_voices(voices: Mapping[str, Voice], path: Path) -> None:
     tensors = {
         f"{name}.{part}": getattr(voice, part) for name, voice in voices.items() for part in ("embeddings", "cache")
     }
-    path.write_bytes(save(tensors))  # save_file would make it readable for its owner only
+    path.write_bytes(save(tensors))  # not save_file, whose file only its owner can read
 
 
 class _Limited(io.BufferedIOBase):
@@ -95,7 +95,7 @@ def _members(tgz: Path, max_nbytes: int, max_members: int) -> Iterator[tuple[tar
     try:
         with gzip.open(tgz) as file:
             stream = _Limited(file, max_nbytes)
-            # "r|" never seeks, so each byte is unpacked once and counts towards the limit.
+            # "r|" never seeks: each byte is unpacked once and counts towards the limit.
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for count, member in enumerate(archive, start=1):
                     if count > max_members or member.size > max_nbytes:
@@ -186,7 +186,7 @@ def _embeddings_problems(embeddings: Tensor, config: ModelConfig) -> list[str]:
 
 
 def _cache_problems(cache: Tensor, config: ModelConfig) -> list[str]:
-    """A token may be -1 (none, which the model feeds as zeros) or the initial one, which lies just past the card."""
+    """A token may be -1 (no token: zeros for the model) or the initial token, which is the last token plus one."""
     expected = (1, config.num_streams, config.max_delay + 3)
     if cache.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8) or tuple(cache.shape) != expected:
         return [f"cache is {_kind(cache)}, expected integers {list(expected)}"]

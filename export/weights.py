@@ -1,4 +1,7 @@
-"""Where each parameter of an exported graph comes from: checkpoint keys, and what is done with their tensors."""
+"""The source of each parameter of an exported graph: checkpoint keys, and a function of their tensors.
+
+Called by `export`, `bench` and `validate`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """A parameter's checkpoint keys, and the function of their tensors that gives it."""
+    """A parameter's checkpoint keys, and the function that computes the parameter from their tensors."""
 
     keys: tuple[str, ...]
     make: Callable[..., Tensor]
@@ -39,7 +42,7 @@ ParameterSources = Iterator[tuple[str, ParameterSource]]
 
 
 def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, ParameterSource]:
-    """Where each parameter of a graph comes from. Raises CheckpointError if the checkpoint lacks a depth step's table."""
+    """The source of each parameter of a graph. Raises CheckpointError if the checkpoint lacks a depth step's table."""
     table = {
         "mimi_encode": _mimi_encode(config),
         "temporal": _temporal(config),
@@ -57,7 +60,7 @@ def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str
 
 
 def parameters(graph: str, config: ModelConfig, precision: Mapping[str, str] = FP32) -> dict[str, Tensor]:
-    """The parameters of one graph by name, without their data: shapes, and the dtypes they are computed with."""
+    """The parameters of one graph by name, without data: their shapes, and the dtypes of the computation."""
     with torch.device("meta"):
         return dict(MODULES[graph](config, activations(graph, precision)).named_parameters())
 
@@ -79,7 +82,7 @@ def load(graph: str, checkpoint: Checkpoint, config: ModelConfig | None = None) 
 
 
 class PartLoader:
-    """Fills parts of a graph's module that were made without data, in float32; tells the bytes read."""
+    """Fills parts of a graph's module that have no data yet, in float32; `progress` gets the bytes read."""
 
     def __init__(
         self,
@@ -92,7 +95,10 @@ class PartLoader:
         self._progress = progress
 
     def __call__(self, module: nn.Module, prefix: str) -> None:
-        """Give `module` the graph's parameters whose names start with `prefix`, without it where it ends with a dot."""
+        """Give `module` the graph's parameters whose names start with `prefix`.
+
+        If the prefix ends with a dot, `module` is the part of that name, and its own names have no prefix.
+        """
         state = {}
         for name, source in self._sources.items():
             if name.startswith(prefix):
@@ -148,7 +154,7 @@ def _depth(config: ModelConfig, depth_sets: int) -> ParameterSources:
         for norm in ("norm1", "norm2"):
             yield f"{norm}.{i}.weight", _flat(f"depformer.layers.{i}.{norm}.alpha")
     for k in range(config.depth_steps):
-        own = k % depth_sets  # of 8 sets, the reference's loader makes 16 by copying step k to step k + 8
+        own = k % depth_sets  # from 8 sets, the reference's loader makes 16: it copies step k to step k + 8
         yield f"steps.{k}.input.weight", _linear(f"depformer_in.{own}.weight")
         yield f"steps.{k}.emb", _same("depformer_text_emb.weight" if k == 0 else _depth_embedding(k - 1, depth_sets))
         yield f"steps.{k}.output.weight", _linear(f"linears.{own}.weight")
@@ -160,7 +166,7 @@ def _depth(config: ModelConfig, depth_sets: int) -> ParameterSources:
 
 
 def _depth_embedding(k: int, depth_sets: int) -> str:
-    """The table for codebook k: with 8 sets those of 8, 9, ... are copies of 0, 1, ..., and 7's has no other."""
+    """Key of the table for codebook k. With 8 sets, tables 8, 9, ... are copies of 0, 1, ...; table 7 is not copied."""
     return depth_embedding(k if k < depth_sets else k - depth_sets)
 
 
@@ -209,7 +215,7 @@ def _quantizer(projection: str) -> ParameterSources:
 
 
 def _codebook(key: str) -> ParameterSource:
-    """Entries are running means: their sum over how often each was used."""
+    """The entries are running means: the sum of an entry's vectors over its usage."""
     return ParameterSource(
         (f"{key}.embedding_sum", f"{key}.cluster_usage"),
         lambda total, usage: total.float() / usage.float().clamp(min=1e-5)[:, None],

@@ -1,1 +1,1 @@
-"""What `bench`, `validate` and `server.load` share: the machine, memory, timings, and the conversation that is measured."""
+"""Shared by `bench`, `validate` and `server.load`: the machine, memory, timings, persona and warm-up."""

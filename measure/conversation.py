@@ -1,4 +1,7 @@
-"""The conversation that benchmarks and validations measure."""
+"""The persona and the warm-up of conversations that benchmarks and validations measure.
+
+Called by `bench` and `validate`.
+"""
 
 PERSONA = "You enjoy having a good conversation."
 WARM_UP_FRAMES = 20

@@ -1,4 +1,4 @@
-"""A description of the machine, which every report carries."""
+"""A description of the machine, which every report carries. Called by `bench`, `server` and `validate`."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

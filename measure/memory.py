@@ -1,16 +1,16 @@
-"""Memory of this process, in megabytes of 10^6 bytes."""
+"""Memory of this process, in megabytes of 10^6 bytes. Called by `bench` and `validate`."""
 
 import resource
 from pathlib import Path
 
 
 def peak_memory_mb() -> int:
-    """Largest resident size of this process so far."""
+    """Largest resident size of this process until now."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
 
 
 def resident_mb() -> float | None:
-    """Resident size of this process now; None where the system does not say."""
+    """Resident size of this process now; None if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -19,7 +19,7 @@ def resident_mb() -> float | None:
 
 
 def status_mb() -> dict[str, float]:
-    """Fields of /proc/self/status that are sizes, such as VmHWM and RssAnon; empty where the system does not say."""
+    """The sizes in /proc/self/status, such as VmHWM and RssAnon; empty if the system does not have this file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

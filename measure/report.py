@@ -1,4 +1,4 @@
-"""A report of timings: median and 99th percentile by row, figures, and the machine."""
+"""A report of timings: median and 99th percentile by row, figures, and the machine. Called by `bench`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from pplex.measure.tables import aligned
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds a frame: median and 99th percentile."""
+    """Milliseconds: median and 99th percentile."""
 
     median_ms: float
     p99_ms: float
@@ -25,7 +25,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Timings by row, figures beside them, and where they were measured."""
+    """Timings by row, other figures, and the machine."""
 
     title: str
     timings: dict[str, Timing]

@@ -1,4 +1,4 @@
-"""The kinds of numpy array that the packages exchange, by name."""
+"""Names for the numpy array types that the packages exchange. Used by all packages."""
 
 from typing import Any
 
@@ -8,5 +8,5 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Tokens = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]  # numbers of slots
-Pcm = npt.NDArray[np.float32]  # samples, full scale being 1
+Pcm = npt.NDArray[np.float32]  # samples; full scale is 1
 Floats = npt.NDArray[np.floating[Any]]

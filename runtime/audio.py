@@ -36,12 +36,12 @@ NOTED_LOSS_S = 0.05
 
 
 def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
-    """All of a wav, flac or ogg as mono: [samples] float32 at 24 kHz, the mean of its channels, resampled where needed.
+    """Read a whole wav, flac or ogg as mono: [samples] float32 at 24 kHz. Channels are mixed, and resampled if necessary.
 
-    `source` is a path, "-" for standard input, or an open binary file. Recordings joined in one file are read one after
-    the other. Warns (AudioWarning) of a wrong size in the header, channels that cancel out, and damaged parts. Raises
-    AudioError if the file is missing, is not audio, cannot be read to its end, or holds no samples, or samples that are
-    not finite or far above full scale.
+    `source` is a path, "-" for standard input, or an open binary file. Recordings joined in one file are read in order.
+    Warns (AudioWarning) about a wrong size in the header, channels that cancel out, and damaged parts. Raises AudioError if
+    the file is missing, is not audio, cannot be read to its end, or has no samples. Raises AudioError, too, for samples that
+    are not finite or far above full scale.
     """
     name, data = _read_bytes(source)
     heard, notes = [np.zeros(0, np.float32)], []
@@ -58,7 +58,7 @@ def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
 
 
 def _read_bytes(source: str | os.PathLike[str] | BinaryIO) -> tuple[str, bytes]:
-    """The name for messages, and the content: read whole, because libsndfile must seek and a pipe cannot."""
+    """The name for messages, and the content. It is read whole, because libsndfile seeks and a pipe cannot."""
     if not isinstance(source, str | os.PathLike):
         return str(getattr(source, "name", "the audio")), source.read()
     path = os.fspath(source)
@@ -78,7 +78,7 @@ def _read_bytes(source: str | os.PathLike[str] | BinaryIO) -> tuple[str, bytes]:
 
 
 def _read_part(part: Part, name: str, begins_s: float) -> tuple[Pcm, list[str]]:
-    """One recording of a file, [samples] at 24 kHz, and notes for the user; it begins at `begins_s` of the file."""
+    """One recording of a file, [samples] at 24 kHz, and notes for the user. `begins_s`: its start in the file."""
     decoding = _Decoding(part, name, begins_s)
     pcm, mix = decoding.mean()
     if mix.note:
@@ -99,7 +99,7 @@ class _StraightOn(soundfile.SoundFile):
 
 
 class _Bytes(io.BytesIO):
-    """A file in memory. A damaged header makes libsndfile seek outside of it; such a seek does nothing."""
+    """A file in memory. A damaged header makes libsndfile seek outside the file; such a seek does nothing."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
@@ -109,7 +109,7 @@ class _Bytes(io.BytesIO):
 
 
 class _Decoding:
-    """Decodes a part from its beginning, as often as needed, and says where decoding stopped."""
+    """Decodes a part from its beginning, possibly more than once, and records where decoding stopped."""
 
     def __init__(self, part: Part, name: str, begins_s: float):
         self._part, self._name, self._begins_s = part, name, begins_s
@@ -117,7 +117,7 @@ class _Decoding:
         self.loss = ""  # note for the user about samples that could not be decoded
 
     def mean(self) -> tuple[Pcm, Mix]:
-        """The mean of the channels [samples], at the file's rate, and the right way to mix them."""
+        """The mean of the channels [samples] at the file's rate, and the correct way to mix them."""
         means: list[Pcm] = [np.zeros(0, np.float32)]
         chooser: MixChooser | None = None
         with np.errstate(over="ignore", invalid="ignore"):  # infinite samples are reported later
@@ -203,7 +203,7 @@ def _resampled(pcm: Pcm, name: str, rate_hz: int) -> Pcm:
 
 
 def check_audio_target(target: str | os.PathLike[str]) -> None:
-    """Raise OutputError if audio cannot be written to `target`; to be called before the audio is made."""
+    """Raise OutputError if audio cannot be written to `target`. Call it before the audio is made."""
     check_writable(target)
     suffix = Path(target).suffix.lower()
     if os.fspath(target) != STANDARD_STREAM and suffix not in FORMATS:
@@ -211,9 +211,9 @@ def check_audio_target(target: str | os.PathLike[str]) -> None:
 
 
 def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> bytes:
-    """The bytes of a file with `pcm` [samples] at 24 kHz, clipped to [-1, 1], in the format the suffix names ("-": wav).
+    """The bytes of a file with `pcm` [samples] at 24 kHz, clipped to [-1, 1]. The suffix names the format ("-": wav).
 
-    Raises OutputError for an unknown suffix or a folder that cannot be written, AudioError for samples that cannot.
+    Raises OutputError for an unknown suffix or an unwritable folder, AudioError for samples that cannot be encoded.
     """
     check_audio_target(target)
     name = os.fspath(target)
@@ -250,7 +250,7 @@ def normalize_loudness(pcm: Pcm, lufs: float = VOICE_LUFS) -> Pcm:
         )
     loudness = float(Meter(SAMPLE_RATE_HZ).integrated_loudness(pcm))
     if not np.isfinite(loudness):
-        raise AudioError("The recording is silent (below -70 LUFS). Give one in which somebody speaks.")
-    # What pyloudnorm.normalize.loudness computes, without its warning of samples above 1.0: the codec takes them.
+        raise AudioError("The recording is silent (below -70 LUFS). Give a recording of a person who speaks.")
+    # Same as pyloudnorm.normalize.loudness, but without its warning about samples above 1.0: the codec accepts them.
     scaled: Pcm = (np.power(10.0, (lufs - loudness) / 20.0) * pcm).astype(np.float32)
     return scaled

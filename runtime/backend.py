@@ -1,4 +1,4 @@
-"""Chooses what a bundle runs on, checks it before anything is loaded, and loads the executors."""
+"""Chooses the device and libraries for a bundle, checks them, and loads the executors: called by `runtime.stages`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Backend:
 def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> Backend:
     """Choose where a bundle runs. Compiled engines decide themselves; ONNX graphs run on `device`.
 
-    `device`: "cpu", "cuda", or None for a GPU if one is found. Raises EngineError (LibraryError, GpuError) that says what
-    to do if the bundle cannot run.
+    `device`: "cpu", "cuda", or None for a GPU if one is found. Raises EngineError (LibraryError, GpuError) with advice if
+    the bundle cannot run.
     """
     kinds = {name: entry["kind"] for name, entry in bundle.manifest["engines"].items()}
     unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNXRUNTIME, *TENSORRT_LIBRARIES)}
@@ -53,7 +53,7 @@ def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> B
 
 
 def graphs_run_on_processor(device: str | None) -> bool:
-    """Whether ONNX graphs run on the processor, also because no GPU answers. `device` and errors as in `choose_backend`."""
+    """Whether ONNX graphs run on the processor, chosen or for lack of a GPU. `device` and errors as in `choose_backend`."""
     return _gpu_for_graphs(device) is None
 
 
@@ -81,7 +81,7 @@ def host_backend(device: HostDevice, threads: int | None, profiles: Path | None 
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         kept = prepared_here(bundle.folder, bundle.manifest)
-        # Cached graphs were made from the bundle's own files; a graph that was rewritten elsewhere must not use them.
+        # Cached graphs come from the bundle's own files. A graph that was rewritten elsewhere must not use them.
         prepared = {name: one for name, one in kept.items() if bundle.graph_path(name).parent == bundle.folder}
         return {
             name: OnnxRuntimeExecutor(
@@ -103,7 +103,7 @@ def host_backend(device: HostDevice, threads: int | None, profiles: Path | None 
 def open_to_run(folder: Path, device: str | Backend | None) -> Bundle:
     """Open a bundle to run on `device`, as in `choose_backend`.
 
-    If the optimised graph is cached here, the files of the original, which were checked then, are not read again.
+    If the optimised graph is cached here, the original's files were checked before the caching, and are not read again.
     """
 
     def unread(manifest: Mapping[str, Any]) -> set[str]:
@@ -192,7 +192,7 @@ def check_engines(
 
 
 def engines_nbytes(manifest: Mapping[str, Any]) -> int:
-    """Bytes of the engines' files; for a graph with its weights, in NAME.data beside it."""
+    """Bytes of the engines' files. A graph counts with its weights in NAME.data."""
     files = manifest["files"]
     names = {entry["file"] for entry in manifest["engines"].values()}
     weights = {str(Path(name).with_suffix(".data")) for name in names if name.endswith(".onnx")}
@@ -200,5 +200,5 @@ def engines_nbytes(manifest: Mapping[str, Any]) -> int:
 
 
 def cache_path(folder: Path, graph: str, gpu: FoundGpu) -> Path:
-    """The cache of kernels that were compiled at load: a file for each kind of GPU that uses the bundle."""
+    """The cache file of kernels compiled at load: one for each kind of GPU that uses the bundle."""
     return folder / CACHES_FOLDER / f"{graph}.sm_{gpu.sm}{CACHE_SUFFIX}"

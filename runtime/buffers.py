@@ -1,4 +1,7 @@
-"""The inputs and outputs of the four graphs: buffers of the device, the host arrays beside them, and copies between both."""
+"""The inputs and outputs of the four graphs: device buffers, host arrays, and copies between them.
+
+Called by `runtime.stages` and `runtime.frame`.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,17 +16,18 @@ from pplex.runtime.graphs import MAX_STEPS, GraphSpec, TensorSpec
 
 LOGITS = ("text_logits", "audio_logits")  # outputs that only validation reads
 NOISE = ("noise", "noise_offset", "noise_stride")  # inputs that the language graphs share
-STAYING = ("embedding", "noise")  # inputs that are not uploaded with each call: zeros except in forced steps; tables
+# Inputs that a call does not upload: the embedding is zero except in forced steps, and the noise tables stay on the device.
+STAYING = ("embedding", "noise")
 
-# What a graph takes from an earlier one: one buffer for both.
+# Inputs that are outputs of an earlier graph: one buffer for both.
 _SHARED = {"depth": ("temporal", ("hidden", "text_token", *NOISE)), "mimi_decode": ("mimi_encode", ("active",))}
 
 
 class FrameBuffers:
-    """A buffer [S, ...] and a host array for each input and output. Where the device is the host, both are one memory."""
+    """A buffer [S, ...] and a host array for each input and output. If the device is the host, both share memory."""
 
     def __init__(self, specs: Iterable[GraphSpec], device: Device, slots: int, logits: bool):
-        """With `logits`, they are among the outputs too."""
+        """`logits`: keep the logits as outputs, too."""
         self.slots, self._device = slots, device
         self._specs = {spec.name: spec for spec in specs}
         self.by_graph = self._make_buffers(logits)
@@ -38,7 +42,7 @@ class FrameBuffers:
         return {name: buffer.rows(row, batch) for name, buffer in self.by_graph[graph].items()}
 
     def transfers(self, graphs: tuple[str, ...], row: int, batch: int) -> tuple[list[Call], list[Call]]:
-        """Uploads of the inputs that no graph before has made, and downloads of the outputs that the host reads."""
+        """Uploads of the inputs that no earlier graph computes, and downloads of the outputs that the host reads."""
         uploads, downloads, made = list[Call](), list[Call](), set[int]()
         for graph in graphs:
             spec, buffers = self._specs[graph], self.by_graph[graph]
@@ -79,7 +83,7 @@ class FrameBuffers:
         return self._transfer(buffer.rows(row, batch), array[row : row + batch], up)
 
     def _transfer(self, buffer: Buffer, array: Array, up: bool) -> list[Call]:
-        """The copy between an array and its buffer; no copy where they are the same memory."""
+        """The copy between an array and its buffer; none if they share memory."""
         host = Buffer.of(array)
         if host.address == buffer.address:
             return []

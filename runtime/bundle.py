@@ -1,4 +1,4 @@
-"""A bundle on disk: its manifest, the checks made before it is used, and its voices."""
+"""A bundle on disk: its manifest, its voices, and the checks before it is used. Used by all packages."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ class Bundle:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder holds only a bundle, whole or damaged, so that a build may replace it.
+    """Whether a folder holds only a bundle, complete or damaged. A build may then replace it.
 
     Raises AccessError if this user may not read it.
     """
@@ -88,8 +88,8 @@ def open_bundle(
 ) -> Bundle:
     """Read a bundle's manifest and check every file's size and, with `verify`, its SHA-256.
 
-    `unread`: given the manifest, names files that will not be read; their SHA-256 is not checked. Raises BundleError that
-    names every mismatch, AccessError that names every file this user may not read.
+    `unread` gets the manifest and returns the names of files that will not be read: their SHA-256 is not checked. Raises
+    BundleError that names every mismatch, AccessError that names every file this user may not read.
     """
     manifest = _read_manifest(folder / MANIFEST_FILE)
     check_readable(*(folder / name for name in manifest["files"]))
@@ -164,7 +164,7 @@ def _file_problems(
         if path.stat().st_size != expected["nbytes"]:
             return f"{name} has {path.stat().st_size} bytes, expected {expected['nbytes']}"
         if name in hashed and file_sha256(path) != expected["sha256"]:
-            return f"{name} has another SHA-256 than the manifest says"
+            return f"{name} does not have the SHA-256 of the manifest"
         return None
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock

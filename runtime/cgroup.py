@@ -1,8 +1,8 @@
-"""Processors and memory that this process may use, after affinity, control groups and rlimits.
+"""Processors and memory that this process may use, within its affinity, control groups and rlimits.
 
-Containers, Kubernetes and systemd limit a process with control groups (cgroups), which /proc/meminfo and the number of
-processors do not show. Version 1 has a folder for each controller, version 2 one for all, and a machine may have both.
-A group's limit also applies to the groups below it, so the smallest limit on the way up counts.
+Containers, Kubernetes and systemd limit a process with control groups (cgroups). /proc/meminfo and the number of processors
+do not show these limits. Version 1 has a folder for each controller, version 2 one for all, and a machine may have both.
+A group's limit also applies to the groups below it, so the smallest limit of this group and those above counts.
 """
 
 import os
@@ -16,8 +16,8 @@ ROOT = Path("/")  # proc and sys/fs/cgroup are read below it
 def available_processors() -> int:
     """Threads that can run at once, limited by the affinity and by a quota.
 
-    A cpuset is part of the affinity. A quota of 1.5 processors gives 1 thread: a group that has used up its time is
-    stopped until the next period, and that costs a frame more than one thread less.
+    A cpuset is part of the affinity. A quota of 1.5 processors gives 1 thread. With 2 threads the group would use up its
+    time and stop until the next period, which delays a frame more than one thread less.
     """
     quota = quota_processors()
     return affinity_processors() if quota is None else max(1, min(affinity_processors(), int(quota)))
@@ -42,9 +42,9 @@ def memory_limit_nbytes() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still get without swapping; None if the system does not say.
+    """Bytes that this process can still get without swapping; None if the system does not report them.
 
-    The smallest of the machine's, each cgroup's and `ulimit -v`'s free memory. Pages of files count as free.
+    The smallest of the free memory of the machine, of each cgroup and of `ulimit -v`. Pages of files count as free.
     """
     rooms = [_meminfo("MemAvailable"), _address_room(), *(_memory_room(folder) for folder in _groups("memory"))]
     return min((room for room in rooms if room is not None), default=None)
@@ -55,7 +55,7 @@ def _groups(controller: str) -> Iterator[Path]:
     for mount, mounted_group, of_controller in _mounts(controller):
         for own in _own_groups(controller if of_controller else ""):
             below = own.relative_to(mounted_group) if own.is_relative_to(mounted_group) else PurePosixPath()
-            if ".." in below.parts:  # a group outside of the namespace that the mount shows
+            if ".." in below.parts:  # a group outside the namespace that the mount shows
                 below = PurePosixPath()
             folder = _below_root(mount)
             yield folder
@@ -78,7 +78,7 @@ def _mounts(controller: str) -> Iterator[tuple[str, str, bool]]:
 
 
 def _own_groups(controller: str) -> Iterator[PurePosixPath]:
-    """This process's group of a controller in version 1, or with "" in version 2."""
+    """This process's group: of a controller in version 1, with "" in version 2."""
     for line in _lines("proc/self/cgroup"):
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controller in controllers.split(","):
@@ -93,7 +93,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def _memory_limit(folder: Path) -> int | None:
-    """The smallest of a group's own limits; version 1 writes a huge number for no limit."""
+    """The smallest of a group's own limits. Version 1 writes a huge number if it has no limit."""
     names = ("memory.max", "memory.high", "memory.limit_in_bytes")
     return min((limit for name in names if (limit := _numbers(folder / name, 1)[0]) is not None), default=None)
 
@@ -149,5 +149,5 @@ def _read(path: Path) -> list[str]:
 
 
 def _below_root(mount: str) -> Path:
-    """A mount point, whose blanks the kernel writes as \\040."""
+    """A mount point. The kernel writes its blanks as \\040."""
     return ROOT / mount.replace("\\040", " ").lstrip("/")

@@ -12,20 +12,20 @@ from pplex.runtime.files import is_there, read_text
 
 SAMPLE_RATE_HZ = 24_000
 
-# Codes that stand for half a second of silence and for the 440 Hz tone the model was trained to hear while it is
-# primed (reference: models/lm.py). They belong to the released codec, and the tiny checkpoints keep them.
+# Codes of half a second of silence, and of a 440 Hz tone: in training, the model heard it while it was primed (reference:
+# models/lm.py). They belong to the released codec, and synthetic checkpoints keep them.
 SILENCE_CODES = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
 SINE_CODES = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 SILENCE_FRAMES = 6
 
 CODEBOOKS = 8  # codebooks per speaker in a conversation
-MIN_CAPACITY = 32  # steps the temporal transformer must remember, to hold a prompt
-MAX_CANDIDATES = 512  # the largest top-k on offer
+MIN_CAPACITY = 32  # the fewest context steps of the temporal transformer: enough for a prompt
+MAX_CANDIDATES = 512  # the largest top-k
 MIN_NOISE = 1 << 16  # draws of noise that each session has: see runtime/noise.py
 
 
 def _swiglu_hidden(dim: int, feedforward: int) -> int:
-    """Hidden size of a gated block whose two halves cost what one plain block of `feedforward` would."""
+    """Hidden size of a gated block that costs as much as a plain block of `feedforward`."""
     return 21 * dim // 8 if feedforward == 4 * dim else 2 * feedforward // 3
 
 
@@ -87,7 +87,7 @@ class ModelConfig:
     audio_card: int
     text_padding: int
     delays: tuple[int, ...]
-    stored_depth_sets: int  # per-step weight sets the checkpoint is said to hold; a file may hold CODEBOOKS
+    stored_depth_sets: int  # sets of depth weights, one for a step, by the config; a file may hold CODEBOOKS
     depth_steps: int = CODEBOOKS  # steps of the exported depth graph: CODEBOOKS, or all for teacher-forced checks
 
     @property
@@ -109,7 +109,7 @@ class ModelConfig:
 
     @property
     def initial_tokens(self) -> tuple[int, ...]:
-        """What every stream holds before its first frame."""
+        """The token of every stream before its first frame."""
         return (self.text_card,) + (self.audio_card,) * (self.num_streams - 1)
 
     @property
@@ -128,10 +128,9 @@ class ModelConfig:
 
     @classmethod
     def from_checkpoint(cls, config_path: Path) -> "ModelConfig":
-        """Sizes from a checkpoint's config.json; for sizes it does not name, the released preset.
+        """Sizes from a checkpoint's config.json; sizes that it does not name are those of the released model.
 
-        Raises ConfigError for a file that is not JSON, or that describes another architecture, AccessError for one that
-        may not be read.
+        Raises ConfigError for a file that is not JSON or describes another architecture, AccessError for an unreadable file.
         """
         if not is_there(config_path):
             return RELEASED
@@ -148,7 +147,7 @@ class ModelConfig:
 
     @classmethod
     def from_arguments(cls, lm: Mapping[str, Any], mimi: Mapping[str, Mapping[str, Any]]) -> "ModelConfig":
-        """Sizes from the reference's arguments, those of the codec by part; the released ones where not given.
+        """Sizes from the reference's arguments, those of the codec by part. Missing arguments have the released values.
 
         Raises ConfigError for unknown arguments, and for values that do not fit together or choose another architecture.
         """
@@ -179,8 +178,8 @@ def _from_dict(cls: type, data: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
-# The released model's constructor arguments, under the reference's names (models/loaders.py): config.json uses the same
-# ones, so a checkpoint's file overrides these key by key.
+# The released model's constructor arguments, with the reference's names (models/loaders.py). config.json uses the same
+# names, and overrides these values key by key.
 MIMI_PARTS = ("seanet", "transformer", "quantizer")
 RELEASED_ARGUMENTS: dict[str, dict[str, Any]] = {
     "lm": {
@@ -205,7 +204,7 @@ RELEASED_ARGUMENTS: dict[str, dict[str, Any]] = {
     "quantizer": {"dimension": 256, "n_q": 32, "bins": 2048, "input_dimension": 512, "output_dimension": 512},
 }  # fmt: skip
 
-# Arguments that set sizes. All others set the architecture, and only the released one is implemented.
+# Arguments that set sizes. All others set the architecture, and only the released architecture is implemented.
 _SIZES = {
     "lm": {
         "dim", "text_card", "existing_text_padding_id", "dep_q", "card", "num_heads", "num_layers", "hidden_scale",
@@ -295,7 +294,7 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
     stacks = {"lm": config.temporal, "depformer": config.depth, "mimi.transformer": mimi.transformer}
     uneven = [name for name, value in _sizes(config) if not isinstance(value, int)]
     rules = {
-        # A conversation must not begin before the shortest prompt has filled every stream: the decoder has no code for less.
+        # The shortest prompt must fill every stream before a conversation begins, because the decoder has no initial code.
         f"delays must be {2 * CODEBOOKS + 1} numbers from 0 to {2 * SILENCE_FRAMES - 1}": len(config.delays)
         == 2 * CODEBOOKS + 1
         and min(config.delays) >= 0

@@ -1,7 +1,7 @@
-"""Finds the recordings in the bytes of a sound file, so that libsndfile reads each to its end.
+"""Finds the recordings in the bytes of a sound file, so that libsndfile reads each to its end. Called by `runtime.audio`.
 
-Called by `runtime.audio`. A recorder that is killed and a program that writes to a pipe leave wrong sizes in the header.
-Files may be joined: an Ogg file may be a chain, `cat` joins any files, and libsndfile stops at the end of the first one.
+A recorder that is killed leaves a wrong size in the header, and so does a program that writes to a pipe. A file may have
+several recordings: an Ogg file may be a chain, and `cat` joins any files. libsndfile stops at the end of the first one.
 """
 
 import re
@@ -14,7 +14,7 @@ from struct import Struct
 class Part:
     """One recording for libsndfile, and a note for the user about its header, or "".
 
-    `to_the_end`: all bytes are audio, so that a decoder which leaves some has left out audio.
+    `to_the_end`: all bytes are audio, so if the decoder leaves bytes, audio is missing.
     """
 
     data: bytes
@@ -23,7 +23,7 @@ class Part:
 
 
 def find_parts(data: bytes) -> list[Part]:
-    """The recordings in the bytes of a file, in order. Bytes that are not audio become one part; nothing is raised."""
+    """The recordings in the bytes of a file, in order. Bytes that are not audio become one part. Raises nothing."""
     parts: list[Part] = []
     while data:
         found, data = _first_parts(data)
@@ -54,7 +54,7 @@ def _tag_bytes(tail: bytes) -> int:
 
 ID3V1_BYTES = 128
 LEFT_BYTES = (
-    4096  # less than these are left behind an Ogg or FLAC stream, or by a decoder: part of a block, a stray line
+    4096  # bytes; an Ogg or FLAC stream, or a decoder, may leave fewer than these: part of a block, a stray line
 )
 
 
@@ -64,7 +64,7 @@ def _first_parts(data: bytes) -> tuple[list[Part], bytes]:
         end = _ogg_end(data)
         return [Part(link) for link in _cut(data[:end], _ogg_starts(data))], data[end:]
     if _FLAC.match(data):
-        # libsndfile reads ahead, and would not show that another recording follows.
+        # libsndfile reads ahead, so it would hide the next recording.
         another = _ANOTHER.search(data)
         own, rest = (data[: another.start()], data[another.start() :]) if another else (data, b"")
         return [Part(_without_id3v1(piece), "", True) for piece in _cut(own, _flac_starts(own))], rest
@@ -77,7 +77,7 @@ def _first_parts(data: bytes) -> tuple[list[Part], bytes]:
 
 # Ogg and FLAC have marks instead of sizes.
 
-_FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its mark, and the header of the first block of metadata
+_FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the mark, and the header of the first block of metadata
 _OGG_MARK = b"OggS\x00"
 _OGG_FIRST = re.compile(rb"OggS\x00[\x02\x06]")  # a page that begins a stream
 _OGG_SEGMENTS_AT = 26
@@ -112,7 +112,7 @@ def _ogg_starts(data: bytes) -> list[int]:
 
 
 def _ogg_end(data: bytes) -> int:
-    """End of the last page, if many bytes that are not a tag come after it; else the end of the data."""
+    """End of the last page, if many bytes other than a tag follow it; else the end of the data."""
     end = _page_end(data, data.rfind(_OGG_MARK))
     is_more = len(data) - end > LEFT_BYTES and not is_trailer(data[end:])
     return end if is_more or _is_recording(data[end:]) else len(data)
@@ -125,7 +125,7 @@ def _page_end(data: bytes, start: int) -> int:
     return sizes_at + len(sizes) + sum(sizes)
 
 
-# The other formats have samples after a header that gives their size.
+# In the other formats, samples follow a header with their size.
 
 
 _CHUNK_NAME = re.compile(rb"[ -~]{4}(.{12})?", re.DOTALL)
@@ -147,7 +147,7 @@ _CHUNKS_AFTER = {
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks with an id and a size, one of them with the samples: WAV, RF64, AIFF, W64, CAF. Files begin with `magic`."""
+    """Chunks with an id and a size; one has the samples: WAV, RF64, AIFF, W64, CAF. Files begin with `magic`."""
 
     magic: re.Pattern[bytes]
     first: int  # start of the first chunk
@@ -191,7 +191,7 @@ class Chunks:
         return bytes(head) + data[start:end]
 
     def is_chunks(self, tail: bytes) -> bool:
-        """Whether `tail` is a chain of chunks up to the end of the file; a last chunk of a usual kind may be cut off."""
+        """Whether `tail` is a chain of chunks up to the end of the file. A last chunk of a usual kind may be cut off."""
         at = 0
         while at + self.header.size <= len(tail):
             name, size = self._chunk(tail, at)
@@ -234,7 +234,7 @@ class Au:
 
 
 def _largest(nbytes: int) -> int:
-    """The largest number in a field of `nbytes`, which stands for an unknown size."""
+    """The largest number in a field of `nbytes` bytes: it means an unknown size."""
     return (1 << 8 * nbytes) - 1
 
 
@@ -279,7 +279,7 @@ def _sized(data: bytes, layout: Layout, start: int, claimed: int) -> tuple[list[
             return [Part(layout.resized(data, start, end), "", True)], tail
         if layout.is_chunks(tail) or (is_trailer(tail) and not (says_nothing and any(data[start:]))):
             return [Part(data if layout.keeps_tail else layout.resized(data, start, end))], b""
-    note = f"its header says {claimed:,} bytes of samples, but it has {len(data) - start:,}: all of them are used."
+    note = f"its header says {claimed:,} bytes of samples, but it has {len(data) - start:,}: all of these are used."
     return [Part(layout.resized(data, start, len(data)), "" if says_nothing else note, True)], b""
 
 

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as a device, through cuda-python's bindings of the CUDA runtime."""
+"""An NVIDIA GPU as a device, through cuda-python's bindings of the CUDA runtime. Called by `bench` and `runtime`."""
 
 import weakref
 from functools import partial
@@ -15,11 +15,11 @@ GPU = 0  # the default GPU of every thread
 
 
 class _Memory:
-    """An allocation that is freed with the last buffer that refers to it."""
+    """An allocation. It is freed with the last buffer that refers to it."""
 
     def __init__(self, address: int, free: Any):
         self.address = address
-        # Not at exit: the driver may be unloaded by then, and frees everything itself.
+        # Not at exit: the driver frees everything itself, and may already be unloaded.
         weakref.finalize(self, free, address).atexit = False
 
 
@@ -44,7 +44,7 @@ class CudaDevice:
         self._do("cudaSetDevice", GPU)
         self.gpu = self._describe()
         self.name = self.gpu.name
-        # Not the default stream, which waits for all other streams.
+        # Not the default stream: it waits for all other streams.
         self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
         self.stream = int(self._stream)
 
@@ -56,7 +56,7 @@ class CudaDevice:
         return buffer
 
     def staging(self, buffer: Buffer) -> Array:
-        # Pinned: the host would copy other memory through small staging buffers.
+        # Pinned: the driver would copy other memory through small staging buffers.
         address = int(self._call("cudaHostAlloc", buffer.nbytes, self._cuda.cudaHostAllocDefault))
         pinned = Buffer(address, buffer.shape, buffer.dtype, _Memory(address, self._cuda.cudaFreeHost))
         self.copy(pinned.whole, buffer.whole)()
@@ -65,7 +65,7 @@ class CudaDevice:
 
     def copy(self, target: Block, source: Block) -> Call:
         assert (target.width, target.height) == (source.width, source.height), (target, source)
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # the driver sees from the addresses which side is the GPU's
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # addresses tell the driver which side is the GPU's
         if target.height == 1:
             arguments = target.address, source.address, target.width, kind, self._stream
             return partial(self._do, "cudaMemcpyAsync", *arguments)
@@ -80,7 +80,7 @@ class CudaDevice:
             self._do("cudaMemset2DAsync", *rows, self._stream)
 
     def capture(self, work: Call) -> Call:
-        # Relaxed: freeing a buffer of an earlier runtime meanwhile must not end the capture.
+        # Relaxed: the capture must not fail if a buffer of an earlier runtime is freed at the same time.
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         self._do("cudaStreamBeginCapture", self._stream, mode)
         try:
@@ -92,7 +92,7 @@ class CudaDevice:
         executable = self._call("cudaGraphInstantiate", graph, 0)
         self._do("cudaGraphDestroy", graph)
 
-        # The graph holds addresses only: the closure keeps their memory allocated.
+        # The graph holds only addresses, so the closure must keep their memory allocated.
         def replay(_keep: Call = work) -> None:
             self._do("cudaGraphLaunch", executable, self._stream)
 
@@ -135,8 +135,7 @@ class CudaDevice:
 def _library() -> Any:
     return load_library(
         "cuda.bindings.runtime",
-        "A GPU is driven through cuda-bindings, which is not installed: "
-        "pip install 'pplex-export[rtx]', or [tensorrt] or [cuda]",
+        "The GPU needs cuda-bindings, which is not installed: pip install 'pplex-export[rtx]', or [tensorrt] or [cuda]",
     )
 
 
@@ -149,5 +148,7 @@ def _error(cuda: Any, function: str, code: Any) -> GpuError:
             "a bundle of ONNX graphs also runs without one, on the processor."
         )
     if code == codes.cudaErrorMemoryAllocation:
-        return GpuMemoryError(f"The GPU has no memory left ({function}). Load fewer slots, or end what else uses it.")
+        return GpuMemoryError(
+            f"The GPU has no memory left ({function}). Load fewer slots, or end other programs on it."
+        )
     return GpuError(f"The GPU driver refused {function} ({said}). Try again; nvidia-smi shows the state of the GPU.")

@@ -1,4 +1,7 @@
-"""The token ring: the last tokens of every stream, with its delay, for all slots together."""
+"""The token ring: the last tokens of every stream, with its delay, for all slots together.
+
+Called by `export.conversations`, `runtime.priming` and `runtime.session`.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +21,15 @@ class DelayRing:
         step 5    column   3  4  5  6
         delay 0            .  i  P  .    i  the model's input: column t - 1
         delay 1            .  i  t  P    t  the target: column t, forced if provided (now or at step t - 1), else sampled
-                                         P  what is provided now
+                                         P  tokens provided now
 
     The frame that step t completes is column t - 1 + delay of each stream. Source: the reference's LMGen.
 
     The model reads column t - 1, and tokens provided now go to column t or later. So a step can begin before its tokens
-    are provided; they must be provided before it is committed.
+    are provided, but they must be provided before the step is committed.
 
-    Rows are slots; every method works on all given rows together. A frame takes a dozen small lookups, so the indices of
-    the columns above are computed once, for every row and every t % 4.
+    Rows are slots, and every method works on all given rows together. A frame makes a dozen small lookups, so the indices of
+    the columns above are computed in advance for every row and every t % 4.
     """
 
     def __init__(self, slots: int, delays: tuple[int, ...], initial_tokens: tuple[int, ...]):
@@ -55,7 +58,7 @@ class DelayRing:
         return rows * self.columns + self.step[rows] % self.columns
 
     def reset(self, row: int) -> None:
-        """Step 0 sets up: every stream holds its initial token, and the first real step is 1.
+        """Set up step 0: every stream holds its initial token. The first real step is 1.
 
         A delayed stream keeps its initial token until its delay is over.
         """
@@ -72,7 +75,7 @@ class DelayRing:
         self._flat_provided[places] = True
 
     def begin(self, rows: Rows) -> tuple[Tokens, Tokens]:
-        """The model's input [n, K] and the forced targets [n, K], FREE where the target is to be sampled."""
+        """The model's input [n, K] and the forced targets [n, K], FREE for a target that is sampled."""
         now = self._now(rows)
         target = self._target[now]
         forced = np.where(self._flat_provided[target], self._flat_tokens[target], FREE)
@@ -93,7 +96,7 @@ class DelayRing:
         return frame
 
     def completing(self, rows: Rows) -> Tokens:
-        """The frame [n, K] that the next step completes. The streams of the longest delay are still missing."""
+        """The frame [n, K] that the next step completes. The streams with the longest delay are still missing."""
         return self._flat_tokens[self._complete[self._now(rows)]]
 
     def force(self, row: int, frame: Tokens) -> Tokens:

@@ -1,4 +1,7 @@
-"""Memory that engines compute in, and the queue of work on it: the host's here, a GPU's in cuda_device.py."""
+"""A device: its memory, and the queue of work on it. The host's is here, a GPU's in cuda_device.py.
+
+Called by `bench`, `runtime` and `validate`.
+"""
 
 import ctypes
 import math
@@ -24,7 +27,7 @@ _LARGE = 4 << 20  # bytes; larger arrays get untouched pages
 
 @dataclass(frozen=True)
 class Block:
-    """The memory that one copy reads or writes: `height` runs of `width` bytes, their starts `pitch` bytes apart."""
+    """The memory that one copy reads or writes: `height` runs of `width` bytes; a run starts every `pitch` bytes."""
 
     address: int
     width: int
@@ -70,26 +73,29 @@ class Buffer:
 
 
 class Device(Protocol):
-    """Buffers and one queue of work on them. Work runs in the order in which it is enqueued, and is done when
-    `synchronize` returns. Until then a host array that is copied from must keep its values."""
+    """Buffers and one queue of work on them.
+
+    Work runs in the order in which it is enqueued, and is done when `synchronize` returns. Until then, the source array of a
+    copy must keep its values.
+    """
 
     name: str  # for reports
     captures: bool  # whether `capture` makes calls faster
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """Allocate zeroed memory. Raises GpuMemoryError if it does not suffice."""
+        """Allocate zeroed memory. Raises GpuMemoryError if memory is too small."""
 
     def staging(self, buffer: Buffer) -> Array:
         """A host array with the shape and values of `buffer`; on the host it is the same memory."""
 
     def copy(self, target: Block, source: Block) -> Call:
-        """Prepare a copy that each call enqueues; both sides may be memory of the host or of the device."""
+        """Prepare a copy, which each call enqueues. Each side may be memory of the host or of the device."""
 
     def clear(self, target: Block) -> None:
         """Enqueue zeros."""
 
     def capture(self, work: Call) -> Call:
-        """Record what `work` enqueues without running it; each call enqueues all of it at once."""
+        """Record the operations that `work` enqueues, without running them. Each call enqueues all of them at once."""
 
     def mark(self) -> Mark:
         """Record a timestamp on the queue."""
@@ -147,18 +153,18 @@ class HostDevice:
 
 
 def _untouched(shape: tuple[int, ...], dtype: str) -> Array:
-    """Zeros whose pages take memory when they are first written.
+    """Zeros whose pages take memory only when they are first written.
 
-    numpy asks for pages of 2 MB. A whole ring of one attention head is smaller, so that the first step of a conversation
+    numpy asks for pages of 2 MB. The ring of one attention head is smaller than a page, so the first step of a conversation
     would take the memory of all later steps.
     """
-    if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # another system than Linux
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # not Linux
         return np.zeros(shape, storage_dtype(dtype))
     try:
         memory = mmap.mmap(-1, buffer_nbytes(shape, dtype), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"{shape} {dtype} do not fit into memory: {error}") from error
-    with suppress(OSError):  # a kernel that has no large pages
+    with suppress(OSError):  # a kernel without large pages
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.ndarray(shape, storage_dtype(dtype), memory)
 

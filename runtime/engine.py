@@ -1,4 +1,7 @@
-"""A graph with its state: row b of every buffer belongs to slot b, on every library and device."""
+"""A graph with its state: row b of every buffer belongs to slot b, on every library and device.
+
+Called by `bench`, `runtime` and `validate`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -15,12 +18,12 @@ class Executor(Protocol):
     """One graph that a library has made ready to run."""
 
     spec: GraphSpec
-    alignment: int  # every address must be a multiple of so many bytes
+    alignment: int  # every address must be a multiple of this number of bytes
     fixed_rings: bool  # whether rings must have their full length from the start
 
     @property
     def capturable(self) -> bool:
-        """Whether a device can capture the calls bound so far; each must have run once."""
+        """Whether a device can capture the calls that are bound now. Each must have run once."""
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         """Prepare a call that enqueues the graph on the device's queue.
@@ -30,7 +33,7 @@ class Executor(Protocol):
         """
 
     def save_cache(self) -> None:
-        """Save what the first calls compiled, for the next load."""
+        """Save the kernels that the first calls compiled, for the next load."""
 
 
 class Engine:
@@ -40,17 +43,17 @@ class Engine:
         self.spec, self._executor, self._device = executor.spec, executor, device
         shapes = {s.name: (slots, *fixed_shape(s.shape[1:], sizes)) for s in self.spec.state}
         self.state = {s.name: device.zeros(shapes[s.name], s.dtype) for s in self.spec.state}
-        # A conv tail or a position has several readers in the graph, which may run after the writer: see StateSpec.
+        # Several nodes read a conv tail or a position, and some may run after the writer: see StateSpec.
         self._next = {s.name: device.zeros(shapes[s.name], s.dtype) for s in self.spec.state if not s.ring}
         self._stand_ins: dict[tuple[str, tuple[int, ...]], Buffer] = {}
 
     def resize(self, sizes: Mapping[str, int], written: Mapping[int, int]) -> None:
-        """Change the length of the rings. Calls bound before must not be made again.
+        """Change the length of the rings. Calls that were bound before must not run again.
 
-        `written`: entries of each row to keep, as far as they fit; rows that are not named are empty.
+        `written`: the number of entries to keep in each row, if they fit. Rows that are not named are empty.
         """
         slots = self.state[self._rings()[0].name].shape[0]
-        # All are allocated before the first is replaced: if memory runs out, nothing has changed.
+        # All rings are allocated before the first is replaced, so nothing changes if memory runs out.
         longer = {s.name: self._device.zeros((slots, *fixed_shape(s.shape[1:], sizes)), s.dtype) for s in self._rings()}
         for name in list(longer):
             old, new = self.state[name], longer.pop(name)
@@ -81,16 +84,16 @@ class Engine:
         aligned, before, after = self._aligned(bound)
         work = [*before, self._executor.bind(aligned, repeated), *after, *carried]
 
-        # The executor holds addresses only: the closure keeps their memory allocated.
+        # The executor holds only addresses, so the closure must keep their memory allocated.
         def call(_keep: Mapping[str, Buffer] = bound) -> None:
             in_turn(work)
 
         return call
 
     def _aligned(self, bound: Mapping[str, Buffer]) -> tuple[dict[str, Buffer], list[Call], list[Call]]:
-        """The same tensors at aligned addresses, and the copies before and after the call for those that moved.
+        """The same tensors at aligned addresses, and for moved tensors the copies before and after the call.
 
-        Allocations and the start of every batch are aligned; a later slot's row of a small tensor may not be.
+        Allocations and the start of every batch are aligned. A later slot's row of a small tensor may be unaligned.
         """
         aligned, before, after = dict(bound), list[Call](), list[Call]()
         alias = {state.present: state.past for state in self.spec.state if state.ring}
@@ -109,8 +112,8 @@ class Engine:
         return aligned, before, after
 
     def reset(self, row: int, steps: int) -> None:
-        """Clear a slot. `steps` is the most ring entries it can have written."""
-        # A masked entry has weight zero, but zero times infinity is NaN: clear what was written.
+        """Clear a slot. `steps` is the largest number of ring entries that it can have written."""
+        # A masked entry has weight zero, but zero times infinity is NaN. So written entries are cleared.
         for state in self.spec.state:
             buffer = self.state[state.name].rows(row, 1)
             self._device.clear(buffer.part(2, 0, min(steps, buffer.shape[2])) if state.ring else buffer.whole)

@@ -1,4 +1,4 @@
-"""The errors that a user can see, under one base class."""
+"""The errors that a user can see, under one base class. Used by all packages."""
 
 
 class PplexError(Exception):

@@ -1,4 +1,7 @@
-"""Files that a user names: one message if they cannot be read, and outputs written completely or not at all."""
+"""Files that a user names: one message if they cannot be read, and outputs written completely or not at all.
+
+Used by all packages.
+"""
 
 import errno
 import os
@@ -21,7 +24,7 @@ _ADVICE = {
     errno.ENOSPC: "Make room, or name another disk.",
     errno.EDQUOT: "Make room, or name another disk.",
     errno.EMFILE: "Allow more: ulimit -n 4096",
-    errno.ENFILE: "End what else keeps files open.",
+    errno.ENFILE: "End other programs that keep files open.",
     errno.EIO: "Check the disk, or copy the file again.",
     errno.ESTALE: "Check the network's disk, and run it again.",
 }
@@ -30,7 +33,7 @@ _ADVICE = {
 def is_file(path: Path) -> bool:
     """Whether `path` is a file. Raises AccessError if this user may not look.
 
-    pathlib's own behaves differently from one version of Python to the next.
+    `Path.is_file` is not used, because its errors depend on the version of Python.
     """
     found = _look(path)
     return found is not None and stat.S_ISREG(found.st_mode)
@@ -111,7 +114,7 @@ def _look(path: Path) -> os.stat_result | None:
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
-    """Raise OutputError if `write_files` cannot write `target`; to be called before its content is made."""
+    """Raise OutputError if `write_files` cannot write `target`. Call it before the content is made."""
     name = os.fspath(target)
     if name == STANDARD_STREAM:
         _check_standard_output()
@@ -128,7 +131,7 @@ def check_writable(target: str | os.PathLike[str]) -> None:
             temporary = _beside(path)
             temporary.touch()
             temporary.unlink()
-    except OSError as error:  # also for a name too long to ask about
+    except OSError as error:  # also for a name that is too long
         raise _refusal(name, error) from error
 
 
@@ -143,8 +146,8 @@ def check_distinct(*targets: str) -> None:
 def write_files(contents: Mapping[str, bytes]) -> None:
     """Write every target's bytes; "-" is standard output.
 
-    Files get their names when all are written. Links are followed; devices and pipes are written to. Raises OutputError,
-    and then no file has changed.
+    Files get their names after all are written. It follows links, and writes directly to devices and pipes. If it raises
+    OutputError, no file has changed.
     """
     staged: dict[Path, Path] = {}
     target = ""

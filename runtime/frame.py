@@ -1,4 +1,7 @@
-"""What a frame runs, in which order: each list of graphs becomes one prepared call, which a GPU captures as a CUDA graph."""
+"""Runs the graphs of a frame in order: each list of graphs becomes one prepared call, which a GPU captures as a CUDA graph.
+
+Called by `runtime.stages`.
+"""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -17,13 +20,13 @@ from pplex.runtime.pipeline import GRAPH_NAMES
 
 Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 
-DEVICE = "device"  # in `FrameRunner.seconds`: the work of a device that cannot time its graphs one by one
+DEVICE = "device"  # in `FrameRunner.seconds`: all work of a device that cannot time single graphs
 
 
 class FrameRunner:
     """Runs graphs over the buffers of a batch of slots: uploads, the graphs in their order, downloads.
 
-    A call is prepared when it is first made and captured when it is made again.
+    A call is prepared for its first run, and captured for its second run.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class FrameRunner:
     ):
         self._executors, self._engines, self._device, self._buffers = executors, engines, device, buffers
         self._agent_delays, self._max_delay = delays[1 : 1 + CODEBOOKS], max(delays)
-        self.seconds = dict.fromkeys([DEVICE] if device.captures else GRAPH_NAMES, 0.0)  # spent in calls so far
+        self.seconds = dict.fromkeys([DEVICE] if device.captures else GRAPH_NAMES, 0.0)  # spent in calls until now
         self._bound: dict[tuple[str, int], Call] = {}
         self._prepared: dict[Key, Call] = {}
         self._calls: dict[Key, Call] = {}
@@ -56,13 +59,13 @@ class FrameRunner:
         self._device.synchronize()
 
     def parts(self, batch: int) -> dict[str, Call]:
-        """For measurements: the graphs of the frame of slots 0, ..., batch - 1 in order, each as a call that enqueues it.
+        """For measurements: the graphs of a frame of slots 0, ..., batch - 1 in order, and for each a call that enqueues it.
 
         The host's arrays are uploaded now. The graphs' outputs stay on the device.
         """
         in_turn(self._buffers.transfers(GRAPH_NAMES, 0, batch)[0])
         calls = {graph: self._bind_frame(graph, batch) for graph in GRAPH_NAMES}
-        in_turn(list(calls.values()))  # libraries set themselves up in a first call
+        in_turn(list(calls.values()))  # libraries initialise in a first call
         self._device.synchronize()
         return {
             graph: self._device.capture(call) if self._device.captures and self._executors[graph].capturable else call
@@ -77,7 +80,7 @@ class FrameRunner:
         self._bound = {key: call for key, call in self._bound.items() if key[0] != graph}
 
     def _call(self, key: Key) -> Call:
-        """A prepared call when it is made for the first time, in which libraries set themselves up; then a captured one."""
+        """The prepared call the first time, because libraries initialise in it; after that the captured call."""
         if key not in self._calls:
             if key not in self._prepared:
                 self._prepared[key] = self._prepare(*key)
@@ -86,7 +89,7 @@ class FrameRunner:
         return self._calls[key]
 
     def _captured(self, graphs: tuple[str, ...], call: Call) -> Call:
-        """A frame's call as one CUDA graph; a single graph is run too seldom to be worth it."""
+        """A frame's call as one CUDA graph. Single graphs are not captured, because they run too rarely."""
         worthwhile = self._device.captures and len(graphs) > 1
         return self._device.capture(call) if worthwhile and all(self._executors[g].capturable for g in graphs) else call
 
@@ -100,7 +103,7 @@ class FrameRunner:
         return partial(in_turn, [*uploads, *work, *downloads])
 
     def _bind_frame(self, graph: str, batch: int) -> Call:
-        """A graph's call in a frame; whole frames and frames without the codec share it."""
+        """A graph's call in a frame. Whole frames and frames without the codec share it."""
         if (graph, batch) not in self._bound:
             self._bound[graph, batch] = self._bind(graph, batch, 0, True)
         return self._bound[graph, batch]
@@ -111,9 +114,9 @@ class FrameRunner:
         return call if DEVICE in self.seconds else partial(_time, self.seconds, graph, call)
 
     def _just_sampled(self, batch: int) -> Iterator[Call]:
-        """Copies of the audio tokens that go to the decoder in the frame that samples them, all slots' columns at once.
+        """Copy audio tokens to the decoder in the same frame that samples them, for all slots at once.
 
-        These are the streams of the longest delay: the others were sampled a frame or more ago, see DelayRing.
+        These are the streams with the longest delay. Other streams were sampled a frame or more ago: see DelayRing.
         """
         codes = self._buffers.by_graph["mimi_decode"]["codes"].rows(0, batch)  # [B, 8]
         tokens = self._buffers.by_graph["depth"]["audio_tokens"].rows(0, batch)  # [B, K]

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs by their names in `--gpu`, for `plan`, `build` and the runtime's messages."""
+"""NVIDIA GPUs by their names in `--gpu`: called by `plan`, `build`, the runtime and `doctor`."""
 
 import re
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ RTX_SM = (75, 80, 86, 89, 120, 121)
 # Compute capabilities that `--gpu sm_NN` may name (developer.nvidia.com/cuda-gpus).
 KNOWN_SM = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 
-# Compute capabilities with kernels in the wheels of onnxruntime-gpu 1.31, by processor. The wheels hold no PTX, which a
-# driver could compile for other GPUs: on a GPU that is not listed, no graph runs.
+# Compute capabilities with kernels in the wheels of onnxruntime-gpu 1.31, by processor. The wheels have no PTX that a driver
+# could compile, so graphs do not run on other GPUs.
 ONNXRUNTIME_SM: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"x86_64": (75, 80, 86, 89, 90, 120), "aarch64": (89, 90, 120, 121)}
 )
@@ -30,7 +30,7 @@ _SINCE_SM = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 80, "int4": 80, "fp8": 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: `sm` is 89 for compute capability 8.9, `memory_nbytes` None if only the architecture was named.
+    """One GPU. `sm`: 89 for compute capability 8.9. `memory_nbytes`: None if only the architecture was named.
 
     `kind` is the engine to build for it. ONNX Runtime's CUDA provider runs graphs on the GPUs in ONNXRUNTIME_SM.
     """
@@ -66,7 +66,7 @@ class FoundGpu:
 
     @classmethod
     def of(cls, properties: Any) -> "FoundGpu":
-        """The GPU that cudaGetDeviceProperties describes."""
+        """The GPU from the result of cudaGetDeviceProperties."""
         name = properties.name.partition(b"\0")[0].decode(errors="replace")
         return cls(name, 10 * properties.major + properties.minor, properties.totalGlobalMem)
 
@@ -115,10 +115,10 @@ def _local() -> Gpu:
 
 
 def kind_for(title: str, sm: int) -> str:
-    """TensorRT-RTX for the products NVIDIA supports it on: RTX cards and, since 1.5, the GB10 (sm_121).
+    """The kind of engine for a GPU. NVIDIA supports TensorRT-RTX on RTX cards and, since 1.5, on the GB10 (sm_121).
 
-    A data center GPU may have the same architecture (L4 and RTX 4090 are both sm_89) without being supported. It gets
-    TensorRT, which has to build on that GPU.
+    A data center GPU may have the same architecture (L4 and RTX 4090 are both sm_89), but NVIDIA does not support
+    TensorRT-RTX on it. It gets TensorRT, which must build on that GPU.
     """
     return TENSORRT_RTX if sm in RTX_SM and ("RTX" in title or sm == 121) else TENSORRT
 

@@ -9,8 +9,8 @@ from pplex.runtime.tolerances import Limits, tolerances
 
 Dim = int | str  # a number, or a symbolic axis: B slots, T steps, C ring capacity
 
-MAX_SLOTS, DEFAULT_SLOTS = 256, 8  # the most rows of a graph; the rows of an engine by default
-MAX_STEPS = 256  # the longest chunk of forced steps one temporal call takes
+MAX_SLOTS, DEFAULT_SLOTS = 256, 8  # the largest number of rows of a graph; an engine's default
+MAX_STEPS = 256  # the longest chunk of forced steps in one call of the temporal graph
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One buffer a graph carries from call to call: row b is slot b's.
+    """One buffer that a graph carries from call to call. Row b belongs to slot b.
 
-    A ring is a large buffer that is written at a few positions. It is bound in place: past and present are one address.
-    Other state (conv tails, positions) is small and has several readers in the graph, so its present is a second buffer
-    that is copied back after the call.
+    A ring is a large buffer, and a call writes a few of its positions. Its past and its present are the same memory. Other
+    state (conv tails, positions) is small, and several nodes of the graph read it. So its present is a second buffer, which
+    is copied back after the call.
     """
 
     name: str
@@ -49,7 +49,7 @@ class StateSpec:
 class GraphSpec:
     """One graph of a bundle. State follows the inputs (as `past.*`) and the outputs (as `present.*`).
 
-    `precision`, a name in PRECISIONS, is that of the weights; graphs with one activation dtype have the same tensors.
+    `precision`: a name in PRECISIONS, for the weights. Graphs with the same activation dtype have the same tensors.
     """
 
     name: str
@@ -64,7 +64,7 @@ class GraphSpec:
 
     @property
     def tolerances(self) -> Limits:
-        """How far from float32 the graph may be, by measure."""
+        """The allowed differences from float32, by measure."""
         return tolerances(self.name, self.precision)
 
     @property
@@ -87,7 +87,7 @@ class Conv:
 
     @property
     def tail_shape(self) -> tuple[Dim, ...] | None:
-        """The state of a convolution: its last inputs, or the unfinished overlap of a transposed one."""
+        """The shape of a convolution's state: its last inputs, or the unfinished overlap of a transposed convolution."""
         length = self.kernel - self.stride
         return ("B", self.outputs if self.transposed else self.inputs, length) if length else None
 
@@ -116,7 +116,7 @@ class Seanet:
 
 
 def seanet_encoder(mimi: MimiConfig) -> Seanet:
-    """Encoder: conv, then (residual block, strided conv) per ratio with the channels doubling, then conv."""
+    """Encoder: conv, then a residual block and a strided conv for each ratio, which doubles the channels, then conv."""
     stages, channels = [], mimi.filters
     for i, ratio in enumerate(reversed(mimi.ratios)):
         down = Conv(f"encoder.model.{3 + 3 * i}.conv.conv", channels, 2 * channels, 2 * ratio, ratio)
@@ -130,7 +130,7 @@ def seanet_encoder(mimi: MimiConfig) -> Seanet:
 
 
 def seanet_decoder(mimi: MimiConfig) -> Seanet:
-    """Decoder: conv, then (transposed conv, residual block) per ratio with the channels halving, then conv."""
+    """Decoder: conv, then a transposed conv and a residual block for each ratio, which halves the channels, then conv."""
     stages, channels = [], mimi.filters * 2 ** len(mimi.ratios)
     first = Conv("decoder.model.0.conv.conv", mimi.dim, channels, mimi.kernel)
     for i, ratio in enumerate(mimi.ratios):
@@ -151,7 +151,7 @@ def _residual(key: str, channels: int, mimi: MimiConfig) -> tuple[Conv, Conv]:
 
 
 def downsample(mimi: MimiConfig) -> Conv:
-    """25 Hz to 12.5 Hz; starts with its first sample repeated instead of zeros."""
+    """25 Hz to 12.5 Hz. It starts with its first sample repeated, instead of zeros."""
     return Conv("downsample.conv.conv.conv", mimi.dim, mimi.dim, 4, 2, bias=False)
 
 
@@ -178,9 +178,9 @@ def _noise(config: ModelConfig) -> tuple[TensorSpec, ...]:
 
 
 def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dict[str, GraphSpec]:
-    """The four graphs by name, for a precision each (a name in PRECISIONS).
+    """The four graphs by name. `precision`: a name in PRECISIONS for each graph.
 
-    The precision decides the dtype of the state only: inputs and outputs are float32 in every precision.
+    The precision decides only the dtype of the state. Inputs and outputs are float32 in every precision.
     """
     mimi, text_card, steps = config.mimi, config.text_card, config.depth_steps
     dtype = {graph: PRECISIONS[name].activations for graph, name in precision.items()}

@@ -1,4 +1,4 @@
-"""The KV cache of the temporal transformer: how long its rings are, and copies of what they hold for a slot."""
+"""The KV cache of the temporal transformer: the length of its rings, and copies of a slot. Called by `runtime.stages`."""
 
 from collections.abc import Mapping
 
@@ -8,18 +8,18 @@ from pplex.runtime.arrays import Array, Tokens
 from pplex.runtime.engine import Engine
 from pplex.runtime.frame import FrameRunner
 
-SHORTEST_RING = 128  # steps, 10 s: what a conversation starts with
+SHORTEST_RING = 128  # steps, 10 s: the length when a conversation starts
 
 
 class KvCache:
     """Rings as long as the longest conversation in a slot needs.
 
-    A step of the temporal transformer reads its rings whole. Their length is one of `lengths`: they grow when a
-    conversation does, and shrink when the longest one ends. An engine with fixed rings has one length.
+    A step of the temporal transformer reads whole rings. Their length is one of `lengths`: they grow with a conversation,
+    and shrink when the longest conversation ends. An engine with fixed rings has one length.
     """
 
     def __init__(self, engine: Engine, slots: int, lengths: list[int], frame: FrameRunner):
-        """`engine`: the temporal transformer's, with rings of lengths[0]. `frame` has the calls that are bound to them."""
+        """`engine`: that of the temporal transformer, with rings of lengths[0]. `frame` has the calls bound to the rings."""
         self._engine, self._lengths, self._frame = engine, lengths, frame
         self.ring_length = lengths[0]  # entries that a step reads now
         self._written = np.zeros(slots, np.int64)  # entries of each slot
@@ -31,10 +31,10 @@ class KvCache:
         self._grow()
 
     def release(self, row: int) -> None:
-        """Forget a slot's entries; the rings get shorter if no other slot needs their length."""
+        """Drop a slot's entries. The rings get shorter if no other slot needs their length."""
         self._written[row] = 0
         needed = self._length_for(int(self._written.max()))
-        if 2 * needed <= self.ring_length:  # a ring that is only a little too long may soon be needed again
+        if 2 * needed <= self.ring_length:  # if they are only a little too long, their length may soon be needed again
             self._resize(needed)
 
     def save(self, row: int, steps: int) -> dict[str, Array]:
@@ -53,19 +53,19 @@ class KvCache:
             self._resize(needed)
 
     def _length_for(self, steps: int) -> int:
-        """The shortest rings that can hold so many steps."""
-        # One entry always stays free: a full ring hides its oldest entry, which the reference does at its capacity only.
+        """The shortest length that can hold `steps` entries."""
+        # One entry always stays free: a full ring hides its oldest entry, but the reference hides it only at its capacity.
         return next((length for length in self._lengths if length > steps), self._lengths[-1])
 
     def _resize(self, length: int) -> None:
         in_use = {row: int(steps) for row, steps in enumerate(self._written) if steps}
-        # A bound call keeps its rings allocated, which are as large as the new ones: drop the calls first.
+        # Drop the calls first: they keep the old rings in memory, which are as large as the new ones.
         self._frame.drop_calls("temporal")
         self._engine.resize({"C": length}, in_use)
         self.ring_length = length
 
 
 def ring_lengths(capacity: int) -> list[int]:
-    """Two an octave, so that at most a third of what a step reads is not needed: 128, 192, 256, 384, ..., `capacity`."""
+    """Two lengths in an octave: 128, 192, 256, 384, ..., `capacity`. At most a third of the entries of a ring is unused."""
     octaves = [SHORTEST_RING << i for i in range(max(1, capacity).bit_length())]
     return [n for octave in octaves for n in (octave, octave * 3 // 2) if n < capacity] + [capacity]

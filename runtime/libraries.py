@@ -1,4 +1,4 @@
-"""Libraries that are missing or broken: any error becomes one message with the command that repairs it.
+"""Missing or broken libraries: turns any of their errors into one message with the command that repairs it.
 
 Called when the runtime loads an engine's library, and by the command line for every other import.
 """
@@ -18,7 +18,7 @@ _EXTRAS |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client", 
 _EXTRAS |= {"onnxruntime": "cpu", "tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "cuda"}
 _EXTRAS |= dict.fromkeys(("numpy", "pyloudnorm", "safetensors", "sentencepiece", "soundfile", "soxr", "tqdm"), "")
 _NAMESPACES = ("cuda", "google")  # folders that several packages share; they have no __init__.py
-_SYSTEM = {"soundfile": "Where that does not help, the system's libsndfile is missing: apt-get install libsndfile1"}
+_SYSTEM = {"soundfile": "If that does not help, the system's libsndfile is missing: apt-get install libsndfile1"}
 
 
 def load_library(module: str, missing: str) -> Any:

@@ -1,4 +1,4 @@
-"""A memory-mapped file of weights whose pages are freed while a library copies from it."""
+"""A memory-mapped file of weights that frees its pages while a library copies from it. Called by `runtime.ort`."""
 
 import mmap
 import threading
@@ -19,9 +19,9 @@ class MappedFile:
 
     @contextmanager
     def giving_back(self) -> Iterator[None]:
-        """Free the pages that were read, again and again; a page is loaded again when it is read again.
+        """Free the pages that were read, repeatedly. A page that is read again is loaded again.
 
-        Otherwise a library that packs copies of weights needs memory for both.
+        Otherwise a library that packs weights would need memory for the weights and for its copies.
         """
         done = threading.Event()
         thread = threading.Thread(target=self._give_back_until, args=(done,), name="giving back")

@@ -1,4 +1,4 @@
-"""GPU memory that sessions take, computed from the graphs' contract, and the check that it suffices."""
+"""Computes the GPU memory of sessions from the graphs' contract, and checks that it fits. Called by `runtime.backend`."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +9,7 @@ from pplex.runtime.graphs import GraphSpec, TensorSpec
 
 RESERVE = 256 << 20  # bytes for the driver: its context, captured graphs, kernels that are compiled at load
 
-WORKSPACE = 4 << 30  # bytes that steps of many slots may compute in, if the library does not say
+WORKSPACE = 4 << 30  # bytes of scratch for steps of many slots, if the library does not report it
 
 
 def slot_nbytes(specs: Iterable[GraphSpec], capacity: int) -> int:
@@ -44,7 +44,7 @@ def check_memory(free: int | None, per_slot: int, fixed: int, slots: int, capaci
 
 
 def fitting_slots(free: int | None, per_slot: int, fixed: int, wanted: int) -> int:
-    """How many of `wanted` slots fit into `free` bytes beside `fixed` bytes and WORKSPACE; at least one."""
+    """The number of slots that fit into `free` bytes with `fixed` bytes and WORKSPACE: at least one, at most `wanted`."""
     if free is None:
         return wanted
     return max(1, min(wanted, (free - fixed - RESERVE - WORKSPACE) // per_slot))

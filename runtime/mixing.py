@@ -1,9 +1,9 @@
 """Mixes channels to one without losing a speaker, for files (runtime/audio.py) and stereo Opus (server/opus.py).
 
-The mean of the channels is used. It can lose the speaker in two ways:
+The mix is the mean of the channels. The mean can lose the speaker in two ways:
 
-    cancelled   left = -right, a microphone wired the wrong way round: the mean is silent; the loudest channel is used
-    diluted     eight channels, a speaker in one: the mean is 18 dB quieter; it is raised to the loudest channel's level
+    cancelled   left = -right, a microphone with swapped wires: the mean is silent, so the loudest channel is used
+    diluted     eight channels, a speaker in one: the mean is 18 dB quieter, so it is raised to the loudest channel's level
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,11 @@ from pplex.runtime.arrays import Pcm
 Powers = npt.NDArray[np.floating]
 
 LOST = 0.1  # of the loudest channel's power: 10 dB quieter. One speaker in two or three channels is at most 9.5 dB quieter.
-LOST_SHARE = (
-    0.1  # of a recording's sound. A stereo recording loses a block now and then; its mean is right for the rest.
-)
+LOST_SHARE = 0.1  # of a recording's sound. A stereo recording may lose a few blocks; the mean is right for the others.
 
 
 def powers(block: Pcm) -> tuple[Powers, float]:
-    """The summed squares of each channel [C] of a block [n, C], and of their mean; a constant offset is not sound."""
+    """The summed squares of each channel [C] of a block [n, C], and of their mean. A constant offset does not count."""
     products = (block.T @ block).astype(np.float64)  # [C, C]: one product is cheaper than squaring the mean
     offsets = block.mean(axis=0, dtype=np.float64)
     products -= len(block) * np.outer(offsets, offsets)
@@ -31,7 +29,7 @@ def powers(block: Pcm) -> tuple[Powers, float]:
 
 
 def is_lost(mean: Powers | float, loudest: Powers | float) -> npt.NDArray[np.bool_] | bool:
-    """Whether the mean of channels has lost a speaker, from its power and the loudest channel's."""
+    """Whether the mean has lost a speaker, from its power and that of the loudest channel."""
     return mean < LOST * loudest
 
 

@@ -1,10 +1,10 @@
 """Sampling noise of sessions: a token's noise depends on the seed, the frame, the stream and the token only.
 
-Each slot has a table of Exp(1) draws beside the engines. Each draw of a token has an offset and an odd stride: the noise
+Each slot has a table of Exp(1) draws in the engines' memory. Each draw of a token has an offset and an odd stride: the noise
 of candidate i is entry (offset + stride * i) mod N of the table. N is a power of two, so distinct candidates have
-distinct entries. The probability of a candidate does not change its noise.
+distinct entries. The probability of a candidate does not change its noise. Called by `runtime.session`.
 
-    host     an offset and a stride for each stream, a frame and session
+    host     an offset and a stride for each stream, in each frame and session
     graph    TopK -> candidates -> entries -> argmax(probability / noise)
 """
 
@@ -57,14 +57,14 @@ class FrameNoise:
 
 
 class Noise:
-    """The tables [S, N], offsets and strides [S, 17] of all slots, by stream. Only teacher-forced checks of all 16 depth
-    steps use the user's streams.
+    """The tables [S, N], offsets and strides [S, 17] of all slots, by stream.
 
-    A session's noise comes in blocks of FRAMES frames. Block 0 fills the table; each later block renews a piece, because
-    one fixed table would be off from Exp(1) in the same way all the time. A block depends on the seed and its number. The
-    seed also shortens the first block, so that sessions that begin together renew their tables at different times.
+    Only teacher-forced checks of all 16 depth steps use the user's streams. A session's noise comes in blocks of FRAMES
+    frames. Block 0 fills the table, and each later block renews a piece of it, because a fixed table would always have the
+    same error from Exp(1). A block depends only on the seed and its number. The seed also shortens the first block, so
+    sessions that begin together renew their tables at different times.
 
-    Only numpy's raw bits are used: they stay the same from version to version, its distributions do not.
+    The noise uses only numpy's raw bits. They are the same in all versions of numpy; its distributions are not.
     """
 
     def __init__(self, tables: Noise32, offset: Tokens, stride: Tokens, upload: Upload):
@@ -83,7 +83,7 @@ class Noise:
         self._make_block(row)
 
     def close(self, row: int) -> None:
-        """End a slot's noise; greedy sampling needs none."""
+        """End a slot's noise. Greedy sampling has no noise."""
         self._seeds[row], self._keys[row] = None, 0
         self._offset[row] = self._stride[row] = 0
 
@@ -112,7 +112,7 @@ class Noise:
         keys[:, 1] |= 1
 
     def replay(self, recorded: Mapping[int, FrameNoise], config: ModelConfig) -> None:
-        """Give slots recorded draws for this frame; tokens without one get 1. `restore` brings the tables back."""
+        """Give slots recorded draws for this frame; tokens without a draw get 1. `restore` brings the tables back."""
         first = np.append(0, config.text_card + config.audio_card * np.arange(config.num_streams - 1))  # of each stream
         for row, frame in recorded.items():
             table = self._tables[row]
@@ -126,7 +126,7 @@ class Noise:
             self._upload(row, 0, len(table))
 
     def restore(self) -> None:
-        """Bring back the tables that `replay` replaced, so that other frames get their own draws."""
+        """Bring back the tables that `replay` replaced: other frames need their own draws."""
         for row, table in self._replaced.items():
             self._tables[row] = table
             self._upload(row, 0, len(table))
@@ -139,9 +139,9 @@ def noise_of(table: Noise32, offset: int, stride: int, tokens: Tokens) -> Noise3
 
 
 def _draw_exponential(bits: np.random.PCG64, out: Noise32) -> None:
-    """Fill `out` from Exp(1): -log of the middles of 2^32 equal parts of 0 to 1, so that it is never 0.
+    """Fill `out` from Exp(1): -log of the middles of 2^32 equal parts of [0, 1], which is never 0.
 
-    In float64: rounding to float32 hides the last digits, in which the logarithms of two processors differ.
+    It computes in float64. The logarithms of two processors differ in the last digits, and rounding to float32 removes them.
     """
     uniform = (bits.random_raw(-(-len(out) // 2)).view(np.uint32)[: len(out)] + 0.5) * 2.0**-32
     np.negative(np.log(uniform, out=uniform), out=out, casting="same_kind")

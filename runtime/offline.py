@@ -1,4 +1,7 @@
-"""Offline runs: a recording in, the agent's recording and text out, like the reference's offline script."""
+"""Offline runs, like the reference's offline script: a recording in, the agent's recording and text out.
+
+Called by `cli.talk` and by programs.
+"""
 
 import json
 import time

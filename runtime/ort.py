@@ -1,4 +1,7 @@
-"""Graphs on ONNX Runtime: its CPU provider for the host, its CUDA provider for a GPU."""
+"""Runs graphs on ONNX Runtime: on the host with its CPU provider, on a GPU with its CUDA provider.
+
+Called by `runtime.backend`.
+"""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +21,7 @@ from pplex.runtime.mapped import MappedFile
 from pplex.runtime.precision import PRECISIONS, storage_dtype
 from pplex.runtime.prepared import PreparedGraph
 
-BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: for IO binding, as numpy lacks the type
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: for IO binding, because numpy does not have the type
 CPU_ONLY = ("CPUExecutionProvider",)
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _UNREADABLE = (BundleError, OSError, ValueError)  # errors of a cached graph that is damaged or gone
@@ -26,11 +29,11 @@ NO_CUDA_GRAPH = "-1"  # gpu_graph_id of a call that is not captured
 
 
 class OnnxRuntimeExecutor:
-    """A graph on ONNX Runtime's CPU provider; `weights` is the folder of its weights, if not the file's own.
+    """A graph on ONNX Runtime's CPU provider.
 
-    `prepared`: the cached optimised graph, made if it is missing. `profiles`: a folder for the times of every operator.
-    Raises LibraryError if ONNX Runtime cannot be loaded, EngineError for a precision that the provider does not support,
-    BundleError if it refuses the graph.
+    `weights`: the folder of its weights, if it is not the graph's. `prepared`: the cached optimised graph, which is made if
+    it is missing. `profiles`: a folder for the times of every operator. Raises LibraryError if ONNX Runtime cannot be
+    loaded, EngineError for a precision that the provider does not support, BundleError if it refuses the graph.
     """
 
     alignment = 1
@@ -75,13 +78,13 @@ class OnnxRuntimeExecutor:
 class OnnxRuntimeCudaExecutor:
     """A graph on ONNX Runtime's CUDA provider, on the device's own stream.
 
-    The provider itself captures each repeated call as a CUDA graph if all nodes run on the GPU; `uncaptured` is the reason
-    if it does not. Raises the errors of OnnxRuntimeExecutor.
+    If all nodes run on the GPU, the provider itself captures each repeated call as a CUDA graph; otherwise `uncaptured` has
+    the reason. Raises the errors of OnnxRuntimeExecutor.
     """
 
     alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
     uncaptured: str | None
-    capturable = False  # the provider allocates and synchronizes as it goes, which a capture around it forbids
+    capturable = False  # the provider allocates and synchronizes during a call, which a capture forbids
 
     def __init__(
         self, path: Path, spec: GraphSpec, device: CudaDevice, precision: str = "fp32", weights: Path | None = None
@@ -92,17 +95,17 @@ class OnnxRuntimeCudaExecutor:
             "device_id": str(GPU),
             "has_user_compute_stream": "1",
             "user_compute_stream": str(device.stream),
-            "arena_extend_strategy": "kSameAsRequested",  # else it doubles, and weights are most of the memory
-            "use_tf32": "0",  # its 10-bit mantissas change a greedy choice now and then
+            "arena_extend_strategy": "kSameAsRequested",  # the default doubles the memory, most of which is weights
+            "use_tf32": "0",  # TF32's 10-bit mantissas sometimes change a greedy choice
         }
         options = _options(precision, threads=1)
         try:
             self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"}, weights)
             self.uncaptured = None
-        except BundleError as error:  # some node runs on the processor: the provider cannot capture the graph
+        except BundleError as error:  # a node runs on the processor, so the provider cannot capture the graph
             self._session = _cuda_session(path, precision, _options(precision, threads=1), provider, weights)
             self.uncaptured = str(error)
-        self.fixed_rings = self.uncaptured is None  # it never frees a captured graph
+        self.fixed_rings = self.uncaptured is None  # the provider never frees a captured graph
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         ort = _library()
@@ -114,7 +117,7 @@ class OnnxRuntimeCudaExecutor:
         def call() -> None:
             try:
                 self._session.run_with_iobinding(binding, options)
-            except Exception as error:  # ONNX Runtime's exceptions share no base class
+            except Exception as error:  # ONNX Runtime's exceptions have no common base class
                 raise EngineError(
                     f"ONNX Runtime {ort.__version__} cannot run {self.spec.name} on the GPU: {error}"
                 ) from error
@@ -158,20 +161,20 @@ def _options(precision: str, threads: int | None, profile: Path | None = None) -
     # The four graphs take turns: threads of an idle graph must not spin while the next one runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if PRECISIONS[precision].weights.startswith("float8"):
-        # Q/DQ around a MatMul would be fused into an operator that has no fp8 kernel.
+        # ONNX Runtime would fuse Q/DQ around a MatMul into an operator without an fp8 kernel.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 
 def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[str, str], weights: Path | None) -> Any:
-    _library().preload_dlls()  # CUDA's libraries, where they were installed by pip
-    # The processor runs the rest, which is arithmetic on shapes.
+    _library().preload_dlls()  # CUDA's libraries, if pip installed them
+    # The CPU provider runs the other nodes, which compute shapes.
     providers = [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"]
     return _session(path, precision, options, providers, weights)
 
 
 def _prepared_session(path: Path, precision: str, options: Callable[[], Any], prepared: PreparedGraph) -> Any | None:
-    """A session from the cached optimised graph, which is made if it is missing; None if it cannot be made."""
+    """A session from the cached optimised graph. A missing graph is made; None if that fails."""
 
     def load() -> Any:
         as_it_is = options()
@@ -190,7 +193,7 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
 
 
 def _cpu_session(path: Path, precision: str, options: Any, weights: Path) -> Any:
-    """A session that maps the file `weights`; it copies only the weights that it packs for the processor."""
+    """A session that maps the file `weights`. It copies only the weights that it packs for the processor."""
     if not weights.is_file():  # small weights are inside the graph's file
         return _session(path, precision, options, CPU_ONLY)
     mapped = MappedFile(weights)
@@ -225,15 +228,15 @@ def _session(
     ort = _library()
     model: str | bytes = os.fspath(path)
     if in_memory or weights not in (None, path.parent):
-        model = path.read_bytes()  # with a path it would look beside the file
+        model = path.read_bytes()  # not the path: then it would look for weights beside the file
     if weights is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(weights))
-    # A matrix product and the addition after it would be fused to a Gemm, which cannot use blocked weights: they would be
-    # converted to floats in every call.
+    # Not fused: ONNX Runtime would turn a matrix product and the next addition into a Gemm. A Gemm cannot use blocked
+    # weights, and would convert them to floats in every call.
     disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
     try:
         return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=disabled)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
 
 

@@ -1,4 +1,7 @@
-"""Bytes of a graph's weights in a precision, counted from the model's sizes, without a checkpoint or torch."""
+"""Counts the bytes of a graph's weights in a precision from the model's sizes, without a checkpoint or torch.
+
+Called by builds, plans, `bench` and `doctor`.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,7 +12,7 @@ from pplex.runtime.graphs import Conv, downsample, seanet_decoder, seanet_encode
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.precision import PRECISIONS, Precision, storage_dtype
 
-# Bits of one weight in the formats numpy has no dtype for.
+# Bits of one weight in formats without a numpy dtype.
 _BITS = {"float8_e4m3fn": 8, "int4": 4}
 
 Matrix = tuple[int, int]  # [inputs, outputs]
@@ -17,10 +20,10 @@ Matrix = tuple[int, int]  # [inputs, outputs]
 
 @dataclass(frozen=True)
 class Parameters:
-    """A graph's parameters by how they are stored.
+    """A graph's parameters by their storage.
 
-    A quantized precision quantizes `matrices` and `heads`. `plain` counts embeddings and most of the codec, stored like
-    the activations, and `float32` the norms and the codec's codebooks.
+    A quantized precision quantizes `matrices` and `heads`. `plain` counts embeddings and most of the codec, which are stored
+    like the activations. `float32` counts the norms and the codec's codebooks.
     """
 
     matrices: tuple[Matrix, ...]
@@ -45,13 +48,13 @@ def step_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, 
 
 
 def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, int]:
-    """Bytes of weights and scales by graph, for a precision each (a name in PRECISIONS)."""
+    """Bytes of weights and scales by graph. `precision`: a name in PRECISIONS for each graph."""
     table = parameters(config)
     return {graph: table[graph].nbytes(PRECISIONS[name]) for graph, name in precision.items()}
 
 
 def build_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool) -> int:
-    """Bytes of disk that a build takes: engines as large as their graphs, and one graph beside them."""
+    """Bytes of disk that a build takes: engines are as large as their graphs, and one graph lies beside them."""
     weights = weights_nbytes(config, precision).values()
     return sum(weights) + (max(weights) if compiled else 0)
 
@@ -69,7 +72,7 @@ def parameters(config: ModelConfig) -> dict[str, Parameters]:
 
 
 def _matrix_nbytes(matrix: Matrix, weights: str, precision: Precision) -> int:
-    """Weights, and scales in the activations' dtype: one a block, or one a column without blocks."""
+    """Bytes of weights, and of scales in the activations' dtype: one for each block, or for each column without blocks."""
     inputs, outputs = matrix
     nbytes = -(-math.prod(matrix) * (_BITS.get(weights) or 8 * storage_dtype(weights).itemsize) // 8)
     if weights == precision.activations:
@@ -79,10 +82,10 @@ def _matrix_nbytes(matrix: Matrix, weights: str, precision: Precision) -> int:
 
 
 def block_of(inputs: int, precision: Precision) -> int:
-    """How many weights of a column of `inputs` share a scale: the precision's block, or its largest divisor that fits.
+    """The weights of a column of `inputs` that share a scale: the precision's block, or its largest divisor that fits.
 
-    ONNX allows a shorter last block. TensorRT's parser ignores `block_size`, divides the length by the number of scales,
-    and would scale the wrong weights.
+    ONNX allows a shorter last block. But TensorRT's parser ignores `block_size`, divides the length by the number of scales,
+    and would then scale the wrong weights.
     """
     return math.gcd(inputs, precision.block)
 
@@ -95,7 +98,7 @@ def _temporal(config: ModelConfig) -> Parameters:
 
 
 def _depth(config: ModelConfig) -> Parameters:
-    """One weight set a step; step 0 reads the text token, every other step an audio token."""
+    """One set of weights for each step. Step 0 reads the text token, every other step an audio token."""
     stack, steps = config.depth, config.depth_steps
     step = ((config.temporal.dim, stack.dim), *_layer(stack) * stack.layers)
     rows = config.text_card + 1 + (steps - 1) * (config.audio_card + 1)
@@ -104,7 +107,7 @@ def _depth(config: ModelConfig) -> Parameters:
 
 
 def _layer(stack: TransformerConfig) -> tuple[Matrix, ...]:
-    """Attention's two projections and the gated block's two."""
+    """The two projections of attention, and the two of the gated block."""
     dim, hidden = stack.dim, stack.hidden
     return (dim, 3 * dim), (dim, dim), (dim, 2 * hidden), (hidden, dim)
 

@@ -1,4 +1,4 @@
-"""The precisions of a graph: how its activations and weights are stored."""
+"""The precisions of a graph: how its activations and weights are stored. Used by all packages."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ if TYPE_CHECKING:  # the doctor lists precisions even if numpy is broken
 
 @dataclass(frozen=True)
 class Precision:
-    """One name of `--precision`. Norms, softmax, RoPE and sampling are float32 in all of them.
+    """One name of `--precision`. In every precision, norms, softmax, RoPE and sampling are float32.
 
-    `activations`: dtype between the layers and of the rings. `weights`: dtype of the matrices. `heads`: dtype of the
-    matrices that give the logits. `block`: how many weights in a row share a scale (0: one scale a column, or none).
-    Heads are 2 % of the bytes and their errors go straight into the sampling: they have 8 bits where the others have 4,
-    and 16 with fp8.
+    activations: dtype between the layers, and of the rings. weights: dtype of the matrices.
+    heads: dtype of the matrices that give the logits. They are 2 % of the bytes, and their errors directly change the
+    sampling. So they have 8 bits in int4, and 16 bits in fp8.
+    block: number of consecutive weights that share a scale (0: one scale for each column, or none).
     """
 
     name: str
@@ -79,7 +79,7 @@ def check_precision(precision: Mapping[str, str]) -> dict[str, str]:
 
 
 def storage_dtype(name: str) -> "np.dtype[Any]":
-    """The numpy dtype whose buffers hold values of `name`: bfloat16, which numpy lacks, is kept as its 16 bits."""
+    """The numpy dtype of buffers with values of `name`. numpy has no bfloat16, so its 16 bits are stored as integers."""
     import numpy as np
 
     return np.dtype("uint16" if name == "bfloat16" else name)

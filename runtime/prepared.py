@@ -1,7 +1,7 @@
 """The graphs as ONNX Runtime optimises them for this processor, cached in the bundle's `caches/`.
 
-ONNX Runtime converts the blocked weights of the standard graph for its own operators. At the released size that takes
-half a minute and doubles the memory, so the optimised graph is cached and later loads begin with it.
+ONNX Runtime converts the blocked weights of the standard graph for its own operators. At the released size this takes half
+a minute and doubles the memory. So the optimised graph is cached, and later loads use it. Called by `runtime.backend`.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from pplex.runtime.errors import BundleError
 from pplex.runtime.files import is_file
 from pplex.runtime.precision import PRECISIONS
 
-GROWTH = 1.5  # times the weights' bytes, at most: their scales are kept as float32
-FORMAT = "1"  # of the cache; to be changed with the options that it is made or loaded with
+GROWTH = 1.5  # largest size of a cache relative to the weights: their scales become float32
+FORMAT = "1"  # of the cache; change it when the options change that make or load a cache
 LEFT_SECONDS = 3600.0  # an unfinished folder this old was abandoned
 
 
@@ -30,7 +30,7 @@ LEFT_SECONDS = 3600.0  # an unfinished folder this old was abandoned
 class PreparedGraph:
     """The place of one optimised graph, for one processor, library version and content.
 
-    `sources`: the graph's files in the bundle with their SHA-256; `nbytes`: their size together.
+    `sources`: the graph's files in the bundle with their SHA-256; `nbytes`: their total size.
     """
 
     folder: Path
@@ -50,14 +50,14 @@ class PreparedGraph:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is cached; the model gets its name last."""
-        return os.path.isfile(self.model) and os.path.isfile(self.weights)  # an unreadable one is made again
+        """Whether it is cached. The model is complete when both files exist, because it gets its name last."""
+        return os.path.isfile(self.model) and os.path.isfile(self.weights)  # an unreadable file is made again
 
     def make(self, write: Callable[[Path, str], None]) -> bool:
-        """Make it with `write(model, name of the weights' file)`; False, and no files, if it cannot be written.
+        """Make it with `write(model, name of the weights' file)`. Returns False, and leaves no files, if writing fails.
 
-        Caches of other versions or contents of the graph for this processor are removed. Of two processes at the same
-        time each writes its own, and the last one stays.
+        It removes caches for this processor of other versions or contents of the graph. If two processes write at the same
+        time, the cache of the last one stays.
         """
         try:
             self.folder.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ class PreparedGraph:
                     old.unlink(missing_ok=True)
                 weights.replace(self.weights)
                 model.replace(self.model)
-        except (OSError, BundleError):  # read-only or full disk: it is prepared again at each load
+        except (OSError, BundleError):  # read-only or full disk: each load prepares the graph again
             return False
         return True
 
@@ -92,7 +92,7 @@ class PreparedGraph:
         changed = [path.name for path, sha256 in self.sources.items() if file_sha256(path) != sha256]
         if changed:
             raise BundleError(
-                f"{self.folder.parent} is damaged: {', '.join(changed)} has another SHA-256 than the manifest says. "
+                f"{self.folder.parent} is damaged: {', '.join(changed)} does not have the SHA-256 of the manifest. "
                 "Copy it again, or rebuild it: pplex-export build"
             )
 
@@ -100,7 +100,7 @@ class PreparedGraph:
 def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> dict[str, PreparedGraph]:
     """The caches of a bundle's graphs with blocked weights, for ONNX Runtime `version` on this processor.
 
-    A cache is not used after the graph's file was written to, whatever the manifest says.
+    A cache is not used if the graph's file has changed since, even if the manifest is the same.
     """
     processor = _digest(_processor())[:8]
 
@@ -132,7 +132,7 @@ def graph_files(graph: str) -> tuple[str, str]:
 
 
 def _processor() -> str:
-    """The kind of processor and its instructions, which decide how weights are packed."""
+    """The kind of processor and its instructions. The packing of weights depends on both."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

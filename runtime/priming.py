@@ -1,4 +1,7 @@
-"""Priming (prefill): runs a voice and a persona through the temporal transformer in chunks, and caches the result."""
+"""Priming (prefill): runs a voice and a persona through the temporal transformer in chunks, and caches the result.
+
+Called by `runtime.session`.
+"""
 
 import hashlib
 import os
@@ -22,7 +25,7 @@ from pplex.runtime.stages import Stages
 VoiceName = str | os.PathLike[str] | None
 PrefixKey = tuple[str | int | None, ...]  # voice, then the persona's tokens
 
-PRIMING_STEPS = 64  # forced steps in one call: as much work as a few frames, so that other sessions can step in between
+PRIMING_STEPS = 64  # forced steps in one call: the work of a few frames. Other sessions can step between two calls
 VOICE_SUFFIXES = (".wav", ".flac", ".ogg")
 
 
@@ -49,7 +52,7 @@ class Primer:
     def prime(self, row: int, voice: VoiceName, persona: list[int]) -> Generator[None, None, None]:
         """Run a new slot through its prompt, yielding between chunks.
 
-        A cached voice and persona are copied, bit for bit as they were primed. Raises PromptError, AudioError.
+        For a cached voice and persona, the primed state is copied bit for bit. Raises PromptError, AudioError.
         """
         voice_key, recording = self._find_voice(voice)
         key: PrefixKey = (voice_key, *persona)
@@ -61,7 +64,7 @@ class Primer:
             return
         if recording is not None:
             spoken = frames(recording, self.config.frame_size)
-            make_prompt(self.config, np.zeros((len(spoken), CODEBOOKS), np.int64), persona)  # too long? before the work
+            make_prompt(self.config, np.zeros((len(spoken), CODEBOOKS), np.int64), persona)  # raises if it is too long
             prompt = make_prompt(self.config, (yield from self._encode(row, spoken)), persona)
         else:
             prompt = make_prompt(self.config, self._recorded(voice_key), persona)
@@ -69,7 +72,7 @@ class Primer:
         self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row)))
 
     def check(self, voice: VoiceName, persona: list[int]) -> None:
-        """Raise PromptError if `prime` would. A recording is not checked: it would have to be encoded."""
+        """Raise PromptError if `prime` would. A recording is not checked, because it is not encoded yet."""
         voice_key, recording = self._find_voice(voice)
         if recording is None:
             make_prompt(self.config, self._recorded(voice_key), persona)
@@ -122,12 +125,12 @@ class Primer:
                 stages.run("mimi_encode", 1, row)
                 codes.append(stages.user_codes[row].copy())
                 yield
-        finally:  # also if the caller stops half way
+        finally:  # also if the caller stops early
             stages.engines["mimi_encode"].reset(row, self.config.mimi.steps_per_frame * len(codes))
         return np.stack(codes)
 
     def _keep(self, key: PrefixKey, prefix: _Prefix) -> None:
-        """Cache a primed state; drop the least recently used until all fit."""
+        """Cache a primed state. Drop the least recently used states until all fit."""
         if prefix.nbytes > self._prefix_bytes:
             return
         self._prefixes[key] = prefix

@@ -1,4 +1,4 @@
-"""The prompt of a session: voice, silence, persona, silence, as steps with all tokens forced."""
+"""The prompt of a session as steps with all tokens forced: voice, silence, persona, silence. Called by `runtime.priming`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from pplex.runtime.errors import PromptError
 class Prompt:
     """The steps that prime a session.
 
-    A recorded voice comes first: its embeddings [V, dim] replace the summed token embeddings, then its token ring
-    `cache` [17, 4] replaces the session's. `tokens` [n, 17] are the forced frames that follow.
+    A recorded voice comes first: its embeddings [V, dim] replace the summed token embeddings. Then its token ring `cache`
+    [17, 4] replaces the session's. `tokens` [n, 17] are the forced frames after that.
     """
 
     voice: Voice | None
@@ -50,7 +50,7 @@ def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequ
     if recorded is None:
         codes = [] if voice is None else [tuple(int(code) for code in frame) for frame in np.asarray(voice)]
         frames = [*(_frame(config.text_padding, frame) for frame in codes), *frames]
-        del frames[0]  # the reference spends its first call on setting up, and drops the frame it was given
+        del frames[0]  # the reference's first call only sets up, and drops its frame
     prompt = Prompt(recorded, np.array(frames, np.int64).reshape(-1, 1 + 2 * CODEBOOKS))
     _check_length(config, prompt.steps, len(persona))
     return prompt
@@ -63,12 +63,12 @@ def _frame(text: int, agent: Sequence[int]) -> tuple[int, ...]:
 def _check_length(config: ModelConfig, steps: int, persona_tokens: int) -> None:
     """Raise PromptError if a prompt of `steps` steps, `persona_tokens` of them for the persona, does not fit into the ring.
 
-    The window is capacity - 1 steps, the conversation's first one included: see export/layers.py, ring_mask.
+    The window is capacity - 1 steps, including the first step of the conversation: see export/layers.py, ring_mask.
     """
     room, others = config.temporal.capacity - 2, steps - persona_tokens
     if steps > room:
         shorter = f"Shorten the persona to {room - others} tokens, or choose" if others < room else "Choose"
         raise PromptError(
-            f"The prompt takes {steps} steps (persona {persona_tokens}, voice and silences {others}) and the model "
+            f"The prompt takes {steps} steps (persona {persona_tokens}, voice and silences {others}), but the model "
             f"remembers {room}. {shorter} a shorter voice."
         )

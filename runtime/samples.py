@@ -1,15 +1,18 @@
-"""The rule for samples: finite floats with a full scale of 1.0; for frames, files and the server's raw audio."""
+"""The rule for samples in frames, files and the server's raw audio: finite floats with a full scale of 1.0.
+
+Called by `runtime` and `server`.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.errors import AudioError
 
-# 24 dB above full scale. Recordings in float may exceed 1.0 by the headroom of a mixer or a recorder, and pass unchanged.
-# Integers that were not scaled, even of 8 bits, exceed the limit with the first sound. They are refused and not scaled: a
-# file could be scaled by a guess, but a frame is judged without the later frames, and both follow one rule.
+# 24 dB above full scale. Float recordings may exceed 1.0 by the headroom of a mixer or a recorder, and pass unchanged.
+# Unscaled integers, even of 8 bits, exceed the limit with the first sound. They are refused, not scaled. For a file a guess
+# of the scale would be possible; for a frame it is not, because later frames are unknown. Both follow the same rule.
 MAX_LEVEL = 16.0
-FULL_SCALES = {8: 1 << 7, 16: 1 << 15, 24: 1 << 23, 32: 1 << 31}  # bits of an integer: what 1.0 is in it
+FULL_SCALES = {8: 1 << 7, 16: 1 << 15, 24: 1 << 23, 32: 1 << 31}  # bits of an integer: its value for 1.0
 
 
 def check_frame(pcm: npt.NDArray[np.floating], frame_size: int) -> npt.NDArray[np.floating]:
@@ -23,10 +26,10 @@ def check_frame(pcm: npt.NDArray[np.floating], frame_size: int) -> npt.NDArray[n
 
 
 def check_samples(pcm: npt.NDArray[np.floating], name: str = "A frame") -> None:
-    """Raise AudioError if samples of `pcm`, of any shape, are NaN, infinite or beyond `MAX_LEVEL`; it names `name`."""
+    """Raise AudioError if samples of `pcm` (any shape) are NaN, infinite or beyond `MAX_LEVEL`. The message has `name`."""
     if not pcm.size:
         return
-    # min and max of an array with NaN are NaN; isfinite would allocate an array as large.
+    # min and max of an array with NaN are NaN. isfinite would allocate an array of the same size.
     with np.errstate(invalid="ignore"):
         low, high = float(pcm.min()), float(pcm.max())
     if low >= -MAX_LEVEL and high <= MAX_LEVEL:
@@ -34,7 +37,7 @@ def check_samples(pcm: npt.NDArray[np.floating], name: str = "A frame") -> None:
     if not np.isfinite([low, high]).all():
         raise AudioError(f"{name} holds samples that are NaN or infinite. Replace them, with zeros for silence.")
     raise AudioError(
-        f"{name} holds samples up to {max(-low, high):,.0f}, and full scale is 1.0. {_advice(max(-low, high))}"
+        f"{name} holds samples up to {max(-low, high):,.0f}, but full scale is 1.0. {_advice(max(-low, high))}"
     )
 
 

@@ -1,4 +1,7 @@
-"""How a session's tokens are drawn. The command line and the server read their defaults here; no library is imported."""
+"""The settings of sampling. The command line and the server read their defaults here. This module imports no library.
+
+Called by `cli`, `runtime`, `server` and `validate`.
+"""
 
 from dataclasses import dataclass
 from numbers import Integral
@@ -6,12 +9,12 @@ from numbers import Integral
 from pplex.runtime.config import MAX_CANDIDATES
 from pplex.runtime.errors import PromptError
 
-TEMPERATURES = (1e-6, 1e6)  # below, a float32 quotient of logits may overflow, and 0 / 0 is not a number
+TEMPERATURES = (1e-6, 1e6)  # a lower temperature may overflow float32 when it divides logits; 0 / 0 is NaN
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the defaults are the reference's. A top-k of 1 is greedy."""
+    """The settings of a session's draws; the defaults are the reference's. A top-k of 1 is greedy."""
 
     text_temperature: float = 0.7
     text_top_k: int = 25
@@ -22,11 +25,11 @@ class Sampling:
         low, high = TEMPERATURES
         temperatures = {"text_temperature": self.text_temperature, "audio_temperature": self.audio_temperature}
         wrong = [
-            f"{name} is {value}, and must be {low:g} to {high:g} (a top-k of 1 is greedy)"
+            f"{name} is {value}, but must be {low:g} to {high:g} (a top-k of 1 is greedy)"
             for name, value in temperatures.items()
             if not low <= value <= high
         ] + [
-            f"{name} is {value}, and must be a whole number, 1 to {MAX_CANDIDATES}"
+            f"{name} is {value}, but must be a whole number, 1 to {MAX_CANDIDATES}"
             for name, value in (("text_top_k", self.text_top_k), ("audio_top_k", self.audio_top_k))
             if not isinstance(value, Integral) or not 1 <= value <= MAX_CANDIDATES
         ]
@@ -35,7 +38,7 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most probable token is always taken, so that noise has no effect."""
+        """Whether the most probable token is always taken. Noise then has no effect."""
         return self.text_top_k == self.audio_top_k == 1
 
 

@@ -1,4 +1,7 @@
-"""Sessions in slots, and the path of an 80 ms frame through them: `Runtime.step`."""
+"""Sessions in slots, and the path of an 80 ms frame through them: `Runtime.step`.
+
+Called by `bench`, `runtime`, `server` and `validate`.
+"""
 
 import os
 import secrets
@@ -45,15 +48,18 @@ class Session:
         self.is_open = True
 
     def step(self, pcm: Pcm) -> Reply:
-        """Take one frame of the user, [1920] float32 at 24 kHz; return one of the agent. Raises AudioError, SlotError."""
+        """Take a frame of the user, [1920] float32 at 24 kHz; return the agent's frame. Raises AudioError, SlotError."""
         return self.runtime.step({self: pcm})[self]
 
     def step_codes(self, codes: Tokens, frame_noise: FrameNoise | None = None) -> Tokens:
-        """Step one frame without the codec: the user's codes [8] in, all streams' tokens [17] out. Noise may be recorded."""
+        """Step one frame without the codec: the user's codes [8] in, all streams' tokens [17] out.
+
+        `frame_noise`: recorded noise to use instead of the session's own.
+        """
         return self.runtime.step_codes({self: codes}, {self: frame_noise} if frame_noise else {})[self]
 
     def close(self) -> None:
-        """Free the slot. A closed session cannot be stepped; closing it again does nothing."""
+        """Free the slot. A closed session cannot be stepped. A second call does nothing."""
         self.runtime.close(self)
 
     def __enter__(self) -> "Session":
@@ -78,12 +84,13 @@ class Runtime:
         device: str | Backend | None = None,
         logits: bool = False,
     ):
-        """`batches`: engine batch sizes to use, the largest at least `slots`; powers of two by default. At one batch size a
-        session's output is the same to the bit, whatever other sessions do: `batches=[slots]` uses one size only.
+        """Load the engines of `bundle`.
 
-        `prefix_bytes`: memory for primed prompts; a voice and persona that were used before are copied from there.
-        `device`: what ONNX graphs run on, "cpu" or "cuda"; None for a GPU if one is found. A compiled engine has its own.
-        `logits`: keep the logits, for validation.
+        batches: engine batch sizes to use; powers of two by default. The largest must be at least `slots`. With only one
+        batch size, `batches=[slots]`, a session's output is the same to the bit, whatever other sessions do.
+        prefix_bytes: memory for primed prompts. A voice and persona that were used before are copied from there.
+        device: "cpu" or "cuda" for ONNX graphs; None for a GPU if one is found. A compiled engine has its own.
+        logits: keep the logits, for validation.
         Raises SlotError, and EngineError if the bundle cannot run here.
         """
         if slots < 1 or (batches is not None and min(batches, default=0) < 1):
@@ -105,14 +112,16 @@ class Runtime:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], slots: int = 8, **options: Any) -> "Runtime":
-        """Open, check and load the bundle in `folder`; `options` as in the constructor. Raises BundleError, EngineError,
-        AccessError."""
+        """Open, check and load the bundle in `folder`; `options` as in the constructor.
+
+        Raises BundleError, EngineError, AccessError.
+        """
         return cls(open_to_run(Path(folder), options.get("device")), slots, **options)
 
     # One frame.
 
     def step(self, pcm: Mapping[Session, Pcm]) -> dict[Session, Reply]:
-        """Step one frame [1920] of each given session, with one call per graph. If a frame is refused, none is stepped.
+        """Step one frame [1920] of each given session, with one call per graph. If a frame is refused, no session steps.
 
         Raises AudioError for a wrong shape and for samples that are not finite or far above full scale (unscaled
         integers), SlotError for a closed session.
@@ -138,7 +147,7 @@ class Runtime:
     ) -> dict[Session, Tokens]:
         """`step` without the codec: the user's codes [8] in, the tokens of all streams [17] out.
 
-        Raises AudioError for codes and NoiseError for recorded noise that cannot be used, SlotError for a closed session.
+        Raises AudioError for invalid codes, NoiseError for invalid recorded noise, SlotError for a closed session.
         """
         rows = self._rows(codes)
         if not codes:
@@ -163,7 +172,7 @@ class Runtime:
         """Copy the user's frames into their slots' rows. If one is refused, all rows become zeros."""
         heard = self.stages.pcm_in[:batch, 0]  # [batch, 1920]
         try:
-            with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite, which is refused
+            with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite, and is then refused
                 for session, frame in pcm.items():
                     heard[session.row] = check_frame(frame, self.config.frame_size)
             check_samples(heard)
@@ -172,7 +181,7 @@ class Runtime:
             raise
 
     def _read_ring(self, rows: Array, batch: int) -> None:
-        """Read the token ring: the model's input, the forced part of its output, the codes the agent says now."""
+        """Read the token ring: the model's input, its forced outputs, and the codes that the agent says now."""
         stages, audio = self.stages, slice(AGENT, AGENT + self.config.depth_steps)
         stages.codes[rows, 0], forced = self.ring.begin(rows)
         stages.forced_text[rows], stages.forced_audio[rows] = forced[:, 0], forced[:, audio]
@@ -212,9 +221,9 @@ class Runtime:
     ) -> Session:
         """Open a session in the lowest free slot and prime it.
 
-        voice: one of the bundle's names, an audio file of the voice to take on, or None. persona: text, or its tokens.
-        seed: of the sampling noise; random if None. Raises SlotError if every slot is taken, PromptError for a voice or a
-        persona that cannot be used, AudioError for an unreadable voice file.
+        voice: one of the bundle's names, an audio file of the voice to imitate, or None. persona: text, or its tokens.
+        seed: of the sampling noise; random if None. Raises SlotError if every slot is taken, PromptError for an invalid
+        voice or persona, AudioError for an unreadable voice file.
         """
         opening = self.begin(voice, persona, seed, sampling)
         try:
@@ -225,7 +234,7 @@ class Runtime:
             return session
 
     def check_prompt(self, voice: VoiceName = None, persona: str | Sequence[int] = "") -> None:
-        """Raise PromptError if `open` would, for a voice of the bundle or none. Other threads may use the runtime."""
+        """Raise PromptError if `open` would, for a voice of the bundle or none. Safe while other threads use the runtime."""
         self.primer.check(voice, self._persona_tokens(persona))
 
     def _persona_tokens(self, persona: str | Sequence[int]) -> list[int]:
@@ -238,9 +247,9 @@ class Runtime:
         seed: int | None = None,
         sampling: Sampling = DEFAULT_SAMPLING,
     ) -> Generator[None, None, Session]:
-        """`open` as a generator: it yields between chunks of the priming (prefill) and returns the session.
+        """`open` as a generator: it yields between chunks of the priming (prefill), and returns the session.
 
-        Other sessions can be stepped between two chunks. A generator that is closed early frees its slot.
+        Other sessions can step between two chunks. A generator that is closed early frees its slot.
         """
         row = next((row for row, session in enumerate(self._sessions) if session is None), None)
         if row is None:
@@ -279,13 +288,13 @@ class Runtime:
 
 
 def _powers_of_two(slots: int) -> list[int]:
-    """1, 2, 4, ... below `slots`, and `slots` itself."""
+    """1, 2, 4, ... and `slots` itself."""
     return [1 << i for i in range((slots - 1).bit_length())] + [slots]
 
 
 def _checked_seed(seed: int) -> int:
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
-        raise PromptError(f"The seed is {seed}, and must be a whole number, 0 to 2^64 - 1.")
+        raise PromptError(f"The seed is {seed}, but must be a whole number, 0 to 2^64 - 1.")
     return int(seed)
 
 

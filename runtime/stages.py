@@ -1,4 +1,4 @@
-"""What slots go through: the four engines, the buffers between them, the KV cache, and the calls that run a frame."""
+"""The four engines, the buffers between them, the KV cache, and the calls that run a frame. Called by `runtime.session`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,13 +20,13 @@ from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 class Stages:
     """Steps slots 0, ..., batch - 1 together.
 
-        arrays      what the host exchanges with the graphs: the attributes below, [S, ...] each, shaped as in GraphSpec
-        buffers     the device's memory beside each array
+        arrays      the host's inputs and outputs of the graphs: the attributes below, [S, ...] each, shaped as in GraphSpec
+        buffers     the device's memory for each array
         frame       uploads, graphs and downloads as one prepared call: on a GPU one CUDA graph per batch size
-        kv_cache    how long the temporal transformer's rings are
+        kv_cache    the length of the temporal transformer's rings
 
-    A call reads its inputs from the arrays and leaves its outputs in them. A slot that is not active keeps its codec
-    state. Its row of every other array must hold valid values, as it does from the start.
+    A call reads its inputs from the arrays and writes its outputs to them. An inactive slot keeps its codec state. Its row
+    of every other array must hold valid values; the initial values are valid.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Stages:
         device: str | Backend | None = None,
         logits: bool = False,
     ):
-        """`device` as in `choose_backend`, or a backend; with `logits`, they are among the arrays too."""
+        """`device` as in `choose_backend`, or a backend. `logits`: the arrays include the logits."""
         backend = device if isinstance(device, Backend) else choose_backend(bundle, device, threads)
         self.slots, self.device = slots, backend.device
         self.executors = backend.load(bundle, slots)
@@ -70,8 +70,8 @@ class Stages:
     def run_frame(self, batch: int) -> None:
         """Run the whole frame of slots 0, ..., batch - 1.
 
-        The decoder reads `agent_codes` from the array for the streams whose delay is shorter than the longest; the others
-        are what the depth graph has just given.
+        The decoder gets the streams with the longest delay directly from the depth graph. It reads the other streams from
+        the array `agent_codes`.
         """
         self.make_room(batch)
         self.frame.run(GRAPH_NAMES, batch)
@@ -88,17 +88,17 @@ class Stages:
         self.frame.run((graph,), batch, row)
 
     def run_forced(self, row: int, position: int, codes: Tokens, embedding: npt.NDArray[np.float32]) -> None:
-        """Take one slot's temporal state through forced steps: codes [T, 17], embedding [T, dim]; nothing is sampled."""
+        """Run forced steps of one slot's temporal transformer: codes [T, 17], embedding [T, dim]. Nothing is sampled."""
         self.position[row], self.forced_text[row] = position, 0
         self.make_room(1, row, len(codes))
         self.frame.run_forced(row, codes, embedding)
 
     def make_room(self, batch: int, row: int = 0, steps: int = 1) -> None:
-        """Make rings long enough for steps of slots row, ..., row + batch - 1 from their positions on; runs do so too."""
+        """Make rings long enough for `steps` more steps of slots row, ..., row + batch - 1. The runs above do this, too."""
         self.kv_cache.reserve(row, self.position[row : row + batch] + steps)
 
     def warm_up(self, batches: Sequence[int]) -> None:
-        """Make each call of a conversation for the first time, which is slow; no slot may be in use."""
+        """Make each call of a conversation once, because the first time is slow. No slot may be in use."""
         for batch in batches:
             for _ in range(2 if self.device.captures else 1):
                 self.run_frame(batch)
@@ -113,7 +113,7 @@ class Stages:
     # Slots.
 
     def reset(self, row: int, steps: int) -> None:
-        """Make a slot new after `steps` steps of the temporal transformer."""
+        """Clear a slot after `steps` steps of the temporal transformer."""
         for engine in self.engines.values():
             engine.reset(row, self._ring_entries[engine.spec.name] * steps)
         self.kv_cache.release(row)
@@ -127,10 +127,10 @@ class Stages:
         self.kv_cache.restore(row, saved)
 
     def make_noise(self) -> Noise:
-        """What writes the noise of all slots; only one of them may be in use."""
+        """The writer of the noise of all slots. Only one such object may be in use."""
         return Noise(self.noise, self.noise_offset, self.noise_stride, self.buffers.upload_noise)
 
-    # What measurements and validation read.
+    # For measurements and validation.
 
     def tensors(self, graph: str) -> Mapping[str, Array]:
         """A graph's inputs and outputs by name, [S, ...] each."""
@@ -143,7 +143,7 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds spent in calls so far, by graph, or as one figure where a device runs them."""
+        """Seconds spent in calls until now, by graph, or as one figure if the device cannot time single graphs."""
         return self.frame.seconds
 
     @property

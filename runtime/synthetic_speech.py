@@ -1,4 +1,7 @@
-"""Synthetic sound, used instead of recordings for random checkpoints, calibration and load on the server."""
+"""Synthetic sound in place of recordings: for random checkpoints, calibration, benchmarks and load tests.
+
+Called by `bench`, `export` and `server`.
+"""
 
 from typing import Any
 
@@ -9,7 +12,7 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 
 
 def speech_like(frames: int, frame_size: int, seed: int) -> Pcm:
-    """Sound like speech for a codec: harmonics of a moving pitch under two moving formants, bursts of noise and pauses.
+    """Sound that is like speech for a codec: a moving pitch with harmonics and two moving formants, noise bursts, pauses.
 
     [frames * frame_size] float32, within 0.5.
     """

@@ -43,7 +43,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"The text is damaged at character {error.start}: it is half of a pair. Give it anew."
+                f"The text is damaged at character {error.start}: this is half of a surrogate pair. Enter it again."
             ) from error
         tokens: list[int] = self._processor.encode(text)
         return tokens
@@ -65,8 +65,8 @@ class Tokenizer:
 class TextStream:
     """The text of one session, token by token.
 
-    A character without a piece comes as the bytes of its UTF-8 form, and is returned with the last byte. Tokens 0-3 have
-    no text and may come between the bytes; a piece between them makes the character U+FFFD.
+    A character without a piece comes as several tokens, the bytes of its UTF-8 form. It is returned with the last byte.
+    Tokens 0-3 have no text and may come between the bytes. A piece between them turns the character into U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -83,5 +83,5 @@ class TextStream:
         return self.flush() + self._tokenizer.piece(token)
 
     def flush(self) -> str:
-        """U+FFFD if a character was left unfinished, else ""; for the end of a conversation."""
+        """At the end of a conversation: U+FFFD if a character is unfinished, else ""."""
         return self._decoder.decode(b"", final=True)

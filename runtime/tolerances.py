@@ -1,7 +1,7 @@
-"""The limits of validation: how far each graph may be from float32 in each precision. Part of its GraphSpec.
+"""The limits of validation: the allowed difference from float32, for each graph and precision. Part of its GraphSpec.
 
-They separate a format's own rounding from a defect, which is far larger. Each limit is above the values of random models,
-one of them with planted heavy channels, mostly by a factor of two or more: docs/validation.md.
+They separate a format's own rounding from a defect, which is much larger. Each limit is above the values of random models,
+mostly by a factor of two or more; one of the models has heavy channels. See docs/validation.md.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Limits = Mapping[str, float]
 # layer_error: relative error of the term that half a layer adds, from the engine's own input
 # hidden: 1 - cosine of hidden states, mean
 # channel_error: the same for the worst channel
-# rounding: of a hidden state that is computed in another order
+# rounding: relative error of a hidden state whose sums are computed in another order
 # *_kl: mean divergence of the distributions, in nats; *_top1: least share of steps with the same most probable token
 _TEMPORAL = {
     "fp32": {

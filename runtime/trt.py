@@ -1,4 +1,7 @@
-"""Graphs on TensorRT and TensorRT-RTX: one code for both; `TensorRTLibrary` describes the differences."""
+"""Runs graphs on TensorRT and TensorRT-RTX with the same code; `TensorRTLibrary` describes the differences.
+
+Called by `runtime.backend`.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +19,7 @@ from pplex.runtime.trt_library import TensorRTLibrary, TensorRTMessages
 
 
 class Scratch:
-    """Memory that all contexts share: they compute one after the other on one stream."""
+    """Scratch memory that all contexts share, because they run in turn on one stream."""
 
     def __init__(self, device: CudaDevice, nbytes: int):
         self.nbytes = nbytes
@@ -25,7 +28,7 @@ class Scratch:
 
 
 class LoadedPlan:
-    """A loaded engine file, before it has memory to compute in.
+    """A loaded engine file, before it has scratch memory.
 
     Raises EngineError if the library refuses it, or its inputs and outputs are not the graph's.
     """
@@ -45,7 +48,7 @@ class LoadedPlan:
 
     @property
     def scratch_nbytes(self) -> int:
-        """Bytes that the largest call computes in, without weights, inputs and outputs."""
+        """Bytes of scratch of the largest call, without weights, inputs and outputs."""
         return int(self.engine.device_memory_size_v2)
 
     def _check_names(self) -> None:
@@ -62,7 +65,7 @@ class TensorRTExecutor:
     """A loaded plan and its execution contexts.
 
     A repeated call has its own context, because a captured graph is valid only while its context keeps shapes and
-    addresses. All other calls share one context per profile, which each of them shapes and binds again.
+    addresses. All other calls share one context per profile, and each call sets its shapes and addresses again.
     """
 
     alignment = ALLOCATION_ALIGNMENT  # required by IExecutionContext.setTensorAddress
@@ -100,7 +103,7 @@ class TensorRTExecutor:
         return call
 
     def save_cache(self) -> None:
-        """Save what was compiled so far, if the bundle can be written to."""
+        """Save the kernels compiled until now, if the bundle is writable."""
         if self._kernels is not None:
             self._kernels.save()
 
@@ -110,7 +113,7 @@ class TensorRTExecutor:
         return int(max(steps, default=1) > 1)
 
     def _unfetched(self, tensors: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Buffers for the outputs that are not fetched: TensorRT computes them all."""
+        """Buffers for outputs that are not fetched, because TensorRT computes all outputs."""
         for tensor in self.spec.outputs:
             if tensor.name not in tensors and tensor.name not in self._sinks:
                 shape = fixed_shape(tensor.shape, {"B": self._slots})
@@ -145,7 +148,7 @@ class TensorRTExecutor:
 
 
 class _Kernels:
-    """Kernels that a library compiles for the shapes it runs, cached in a file from one load to the next."""
+    """Kernels that a library compiles for the shapes that it runs. A file caches them for the next load."""
 
     def __init__(self, plan: LoadedPlan, path: Path):
         self._plan, self._path = plan, path
@@ -157,14 +160,14 @@ class _Kernels:
         if self._stored:
             self._cache.deserialize(
                 self._stored
-            )  # from another GPU, driver or version the cache stays empty, and the file is replaced
+            )  # a file from another GPU, driver or version leaves the cache empty, and is replaced
 
     def config(self, repeated: bool) -> Any:
-        """The configuration of a context. Kernels for exact shapes take long to compile: only repeated calls get them."""
+        """The configuration of a context. Only repeated calls get kernels for exact shapes, which take long to compile."""
         trt, config = self._plan.trt, self._plan.engine.create_runtime_config()
         strategy = trt.DynamicShapesKernelSpecializationStrategy
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # Not lazily: a captured graph would keep the fallback kernels.
+        # Not lazily: then a captured graph would contain the fallback kernels.
         config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.NONE
         config.set_runtime_cache(self._cache)
         return config

@@ -1,4 +1,7 @@
-"""TensorRT and TensorRT-RTX: one Python API under two module names. What differs between them is described here once."""
+"""TensorRT and TensorRT-RTX: one Python API under two module names, and their differences for the runtime.
+
+Called by `runtime.trt`, `runtime.backend` and `engines`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +16,9 @@ _NO_REASON = "no reason given"
 
 @dataclass(frozen=True)
 class TensorRTLibrary:
-    """One of the two: `kind` is its name in a manifest, `jit` whether it compiles kernels when an engine is loaded.
+    """One of the two. `kind`: its name in a manifest. `jit`: whether it compiles kernels when an engine is loaded.
 
-    A library that compiles at load can keep what it compiled, and says whether a context can be captured.
+    A library that compiles at load can cache its kernels, and reports whether a context can be captured.
     """
 
     kind: str
@@ -26,7 +29,7 @@ class TensorRTLibrary:
     jit: bool
 
     def load(self) -> Any:
-        """The library's module, to run engines with. Raises LibraryError where it cannot be loaded."""
+        """The library's module, to run engines. Raises LibraryError if it cannot be loaded."""
         return load_library(
             self.module,
             f"This bundle's engines need {self.kind}, which is not installed: pip install 'pplex-export[{self.extra}]'",
@@ -45,10 +48,10 @@ TENSORRT_LIBRARIES: Mapping[str, TensorRTLibrary] = MappingProxyType(
 
 
 class TensorRTMessages:
-    """What a library says, kept for our own messages instead of printed; the library takes `logger`."""
+    """Keeps a library's messages for our own messages, instead of printing them. The library gets `logger`."""
 
     def __init__(self, trt: Any, only_errors: bool):
-        """`only_errors` drops everything else, for a process that runs for days."""
+        """`only_errors`: drop all other messages, for a process that runs for days."""
         said: list[tuple[bool, str]] = []
 
         class Logger(trt.ILogger):
@@ -64,7 +67,7 @@ class TensorRTMessages:
 
     @property
     def lines(self) -> list[str]:
-        """Everything that was kept."""
+        """All messages."""
         return [message for _, message in self._said]
 
     def first_error(self) -> str:

@@ -1,1 +1,4 @@
-"""The WebSocket server, one process per GPU, on top of `pplex.runtime`; nothing is served yet."""
+"""The WebSocket server, one process per GPU, on top of `pplex.runtime`; also its client and the load test.
+
+Called by `cli.serving`, and by programs that use the client.
+"""

@@ -1,4 +1,4 @@
-"""Who may talk: the origin of a page, the token of a client, the cookie of a browser, and what a trusted proxy says.
+"""Decides who may talk: checks a page's origin, a client's token or cookie, and the headers of a trusted proxy.
 
 Called by the server before a conversation, and by its pages.
 """
@@ -14,13 +14,13 @@ from aiohttp import web
 from pplex.server.addresses import Network
 from pplex.server.request import CREDENTIALS, RequestError
 
-COOKIE = "pplex_"  # and the beginning of its value: servers of other tokens on this host have cookies of their own
+COOKIE = "pplex_"  # then the beginning of its value: servers with other tokens on this host need other cookies
 COOKIE_NAME_DIGITS = 8
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Access:
-    """The rules from the command line: tokens (any of them lets a client in), origins of other pages, trusted proxies."""
+    """The rules from the command line: tokens (a client needs one of them), origins of other pages, trusted proxies."""
 
     def __init__(self, tokens: tuple[str, ...], origins: tuple[str, ...], trusted_proxies: tuple[Network, ...]):
         self._tokens, self._origins, self._trusted_proxies = tokens, origins, trusted_proxies
@@ -33,9 +33,9 @@ class Access:
     # Origin.
 
     def check_origin(self, request: web.Request) -> None:
-        """A page may talk to its own server, and to one that allows its origin; programs send no Origin.
+        """Allow pages of this server, pages with an allowed origin, and programs, which send no Origin.
 
-        Raises RequestError that says what was compared.
+        Raises RequestError that names the compared origins.
         """
         origin = request.headers.get("Origin")
         if origin is None or "*" in self._origins or origin in self._origins:
@@ -46,10 +46,10 @@ class Access:
         reached = " or ".join(ascii(host)[:100] for host in hosts) or "an address without a Host header"
         raise RequestError(
             403,
-            f"The page comes from {ascii(origin)[:100]}, and this server was reached as {reached}. "
+            f"The page comes from {ascii(origin)[:100]}, but this server was reached as {reached}. "
             f"To allow a page of another site, start the server with --origin {ascii(origin)[1:-1][:100]}. "
-            "If both are the same site behind a proxy, let the proxy pass on the Host header, or name the proxy with "
-            "--trusted-proxy and let it set X-Forwarded-Host.",
+            "If both are the same site behind a proxy, the proxy must pass on the Host header. Or it must set "
+            "X-Forwarded-Host, and --trusted-proxy must name it.",
         )
 
     def is_https(self, request: web.Request) -> bool:
@@ -75,16 +75,16 @@ class Access:
     # Token.
 
     def check_token(self, request: web.Request) -> None:
-        """Raises RequestError where a token is asked for and the request has none, or a wrong one."""
+        """Raises RequestError if the server needs a token and the request has no token or a wrong one."""
         if not self.has_token(request):
             raise RequestError(
                 401,
-                "This server asks for a token. A program sends it as Authorization: Bearer TOKEN, or as the parameter "
-                "token; a browser gets a cookie from the address /?token=TOKEN.",
+                "This server needs a token. A program sends it as Authorization: Bearer TOKEN, or as the parameter "
+                "token. A browser gets a cookie from the address /?token=TOKEN.",
             )
 
     def has_token(self, request: web.Request) -> bool:
-        """Whether no token is asked for, or the request has one, or the cookie of one."""
+        """Whether the request has a token or the cookie of a token. True if the server needs no token."""
         if not self._tokens:
             return True
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
@@ -93,14 +93,14 @@ class Access:
         return _matches(given, self._tokens) or _matches(_cookies_of(request), self._cookies)
 
     def is_token(self, value: str) -> bool:
-        """Whether a value that somebody typed is a token."""
+        """Whether a typed value is a token."""
         return _matches([value], self._tokens)
 
     def set_cookie(self, request: web.Request, response: web.StreamResponse, token: str) -> None:
-        """Let a browser in that has shown its token, until it is closed.
+        """Set a cookie for a browser with a valid token. The cookie lasts until the browser is closed.
 
-        Without a path the cookie is for the folder of the page as the browser sees it, also behind a proxy's prefix.
-        Lax: a link from another site may open the page, but other sites' scripts are not let in by the cookie.
+        It has no path: then it is for the folder of the page as the browser sees it, also behind a proxy's prefix.
+        Lax: a link from another site may open the page, but the cookie does not admit other sites' scripts.
         """
         secure = "; Secure" if self.is_https(request) else ""
         value = _cookie_of(token)
@@ -116,17 +116,17 @@ def _parts(origin: str) -> SplitResult:
 
 
 def _without_default_port(host: str, scheme: str) -> str:
-    """As an origin names it."""
+    """The host as an origin has it."""
     return host.lower().removesuffix(DEFAULT_PORTS.get(scheme, ":"))
 
 
 def _cookie_of(token: str) -> str:
-    """A hash of the token for the browser to keep: it does not reveal the token, and stays the same after a restart."""
+    """A hash of the token as the cookie's value. It does not reveal the token, and a restart does not change it."""
     return hmac.new(token.encode(), b"pplex-export: a browser's cookie", hashlib.sha256).hexdigest()
 
 
 def _cookies_of(request: web.Request) -> list[str]:
-    """The values of all our cookies: a browser sends those of other ports and of outer folders as well."""
+    """The values of all our cookies. A browser also sends cookies of other ports and of outer folders."""
     pairs = (
         part.strip().partition("=") for header in request.headers.getall("Cookie", []) for part in header.split(";")
     )
@@ -134,6 +134,6 @@ def _cookies_of(request: web.Request) -> list[str]:
 
 
 def _matches(given: Iterable[str], secrets: Iterable[str]) -> bool:
-    """Whether one of the given is a secret; takes as long for a near miss as for any other."""
+    """Whether a given value is a secret. The time of the comparison does not reveal how much of it is right."""
     pairs = [(one.encode(errors="replace"), secret.encode()) for one in given for secret in secrets]
     return any([hmac.compare_digest(one, secret) for one, secret in pairs])

@@ -1,4 +1,4 @@
-"""Hosts, origins, tokens and addresses as a user gives them, brought into the one form that sockets and browsers use.
+"""Parses hosts, origins, tokens and addresses of the user into the form that sockets and browsers use.
 
 Called by the command line, by `ServeOptions` and by the client.
 """
@@ -9,16 +9,16 @@ from urllib.parse import SplitResult, urlsplit
 
 from pplex.runtime.errors import ConfigError
 
-EVERYWHERE = ("0.0.0.0", "::")  # hosts that stand for all addresses of a machine
+EVERYWHERE = ("0.0.0.0", "::")  # hosts that mean all addresses of a machine
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-ANY_ORIGIN, NO_ORIGIN = "*", "null"  # the second is what browsers send for a file or a sandboxed frame
+ANY_ORIGIN, NO_ORIGIN = "*", "null"  # browsers send "null" for a file or a sandboxed frame
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEMES = ("http", "https", "ws", "wss")
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.IGNORECASE)
 
 
 def parse_host(text: str) -> str:
-    """An address to listen at: an IP address without brackets, or a name in ASCII. Raises ConfigError."""
+    """A host to listen on: an IP address without brackets, or a name in ASCII. Raises ConfigError."""
     host = text.strip()
     if not host:
         raise ConfigError("The host is empty. Give 127.0.0.1 for this machine only, or 0.0.0.0 for all its addresses.")
@@ -46,9 +46,9 @@ def _host_advice(host: str) -> str:
 
 
 def parse_origin(text: str) -> str:
-    """An origin as browsers send it: scheme://host, and the port if it is not the scheme's own; or "*", or "null".
+    """An origin as browsers send it: "*", "null", or scheme://host, with the port if it is not the scheme's default.
 
-    Raises ConfigError for what no browser would send.
+    Raises ConfigError for a text that no browser would send.
     """
     origin = text.strip()
     if origin in (ANY_ORIGIN, NO_ORIGIN):
@@ -67,7 +67,7 @@ def parse_origin(text: str) -> str:
 
 
 def _likely_origin(text: str) -> str:
-    """An example near what was given."""
+    """An example that is similar to the given text."""
     if text.lower().startswith("file:"):
         return f"{NO_ORIGIN}, which is what they send for files."
     bare = text.partition("://")[2] or text
@@ -91,7 +91,7 @@ def parse_network(text: str) -> Network:
 def parse_token(text: str) -> str:
     """A token that a header can carry. Raises ConfigError."""
     if not text.strip():
-        raise ConfigError("A token is empty, and would let everyone in.")
+        raise ConfigError("A token is empty, so everyone could connect.")
     if text != text.strip() or not all(" " <= character <= "~" for character in text):
         raise ConfigError(
             "A token has characters that an HTTP header cannot carry. Use letters, digits and signs of ASCII, without "

@@ -1,4 +1,7 @@
-"""Who gets a slot, and who waits for one: first come, first served. Event loop only."""
+"""Event loop: gives slots to clients, and keeps the queue of clients that wait: first come, first served.
+
+Called by `server.app` and `server.conversation`.
+"""
 
 import asyncio
 from collections import deque
@@ -17,11 +20,11 @@ class Ticket:
 
     @property
     def position(self) -> int:
-        """0 with a slot; 1 is next."""
+        """0: has a slot. 1: is next."""
         return 0 if self.granted else self._admission.position(self)
 
     def release(self) -> None:
-        """Give the place back; again does nothing."""
+        """Give the place back. A second call does nothing."""
         self._admission.release(self)
 
 
@@ -42,7 +45,7 @@ class Admission:
         return len(self._waiting)
 
     def enter(self) -> Ticket:
-        """A slot, or a place in the queue. Raises RequestError where that is full too."""
+        """Take a slot, or a place in the queue. Raises RequestError if both are full."""
         self.check_room()
         ticket = Ticket(self, granted=self._has_slot)
         if ticket.granted:
@@ -57,10 +60,10 @@ class Admission:
         return self.used < self.slots and not self._waiting
 
     def check_room(self) -> None:
-        """Raise RequestError where `enter` would."""
+        """Raise RequestError if `enter` would."""
         if not self._has_slot and self.queued >= self._limit:
             raise RequestError(
-                503, "All places are taken, and the queue is full. Try again in a few minutes.", RETRY_AFTER_S
+                503, "All slots are taken, and the queue is full. Try again in a few minutes.", RETRY_AFTER_S
             )
 
     def release(self, ticket: Ticket) -> None:

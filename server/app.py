@@ -38,13 +38,13 @@ from pplex.server.worker import Worker
 
 LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
-SWITCH_S = 0.001  # until a thread that computes in Python lets another in; Python's own 5 ms are a batch's wait
+SWITCH_S = 0.001  # until a busy Python thread lets another run. Python's default of 5 ms is as long as a batch waits
 RETRY_AFTER_S = 5
-SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up within it, who takes a file slowly is cut off
+SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up in this time, slow downloads of files are cut off
 
 
 class Server:
-    """One bundle, served from one event loop. `run` is all there is to call."""
+    """One bundle, served from one event loop. Callers use only `run`."""
 
     def __init__(self, bundle: Bundle, options: ServeOptions):
         self._bundle, self._options, self._limits = bundle, options, options.limits
@@ -201,7 +201,7 @@ class Server:
         return middleware
 
     async def _note_missing(self, request: web.Request, response: web.StreamResponse) -> None:
-        """A file's absence shows only when it is sent."""
+        """Refuse a missing file: only sending it shows that it is missing."""
         if response.status in (403, 404) and isinstance(response, web.FileResponse | web.HTTPException):
             reason = "This file does not exist, or cannot be read."
             self._refusals.note(response.status, reason, now_s(), path=request.path[:200])
@@ -250,17 +250,17 @@ class Server:
         return chat, resumed
 
     async def _would_chat(self, request: web.Request) -> web.StreamResponse:
-        """Whether a conversation would begin: a browser does not tell a page why a WebSocket was refused."""
+        """Answer whether a conversation would begin, because a browser hides from a page why a WebSocket was refused."""
         self._checked(request)
         return web.Response(status=204)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        """A conversation: everything is checked before the upgrade."""
+        """Hold a conversation. Everything is checked before the upgrade."""
         chat, resumed = self._checked(request)
         ws = web.WebSocketResponse(
             timeout=2.0,
             compress=False,
-            autoping=False,  # the connection answers, and counts them: aiohttp would, without a limit or a pause
+            autoping=False,  # the connection answers pings itself: aiohttp would not limit or count them
             max_msg_size=MAX_MESSAGE,
             heartbeat=self._limits.heartbeat_s,
             writer_limit=SEND_BUFFER // 4,
@@ -280,7 +280,7 @@ class Server:
             why = await conversation.run(connection)
         finally:
             if why is None and resumed is None:
-                conversation.end("lost")  # before it could begin
+                conversation.end("lost")  # the connection was lost before the conversation began
         self._metrics.partings.labels(why.cause).inc()
         await connection.hang_up(why)
         return ws
@@ -320,7 +320,7 @@ class Server:
 
 
 def _transport(request: web.Request) -> asyncio.Transport:
-    """The request's transport, with little room for what a client does not read."""
+    """The request's transport, with a small buffer for data that the client does not read."""
     transport = cast(asyncio.Transport, request.transport)
     transport.set_write_buffer_limits(high=SEND_BUFFER // 4)
     listener: socket.socket = transport.get_extra_info("socket")
@@ -329,9 +329,9 @@ def _transport(request: web.Request) -> asyncio.Transport:
 
 
 def serve(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> bool:
-    """Serve until a signal. Raises PplexError for an address that is taken or an engine that cannot be loaded.
+    """Serve until a signal. Raises PplexError if the address is in use or an engine cannot be loaded.
 
-    Returns whether a library still loads the bundle, in a thread that cannot be stopped.
+    Returns whether a library is still loading the bundle, in a thread that cannot be stopped.
     """
     sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

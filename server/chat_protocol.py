@@ -1,4 +1,7 @@
-"""The wire protocol of `/api/chat`, for one connection: kinds and payloads (`protocol.py`) around a codec (`formats.py`)."""
+"""The wire protocol of `/api/chat`, for one connection: kinds and payloads (`protocol.py`) around a codec (`formats.py`).
+
+Called by `server.app`.
+"""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -10,8 +13,8 @@ from pplex.server.protocol import Kind, pack, pack_metadata, unpack
 from pplex.server.request import ChatRequest
 from pplex.server.wire import AudioMessage, ClientMessage, ControlMessage, IgnoredMessage, Message, Received
 
-# The official web client's decoder is ready a second after it connects, and audio that arrives before is lost. The client's
-# second begins later than ours: when the answer to its upgrade arrives.
+# The decoder of the official web client is ready a second after it connects. It loses audio that arrives earlier. Its second
+# begins later than ours: when it receives the answer to its upgrade.
 DECODER_STARTS_S = 1.2
 
 

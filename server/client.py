@@ -1,6 +1,6 @@
-"""A client of the server: `connect` opens a conversation, to send samples to and to iterate for what the agent says.
+"""A client of the server: `connect` opens a conversation. Send samples to it, and iterate over the agent's answers.
 
-Called by programs (docs/server.md, "From Python"), by `server.load` and by the tests of the server.
+Called by programs (docs/server.md, "From Python") and by the tests of the server.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ __all__ = [
 
 AudioFormat = Literal["opus", "s16", "f32"]
 
-MAX_SAMPLES = 12_000  # in one message: 48 kB of f32, and the server takes 64 KiB
+MAX_SAMPLES = 12_000  # in one message: 48 kB of f32; the server accepts 64 KiB
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 4.0  # between attempts to reconnect
 
 
@@ -70,14 +70,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The server could not keep up: frames of ours that it dropped since the conversation began."""
+    """The server could not keep up: the number of our frames that it dropped since the conversation began."""
 
     frames: int
 
 
 @dataclass(frozen=True)
 class Queued:
-    """Waiting for a slot: 1 is next, 0 has one. Seen where a conversation is resumed."""
+    """The position in the queue for a slot: 1 is next, 0 has a slot. Comes when a conversation is resumed."""
 
     position: int
 
@@ -105,13 +105,14 @@ async def connect(
 ) -> "AsyncIterator[Conversation]":
     """Open a conversation, wait until it listens, and end it at the end of the block.
 
-    `url` is the server's, http(s) or ws(s). What is None is left to the server; `voice` "none" is no voice. `audio`
-    is how samples travel: "opus" takes a fiftieth of the bytes of "f32" and needs PyAV. `resume` is the key of a
-    conversation whose connection was lost, and then voice, persona and sampling stay as they are. With `reconnect` a
-    lost connection is made again while the conversation is iterated. `on_queued` is called with the position whenever
-    it changes before there is a slot. `ssl` is a context with the certificate to trust, or False to trust any.
+    url: the server's address, http(s) or ws(s). voice: "none" for no voice. Settings of None are the server's defaults.
+    audio: the format on the wire. "opus" takes a fiftieth of the bytes of "f32" and needs PyAV.
+    resume: the key of a conversation whose connection was lost; it keeps its voice, persona and sampling.
+    reconnect: connect again after a lost connection, while the conversation is iterated.
+    on_queued: called with the position in the queue, whenever it changes before the client has a slot.
+    ssl: a context with the certificate to trust, or False to trust any.
 
-    Raises UnreachableError, RefusedError, ClosedError, LostError: all of them ServerError.
+    Raises UnreachableError, RefusedError, ClosedError, LostError: all of them are ServerError.
     """
     if audio not in get_args(AudioFormat):
         raise AudioError(f"audio must be one of {', '.join(get_args(AudioFormat))}, not {audio!r}.")
@@ -141,7 +142,7 @@ async def connect(
 
 
 class Codec(Protocol):
-    """Samples to the payloads of audio messages and back, for one connection."""
+    """Converts samples to payloads of audio messages and back, for one connection."""
 
     def encode(self, pcm: Pcm) -> Iterable[bytes]: ...
 
@@ -171,20 +172,19 @@ class RawCodec:
 def make_codec(audio: str, frame_size: int) -> Codec:
     if audio != "opus":
         return RawCodec(audio, frame_size)
-    from pplex.server.client_opus import OpusCodec  # here, because it needs PyAV
+    from pplex.server.client_opus import OpusCodec  # here, because it imports PyAV
 
     return OpusCodec(frame_size)
 
 
 class Conversation:
-    """A conversation that listens: `send` it the user's samples, iterate it for the agent's.
+    """A conversation that listens: `send` the user's samples, and iterate over the agent's answers.
 
-    Do both at once, each in a task of its own: the server hangs up on a client that stops reading. Iterating ends
-    after `close`, and raises ClosedError where the server ended the conversation, LostError where the connection broke
-    off and was not to be, or could not be, made again.
+    Do both at once, in two tasks: the server disconnects a client that stops reading. Iterating ends after `close`. It
+    raises ClosedError if the server ended the conversation, and LostError if the connection was lost and not made again.
 
-    Its facts: `id`, `resume` (the key to go on with after a loss, or None), `resume_seconds` (for how long),
-    `resumed`, `voice` (or None), `seed`, `audio`, `sample_rate`, `frame_size`, `ignored` (settings that had no effect).
+    Its facts: `id`, `resume` (the key to continue after a loss, or None), `resume_seconds` (how long the key is valid),
+    `resumed`, `voice` (or None), `seed`, `audio`, `sample_rate`, `frame_size`, `ignored` (settings without effect).
     """
 
     def __init__(self, open_link: Callable[[str | None], Awaitable[Link]], reconnect: bool):
@@ -196,7 +196,7 @@ class Conversation:
         self.reconnected = 0  # times the connection was lost and made again
 
     async def begin(self, resume: str | None, on_queued: OnQueued | None) -> None:
-        """Connect; called by `connect`, and again for each connection lost."""
+        """Connect. Called by `connect`, and again after each lost connection."""
         link = await self._open_link(resume)
         try:
             facts = await link.handshake(on_queued)
@@ -210,10 +210,10 @@ class Conversation:
         self._codec = make_codec(facts.audio, facts.frame_size)
 
     async def send(self, pcm: npt.NDArray[np.floating]) -> None:
-        """Send what the user says: [samples] float at 24 kHz, as many as there are; a frame is answered when whole.
+        """Send what the user says: [samples] float at 24 kHz, of any length. The agent answers each complete frame.
 
-        Samples sent while the connection is lost are lost with it, as they would come too late: iterating tells, and
-        reconnects. Raises AudioError for invalid samples, and the error that ended the conversation.
+        Samples sent while the connection is lost are dropped, because they would come too late. Iterating reports the loss,
+        and reconnects. Raises AudioError for invalid samples, and the error that ended the conversation.
         """
         if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f" or pcm.ndim != 1:
             raise AudioError("Send a numpy array of float samples, [samples], mono at 24 kHz.")
@@ -227,10 +227,10 @@ class Conversation:
             return
 
     async def play(self, pcm: Pcm) -> AsyncIterator[Event]:
-        """Say a recording [samples] in real time, and yield what the agent says meanwhile.
+        """Play a recording [samples] in real time, and yield what the agent says during it.
 
-        Ends when the last of its frames was answered or dropped; silence fills that one up. Raises as `send` and
-        iterating do.
+        Ends when the last frame is answered or dropped; silence fills up that frame. Raises the errors of `send` and of
+        iterating.
         """
         recording = frames(pcm, self.frame_size)  # [F, frame_size]
         speaking = asyncio.create_task(self._speak(recording))
@@ -282,7 +282,7 @@ class Conversation:
                 self._events.append(Dropped(self._dropped))
 
     async def _go_on(self, loss: LostError) -> None:
-        """Connect again until it succeeds or the server would have given the conversation up."""
+        """Try to connect again, until it succeeds or the conversation's time to resume is over."""
         await self._link.abandon()
         if not self._reconnect or self.resume is None:
             self._end = loss
@@ -308,6 +308,6 @@ class Conversation:
         await self._link.close()
 
     async def leave(self) -> None:
-        """Cut the connection and leave the conversation to whoever resumes it: connect(url, resume=key)."""
+        """Cut the connection but keep the conversation: resume it with connect(url, resume=key)."""
         self._closing = True
         await self._link.abandon()

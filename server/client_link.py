@@ -1,4 +1,4 @@
-"""One WebSocket of the client: messages of the protocol out and in, and its errors. Used by `client.py` and `load.py`."""
+"""One WebSocket of the client: sends and receives protocol messages; its errors. Used by `client.py` and `load.py`."""
 
 import asyncio
 import json
@@ -21,12 +21,12 @@ OnQueued = Callable[[int], object]
 
 CONNECT_S = 10.0
 UPGRADE_S = 30.0
-SILENCE_S = 10.0  # the server says something every 2 s: after this long without, the connection is lost
+SILENCE_S = 10.0  # without a message until the connection counts as lost; the server sends one at least every 2 s
 CLOSE_S = 2.0
 
 
 class ServerError(PplexError):
-    """A server that refused a conversation, ended it, or cannot be reached; `reason` is what it said."""
+    """The server refused a conversation, ended it, or cannot be reached. `reason`: its words."""
 
     def __init__(self, message: str, reason: str = ""):
         super().__init__(message)
@@ -38,7 +38,7 @@ class UnreachableError(ServerError):
 
 
 class RefusedError(ServerError):
-    """Refused before the conversation began: the HTTP `status`, and where the server says, the seconds to wait."""
+    """Refused before the conversation began: the HTTP `status`, and the seconds to wait if the server sent them."""
 
     def __init__(self, status: int, reason: str, retry_after_s: float | None):
         self.status, self.retry_after_s = status, retry_after_s
@@ -47,7 +47,7 @@ class RefusedError(ServerError):
 
 
 class ClosedError(ServerError):
-    """Ended by the server: the `code` of the WebSocket's closing (docs/server.md lists them)."""
+    """Ended by the server: the close `code` of the WebSocket (docs/server.md lists the codes)."""
 
     def __init__(self, code: int, reason: str):
         self.code = code
@@ -55,7 +55,7 @@ class ClosedError(ServerError):
 
 
 class LostError(ServerError):
-    """The connection broke off; within `resume_seconds` the conversation can go on: connect(url, resume=key)."""
+    """The connection was lost. Within `resume_seconds` the conversation can be resumed: connect(url, resume=key)."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ class Link:
         try:
             message = await self._socket.receive(timeout=SILENCE_S)
         except TimeoutError as error:
-            raise LostError(f"The connection is lost: nothing came from the server for {SILENCE_S:g} s.") from error
+            raise LostError(f"The connection is lost: the server sent nothing for {SILENCE_S:g} s.") from error
         if message.type is WSMsgType.CLOSE and message.data == Close.NOT_READING:
-            raise LostError("The server gave the connection up, because what it said was not read in time.")
+            raise LostError("The server closed the connection, because this client did not read in time.")
         if message.type is WSMsgType.CLOSE:
             raise ClosedError(message.data, self._complaint or (message.extra or "").strip())
         if message.type is not WSMsgType.BINARY or not message.data:
@@ -160,18 +160,18 @@ class Link:
     async def close(self) -> None:
         """End the conversation."""
         await self._socket.close()
-        await self.abandon()  # aiohttp would leave a transport of TLS behind, still closing
+        await self.abandon()  # aiohttp would leave a TLS transport that is still closing
 
     async def abandon(self) -> None:
-        """Cut the connection without a word, which leaves the conversation to be resumed."""
+        """Cut the connection without a close message, so that the conversation can be resumed."""
         if self._transport is not None:
             self._transport.abort()
-        await self._socket.close()  # which can say nothing any more
+        await self._socket.close()  # sends nothing: the transport is gone
         await self._http.close()
 
 
 class _Upgrade:
-    """Keeps what aiohttp hides of an upgrade: the reason of a refusal, and the connection's transport."""
+    """Keeps two things of an upgrade that aiohttp hides: the reason of a refusal, and the connection's transport."""
 
     transport: asyncio.Transport | None = None
 
@@ -189,7 +189,7 @@ class _Upgrade:
 
 
 def server_url(url: str, path: str) -> URL:
-    """Where `path` is on the server at `url`, which may name the WebSocket's. Raises UnreachableError for no URL."""
+    """The URL of `path` on the server at `url`, which may be the WebSocket's. Raises UnreachableError for an invalid URL."""
     try:
         target = URL(url)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The user's side of an Ogg Opus stream, for `server.client` where audio="opus"."""
+"""The client's side of an Ogg Opus stream: called by `server.client` for audio="opus"."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +11,7 @@ PAGE_PACKETS = 4  # a frame
 
 
 class OpusCodec:
-    """Samples to pages and back, for one connection."""
+    """Converts samples to pages and back, for one connection."""
 
     def __init__(self, frame_size: int):
         self._encoder, self._receiver, self._frame_size = PacketEncoder(), OpusReceiver(), frame_size
@@ -20,7 +20,7 @@ class OpusCodec:
         self._rest = np.zeros(0, np.float32)  # fills no packet yet
 
     def encode(self, pcm: Pcm) -> Iterator[bytes]:
-        """Payloads of messages, the first two the headers."""
+        """Payloads of messages. The first two are the headers."""
         pcm = np.concatenate([self._rest, pcm])
         whole = len(pcm) // PACKET_SAMPLES * PACKET_SAMPLES
         self._rest = pcm[whole:]
@@ -31,6 +31,6 @@ class OpusCodec:
             yield self._pages.page(packets[start : start + PAGE_PACKETS])
 
     def decode(self, payload: bytes) -> Iterable[Pcm]:
-        """Whole frames [frame_size]: the server's pages hold one each."""
+        """Whole frames [frame_size]: a page of the server holds one frame."""
         pcm = self._receiver.push(payload, limit=SAMPLE_RATE_HZ).pcm
         return list(pcm[: len(pcm) // self._frame_size * self._frame_size].reshape(-1, self._frame_size))

@@ -21,7 +21,7 @@ HANG_UP_S = 2.0  # for the close handshake
 
 @dataclass(frozen=True)
 class CloseReason:
-    """Why a connection ends: the code to close with (None if the client has gone), the sentence, the metric's cause."""
+    """Why a connection ends: the close code (None if the client has gone), the sentence, and the metric's cause."""
 
     code: Close | None
     reason: str
@@ -38,7 +38,7 @@ class ConnectionEnd(Exception):
 
 
 class Connection:
-    """A WebSocket that was opened. `ended` is set, once, when it is to end."""
+    """An open WebSocket. `ended` is set once, with the reason, when the connection must end."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[CloseReason] = self._loop.create_future()
         self._has_begun = False  # whether the handshake was sent
-        self._can_hear = asyncio.Event()  # whether the client's decoder is ready, as far as we can tell
+        self._can_hear = asyncio.Event()  # whether the client's decoder is ready: an estimate
         self._ready_timer = self._loop.call_later(wire.hears_after_s, self._can_hear.set)
         self._outbox: deque[tuple[Message, FrameReply | None]] = deque()
         self._frames = 0  # of the outbox
@@ -91,7 +91,7 @@ class Connection:
                     await self._ws.pong(message.data)
             else:
                 return self.end(self._gone(message.type, self._ws.close_code))
-            await asyncio.sleep(0)  # messages that are there already must not keep the other clients waiting
+            await asyncio.sleep(0)  # other clients must not wait for a client with many messages
 
     def _take(self, data: Message, incoming: IncomingAudio) -> None:
         self._bytes_in.inc(len(data))
@@ -109,14 +109,14 @@ class Connection:
             raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
 
     def _ignore(self, kind: str) -> None:
-        """Go on after a message that means nothing, as the reference does."""
+        """Continue after a message without a meaning, as the reference does."""
         self._metrics.ignored.labels(kind).inc()
         if kind not in self._ignored:
             self._ignored.add(kind)
             LOGGER.info("messages ignored", extra={"conversation": self.conversation, "what": kind})
 
     def _gone(self, kind: WSMsgType, code: int | None) -> CloseReason:
-        """The client closed, broke WebSocket's rules, or was lost."""
+        """The reason: the client closed, violated the WebSocket protocol, or was lost."""
         if kind is WSMsgType.CLOSE:
             return CloseReason(None, "the client closed the connection", "client")
         if kind is WSMsgType.ERROR and code in (1002, Close.INVALID, 1009):
@@ -128,7 +128,7 @@ class Connection:
     # Out.
 
     async def client_can_hear(self) -> None:
-        """Wait until the handshake may go out: when the client's decoder is ready, or once the client speaks."""
+        """Wait until the handshake may be sent: when the client's decoder is ready, or when the client speaks."""
         await self._can_hear.wait()
 
     def begin(self) -> None:
@@ -141,12 +141,12 @@ class Connection:
         self.post(self.wire.metadata(content))
 
     def post(self, message: Message, reply: FrameReply | None = None) -> None:
-        """Send a message when its turn comes."""
+        """Put a message into the outbox."""
         self._outbox.append((message, reply))
         self._filled.set()
 
     def deliver(self, messages: list[Message], reply: FrameReply) -> None:
-        """Send one frame's messages. A client that has not read the last ones for too long is disconnected."""
+        """Put one frame's messages into the outbox. If it is full, the client does not read, and is disconnected."""
         if self.ended.done():
             return
         if self._frames >= self._limits.outbox_frames:
@@ -159,7 +159,7 @@ class Connection:
         self.post(last, reply)
 
     async def write(self) -> None:
-        """Send what is posted."""
+        """Send the messages of the outbox."""
         while True:
             await self._filled.wait()
             self._filled.clear()
@@ -177,9 +177,9 @@ class Connection:
         await (self._ws.send_str(message) if isinstance(message, str) else self._ws.send_bytes(message))
 
     def _ping(self) -> None:
-        """Send something after a silence: the official client's watchdog counts messages only.
+        """Send a ping after a silence: the watchdog of the official client counts only messages.
 
-        Before the handshake only clients that ask get it: others take their first message for the handshake.
+        Before the handshake only clients that ask for it get a ping: other clients take any first message for the handshake.
         """
         silence_s = now_s() - self._sent_s
         if silence_s >= PING_S and not self._outbox and (self._has_begun or self.wire.early_metadata):
@@ -196,7 +196,7 @@ class Connection:
             self._metrics.late_frames.inc()
 
     async def hang_up(self, why: CloseReason) -> None:
-        """Close the socket; the reason goes ahead as an error message."""
+        """Close the socket. Before that, send the reason as an error message."""
         try:
             async with asyncio.timeout(HANG_UP_S):
                 if why.code is not None and not self._ws.closed and not why.resumable:
@@ -206,5 +206,5 @@ class Connection:
         except (TimeoutError, ConnectionError):
             pass
         finally:
-            # Without this, messages that a client never reads would be kept for ever.
+            # Otherwise messages that a client never reads would stay in memory.
             self._loop.call_later(HANG_UP_S, self._transport.abort)

@@ -1,4 +1,4 @@
-"""Event loop: a conversation, from a slot to its end, over one connection or, when that is lost, the next."""
+"""Event loop: a conversation, from its slot to its end, over one connection, or over several if connections are lost."""
 
 import asyncio
 import secrets
@@ -26,7 +26,7 @@ WATCH_S = 0.25  # between looks at the clock
 
 @dataclass(frozen=True)
 class ServerContext:
-    """Shared by all conversations of a server. `recordings`: a folder for both sides of each, or None."""
+    """Shared by all conversations of a server. `recordings`: the folder of recorded conversations, or None."""
 
     scheduler: Scheduler
     hearing: Worker
@@ -38,7 +38,7 @@ class ServerContext:
 
 
 class ServerConversation:
-    """Stays when a connection is lost: the slot, the session, and the key to return with."""
+    """The slot, the session, and the key to resume with. It stays when a connection is lost."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ServerConversation:
         ticket: Ticket,
         ended: Callable[["ServerConversation"], None],
     ):
-        """`ended` is called when it is over, once."""
+        """`ended` is called once, when the conversation is over."""
         self.id, self.key = secrets.token_hex(6), secrets.token_urlsafe(24)
         self.connection: Connection | None = None
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
@@ -67,7 +67,7 @@ class ServerConversation:
         return self._is_begun
 
     def dismiss(self, why: CloseReason) -> None:
-        """End it from outside: through its connection, if it has one."""
+        """End the conversation from outside: through its connection, if it has one."""
         if self.connection is not None:
             self.connection.end(why)
         else:
@@ -76,10 +76,10 @@ class ServerConversation:
     # Over a connection.
 
     async def run(self, connection: Connection) -> CloseReason:
-        """Converse until the connection ends; afterwards the conversation is over, or waits for the client to return."""
+        """Converse until the connection ends. After that the conversation is over, or waits for its client to return."""
         if self._is_over:  # it ended while the connection was made
             return CloseReason(Close.GOING_AWAY, "The conversation is over.", "over")
-        self._inbox.clear()  # before the speech thread sees the new connection: replies to earlier frames are discarded
+        self._inbox.clear()  # before the speech thread gets the new connection: replies to earlier frames are discarded
         previous, self.connection = self.connection, connection
         self._outgoing.connection = connection
         connection.conversation = self.id
@@ -94,7 +94,7 @@ class ServerConversation:
         ]
         try:
             return await connection.ended
-        finally:  # also where the server gives up on its handlers
+        finally:  # also if the server cancels its handlers
             incoming.close()
             if self.connection is connection:
                 self._leave(connection)
@@ -116,7 +116,7 @@ class ServerConversation:
         )
 
     def _leave(self, connection: Connection) -> None:
-        """The connection has ended: wait for its client to return, if it may, or end."""
+        """After the connection's end: wait for its client to return if it may, otherwise end."""
         self.connection = self._outgoing.connection = None
         why = connection.ended.result() if not connection.ended.cancelled() and connection.ended.done() else None
         if why is None or not why.resumable or not self._is_begun or not self._limits.resume_s:
@@ -148,13 +148,13 @@ class ServerConversation:
         facts = {"conversation": self.id, "cause": cause, "seconds": seconds, "dropped_frames": self._inbox.dropped}
         LOGGER.info("conversation ended", extra=facts)
 
-    # Its course.
+    # From slot to end.
 
     async def _talk(self, connection: Connection, incoming: IncomingAudio) -> None:
         """Wait for a slot, prime, send the handshake, and watch the clock.
 
-        Handshakes go out on a beat of 80 ms that all conversations share. Clients that speak from then on have whole
-        frames at the same moment, and one call steps them all.
+        Handshakes go out at multiples of 80 ms, for all conversations. Clients that speak from then on complete their frames
+        at the same time, and one call steps them all.
         """
         resumed = self._is_begun
         if not resumed:
@@ -186,7 +186,7 @@ class ServerConversation:
             raise ConnectionEnd(CloseReason(Close.TRY_LATER, reason, "queue")) from None
 
     def _tell_position(self, connection: Connection) -> None:
-        """Clients of the reference's protocol expect nothing before the handshake."""
+        """Tell the client its position, but not clients of the reference's protocol: they expect the handshake first."""
         if connection.wire.early_metadata:
             connection.tell(type="queued", position=self._ticket.position)
 
@@ -218,7 +218,7 @@ class ServerConversation:
                 raise ConnectionEnd(CloseReason(Close.POLICY, reason, "duration"))
 
     def _count_dropped(self) -> int:
-        """Frames dropped since it was asked last."""
+        """Frames dropped since the last call."""
         dropped = self._inbox.dropped - self._dropped
         self._dropped += dropped
         self._metrics.dropped_frames.labels("backlog").inc(dropped)
@@ -226,7 +226,7 @@ class ServerConversation:
 
 
 async def _guarded(work: Coroutine[None, None, None], connection: Connection) -> None:
-    """End the connection when one of its tasks ends, however it does."""
+    """Run a task of a connection, and end the connection when the task ends for any reason."""
     try:
         await work
     except ConnectionEnd as end:

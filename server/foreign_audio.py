@@ -1,9 +1,9 @@
 """Names containers and codecs by their first bytes.
 
-Called by the receivers, so that a client that sends WebM as Opus, or Ogg as raw samples, learns it at once.
+Called by the receivers, so that a client that sends WebM as Opus, or Ogg as raw samples, gets an error at once.
 """
 
-# Where the mark is, the mark, and the name. Four bytes at least: raw samples can begin with any two or three.
+# Position of the mark, the mark, and the name. A mark has at least four bytes: raw samples can begin with any two or three.
 _CONTAINERS = (
     (0, b"OggS", "Ogg"),
     (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
@@ -18,7 +18,7 @@ _CONTAINERS = (
     (0, b".snd", "AU"),
     (0, b"#!AMR", "AMR"),
 )
-LONGEST_MARK = 8  # bytes from the beginning that are enough to name any of them
+LONGEST_MARK = 8  # bytes from the beginning that are enough for any mark
 _CODECS = {  # of an Ogg stream, by its first packet
     b"OpusHead": "Opus of more than two channels, or of a later version",
     b"\x01vorbis": "Vorbis",
@@ -29,7 +29,7 @@ _CODECS = {  # of an Ogg stream, by its first packet
 
 
 def container_of(beginning: bytes) -> str | None:
-    """The name of the container that begins so, None for none that we know."""
+    """The name of the container that begins with these bytes; None if it is unknown."""
     return next((name for at, mark, name in _CONTAINERS if beginning.startswith(mark, at)), None)
 
 

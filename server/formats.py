@@ -1,4 +1,7 @@
-"""How audio travels: Opus in Ogg pages, or raw samples. A receiver and a sender per connection."""
+"""Formats of audio on the wire: Opus in Ogg pages, or raw samples. Each connection has a receiver and a sender.
+
+Called by `server.chat_protocol`.
+"""
 
 from typing import Protocol
 
@@ -12,30 +15,30 @@ from pplex.server.opus import OpusReceiver, OpusSender
 from pplex.server.protocol import Close, ProtocolError
 from pplex.server.wire import Received
 
-RAW = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}  # numpy's type, and what full scale is in it
+RAW = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}  # numpy's type, and full scale in this type
 
 
 class Receiver(Protocol):
-    """A client's audio messages, to samples. `bad` counts what was damaged so far."""
+    """Converts a client's audio messages to samples. `bad` counts damaged parts."""
 
     @property
     def bad(self) -> int: ...
 
     def push(self, payload: bytes, limit: int) -> Received:
-        """The samples a message completes, the newest `limit` of them. Raises ProtocolError if it is not audio."""
+        """The samples that a message completes, at most the newest `limit`. Raises ProtocolError if it is not audio."""
 
 
 class Sender(Protocol):
-    """Frames, to the payloads of audio messages."""
+    """Converts frames to payloads of audio messages."""
 
     def frame(self, pcm: Pcm) -> list[bytes]:
         """One frame [1920] float32."""
 
 
 class RawReceiver:
-    """Little-endian samples; those of `f32` follow the rule of `Session.step`."""
+    """Little-endian samples. Samples of `f32` follow the rule of `Session.step`."""
 
-    bad = 0  # it is refused
+    bad = 0  # bad audio is refused instead
 
     def __init__(self, name: str):
         self.name, (dtype, self._full_scale) = name, RAW[name]
@@ -44,19 +47,19 @@ class RawReceiver:
 
     def push(self, payload: bytes, limit: int) -> Received:
         container = None
-        if len(self._beginning) < LONGEST_MARK:  # of the stream, however it is divided
+        if len(self._beginning) < LONGEST_MARK:  # collects the stream's first bytes from any number of messages
             self._beginning += payload[:LONGEST_MARK]
             container = container_of(self._beginning)
         if container is not None:
             raise ProtocolError(
                 Close.INVALID,
-                f"The audio is {container}, and audio={self.name} means samples without a container. "
+                f"The audio is {container}, but audio={self.name} means samples without a container. "
                 "Send samples, or Opus in Ogg pages with audio=opus.",
             )
         if len(payload) % self._dtype.itemsize:
             raise ProtocolError(
                 Close.INVALID,
-                f"{len(payload)} bytes are no whole number of {self.name} samples of {self._dtype.itemsize}.",
+                f"{len(payload)} bytes are not a whole number of {self.name} samples of {self._dtype.itemsize} bytes.",
             )
         samples = np.frombuffer(payload, self._dtype)
         skipped = max(0, len(samples) - limit)
@@ -69,7 +72,7 @@ class RawReceiver:
 
 
 class RawSender:
-    """Little-endian samples, one message a frame."""
+    """Little-endian samples, one message for each frame."""
 
     def __init__(self, name: str):
         dtype, self._full_scale = RAW[name]
@@ -84,10 +87,10 @@ class RawSender:
 
 
 def make_receiver(audio: str) -> Receiver:
-    """The receiver of a format's name."""
+    """The receiver for the named format."""
     return RawReceiver(audio) if audio in RAW else OpusReceiver()
 
 
 def make_sender(audio: str) -> Sender:
-    """The sender of a format's name."""
+    """The sender for the named format."""
     return RawSender(audio) if audio in RAW else OpusSender()

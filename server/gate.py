@@ -1,7 +1,6 @@
-"""In front of the HTTP server: how many connections there are, how long each may take over its first request, and how
-many bytes each may send.
+"""Limits connections in front of the HTTP server: their number, the time for a first request, and the bytes each may send.
 
-aiohttp waits for a request's header without limit, takes any number of connections, and parses all that they send.
+aiohttp has no such limits. Called by `server.app`.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ from pplex.server.metrics import Metrics
 
 
 class Gate:
-    """Makes the protocols of an asyncio server: each stands before one that `make` gives."""
+    """Makes the protocols of an asyncio server. Each one stands before a protocol that `make` returns."""
 
     def __init__(self, make: Callable[[], asyncio.Protocol], most: int, limits: Limits, metrics: Metrics):
         self.make, self.most, self.limits, self.metrics = make, most, limits, metrics
@@ -41,7 +40,7 @@ class Gate:
 
 
 class _Visitor(asyncio.Protocol):
-    """One connection: all of it goes through to the protocol behind, once there is room."""
+    """One connection. Once admitted, all its data goes to the protocol behind."""
 
     def __init__(self, gate: Gate):
         self._gate = gate
@@ -52,7 +51,7 @@ class _Visitor(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         if not self._gate.enter(transport, self):
             transport.abort()
             return

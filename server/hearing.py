@@ -19,8 +19,8 @@ from pplex.server.worker import Worker
 class IncomingAudio:
     """One connection's audio, from payloads to its conversation's inbox.
 
-    refuse: called in the event loop with what ends the connection. is_admitted: whether the conversation has a slot; what
-    is said before is not kept.
+    refuse: called in the event loop with the error that ends the connection. is_admitted: whether the conversation has a
+    slot; earlier audio is dropped.
     """
 
     def __init__(
@@ -41,24 +41,24 @@ class IncomingAudio:
         self._samples = Bucket(limits.samples, limits.samples_per_s, now_s())
         self._payloads: deque[tuple[bytes, float]] = deque()  # the first one is being decoded, or is next
         self._is_closed = False
-        self.heard_s = now_s()  # when something that was said last arrived
+        self.heard_s = now_s()  # when the last audio arrived
 
     # Event loop.
 
     def put(self, payload: bytes, arrived_s: float) -> None:
-        """Decode a payload when its turn comes."""
+        """Add a payload to the queue."""
         self._payloads.append((payload, arrived_s))
         if len(self._payloads) == 1:
             self._hearing.put(self._decode_next)
 
     def close(self) -> None:
-        """Decode nothing more: the connection ends."""
+        """Stop decoding, because the connection ends."""
         self._is_closed = True
 
     # Hearing thread.
 
     def _decode_next(self) -> None:
-        """One payload, and then it is the others' turn, however many have come at once."""
+        """Decode one payload. Then it is the turn of other connections, even if more payloads wait."""
         try:
             self._decode(*self._payloads[0])
         finally:
@@ -67,7 +67,7 @@ class IncomingAudio:
                 self._hearing.put(self._decode_next)
 
     def _decode(self, payload: bytes, arrived_s: float) -> None:
-        """No more than the inbox has room for, and than was said in the time since the last payload."""
+        """Decode a payload: at most as much as fits the inbox, and as the time since the last payload allows."""
         if self._is_closed:
             return
         now, bad = now_s(), self._wire.bad_audio

@@ -1,6 +1,6 @@
-"""Frames that a client has said and the model has not yet heard: bounded, and given out no faster than one can listen.
+"""Frames from a client that the model has not heard yet. Their number is limited, and so is the pace of giving them out.
 
-Filled by the hearing thread, read by the scheduler, cleared by the event loop. It has no clock of its own.
+The hearing thread fills it, the scheduler reads it, the event loop clears it. Callers pass the time.
 """
 
 import threading
@@ -19,7 +19,7 @@ EARLY_S = 10.0  # of audio kept from before the conversation began
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of the user, [1920] float32, when its last sample arrived, and how often the inbox was cleared before."""
+    """One frame of the user, [1920] float32; when its last sample arrived; how often the inbox was cleared before."""
 
     pcm: Pcm
     arrived_s: float
@@ -29,14 +29,14 @@ class Frame:
 class Inbox:
     """One conversation's unheard audio, from samples to frames.
 
-    A client that was held up sends what it has all at once. Up to `backlog` frames of that are heard, a little faster than
-    they were spoken, so that latency is back to normal within a second and no burst of replies goes out:
+    After a delay in the network, a client sends all its audio at once. Up to `backlog` frames of it are heard, a little
+    faster than they were spoken. So latency is normal again within a second, and replies do not come in a burst:
 
         arrives   |f f f f          |f       |f       |f       80 ms apart, after a gap
         is heard  |f     f     f    |   f    | f      |f       60 ms apart until there is no backlog
 
-    Anything older is dropped, oldest first. Audio from before `start` is different: the model was not listening yet, so it
-    is kept, up to 10 s, and heard at the same pace.
+    Older frames are dropped, the oldest first. Audio from before `start` is kept, up to 10 s, because the model was not
+    listening yet. It is heard at the same pace.
     """
 
     def __init__(self, frame_size: int, backlog: int = BACKLOG_FRAMES):
@@ -45,15 +45,15 @@ class Inbox:
         self._partial: list[Pcm] = []  # samples of a frame that is not yet whole
         self._samples = 0
         self._frames: deque[Frame] = deque()
-        self._early = 0  # frames at the head that are from before the start
+        self._early = 0  # frames at the head of the queue that arrived before the start
         self._started = False
-        self._next_s = 0.0  # the pace's earliest time
+        self._next_s = 0.0  # earliest time of the next frame
         self.dropped = 0  # frames dropped so far
-        self._skipped = 0  # samples that were never pushed, and are no whole frame together
+        self._skipped = 0  # samples that were never pushed: less than a frame in all
         self.epoch = 0  # replies from earlier epochs are discarded
 
     def room(self) -> int:
-        """Samples that `push` would keep; of more than that, the oldest would be dropped."""
+        """The number of samples that `push` would keep. If it gets more, it drops the oldest."""
         limit = self.backlog if self._started else max(round(EARLY_S / FRAME_S), self.backlog)
         return (limit + 1) * self.frame_size - self._samples
 
@@ -63,7 +63,7 @@ class Inbox:
         self.dropped += frames
 
     def push(self, pcm: Pcm, now_s: float, epoch: int = 0) -> bool:
-        """Add samples [n]; returns whether that made a frame whole. Those of an earlier epoch are a lost connection's."""
+        """Add samples [n]; returns whether this completed a frame. Samples of an earlier connection's epoch are dropped."""
         with self._lock:
             if epoch != self.epoch:
                 return False
@@ -86,17 +86,17 @@ class Inbox:
                 self.dropped += 1
             return
         while len(self._frames) - self._early > self.backlog:
-            # The early ones were promised to be heard: the oldest of the late ones goes.
+            # All early frames must be heard, so the oldest late frame is dropped.
             del self._frames[self._early]
             self.dropped += 1
 
     def start(self) -> None:
-        """The conversation has begun: from now on what arrives too late is dropped."""
+        """Begin the conversation: from now on, frames that are too late are dropped."""
         with self._lock:
             self._early, self._started = len(self._frames), True
 
     def clear(self) -> None:
-        """Discard everything, and accept nothing until `start`: the client has left."""
+        """Discard everything, and accept nothing until `start`, because the client has left."""
         with self._lock:
             self._frames.clear()
             self._partial, self._samples, self._early, self._started = [], 0, 0, False
@@ -112,7 +112,7 @@ class Inbox:
         with self._lock:
             if not (self._started and self._frames):
                 return None
-            self._next_s = self._due_s() + PACE_S  # a late scheduler does not count against the client
+            self._next_s = self._due_s() + PACE_S  # from the due time: the client does not pay for a late scheduler
             self._early = max(0, self._early - 1)
             return self._frames.popleft()
 

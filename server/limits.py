@@ -1,4 +1,4 @@
-"""How much of a server one client may have: the numbers, and the bucket that measures a rate."""
+"""The limits of one client, and the bucket that measures a rate. Called by connections and `server.gate`."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,27 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits; the command line sets some of them. Names give the unit: seconds, frames or bytes."""
+    """Limits. The command line sets some of them. Their names have the unit: seconds, frames or bytes."""
 
     queue: int = 16  # clients waiting for a slot
     queue_s: float = 120.0  # the longest wait
     backlog_frames: int = 4
     batch_wait_s: float = 0.01
-    outbox_frames: int = 25  # replies a client has not taken
+    outbox_frames: int = 25  # replies that a client has not read
     idle_s: float = 60.0  # without audio
     duration_s: float = 3600.0
     resume_s: float = 30.0
     drain_s: float = 30.0
     header_s: float = 10.0  # for a connection's first request
     heartbeat_s: float = 10.0  # between WebSocket pings; half of it for the answer
-    spare_connections: int = 128  # beside those of conversations: pages, metrics
+    spare_connections: int = 128  # in addition to conversations: pages, metrics
 
-    # A client that buffers ten seconds and hands them over at once is within these; one that floods is not.
+    # A client that sends ten buffered seconds at once stays within these limits. A client that floods does not.
     messages: float = 1000
     messages_per_s: float = 250
     message_bytes: float = 2 << 20
     bytes_per_s: float = 256 << 10
-    wire_bytes: float = 4 << 20  # of a connection, whatever they are: fragments without an end are no messages
+    wire_bytes: float = 4 << 20  # all bytes of a connection: endless fragments would never count as a message
     wire_bytes_per_s: float = 512 << 10
     samples: float = 12.0 * SAMPLE_RATE_HZ
     samples_per_s: float = 2.0 * SAMPLE_RATE_HZ  # decoded; audio cannot be faster than real time for long
@@ -46,7 +46,7 @@ class Bucket:
         return self._level
 
     def take(self, amount: float, now_s: float) -> bool:
-        """Take `amount`; False where there was not enough, which takes nothing."""
+        """Take `amount`. Returns False, and takes nothing, if the bucket has less."""
         if self.level(now_s) < amount:
             return False
         self._level -= amount

@@ -1,4 +1,4 @@
-"""Where the server listens: the sockets of a host and a port, and what to do where there can be none."""
+"""Opens the server's sockets for a host and a port, with advice if it cannot listen. Called by `server.app`."""
 
 import asyncio
 import errno
@@ -9,15 +9,15 @@ from typing import Any
 from pplex.runtime.errors import ConfigError
 from pplex.server.options import ServeOptions
 
-BACKLOG = 512  # connections that the system keeps until they are taken
+BACKLOG = 512  # connections that the system keeps until the server accepts them
 ALL_ADDRESSES = "::"
-_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address that this machine does not have, or none of its kind
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this machine does not have the address, or its address family
 
 
 async def listen(
     protocol: Callable[[], asyncio.Protocol], options: ServeOptions, handshake_s: float
 ) -> tuple[asyncio.Server, str]:
-    """A server that makes a `protocol` for each connection, and its URL. Raises ConfigError where it cannot listen."""
+    """A server that makes a `protocol` for each connection, and its URL. Raises ConfigError if it cannot listen."""
     host, port = options.host, options.port
     try:
         server = await asyncio.get_running_loop().create_server(
@@ -35,10 +35,10 @@ async def listen(
 
 
 async def _where(host: str, port: int) -> dict[str, Any]:
-    """What to tell the event loop of a host.
+    """The arguments of the event loop's `create_server` for a host.
 
-    By itself it would take "::" for IPv6 alone, and refuse a name of which one address is not this machine's, such as
-    localhost where IPv6 is off.
+    By default the event loop takes "::" for IPv6 only. It also refuses a name if one of its addresses is not this
+    machine's, such as localhost if IPv6 is off.
     """
     if host == ALL_ADDRESSES:
         dual = socket.has_dualstack_ipv6()
@@ -50,7 +50,7 @@ async def _where(host: str, port: int) -> dict[str, Any]:
 
 
 def _is_here(family: int, address: tuple[Any, ...]) -> bool:
-    """Whether an address is one of this machine's."""
+    """Whether this machine has the address."""
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind((address[0], 0, *address[2:]))
@@ -69,10 +69,10 @@ def _advice(error: Exception, host: str) -> str:
     """Advice if the server cannot listen."""
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EADDRINUSE:
-        return "Another program listens there. End it, or choose another --port; 0 takes any that is free."
+        return "Another program listens there. End it, or choose another --port; 0 takes any free port."
     if number == errno.EACCES:
-        return "Ports below 1024 are the administrator's. Choose another --port."
+        return "Ports below 1024 are for the administrator. Choose another --port."
     if number in _ABSENT:
         everywhere = "0.0.0.0" if ":" in host else "0.0.0.0 or ::"
-        return f"This machine has no such address. Choose another --host; {everywhere} takes all that it has."
+        return f"This machine has no such address. Choose another --host; {everywhere} takes all its addresses."
     return "Choose another with --host and --port."

@@ -1,9 +1,9 @@
-"""A load: many conversations at once, in real time, and what came back when. Called by `pplex-export load`.
+"""A load test: holds many conversations at once in real time, and records the times of replies. Called by `cli.serving`.
 
-A session's microphone and our own lateness:
+The schedule of a session's messages, and our own delay (`send lag`):
 
     handshake --- 0 (scatter: 0-80 ms) --- 20 or 40 ms --- 20 or 40 ms --- ...      the schedule, from one clock
-                                     message         message                  `send lag`: how much later it went out
+                                     message         message                  `send lag`: the message's delay
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from pplex.server.load_report import WARM_UP_S, LoadReport, SessionLog, server_s
 from pplex.server.protocol import FRAME_S, FRAME_SIZE, Kind
 from pplex.server.speakers import FrameCounter, Message, Speaker, make_speaker
 
-SPEECH_FRAMES = 375  # half a minute, where no wav is given
+SPEECH_FRAMES = 375  # half a minute, if no wav is given
 GRACE_S = 3.0  # for the last replies
 METRICS_S = 5.0
 WATCH_S = 0.5
@@ -48,7 +48,7 @@ class Load:
     audio: AudioFormat = "opus"
     wavs: tuple[Path, ...] = ()  # none: `speech_like`
     join_s: float = 0.0
-    scatter: bool = False  # each speaks a random part of a frame after its handshake, as a microphone that opens late
+    scatter: bool = False  # each starts a random part of a frame after its handshake, like a real microphone
     voice: str | None = None
     personas: tuple[str, ...] = ()
     seed: int | None = None
@@ -57,9 +57,9 @@ class Load:
 
 
 def run_load(load: Load, progress: Progress = lambda state: None) -> LoadReport:
-    """Put the load on the server and wait until it is over. Ctrl-C ends it early, with the figures until then.
+    """Run the load until it is over. Ctrl-C ends it early, with the figures until then.
 
-    Raises AudioError for a wav that cannot be read; refusals and failures are in the report.
+    Raises AudioError for an unreadable wav. Refusals and failures are in the report.
     """
     recordings = [read_audio(wav) for wav in load.wavs] or [speech_like(SPEECH_FRAMES, FRAME_SIZE, load.seed or 0)]
     speakers = [make_speaker(load.audio, pcm) for pcm in recordings]
@@ -117,7 +117,7 @@ class _Run:
             task.cancel()
 
     async def _session(self, index: int, log: SessionLog) -> None:
-        """From joining to hanging up; what goes wrong is in the log."""
+        """One session, from joining to hanging up. Failures are in the log."""
         start, join_s = index / self._load.sessions, self._random.uniform(0, self._load.join_s)
         phase_s, serial = self._random.uniform(0, FRAME_S if self._load.scatter else 0), self._random.getrandbits(32)
         messages = self._speakers[index % len(self._speakers)].messages(start, serial)
@@ -164,7 +164,7 @@ class _Run:
         return {name: value for name, value in query.items() if value is not None}
 
     async def _converse(self, link: Link, log: SessionLog, messages: Iterator[Message], phase_s: float) -> None:
-        """Speak until the load is over, and listen until all is answered."""
+        """Speak until the load is over, and listen until all frames are answered."""
         listening = asyncio.create_task(self._listen(link, log))
         try:
             await self._speak(link, log, messages, phase_s, listening)
@@ -183,7 +183,7 @@ class _Run:
     async def _speak(
         self, link: Link, log: SessionLog, messages: Iterator[Message], phase_s: float, listening: asyncio.Task[None]
     ) -> None:
-        """Send each message when its last sample would have been recorded; end with a whole frame."""
+        """Send each message at the time when a microphone has recorded its last sample. End with a whole frame."""
         due_s, samples_sent = time.perf_counter() + phase_s, 0
         for payload, samples in messages:
             due_s += samples / SAMPLE_RATE_HZ
@@ -199,7 +199,7 @@ class _Run:
                     log.sent_s.append(sent_s)
 
     async def _listen(self, link: Link, log: SessionLog) -> None:
-        """Note every reply; ends when the session has finished and nothing is due."""
+        """Record every reply. Ends when the session has finished and no reply is due."""
         counter = FrameCounter(self._load.audio)
         while not (log.finished and log.deficit <= 0):
             kind, payload = await link.receive()
@@ -218,7 +218,7 @@ class _Run:
             await asyncio.sleep(WATCH_S)
 
     async def _read_warm(self) -> str | None:
-        """The server's metrics a second after the last has joined, where all join at once."""
+        """The server's metrics a second after the last session has joined, if all join at once."""
         if self._load.join_s:
             return None
         while any(log.ready_s is None and not (log.refused or log.failed) for log in self._logs):

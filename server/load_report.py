@@ -1,4 +1,4 @@
-"""The report of a load: times of each session go in, figures and a table come out. No I/O; called by `server.load`."""
+"""The report of a load: makes figures and a table from the times of all sessions. No I/O; called by `server.load`."""
 
 import math
 from collections import Counter
@@ -11,8 +11,8 @@ import numpy as np
 
 from pplex.server.protocol import FRAME_S
 
-GAP_S = FRAME_S + 0.04  # between two replies; more is heard
-WARM_UP_S = 1.0  # after each handshake; reported apart
+GAP_S = FRAME_S + 0.04  # between two replies; a listener hears a longer gap
+WARM_UP_S = 1.0  # after each handshake; reported separately
 LATE, DROPPED, LAG = "pplex_late_frames_total", "pplex_dropped_frames_total", "pplex_event_loop_lag_seconds_bucket"
 NO_LOAD = 0.001  # cores
 THREAD, MEMORY = "pplex_thread_seconds_total", "process_resident_memory_bytes"
@@ -28,7 +28,7 @@ class SessionLog:
                  sent   0   1   2   3 ...            when the last sample of a frame went out
                  replied    0   1       2 ...        the n-th reply answers the n-th frame not dropped until then
 
-    The server reports drops a moment after they happen. Until then, replies count for older frames, and seem later.
+    The server reports drops a moment after they happen. Until then, replies count for older frames and seem too late.
     """
 
     asked_s: float | None = None
@@ -36,7 +36,7 @@ class SessionLog:
     sent_s: list[float] = field(default_factory=list)
     replied_s: list[float] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)  # the frame that each reply answers
-    lags_s: list[float] = field(default_factory=list)  # how late our own messages went out
+    lags_s: list[float] = field(default_factory=list)  # delays of our own messages
     dropped: int = 0  # as the server says
     refused: str | None = None
     failed: str | None = None
@@ -49,7 +49,7 @@ class SessionLog:
 
     @property
     def deficit(self) -> int:
-        """Frames sent that were neither answered nor reported as dropped; negative where more came than was due."""
+        """Frames that were sent but neither answered nor reported as dropped; negative if too many replies came."""
         return len(self.sent_s) - len(self.replied_s) - self.dropped
 
     @property
@@ -60,7 +60,7 @@ class SessionLog:
 
 @dataclass(frozen=True)
 class Spread:
-    """Milliseconds: how many were measured, and their percentiles; None where there were none."""
+    """Milliseconds: the number of values and their percentiles; None without values."""
 
     count: int
     p50_ms: float | None
@@ -78,7 +78,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Gaps:
-    """Pauses between two replies: how many were too long, and the longest of all."""
+    """Pauses between two replies: the number of too long ones, and the longest."""
 
     count: int
     largest_ms: float | None
@@ -91,12 +91,12 @@ class Gaps:
 
 @dataclass(frozen=True)
 class ServerSide:
-    """The server's own counts of the same time; None for those that it does not report."""
+    """The server's own counts in the same time; None if it does not report them."""
 
     late_frames: int | None
-    late_after_warm_up: int | None  # from a second after all had joined; None where they join one by one
+    late_after_warm_up: int | None  # from a second after all had joined; None if they join one by one
     dropped_frames: dict[str, int]  # by reason
-    event_loop_lag_p99_ms: float | None  # upper bound of the bucket that holds it; None above the last, too
+    event_loop_lag_p99_ms: float | None  # upper bound of its bucket; None above the last bucket, too
     thread_cores: dict[str, float]  # processor time by thread: 1 is a whole core
     resident_mb: tuple[float, float] | None  # before and after
 
@@ -151,7 +151,7 @@ class LoadReport:
         }
         lines += [f"{name}: {value}" for name, value in facts.items() if value]
         lines += ["Latency: from the sending of a frame's last sample to the arrival of its reply."]
-        lines += ["Ended early: these are the figures until then."] if self.interrupted else []
+        lines += ["Ended early: the figures are those until then."] if self.interrupted else []
         return "\n".join(lines)
 
 
@@ -198,7 +198,7 @@ def summarize(
 
 
 def server_side(before: str, after: str, seconds: float, warm: str | None = None) -> ServerSide:
-    """How much the counters rose between two readings of /metrics, `seconds` apart; `warm` is a reading in between."""
+    """The increase of the counters between two readings of /metrics, `seconds` apart; `warm` is a reading in between."""
     old, new = _samples(before), _samples(after)
     late = {name: value for (name, _), value in new.items() if name == LATE}
     warm_late = {name: value for (name, _), value in _samples(warm or "").items() if name == LATE}
@@ -235,7 +235,7 @@ def _samples(text: str) -> dict[Sample, float]:
 
 
 def _percentile_bound(buckets: Mapping[float, float], share: float = 0.99) -> float | None:
-    """Upper bound in ms of the bucket in which `share` of the observations are reached; buckets are cumulative."""
+    """Upper bound in ms of the first bucket with at least `share` of the observations; buckets are cumulative."""
     total = max(buckets.values(), default=0)
     bound = min((le for le, count in buckets.items() if count >= share * total), default=math.inf)
     return round(1000 * bound, 3) if total and math.isfinite(bound) else None

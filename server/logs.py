@@ -1,4 +1,4 @@
-"""Logs as JSON, one object a line on standard error."""
+"""Logs as JSON: one object in each line on standard error. Called by `cli.serving`."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ _STANDARD = {*logging.LogRecord("", 0, "", 0, "", None, None).__dict__, "message
 
 
 class JsonFormatter(logging.Formatter):
-    """Time (UTC), level, event and what was given as `extra`; an exception with its traceback."""
+    """Time (UTC), level, event and the fields of `extra`; an exception with its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -27,7 +27,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """False for requests that are not valid HTTP: anyone can send them, and each would log a traceback."""
+    """False for errors from invalid HTTP requests: anyone can send these, and each would log a traceback."""
     from aiohttp.http_exceptions import HttpProcessingError
     from aiohttp.web import RequestPayloadError
 

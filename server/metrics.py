@@ -16,7 +16,7 @@ PRIMING_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class Metrics:
-    """Every metric, as an attribute; `text` is the page."""
+    """Every metric as an attribute; `text` makes the page."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -33,16 +33,16 @@ class Metrics:
         self.frame_seconds = histogram(
             "frame_seconds",
             "A frame's time by stage: wait (until its call began), step (the call; its graphs by name), encode (Opus and "
-            "the queues before and after it), total (from when it was due to the socket).",
+            "the queues before and after it), total (from its due time to the socket).",
             LATENCY_S,
             "stage",
         )
         self.batch_size = histogram("batch_size", "Conversations stepped in one call.", BATCHES)
         self.priming_seconds = histogram("priming_seconds", "From a slot to the handshake.", PRIMING_S)
-        self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", LATENCY_S)
+        self.loop_lag = histogram("event_loop_lag_seconds", "Delay of the event loop when it wakes a task.", LATENCY_S)
         self.slots = gauge("slots", "Conversations that fit.")
         self.slots_used = gauge("slots_used", "Slots taken: talking, being primed, or kept for a client to return.")
-        self.slots_kept = gauge("slots_kept", "Of those, kept for a client to return.")
+        self.slots_kept = gauge("slots_kept", "Slots kept for a client to return.")
         self.queue_length = gauge("queue_length", "Clients waiting for a slot.")
         self.connections = gauge("connections", "Open connections of any kind.")
         self.cut = counter(
@@ -57,13 +57,13 @@ class Metrics:
             "bad_audio", "Damaged Ogg pages and Opus packets received, and messages that hold no audio."
         )
         self.ignored = counter(
-            "ignored", "What clients sent and had no effect: parameters, and messages by their kind.", "what"
+            "ignored", "Input from clients without effect: parameters, and messages by kind.", "what"
         )
         self.bytes = counter("bytes", "Bytes of messages, by direction: in, out.", "direction")
         self.conversations = counter("conversations", "Conversations begun.")
         self.resumed = counter("resumed", "Conversations resumed over a new connection.")
         self.refused = counter("refused", "Requests for a conversation that were refused, by HTTP status.", "status")
-        self.partings = counter("partings", "Connections of conversations that ended, by cause.", "cause")
+        self.partings = counter("partings", "Ended connections of conversations, by cause.", "cause")
         ProcessCollector(registry=registry)
         registry.register(_ThreadTimes())
 

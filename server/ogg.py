@@ -1,4 +1,4 @@
-"""Pages of an Ogg Opus stream, written and read: bytes in, bytes out, nothing decoded. Called by `server.opus`.
+"""Writes and reads pages of an Ogg Opus stream without decoding packets. Called by `server.opus` and `server.speakers`.
 
 Sources: RFC 3533 (pages), RFC 7845 (Opus in them), RFC 6716 section 3 (the duration of a packet).
 """
@@ -31,7 +31,7 @@ _FRAME_SAMPLES = (  # at 48 kHz, by the TOC byte's upper five bits
 
 
 def packet_samples(packet: bytes) -> int:
-    """Samples at 48 kHz that a packet says it holds, 0 if it cannot be one: empty, no frames, more than 120 ms."""
+    """Samples at 48 kHz by the packet's header. 0 if it is not a packet: empty, no frames, more than 120 ms."""
     if not packet:
         return 0
     frames = (1, 2, 2, packet[1] & 63 if len(packet) > 1 else 0)[packet[0] & 3]
@@ -41,14 +41,14 @@ def packet_samples(packet: bytes) -> int:
 
 @dataclass(frozen=True)
 class OpusHead:
-    """The first packet of a stream; `pre_skip` is in samples at 48 kHz whatever `sample_rate_hz` the input had."""
+    """The first packet of a stream. `pre_skip` is in samples at 48 kHz, for any `sample_rate_hz` of the input."""
 
     pre_skip: int
     sample_rate_hz: int
     channels: int = 1
 
     def packet(self) -> bytes:
-        """The packet that says it, without a gain."""
+        """The bytes of the packet, without a gain."""
         return HEAD.pack(HEAD_MAGIC, 1, self.channels, self.pre_skip, self.sample_rate_hz, 0, 0)
 
     @classmethod
@@ -63,28 +63,28 @@ class OpusHead:
 
 
 def tags_packet() -> bytes:
-    """The second packet of a stream: who wrote it, and no tags."""
+    """The second packet of a stream: the writer's name, and no tags."""
     return TAGS_MAGIC + struct.pack("<I", len(VENDOR)) + VENDOR + struct.pack("<I", 0)
 
 
 def checksum(page: bytes) -> bytes:
-    """The four bytes of a page's CRC, which are zero in `page`.
+    """The four bytes of a page's CRC; in `page` they must be zero.
 
-    Ogg's polynomial is zlib's with the bits in the opposite order, and nothing is inverted before or after.
+    Ogg's polynomial is zlib's with the bits in the opposite order, and without inversion before and after.
     """
     crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, "big").translate(_REVERSED)
 
 
 def build_page(flags: int, granule: int, serial: int, sequence: int, lacing: bytes, body: bytes) -> bytes:
-    """A whole page; `lacing` holds the sizes of its segments, of which one below 255 ends a packet."""
+    """A whole page. `lacing`: the sizes of its segments. A segment below 255 ends a packet."""
     header = HEADER.pack(b"OggS", 0, flags, granule, serial, sequence, bytes(4), len(lacing))
     page = header + lacing + body
     return page[:CRC_AT] + checksum(page) + page[CRC_AT + 4 :]
 
 
 def lacing_of(packets: Sequence[bytes]) -> bytes:
-    """The segment sizes of whole packets; one of 255 bytes, or a multiple, ends with a segment of none."""
+    """The segment sizes of whole packets. A packet of 255 bytes, or a multiple, ends with an empty segment."""
     return b"".join(b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255]) for packet in packets)
 
 
@@ -97,7 +97,7 @@ class PageWriter:
         self._granule = 0  # samples at 48 kHz up to the last page's end
 
     def page(self, packets: Sequence[bytes], samples: int = 0, last: bool = False) -> bytes:
-        """The next page: whole packets of together `samples` at 48 kHz, none for the two headers."""
+        """The next page, with whole packets of `samples` in total at 48 kHz; 0 for the two headers."""
         lacing = lacing_of(packets)
         assert len(lacing) <= 255, f"{len(lacing)} segments do not fit a page"
         flags = (0 if self._sequence else FIRST) | (LAST if last else 0)
@@ -108,32 +108,30 @@ class PageWriter:
 
 
 class PageReader:
-    """Packets of the newest Opus stream in bytes that may be divided and begin anywhere, be damaged or incomplete.
+    """Packets of the newest Opus stream in a sequence of bytes, which may begin anywhere, and be damaged or incomplete.
 
-    A page lasts from a mark to what its lacing claims, and is good if its CRC is:
+    A page begins with a mark, and its lacing gives its size. It is good if its CRC is correct:
 
         OggS... page ...OggS... page ...xxxxxOggS...
                         ^ a mark before the page's claimed end: its lacing is damaged, or the mark is in garbage
 
-    So a damaged size costs one page, not the 64 KiB that it may claim, and no byte is checked twice. (Audio holds the five
-    bytes of a mark once in years.) Kept between calls are an unfinished page and an unfinished packet: less than 128 KiB.
+    So a damaged size loses one page, not the 64 KiB that it may claim, and no byte is checked twice. (The five bytes of a
+    mark occur in audio once in years.) Between calls it keeps an unfinished page and an unfinished packet: under 128 KiB.
     """
 
     def __init__(self) -> None:
         self.good_pages = 0  # of any stream
-        self.bad_pages = 0  # marks that began no good page
-        self.skipped_bytes = 0  # in no good page
-        self._bytes = bytearray()  # not yet read; from a mark on, or too short to tell
-        self._searched = 0  # how far the first page of it holds no other mark
-        self._serial: int | None = None  # the stream that is followed
+        self.bad_pages = 0  # marks without a good page
+        self.skipped_bytes = 0  # outside good pages
+        self._bytes = bytearray()  # unread bytes: from a mark on, or too few to contain a mark
+        self._searched = 0  # the first unread page has no other mark up to here
+        self._serial: int | None = None  # of the stream that is read
         self._sequence = 0  # of its last page
-        self._seen_first = False  # before any stream's beginning, whatever comes is followed
-        self._unfinished: bytes | None = None  # of the packet that goes on in the next page; or None
-        self._other: bytes | None = (
-            None  # the first packet of a stream that began and is not Opus, while none is followed
-        )
+        self._seen_first = False  # until a stream's beginning was seen, any stream is read
+        self._unfinished: bytes | None = None  # beginning of a packet that continues in the next page; or None
+        self._other: bytes | None = None  # the first packet of a new stream that is not Opus, while no stream is read
         self.unplayable: bytes | None = (
-            None  # the same, once that stream's audio has come and no stream of Opus has begun
+            None  # the same, after that stream's audio has arrived and no stream of Opus has begun
         )
 
     def push(self, data: bytes) -> list[bytes | OpusHead]:
@@ -146,12 +144,12 @@ class PageReader:
         return found
 
     def _good_pages(self) -> list[bytes]:
-        """Take all pages that are complete out of the bytes, and what is before and between them."""
+        """Remove complete pages, and the bytes before and between them, from the unread bytes; returns the good pages."""
         data, start, pages = self._bytes, 0, []
         while True:
             mark = data.find(MARK, start)
             if mark < 0:
-                mark = max(start, len(data) - len(MARK) + 1)  # it may have begun
+                mark = max(start, len(data) - len(MARK) + 1)  # a mark may have begun at the end
             self.skipped_bytes += mark - start
             if mark > start:
                 start, self._searched = mark, 0
@@ -176,7 +174,7 @@ class PageReader:
         return pages
 
     def _read(self, page: bytes) -> Sequence[bytes | OpusHead]:
-        """The packets that a good page completes, if it belongs to the followed stream."""
+        """The packets that a good page completes, if it belongs to the stream that is read."""
         _, _, flags, _, serial, sequence, _, segments = HEADER.unpack_from(page)
         start = HEADER.size + segments
         if flags & FIRST:
@@ -195,7 +193,7 @@ class PageReader:
         return self._packets(page, bool(flags & CONTINUED))
 
     def _begin(self, serial: int, sequence: int, body: bytes) -> list[OpusHead]:
-        """A stream begins: one of Opus is followed from here on, any other never."""
+        """A stream begins. If it is Opus, it is read from here on; otherwise it is ignored."""
         self._seen_first = True
         head = OpusHead.parse(body)
         if head is None:
@@ -207,7 +205,7 @@ class PageReader:
         return [head]
 
     def _packets(self, page: bytes, continued: bool) -> list[bytes]:
-        """The audio packets that end in a page, the first one joined to its beginning in earlier pages."""
+        """The audio packets that end in a page. The first packet is joined to its beginning in earlier pages."""
         start = end = HEADER.size + page[SEGMENTS_AT]
         lacing = page[HEADER.size : start]
         pieces = []
@@ -216,7 +214,7 @@ class PageReader:
             if size < 255:
                 pieces.append(page[start:end])
                 start = end
-        pieces.append(page[start:end])  # of a packet that goes on in the next page, or nothing
+        pieces.append(page[start:end])  # beginning of a packet that continues in the next page, or empty
         goes_on = lacing[-1] == 255 if lacing else continued
         if continued and self._unfinished is not None:
             pieces[0] = self._unfinished + pieces[0]
@@ -232,9 +230,9 @@ class PageReader:
 
 
 def _with_true_size(message: bytes) -> bytes:
-    """A message that is one page of one packet above 255 bytes, as the page should be.
+    """Correct the size in a message that is one page with one packet above 255 bytes.
 
-    fujielab-moshi-client 0.1.2 writes 255 for the size of every longer packet; its checksum covers all of the message.
+    fujielab-moshi-client 0.1.2 writes 255 as the size of every longer packet. Its checksum covers the whole message.
     """
     body_at = HEADER.size + 1
     if message[:5] != MARK or message[SEGMENTS_AT:body_at] != b"\1\xff" or len(message) <= body_at + 255:
@@ -247,7 +245,7 @@ def _with_true_size(message: bytes) -> bytes:
 
 
 def _claimed_bytes(data: bytearray, start: int) -> int:
-    """How long the page at `start` says it is, as far as its header is there to tell."""
+    """The length of the page at `start` by its header; a lower bound if the header is incomplete."""
     there = len(data) - start
     if there < HEADER.size:
         return HEADER.size

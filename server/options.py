@@ -1,4 +1,7 @@
-"""How a bundle is served: what the command line settles before the server starts."""
+"""The options of a server. The command line sets and checks them before the server starts.
+
+Called by `cli.serving`, `server.app` and `server.listening`.
+"""
 
 import ssl
 from dataclasses import dataclass, field
@@ -12,12 +15,12 @@ from pplex.server.limits import Limits
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How a bundle is served.
+    """The options of a server.
 
-    tokens: any of them lets a client in, none asks for none. origins: of pages not our own. trusted_proxies: whose
-    X-Forwarded-Host and X-Forwarded-Proto are believed.
+    tokens: a client needs one of them; without tokens everyone may connect. origins: other pages that may connect.
+    trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted.
 
-    Raises ConfigError for a host, a token or an origin that cannot be one.
+    Raises ConfigError for an invalid host, token or origin.
     """
 
     host: str = "127.0.0.1"
@@ -33,7 +36,7 @@ class ServeOptions:
     threads: int | None = None
     device: str | None = None
     limits: Limits = field(default_factory=Limits)
-    one_batch_size: bool = False  # that of all slots, see Runtime
+    one_batch_size: bool = False  # step all slots in every call, see Runtime
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))
@@ -42,7 +45,7 @@ class ServeOptions:
 
 
 def check_folders(static: Path | None, recordings: Path | None, certificate: Path | None = None) -> None:
-    """Make the folder of recordings. Raises ConfigError or AccessError where one cannot be used."""
+    """Check the folders, and make the folder of recordings. Raises ConfigError or AccessError if a folder is unusable."""
     if static is not None:
         if not is_file(static / "index.html"):
             raise ConfigError(f"{static} has no index.html. Give the folder of a built web client.")
@@ -63,4 +66,4 @@ def check_folders(static: Path | None, recordings: Path | None, certificate: Pat
 
 def _check_private(static: Path, folder: Path | None, what: str) -> None:
     if folder is not None and folder.resolve().is_relative_to(static.resolve()):
-        raise ConfigError(f"{folder} is in {static}, which is served to everyone: {what} would be public. Move it.")
+        raise ConfigError(f"{folder} is in {static}, which everyone can read: {what} would be public. Move it.")

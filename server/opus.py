@@ -1,6 +1,6 @@
-"""Opus in Ogg to samples and back, for one connection; the coding itself is libopus, through PyAV, without the GIL.
+"""Converts Opus in Ogg to samples and back, for one connection. libopus does the coding, through PyAV, without the GIL.
 
-Called by the server's connections. A frame of 80 ms takes 270 us to send and 150 us to receive (one x86-64 core, PyAV 18.1).
+Called by `server.formats`. A frame of 80 ms takes 270 us to send and 150 us to receive (one x86-64 core, PyAV 18.1).
 """
 
 import random
@@ -18,42 +18,43 @@ from pplex.server.ogg import OpusHead, PageReader, PageWriter, packet_samples, t
 from pplex.server.protocol import FRAME_SIZE, Close, ProtocolError
 from pplex.server.wire import Received
 
-PACKET_SAMPLES = 480  # 20 ms: what a client sends, because it may stop at any of them
+PACKET_SAMPLES = 480  # 20 ms: a client sends short packets, because it may stop after any packet
 BITS_PER_SECOND = 48_000
 STEREO = 4  # the bit of a packet's first byte, RFC 6716 section 3.1
 UP = 2  # samples at Opus's own 48 kHz for each of ours
-PAGELESS_BYTES = 32768  # without an Ogg page in them, they are something else: seconds of Opus
+PAGELESS_BYTES = 32768  # seconds of Opus: if they contain no Ogg page, the stream is something else
 
 
 Pcm16 = npt.NDArray[np.int16]
 
 
 class OpusReceiver:
-    """A client's Ogg Opus stream to mono samples at 24 kHz, whatever is in it and however it is divided.
+    """Converts a client's Ogg Opus stream to mono samples at 24 kHz, for any content and any division into messages.
 
-    The head's pre-skip is not discarded, as in the reference: clients claim 80 ms and are 6 late, and would miss an answer.
+    Like the reference, it does not discard the head's pre-skip. Clients claim 80 ms but are only 6 ms late, and would then
+    miss an answer.
     """
 
     def __init__(self) -> None:
         self.pages = PageReader()
-        self.bad_packets = 0  # heard as silence of the length they claim
-        self._bad_payloads = 0  # with bytes of no page
+        self.bad_packets = 0  # replaced by silence of the length they claim
+        self._bad_payloads = 0  # payloads with bytes outside pages
         self._beginning = b""  # the first bytes of the stream
-        self.has_cancelled = False  # the two channels of stereo did, and the louder one was heard
+        self.has_cancelled = False  # the two channels cancelled out, so the louder one is heard
         self._decoder = _decoder("mono")
-        self._mix: StreamMix | None = None  # since the first stereo packet; until then nothing is mixed
+        self._mix: StreamMix | None = None  # exists since the first stereo packet
         self._is_new = False  # a stream has begun since the last packet that was decoded
         self._decimator = HalfBandDecimator()
 
     @property
     def bad(self) -> int:
-        """Damaged pages and packets so far, and payloads with bytes that belong to no page."""
+        """The number of damaged pages and packets, and of payloads with bytes outside pages."""
         return self.pages.bad_pages + self.bad_packets + self._bad_payloads
 
     def push(self, payload: bytes, limit: int) -> Received:
-        """Decode the newest packets, of together `limit` samples at most, and skip what is before them by its headers.
+        """Decode the newest packets, at most `limit` samples in total. Earlier packets are skipped by their headers.
 
-        Raises ProtocolError where the stream cannot be Ogg Opus.
+        Raises ProtocolError if the stream cannot be Ogg Opus.
         """
         parts = self._packets(payload)
         bad_packets = self.bad_packets
@@ -92,10 +93,10 @@ class OpusReceiver:
         return parts
 
     def _decode(self, packet: bytes, samples: int) -> Pcm16:
-        """`samples` at 48 kHz, silent if the packet is damaged. (An empty one would tell PyAV that the stream ends.)"""
+        """`samples` at 48 kHz, silent if the packet is damaged. (An empty packet would end PyAV's stream.)"""
         if packet[0] & STEREO and self._mix is None:
             self._decoder, self._mix = _decoder("stereo"), StreamMix(SAMPLE_RATE_HZ * UP)
-        if self._is_new:  # here and not at the head, of which a message can hold a thousand
+        if self._is_new:  # here and not at the head: a message can hold a thousand heads
             self._decoder.flush_buffers()
             self._is_new = False
         try:
@@ -117,15 +118,14 @@ class OpusReceiver:
         mixed = self._mix.push(stereo.astype(np.float32))
         if self._mix.cancels and not self.has_cancelled:
             self.has_cancelled = True
-            LOGGER.warning("a client's stereo channels cancel out: the louder one is heard")
+            LOGGER.warning("a client's stereo channels cancel out: the louder channel is heard")
         return np.rint(mixed).astype(np.int16)
 
 
 class PacketEncoder:
-    """Samples to packets, for speech and with the least delay: 2.5 ms, and no packet is held back.
+    """Encodes samples as packets, for speech with the least delay: 2.5 ms, and no packet is held back.
 
-    `packet_samples` at 24 kHz: Opus has packets of 480 (20 ms) and of 1,920 (80 ms, four frames of 20 ms in one packet),
-    with the same delay.
+    `packet_samples` at 24 kHz: 480 (20 ms) or 1,920 (80 ms, four frames of 20 ms in one packet), with the same delay.
     """
 
     def __init__(self, packet_samples: int = PACKET_SAMPLES) -> None:
@@ -158,7 +158,7 @@ class PacketEncoder:
 
 
 class PacketPages:
-    """Packets to the pages of one stream."""
+    """Makes the pages of one stream from packets."""
 
     def __init__(self, head: OpusHead, serial: int | None = None):
         self._head, self._pages = head, PageWriter(random.getrandbits(32) if serial is None else serial)
@@ -173,9 +173,9 @@ class PacketPages:
 
 
 class OpusSender:
-    """Frames of 80 ms to the pages of one Ogg Opus stream, each given out with the frame it belongs to.
+    """Encodes frames of 80 ms as pages of one Ogg Opus stream. Each frame gives its pages at once.
 
-    A page holds one packet: some clients decode only the first packet of a page.
+    A page holds one packet, because some clients decode only the first packet of a page.
     """
 
     def __init__(self) -> None:
@@ -184,14 +184,14 @@ class OpusSender:
         self._headers = self._pages.headers()
 
     def frame(self, pcm: Pcm) -> list[bytes]:
-        """The pages of one frame [1920]: one page, and before the first one the two pages of the headers."""
+        """The pages of one frame [1920]: one page. The first frame has the two header pages before it."""
         assert pcm.shape == (FRAME_SIZE,), f"a frame has {FRAME_SIZE} samples, not {pcm.shape}"
         headers, self._headers = self._headers, []
         return [*headers, self._pages.page(self._encoder.push(pcm))]
 
 
 class HalfBandDecimator:
-    """48 kHz to 24 kHz: a half-band filter, flat to 10.5 kHz and 70 dB down from 13.5 kHz, 0.8 ms late.
+    """48 kHz to 24 kHz: a half-band filter, flat to 10.5 kHz and 70 dB down from 13.5 kHz, with a delay of 0.8 ms.
 
     Every other tap is zero, except the middle one, which is a half:
 
@@ -212,7 +212,7 @@ class HalfBandDecimator:
         self._tail = np.zeros(self.TAPS - 1, np.float32)
 
     def push(self, blocks: list[Pcm16]) -> Pcm:
-        """Half as many samples as `blocks` hold, which is an even number."""
+        """Half as many samples as `blocks` hold; they must hold an even number."""
         if not blocks:
             return np.zeros(0, np.float32)
         samples = np.concatenate([self._tail, *blocks], dtype=np.float32)  # [78 + 2n]
@@ -226,12 +226,12 @@ def not_opus(what_it_is: str) -> ProtocolError:
     """The refusal of a stream that is something else."""
     return ProtocolError(
         Close.INVALID,
-        f"The audio {what_it_is}, and must be Opus in Ogg pages. Send that, or connect with audio=s16 and send samples.",
+        f"The audio {what_it_is}, but must be Opus in Ogg pages. Send that, or connect with audio=s16 and send samples.",
     )
 
 
 def _decoder(layout: str) -> av.AudioCodecContext:
-    """An open decoder at Opus's 48 kHz and in 16 bits, which its output is limited to; mono packets become stereo, too."""
+    """An open libopus decoder at 48 kHz, with 16-bit output. With a stereo layout, mono packets become stereo, too."""
     decoder = av.CodecContext.create("libopus", "r")
     decoder.layout = layout
     decoder.sample_rate = SAMPLE_RATE_HZ * UP

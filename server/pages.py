@@ -1,6 +1,6 @@
-"""What a browser is shown: our page or the operator's own, and the way in where the server asks for a token.
+"""Serves our page or the operator's own, and the login form if the server needs a token.
 
-Called by the server for every path that is not its protocol's.
+Called by `server.app` for every path outside the protocol.
 """
 
 import asyncio
@@ -52,14 +52,14 @@ LOGIN = """<!doctype html>
   </body>
 </html>
 """
-ASKS = "This server asks for a token. The person who runs it can give you one."
+ASKS = "This server needs a token. Ask the person who runs it."
 WRONG = "This token is wrong. Check it, and try again."
 
 
 class Pages:
-    """Files of one folder. `static` is the operator's; None is our own page, which asks for a token by itself.
+    """The files of one folder. `static`: the operator's; None for our own page, which asks for a token itself.
 
-    `refused` is called for a wrong token, with the status and the reason. `patience_s`: for the body of a login.
+    refused: called for a wrong token, with the status and the reason. patience_s: time for the body of a login.
     """
 
     def __init__(self, static: Path | None, access: Access, refused: Callable[[int, str], None], patience_s: float):
@@ -67,7 +67,7 @@ class Pages:
         self._folder = static or PAGE
 
     def add_to(self, router: web.UrlDispatcher) -> None:
-        """The routes; they come after all others."""
+        """Add the routes, after all others."""
         router.add_get("/", self._index)
         router.add_get(f"/{INDEX}", self._index)
         router.add_post("/login", self._login)
@@ -76,7 +76,7 @@ class Pages:
         router.add_static("/", self._folder, follow_symlinks=True)
 
     def headers(self, response: web.StreamResponse) -> dict[str, str]:
-        """What our own files are sent with; the operator's page may need other rules."""
+        """The headers of our own files. The operator's page may need other rules."""
         return PAGE_HEADERS if self._static is None and isinstance(response, web.FileResponse) else {}
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
@@ -90,7 +90,7 @@ class Pages:
         return web.FileResponse(self._folder / INDEX)
 
     async def _back(self, request: web.Request) -> web.StreamResponse:
-        """A browser that reloads the address of the form."""
+        """Redirect a browser that reloads the address of the form."""
         return web.Response(status=303, headers={"Location": "./"})
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
@@ -101,7 +101,7 @@ class Pages:
         return _login_page(WRONG)
 
     async def _typed_token(self, request: web.Request) -> str:
-        """The token of the form; "" for a body that is too long, too slow or not a form."""
+        """The token in the form; "" for a body that is too long, too slow or not a form."""
         body = b""
         try:
             async with asyncio.timeout(self._patience_s):
@@ -112,16 +112,16 @@ class Pages:
         except TimeoutError:
             request.protocol.force_close()
             return ""
-        except (HttpProcessingError, web.RequestPayloadError):  # of an encoding that it does not have
+        except (HttpProcessingError, web.RequestPayloadError):  # the body does not have its declared encoding
             return ""
         if len(body) > FORM_BYTES:
             return ""
         return parse_qs(body.decode(errors="replace")).get("token", [""])[0].strip()
 
     def _let_in(self, request: web.Request, token: str) -> web.StreamResponse:
-        """To the same page with a cookie, and without the token in the address, which is kept in histories."""
+        """Redirect to the same page with a cookie. The new address has no token, because histories store addresses."""
         query = [(name, value) for name, value in request.query.items() if name != "token"]
-        # Relative: behind a proxy's prefix we do not know what the browser calls us.
+        # Relative: behind a proxy's prefix we do not know the address that the browser uses.
         response = web.Response(status=303, headers={"Location": str(URL("./").with_query(query))})
         self._access.set_cookie(request, response, token)
         return response

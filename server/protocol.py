@@ -1,6 +1,6 @@
-"""Messages of `/api/chat`: bytes to and from what they mean, and the codes a connection is closed with. No I/O.
+"""Messages of `/api/chat` as bytes and as kind and payload, and the close codes. No I/O.
 
-The protocol is the reference's, docs/server.md describes it; used by both sides.
+The protocol is the reference's; docs/server.md describes it. Server and client use this module.
 """
 
 import json
@@ -29,7 +29,7 @@ class Kind(IntEnum):
 
 
 class Close(IntEnum):
-    """Why a connection ends. Never 1000: a known client connects again at once, a thousand times a second."""
+    """Close codes. Never 1000: after it, a known client reconnects at once, a thousand times a second."""
 
     GOING_AWAY = 1001
     INVALID = 1007
@@ -59,7 +59,7 @@ def pack_metadata(content: Mapping[str, Any]) -> bytes:
 
 
 def unpack(message: bytes) -> tuple[Kind | None, bytes]:
-    """Kind and payload; the kind is None where the message is empty or its kind unknown, which the reference ignores."""
+    """Kind and payload. The kind is None if the message is empty or its kind unknown; the reference ignores both."""
     if not message or message[0] > max(Kind):
         return None, message[1:]
     return Kind(message[0]), message[1:]

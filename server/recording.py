@@ -1,4 +1,4 @@
-"""A conversation as a stereo file: the user on the left, the agent on the right."""
+"""Records a conversation as a stereo file: the user on the left, the agent on the right. Called by `server.speech`."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,21 +12,19 @@ from pplex.server.logs import LOGGER
 
 
 class Recording:
-    """A FLAC file that grows by a frame at a time, and takes its name when it is closed.
+    """A FLAC file that grows by one frame at a time, and gets its name when it is closed.
 
-    A disk that is full ends the recording, is logged once, and leaves the `.part`: the conversation goes on.
+    A full disk ends the recording, is logged once, and leaves the `.part`. The conversation continues.
     """
 
     def __init__(self, folder: Path, name: str):
         self.path, self._name = folder / f"{name}.flac", name
         self._partial = folder / f"{name}.part"
-        self._file: soundfile.SoundFile | None = (
-            None  # opened by the first frame, in the thread that may wait for a disk
-        )
+        self._file: soundfile.SoundFile | None = None  # the first frame opens it, in a thread that may wait for a disk
         self._has_failed = False
 
     def write(self, user: Pcm, agent: Pcm) -> None:
-        """One frame of each, [1920] float32."""
+        """Add one frame of each speaker, [1920] float32."""
         if self._has_failed:
             return
         try:
@@ -39,11 +37,11 @@ class Recording:
             OSError,
             soundfile.SoundFileError,
             AssertionError,
-        ) as error:  # the last is soundfile's for a short write
+        ) as error:  # soundfile raises the last one after an incomplete write
             self._fail(error)
 
     def close(self) -> None:
-        """Finish the file. Closing it again does nothing."""
+        """Finish the file. A second call does nothing."""
         if self._file is None or self._has_failed or self._file.closed:
             return
         try:
@@ -57,5 +55,5 @@ class Recording:
         facts = {"conversation": self._name, "file": str(self._partial), "reason": str(error) or type(error).__name__}
         LOGGER.error("a recording ended early", extra=facts)
         if self._file is not None and not self._file.closed:
-            with suppress(OSError, soundfile.SoundFileError):  # its last samples do not fit either
+            with suppress(OSError, soundfile.SoundFileError):  # the last samples do not fit either
                 self._file.close()

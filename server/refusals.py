@@ -1,4 +1,4 @@
-"""Requests that are refused: answered in our own words, counted, and logged as far as a log can be read."""
+"""Refused requests: answers them in our own words, counts them, and logs a limited number. Called by `server.app`."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,18 +10,18 @@ from pplex.server.limits import Bucket
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 
-LOGGED_AT_ONCE, LOGGED_PER_S = 20, 1.0  # anyone can be refused, as often as it likes
+LOGGED_AT_ONCE, LOGGED_PER_S = 20, 1.0  # limits, because anyone can cause any number of refusals
 MAX_LINE_BYTES = 65536  # of a request's address, and of a header: a persona of 7,000 characters in any script
 KEEP_ALIVE_S = 10
 HEADERS = {  # of every answer
-    "Cache-Control": "no-cache",  # modules of one version go together
+    "Cache-Control": "no-cache",  # all modules of the page must have the same version
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # it could hold a token
+    "Referrer-Policy": "no-referrer",  # the address could hold a token
 }
 
 
 class Refusals:
-    """Counts refusals by status, and logs them until there are too many."""
+    """Counts refusals by status, and logs them within the limits."""
 
     def __init__(self, metrics: Metrics, now_s: float):
         self._metrics = metrics
@@ -38,7 +38,7 @@ class Refusals:
 
 
 class Handler(web.RequestHandler):
-    """aiohttp's handler of one connection, which refuses what is not HTTP, or too long, in our words.
+    """aiohttp's handler of one connection. It refuses invalid HTTP and long requests in our own words.
 
     `refused` is called with the status and the reason.
     """
@@ -73,7 +73,7 @@ class Handler(web.RequestHandler):
 
 
 def _reason(error: HttpProcessingError) -> tuple[int, str]:
-    """Status and words for what aiohttp could not parse."""
+    """Status and reason for a request that aiohttp cannot parse."""
     if isinstance(error, LineTooLong):
         return 414, (
             f"The address of this request, or one of its headers, is longer than {MAX_LINE_BYTES:,} bytes. "
@@ -82,6 +82,6 @@ def _reason(error: HttpProcessingError) -> tuple[int, str]:
     if "Host" in error.message:
         return (
             400,
-            "This request has no Host header, or more than one. If it came through a proxy, let the proxy send one.",
+            "This request has no Host header, or more than one. If it came through a proxy, the proxy must send one.",
         )
     return 400, "This is not a valid HTTP request."

@@ -1,4 +1,4 @@
-"""The query of `/api/chat` as a checked record. Raises RequestError with a reason to show."""
+"""Parses and checks the query of `/api/chat`: called by `server.app`. Raises RequestError with a reason to show."""
 
 import math
 import secrets
@@ -21,17 +21,18 @@ SAMPLING = {  # the query's name, and Sampling's
     "audio_temperature": "audio_temperature",
     "audio_topk": "audio_top_k",
 }
-UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}  # and the client's defaults
+# Parameters without effect, with the defaults of the official client.
+UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}
 SEEDS = ("seed", "text_seed", "audio_seed")
 CREDENTIALS = ("token", "worker_auth_id")
 EARLY = "early_metadata"
 KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", EARLY, "resume", "email", *CREDENTIALS)
 BESIDE_RESUME = {"resume", "audio", EARLY, "email", *CREDENTIALS}
-IGNORED_MOST = 16  # names that a client gets back
+IGNORED_MOST = 16  # names of ignored parameters that a client gets back
 
 
 class RequestError(PplexError):
-    """A request that is refused: an HTTP status, the reason, and seconds after which to try again."""
+    """A refused request: an HTTP status, the reason, and the seconds until the client may try again."""
 
     def __init__(self, status: int, reason: str, retry_after_s: int | None = None):
         super().__init__(reason)
@@ -40,7 +41,7 @@ class RequestError(PplexError):
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One conversation as asked for, or the key of one to go on with."""
+    """A requested conversation, or the key of a conversation to resume."""
 
     voice: str | None = None
     persona: str = ""
@@ -49,18 +50,18 @@ class ChatRequest:
     audio: str = "opus"
     resume: str | None = None
     early_metadata: bool = False
-    ignored: tuple[str, ...] = ()  # parameters that have no effect: unknown, given again, or not this model's
+    ignored: tuple[str, ...] = ()  # parameters without effect: unknown, repeated, or not of this model
 
     @property
     def knows_us(self) -> bool:
-        """Whether the client was written for this server, and not for the reference's protocol alone."""
+        """Whether the client was written for this server, and not only for the reference's protocol."""
         return self.early_metadata or self.audio != AUDIO_FORMATS[0]
 
 
 def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) -> ChatRequest:
-    """The request of (name, value) pairs, for a bundle's `voices`. Raises RequestError that lists everything wrong.
+    """The request from (name, value) pairs, for a bundle's `voices`. Raises RequestError that lists all faults.
 
-    As in the reference, an unknown parameter is ignored, and so is the second value of a known one.
+    As in the reference, unknown parameters are ignored, and so is the second value of a known parameter.
     """
     given, ignored, wrong = dict[str, str](), list[str](), list[str]()
     for name, value in query:
@@ -72,7 +73,7 @@ def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) 
     read = _Reader(given, wrong)
     audio = given.get("audio", AUDIO_FORMATS[0])
     if audio not in AUDIO_FORMATS:
-        wrong.append(f"audio is {_shown(audio)}, and must be {', '.join(AUDIO_FORMATS[:-1])} or {AUDIO_FORMATS[-1]}.")
+        wrong.append(f"audio is {_shown(audio)}, but must be {', '.join(AUDIO_FORMATS[:-1])} or {AUDIO_FORMATS[-1]}.")
     if "resume" in given:
         if others := sorted(set(given) - BESIDE_RESUME):
             wrong.append(f"A conversation that is resumed keeps its settings: leave out {', '.join(others)}.")
@@ -88,12 +89,12 @@ def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) 
 
 
 def _names(ignored: Iterable[str]) -> tuple[str, ...]:
-    """Each name once, and no more of them than anyone would read."""
+    """Each name once, at most IGNORED_MOST names."""
     return tuple(_shown(name)[1:-1] for name in list(dict.fromkeys(ignored))[:IGNORED_MOST])
 
 
 class _Reader:
-    """Typed values of given parameters; what is wrong is added to `wrong`, and a default returned."""
+    """Typed values of the given parameters. For an invalid value it adds a message to `wrong`, and returns a default."""
 
     def __init__(self, given: Mapping[str, str], wrong: list[str]):
         self._given, self._wrong = given, wrong
@@ -105,7 +106,7 @@ class _Reader:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            self._wrong.append(f"{name} is {_shown(text or '')}, and must be a number.")
+            self._wrong.append(f"{name} is {_shown(text or '')}, but must be a number.")
             return default
         return value
 
@@ -115,14 +116,14 @@ class _Reader:
             return default
         digits = text.removeprefix("-")
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
-            self._wrong.append(f"{name} is {_shown(text)}, and must be a whole number.")
+            self._wrong.append(f"{name} is {_shown(text)}, but must be a whole number.")
             return default
         return int(text)
 
     def flag(self, name: str) -> bool:
         text = self._given.get(name, "0")
         if text not in ("0", "1"):
-            self._wrong.append(f"{name} is {_shown(text)}, and must be 0 or 1.")
+            self._wrong.append(f"{name} is {_shown(text)}, but must be 0 or 1.")
         return text == "1"
 
     def voice(self, voices: Mapping[str, object]) -> str | None:
@@ -138,11 +139,11 @@ class _Reader:
         return name.removesuffix(".pt")
 
     def seed(self) -> int:
-        """One seed: `seed`, else what `text_seed` and `audio_seed` make together, else a random one."""
+        """The seed: `seed`, else a combination of `text_seed` and `audio_seed`, else a random number."""
         values = {name: self.whole(name, -1) for name in SEEDS if name in self._given}
         for name, value in values.items():
             if not -1 <= value <= MAX_SEED:
-                self._wrong.append(f"{name} is {value}, and must be 0 to 2^64 - 1, or -1 for a random one.")
+                self._wrong.append(f"{name} is {value}, but must be 0 to 2^64 - 1, or -1 for a random seed.")
         if values.get("seed", -1) >= 0:
             return values["seed"]
         halves = values.get("text_seed", -1), values.get("audio_seed", -1)
@@ -181,5 +182,5 @@ def session_facts(request: ChatRequest, conversation: str, frame_size: int) -> d
 
 
 def _shown(value: str) -> str:
-    """A client's text for a message: printable, and not longer than a line."""
+    """A client's text for a message: printable, and at most a line."""
     return ascii(value if len(value) <= 60 else value[:57] + "...")

@@ -25,7 +25,7 @@ now_s = time.monotonic
 
 @dataclass(frozen=True)
 class FrameReply:
-    """The reply to a frame, when it was due and when it was ready."""
+    """The reply to a frame, and the times when it was due and when it was ready."""
 
     frame: Frame
     reply: Reply
@@ -35,21 +35,21 @@ class FrameReply:
 
 @dataclass(eq=False)
 class ScheduledSession:
-    """A conversation as the scheduler sees it: its inbox, and its session once it is primed."""
+    """The scheduler's part of a conversation: its inbox, and its session after priming."""
 
     inbox: Inbox
     request: ChatRequest
     answer: Callable[[FrameReply], None]  # OutgoingAudio.answer, called in the speech thread
     primed: "Future[None]" = field(default_factory=Future)  # done when it is primed, or with the error
     session: Session | None = None
-    expected_s: float = 0.0  # when its next frame will be due if it goes on as it did
+    expected_s: float = 0.0  # due time of its next frame, if it keeps its rhythm
 
 
 class Scheduler:
     """Loads a runtime and steps its sessions until it is stopped.
 
-    load: makes the runtime. speech: the worker that encodes replies. ready and failed: each called at most once. All of them
-    are called in the scheduler's thread. A failure ends the thread, because the state of the sessions is then unknown.
+    load: makes the runtime. speech: the worker that encodes replies. ready, failed: each called at most once. All are called
+    in the scheduler's thread. A failure ends the thread, because the state of the sessions is then unknown.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Scheduler:
         self._wake = threading.Condition()
         self._orders: deque[Callable[[], None]] = deque()
         self._stopping = False
-        self._woken, self._awaited = 0, 1  # frames since the last look, and how many make the next one worthwhile
+        self._woken, self._awaited = 0, 1  # frames since the last check; the number of frames that wakes the thread
         self._sessions: list[ScheduledSession] = []  # primed
         self._priming: deque[tuple[ScheduledSession, Generator[None, None, Session]]] = deque()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -82,7 +82,7 @@ class Scheduler:
         return self._thread.is_alive()
 
     def open(self, scheduled: ScheduledSession) -> None:
-        """Prime a session: its `primed` is done after that."""
+        """Prime a session. After that its `primed` is done."""
         self._order(lambda: self._begin(scheduled))
 
     def close(self, scheduled: ScheduledSession) -> None:
@@ -90,14 +90,14 @@ class Scheduler:
         self._order(lambda: self._end(scheduled))
 
     def wake(self) -> None:
-        """A frame has become whole. It wakes the thread if that waits for no more than this one."""
+        """Report a complete frame. This wakes the thread if it waits for no further frame."""
         with self._wake:
             self._woken += 1
             if self._woken >= self._awaited:
                 self._wake.notify()
 
     def stop(self) -> None:
-        """End the thread and wait for it; one that is still loading, which may take minutes, ends with the process."""
+        """End the thread and wait for it. A thread that is still loading, maybe for minutes, ends with the process."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -135,15 +135,15 @@ class Scheduler:
         return orders
 
     def _sleep(self, wait_s: float | None) -> None:
-        """Until there is something to do, at most `wait_s`."""
+        """Sleep until the thread has work, at most `wait_s`."""
         with self._wake:
             if not (self._orders or self._woken >= self._awaited or self._stopping):
                 self._wake.wait(wait_s)
 
     def _step_whole_frames(self) -> float | None:
-        """Step sessions whose frame is due, together with those whose frame is about to be; returns seconds to sleep.
+        """Step sessions whose frame is due, together with those whose frame is due soon; returns the seconds to sleep.
 
-        A frame waits `batch_wait_s` at most, and only while another session's frame is expected, 80 ms after its last one.
+        A frame waits at most `batch_wait_s`, and only while another session's frame is expected: 80 ms after its last frame.
         """
         now = now_s()
         due = {each: due_s for each in self._sessions if (due_s := each.inbox.due_s()) is not None}
@@ -153,7 +153,9 @@ class Scheduler:
         wait_s = self._batch_wait_s
         until_s = min(ready.values()) + wait_s
         others = (due.get(each, each.expected_s) for each in self._sessions if each not in ready)
-        awaited = sum(now - wait_s < expected_s < until_s + wait_s for expected_s in others)  # as early or late as that
+        awaited = sum(
+            now - wait_s < expected_s < until_s + wait_s for expected_s in others
+        )  # up to wait_s early or late
         if awaited and now < until_s:
             self._awaited = awaited
             return until_s - now
@@ -164,7 +166,7 @@ class Scheduler:
         assert self.runtime is not None
         began_s = now_s()
         before = dict(self.runtime.stages.seconds)
-        # A client that has just left has no frame any more.
+        # A client that has just left has no frame.
         frames = {each: frame for each in ready if (frame := each.inbox.pop()) is not None}
         if not frames:
             return
@@ -190,7 +192,7 @@ class Scheduler:
         self._priming.append((scheduled, opening))
 
     def _prime_one_chunk(self) -> None:
-        """One chunk of the newcomer whose turn it is."""
+        """Prime one chunk of the next new session."""
         scheduled, opening = self._priming.popleft()
         try:
             next(opening)

@@ -1,6 +1,6 @@
-"""The audio that the sessions of a load send, encoded once, and how their replies are counted.
+"""The audio that the sessions of a load test send, and a counter of the frames in their replies. Called by `server.load`.
 
-Called by `server.load`. A recording is encoded once; a session of Opus only makes pages of its packets.
+A recording is encoded only once; each Opus session only makes pages from its packets.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,18 +19,18 @@ PAGE_PACKETS = 2  # a message of Opus, as the official client sends it
 WIDTH = {"s16": 2, "f32": 4}  # bytes a sample
 OPUS_RATE_HZ = 48_000
 
-Message = tuple[bytes, int]  # the payload, and the samples it adds to the conversation
+Message = tuple[bytes, int]  # the payload, and its number of samples
 
 
 class Speaker(Protocol):
-    """A recording that is played in a circle."""
+    """A recording that is played in a loop."""
 
     def messages(self, start: float, serial: int) -> Iterator[Message]:
-        """Without end, from the share `start` of the recording on, in [0, 1)."""
+        """Endless messages. `start` in [0, 1): the position in the recording where they begin."""
 
 
 def make_speaker(audio: str, pcm: Pcm) -> Speaker:
-    """The speaker of `pcm` [samples] at 24 kHz for an `audio` of the protocol."""
+    """The speaker of `pcm` [samples] at 24 kHz, in the protocol's format `audio`."""
     return OpusSpeaker(pcm) if audio == "opus" else RawSpeaker(audio, pcm)
 
 
@@ -49,7 +49,7 @@ class RawSpeaker:
 
 class OpusSpeaker:
     def __init__(self, pcm: Pcm):
-        from pplex.server.opus import PACKET_SAMPLES, PacketEncoder  # here, because it needs PyAV
+        from pplex.server.opus import PACKET_SAMPLES, PacketEncoder  # here, because it imports PyAV
 
         message_samples = PAGE_PACKETS * PACKET_SAMPLES
         encoder = PacketEncoder()
@@ -69,14 +69,14 @@ class OpusSpeaker:
 
 
 class FrameCounter:
-    """Counts the whole frames in the payloads of one connection; Opus by what its packets' headers say."""
+    """Counts the whole frames in the payloads of one connection; for Opus, from the headers of its packets."""
 
     def __init__(self, audio: str):
         self._samples_in = _opus_samples() if audio == "opus" else partial(_raw_samples, WIDTH[audio])
         self._samples = 0
 
     def push(self, payload: bytes) -> int:
-        """How many frames `payload` completes."""
+        """The number of frames that `payload` completes."""
         before = self._samples // FRAME_SIZE
         self._samples += self._samples_in(payload)
         return self._samples // FRAME_SIZE - before

@@ -1,4 +1,4 @@
-"""TLS for the server: from a folder's certificate, or one made for this run."""
+"""TLS for the server, with the certificate in a folder or a new one for this run. Called by `server.app` and `doctor`."""
 
 import datetime
 import ipaddress
@@ -21,11 +21,11 @@ OPEN_FILES = "/proc/self/fd"
 
 
 def folder_context(folder: Path) -> ssl.SSLContext:
-    """A context from `folder`'s cert.pem and key.pem. Raises ConfigError or AccessError where they cannot be used."""
+    """A context from `folder`'s cert.pem and key.pem. Raises ConfigError or AccessError if they are unusable."""
     missing = [name for name in (CERTIFICATE, KEY) if not is_file(folder / name)]
     if missing:
         raise ConfigError(
-            f"{folder} has no {' and no '.join(missing)}. Put the certificate chain and its key there, or use --self-signed."
+            f"{folder} lacks {' and '.join(missing)}. Put the certificate chain and its key there, or use --self-signed."
         )
     check_readable(folder / CERTIFICATE, folder / KEY)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -40,7 +40,7 @@ def folder_context(folder: Path) -> ssl.SSLContext:
 
 
 def self_signed_context(host: str) -> ssl.SSLContext:
-    """A context with a new certificate for `host` and this machine's names, which clients will not trust by themselves.
+    """A context with a new certificate for `host` and this machine's names. Clients do not trust it by default.
 
     Raises ConfigError for an invalid host.
     """
@@ -76,7 +76,7 @@ def self_signed_context(host: str) -> ssl.SSLContext:
 
 @contextmanager
 def _named(data: bytes) -> Iterator[str]:
-    """A name under which this process can read `data`, as ssl reads files only: in memory where the system has that."""
+    """The name of a temporary file with `data`, because ssl reads only files; in memory if the system supports it."""
     in_memory = hasattr(os, "memfd_create") and os.path.isdir(OPEN_FILES)
     opened = os.fdopen(os.memfd_create(CERTIFICATE), "wb") if in_memory else tempfile.NamedTemporaryFile()  # noqa: SIM115
     with opened as file:
@@ -86,12 +86,12 @@ def _named(data: bytes) -> Iterator[str]:
 
 
 def _names(host: str) -> list[str]:
-    """The names of this machine: of the loop, its own, and its addresses."""
+    """The names of this machine: localhost, its own name, and its addresses."""
     names = ["localhost", "127.0.0.1", "::1", parse_host(host)]
-    with suppress(ConfigError):  # a machine may be called anything
+    with suppress(ConfigError):  # a machine's name may be invalid
         names.append(parse_host(socket.gethostname()))
-    # Looking up its own name could ask the network. To connect a datagram socket sends nothing: it chooses the address that
-    # others see. Nobody owns these two (RFC 5737, RFC 3849).
+    # A look-up of its own name could use the network. Connecting a datagram socket sends nothing, and chooses the address
+    # that others see. The two target addresses belong to nobody (RFC 5737, RFC 3849).
     for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:  # a machine may have no network
             probe.connect((elsewhere, 9))
@@ -109,5 +109,5 @@ def _general_name(name: str) -> Any:
 
 
 def _no_password() -> str:
-    """Instead of a question on the terminal of a server."""
+    """Raises instead of asking for a password on the server's terminal."""
     raise ValueError("the key has a password")

@@ -1,7 +1,7 @@
-"""A wire protocol: bytes to and from audio, text and control. A conversation knows nothing else of how it travels.
+"""The interface of a wire protocol: bytes to and from audio, text and control. Conversations use only this interface.
 
-Called by connections (event loop), and for audio by the hearing and the speech thread.
-The protocol of `/api/chat` is in `server/chat_protocol.py`.
+Called by connections (event loop), and for audio by the hearing and the speech thread. `server/chat_protocol.py` implements
+the protocol of `/api/chat`.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class Received(NamedTuple):
     """The audio of one message."""
 
     pcm: Pcm  # [n] 24 kHz
-    skipped: int  # samples at 24 kHz before them that were not decoded
-    is_audio: bool  # whether anything was decoded; damaged parts become silence, and do not count
+    skipped: int  # earlier samples at 24 kHz that were not decoded
+    is_audio: bool  # whether something was decoded; damaged parts become silence and do not count
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class AudioMessage:
 
 @dataclass(frozen=True)
 class IgnoredMessage:
-    """A message that means nothing in this protocol: counted and logged by `kind`."""
+    """A message without a meaning in this protocol. It is counted and logged by `kind`."""
 
     kind: str
 
 
 @dataclass(frozen=True)
 class ControlMessage:
-    """A message that a client may send and that changes nothing."""
+    """A valid message from a client without effect."""
 
 
 ClientMessage = AudioMessage | IgnoredMessage | ControlMessage
@@ -46,8 +46,8 @@ ClientMessage = AudioMessage | IgnoredMessage | ControlMessage
 class WireProtocol(Protocol):
     """One connection's protocol, with the state of its codecs."""
 
-    audio: str  # how audio travels, as metadata names it
-    early_metadata: bool  # whether metadata and pings may go out before the handshake
+    audio: str  # format of the audio, as in the metadata
+    early_metadata: bool  # whether metadata and pings may be sent before the handshake
     hears_after_s: float  # seconds from the upgrade until the client can hear, unless it speaks earlier
 
     # Event loop.
@@ -66,16 +66,16 @@ class WireProtocol(Protocol):
     # Hearing thread.
 
     def prepare(self) -> None:
-        """Make the codecs, before the first frame and outside the event loop: it takes a millisecond."""
+        """Make the codecs, before the first frame. Not in the event loop, because it takes a millisecond."""
 
     @property
     def bad_audio(self) -> int:
-        """Damaged parts of the client's audio so far."""
+        """The number of damaged parts in the client's audio."""
 
     def decode(self, payload: bytes, limit: int) -> Received:
-        """The samples that a payload completes, the newest `limit` of them. Raises ProtocolError if it is not audio."""
+        """The samples that a payload completes, at most the newest `limit`. Raises ProtocolError if it is not audio."""
 
     # Speech thread.
 
     def encode(self, pcm: Pcm, text: str) -> list[Message]:
-        """The messages of one frame [1920] and what it says, in order; at least one."""
+        """The messages for one frame [1920] and its text, in order; at least one."""

@@ -1,4 +1,4 @@
-"""A thread that does work in order: one is the hearing thread, one the speech thread."""
+"""A thread that does work in order. `server.app` makes two: the hearing thread and the speech thread."""
 
 import queue
 import threading
@@ -10,7 +10,7 @@ Work = Callable[[], None]
 
 
 class Worker:
-    """Does work in the order it was given, in one thread, until it is stopped."""
+    """Does work in the order in which it was put, in one thread, until it is stopped."""
 
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
@@ -24,11 +24,11 @@ class Worker:
         return self._thread.is_alive()
 
     def put(self, work: Work) -> None:
-        """From any thread."""
+        """Add work, from any thread."""
         self._queue.put(work)
 
     def stop(self) -> None:
-        """Do what is there, and end."""
+        """Do the remaining work, and end."""
         self._queue.put(None)
         self._thread.join()
 
@@ -36,5 +36,5 @@ class Worker:
         while (work := self._queue.get()) is not None:
             try:
                 work()
-            except Exception:  # one conversation's: the others go on
+            except Exception:  # of one conversation: the others continue
                 LOGGER.exception("a message, a reply or a recording was lost")

@@ -1,4 +1,7 @@
-"""How near a latent is to the boundary between two codebook entries: tells near ties from wrong codes."""
+"""The distance of a latent from the boundary between two codebook entries: distinguishes near ties from wrong codes.
+
+Called by `validate.parting` and the sections.
+"""
 
 from dataclasses import dataclass
 
@@ -23,9 +26,11 @@ HALVES = (
 class ComparedCodes:
     """Codes [F, 8] compared with the reference's.
 
-    `differs`: is not the reference's. `follows`: differs after another different code of its frame and half, so it quantized
-    another residual. `distance`: see `boundary_distances`. `unexplained`: a larger distance than rounding explains. `lost`:
-    follows an unexplained code and cannot be judged.
+    differs: the code is not the reference's.
+    follows: an earlier code of the same frame and half differs, so this code quantized another residual.
+    distance: see `boundary_distances`.
+    unexplained: the distance is larger than rounding explains.
+    lost: it follows an unexplained code and cannot be judged.
     """
 
     differs: Flags
@@ -41,7 +46,7 @@ class ComparedCodes:
 
     @property
     def largest(self) -> Floats:
-        """Per codebook, the largest distance of a code that can be judged: [8]."""
+        """The largest distance of a code that can be judged, for each codebook: [8]."""
         return np.where(self.lost, 0, self.distance).max(axis=0)
 
 
@@ -57,12 +62,12 @@ def compare_codes(
 
 @torch.inference_mode()
 def boundary_distances(quantizer: Quantizer, latents: Tensor, codes: Tokens) -> Floats:
-    """How far latents [F, dim] must move until the codes [F, 8] are those of the nearest entries: [F, 8].
+    """The distance by which latents [F, dim] must move until each of the codes [F, 8] is the nearest entry: [F, 8].
 
-    0 for codes that are. Entries e and n are equally near on the plane halfway between them; x is
-    (|x - e|^2 - |x - n|^2) / (2 |e - n|) from that plane. x is the residual after the earlier entries of the same codes, so
-    a code is judged by its own input. The unit is the root mean square length of the projected latents: an engine's relative
-    latent error is at least the largest distance. Infinite for a code outside the codebook.
+    It is 0 for the nearest entry, and infinite for a code outside the codebook. The boundary between entries e and n is the
+    plane halfway between them, and x is (|x - e|^2 - |x - n|^2) / (2 |e - n|) away from it. x is the residual after the
+    earlier entries of the same codes, so each code is judged by its own input. The unit is the root mean square length of
+    the projected latents. So an engine's relative latent error is at least the largest distance.
     """
     distances = np.empty(codes.shape)
     for half, project in zip(HALVES, (quantizer.semantic, quantizer.acoustic), strict=True):
@@ -86,7 +91,7 @@ def _boundary_distance(x: Floats, book: Floats, entry: Tokens) -> Floats:
 
 
 def _after_one(flags: Flags) -> Flags:
-    """Flags codes after a flagged one of the same frame and half."""
+    """Flags the codes after a flagged code of the same frame and half."""
     after = np.zeros_like(flags)
     for half in HALVES:
         after[:, half[1:]] = np.logical_or.accumulate(flags[:, half], axis=1)[:, :-1]

@@ -1,4 +1,7 @@
-"""Compares a bundle's language model with the float32 reference, both forced through the same token history."""
+"""Compares a bundle's language model with the float32 reference on one forced token history.
+
+Called by the drift section and `bench.precision`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -23,7 +26,7 @@ from pplex.validate.reference import WholeTemporal
 
 Numbers = npt.NDArray[np.float64]
 
-BLOCK = 64  # steps whose logits are held at a time
+BLOCK = 64  # steps whose logits are in memory at a time
 TIE = 1e-5  # nats: rounding decides between tokens whose reference probabilities are this close
 
 
@@ -40,9 +43,11 @@ class Forced:
 class Drift:
     """Differences of two models, step by step: text [T], audio [T, K].
 
-    hidden [T]: 1 - cosine. *_kl: Kullback-Leibler divergence of the token distributions, in nats at temperature 1. *_same:
-    1 if the most probable token is the same, or tied with it. *_overlap: share of the default top-k in common. *_nll,
-    *_own_nll: negative log-likelihood of the next token, in nats, by the reference and by the model itself; NaN where the
+    hidden [T]: 1 - cosine.
+    *_kl: Kullback-Leibler divergence of the token distributions, in nats at temperature 1.
+    *_same: 1 if the most probable token is the same, or tied with it.
+    *_overlap: the share of the default top-k that both have.
+    *_nll, *_own_nll: negative log-likelihood of the next token in nats, of the reference and of the model itself. NaN if the
     history has no next token.
     """
 
@@ -65,7 +70,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class DriftSummary:
-    """Means over all steps and codebooks; `least_cosine` is the worst step's."""
+    """Means over all steps and codebooks; `least_cosine` is that of the worst step."""
 
     hidden_cosine: float
     least_cosine: float
@@ -83,7 +88,7 @@ class DriftSummary:
 
 
 def engine_blocks(stages: Stages, codes: Tokens) -> Iterator[Forced]:
-    """Step slot 0 of `stages`, made with logits, through codes [T + 1, 17], each step's tokens forced to the next one's."""
+    """Step slot 0 of `stages` through codes [T + 1, 17]; each step's tokens are forced. `stages` must have logits."""
     text_logits, audio_logits = stages.tensors("temporal")["text_logits"], stages.tensors("depth")["audio_logits"]
     for start in range(0, len(codes) - 1, BLOCK):
         rows: list[tuple[Floats, Floats, Floats]] = []
@@ -101,7 +106,7 @@ def reference_hidden(
 ) -> tuple[WholeTemporal, torch.Tensor]:
     """The reference and its hidden states [T, dim] for codes [T + 1, 17].
 
-    `embedding` [T, dim] of a voice is added to that of the codes.
+    `embedding` [T, dim] of a voice is added to the embeddings of the codes.
     """
     steps = len(codes) - 1
     whole = WholeTemporal(checkpoint, config, steps, config.temporal.capacity)
@@ -114,7 +119,7 @@ def reference_hidden(
 
 
 def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens) -> Iterator[Forced]:
-    """As `engine_blocks`, by the torch modules in float32: the temporal transformer over all steps at once."""
+    """Like `engine_blocks`, with the torch modules in float32. The temporal transformer computes all steps at once."""
     whole, hidden = reference_hidden(checkpoint, config, codes)
     depth = weights.load("depth", checkpoint, config)
     target = torch.from_numpy(codes[1:].clip(min=0))
@@ -133,7 +138,7 @@ def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens)
 
 
 def voice_distance(stages: Stages, checkpoint: Checkpoint, config: ModelConfig, voice: Voice) -> float:
-    """1 - cosine of the hidden states after a voice prompt, by slot 0, in chunks as prompts are primed.
+    """1 - cosine of the hidden states after a voice prompt, which slot 0 primes in chunks.
 
     Raises PromptError if the voice does not fit in the ring.
     """
@@ -185,7 +190,7 @@ def compare(got: Forced, expected: Forced, text: Tokens, audio: Tokens) -> Drift
 
 
 def _compare_logits(got: Floats, expected: Floats, following: Tokens, top_k: int) -> tuple[Numbers, ...]:
-    """Divergence, same choice, overlap of the top k, and both likelihoods, [...] each, of logits [..., card]."""
+    """Divergence, same choice, overlap of the top k, and both likelihoods, for logits [..., card]: [...] each."""
     log_p, log_q = log_softmax(expected), log_softmax(got)
     divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
     chosen = _at(log_p, got.argmax(-1))

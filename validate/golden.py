@@ -1,4 +1,4 @@
-"""Compares a bundle with recorded outputs of the original code: codec, teacher-forced steps, whole conversations.
+"""Compares a bundle with recorded outputs of the original code: of codec, teacher-forced steps and whole conversations.
 
 `python -m pplex.validate.golden BUNDLE GOLDEN` prints every check and exits with 1 if one fails.
 """
@@ -28,7 +28,7 @@ from pplex.validate.standings import Standings, standings
 
 Where = str | Backend | None
 
-PCM_TOLERANCE = 1e-4  # absolute: 70 dB below full scale is inaudible; float32 sums in another order reach 1e-6
+PCM_TOLERANCE = 1e-4  # absolute. 70 dB below full scale is inaudible; float32 sums in another order reach 1e-6
 LOGITS_TOLERANCE = 1e-3  # of the expected values' range: float32 sums in another order reach 1e-5
 TIE_TOLERANCE = 1e-5  # of the squared distance: rounding decides between entries this close
 
@@ -88,9 +88,9 @@ def check_teacher_forced(bundle: Bundle, golden: Path, device: Where = None) -> 
 
 
 def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = None) -> Iterator[Check]:
-    """Step a primed session with the recorded user codes, and the recorded noise if tokens were sampled.
+    """Step a primed session with the recorded user codes, and with the recorded noise if tokens were sampled.
 
-    Its tokens must equal the recorded ones up to a near tie, which starts another conversation.
+    Its tokens must equal the recorded tokens until a near tie, because the conversations differ after a near tie.
     """
     expected = load_file(golden / "expected" / f"conversation_{name}.safetensors")
     voice, sampling = CONVERSATIONS[name]
@@ -117,7 +117,7 @@ def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = 
 
 
 def encode(stages: Stages, pcm: Floats) -> Tokens:
-    """Codes [F, 8] of pcm [F, 1920], by slot 0."""
+    """Encode pcm [F, 1920] in slot 0: codes [F, 8]."""
     codes = []
     stages.active[0] = True
     for frame in pcm:
@@ -128,7 +128,7 @@ def encode(stages: Stages, pcm: Floats) -> Tokens:
 
 
 def decode(stages: Stages, codes: Tokens) -> Floats:
-    """PCM [F * 1920] of codes [F, 8], by slot 0."""
+    """Decode codes [F, 8] in slot 0: PCM [F * 1920]."""
     pcm = []
     stages.active[0] = True
     for frame in codes:
@@ -139,10 +139,10 @@ def decode(stages: Stages, codes: Tokens) -> Floats:
 
 
 def teacher_forced(stages: Stages, codes: Tokens, kept: dict[int, int]) -> tuple[Floats, Floats, Floats]:
-    """Step through codes [T, 17]; hidden [S, dim], text [S, card] and audio [S, K, card] logits of the kept steps.
+    """Step through codes [T, 17]; returns hidden [S, dim], text [S, card] and audio [S, K, card] logits of the kept steps.
 
-    `stages` must have logits. `kept` maps a step to its place in the result. The depth transformer of step t is fed column
-    t + 1, -1 taken as 0.
+    `stages` must have logits. `kept` maps a step to its place in the result. In step t the depth transformer gets the tokens
+    of column t + 1, with 0 for -1.
     """
     hidden, text, audio = [], [], []
     text_logits, audio_logits = stages.tensors("temporal")["text_logits"], stages.tensors("depth")["audio_logits"]
@@ -180,7 +180,7 @@ def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: fl
 
 
 def _wrong_codes(checkpoint: Checkpoint, got: Tokens, expected: Tokens, latent: Floats) -> Iterator[int]:
-    """Per frame, the number of different codes that are not ties; acoustic codes after a tie may differ."""
+    """The number of different codes that are not ties, for each frame. Acoustic codes after a tie may differ."""
     table = weights.sources("mimi_encode", checkpoint.config, checkpoint)
     read = {
         name: table[f"quantizer.{name}"].read(checkpoint).numpy() for name in ("semantic.weight", "acoustic.weight")

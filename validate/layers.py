@@ -1,7 +1,7 @@
-"""Compares every layer of a bundle's graphs with the torch modules in float32.
+"""Compares every layer of a bundle's graphs with the torch modules in float32: called by the graphs section.
 
-A layer of the language model has an error of its own: the float32 layer gets the input of the engine's layer, so an error
-appears where it arises. The codec, in float32 or nearly, has only errors accumulated since its input.
+Each layer of the language model has its own error: the float32 layer gets the input of the engine's layer, so an error shows
+in the layer that causes it. The codec's precision is float32 or close to it, and its errors accumulate from the input on.
 """
 
 from collections.abc import Iterator
@@ -37,8 +37,8 @@ Past = list[tuple[Tensor, Tensor]]
 class LayerError:
     """Errors of one layer relative to the float32 values, root mean square over root mean square.
 
-    `own`: error for the engine's own input, None if not measured. `accumulated`: error since the graph's inputs. `channel`:
-    own error of the worst channel. `largest`, `mean` (absolute) and `cosine` compare the outputs.
+    own: error on the engine's own input; None if not measured. accumulated: error since the graph's inputs.
+    channel: own error of the worst channel. largest, mean (absolute) and cosine: compare the outputs.
     """
 
     layer: str
@@ -53,7 +53,7 @@ class LayerError:
 def compare_layer(
     layer: str, got: Tensor, expected: Tensor, own: float | None = None, channel: float | None = None
 ) -> LayerError:
-    """Errors of a layer's outputs, which have the same shape."""
+    """Errors of a layer's outputs; all have the same shape."""
     got, expected = got.double().flatten(), expected.double().flatten()
     difference = (got - expected).abs()
     norm = float(got.norm() * expected.norm())
@@ -73,7 +73,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def channel_error(got: Tensor, expected: Tensor) -> float:
-    """The largest |got - expected| / |expected| of a channel (last axis), with |expected| at least its median."""
+    """The largest |got - expected| / |expected| of a channel (last axis); |expected| counts as its median at least."""
     got, expected = (x.double().flatten(0, -2) for x in (got, expected))  # [n, channels]
     if not torch.isfinite(got).all():
         return float("inf")
@@ -93,7 +93,7 @@ class LanguageTrace:
 
 
 def trace_language(stages: Stages, codes: Tokens) -> LanguageTrace:
-    """Step slot 0 through codes [T + 1, 17], each step's tokens forced to the next one's."""
+    """Step slot 0 through codes [T + 1, 17]; each step's tokens are forced."""
     kept = {graph: [name for name in stages.tensors(graph) if _kept(name)] for graph in ("temporal", "depth")}
     rows: dict[str, dict[str, list[npt.NDArray[Any]]]] = {g: {name: [] for name in names} for g, names in kept.items()}
     for step in range(len(codes) - 1):
@@ -164,8 +164,8 @@ def _attend(module: Depth, step: DepthStep, layer: int, past: Past, x: Tensor) -
 class _Walk:
     """Walks through layers in order with two streams: the engine's, `got` by layer, and the float32 one.
 
-    A compiled engine gives only its graph's outputs: layers that are not in `got` are skipped, and the layer after them has
-    no error of its own.
+    A compiled engine gives only its graph's outputs. Layers that are not in `got` are skipped, and the next layer then has
+    no own error.
     """
 
     def __init__(self, got: Tensors):
@@ -183,7 +183,7 @@ class _Walk:
         got, before = self.got.get(layer), self._before
         if got is None or before is None:
             self._add(layer, got, self._x)
-        else:  # compare additions: in a large stream, the error of a small addition would not show
+        else:  # compare the additions: the error of a small addition would not show in a large stream
             self._add(layer, got, self._x, got - before, own_adds(before))
 
     def end(self, layer: str, makes: Half, got: Tensor) -> None:
@@ -279,7 +279,7 @@ def _different_codes(got: Tensor, expected: Tensor) -> LayerError:
 
 
 def _codebook_errors(quantizer: Quantizer, trace: Tensors) -> list[LayerError]:
-    """For each codebook, the share of frames in which another entry is nearer to the quantized residual, except for ties."""
+    """For each codebook, the share of frames in which another entry is nearer to the residual. Ties do not count."""
     codes, errors = trace["codes"], list[LayerError]()
     rest = trace["quantizer.semantic"]
     for i, book in enumerate(quantizer.codebooks):

@@ -1,4 +1,7 @@
-"""The codec without streaming: a whole recording in one call, as the reference for frame-by-frame runs."""
+"""The codec without streaming: a whole recording in one call, as the reference for frame-by-frame runs.
+
+Called by `validate.parting`, `validate.sections.codec` and `validate.sections.streaming`.
+"""
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from pplex.runtime.graphs import graph_specs
 
 
 def encode_at_once(checkpoint: Checkpoint, pcm: Floats) -> Tokens:
-    """Codes [F, 8] of pcm [F, 1920] in float32; needs memory for the outputs of all layers for all F frames."""
+    """Codes [F, 8] of pcm [F, 1920] in float32. Holds the outputs of all layers for all F frames in memory."""
     encoder = load("mimi_encode", checkpoint)
     assert isinstance(encoder, MimiEncoder)
     return encoder.quantizer.encode(latents_at_once(encoder, checkpoint.config, pcm)).numpy()
@@ -49,7 +52,7 @@ def _silence(graph: str, config: ModelConfig) -> Carry:
 
 
 def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -> Tensor:
-    """All steps of x [1, dim, T] at once, [1, dim, T]: the ring is as long as the recording, a mask limits it."""
+    """All steps of x [1, dim, T] at once: [1, dim, T]. The ring is as long as the recording, and a mask limits it."""
     stack, steps = transformer.stack, x.shape[-1]
     start = torch.zeros(1, dtype=torch.int64)
     mask = _window(steps, steps_per_frame, stack.capacity)
@@ -62,9 +65,9 @@ def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -
 
 
 def _window(steps: int, steps_per_frame: int, capacity: int) -> Tensor:
-    """Which steps each step reads, [1, 1, T, T] bool: from capacity - 1 steps before the end of its frame.
+    """Which steps each step reads: [1, 1, T, T] bool. It reads from capacity - 1 steps before the end of its frame on.
 
-    `ring_mask` masks a ring's entries by the same rule, and has the reason.
+    `ring_mask` masks a ring's entries by the same rule, and explains it.
     """
     step = torch.arange(steps)
     end = (step // steps_per_frame + 1) * steps_per_frame  # exclusive

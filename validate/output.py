@@ -1,4 +1,4 @@
-"""A report's folder: the files of a validation or a comparison, written together."""
+"""A report's folder: the files of a validation or a comparison, written together. Called by `cli.validation`."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """Finds the first difference of two conversations, and whether rounding explains it.
 
-Two float32 engines differ in the last digits. A token that wins by less may lose on another processor, and a different
-conversation follows. So the reference records how near every draw was to another outcome (its standings). The first
-different token must be one that the layers' tolerance allows.
+Two float32 engines differ in the last digits. A token that wins by a smaller margin may lose on another processor, and the
+conversation continues differently. So the reference records how near every draw was to another outcome (its standings). The
+tolerance of the layers must explain the first different token. Called by the conversation section.
 """
 
 import math
@@ -23,11 +23,11 @@ from pplex.validate.boundaries import boundary_distances
 from pplex.validate.offline_codec import latents_at_once
 from pplex.validate.standings import Standings
 
-# A hidden state with the allowed relative error moves logits by that share of their spread. A race is between two logits,
-# and a few in a hundred draws move by more than twice as much.
+# A hidden state with the allowed relative error moves logits by that share of their spread. A race compares two logits, and
+# a few percent of draws move by more than twice as much.
 SPREADS = 4
-WIDER = 50  # times the allowed distance: draws within it are counted to estimate how many are within the allowed one
-CHANCE = 1e-3  # of more explained differences than plausible, for engines as far off as the tolerance allows
+WIDER = 50  # times the allowed distance: the draws within it are counted, to estimate the number within the allowed one
+CHANCE = 1e-3  # probability of more explained differences than plausible, for an engine with the largest allowed error
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class TokenTrace:
 class Parting:
     """The first different draw of two conversations: frame and stream, and how near the reference was to the other token.
 
-    `distance` is in `unit`; up to `allowed`, rounding explains it. `equal_frames`: the frames before any different token.
-    These may be fewer than `frame`: text is drawn before delayed codebooks of earlier frames.
+    `distance` is in `unit`; rounding explains it up to `allowed`. `equal_frames`: the frames before any different token.
+    They may be fewer than `frame`, because text is drawn before the delayed codebooks of earlier frames.
     """
 
     conversation: str
@@ -64,7 +64,7 @@ class Parting:
 
     @property
     def is_of_a_draw(self) -> bool:
-        """Whether the token was drawn; codes of the user are encoded."""
+        """Whether the token was drawn. The user's codes are encoded instead."""
         return not self.stream.startswith("user")
 
     def __str__(self) -> str:
@@ -99,14 +99,14 @@ class Judge:
         return Parting(ours.name, frame, name, expected, got, distance, allowed, unit, int(differs[:, 0].min()))
 
     def _when(self, frame: int, stream: int) -> tuple[int, int]:
-        """The call that computed a token of a reply, and the token's place in it; user codes count from the next call on."""
+        """The call that computed a token, and the token's place in that call. User codes count for the next call."""
         delay, latest = self._config.delays[stream], self._config.max_delay
         return (frame - latest + delay, stream) if stream < USER else (frame - latest, stream)
 
     def _of_draw(self, theirs: TokenTrace, call: int, stream: int, got: int) -> tuple[float, float]:
         found = theirs.standings
         assert found is not None, "a conversation without standings"
-        if not 0 <= call < len(found.tokens):  # primed, and so forced
+        if not 0 <= call < len(found.tokens):  # forced, because it was primed
             return math.inf, 0.0
         return found.distance((call, stream), got), self._allowed(float(found.spread[call, stream]))
 
@@ -123,10 +123,10 @@ class Judge:
         return float(boundary_distances(encoder.quantizer, latents, heard)[call, codebook])
 
     def plausible(self, reference: Sequence[TokenTrace]) -> int:
-        """The number of draws of the reference's conversations that may differ as near ties, except with probability CHANCE.
+        """The number of the reference's draws that may differ as near ties; more differ with probability CHANCE.
 
-        With an engine as far off as allowed, all draws within that distance may differ. Their number is estimated from a
-        wider distance.
+        In an engine with the largest allowed error, all draws within the allowed distance may differ. Their number is
+        estimated from a wider distance.
         """
         expected = 0.0
         for conversation in reference:
@@ -138,7 +138,7 @@ class Judge:
 
 
 def poisson_limit(expected: float, chance: float) -> int:
-    """The number that a Poisson count of this mean exceeds with at most this probability."""
+    """The number that a Poisson count with mean `expected` exceeds with a probability of at most `chance`."""
     count, term = 0, math.exp(-expected)
     below = term
     while 1 - below > chance:

@@ -1,6 +1,6 @@
-"""Makes the layers of a graph outputs of a copy of its ONNX file.
+"""Copies a graph's ONNX file and makes its layers additional outputs: called by the graphs section.
 
-Layers are found by their weights, whose names are those of the torch modules.
+Layers are found by the names of their weights, which are the names in the torch modules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -77,7 +77,7 @@ def _expose(graph: ir.Graph, name: str, value: ir.Value) -> TensorSpec:
 
 
 def _meets(graph: ir.Graph) -> dict[str, list[ir.Node]]:
-    """The nodes that use each weight, stored as floats or dequantized: name -> nodes in order."""
+    """The nodes that use each weight, also through DequantizeLinear: name -> nodes in order."""
     found: dict[str, list[ir.Node]] = {}
     for node in graph:
         for value in node.inputs:
@@ -114,7 +114,7 @@ def _temporal(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Va
 
 
 def _depth(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Value]]:
-    """As `_temporal`, step by step; steps share the norms, and the head has no norm before it."""
+    """Like `_temporal`, for each step. Steps share the norms, and no norm precedes the head."""
     meets, last = _meets(graph), config.depth.layers - 1
     for k in range(config.depth_steps):
         yield f"steps.{k}.input", _input(meets["norm1.0.weight"][k])

@@ -1,4 +1,4 @@
-"""Plays scenarios to an agent and records sound, tokens and the time of each frame."""
+"""Plays scenarios to an agent, and records sound, tokens and the time of each frame: called by `validate.validation`."""
 
 import io
 import time
@@ -85,7 +85,7 @@ def record(
 ) -> Recorded:
     """Play every scenario to the runtime's agent once for each run, in all slots at once.
 
-    The agent's sound is aligned with the user's; a listener hears it a frame later. Raises PromptError.
+    The agent's sound is aligned with the user's sound; a real listener hears it a frame later. Raises PromptError.
     """
     work = iter([(scenario, run) for scenario in scenarios for run in runs])
     recordings, steps = list[ScenarioRecording](), list[dict[str, float]]()

@@ -1,6 +1,6 @@
-"""The float32 reference: our torch modules with the checkpoint's weights, in the runtime's loop or all steps at once.
+"""The float32 reference: our torch modules with the checkpoint's weights, in the runtime's loop or over all steps at once.
 
-Bundles are compared with these modules; tests/golden compares the modules with the original code.
+`validate` and `bench` compare bundles with these modules; tests/golden compares the modules with the original code.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -52,12 +52,12 @@ class TorchExecutor:
 
 
 def as_float32(bundle: Bundle) -> Bundle:
-    """The bundle for the reference: its sizes, tokenizer and voices, with every graph in float32."""
+    """The bundle that the reference runs: the same sizes, tokenizer and voices, and every graph in float32."""
     return replace(bundle, precision=FP32)
 
 
 def torch_backend(checkpoint: Checkpoint, config: ModelConfig) -> Backend:
-    """The reference as the backend of a Runtime or Stages, for a bundle of `as_float32`; loads all weights in float32."""
+    """The reference as the backend of a Runtime or Stages, for a bundle from `as_float32`; loads all weights in float32."""
     device = HostDevice()
     modules = {name: weights.load(name, checkpoint, config) for name in FP32}
 
@@ -70,8 +70,8 @@ def torch_backend(checkpoint: Checkpoint, config: ModelConfig) -> Backend:
 class WholeTemporal:
     """The temporal transformer over a whole token history at once, with one layer's weights in memory at a time.
 
-    Equals stepping through the history, also past the end of a ring of `capacity` steps: a step reads the newest
-    capacity - 1 steps (see layers.ring_mask).
+    The result equals stepping through the history, also past the end of a ring of `capacity` steps, because a step reads the
+    newest capacity - 1 steps (see layers.ring_mask).
     """
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, steps: int, capacity: int):
@@ -120,7 +120,7 @@ class WholeTemporal:
 
 
 def _place(config: ModelConfig, steps: int, capacity: int) -> tuple[Tensor, ...]:
-    """The other arguments of attention: rings for all steps, write position, mask, rotation angles."""
+    """The arguments of attention after its input: rings for all steps, write position, mask, rotation angles."""
     stack, start = config.temporal, torch.zeros(1, dtype=torch.int64)
     ring = torch.zeros(1, stack.heads, steps, stack.head_dim)
     age = torch.arange(steps)[:, None] - torch.arange(steps)  # steps from column to row

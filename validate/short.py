@@ -1,4 +1,4 @@
-"""The short validation at the end of a build: every layer, and the drift over a few seconds, for the manifest."""
+"""The short validation at the end of a build: every layer, and the drift over a few seconds. Called by `cli.checkpoints`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ OPTIONS = ValidateOptions(frames=FRAMES, sections=("graphs", "drift"))
 
 
 def check_build(bundle: Bundle, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """A summary for the manifest; if the bundle cannot run here, the summary says why it was not checked."""
+    """A summary for the manifest. If the bundle cannot run here, the summary has the reason."""
     lacking = _lacking(bundle)
     if lacking:
         return not_checked(lacking)
@@ -41,7 +41,7 @@ def not_checked(reason: str) -> dict[str, Any]:
 
 
 def _lacking(bundle: Bundle) -> str | None:
-    """Why this machine cannot load the bundle's graphs; None if it can."""
+    """The reason if this machine cannot load the bundle's graphs; None if it can."""
     if any(entry["kind"] != ONNXRUNTIME for entry in bundle.manifest["engines"].values()):
         return None  # engines need GPU memory, which loading checks
     return lacking_memory(short_validation_nbytes(bundle.config, bundle.precision))

@@ -9,16 +9,16 @@ import numpy.typing as npt
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
 
-Signal = npt.NDArray[np.floating[Any]]  # [N] samples, full scale being 1
+Signal = npt.NDArray[np.floating[Any]]  # [N] samples; full scale is 1
 
 # FFT, hop and window in samples, from the article's table for 24 kHz.
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))
-AUDIBLE = 1e-4  # amplitude of a sine, 80 dB below full scale: lower parts of spectra count as the same silence
+AUDIBLE = 1e-4  # amplitude of a sine 80 dB below full scale: quieter parts of spectra count as silence
 
 HOP = 6  # samples: the envelope has a value every 0.25 ms
-SMOOTHING_MS = 10.0  # of the envelope: a period of a 100 Hz voice, so that its pulses are not onsets
+SMOOTHING_MS = 10.0  # of the envelope: a period of a 100 Hz voice, so its pulses are not onsets
 RISE_DB, RISE_MS = 9.0, 10.0  # an onset rises by at least RISE_DB within RISE_MS
-APART_MS = 40.0  # rises nearer than this are one onset
+APART_MS = 40.0  # rises within this time are one onset
 QUIETEST_DB, SILENT_DB = -35.0, -60.0  # relative to the loudest: quieter onsets are left out; lower levels are clipped
 BEFORE_MS, REACH_MS, AFTER_MS = (
     25.0,
@@ -41,7 +41,7 @@ class SpectralDistance:
 
 @dataclass(frozen=True)
 class OnsetShift:
-    """Per onset of the target: its time in seconds, and how much later the estimate rises, in ms."""
+    """For each onset of the target: its time in seconds, and the delay of the estimate's rise in ms."""
 
     times_s: tuple[float, ...]
     shifts_ms: tuple[float, ...]
@@ -70,8 +70,8 @@ def si_sdr_db(estimate: Signal, target: Signal) -> float:
     """Scale-invariant signal-to-distortion ratio of two signals [N] in dB; means are not removed.
 
     10 log10(|a t|^2 / |a t - e|^2) with a = <e, t> / <t, t>, so a change of level does not count. It is infinite without
-    distortion, also for two silences, and -infinity if only one of them is silent. NaN gives NaN. Source: Le
-    Roux et al., SDR - half-baked or well done?, 2019.
+    distortion, also for two silent signals, and -infinity if only one signal is silent. NaN gives NaN.
+    Source: Le Roux et al., SDR - half-baked or well done?, 2019.
     """
     e, t = _pair(estimate, target)
     power = float(t @ t)
@@ -87,10 +87,11 @@ def si_sdr_db(estimate: Signal, target: Signal) -> float:
 def spectral_distance(estimate: Signal, target: Signal) -> SpectralDistance:
     """Multi-resolution distance of the magnitude spectra of two signals [N]; 0 for equal signals.
 
-    For each resolution: the difference of the spectrograms relative to the target's (spectral convergence), which weighs
-    loud parts, and the mean difference of their logarithms, which weighs quiet parts. Several windows, as no single one
-    resolves both pitch and attacks. Source: Yamamoto et al., Parallel WaveGAN, 2020; unlike there, magnitudes are clipped
-    at those of a sine of AUDIBLE, so that silence has a logarithm. NaN gives NaN.
+    Each resolution has two values. Spectral convergence is the difference of the spectrograms relative to the target's; it
+    weighs loud parts. The mean difference of their logarithms weighs quiet parts. No single window resolves both pitch and
+    attacks, so the mean is over several. NaN gives NaN.
+    Source: Yamamoto et al., Parallel WaveGAN, 2020. Unlike there, magnitudes below those of a sine of AUDIBLE are clipped:
+    then silence has a logarithm.
     """
     e, t = _pair(estimate, target)
     distances = [_spectral_distance(e, t, *resolution) for resolution in RESOLUTIONS]
@@ -98,17 +99,17 @@ def spectral_distance(estimate: Signal, target: Signal) -> SpectralDistance:
 
 
 def onset_shift_ms(estimate: Signal, target: Signal) -> OnsetShift:
-    """How much later the onsets of `target` [N] rise in `estimate` [N].
+    """The delay of each onset of `target` [N] in `estimate` [N].
 
     The time of a rise is the mean time at which its parts arrive, weighted by their height:
 
-        level   |     ,-----      target: all of it at t
+        level   |     ,-----      target: the whole rise at t
                 |    /|  ,'       estimate: from t to t + 20 ms, on average at t + 10 ms
         floor   |___/_|,'
 
-    so a delay of T ms gives T, and a linear ramp of T ms gives T / 2. Unlike the time of crossing a threshold, it does not
-    jump between two peaks of about the same height. Levels are matched first over the whole signal, and means are removed.
-    A lost onset gives about AFTER_MS. NaN in the estimate gives NaN, in the target no onset.
+    So a delay of T ms gives T, and a linear ramp of T ms gives T / 2. The time of crossing a threshold could jump between
+    two peaks of about the same height; this time does not. Before, levels are matched over the whole signal, and means are
+    removed. A lost onset gives about AFTER_MS. NaN in the estimate gives NaN, and NaN in the target gives no onset.
     """
     e, t = (envelope(signal - signal.mean()) for signal in _pair(estimate, target))
     onsets = find_onsets(t)
@@ -184,8 +185,8 @@ def _rise_shift_ms(estimate: Signal, target: Signal, onset: int) -> float:
 def _rise(signal: Signal, start: int, onset: int, floor: float, level: float) -> float:
     """Entries from `start` to the mean time of the rise from `floor` to `level`."""
     ahead = signal[onset : onset + _entries(AFTER_MS)]
-    halfway = int(np.argmax(ahead >= (floor + level) / 2))  # 0 also if it is never reached
-    trough = start + int(signal[start : onset + halfway + 1].argmin())  # sound before it is the end of another sound
+    halfway = int(np.argmax(ahead >= (floor + level) / 2))  # also 0 if the level is never reached
+    trough = start + int(signal[start : onset + halfway + 1].argmin())  # earlier samples belong to the sound before
     heights = np.maximum.accumulate(signal[trough : onset + len(ahead)])
     risen = np.clip((heights - floor) / (level - floor), 0, 1)
     return trough - start + float((1 - risen).sum())

@@ -1,4 +1,7 @@
-"""How near every drawn token was to another outcome: distinguishes near ties from faults."""
+"""Measures how near every drawn token was to another outcome, to distinguish near ties from faults.
+
+Called by `validate.recording` and `validate.golden`.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +24,9 @@ BEYOND_TOP_K = 8  # tokens after the last candidate that may take its place
 
 @dataclass(frozen=True)
 class Standings:
-    """How near draws were to other outcomes: tokens and distances [..., NEAREST], and the spread of their logits [...].
+    """The nearest other outcomes of draws: tokens and distances [..., NEAREST], and the spread of their logits [...].
 
-    The distance of a token: how far logits must move towards each other until that token is drawn; 0 for the drawn token.
+    A token's distance: logits must move this far towards each other until the token is drawn. It is 0 for the drawn token.
     """
 
     tokens: Tokens
@@ -41,7 +44,7 @@ class Standings:
 
 
 def standings(session: Session, recorded: FrameNoise | None = None) -> Standings:
-    """Standings [1 + K, ...] of a session's last step, with `recorded` noise if it was given.
+    """Standings [1 + K, ...] of a session's last step; `recorded` is its noise if it had recorded noise.
 
     The runtime must have logits.
     """
@@ -86,12 +89,12 @@ def _largest(logits: Floats, count: int) -> Tokens:
 
 
 def standing(tokens: Tokens, logits: Floats, noise: Floats, temperature: float, top_k: int, spread: float) -> Standings:
-    """Standings of one draw, from candidates and a few more tokens, in descending order of logits: [n] each."""
+    """Standings of one draw. The tokens [n] are the candidates and a few more, in descending order of logits."""
     score = logits - temperature * np.log(noise.astype(np.float64))  # [n] in logits
     candidates = min(top_k, len(logits))
     winner = int(score[:candidates].argmax())
     second = np.delete(score[:candidates], winner).max(initial=-math.inf)
-    joins = np.maximum(logits[candidates - 1] - logits, 0)  # [n] until it is a candidate
+    joins = np.maximum(logits[candidates - 1] - logits, 0)  # [n] distance until the token is a candidate
     leaves = logits[winner] - (logits[candidates:].max(initial=-math.inf))  # until the winner is not a candidate
     leaves = np.where(np.arange(len(logits)) < candidates, leaves, logits[winner] - logits)
     distance = np.minimum(np.maximum(joins, score[winner] - score), np.maximum(leaves, second - score))

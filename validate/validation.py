@@ -1,4 +1,4 @@
-"""The whole validation: compares a bundle with its checkpoint, section by section, in one report."""
+"""The whole validation: compares a bundle with its checkpoint, and makes one report of all sections. Called by `cli`."""
 
 import shutil
 import tempfile
@@ -58,9 +58,11 @@ Progress = Callable[[str], None]  # gets the name of each stage
 class ValidateOptions:
     """Options of a validation.
 
-    frames: length of the token history; None for FRAMES, or past the ring's end. recordings: a folder of speech; None for
-    synthetic speech. sections: names in SECTIONS. tolerances: limits by measure, in place of the bundle's own. `device` and
-    `threads` as in `Runtime`.
+    frames: length of the token history; None for FRAMES, or more to pass the ring's end.
+    recordings: a folder of speech; None for synthetic speech.
+    sections: names in SECTIONS.
+    tolerances: limits by measure, instead of the bundle's own.
+    device, threads: as in `Runtime`.
     """
 
     frames: int | None = None
@@ -99,7 +101,7 @@ def validate(
 def hold(
     bundle: Bundle, checkpoint: Checkpoint, options: ValidateOptions, progress: Progress = lambda stage: None
 ) -> Validation:
-    """As `validate`, without checking that the bundle was built from the checkpoint."""
+    """Like `validate`, but does not check that the bundle was built from the checkpoint."""
     pieces, recordings = _pieces(checkpoint, options.recordings)
     frames = options.frames or max(FRAMES, bundle.config.temporal.capacity + BEYOND)
     with suited_threads(bundle.config.temporal.dim), runnable_here(bundle, options.device) as runnable:
@@ -153,7 +155,7 @@ class _ValidationRun:
             together = slots if "streaming" in wanted else 1
             yield from self._forced(Stages(self.runnable, together, threads, device, logits=True), wanted, state)
         if {"streaming", "conversation"} & wanted:
-            # One batch size: results are then equal to the bit, whatever the other slots do.
+            # Only one batch size: then the other slots do not change a single bit of the results.
             yield from self._free(Runtime(self.runnable, slots, threads, [slots], device=device), wanted, state)
 
     def _forced(self, stages: Stages, wanted: set[str], state: list[Measure]) -> Iterator[Section]:
@@ -182,7 +184,7 @@ class _ValidationRun:
     def _conversations(self, runtime: Runtime) -> Iterator[Section]:
         lacking = lacking_memory(sum(weights_nbytes(self.bundle.config, FP32).values()))
         if lacking:
-            note = f"Not run: the reference has all weights in float32; {lacking}."
+            note = f"Not run: the reference needs all weights in float32; {lacking}."
             yield Section("conversation", "Conversation", CONVERSATION_QUESTION, notes=(note,))
             return
         config, scenarios = self.bundle.config, self.scenarios
@@ -203,7 +205,7 @@ class _ValidationRun:
 
 
 def _prompt(runtime: Runtime) -> tuple[str | None, str]:
-    """Voice and persona of the conversations, as far as they fit in the context."""
+    """Voice and persona of the conversations; each is left out if it does not fit in the context."""
     voice = VOICE if VOICE in runtime.bundle.voices else next(iter(runtime.bundle.voices), None)
     for persona in (PERSONA, ""):
         try:
@@ -258,13 +260,14 @@ def reference_of(bundle: Bundle, named: str | None) -> tuple[str, str | None]:
     source = named or origin["repo"]
     if source is None:
         raise ReportError(
-            f"{bundle.folder} was built from a folder, which its manifest does not name. Name it: --reference CHECKPOINT"
+            f"{bundle.folder} was built from a folder, and its manifest does not name that folder. "
+            "Name it: --reference CHECKPOINT"
         )
     return source, origin["revision"] if source == origin["repo"] else None
 
 
 def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:
-    """Recordings [n, F, 1920], and their source in a few words."""
+    """Recordings [n, F, 1920], and a short text about their source."""
     if folder is None:
         return unheard_pieces(checkpoint.config, PIECES), "synthetic speech"
     pieces, paths = recorded_pieces(folder, checkpoint.config.frame_size, PIECES)
@@ -273,7 +276,7 @@ def _pieces(checkpoint: Checkpoint, folder: Path | None) -> tuple[Pcm, str]:
 
 @contextmanager
 def runnable_here(bundle: Bundle, device: str | None) -> Iterator[Bundle]:
-    """The bundle; for bfloat16 graphs on the processor, a copy in float32 that rounds to bfloat16 after every operation."""
+    """The bundle. For bfloat16 graphs on the processor: a copy in float32 that rounds to bfloat16 after every operation."""
     narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
     if not narrow or not can_be_probed(bundle) or not graphs_run_on_processor(device):
         yield bundle
@@ -304,14 +307,14 @@ def _described(bundle: Bundle, runnable: Bundle) -> dict[str, Any]:
 
 
 def _checkpoint_name(origin: Mapping[str, Any]) -> str:
-    """The repository and commit; for a folder the hash of the weights, so that reports can be compared."""
+    """The repository and commit. For a folder: the hash of the weights, so that reports can be compared."""
     if origin["repo"]:
         return f"{origin['repo']} at {origin['revision']}"
     return f"{LM_FILE} with SHA-256 {origin['files'][LM_FILE][:16]}"
 
 
 def _with_tolerances(sections: tuple[Section, ...], limits: Mapping[str, float]) -> tuple[Section, ...]:
-    """The sections with the limits of --tolerance, also for measures that have none in this precision."""
+    """The sections with the limits of --tolerance, also for measures without a limit in this precision."""
 
     def limited(measure: Measure) -> Measure:
         if measure.name not in limits or measure.value is None:

@@ -1,7 +1,8 @@
-"""Rewrites a bfloat16 graph for ONNX Runtime's CPU provider, which stores bfloat16 but cannot compute in it.
+"""Rewrites a bfloat16 graph for ONNX Runtime's CPU provider, which can store bfloat16 but not compute in it.
 
 Each operation runs in float32 and its result is rounded to bfloat16, like hardware that accumulates in float32. Inputs and
-outputs are float32. Used to measure the error of bfloat16; engines on a GPU use the original graph.
+outputs are float32. `validate.validation` uses it to measure the error of bfloat16 on the processor; a GPU runs the original
+graph.
 """
 
 from dataclasses import replace
@@ -16,7 +17,7 @@ _MOVES = {"Cast", "Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "T
 
 
 def widen_bundle(bundle: Bundle) -> Bundle:
-    """The bundle with its bfloat16 graphs rewritten in place; its manifest does not match any more."""
+    """The bundle with its bfloat16 graphs rewritten in place; the manifest's hashes are then wrong."""
     narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
     for graph in narrow:
         widen(bundle.graph_path(graph))

@@ -59,8 +59,8 @@ def test_floor_compares_both_graphs_with_memory_and_torch(tiny_bundle: Bundle) -
         nbytes = step_nbytes(tiny_bundle.config, tiny_bundle.precision)[graph]
         floor_ms = nbytes / figures["read GB/s"] / 1e6
         median_ms = timings[graph]["median_ms"]  # type: ignore[index]
-        assert figures[f"{graph}: times that"] == pytest.approx(median_ms / floor_ms, rel=0.2)
-        assert figures[f"{graph}: torch over this"] > 0
+        assert figures[f"{graph}: step over reading the weights"] == pytest.approx(median_ms / floor_ms, rel=0.2)
+        assert figures[f"{graph}: torch over ours"] > 0
     without = report("floor", str(tiny_bundle.folder), "--steps", "5", "--torch-layers", "0")
     assert set(without["timings"]) == set(LANGUAGE_GRAPHS)
 

@@ -22,18 +22,18 @@ def test_the_command_reports_the_first_load_and_those_after_it(tiny_bundle: Bund
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    for which in ("first load", "from then on"):
+    for which in ("first load", "later loads"):
         medians = [report["timings"][f"{which}: {moment}"]["median_ms"] for moment in MOMENTS]
         assert 0 < medians[0] < medians[1] < medians[2] < medians[3]
         figures = {name: value for name, value in report["figures"].items() if name.startswith(which)}
         peak, over = figures[f"{which}: peak MB"], figures[f"{which}: peak over weights"]
         assert peak > 10 and over == pytest.approx(peak / report["figures"]["MB of weights"], rel=0.01)
-        assert all(value is None or 0 < value <= peak for name, value in figures.items() if "once loaded" in name)
+        assert all(value is None or 0 < value <= peak for name, value in figures.items() if "after loading" in name)
     assert len(report["timings"]) == 8
     nbytes = {name: entry["nbytes"] for name, entry in tiny_bundle.manifest["files"].items()}
     weights = sum(n for name, n in nbytes.items() if name.endswith((".onnx", ".data")))
     assert report["figures"]["MB of weights"] == round(weights / 1e6, 1)
-    assert report["figures"]["MB kept by the first load"] == 0  # float32 is used as it is
+    assert report["figures"]["MB cached by the first load"] == 0  # float32 weights are used directly
 
 
 def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
@@ -54,12 +54,12 @@ def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
     caches.mkdir()
     (caches / "old.cache").write_bytes(bytes(3_000_000))  # of another processor, which the first load replaces
     made, there = (bench_load(tmp_path, runs=2) for _ in range(2))
-    assert (made.figures["MB kept by loads before"], made.figures["MB kept by the first load"]) == (3, 3)
-    assert (there.figures["MB kept by loads before"], there.figures["MB kept by the first load"]) == (3, 0)
+    assert (made.figures["MB cached by earlier loads"], made.figures["MB cached by the first load"]) == (3, 3)
+    assert (there.figures["MB cached by earlier loads"], there.figures["MB cached by the first load"]) == (3, 0)
     assert made.timings["first load: loaded"].median_ms == 9000
-    assert made.timings["from then on: loaded"].median_ms == 3000
-    assert made.figures["from then on: peak over weights"] == 2
-    assert made.figures["from then on: MB of its own once loaded"] is None
+    assert made.timings["later loads: loaded"].median_ms == 3000
+    assert made.figures["later loads: peak over weights"] == 2
+    assert made.figures["later loads: MB of private memory after loading"] is None
 
 
 def test_our_errors_are_passed_on_and_other_ends_are_reported(

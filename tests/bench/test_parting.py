@@ -19,7 +19,7 @@ def test_the_command_compares_batch_sizes_torch_and_other_bundles(bundle_of: Cal
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)["figures"]
     itself, other = f"{exact.folder.name} (fp32)", f"{half.folder.name} (fp16)"
-    assert (figures["seeds"], figures["frames at most"]) == (3, 20)
+    assert (figures["seeds"], figures["maximum frames"]) == (3, 20)
     assert figures[f"{itself}: median frames"] == 20 and figures[f"{itself}: parted"] == 0
     for name in (other, "torch", "batches of 1 and 4"):
         assert 0 <= figures[f"{name}: median frames"] <= 20 and 0 <= figures[f"{name}: parted"] <= 3

@@ -18,11 +18,11 @@ def test_the_command_reports_every_chunk_and_both_openings(tiny_bundle: Bundle) 
     report = json.loads(result.stdout)
     room = tiny_bundle.config.temporal.capacity - 2  # less than 300: all that it remembers
     chunks = ["one by one", *(f"chunks of {size}" for size in (16, 32, 64, room))]
-    openings = ["open, a persona not seen before", "open, a persona seen before", "one frame"]
-    assert list(report["timings"]) == [*chunks, *openings] and report["unit"] == "ms in all"
+    openings = ["open, new persona", "open, known persona", "one frame"]
+    assert list(report["timings"]) == [*chunks, *openings] and report["unit"] == "ms in total"
     assert all(0 < t["median_ms"] <= t["p99_ms"] for t in report["timings"].values())
     figures = report["figures"]
-    assert figures["forced steps"] == figures["steps of the prompt opened"] == room
+    assert figures["forced steps"] == figures["steps of the opened prompt"] == room
     assert figures["steps in a chunk of the runtime"] == 64
     assert figures["steps in the fastest chunk"] in (1, 16, 32, 64, room)
     assert figures["chunks of 64 over the fastest"] >= 1

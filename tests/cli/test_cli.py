@@ -173,7 +173,7 @@ def test_a_changed_byte_in_the_bundle_is_refused(tiny_bundle: Bundle, speech: Pa
     data[1000] ^= 1
     (folder / "temporal.data").write_bytes(data)
     result = run(replace(tiny_bundle, folder=folder), speech, tmp_path)
-    assert result.exit_code == 1 and "temporal.data has another SHA-256" in result.stderr
+    assert result.exit_code == 1 and "temporal.data does not have the SHA-256" in result.stderr
 
 
 def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_bench_host_measures_every_number_of_sessions(tiny_bundle: Bundle) -> No
     assert report["figures"]["frames"] == 20
     for sessions, timing in report["timings"].items():
         assert 0 < timing["median_ms"] <= timing["p99_ms"]
-        assert report["figures"][f"{sessions}, bytes beyond the replies"] > 0
+        assert report["figures"][f"{sessions}, bytes allocated besides the replies"] > 0
 
 
 def test_bench_codec_runs_both_sides_on_the_same_frames() -> None:

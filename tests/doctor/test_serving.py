@@ -77,7 +77,7 @@ class TestCertificate:
 
     def test_a_folder_without_one(self, tmp_path: Path) -> None:
         (finding,) = serving.check_certificate(Question("serve", tls_folder=tmp_path))
-        assert finding.level == PROBLEM and "no cert.pem" in finding.fact
+        assert finding.level == PROBLEM and "lacks cert.pem" in finding.fact
 
     def test_the_network_without_tls(self) -> None:
         (finding,) = serving.check_certificate(Question("serve", host="0.0.0.0"))

@@ -97,7 +97,7 @@ def test_voices_are_named_in_order_and_fit_the_model(tiny_bundle: Bundle) -> Non
 def test_one_changed_byte_is_refused_with_the_files_name(folder: Path, name: str) -> None:
     rewrite(folder / name, flip_middle)
     message = refusal(folder)
-    assert f"\n  {name} has another SHA-256" in message
+    assert f"\n  {name} does not have the SHA-256" in message
     assert [other for other in HASHED_FILES if f"\n  {other} " in message] == [name]
 
 
@@ -127,7 +127,7 @@ def test_all_damages_are_named_at_once(folder: Path) -> None:
     rewrite(folder / "temporal.data", lambda data: data[:1000])
     (folder / VOICES_FILE).unlink()
     message = refusal(folder)
-    assert "depth.onnx has another SHA-256" in message
+    assert "depth.onnx does not have the SHA-256" in message
     assert "temporal.data has 1000 bytes, expected" in message
     assert f"{VOICES_FILE} is missing" in message
     assert len(message.splitlines()) == 5  # the folder, three damages, what to do
@@ -219,7 +219,7 @@ def test_a_folder_that_is_not_a_bundle_is_refused_with_the_build_command(tmp_pat
 
 def test_a_damaged_bundle_is_not_loaded(folder: Path) -> None:
     rewrite(folder / "depth.data", flip_middle)
-    with pytest.raises(BundleError, match=r"depth\.data has another SHA-256"):
+    with pytest.raises(BundleError, match=r"depth\.data does not have the SHA-256"):
         Runtime.load(str(folder), slots=1)
 
 

@@ -182,7 +182,7 @@ def test_damage_of_cache_and_bundle_is_reported(folder: Path) -> None:
     stat, data = path.stat(), path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(BundleError, match=r"temporal\.data has another SHA-256"):
+    with pytest.raises(BundleError, match=r"temporal\.data does not have the SHA-256"):
         conversation(folder)
 
 

@@ -849,7 +849,7 @@ def test_the_same_recording_under_another_name_is_the_same_voice(one: Runtime, t
 def test_the_longest_persona_works_and_one_token_more_does_not(only: Runtime, voice: str | None, others: int) -> None:
     longest = ROOM - others
     message = (
-        rf"takes {ROOM + 1} steps \(persona {longest + 1}, voice and silences {others}\) and the model remembers"
+        rf"takes {ROOM + 1} steps \(persona {longest + 1}, voice and silences {others}\) but the model remembers"
         rf" {ROOM}\. Shorten the persona to {longest} tokens"
     )
     with refused(only, PromptError, message):
@@ -874,7 +874,7 @@ def test_a_persona_of_other_tokens_is_refused(only: Runtime, token: int) -> None
 @pytest.mark.parametrize("seed", [-1, 1 << 64, 1.5])
 def test_seed_out_of_range_is_refused(only: Runtime, seed: float) -> None:
     with refused(
-        only, PromptError, rf"The seed is {re.escape(str(seed))}, and must be a whole number, 0 to 2\^64 - 1\."
+        only, PromptError, rf"The seed is {re.escape(str(seed))}, but must be a whole number, 0 to 2\^64 - 1\."
     ):
         only.open(seed=seed)  # type: ignore[arg-type]
 
@@ -888,14 +888,14 @@ def test_first_and_last_seed_can_be_used(only: Runtime, seed: int) -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-7, 1e7, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["text_temperature", "audio_temperature"])
 def test_temperature_out_of_range_is_refused(name: str, temperature: float) -> None:
-    with pytest.raises(PromptError, match=rf"^{name} is {temperature}, and must be 1e-06 to 1e\+06 "):
+    with pytest.raises(PromptError, match=rf"^{name} is {temperature}, but must be 1e-06 to 1e\+06 "):
         Sampling(**{name: temperature})
 
 
 @pytest.mark.parametrize("top_k", [0, -5, 513, 2.5])
 @pytest.mark.parametrize("name", ["text_top_k", "audio_top_k"])
 def test_top_k_out_of_range_is_refused(name: str, top_k: int) -> None:
-    with pytest.raises(PromptError, match=rf"^{name} is {top_k}, and must be a whole number, 1 to 512\.$"):
+    with pytest.raises(PromptError, match=rf"^{name} is {top_k}, but must be a whole number, 1 to 512\.$"):
         Sampling(**{name: top_k})  # type: ignore[arg-type]
 
 

@@ -80,7 +80,7 @@ def test_a_page_behind_a_trusted_proxy_is_our_own(behind: Running, headers: dict
 def test_a_refusal_says_what_was_compared_and_is_logged(behind: Running, headers: dict[str, str], reached: str) -> None:
     status, reason, _ = ask(behind, "/api/chat", {**PUBLIC, **headers}, method="POST")
     assert status == 403
-    assert f"The page comes from 'https://voice.example', and this server was reached as {reached}." in reason
+    assert f"The page comes from 'https://voice.example', but this server was reached as {reached}." in reason
     assert "--origin https://voice.example" in reason and "--trusted-proxy" in reason
     logged = [event for event in behind.events() if event["event"] == "request refused"][-1]
     assert (logged["status"], logged["origin"], logged["host"]) == (403, "https://voice.example", headers["Host"])
@@ -124,7 +124,7 @@ def test_a_page_can_ask_why_it_would_be_refused(serve: Serve) -> None:
         assert ask(running, "/api/chat?seed=x", method="POST")[0] == 400
         assert ask(running, "/api/chat?resume=x", method="POST")[0] == 404
         status, reason, headers = run(full(running.url))
-        assert status == 503 and "All places are taken" in reason and headers["Retry-After"]
+        assert status == 503 and "All slots are taken" in reason and headers["Retry-After"]
 
 
 # A token, and a browser that cannot send one.
@@ -171,7 +171,7 @@ def test_the_cookie_is_for_this_page_only_and_is_not_the_token(guarded: Running)
 
 def test_without_a_token_a_page_asks_for_it(guarded: Running) -> None:
     status, page, _ = ask(guarded, "/")
-    assert status == 401 and "This server asks for a token" in page and "Their client" not in page
+    assert status == 401 and "This server needs a token" in page and "Their client" not in page
     assert ask(guarded, "/index.html")[:2] == (status, page)
     status, page, _ = ask(guarded, "/login", method="POST", data={"token": "wrong"})
     assert status == 401 and "This token is wrong" in page

@@ -17,7 +17,7 @@ def test_f32_above_full_scale_is_heard_as_a_session_would_hear_it() -> None:
 @pytest.mark.parametrize(
     ("pcm", "words"),
     [
-        (np.full(480, 9830, "<f4"), "up to 9,830, and full scale is 1.0. They look like 16-bit integers"),
+        (np.full(480, 9830, "<f4"), "up to 9,830, but full scale is 1.0. They look like 16-bit integers"),
         (np.full(480, -3e6, "<f4"), "24-bit integers that were never scaled: divide them by 8,388,608"),
         (np.array([0, np.nan], "<f4"), "NaN or infinite"),
     ],

@@ -198,7 +198,7 @@ def test_the_refused_and_those_without_a_slot_fail_it(small: Running) -> None:
 
 def test_without_the_token_or_trust_all_fail(small: Running) -> None:
     result = load(small.url, "--sessions", "2", "--insecure")
-    assert result.exit_code == 1 and "2 x 401 This server asks for a token" in result.stdout
+    assert result.exit_code == 1 and "2 x 401 This server needs for a token" in result.stdout
     result = load(small.url, "--sessions", "2")
     assert result.exit_code == 1 and "--insecure" in result.stdout
 

@@ -221,7 +221,7 @@ def test_stereo_whose_channels_cancel_out_is_heard_and_logged_once(
     coded = receiver.push(pages_of(packets, OpusHead(312, 48_000, 2)), NO_LIMIT).pcm
     assert level(coded) == pytest.approx(level(alone), rel=0.05)
     assert receiver.has_cancelled
-    assert caplog.messages == ["a client's stereo channels cancel out: the louder one is heard"]
+    assert caplog.messages == ["a client's stereo channels cancel out: the louder channel is heard"]
 
 
 def test_a_client_that_turns_to_stereo_and_back_is_heard_all_along(caplog: pytest.LogCaptureFixture) -> None:

@@ -549,7 +549,7 @@ def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Ca
     tab.get_by_role("button", name="Talk").click()
     _expect_state(tab, "ended")
     playwright.expect(tab.get_by_role("status")).to_contain_text(
-        "not accept this: seed is 99999999999999999999, and must be"
+        "not accept this: seed is 99999999999999999999, but must be"
     )
     _forget_failed_requests(tab)
 

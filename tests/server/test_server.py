@@ -614,7 +614,7 @@ def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tm
     for arguments, message in (
         (["--port", str(server.port)], "Cannot listen on"),
         (["--host", "no.such.host.invalid"], "Cannot listen on"),
-        (["--ssl", str(tmp_path / "none")], "has no cert.pem and no key.pem"),
+        (["--ssl", str(tmp_path / "none")], "lacks cert.pem and key.pem"),
         (["--ssl", str(tmp_path)], "cannot be used"),
         (["--ssl", str(tmp_path), "--self-signed"], "give only one of them"),
         (["--static", str(tmp_path)], "has no index.html"),

@@ -1,1 +1,4 @@
-"""A validation's report: its data, and its forms as HTML, Markdown and text; comparing two reports."""
+"""A validation's report: its data, its forms as HTML, Markdown and text, and the comparison of two reports.
+
+Called by `validate.output`, `cli.validation` and the sections.
+"""

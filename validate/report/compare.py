@@ -1,4 +1,7 @@
-"""Compares two reports measure by measure, for pplex-export validate --compare."""
+"""Compares two reports measure by measure, for pplex-export validate --compare.
+
+Called by `cli.validation` and `validate.output`.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -24,7 +27,7 @@ class Pair:
 
     @property
     def measure(self) -> Measure:
-        """The measure of A, or of B if A has none, for its name and unit."""
+        """The measure of A, or of B if A does not have it: it gives name and unit."""
         measure = self.a or self.b
         assert measure is not None
         return measure
@@ -53,7 +56,7 @@ class Pair:
 
     @property
     def change(self) -> str:
-        """A ratio, or a difference where a ratio is not meaningful, as for shares near 1."""
+        """A ratio, or a difference if a ratio has no meaning, as for shares near 1."""
         least = any(m and m.tolerance and m.tolerance.least for m in (self.a, self.b))
         if self.difference is None:
             return "only A" if self.b is None else "only B" if self.a is None else ""
@@ -170,7 +173,7 @@ class Comparison:
 
 
 def compare(a: Report, b: Report) -> Comparison:
-    """Pair measures by name and plots by section and title, in A's order; those that only B has come last."""
+    """Pair measures by name, and plots by section and title, in A's order. Those that only B has come last."""
     of_b = {measure.name: measure for measure in b.measures}
     names_of_a = {measure.name for measure in a.measures}
     sections = {section.key: section for report in (b, a) for section in report.sections}
@@ -186,7 +189,7 @@ def compare(a: Report, b: Report) -> Comparison:
 
 
 def _overlays(a: Section, b: Section) -> Iterator[Plot]:
-    """Overlay lines and bars of the same kind and ticks; timelines stay apart, as overlaid ones are unreadable."""
+    """Overlay lines and bars of the same kind and ticks. Timelines stay apart: an overlay would be unreadable."""
     for plot in a.plots:
         other = next((p for p in b.plots if p.title == plot.title), None)
         if other and plot.kind in ("line", "bar") and (plot.kind, plot.ticks) == (other.kind, other.ticks):
@@ -204,7 +207,7 @@ def _overlaid(a: Plot, b: Plot) -> Iterator[Plot]:
 
 
 def _notes(a: Report, b: Report) -> Iterator[str]:
-    """Reasons, apart from the bundles, why figures may differ."""
+    """Reasons why figures may differ, other than the bundles."""
     one, two = a.to_dict(), b.to_dict()
     warnings = {
         "settings": "Different settings",

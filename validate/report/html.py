@@ -1,4 +1,7 @@
-"""A report as one HTML file without network or scripts, for light and dark screens, phones and paper."""
+"""A report as one HTML file for light and dark screens, phones and paper. It needs no network and no scripts.
+
+Called by `validate.output` and `validate.report.compare`.
+"""
 
 import re
 from functools import cache
@@ -22,7 +25,7 @@ def to_html(report: Report) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of this package; plots are numbered, so that their ids differ."""
+    """Render a template of this package. Plots are numbered, so their ids differ."""
     numbers = count(1)
 
     def svg(plot: Plot) -> Markup:

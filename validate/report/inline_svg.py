@@ -1,4 +1,7 @@
-"""Prepares matplotlib's SVG for a page: colours become CSS variables, ids unique, and the style sheet is removed."""
+"""Prepares matplotlib's SVG for a page: colours become CSS variables, ids unique, and the style sheet is removed.
+
+Called by `validate.report.plots`.
+"""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A report as Markdown, for a pull request."""
+"""A report as Markdown, for a pull request. Called by `validate.output` and `validate.report.compare`."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -31,14 +31,14 @@ from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullLocator
 
 WIDTH, HEIGHT, ROW, LINE = 760, 250, 30, 18  # in CSS pixels; a ROW of a timeline, a LINE of text
-DPI = 72  # makes a point of matplotlib a pixel
+DPI = 72  # a point of matplotlib is then a pixel
 BINS = 300  # longer lines become the median of each bin, with a band from minimum to maximum
 LABELS = 32  # with more bars, only some get a label
-LEVELS = 3  # rows of mark labels; a label that would cover another is left out
+LEVELS = 3  # rows of mark labels; a label that would cover another label is left out
 LETTER = 6.6  # pixels, its approximate width
 LARGEST = 1e200  # leaves room for margins
 
-# Hues that colour-blind readers can distinguish. Plots are drawn in placeholder colours, which become variables.
+# Hues that colour-blind readers can distinguish. Plots are drawn in placeholder colours; CSS variables replace them.
 COLOURS = ("#0068a8", "#c2500a", "#00805c", "#a23f86", "#7a6a00", "#4a4f4d")
 VARIABLES = {f"#0{i}f00{i}": f"var(--plot-{i}, {colour})" for i, colour in enumerate(COLOURS, 1)} | {
     (INK := "#08f008"): "var(--plot-ink, #585e5b)",
@@ -95,7 +95,7 @@ def _lines(axes: Axes, plot: Plot) -> float:
         dots = np.flatnonzero(alone | (len(y) <= 40)).tolist()
         axes.plot(x, y, **_line_style(i), marker="o", markersize=3.5, markevery=dots)
         above = [x for x, y in zip(series.x, series.y, strict=False) if y == math.inf and abs(x) < LARGEST][:BINS]
-        if above:  # at the upper edge, whatever the scale
+        if above:  # at the upper edge, on any scale
             edge = np.ones(len(above))
             axes.plot(above, edge, "^", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
     _scale(axes, plot)
@@ -103,9 +103,9 @@ def _lines(axes: Axes, plot: Plot) -> float:
 
 
 def binned(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """BINS bins of a long line: mean x, and minimum, median and maximum of y, so that peaks stay."""
+    """BINS bins of a long line: mean x; minimum, median and maximum of y. Peaks stay visible."""
     parts = [part[np.isfinite(y[part])] for part in np.array_split(np.arange(len(y)), BINS)]
-    parts = [part if len(part) else np.array([i * len(y) // BINS]) for i, part in enumerate(parts)]  # a gap stays one
+    parts = [part if len(part) else np.array([i * len(y) // BINS]) for i, part in enumerate(parts)]  # a gap stays a gap
     low, middle, high = (np.array([measure(y[part]) for part in parts]) for measure in (np.min, np.median, np.max))
     return np.array([np.mean(x[part]) for part in parts]), low, middle, high
 
@@ -180,7 +180,7 @@ def _is_span(start: float, end: float) -> bool:
 
 
 def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], style: dict[str, Any]) -> None:
-    """Add many rectangles (left, bottom, right, top) as one path: one path each would make the page much larger."""
+    """Add many rectangles (left, bottom, right, top) as one path. A path for each would make the page much larger."""
     if not boxes:
         return
     corners = [point for a, b, c, d in boxes for point in ((a, b), (c, b), (c, d), (a, d), (a, b))]
@@ -189,7 +189,7 @@ def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], s
 
 
 def _drawn(series: Series, log: bool) -> tuple[Floats, Floats]:
-    """x and y as arrays, without points that x cannot show, and NaN for values that y cannot show."""
+    """x and y as arrays. Points that x cannot show are left out; values that y cannot show are NaN."""
     points = np.array(list(zip(series.x, series.y, strict=False)), dtype=np.float64).reshape(-1, 2)
     x, y = points[np.isfinite(points[:, 0]) & (np.abs(points[:, 0]) < LARGEST)].T
     drawn = np.isfinite(y) & (np.abs(y) < LARGEST) & ((y > 1 / LARGEST) | (not log))
@@ -256,7 +256,7 @@ def _marks(axes: Axes, plot: Plot) -> float:
 
 
 def _legend(figure: Figure, plot: Plot) -> float:
-    """Draw the series' names above the axes unless the title has them; returns their height."""
+    """Draw the names of the series above the axes, unless the title has them; returns their height."""
     names = [_short(series.name, 40) for series in plot.series]
     if not any(names) or (len(names) == 1 and names[0] in plot.title):
         return 0
@@ -274,7 +274,7 @@ def _legend(figure: Figure, plot: Plot) -> float:
         columnspacing=1.6,
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)  # only here: as a label, a name that starts with _ would be left out
+        text.set_text(name)  # set here, because matplotlib leaves out a label that starts with _
     return LINE * math.ceil(len(names) / columns)
 
 
@@ -296,7 +296,7 @@ def _extent(plot: Plot, series: Series) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """Shorten a long name in its middle, as its ends say more."""
+    """Shorten a long name in the middle, because its ends say more."""
     line = wording.plain_line(text)
     return line if len(line) <= most else f"{line[: most // 2 - 1]}…{line[-(most - most // 2) :]}"
 

@@ -1,4 +1,7 @@
-"""The report as data: report.json, from which HTML, Markdown and text are made."""
+"""The report as data: report.json, from which HTML, Markdown and text are made.
+
+Called by `bench`, `cli` and `validate`.
+"""
 
 import json
 import math
@@ -20,7 +23,7 @@ NOT_FINITE = ("inf", "-inf", "nan")  # as JSON data
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The allowed values of a measure: at most `limit`, or at least if `least`; `reason` explains the limit."""
+    """The allowed values of a measure: at most `limit`, or at least `limit` if `least`. `reason` explains the limit."""
 
     limit: float
     reason: str
@@ -37,8 +40,8 @@ class Tolerance:
 class Measure:
     """One number: `name` is unique in a report, `what` describes it in a sentence.
 
-    `where` is the layer, codebook or frame of the value. A value of None was not measured. A measure without a tolerance is
-    for information only.
+    `where` is the layer, codebook or frame of the value. The value is None if it was not measured. A measure without a
+    tolerance is for information only.
     """
 
     name: str
@@ -262,7 +265,7 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Only JSON types: numpy numbers become Python's, infinity and NaN strings."""
+    """The value in JSON types: numpy numbers become Python's numbers, infinity and NaN become strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,7 @@
-"""A report for the terminal; printed by pplex-export validate."""
+"""A report for the terminal; printed by pplex-export validate.
+
+Called by `cli.validation` and `validate.report.compare`.
+"""
 
 from pplex.measure.tables import aligned
 from pplex.validate.report import wording

@@ -1,4 +1,4 @@
-"""The text of a report's names, figures and verdicts, shared by HTML, Markdown and text."""
+"""The text of a report's names, figures and verdicts, shared by HTML, Markdown and text. Called by `validate`."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def plain_line(value: Any) -> str:
 
 
 def figure(value: float | None, digits: int = DIGITS) -> str:
-    """A number with `digits` significant digits; integers stay whole, and a share just below 1 does not become 1."""
+    """A number with `digits` significant digits. Integers stay whole; a share just below 1 does not become 1."""
     if value is None:
         return "-"
     value = float(value)
@@ -49,7 +49,7 @@ def figure(value: float | None, digits: int = DIGITS) -> str:
 
 
 def figure_against(value: float | None, limit: float) -> str:
-    """The value with enough digits to show on which side of the limit it is."""
+    """The value with enough digits to distinguish it from the limit."""
     if value is None or not math.isfinite(value):
         return figure(value)
     value, limit = float(value), float(limit)
@@ -105,7 +105,7 @@ def held(report: Report) -> int:
 
 
 def headline(report: Report) -> str:
-    """The reason of the verdict in a few words."""
+    """The reason for the verdict in a few words."""
     count, failed = held(report), len(report.failures)
     if failed:
         return f"outside {failed} of {count} tolerances"
@@ -113,7 +113,7 @@ def headline(report: Report) -> str:
 
 
 def failure(measure: Measure) -> str:
-    """Why a measure failed, such as: 0.95 > 0.001 at layers.1.gating."""
+    """The reason why a measure failed, such as: 0.95 > 0.001 at layers.1.gating."""
     assert measure.tolerance is not None
     where = f" at {plain_line(measure.where)}" if measure.where else ""
     limit = exact(measure.tolerance.limit)
@@ -124,7 +124,7 @@ def failure(measure: Measure) -> str:
 
 
 def excess(measure: Measure) -> str:
-    """How far a failed measure is off its limit; empty if that is not a number."""
+    """The distance of a failed measure from its limit in words; empty if it is not a number."""
     value, tolerance = measure.value, measure.tolerance
     if tolerance is None or value is None or not (math.isfinite(value) and math.isfinite(tolerance.limit)):
         return ""

@@ -1,4 +1,7 @@
-"""The codec section: do the codec's engines encode and decode like the float32 reference, also as a stream?"""
+"""The codec section: do the codec's engines encode and decode like the float32 reference, also as a stream?
+
+Called by `validate.validation`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,21 +30,23 @@ from pplex.validate.signal import OnsetShift, onset_shift_ms, si_sdr_db, spectra
 UNEXPLAINED, LEAST = "codec.unexplained_codes", ("agreement", "si_sdr_db")
 
 FLOAT32_LATENT = (
-    "sums in another order move a float32 latent by 1e-6 of its length, and half precision, or TF32, which has no more "
-    "bits, by 1e-3"
+    "sums in another order move a float32 latent by 1e-6 of its length; half precision moves it by 1e-3, and so does "
+    "TF32, which has as few bits"
 )
 FLOAT32_SOUND = (
-    "random codecs in float32, summed in another order, were 118 to 128 dB and 8e-7 of full scale off, in half precision "
-    "54 to 60 dB; differences 80 dB below the sound are inaudible"
+    "random codecs in float32 with sums in another order reached 118 to 128 dB and 8e-7 of full scale, and in half "
+    "precision 54 to 60 dB; differences 80 dB below the sound are inaudible"
 )
 HALF = "four times the worst of three random codecs in half precision, one of them of the released size"
-ATTACK = "half precision once made attacks 20 ms softer: about 10 ms by this measure, noticed only by listeners before"
+ATTACK = (
+    "half precision once made attacks 20 ms softer, about 10 ms by this measure; only listeners noticed that before"
+)
 
 # The reasons for the tolerances of a codec's GraphSpec, by precision.
 REASONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": {
-            "agreement": "near ties are rare, but all later codes of a frame follow one",
+            "agreement": "near ties are rare, but one may change all later codes of a frame",
             "boundary": FLOAT32_LATENT,
             "si_sdr_db": FLOAT32_SOUND,
             "spectral_distance": FLOAT32_SOUND,
@@ -60,7 +65,7 @@ REASONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 )
 NO_TIE = "every code that differs must be a near tie, see codec.boundary_distance"
 NO_ONSETS = "The decoded recording has no steep onset, so the shift of onsets was not measured."
-QUIETEST_DB = -160.0  # of the plot; lower levels are drawn there
+QUIETEST_DB = -160.0  # of the plot; lower levels are drawn at this level
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Sounds:
 
     @property
     def audible(self) -> tuple[Floats, Floats]:
-        """Both without the reference's mean: a constant is inaudible but would count as signal."""
+        """Both minus the reference's mean. A constant is inaudible, but it would count as signal."""
         mean = self.expected.mean()
         return self.got - mean, self.expected - mean
 
@@ -88,7 +93,7 @@ def codec_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, pcm: F
     return Section(
         "codec",
         "The codec",
-        "Does the codec hear and speak as the reference does?",
+        "Does the codec encode and decode like the reference?",
         (*_code_measures(codes, hearing), *sound_measures(sounds, shift, config, speaking)),
         (_code_table(codes),),
         (_agreement_plot(codes), _level_plot(sounds, config), *_onset_plots(shift)),
@@ -135,7 +140,7 @@ def _compared(
     latents_of: Callable[[MimiEncoder, ModelConfig, Floats], Tensor],
     pcm_of: Callable[[Checkpoint, Tokens], Floats],
 ) -> tuple[ComparedCodes, Sounds]:
-    """Codes of a recording, and sound of its reference codes: by slot 0 and by the reference."""
+    """The codes of a recording and the sound of its reference codes, each from slot 0 and from the reference."""
     encoder, pcm = _encoder(checkpoint), _usable(pcm, checkpoint.config)
     stages.reset(0, len(pcm))
     latents = latents_of(encoder, checkpoint.config, pcm)
@@ -204,7 +209,7 @@ def _unexplained(name: str, codes: ComparedCodes, reference: str) -> Measure:
         name,
         int(wrong.sum()),
         "codes",
-        f"Codes that differ from {reference} and are not near ties; codes after such a code in its frame do not count.",
+        f"Codes that differ from {reference} and are not near ties. Later codes of the same frame do not count.",
         Tolerance(0, NO_TIE),
         ", ".join(f"codebook {i}: {count}" for i, count in enumerate(wrong) if count),
     )
@@ -213,9 +218,9 @@ def _unexplained(name: str, codes: ComparedCodes, reference: str) -> Measure:
 def sound_measures(
     sounds: Sounds, shift: OnsetShift, config: ModelConfig, tolerances: Mapping[str, Tolerance]
 ) -> Iterator[Measure]:
-    """Distances of two decoders' sounds; `shift` is that of their onsets."""
+    """Distances between the sounds of two decoders; `shift` is the shift of their onsets."""
     got, expected = sounds.audible
-    said = "The same codes decoded: power of the reference's sound over power of the difference, with matched levels."
+    said = "The same codes decoded: power of the reference's sound over that of the difference, with matched levels."
     yield Measure("codec.si_sdr_db", si_sdr_db(got, expected), "dB", said, tolerances["si_sdr_db"])
     distance = spectral_distance(got, expected).total
     said = "The same codes decoded: spectral convergence and mean log magnitude ratio, over three window lengths."
@@ -239,7 +244,7 @@ def _sample_difference(
 
 
 def _onset_measures(shift: OnsetShift, tolerances: Mapping[str, Tolerance]) -> Iterator[Measure]:
-    said = f"How much later (below 0: earlier) or more softly {shift.onsets} onsets rise: "
+    said = f"Delay of the rise of {shift.onsets} onsets (below 0: earlier); a softer rise counts as a delay: "
     worst = None if shift.worst_ms is None else abs(shift.worst_ms)
     tolerance = tolerances["onset_shift_ms"] if shift.onsets else None
     where = "" if shift.worst_s is None else f"{shift.worst_s:.2f} s"
@@ -296,4 +301,4 @@ def _levels_db(signal: Floats, config: ModelConfig) -> tuple[float, ...]:
 
 def _onset_plots(shift: OnsetShift) -> tuple[Plot, ...]:
     series = Series("shift", shift.times_s, shift.shifts_ms)
-    return (Plot("How much later onsets rise", "line", "s", "ms", (series,)),) if shift.onsets else ()
+    return (Plot("Delay of onsets", "line", "s", "ms", (series,)),) if shift.onsets else ()

@@ -1,4 +1,7 @@
-"""The conversation section: does the agent take turns like the reference, with the same user, voice, persona and seeds?"""
+"""The conversation section: with the same user, voice, persona and seeds, does the agent take turns like the reference?
+
+Called by `validate.sections.names` and `validate.validation`.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -71,8 +74,8 @@ def conversation_section(
 ) -> Section:
     """Compare turns in recordings of the same scenarios and runs, in the same order.
 
-    precision: of the engine's graphs, by name. If all are float32, the tokens must equal the reference's up to a near tie,
-    which `judge` tells from a fault. Otherwise tokens may differ, and only metrics of turns have tolerances.
+    `precision` of the engine's graphs, by name. If all are float32, the tokens must equal the reference's until a near tie;
+    `judge` distinguishes near ties from faults. Otherwise tokens may differ, and only metrics of turns have tolerances.
     """
     assert [r.name for r in engine] == [r.name for r in reference], "recordings of different scenarios or runs"
     ours, theirs = ([_dialogue(recording, detect) for recording in side] for side in (engine, reference))
@@ -107,7 +110,7 @@ def _dialogue(recording: ScenarioRecording, detect: Detect) -> Dialogue:
 
 
 def _measure(metric: Metric, ours: Sequence[float], theirs: Sequence[float], heard: bool) -> Measure:
-    """The engine's mean, and how much worse than the reference's it may be."""
+    """The engine's mean; its tolerance is relative to the reference's mean."""
     value = _mean(ours)
     tolerance = _tolerance(metric, ours, theirs) if metric.better and heard and ours and theirs else None
     what = f"{metric.what} (engine; reference: {_shown(_mean(theirs), metric)}; {len(ours)} events)"
@@ -115,7 +118,7 @@ def _measure(metric: Metric, ours: Sequence[float], theirs: Sequence[float], hea
 
 
 def _tolerance(metric: Metric, ours: Sequence[float], theirs: Sequence[float]) -> Tolerance | None:
-    """None if every rate would pass: too few events, or a reference that is already at the worst rate."""
+    """None if every rate would pass: events are too few, or the reference already has the worst rate."""
     least, words = (1 / len(ours), f"one event of {len(ours)}") if metric.is_rate else (LATENCY_MARGIN_S, "two frames")
     error = math.hypot(_standard_error(ours), _standard_error(theirs))
     margin = metric.factor * max(least, STANDARD_ERRORS * error)
@@ -138,8 +141,10 @@ def _token_measures(
     partings: Sequence[Parting | None],
     plausible: int | None,
 ) -> Iterator[Measure]:
-    """Measures of the tokens of free-running conversations. `plausible`: how many near ties may differ; None if precisions,
-    and so tokens, differ."""
+    """Measures of the tokens of free-running conversations.
+
+    `plausible`: the number of near ties that may differ; None if the precisions differ, because then tokens differ.
+    """
     pairs = [*zip(engine, reference, strict=True)]
     if plausible is None:
         what = "Share of the agent's text and audio tokens, running freely, that equal the reference's"
@@ -165,10 +170,10 @@ def _token_measures(
         "conversation.near_ties",
         sum(parting.is_of_a_draw for parting in explained),
         "draws",
-        "Conversations whose first difference is a draw that was a near tie (see the table of first differences)",
+        "Conversations whose first different draw was a near tie (see the table of first differences)",
         Tolerance(
             plausible,
-            "more draws than this are decided by rounding with a chance of 1 in 1,000",
+            "rounding decides more draws than this with a probability of 1 in 1,000",
         ),
     )
 
@@ -268,7 +273,7 @@ def _notes(
 ) -> Iterator[str]:
     if any(scenario.material == SYNTHETIC for scenario in scenarios):
         yield (
-            "The user is synthetic: a voice activity detector detects it as speech, but it has no words to answer. "
+            "The user is synthetic: a voice activity detector detects speech, but the speech has no words to answer. "
             "For rates like those of real conversations, give recordings: --wavs FOLDER."
         )
     if not heard:
@@ -276,14 +281,14 @@ def _notes(
             "No speech was detected in the sound of either agent, so the rates mean nothing and have no limits. "
             "An agent with random weights babbles."
         )
-    sides = {"either side": (False, False), "the engine's side": (True, False), "the reference's side": (False, True)}
+    sides = {"both": (False, False), "the engine": (True, False), "the reference": (False, True)}
     for side, there in sides.items():
         if missing := [METRICS[key].name for key in METRICS if (bool(expected[key]), bool(values[key])) == there]:
-            yield f"No value on {side}, and so no limit: {', '.join(missing)}."
+            yield f"No value for {side}, so no limit: {', '.join(missing)}."
     if loose := [m.name for m, key in zip(measures, METRICS, strict=True) if heard and _is_loose(m, METRICS[key])]:
         yield (
-            f"No limit, as every engine would pass: {', '.join(loose)}. Either events are too few (more seeds make more), "
-            "or the reference already has the worst rate."
+            f"No limit, because every engine would pass: {', '.join(loose)}. Either events are too few (more seeds make "
+            "more events), or the reference already has the worst rate."
         )
 
 

@@ -1,4 +1,7 @@
-"""The drift section: how do token distributions differ from the reference's on a forced token history?"""
+"""The drift section: on a forced token history, how do token distributions differ from the reference's?
+
+Called by `validate.validation`.
+"""
 
 from collections.abc import Iterator
 
@@ -19,10 +22,10 @@ from pplex.validate.sections.window import window_measure
 
 SELF_TEST_STEPS = 192
 VOICE_MARGIN = 5
-WINDOW = 50  # steps: 8 lines of 3,000 points would be unreadable
+WINDOW = 50  # steps in a point of the plot: 8 lines of 3,000 points would be unreadable
 _HIDDEN = ("over twice the value of random models", "float32 sums in another order reach 1e-12")
 _DRAWS = (
-    "on average no set of tokens changes by over {:.0%} probability (Pinsker); over twice the value of random models"
+    "on average no set of tokens changes in probability by over {:.0%} (Pinsker); over twice the value of random models"
 )
 
 
@@ -37,7 +40,7 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
     return Section(
         "drift",
         "Drift",
-        "Forced through the same tokens, does it predict the same next tokens?",
+        "With the same forced tokens, does the bundle predict the same next tokens?",
         (_self_test(itself), *_measures(bundle, found), window, *_prompt_measures(bundle, checkpoint, stages, codes)),
         (_codebook_table(found),),
         tuple(_plots(found, ring)),
@@ -55,7 +58,7 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
 
 
 def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Iterator[Measure]:
-    """Measures that forced steps do not give: of sampling, and of the embeddings of a voice."""
+    """Measures that forced steps cannot give: sampling, and the embeddings of a voice."""
     yield sampling_measure(stages, codes)
     name, voice = next(iter(bundle.voices.items()))
     limit = round(VOICE_MARGIN * bundle.specs["temporal"].tolerances["hidden"], 12)
@@ -70,7 +73,7 @@ def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, cod
         f"1 - cosine of the hidden states after the voice prompt {name}, primed in chunks.",
         Tolerance(
             limit,
-            f"{VOICE_MARGIN} times the limit of the mean: a single step, after embeddings that are unlike speech",
+            f"{VOICE_MARGIN} times the limit of the mean: this is one step, and embeddings of a voice are unlike speech",
         ),
     )
 
@@ -90,7 +93,7 @@ def _self_test(itself: Drift) -> Measure:
 
 def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
     limits, twin = bundle.specs["temporal"].tolerances, bundle.precision["temporal"]
-    # The depth transformer gets the hidden state of the temporal one, and so inherits its error.
+    # The depth transformer inherits the error of the temporal transformer's hidden state.
     audio_kl = max(tolerances("depth", name)["audio_kl"] for name in (twin, bundle.precision["depth"]))
     worst = int(found.hidden.argmax())
     yield Measure(
@@ -117,7 +120,7 @@ def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
             Tolerance(limit, _DRAWS.format(min(1.0, (limit / 2) ** 0.5))),
         )
         yield Measure(
-            f"drift.{name}_kl_p99", float(np.percentile(values, 99)), "nats", f"The same of {name}, 99th percentile."
+            f"drift.{name}_kl_p99", float(np.percentile(values, 99)), "nats", f"The same for {name}, 99th percentile."
         )
     yield from _agreement(bundle, found)
     for name, expected, own in (
@@ -152,7 +155,7 @@ def _agreement(bundle: Bundle, found: Drift) -> Iterator[Measure]:
             f"drift.{name}_top{k}",
             float(overlap.mean()),
             "",
-            f"Share of the {k} most probable {name} tokens in common.",
+            f"Share of the {k} most probable {name} tokens that both have.",
         )
 
 

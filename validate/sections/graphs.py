@@ -1,4 +1,7 @@
-"""The graphs section: does every layer of every graph compute the same as its torch module?"""
+"""The graphs section: does every layer of every graph give the same result as its torch module?
+
+Called by `validate.validation`.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ from pplex.validate.report.schema import Measure, Plot, Section, Series, Table, 
 from pplex.validate.sections.streaming import Where
 from pplex.validate.sections.window import window_measure
 
-CAPACITY = 64  # of the ring here, whose end is soon reached; graphs accept any length
+CAPACITY = 64  # of the ring here: steps soon pass its end. Graphs accept any length
 STEPS, FRAMES = 160, 160  # of the language model and of the codec, past the end of both kinds of ring
 
 _REASONS = {
@@ -38,8 +41,10 @@ def graph_section(
     device: Where,
     threads: int | None,
 ) -> Section:
-    """Compare every layer of every graph of `runnable` (`bundle`, or its replacement on this machine) for a token history
-    [T, 17] and user audio [F, 1920]."""
+    """Compare every layer of every graph for a token history [T, 17] and user audio [F, 1920].
+
+    `runnable`: `bundle`, or its replacement on this machine.
+    """
     probed, steps, frames = can_be_probed(bundle), len(codes[:STEPS]), len(pcm[:FRAMES])
     found, window = trace_layers(runnable, checkpoint, codes[: STEPS + 1], pcm[:FRAMES], device, threads)
     return Section(
@@ -53,19 +58,19 @@ def graph_section(
     )
 
 
-_QUESTION = "Does every layer compute the same as in float32?"
+_QUESTION = "Does every layer give the same result as in float32?"
 _COMPILED = (
-    "Compiled engines give only their outputs ({steps} forced steps, {frames} frames of audio): layers cannot be compared. "
-    "The other sections judge the accumulated rounding. To compare layers, validate a bundle of ONNX graphs."
+    "Compiled engines give only their outputs, so layers cannot be compared ({steps} forced steps, {frames} frames of "
+    "audio). The other sections judge the accumulated rounding. To compare layers, validate a bundle of ONNX graphs."
 )
 
 
 def _notes(bundle: Bundle, steps: int, frames: int) -> tuple[str, ...]:
     return (
-        f"A copy of each graph has every layer as an output, and runs on the bundle's own engine: {steps} forced steps with "
-        f"a ring of {_capacity(bundle)} entries, past its end, and {frames} frames of audio.",
-        "In the language model, a layer's error is its own: the float32 layer gets the input of the engine's layer.",
-        "In the codec, errors accumulate from the samples and the codes on.",
+        f"A copy of each graph has every layer as an output, and runs on the bundle's own engine: {steps} forced steps, "
+        f"past the end of a ring with {_capacity(bundle)} entries, and {frames} frames of audio.",
+        "The language model shows each layer's own error: the float32 layer gets the input of the engine's layer.",
+        "In the codec, errors accumulate from the samples or the codes on.",
     )
 
 
@@ -94,7 +99,7 @@ def trace_layers(
 
 
 def _capacity(bundle: Bundle) -> int:
-    """Graphs accept a ring of any length; an engine is compiled for one."""
+    """Graphs accept a ring of any length; an engine is compiled for one length."""
     capacity = bundle.config.temporal.capacity
     return min(CAPACITY, capacity) if can_be_probed(bundle) else capacity
 
@@ -110,7 +115,7 @@ def _measures(bundle: Bundle, found: dict[str, list[LayerError]], probed: bool) 
         if probed and graph in LANGUAGE_GRAPHS:
             yield _channel_measure(graph, bundle, errors)
         worst = max((error for error in errors if _is_output(error.layer)), key=lambda error: error.accumulated)
-        what = "Largest error of a graph's output for the engine's own inputs; for codes, the share that differ."
+        what = "Largest error of a graph's output on the engine's own inputs; for codes, the share of different codes."
         yield Measure(f"graphs.{graph}.output_error", worst.accumulated, "", what, None, worst.layer)
 
 
@@ -136,7 +141,7 @@ def _layer_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Meas
 
 
 def _channel_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Measure:
-    """As `_layer_measure`, for the worst channel of each layer: one wrong column of 4,096 hardly changes a layer's error."""
+    """Like `_layer_measure`, for each layer's worst channel: one wrong column in 4,096 hardly changes a layer's error."""
     limit = bundle.specs[graph].tolerances["channel_error"]
     known = [error for error in errors if error.channel is not None]
     first = next((error for error in known if not (error.channel or 0) <= limit), None)

@@ -1,4 +1,7 @@
-"""The stream health section: silence during words, clipping, loops, runaway text."""
+"""The stream health section: silence during words, clipping, loops, runaway text.
+
+Called by `validate.sections.names` and `validate.validation`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from pplex.validate.report.schema import Measure, Section, Table, Tolerance
 
 SILENCE_DBFS = -60.0
 FULL_SCALE = 1.0
-SOUNDS_WITHIN = 3  # frames, the word's own included, in which the sound of a text token must begin
+SOUNDS_WITHIN = 3  # frames, from the frame of a text token on, in which its sound must begin
 LONGEST_LOOP = 16  # text tokens
 LOOP_TIMES = 3  # repetitions in a row that make a loop
 
@@ -27,7 +30,7 @@ Signs = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Sign:
-    """One sign of bad health: values up to `healthy` pass, and values up to the reference's plus `margin`."""
+    """One sign of bad health. Values up to `healthy` pass, and so do values up to the reference's plus `margin`."""
 
     what: str
     unit: str
@@ -35,7 +38,7 @@ class Sign:
     margin: float
 
     def tolerance(self, reference: float | None, longest_s: float) -> Tolerance | None:
-        """None if no value could be worse than the reference; longest_s: the longest recording."""
+        """None if no value could be worse than the reference. `longest_s`: length of the longest recording."""
         limit = max(self.healthy, round((reference or 0.0) + self.margin, 4))
         if limit >= {"share": 1.0, "s": longest_s}.get(self.unit, float("inf")):
             return None
@@ -100,13 +103,13 @@ def health_section(
     return Section(
         key="health",
         title="Stream health",
-        question="Is the agent's stream healthy: without dead air, clipping, loops and runaway text?",
+        question="Is the agent's stream free of dead air, clipping, loops and runaway text?",
         measures=tuple(measures),
         tables=(Table("The worst of all recordings", ("sign", "unit", "reference", "engine"), tuple(rows)),),
         notes=(
             *(f"{m.what}: the agent said no text, so this was not measured." for m in measures if m.value is None),
             *(
-                f"{m.what}: no limit, as the reference already has the worst value."
+                f"{m.what}: no limit, because the reference already has the worst value."
                 for m in measures
                 if _is_hopeless(m)
             ),
@@ -153,7 +156,7 @@ def longest_run(flags: Flags) -> int:
 
 
 def _length_ahead(flags: Flags) -> npt.NDArray[np.int64]:
-    """The length of the run of `True` from each place on."""
+    """The length of the run of `True` that starts at each place."""
     places = np.arange(len(flags))
     ends = np.where(flags, len(flags), places)  # the next `False` at or after a place
     ahead: npt.NDArray[np.int64] = np.minimum.accumulate(ends[::-1])[::-1] - places

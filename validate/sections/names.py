@@ -1,4 +1,7 @@
-"""Names of the measures that can have a tolerance, by section: `--tolerance` accepts these."""
+"""Names of the measures that can have a tolerance, by section: `--tolerance` accepts these.
+
+Called by `validate.validation`.
+"""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -54,7 +57,7 @@ TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-# These must be at least their limit.
+# Values of these measures must be at least their limit.
 LEAST = {
     "drift.text_top1",
     "drift.audio_top1",

@@ -1,7 +1,7 @@
 """Checks that an engine draws its tokens correctly from its own logits, the noise and the settings.
 
-Drift compares token distributions with all tokens forced. Drawing from them is the same arithmetic in every precision, so
-it is checked exactly, also in precisions whose conversations differ from the reference's.
+The drift section compares token distributions with all tokens forced. Drawing a token is the same arithmetic in every
+precision. So it is checked exactly, also in precisions whose conversations differ from the reference's.
 """
 
 from itertools import cycle, islice
@@ -17,8 +17,8 @@ from pplex.validate.report.schema import Measure, Tolerance
 
 STEPS = 48
 SETTINGS = (Sampling(), GREEDY, Sampling(1.3, 5, 1.3, 7), Sampling(0.4, 512, 0.4, 512))
-FORCED, FORCED_EVERY = 3, 5  # the forced token; one stream in five is forced, another one at every step
-TIE = 1e-3  # of the best candidate's share: within it, float32 rounding decides
+FORCED, FORCED_EVERY = 3, 5  # the forced token; each step forces one stream in five, and the next step other streams
+TIE = 1e-3  # of the best candidate's share: float32 rounding decides between shares this close
 
 
 def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
@@ -39,8 +39,8 @@ def sampling_measure(stages: Stages, codes: Tokens) -> Measure:
         "drift.sampled",
         int(by_stream.sum()),
         "tokens",
-        f"Tokens of {STEPS} steps that do not follow from the engine's own logits, the noise, temperature, top-k and forced "
-        "tokens, or that the next codebook does not use.",
+        f"Wrong tokens in {STEPS} steps: they do not follow from the engine's own logits, the noise, temperature, top-k and "
+        "forced tokens, or the next codebook does not use them.",
         Tolerance(0, "the same arithmetic on the same numbers in every precision; ties pass"),
         ", ".join(f"{name}: {count}" for name, count in zip(names, by_stream, strict=True) if count),
     )
@@ -90,7 +90,7 @@ def may_be_drawn(logits: Floats, noise: Floats, temperature: float, top_k: int, 
         return False
     race = np.exp((logits.astype(np.float64) - logits.max()) / temperature) / noise
     least = np.sort(logits)[-min(top_k, MAX_CANDIDATES, len(logits))]
-    # With equal logits at the last place, any of them may be a candidate: the token must beat the certain candidates.
+    # If several tokens share the last candidate's logit, any may be a candidate. The token must beat the certain candidates.
     return bool(logits[token] >= least and race[token] >= (1 - TIE) * race[logits > least].max(initial=0))
 
 

@@ -1,4 +1,4 @@
-"""The speed section: the time of the engine's frames during the recordings."""
+"""The speed section: the time of the engine's frames during the recordings. Called by `validate.validation`."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ PERCENTILES = (50, 95, 99)
 
 
 def speed_section(recorded: Recorded, frame_ms: float, device: str) -> Section:
-    """Milliseconds a step of every stage and of the whole frame. Speed depends on the machine and has no tolerance.
+    """Milliseconds of every stage and of the whole frame in a step. Speed depends on the machine, so it has no tolerance.
 
     frame_ms: the length of a frame; device: the name of the engine's device.
     """
@@ -23,7 +23,7 @@ def speed_section(recorded: Recorded, frame_ms: float, device: str) -> Section:
     late = float((whole > frame_ms).mean())
     measures = (
         *(Measure(f"speed.frame_p{p}_ms", value, "ms", f"A whole frame, {p}th percentile") for p, value in frame),
-        Measure("speed.real_time_factor", factor, "", "Seconds of computing for a second of audio; below 1 keeps up"),
+        Measure("speed.real_time_factor", factor, "", "Seconds of computing for a second of audio; must be below 1"),
         Measure("speed.late_frames", late, "share", f"Share of frames that took longer than {frame_ms:g} ms"),
         Measure("speed.peak_memory_mb", peak_memory_mb(), "MB", "Peak memory of this process, with the reference"),
     )

@@ -1,4 +1,7 @@
-"""Measures of the streaming section: state in chunks and step by step, saved and restored, in any slot beside others."""
+"""Measures of the streaming section: state in chunks or single steps, saved and restored, alone and with other slots.
+
+Called by `validate.sections.graphs` and `validate.validation`.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,8 +33,10 @@ FRAMES = 8  # of conversations side by side
 def state_measures(
     bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens, pcm: Pcm
 ) -> Iterator[Measure]:
-    """Measure chunks, saved and restored state, and all slots at once; `stages` must have logits. For a token history
-    [T, 17] and audio [F, 1920]."""
+    """Measure chunks, saved and restored state, and all slots at once, for a token history [T, 17] and audio [F, 1920].
+
+    `stages` must have logits.
+    """
     stages.reset(0, len(codes))
     steps = min(len(codes), bundle.config.temporal.capacity, 4 * CHUNK) - 1
     rounding = bundle.specs["temporal"].tolerances["rounding"]
@@ -40,21 +45,21 @@ def state_measures(
         "streaming.chunked",
         _relative(chunked, one_by_one),
         "",
-        f"Hidden state after {steps} steps in chunks of {CHUNK}, as prompts are primed, against one by one.",
-        Tolerance(rounding, "the same sums in another order; a chunk with wrong steps is far off"),
+        f"Hidden state after {steps} steps: in chunks of {CHUNK}, as in priming, against one by one.",
+        Tolerance(rounding, "the same sums in another order; a chunk with wrong steps has a much larger error"),
     )
     yield Measure(
         "streaming.restored",
         _relative(_restored(stages, bundle.config, codes[: steps + 1]), one_by_one),
         "",
-        "Hidden state of a conversation that was saved half way and restored into the last slot, against one by one.",
-        Tolerance(0, "a restored state has the same bits, and one row is computed as before"),
+        "Hidden state of a conversation that was saved half way and restored into the last slot, against one that was not.",
+        Tolerance(0, "a restored state has the same bits, and the computation of a row does not change"),
     )
     yield _rows_measure(bundle, checkpoint, stages, codes, pcm)
 
 
 def _rows_measure(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens, pcm: Pcm) -> Measure:
-    """Step all slots alike in one call: each must equal the first slot alone; codes, up to a near tie."""
+    """Step all slots with equal inputs in one call. Each must equal the first slot alone; codes may differ by a near tie."""
     pcm = pcm[np.arange(ROW_STEPS) % len(pcm)]
     alone, together = (_rows(stages, bundle.config, codes, pcm, batch) for batch in (1, stages.slots))
     wrong = _CodesApart(checkpoint, bundle.specs["mimi_encode"].tolerances["boundary"], pcm)
@@ -136,8 +141,10 @@ def _restored(stages: Stages, config: ModelConfig, codes: Tokens) -> Floats:
 
 
 def batch_measures(runtime: Runtime, pcm: Pcm) -> Iterator[Measure]:
-    """Compare a conversation alone with the same one in the last slot beside others, at the only batch size of `runtime`,
-    for pcm [F, 1920]."""
+    """Compare a conversation alone with the same one in the last slot beside others, for pcm [F, 1920].
+
+    `runtime` must have only one batch size.
+    """
     assert len(runtime.batches) == 1, runtime.batches
     slots = runtime.slots
     expected = _talk(runtime, [runtime.open(seed=7)], pcm)

@@ -1,7 +1,7 @@
 """Checks that the newest step reads the right entries of the KV cache's ring, in any precision.
 
-An entry gets large values: if it is read, the hidden state changes; if not, every bit stays. This finds a window that is
-one step too long, whose effect is smaller than the rounding of 8 bits and fewer.
+An entry gets large values. If it is read, the hidden state changes; if not, every bit stays the same. This finds a window
+that is one step too long; its effect is smaller than rounding at 8 bits or fewer. Called by the drift and graphs sections.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ BFLOAT16_LARGE = 0x461C  # the same in bfloat16, which numpy holds as bits
 
 
 def window_measure(name: str, stages: Stages, codes: Tokens, capacity: int) -> Measure:
-    """Measure slot 0 of `stages` after all steps of codes [T + 1, 17], with a ring of `capacity`; the caller resets it."""
-    steps = len(codes) - 1  # the last step is repeated, which writes the same values
+    """Measure slot 0 of `stages` after all steps of codes [T + 1, 17], with a ring of `capacity`. The caller resets it."""
+    steps = len(codes) - 1  # the last step is repeated: it writes the same values
     stages.codes[0, 0], stages.position[0], stages.forced_text[0] = codes[steps - 1], steps - 1, 0
     oldest = max(0, steps + 1 - capacity)  # entry that is read: see layers.ring_mask
     entries = {
         "the window's oldest": (oldest % capacity, True),
-        "the newest but one": ((steps - 2) % capacity, True),
+        "the second newest": ((steps - 2) % capacity, True),
         "the next to be written": (steps % capacity, False),
     }
     expected = _hidden(stages)
@@ -40,7 +40,7 @@ def window_measure(name: str, stages: Stages, codes: Tokens, capacity: int) -> M
         name,
         len(wrong),
         "entries",
-        f"Wrong entries, of {len(entries)} of the ring after {steps} steps: read although masked, or not read.",
+        f"Wrong entries of {len(entries)} tested ones after {steps} steps: masked but read, or not read.",
         Tolerance(0, "a masked entry changes no bit, in any precision"),
         ", ".join(wrong),
     )
@@ -52,7 +52,7 @@ def _hidden(stages: Stages) -> Floats:
 
 
 def _overwrite(stages: Stages, entry: int, values: Sequence[Array] | None) -> list[Array]:
-    """Write `values`, or large ones, to an entry of all layers' values; returns the earlier values, [H, 1, D] each."""
+    """Write `values`, or large numbers, to an entry of every layer's values; returns the old ones, [H, 1, D] each."""
     before = list[Array]()
     for state in stages.engines["temporal"].spec.state:
         if state.name.startswith("v."):

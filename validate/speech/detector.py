@@ -1,4 +1,4 @@
-"""Voice activity detection by silero-vad's ONNX model."""
+"""Voice activity detection by silero-vad's ONNX model. Called by `validate.validation`."""
 
 import numpy as np
 import soxr
@@ -11,7 +11,7 @@ from pplex.validate.speech.turns import Segment
 VAD_RATE_HZ = 16_000
 MIN_SPEECH_MS = 150  # a short "mm" lasts longer
 MIN_SILENCE_MS = 100
-THRESHOLD = 0.5  # of ends too: silero-vad's default for ends, 0.35, detects them 10 ms later
+THRESHOLD = 0.5  # also for ends: silero-vad's default for ends, 0.35, detects them 10 ms later
 
 
 class SpeechDetector:

@@ -1,4 +1,7 @@
-"""Four scenarios with planted events for the user's speech, from recordings or synthetic speech."""
+"""Four scenarios with planted events for the user's speech, from recordings or synthetic speech.
+
+Called by `validate.recording`, `validate.sections.conversation` and `validate.validation`.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from pplex.validate.speech.turns import INTERRUPTED, INTERRUPTION, LONG_TURN, PA
 
 LEAD_S = 0.5
 RECORDINGS = 16  # files that are read, spread over a folder
-MARGIN_S = 0.05  # around a piece, whose first and last sounds may be too soft to be detected
+MARGIN_S = 0.05  # around a piece: its first and last sounds may be too soft for the detector
 SYNTHETIC, RECORDED = "synthetic speech", "recordings"
 
 
@@ -127,10 +130,10 @@ def synthetic_speech(seed: int = 0) -> Speech:
 
 
 def recorded_speech(folder: Path, detect: Callable[[Pcm], list[Segment]]) -> Speech:
-    """Stretches of speech from up to RECORDINGS files in `folder`, in order, and again from the start.
+    """Stretches of speech from up to RECORDINGS files in `folder`, in order; after the last, it starts again.
 
-    A piece has as many stretches as the requested length needs. Raises ReportError if no speech is found, AudioError for a
-    recording that cannot be read.
+    A piece has as many stretches as the requested length needs. Raises ReportError if it finds no speech, AudioError for an
+    unreadable recording.
     """
     found = [path for path in files_below(folder) if path.suffix.lower() in FORMATS]
     paths = [found[i] for i in np.linspace(0, len(found) - 1, min(len(found), RECORDINGS)).astype(int)]

@@ -1,7 +1,7 @@
-"""Synthetic babble that voice activity detectors detect as speech, with sharp ends: the user without recordings.
+"""Synthetic babble with sharp ends that voice activity detectors take for speech: the user if no recordings are given.
 
-Vowels are harmonics of a falling pitch under four formants, consonants are short noises between them. silero-vad finds its
-onset within 20 ms and its end within 55 ms, without gaps; `speech_like` has pauses at random places.
+Vowels are harmonics of a falling pitch with four formants; consonants are short noises between them. silero-vad finds the
+onset within 20 ms and the end within 55 ms, without gaps. `speech_like` is unfit for this: it has pauses at random places.
 """
 
 from collections.abc import Iterable
@@ -71,7 +71,7 @@ def _voice(pitch_hz: Floats, formants_hz: list[Floats]) -> Floats:
 
 
 def _consonants(time_s: Floats, at_s: Iterable[float]) -> Floats:
-    """How closed the mouth is, 0 to 1: half a cosine around each border between syllables. [samples]."""
+    """How closed the mouth is, 0 to 1: half a cosine around each border between syllables, [samples]."""
     closed = np.zeros_like(time_s)
     for at in at_s:
         closed = np.maximum(closed, np.cos(np.pi * np.clip((time_s - at) / CONSONANT_S, -0.5, 0.5)))

@@ -1,7 +1,7 @@
 """Metrics of turn-taking: rates and latencies from segments of speech and the user's events.
 
-The terms are those of Full-Duplex-Bench (arXiv 2503.04721), which tells turns from backchannels ("mm-hm") by the words that
-speech recognition finds. Here the length of a stretch of speech decides, so validation needs no such model.
+The terms are those of Full-Duplex-Bench (arXiv 2503.04721). It uses the words from speech recognition to distinguish turns
+from backchannels ("mm-hm"). Here the length of a stretch of speech decides, so validation needs no such model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,10 +66,10 @@ METRICS = (
 
 
 def measure_turns(dialogues: Iterable[Dialogue]) -> Values:
-    """Every metric of METRICS, one value for each event (of the overlap: for each dialogue); a rate is their mean.
+    """Every metric of METRICS, with one value for each event (overlap: for each dialogue). A rate is their mean.
 
-    A takeover counts 1, none 0. Latencies are those of takeovers only, and 0 if the agent already spoke. The stop latency
-    of an interruption of a speaking agent: from the user's onset to the end of the agent's speech.
+    A takeover counts 1, no takeover 0. Only takeovers have a latency; it is 0 if the agent already spoke. The stop latency
+    of an interruption is the time from the user's onset to the end of the agent's speech, if the agent was speaking.
     """
     values: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for dialogue in dialogues:
@@ -112,10 +112,10 @@ def _of_event(event: Event, stretches: Sequence[Segment]) -> Iterable[tuple[str,
 
 
 def takeover(event: Event, stretches: Iterable[Segment]) -> float | None:
-    """Seconds from the event's start to the agent's first turn in it, 0 if it has begun before; None without one.
+    """Seconds from the event's start to the agent's first turn in it; 0 if the turn started earlier; None without a turn.
 
-    What begins in the event counts by all of its length from there on, but in the user's long turn only by the part that
-    lies in it: an agent that answers its last word has not interrupted it.
+    Speech that starts in the event counts with its whole length. In the user's long turn, only the part within the event
+    counts: an agent that answers the last word has not interrupted the user.
     """
     for start, end in stretches:
         onset, last = max(start, event.start_s), min(end, event.end_s) if event.kind == LONG_TURN else end
@@ -132,7 +132,7 @@ def backchannels(event: Event, stretches: Iterable[Segment]) -> list[Segment]:
 def backchannel_profile(dialogues: Iterable[Dialogue]) -> Floats:
     """Seconds of backchannels in each window from the start of a long turn of the user, summed over all dialogues.
 
-    Seconds instead of onsets, which a few milliseconds could move to the next window.
+    Not onsets: a difference of a few milliseconds could move an onset to the next window.
     """
     events = [(event, joined(d.agent)) for d in dialogues for event in d.events if event.kind == LONG_TURN]
     longest_s = max((event.end_s - event.start_s for event, _ in events), default=0.0)
@@ -148,8 +148,7 @@ def backchannel_profile(dialogues: Iterable[Dialogue]) -> Floats:
 def divergence(p: Floats, q: Floats) -> float | None:
     """Jensen-Shannon divergence of two profiles [windows] in bits: 0 for the same shape, 1 without overlap.
 
-    This is the divergence itself, not its square root, which is a distance. It is 1, the maximum, if one profile is empty,
-    and None if both are.
+    It is not the distance, which is the square root. It is 1, the maximum, if one profile is empty, and None if both are.
     """
     if not p.any() and not q.any():
         return None
