@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from serving import Running
 
 FRAME_S = 0.08
 FRAME = 1920
@@ -167,3 +168,26 @@ async def listen(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     if size > 125:
         size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8))
     return first & 15, await asyncio.wait_for(reader.readexactly(size), PATIENCE_S)
+
+
+Answer = tuple[int, str, dict[str, Any]]
+
+
+def ask(running: Running, path: str, headers: dict[str, str] | None = None, **options: Any) -> Answer:
+    """Status, body, and cookies and headers of one request, as a browser without a memory."""
+
+    async def request() -> Answer:
+        async with aiohttp.ClientSession() as session:
+            method = options.pop("method", "GET")
+            sent = session.request(method, running.url + path, headers=headers, allow_redirects=False, **options)
+            async with sent as answer:
+                return answer.status, await answer.text(), {**answer.headers}
+
+    return run(request())
+
+
+def raw(running: Running, request: bytes) -> bytes:
+    """The beginning of the answer to bytes."""
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as plug:
+        plug.sendall(request)
+        return plug.recv(65536)

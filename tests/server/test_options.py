@@ -1,15 +1,19 @@
 """What the command line settles: options that can never work are refused at the start, others mean what was meant."""
 
+import os
 import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+from callers import run
 from serving import COMMAND, Running, Serve
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.session import Runtime
+from pplex.server.app import Server
 from pplex.server.options import ServeOptions, check_folders
 
 
@@ -67,3 +71,32 @@ def test_what_is_private_is_not_put_where_everyone_reads(place: str, tmp_path: P
     with pytest.raises(ConfigError, match="the key of the certificate would be public"):
         check_folders(page, None, tmp_path / place)
     check_folders(page, tmp_path, tmp_path)
+
+
+def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("nonsense")
+    (tmp_path / "key.pem").write_text("nonsense")
+    for arguments, message in (
+        (["--port", str(server.port)], "Cannot listen on"),
+        (["--host", "no.such.host.invalid"], "Cannot listen on"),
+        (["--ssl", str(tmp_path / "none")], "has no cert.pem and no key.pem"),
+        (["--ssl", str(tmp_path)], "cannot be used"),
+        (["--ssl", str(tmp_path), "--self-signed"], "give only one of them"),
+        (["--static", str(tmp_path)], "has no index.html"),
+        (["--record", "/proc/nowhere"], "cannot be written to"),
+        (["--token", ""], "--token is empty"),
+        ([], "PPLEX_TOKEN is set, but empty"),
+    ):
+        environment = os.environ if arguments else {**os.environ, "PPLEX_TOKEN": ""}
+        command = [*COMMAND, str(tiny_bundle.folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert done.returncode in (1, 2), arguments
+        assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("one, batches", [(True, [4]), (False, [1, 2, 4])])
+def test_one_batch_size_is_that_of_all_slots(tiny_bundle: Bundle, one: bool, batches: list[int]) -> None:
+    async def load() -> Runtime:
+        return Server(tiny_bundle, ServeOptions(slots=4, threads=1, device="cpu", one_batch_size=one))._load()
+
+    assert run(load()).batches == batches
