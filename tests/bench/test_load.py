@@ -36,7 +36,7 @@ def test_the_command_reports_the_first_load_and_those_after_it(tiny_bundle: Bund
     assert report["figures"]["MB kept by the first load"] == 0  # float32 is used as it is
 
 
-def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
+def test_files_cached_by_the_first_load_are_counted_separately(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches = tmp_path / "caches"
@@ -62,7 +62,7 @@ def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
     assert made.figures["from then on: MB of its own once loaded"] is None
 
 
-def test_our_errors_are_passed_on_and_other_ends_are_reported(
+def test_our_errors_are_passed_on_and_other_exits_are_reported(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = CliRunner().invoke(main, ["bench", "load", str(tmp_path)])

@@ -76,7 +76,7 @@ def test_stages_pass_their_outputs_on(config: ModelConfig) -> None:
     assert entries.tolist() == [True] * 6 + [False] * (config.temporal.capacity - 6)
 
 
-def test_the_codec_remembers_two_steps_a_frame(config: ModelConfig) -> None:
+def test_codec_position_advances_two_steps_a_frame(config: ModelConfig) -> None:
     backend = TorchBackend(config, "eager", "bf16", slots=1, device="cpu", name="tiny")
     backend.prepare(1, 7)
     assert backend._tensors["mimi_decode"]["past.position"].tolist() == [14]
@@ -158,7 +158,7 @@ def test_everything_is_on_the_device_of_the_inputs(config: ModelConfig, graph: s
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", ["graphs", "compiled"])
-def test_captured_steps_are_the_eager_ones(config: ModelConfig, how: str) -> None:
+def test_captured_steps_equal_the_eager_ones(config: ModelConfig, how: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU.")
     eager, captured = (frame_of(TorchBackend(config, one, "fp32", 2, "cuda", "tiny")) for one in ("eager", how))
@@ -177,24 +177,24 @@ def frame_of(backend: TorchBackend) -> dict[str, Tensor]:
     return backend._tensors["temporal"]
 
 
-def test_a_processor_has_no_graphs_to_capture() -> None:
+def test_cuda_graphs_on_the_processor_are_refused() -> None:
     result = CliRunner().invoke(main, ["bench", "torch", str(CHECKPOINT), "--how", "graphs", "--device", "cpu"])
     assert result.exit_code and "CUDA graphs need a GPU" in result.output
 
 
-def test_too_little_memory_is_an_error_of_ours() -> None:
+def test_too_little_memory_raises_our_error() -> None:
     with pytest.raises(GpuMemoryError, match=r"^The GPU has no memory left: Tried to allocate 2 GiB\.$"), gpu_memory():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of ...")
 
 
-def test_a_copy_reads_and_writes() -> None:
+def test_bandwidth_of_a_copy_counts_reads_and_writes() -> None:
     device = TorchDevice("cpu")
     times = iter(range(100))
     device.mark = lambda: next(times)  # type: ignore[method-assign]
     assert device.copy_bandwidth(1 << 20) == 2 << 20
 
 
-def test_moshi_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_moshi_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "moshi.models", None)
     with pytest.raises(LibraryError, match=r"pip install --no-deps moshi==0\.2\.13"):
         MoshiBackend(open_checkpoint(CHECKPOINT), 1, "cpu")

@@ -98,7 +98,7 @@ def test_steps_that_need_a_failed_step_are_skipped_until_it_succeeds(
     assert [store.outcome(name) for name in ("first", "second", "third")] == ["ok"] * 3
 
 
-def test_a_step_may_find_that_it_has_nothing_to_do(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_a_step_may_have_nothing_to_do(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     code = written(tmp_path / "a", "import sys; print('no GPU', file=sys.stderr); sys.exit(77)")
     for _ in range(2):
         store = call(step("a", code), step("b", needs=("a",)), step("c", unless=("b",)), step("d", unless=("c",)))
@@ -107,9 +107,7 @@ def test_a_step_may_find_that_it_has_nothing_to_do(call: Callable[..., ResultSto
     assert store.outcome("c") == "ok" and store.steps["d"]["reason"] == "c ended well"
 
 
-def test_a_step_has_its_own_limit_and_takes_its_children_along(
-    call: Callable[..., ResultStore], tmp_path: Path
-) -> None:
+def test_a_step_has_a_time_limit_that_also_ends_its_children(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     child = f"import time; time.sleep(1.2); open({str(tmp_path / 'late')!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(30)"
     store = call(step("slow", code, limit_s=0.5), step("next"))
@@ -118,7 +116,7 @@ def test_a_step_has_its_own_limit_and_takes_its_children_along(
     assert not (tmp_path / "late").exists()
 
 
-def test_a_step_that_the_call_cuts_off_is_tried_again_once(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_an_interrupted_step_is_retried_once(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     slow, other = step("slow", written(tmp_path / "slow", "import time; time.sleep(30)")), step("other")
     store = call(slow, other, seconds=1.7)
     assert store.outcome("slow") == "cut off" and store.outcome("other") is None
@@ -128,14 +126,14 @@ def test_a_step_that_the_call_cuts_off_is_tried_again_once(call: Callable[..., R
     assert times(tmp_path / "slow") == 2 and store.outcome("other") == "ok"
 
 
-def test_a_step_that_would_not_get_its_least_time_is_left(call: Callable[..., ResultStore]) -> None:
+def test_a_step_without_enough_time_left_is_postponed(call: Callable[..., ResultStore]) -> None:
     long = step("long", least_s=60)
     store = call(step("short"), long, step("after", needs=("long",)))
     assert set(store.steps) == {"short"}
     assert call(step("short"), long).outcome("long") == "ok", "a call that begins with it has all the time there is"
 
 
-def test_results_before_a_cut_off_are_kept_and_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_results_before_an_interruption_are_kept_and_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     out = tmp_path / "out" / "a.json"
     code = f"""
 import json, pathlib, time
@@ -160,7 +158,7 @@ def test_results_of_another_machine_are_measured_again(call: Callable[..., Resul
     assert call(step("a", code, out=out)).steps["a"]["result"] == []
 
 
-def test_a_call_keeps_others_out_and_takes_its_step_along_when_it_is_killed(tmp_path: Path) -> None:
+def test_a_call_locks_out_others_and_its_step_dies_with_it(tmp_path: Path) -> None:
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(30)"
     code = f"""
 import sys
@@ -187,7 +185,7 @@ def test_results_of_a_killed_call_are_resumed(call: Callable[..., ResultStore], 
     assert call(step("a", code, out=tmp_path / "a.json")).outcome("a") == "ok"
 
 
-def test_products_are_removed_after_their_last_user_and_made_again_on_demand(
+def test_products_are_removed_after_their_last_user_and_rebuilt_on_demand(
     call: Callable[..., ResultStore], tmp_path: Path
 ) -> None:
     made = tmp_path / "work" / "a" / "bundle"
@@ -204,14 +202,14 @@ def test_products_are_removed_after_their_last_user_and_made_again_on_demand(
     assert times(tmp_path / "log") == 2, "nobody wants it any more"
 
 
-def test_leftovers_of_other_results_are_made_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_leftovers_of_other_results_are_rebuilt(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     made = tmp_path / "work" / "a" / "bundle"
     made.mkdir(parents=True)
     make = step("make", f"import os; os.mkdir({str(made)!r})", makes=made)
     assert call(make, step("use", needs=("make",))).outcome("make") == "ok"
 
 
-def test_results_are_whole_when_the_call_is_killed(tmp_path: Path) -> None:
+def test_results_are_complete_when_the_call_is_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
@@ -287,7 +285,7 @@ def loads(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_wheels_are_joined_over_two_loads(tmp_path: Path, loads: list[Path]) -> None:
+def test_wheels_are_joined_from_two_loads(tmp_path: Path, loads: list[Path]) -> None:
     target = tmp_path / "target"
     assert collect(loads[0], target) == ["big.whl: parts after 001 are still to come, or it is damaged"]
     assert collect(loads[1], target) == []
@@ -312,7 +310,7 @@ def test_a_damaged_part_is_reported(tmp_path: Path, loads: list[Path]) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("size", ["tiny", "full"])
-def test_every_step_is_a_command_we_have(tmp_path: Path, device: str, size: str) -> None:
+def test_every_step_is_an_existing_command(tmp_path: Path, device: str, size: str) -> None:
     steps = all_steps(GpuRun(tmp_path, device, size))
     assert len({step.name for step in steps}) == len(steps)
     made = [step.makes.parent for step in steps if step.makes]

@@ -19,15 +19,15 @@ class TestFolder:
         (finding,) = check_checkpoint(Question("build", str(folder)))
         return finding
 
-    def test_that_is_whole(self) -> None:
+    def test_a_complete_one_passes(self) -> None:
         assert self.look(TINY / "checkpoint").level == OK
 
-    def test_that_lacks_files(self, tmp_path: Path) -> None:
+    def test_missing_files_are_named(self, tmp_path: Path) -> None:
         finding = self.look(tmp_path)
         assert (finding.level, finding.stops) == (PROBLEM, ("build",)) and "it lacks model.safetensors" in finding.fact
         assert "pplex-export synth" in str(finding.advice)
 
-    def test_that_cannot_be_read_without_torch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_broken_torch_is_a_warning(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so')")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         finding = self.look(TINY / "checkpoint")

@@ -58,7 +58,7 @@ def test_engines_are_reported_from_their_build_record(engine_bundle: Bundle) -> 
     )
 
 
-def test_text_has_a_row_a_graph_and_its_layers(engine_bundle: Bundle) -> None:
+def test_text_has_one_row_per_graph_and_its_layers(engine_bundle: Bundle) -> None:
     text = report_bundle(engine_bundle.folder).to_text()
     assert "| mimi_decode | fp32      | tensorrt-rtx | tensorrt-rtx 1." in text and "rtx-4090 (sm_89)" in text
     assert "layers before the builder fuses them: ACTIVATION FLOAT" in text

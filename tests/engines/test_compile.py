@@ -59,7 +59,7 @@ def test_graph_builds_and_is_described(tiny_bundle: Bundle, tmp_path: Path, grap
 
 @pytest.mark.parametrize("weights", ["float16", "int8", "int4", "float8_e4m3fn"])
 @pytest.mark.parametrize("slots", [1, 8])
-def test_two_profiles_share_weights_as_narrow_as_written(tmp_path: Path, weights: str, slots: int) -> None:
+def test_two_profiles_share_weights_of_the_written_width(tmp_path: Path, weights: str, slots: int) -> None:
     nbytes = write_mlp(tmp_path / "mlp.onnx", weights)
     engine = compile_mlp(tmp_path / "mlp.onnx", slots)
     assert nbytes <= held_nbytes(engine) < 1.01 * nbytes
@@ -88,7 +88,7 @@ def test_widened_weights_are_refused(tmp_path: Path) -> None:
         compile_engine(tmp_path / "a.onnx", spec, 1, RTX_4090, 1, tmp_path / "a.engine")
 
 
-def test_scratch_of_priming_is_that_of_two_slots(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_priming_takes_the_scratch_memory_of_two_slots(tiny_bundle: Bundle, tmp_path: Path) -> None:
     def scratch(slots: int) -> int:
         out = tmp_path / f"{slots}.engine"
         compile_engine(tiny_bundle.graph_path("temporal"), tiny_bundle.specs["temporal"], 96, RTX_4090, slots, out)
@@ -110,14 +110,14 @@ def test_tf32_is_off_unless_asked_for(tmp_path: Path) -> None:
     assert engine(EngineOptions()) == engine(EngineOptions()) != engine(EngineOptions(tf32=True))
 
 
-def test_too_little_workspace_is_refused_in_the_librarys_words(tmp_path: Path) -> None:
+def test_too_little_workspace_is_refused_with_the_message_of_the_library(tmp_path: Path) -> None:
     write_mlp(tmp_path / "mlp.onnx", "float16")
     with pytest.raises(BuildError, match=r"cannot build mlp.onnx for sm_89: .*within workspace limit"):
         compile_mlp(tmp_path / "mlp.onnx", options=EngineOptions(workspace_mb=1))
     assert not (tmp_path / "mlp.engine").exists()
 
 
-def test_engines_for_another_architecture_or_none_are_other_engines(tmp_path: Path) -> None:
+def test_each_target_architecture_gives_another_engine(tmp_path: Path) -> None:
     write_mlp(tmp_path / "mlp.onnx", "float16")
 
     def engine(target: str | None) -> bytes:
@@ -140,7 +140,7 @@ def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:
         compile_mlp(tmp_path / "mlp.onnx", options=EngineOptions(optimization_level=5))
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     """The library goes on after a write that failed, and reports success."""
     write_mlp(tmp_path / "mlp.onnx", "float16")
     (tmp_path / "mlp.engine").symlink_to("/dev/full")
@@ -149,7 +149,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "mlp.engine").is_symlink()
 
 
-def test_a_damaged_graph_is_refused_with_the_parsers_words(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_damaged_graph_is_refused_with_the_message_of_the_parser(tiny_bundle: Bundle, tmp_path: Path) -> None:
     def break_it(graph: onnx.GraphProto) -> None:
         graph.node[0].op_type = "NoSuchOp"
 

@@ -54,7 +54,7 @@ def test_tensorrt_without_its_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         open_library(parse_gpu("h100"))
 
 
-def test_a_library_says_what_it_makes_engines_with() -> None:
+def test_a_library_names_itself_with_its_version() -> None:
     trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     library = open_library(parse_gpu("rtx-4090"))
     assert (library.made_with, str(library)) == (f"tensorrt-rtx {trt.__version__}", f"TensorRT-RTX {trt.__version__}")

@@ -156,7 +156,7 @@ def random_layer(kind: type[CausalConv] | type[TransposedConv], conv: Conv, rand
 
 
 @pytest.mark.parametrize("conv", CONVS, ids=lambda conv: f"k{conv.kernel}s{conv.stride}")
-def test_causal_convolution_is_one_over_left_padding(conv: Conv, random: torch.Generator) -> None:
+def test_causal_convolution_equals_one_with_left_padding(conv: Conv, random: torch.Generator) -> None:
     layer = random_layer(CausalConv, conv, random)
     x = torch.randn(SLOTS, conv.inputs, 12 * conv.stride, generator=random)
     y, _ = call(layer, x, new_state([conv]))
@@ -179,7 +179,7 @@ def test_downsampling_starts_with_its_first_sample_repeated(random: torch.Genera
 
 
 @pytest.mark.parametrize("conv", TRANSPOSED, ids=lambda conv: f"k{conv.kernel}s{conv.stride}")
-def test_transposed_convolution_is_one_cut_on_its_right(conv: Conv, random: torch.Generator) -> None:
+def test_transposed_convolution_equals_one_trimmed_on_the_right(conv: Conv, random: torch.Generator) -> None:
     layer = random_layer(TransposedConv, conv, random)
     x = torch.randn(SLOTS, conv.inputs, 12, generator=random)
     y, _ = call(layer, x, new_state([conv]))
@@ -221,7 +221,7 @@ def initial(graph: str, config: ModelConfig) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("graph", ["mimi_encode", "mimi_decode"])
-def test_slots_at_different_frames_do_not_touch_each_other(
+def test_slots_at_different_frames_are_independent(
     encoder: MimiEncoder, decoder: MimiDecoder, config: ModelConfig, random: torch.Generator, graph: str
 ) -> None:
     """Slot 1 starts five frames late and then skips every third one; past the ring's end for both."""

@@ -76,7 +76,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Exported:
     return Exported(spec, module, Engine(executor, device, SLOTS, {"C": CAPACITY}), steps)
 
 
-def test_graph_gives_what_its_module_gives(exported: Exported) -> None:
+def test_graph_equals_its_module(exported: Exported) -> None:
     spec, engine = exported.spec, exported.engine
     random = np.random.default_rng(0)
     inputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.inputs}

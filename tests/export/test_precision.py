@@ -65,7 +65,7 @@ def test_every_precision_gets_a_report_and_every_layer_keeps_its_tolerance(built
         assert report.passed
 
 
-def test_a_build_that_is_not_the_same_model_ends_with_1_and_is_kept(tmp_path: Path) -> None:
+def test_a_build_that_fails_its_tolerances_exits_with_1_and_is_kept(tmp_path: Path) -> None:
     """The tiny model's logits are so steep that int4 changes most of what it says."""
     out = tmp_path / "bundle"
     result = CliRunner().invoke(main, ["build", str(TINY / "checkpoint"), "--precision", "int4", "--out", str(out)])
@@ -89,7 +89,7 @@ def test_graph_builds_under_tensorrt_rtx(built: Build, tmp_path: Path, precision
 
 
 @pytest.mark.parametrize("precision", [*PRECISIONS, "mimi_encode=fp16,mimi_decode=fp16"])
-def test_files_hold_the_bytes_that_are_counted(built: Build, precision: str) -> None:
+def test_file_sizes_equal_the_counted_bytes(built: Build, precision: str) -> None:
     """Weights and scales, nothing widened or kept twice; constants of the traced code are less than 0.5 %."""
     bundle = built(precision)
     for graph, nbytes in weights_nbytes(bundle.config, bundle.precision).items():
@@ -98,7 +98,7 @@ def test_files_hold_the_bytes_that_are_counted(built: Build, precision: str) -> 
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
-def test_low_precision_is_standard_onnx(built: Build, precision: str) -> None:
+def test_low_precision_graphs_use_standard_onnx_only(built: Build, precision: str) -> None:
     for graph in LANGUAGE_GRAPHS:
         model = onnx.load(built(precision).graph_path(graph), load_external_data=False)
         matmuls = [node for node in model.graph.node if node.op_type == "MatMul"]
@@ -112,7 +112,7 @@ def test_low_precision_is_standard_onnx(built: Build, precision: str) -> None:
 
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
-def test_an_int4_file_holds_awqs_weights(built: Build, graph: str) -> None:
+def test_int4_file_holds_the_awq_weights(built: Build, graph: str) -> None:
     """Every norm and matrix in the file is the checkpoint's, folded, and rounded by what its folded input weighs."""
     bundle, checkpoint = built("int4"), open_checkpoint(TINY / "checkpoint")
     config, stored = bundle.config, storages(graph, bundle.config, bundle.precision)
@@ -145,14 +145,14 @@ def test_onnx_runtime_never_widens_blocked_weights(built: Build, tmp_path: Path,
     assert sum(node.op_type == "MatMulNBits" for node in nodes) == sum(weight.block >= 16 for weight in stored) > 0
 
 
-def test_the_codec_is_narrower_where_asked(built: Build, tmp_path: Path) -> None:
+def test_codec_can_be_built_in_fp16(built: Build, tmp_path: Path) -> None:
     bundle = built("mimi_encode=fp16,mimi_decode=fp16")
     for graph in ("mimi_encode", "mimi_decode"):
         assert {state.dtype for state in bundle.specs[graph].state} == {"float16", "int64"}
         compile_graph(bundle, graph, parse_gpu("rtx-4090"), tmp_path)
 
 
-def test_calibration_is_kept_with_the_bundle_and_can_be_used_again(built: Build, tmp_path: Path) -> None:
+def test_bundle_keeps_its_calibration_for_later_builds(built: Build, tmp_path: Path) -> None:
     first = built("int4")
     assert first.manifest["calibration"]["recordings"] == "synthetic speech"
     options = BuildOptions(precision=parse_precision("int4"), calibration=first.folder)

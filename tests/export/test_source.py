@@ -127,11 +127,11 @@ class TestFolder:
             resolve(tmp_path, "main")
 
     @pytest.mark.parametrize("name", ["", "/no/such", "no-such", "./a/b", "a/b/c", "a/b c", "../b", "a/..b", "a/b/"])
-    def test_neither_folder_nor_repository(self, name: str) -> None:
+    def test_a_name_of_neither_folder_nor_repository_is_refused(self, name: str) -> None:
         with pytest.raises(CheckpointError, match=f"^{re.escape(name)} is neither a folder nor a repository name"):
             resolve(name)
 
-    def test_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a/model.safetensors").touch()
         monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ class TestRepository:
         assert repo.sent() == set(NEEDED)
 
     @pytest.mark.parametrize("revision", ["main", COMMIT])
-    def test_revision(self, hub: Hub, repo: Repo, revision: str) -> None:
+    def test_a_revision_resolves_to_its_commit(self, hub: Hub, repo: Repo, revision: str) -> None:
         assert hub.ask(repo.name, revision)["revision"] == COMMIT
 
     def test_config_is_not_needed(self, hub: Hub, repo: Repo) -> None:
@@ -174,12 +174,12 @@ class TestRepository:
 
 
 class TestRefusals:
-    def test_licence_not_accepted_and_not_logged_in(self, hub: Hub, repo: Repo) -> None:
+    def test_an_unaccepted_licence_without_login_is_refused(self, hub: Hub, repo: Repo) -> None:
         repo.token = TOKEN
         advice = f"Accept its licence on {hub.url}/{repo.name}, then log in (hf auth login, or set HF_TOKEN)"
         assert advice in hub.ask(repo.name)["error"]
 
-    def test_licence_not_accepted(self, hub: Hub, repo: Repo) -> None:
+    def test_an_unaccepted_licence_is_refused(self, hub: Hub, repo: Repo) -> None:
         repo.licence_accepted = False
         assert "Accept its licence" in hub.ask(repo.name, token=TOKEN)["error"]
 

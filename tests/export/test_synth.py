@@ -153,7 +153,7 @@ def test_an_unknown_size_lists_the_choices(tmp_path: Path, size: str, depth_sets
         synthesize(tmp_path / "checkpoint", size, depth_sets=depth_sets)
 
 
-def test_codes_of_speech_are_lively(codes: Tensor) -> None:
+def test_codes_of_speech_vary(codes: Tensor) -> None:
     for signal in codes:
         assert min(len(codebook.unique()) for codebook in signal.T) >= 50
 
@@ -169,7 +169,7 @@ def test_decoded_codes_are_audible_and_bounded(checkpoint: Checkpoint, codes: Te
     assert (heard > 0.02).all()
 
 
-def test_all_codebooks_count_their_use(checkpoint: Checkpoint) -> None:
+def test_every_codebook_has_usage_counts(checkpoint: Checkpoint) -> None:
     books = [key.removesuffix("._initialized") for key in checkpoint.files if key.endswith("._initialized")]
     usage = torch.stack([checkpoint.read(f"{book}.cluster_usage") for book in books])
     assert len(books) == checkpoint.config.mimi.stored_codebooks
@@ -222,14 +222,14 @@ def test_tokenizer_has_a_piece_for_every_id_and_round_trips(tmp_path: Path, card
     assert all(isinstance(tokenizer.decode([i]), str) for i in range(card))
 
 
-def test_a_word_that_only_fills_the_tokenizer_is_never_encoded(tmp_path: Path) -> None:
+def test_filler_words_of_the_tokenizer_are_never_encoded(tmp_path: Path) -> None:
     tokenizer = _tokenizer(tmp_path, RELEASED.text_card)
     filler = tokenizer.id_to_piece(RELEASED.text_card - 1)
     assert tokenizer.is_unused(RELEASED.text_card - 1)
     assert RELEASED.text_card - 1 not in tokenizer.encode(filler.replace("▁", " "))
 
 
-def test_the_released_voices_are_there(checkpoint: Checkpoint, voices: dict[str, dict[str, Tensor]]) -> None:
+def test_has_the_voices_of_the_released_model(checkpoint: Checkpoint, voices: dict[str, dict[str, Tensor]]) -> None:
     assert sorted(voices) == sorted(f"voices/{name}.pt" for name in VOICE_NAMES) and len(voices) == 18
     config = checkpoint.config
     limits = torch.tensor(config.initial_tokens)[:, None]

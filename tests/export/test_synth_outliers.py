@@ -44,7 +44,7 @@ def test_readers_have_light_columns(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["transformer.layers.1.norm1.alpha", "depformer.layers.0.gating.3.linear_in.weight"])
-def test_the_rest_is_left_alone(key: str) -> None:
+def test_other_tensors_are_unchanged(key: str) -> None:
     assert (planted(key, (30, DIM), 5) == 1).all()
 
 

@@ -79,7 +79,7 @@ def test_every_file_of_the_folder_is_hashed(folder: Path) -> None:
     assert set(open_bundle(folder).manifest["files"]) == set(HASHED_FILES)
 
 
-def test_a_copy_elsewhere_opens_and_equals_the_original(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_copied_folder_opens_and_equals_the_original(tiny_bundle: Bundle, tmp_path: Path) -> None:
     copy = open_bundle(shutil.copytree(tiny_bundle.folder, tmp_path / "elsewhere"))
     assert (copy.config, copy.manifest) == (tiny_bundle.config, tiny_bundle.manifest)
     assert all(copy.graph_path(graph).parent == copy.folder for graph in GRAPH_NAMES)
@@ -233,6 +233,6 @@ def test_compiled_kernels_are_not_files_of_the_bundle(folder: Path) -> None:
     assert not is_bundle(folder)
 
 
-def test_a_file_called_caches_belongs_to_the_user(folder: Path) -> None:
+def test_a_file_called_caches_is_not_ours(folder: Path) -> None:
     (folder / "caches").write_text("mine")
     assert not is_bundle(folder)

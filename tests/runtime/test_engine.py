@@ -271,7 +271,7 @@ def test_a_call_keeps_its_buffers_alive(stages: Stages) -> None:
 @pytest.mark.parametrize(
     "pcm", [np.zeros((1, 1, 1920)), np.zeros((1, 1, 3840), np.float32)[..., ::2]], ids=["float64", "strided"]
 )
-def test_buffer_that_cannot_be_bound_is_our_mistake(stages: Stages, pcm: Array) -> None:
+def test_a_buffer_that_cannot_be_bound_raises(stages: Stages, pcm: Array) -> None:
     tensors = {"pcm": pcm, "active": np.ones(1, np.bool_), "codes": np.zeros((1, 8), np.int64)}
     with pytest.raises(AssertionError):
         stages.engines["mimi_encode"].bind(bound(tensors), 0, 1)

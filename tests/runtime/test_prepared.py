@@ -102,7 +102,7 @@ def no_model(graph: PreparedGraph) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_short, half_written, empty, no_model])
-def test_a_damaged_cache_is_made_again(folder: Path, damage: Damage) -> None:
+def test_a_damaged_cache_is_rebuilt(folder: Path, damage: Damage) -> None:
     expected = conversation(folder)
     temporal = kept(folder)["temporal"]
     size = temporal.weights.stat().st_size
@@ -111,7 +111,7 @@ def test_a_damaged_cache_is_made_again(folder: Path, damage: Damage) -> None:
     assert temporal.is_there and temporal.weights.stat().st_size == size
 
 
-def test_other_files_and_versions_are_prepared_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_files_and_versions_are_prepared_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = conversation(folder)
     before = kept(folder)["temporal"]
     os.utime(folder / "temporal.data", ns=(time.time_ns(), time.time_ns()))
@@ -125,7 +125,7 @@ def test_other_files_and_versions_are_prepared_again(folder: Path, monkeypatch: 
     assert len(list((folder / "caches").iterdir())) == 4, "a folder that several machines share serves them all"
 
 
-def test_a_bundle_that_cannot_be_written_to_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_bundle_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = conversation(folder)
     shutil.rmtree(folder / "caches")
 
@@ -137,7 +137,7 @@ def test_a_bundle_that_cannot_be_written_to_runs(folder: Path, monkeypatch: pyte
     assert not (folder / "caches").exists()
 
 
-def test_a_full_disk_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_cached_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(prepared.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     conversation(folder)

@@ -114,7 +114,7 @@ def test_the_same_recording_under_another_name_is_the_same_voice(one: Runtime, t
         assert talk(session, PCM[0, :5]) == expected
 
 
-def test_prompts_are_kept_up_to_a_limit_of_bytes(tiny_bundle: Bundle) -> None:
+def test_prompts_are_cached_up_to_a_limit_in_bytes(tiny_bundle: Bundle) -> None:
     with small_runtime(tiny_bundle, prefix_bytes=0).open(None, [5] * 10, seed=0) as session:
         ring = session.runtime.stages.engines["temporal"].save(session.row, 21)
     nbytes = sum(array.nbytes for array in ring.values())
@@ -134,7 +134,7 @@ def test_prompts_are_kept_up_to_a_limit_of_bytes(tiny_bundle: Bundle) -> None:
     assert [is_copied(almost_two, token) for token in (5, 6, 6, 5)] == [False, False, True, False]
 
 
-def test_no_prompt_is_cached_without_room(uncached: Runtime, one: Runtime) -> None:
+def test_a_cache_of_zero_bytes_caches_nothing(uncached: Runtime, one: Runtime) -> None:
     with one.open("VARF2", PERSONA, seed=7) as session:
         expected = talk(session, PCM[0, :5])
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_no_prompt_is_cached_without_room(uncached: Runtime, one: Runtime) -> No
             np.testing.assert_array_equal(talk(session, PCM[0, :5]).tokens, expected.tokens)
 
 
-def test_a_prompt_too_large_for_the_cache_drops_no_other(tiny_bundle: Bundle) -> None:
+def test_a_prompt_too_large_for_the_cache_evicts_no_other(tiny_bundle: Bundle) -> None:
     def chunks_of(runtime: Runtime, persona: list[int]) -> int:
         session, chunks = finish(runtime.begin(None, persona, seed=0))
         session.close()
@@ -176,7 +176,7 @@ def test_an_opening_closed_early_frees_its_slot(
         assert session.row == 0
 
 
-def test_an_opening_that_was_never_started_takes_no_slot(one: Runtime) -> None:
+def test_an_unstarted_opening_takes_no_slot(one: Runtime) -> None:
     opening = one.begin("NATF0")
     with one.open("NATF0") as session:
         assert session.row == 0
@@ -189,7 +189,7 @@ def test_unknown_voice_is_refused_with_the_known_ones(only: Runtime, voice: str)
         only.open(voice)
 
 
-def test_unusable_recordings_of_a_voice(only: Runtime, tmp_path: Path) -> None:
+def test_unusable_voice_recordings_are_refused(only: Runtime, tmp_path: Path) -> None:
     loud = np.random.default_rng(0).normal(0, 0.1, 24_000 * 10)
     soundfile.write(tmp_path / "short.wav", loud[:1000], 24_000)
     soundfile.write(tmp_path / "silent.wav", loud * 0, 24_000)

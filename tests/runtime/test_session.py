@@ -221,7 +221,7 @@ def test_opening_others_between_the_frames_changes_nothing(uncached: Runtime, mo
             assert heard(got) == talk(session, PCM[i, : len(got)]), asked[i]
 
 
-def test_no_slot_is_left(one: Runtime, eight: Runtime) -> None:
+def test_opening_without_a_free_slot_is_refused(one: Runtime, eight: Runtime) -> None:
     with one.open(seed=0), pytest.raises(SlotError, match=r"All 1 slots are taken\. Close a session"):
         one.open(seed=0)
     with ExitStack() as stack:

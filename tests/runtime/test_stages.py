@@ -86,13 +86,13 @@ def conversation(runtime: Runtime) -> list[tuple[int, list[int], bytes, str]]:
     return said
 
 
-def test_golden_suite(place: Place, tiny_bundle: Bundle) -> None:
+def test_golden_checks_pass_on_every_backend(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     checks = list(check_golden(bundle, TINY, backend))
     assert len(checks) == 14 and all(check.passed for check in checks), checks
 
 
-def test_conversations_are_those_of_the_host(place: Place, tiny_bundle: Bundle) -> None:
+def test_conversations_equal_those_on_the_host(place: Place, tiny_bundle: Bundle) -> None:
     expected = conversation(Runtime(tiny_bundle, SLOTS, threads=1, device="cpu"))
     bundle, backend = place(tiny_bundle)
     assert conversation(Runtime(bundle, SLOTS, device=backend)) == expected
@@ -143,7 +143,7 @@ def test_a_saved_prompt_is_uploaded_again(place: Place, tiny_bundle: Bundle) -> 
         RELEASED.delays,
     ],
 )
-def test_the_decoder_is_given_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
+def test_decoder_gets_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
     """For any delays the decoder gets the codes of the reply, from the first frame on."""
     bundle = replace(tiny_bundle, config=replace(tiny_bundle.config, delays=delays))
     for device in (QueueDevice(), HostDevice()):
@@ -173,7 +173,7 @@ def test_ring_lengths_waste_a_third_at_most(capacity: int) -> None:
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_growing_rings_are_the_golden_ones(place: Place, tiny_bundle: Bundle) -> None:
+def test_growing_rings_pass_the_golden_checks(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     checks = list(check_golden(bundle, TINY, backend))
     assert len(checks) == 14 and all(check.passed for check in checks), checks
@@ -193,7 +193,7 @@ def test_growing_rings_change_no_token(tiny_bundle: Bundle, place: Place, monkey
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_rings_are_as_long_as_the_longest_conversation(tiny_bundle: Bundle) -> None:
+def test_rings_grow_with_the_longest_conversation(tiny_bundle: Bundle) -> None:
     runtime = Runtime(tiny_bundle, 3, threads=1, device="cpu")
     capacity = tiny_bundle.config.temporal.capacity
 
@@ -221,7 +221,7 @@ def test_rings_are_as_long_as_the_longest_conversation(tiny_bundle: Bundle) -> N
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_a_cached_prompt_makes_room(tiny_bundle: Bundle) -> None:
+def test_a_cached_prompt_lengthens_the_rings(tiny_bundle: Bundle) -> None:
     runtime, persona = Runtime(tiny_bundle, 1, threads=1, device="cpu"), list(range(4, 40))
     said = []
     for _ in range(2):
@@ -232,7 +232,7 @@ def test_a_cached_prompt_makes_room(tiny_bundle: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_rings_stay_as_they_are_without_memory(tiny_bundle: Bundle) -> None:
+def test_rings_do_not_grow_without_memory(tiny_bundle: Bundle) -> None:
     """The conversation that needs longer rings fails, and the others go on."""
     device = FullDevice()
     runtime = Runtime(tiny_bundle, 2, device=host_backend(device, threads=1))
@@ -265,7 +265,7 @@ def conversation_of(session: Session) -> list[list[int]]:
     return [session.step_codes(codes).tolist() for codes in CODES[1, :20]]
 
 
-def test_slots_take_memory_when_they_are_written() -> None:
+def test_slots_take_memory_on_their_first_write() -> None:
     """Pages are small: the first step of every conversation would touch all pages of 2 MB."""
     buffer = HostDevice().zeros((64, 1 << 20), "float32")  # 256 MB
     before = resident_nbytes()
@@ -279,7 +279,7 @@ def resident_nbytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_seconds_are_by_graph_on_the_host_only(tiny_bundle: Bundle) -> None:
+def test_seconds_per_graph_are_measured_on_the_host_only(tiny_bundle: Bundle) -> None:
     for device, names in ((HostDevice(), set(tiny_bundle.specs)), (QueueDevice(), {"device"})):
         runtime = Runtime(tiny_bundle, 1, device=host_backend(device, threads=1))
         before = dict(runtime.stages.seconds)

@@ -35,7 +35,7 @@ PUBLIC = {"Origin": "https://voice.example"}
         },
     ],
 )
-def test_a_page_behind_a_trusted_proxy_is_our_own(behind: Running, headers: dict[str, str]) -> None:
+def test_a_page_behind_a_trusted_proxy_has_our_origin(behind: Running, headers: dict[str, str]) -> None:
     assert ask(behind, "/api/chat", {**PUBLIC, **headers}, method="POST")[0] == 204
 
 
@@ -47,7 +47,7 @@ def test_a_page_behind_a_trusted_proxy_is_our_own(behind: Running, headers: dict
         ({"Host": "localhost", "X-Forwarded-Host": "other.example"}, "'localhost' or 'other.example'"),
     ],
 )
-def test_a_refusal_says_what_was_compared_and_is_logged(behind: Running, headers: dict[str, str], reached: str) -> None:
+def test_a_refusal_names_both_origins_and_is_logged(behind: Running, headers: dict[str, str], reached: str) -> None:
     status, reason, _ = ask(behind, "/api/chat", {**PUBLIC, **headers}, method="POST")
     assert status == 403
     assert f"The page comes from 'https://voice.example', and this server was reached as {reached}." in reason
@@ -56,12 +56,12 @@ def test_a_refusal_says_what_was_compared_and_is_logged(behind: Running, headers
     assert (logged["status"], logged["origin"], logged["host"]) == (403, "https://voice.example", headers["Host"])
 
 
-def test_a_request_without_a_host_is_refused_in_words(behind: Running) -> None:
+def test_a_request_without_a_host_is_refused_with_a_reason(behind: Running) -> None:
     answer = raw(behind, b"POST /api/chat HTTP/1.0\r\nOrigin: https://voice.example\r\n\r\n")
     assert b" 403 " in answer and b"an address without a Host header" in answer
 
 
-def test_nobody_else_is_believed_about_the_host(server: Running) -> None:
+def test_forwarded_host_of_an_untrusted_peer_is_ignored(server: Running) -> None:
     forged = {**PUBLIC, "X-Forwarded-Host": "voice.example"}
     assert ask(server, "/api/chat", forged, method="POST")[0] == 403
 
@@ -95,7 +95,7 @@ def test_a_page_can_ask_why_it_would_be_refused(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("letter", ["あ", "é", "😀", "a"])
-def test_a_persona_of_two_thousand_characters_of_any_script_arrives(server: Running, letter: str) -> None:
+def test_a_persona_of_2000_characters_in_any_script_arrives(server: Running, letter: str) -> None:
     """Whether the model has room for it is said in words: no parser stands before them."""
     status, reason, _ = ask(server, f"/api/chat?text_prompt={urllib.parse.quote(letter * 2000)}", method="POST")
     assert status == 204 or (status == 400 and "persona" in reason), reason
@@ -115,7 +115,7 @@ def test_a_persona_of_two_thousand_characters_of_any_script_arrives(server: Runn
     ],
     ids=["address", "cookie", "header", "no HTTP"],
 )
-def test_what_cannot_be_parsed_is_refused_in_our_words(
+def test_an_unparsable_request_is_refused_with_our_message(
     server: Running, request_bytes: bytes, status: int, words: bytes
 ) -> None:
     before = server.metric(f'pplex_refused_total{{status="{status}"}}')

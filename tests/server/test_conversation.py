@@ -15,7 +15,7 @@ from pplex.server.ogg import PageReader
 from pplex.server.opus import PacketEncoder, PacketPages
 
 
-def test_a_conversation_is_the_runtimes(server: Running, alone: Runtime) -> None:
+def test_a_conversation_equals_that_of_the_runtime(server: Running, alone: Runtime) -> None:
     user = speech(25)
 
     async def converse() -> Caller:
@@ -35,7 +35,7 @@ def test_a_conversation_is_the_runtimes(server: Running, alone: Runtime) -> None
     assert (facts["sample_rate"], facts["frame_size"], facts["ignored"]) == (24_000, FRAME, [])
 
 
-def test_samples_of_16_bits(server: Running, alone: Runtime) -> None:
+def test_s16_conversation_equals_that_of_the_runtime(server: Running, alone: Runtime) -> None:
     user = np.rint(speech(8) * 32767).astype("<i2")
 
     async def converse() -> np.ndarray:
@@ -69,7 +69,7 @@ OFFICIAL = {  # what the reference's web client sends
 }
 
 
-def test_the_official_client(server: Running) -> None:
+def test_official_client_gets_one_page_per_frame(server: Running) -> None:
     """It sends two headers and pages of two packets, and joins late: its decoder skips pages 0 and 1 and joins none."""
     user = speech(26).ravel()
 
@@ -106,7 +106,7 @@ def test_the_official_client(server: Running) -> None:
     assert samples == [3840] * 20  # a packet of 80 ms a page: some clients decode only the first one
 
 
-def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve, tiny_bundle: Bundle) -> None:
+def test_eight_clients_at_once_get_their_own_conversations(serve: Serve, tiny_bundle: Bundle) -> None:
     """Eight at once, joining 50 ms apart, each with another voice, persona and seed; two of them with the same."""
     user = speech(20)
     wishes = [(("NATF0", "NATM1", "VARF2")[i % 3], f"You like {i}.", i) for i in range(7)]
@@ -130,7 +130,7 @@ def test_everyone_gets_their_own_conversation_whoever_else_is_there(serve: Serve
         assert caller.text == text
 
 
-def test_what_is_said_while_priming_is_heard_and_answered_without_a_burst(server: Running, alone: Runtime) -> None:
+def test_audio_sent_while_priming_is_answered_without_a_burst(server: Running, alone: Runtime) -> None:
     """The first six frames come with the request, before any priming can have begun."""
     user = speech(12)
     said = [frame(b"\1" + pcm.astype("<f4").tobytes()) for pcm in user]

@@ -30,7 +30,7 @@ class ByHand:
             self.waiting.popleft()()
 
 
-def test_many_messages_at_once_do_not_keep_others_from_being_heard() -> None:
+def test_a_burst_of_messages_does_not_block_other_clients() -> None:
     heard: list[str] = []
 
     async def listen() -> None:

@@ -52,7 +52,7 @@ def test_a_broken_rule_closes_that_connection_only(target: Running, unharmed: np
 
 
 @pytest.mark.parametrize("opcode", [9, 10, 0], ids=["pings", "pongs", "fragments"])
-def test_a_flood_below_the_protocol_is_cut_off(opcode: int, target: Running, unharmed: np.ndarray) -> None:
+def test_a_flood_of_control_frames_and_fragments_is_cut_off(opcode: int, target: Running, unharmed: np.ndarray) -> None:
     """Frames of which WebSocket libraries make no message: nobody but us would count them."""
     flood = frame(b"", opcode, fin=opcode != 0) * 20_000
 
@@ -73,7 +73,7 @@ def test_a_flood_below_the_protocol_is_cut_off(opcode: int, target: Running, unh
     attacked(target, unharmed, attack)
 
 
-def test_samples_above_full_scale_are_heard(target: Running, unharmed: np.ndarray) -> None:
+def test_samples_above_full_scale_are_accepted(target: Running, unharmed: np.ndarray) -> None:
     async def attack() -> None:
         async with call(target.url) as caller:
             await caller.handshake()
@@ -96,7 +96,7 @@ def test_audio_faster_than_real_time_is_dropped(target: Running, unharmed: np.nd
     attacked(target, unharmed, attack)
 
 
-def test_damaged_ogg_and_opus(target: Running, unharmed: np.ndarray) -> None:
+def test_damaged_ogg_and_opus_do_no_harm(target: Running, unharmed: np.ndarray) -> None:
     """Garbage in every message, then a good stream, which is answered."""
     sender = OpusSender()
     pages = [page for pcm in speech(12) for page in sender.frame(pcm)]
@@ -128,7 +128,7 @@ def test_damaged_ogg_and_opus(target: Running, unharmed: np.ndarray) -> None:
     assert target.metric("pplex_bad_audio_total") > 10
 
 
-def test_the_decompression_bomb(target: Running, unharmed: np.ndarray) -> None:
+def test_a_decompression_bomb_is_dropped(target: Running, unharmed: np.ndarray) -> None:
     """Packets of two bytes that say they last 120 ms: 40 minutes in 64 KiB, five times."""
     writer = PageWriter(1)
     headers = writer.page([OpusHead(312, 24_000).packet()]) + writer.page([tags_packet()])
@@ -146,7 +146,7 @@ def test_the_decompression_bomb(target: Running, unharmed: np.ndarray) -> None:
     attacked(target, unharmed, attack)
 
 
-def test_any_frames_below_the_protocol(target: Running, unharmed: np.ndarray) -> None:
+def test_invalid_websocket_frames_do_no_harm(target: Running, unharmed: np.ndarray) -> None:
     """WebSocket frames that no library would send: fragments, reserved bits, no mask, control frames that are too long."""
     attacks = [
         frame(b"\1abcd", fin=False) * 3,
@@ -169,7 +169,7 @@ def test_any_frames_below_the_protocol(target: Running, unharmed: np.ndarray) ->
     attacked(target, unharmed, attack)
 
 
-def test_a_reader_that_stops_is_dropped(target: Running, unharmed: np.ndarray) -> None:
+def test_a_client_that_stops_reading_is_dropped(target: Running, unharmed: np.ndarray) -> None:
     """It goes on talking, and takes nothing: its outbox is bounded."""
     before = target.metric('pplex_partings_total{cause="slow"}') + target.metric('pplex_partings_total{cause="lost"}')
 
@@ -186,7 +186,7 @@ def test_a_reader_that_stops_is_dropped(target: Running, unharmed: np.ndarray) -
     assert after > before
 
 
-def test_a_silent_peer_is_noticed(target: Running, unharmed: np.ndarray) -> None:
+def test_a_client_that_answers_no_ping_is_dropped(target: Running, unharmed: np.ndarray) -> None:
     """Half-open: it neither closes nor answers pings."""
     before = target.metric('pplex_partings_total{cause="lost"}')
 

@@ -16,7 +16,7 @@ from callers import frame, run, upgrade
 from serving import Running, Serve
 
 
-def test_a_request_a_byte_at_a_time_is_cut_off(target: Running, unharmed: np.ndarray) -> None:
+def test_a_request_sent_byte_by_byte_is_cut_off(target: Running, unharmed: np.ndarray) -> None:
     async def attack(start: bytes) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
         writer.write(start)
@@ -85,7 +85,7 @@ asyncio.run(main())
 """
 
 
-def test_a_client_that_is_killed_in_the_middle_of_a_frame(target: Running, unharmed: np.ndarray) -> None:
+def test_a_client_killed_in_the_middle_of_a_frame_does_no_harm(target: Running, unharmed: np.ndarray) -> None:
     async def attack() -> None:
         tests = str(Path(__file__).parents[1])
         arguments = [sys.executable, "-c", CALLER, target.url, tests]
@@ -134,7 +134,7 @@ def test_ten_thousand_connections_leave_nothing_behind(target: Running, unharmed
     attacked(target, unharmed, lambda: asyncio.sleep(0))
 
 
-def test_there_is_a_limit_to_connections(serve: Serve, unharmed: np.ndarray) -> None:
+def test_connections_are_limited(serve: Serve, unharmed: np.ndarray) -> None:
     async def attack() -> None:
         opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(200)]
         await asyncio.sleep(0.2)
@@ -148,7 +148,7 @@ def test_there_is_a_limit_to_connections(serve: Serve, unharmed: np.ndarray) -> 
         assert server.metric('pplex_connections_cut_total{reason="full"}') > 100
 
 
-def test_tls(serve: Serve, unharmed: np.ndarray) -> None:
+def test_tls_port_survives_anything_that_is_not_tls(serve: Serve, unharmed: np.ndarray) -> None:
     """Plain HTTP, garbage and a handshake that never ends on the TLS port; a conversation over TLS meanwhile."""
 
     async def attack() -> None:

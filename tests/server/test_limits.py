@@ -7,7 +7,7 @@ from callers import FRAME_S, Caller, call, run, speech
 from serving import Running, Serve
 
 
-def test_late_audio_is_dropped_told_and_counted(serve: Serve) -> None:
+def test_late_audio_is_dropped_reported_and_counted(serve: Serve) -> None:
     async def visit(url: str) -> Caller:
         async with call(url) as caller:
             await caller.handshake()
@@ -25,7 +25,7 @@ def test_late_audio_is_dropped_told_and_counted(serve: Serve) -> None:
         assert server.metric('pplex_dropped_frames_total{reason="backlog"}') == dropped
 
 
-def test_an_idle_client_is_closed_and_a_long_conversation_ended(serve: Serve) -> None:
+def test_an_idle_client_and_a_long_conversation_are_closed(serve: Serve) -> None:
     async def idle(url: str) -> None:
         async with call(url) as caller:
             await caller.handshake()
@@ -59,7 +59,7 @@ def test_an_idle_client_is_closed_and_a_long_conversation_ended(serve: Serve) ->
         run(both(server.url))
 
 
-def test_who_leaves_while_priming_frees_the_slot(server: Running) -> None:
+def test_leaving_while_priming_frees_the_slot(server: Running) -> None:
     async def visit() -> None:
         for i in range(5):
             async with call(server.url, text_prompt=f"Go {i}. " * 5) as caller:

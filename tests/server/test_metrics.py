@@ -4,7 +4,7 @@ from callers import FRAME, call, run, speech
 from serving import Serve
 
 
-def test_metrics(serve: Serve) -> None:
+def test_metrics_count_a_conversation(serve: Serve) -> None:
     async def visit(url: str) -> None:
         async with call(url) as caller:
             await (await caller.handshake()).talk(speech(10))
@@ -26,7 +26,7 @@ def test_metrics(serve: Serve) -> None:
         assert server.metric("pplex_event_loop_lag_seconds_count") > 10
 
 
-def test_the_log_has_conversations_and_no_prompts_unless_asked(serve: Serve) -> None:
+def test_log_has_conversations_and_prompts_only_on_request(serve: Serve) -> None:
     async def visit(url: str) -> str:
         async with call(url, text_prompt="My secret name is Zebedee.") as caller:
             await (await caller.handshake()).talk(speech(2))

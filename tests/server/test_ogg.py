@@ -31,7 +31,7 @@ def slow_crc(data: bytes) -> int:
 
 
 @given(random_data)
-def test_checksum_is_that_of_the_standard(data: bytes) -> None:
+def test_checksum_equals_that_of_the_standard(data: bytes) -> None:
     assert ogg.checksum(data) == slow_crc(data).to_bytes(4, "little")
 
 
@@ -42,18 +42,18 @@ def test_headers_are_pages_0_and_1_and_audio_starts_at_2() -> None:
     assert [header[5] for header in headers] == [0, 1, 2, 3]
 
 
-def test_last_page_says_so() -> None:
+def test_last_page_is_marked() -> None:
     writer = PageWriter(SERIAL)
     writer.page([HEAD.packet()])
     assert ogg.HEADER.unpack_from(writer.page([packet(0)], 960, last=True))[2] == LAST
 
 
-def test_a_page_of_more_than_255_segments_is_our_mistake() -> None:
+def test_a_page_of_more_than_255_segments_raises() -> None:
     with pytest.raises(AssertionError, match="256 segments"):
         PageWriter(SERIAL).page([b""] * 256)
 
 
-def test_head_and_audio_are_given_out_and_tags_are_not() -> None:
+def test_reader_returns_head_and_audio_but_not_tags() -> None:
     reader = PageReader()
     assert reader.push(b"".join(stream(2))) == [HEAD, *packets_of(0, 1)]
     assert (reader.bad_pages, reader.skipped_bytes, kept(reader)) == (0, 0, 0)
@@ -67,7 +67,7 @@ def test_packets_of_any_size_come_back(sizes: list[int]) -> None:
 
 
 @given(st.lists(st.integers(0, 2000)), likely_data)
-def test_any_division_gives_the_same(cuts: list[int], garbage: bytes) -> None:
+def test_any_division_gives_the_same_packets(cuts: list[int], garbage: bytes) -> None:
     pages = stream(3)
     data = b"".join([*pages[:3], garbage, *pages[3:]])
     whole, parts = PageReader(), PageReader()
@@ -76,13 +76,13 @@ def test_any_division_gives_the_same(cuts: list[int], garbage: bytes) -> None:
     assert (parts.bad_pages, parts.skipped_bytes) == (whole.bad_pages, whole.skipped_bytes)
 
 
-def test_byte_by_byte_gives_the_same() -> None:
+def test_byte_by_byte_gives_the_same_packets() -> None:
     reader, data = PageReader(), b"".join(stream(2))
     assert [item for byte in data for item in reader.push(bytes([byte]))] == [HEAD, *packets_of(0, 1)]
 
 
 @given(st.integers(0, 700))
-def test_a_stream_begun_in_its_middle_is_read_from_its_next_page(start: int) -> None:
+def test_a_stream_joined_late_is_read_from_its_next_page(start: int) -> None:
     pages = stream(4)[2:]
     assert len(pages[0]) > 500
     missed = -(-start // len(pages[0]))
@@ -94,7 +94,7 @@ def test_a_packet_over_several_pages_is_joined() -> None:
     assert PageReader().push(b"".join(continued(9, pieces))) == [b"".join(pieces)]
 
 
-def test_a_packet_that_begins_where_a_lost_one_ends_is_joined() -> None:
+def test_a_packet_that_begins_after_a_lost_one_is_joined() -> None:
     pages = [
         build_page(CONTINUED, 0, SERIAL, 4, b"\x78\xff", packet(0) + packet(1, 255)),
         build_page(CONTINUED, 0, SERIAL, 5, b"\x78", packet(2)),
@@ -102,7 +102,7 @@ def test_a_packet_that_begins_where_a_lost_one_ends_is_joined() -> None:
     assert PageReader().push(b"".join(pages)) == [packet(1, 255) + packet(2)]
 
 
-def test_page_numbers_go_round() -> None:
+def test_page_numbers_wrap_around() -> None:
     first, second = (packet(i, 255) for i in range(2))
     pages = [
         build_page(0, 0, SERIAL, 0xFFFFFFFF, b"\xff", first),
@@ -111,23 +111,23 @@ def test_page_numbers_go_round() -> None:
     assert PageReader().push(b"".join(pages)) == [first + second]
 
 
-def test_long_tags_over_several_pages_are_no_audio() -> None:
+def test_long_tags_over_several_pages_are_not_audio() -> None:
     pages = continued(1, [tags_packet() + bytes(510 - len(tags_packet())), packet(1)])
     assert PageReader().push(stream(0)[0] + b"".join(pages)) == [HEAD]
 
 
-def test_a_new_stream_is_followed_and_the_old_one_is_not_any_more() -> None:
+def test_a_new_stream_replaces_the_old_one() -> None:
     old, new, reader = stream(3), stream(2, SERIAL + 1), PageReader()
     data = [*old[:3], *new[:2], old[3], new[2], old[4], new[3]]
     assert reader.push(b"".join(data)) == [HEAD, *packets_of(0), HEAD, *packets_of(0, 1)]
     assert reader.skipped_bytes == 0
 
 
-def test_a_stream_that_begins_again_under_its_number_is_a_new_one() -> None:
+def test_a_restarted_stream_with_the_same_number_is_new() -> None:
     assert PageReader().push(b"".join(stream(1) * 2)) == [HEAD, *packets_of(0)] * 2
 
 
-def test_another_codecs_stream_is_never_followed() -> None:
+def test_a_stream_of_another_codec_is_ignored() -> None:
     vorbis = PageWriter(5)
     first, second = vorbis.page([b"\1vorbis" + bytes(23)]), vorbis.page([packet(0)])
     pages = stream(1)
@@ -135,13 +135,13 @@ def test_another_codecs_stream_is_never_followed() -> None:
     assert PageReader().push(b"".join([pages[0], first, second, *pages[1:]])) == [HEAD, *packets_of(0)]
 
 
-def test_after_a_streams_end_the_next_is_followed_though_its_beginning_is_lost() -> None:
+def test_next_stream_is_read_after_an_end_even_without_its_headers() -> None:
     ended = build_page(LAST, 0, SERIAL, 2, lacing_of([packet(9)]), packet(9))
     data = b"".join([*stream(0), ended, *stream(1, SERIAL + 1)[2:]])
     assert PageReader().push(data) == [HEAD, packet(9), *packets_of(0)]
 
 
-def test_a_heads_fields_come_back() -> None:
+def test_head_fields_round_trip() -> None:
     for head in (HEAD, OpusHead(0, 48_000, 2), OpusHead(65535, 0)):
         assert OpusHead.parse(head.packet()) == head
 

@@ -18,7 +18,7 @@ from pplex.server.ogg import (
 
 
 @given(st.integers(0, 510), st.integers(1, 255))
-def test_a_damaged_byte_loses_its_page_only_and_at_once(at: int, change: int) -> None:
+def test_a_damaged_byte_loses_only_its_page(at: int, change: int) -> None:
     pages, reader = stream(3), PageReader()
     damaged = bytearray(pages[3])
     damaged[at] ^= change
@@ -28,7 +28,7 @@ def test_a_damaged_byte_loses_its_page_only_and_at_once(at: int, change: int) ->
     assert reader.bad_pages == 1 or at < len(ogg.MARK)
 
 
-def test_a_page_whose_end_is_lost_does_not_take_the_next_one_along() -> None:
+def test_a_truncated_page_does_not_lose_the_next_one() -> None:
     pages, reader = stream(3), PageReader()
     reader.push(b"".join(pages[:3]) + pages[3][:300])
     assert reader.push(pages[4]) == packets_of(2)
@@ -36,25 +36,25 @@ def test_a_page_whose_end_is_lost_does_not_take_the_next_one_along() -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"OggS", b"Ogg", b"OggS\0", b"OggSOggS\0OggOggS", b"\xff" * 5000])
-def test_garbage_between_pages_loses_none(garbage: bytes) -> None:
+def test_garbage_between_pages_loses_no_page(garbage: bytes) -> None:
     reader = PageReader()
     assert reader.push(garbage.join([b"", *stream(3)])) == [HEAD, *packets_of(0, 1, 2)]
     assert reader.skipped_bytes == 5 * len(garbage)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_packet_with_a_part_lost_is_dropped_and_the_next_one_is_not(lost: int) -> None:
+def test_a_packet_with_a_lost_part_is_dropped_and_the_next_is_read(lost: int) -> None:
     pages = continued(9, [packet(0, 510), packet(1, 255), packet(2, 300)])
     after = build_page(0, 0, SERIAL, 12, lacing_of([packet(3)]), packet(3))
     assert PageReader().push(b"".join([*pages[:lost], *pages[lost + 1 :], after])) == [packet(3)]
 
 
-def test_a_packet_that_was_never_finished_is_dropped() -> None:
+def test_an_unfinished_packet_is_dropped() -> None:
     begun = continued(9, [packet(0, 510), packet(1)])[0]
     assert PageReader().push(begun + build_page(0, 0, SERIAL, 10, lacing_of([packet(3)]), packet(3))) == [packet(3)]
 
 
-def test_an_endless_packet_is_dropped_and_not_kept() -> None:
+def test_an_endless_packet_is_not_buffered() -> None:
     reader, found = PageReader(), []
     for sequence in range(20):
         found += reader.push(build_page(CONTINUED if sequence else 0, 0, SERIAL, sequence, b"\xff" * 255, bytes(65025)))
@@ -75,7 +75,7 @@ def test_an_endless_packet_is_dropped_and_not_kept() -> None:
         HEAD.packet()[:-1] + b"\1",
     ],
 )
-def test_a_head_we_cannot_read_is_none(damaged: bytes) -> None:
+def test_an_invalid_head_parses_to_none(damaged: bytes) -> None:
     assert OpusHead.parse(damaged) is None
 
 
@@ -91,7 +91,7 @@ def test_arbitrary_bytes_give_nothing_and_leave_the_reader_working(messages: lis
 
 @settings(max_examples=200)
 @given(st.data())
-def test_a_mutilated_stream_gives_only_packets_it_held(data: st.DataObject) -> None:
+def test_a_damaged_stream_gives_only_its_own_packets(data: st.DataObject) -> None:
     pages = stream(6)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(pages) - 1))
@@ -116,7 +116,7 @@ def test_a_mutilated_stream_gives_only_packets_it_held(data: st.DataObject) -> N
     assert kept(reader) < MOST_KEPT
 
 
-def test_no_more_than_a_page_and_a_packet_are_kept() -> None:
+def test_reader_buffers_at_most_a_page_and_a_packet() -> None:
     reader = PageReader()
     reader.push(build_page(0, 0, SERIAL, 0, b"\xff" * 240, bytes(61_200)))
     reader.push(build_page(CONTINUED, 0, SERIAL, 1, b"\xff" * 255, bytes(65025))[:-1])

@@ -17,7 +17,7 @@ from pplex.server.app import Server
 from pplex.server.options import ServeOptions, check_folders
 
 
-def test_origins_and_hosts_of_programs_are_brought_into_form() -> None:
+def test_origins_and_hosts_are_normalised() -> None:
     options = ServeOptions(host="[::1]", origins=("HTTPS://Friend.example:443/",), tokens=("secret",))
     assert (options.host, options.origins) == ("::1", ("https://friend.example",))
 
@@ -25,7 +25,7 @@ def test_origins_and_hosts_of_programs_are_brought_into_form() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"host": ""}, {"tokens": ("",)}, {"tokens": ("a\n",)}, {"origins": ("friend.example",)}]
 )
-def test_a_program_cannot_open_the_server_by_accident(wrong: dict[str, tuple[str, ...]]) -> None:
+def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ConfigError):
         ServeOptions(**wrong)  # type: ignore[arg-type]
 
@@ -40,13 +40,13 @@ def test_a_program_cannot_open_the_server_by_accident(wrong: dict[str, tuple[str
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
     ],
 )
-def test_what_can_never_work_is_an_error_of_usage(arguments: list[str], words: str, tiny_bundle: Bundle) -> None:
+def test_impossible_options_are_usage_errors(arguments: list[str], words: str, tiny_bundle: Bundle) -> None:
     command = [*COMMAND, str(tiny_bundle.folder), "--port", "0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and words in done.stderr and not done.stdout
 
 
-def test_an_origin_with_a_slash_is_let_in(serve: Serve) -> None:
+def test_an_origin_with_a_slash_is_accepted(serve: Serve) -> None:
     with serve("--origin", "https://Friend.example:443/") as server:
         assert _status(server, "https://friend.example") == 426  # it is not refused, and is asked to be a WebSocket
         assert _status(server, "https://foe.example") == 403
@@ -61,7 +61,7 @@ def _status(server: Running, origin: str) -> int:
 
 
 @pytest.mark.parametrize("place", ["page", "page/deeper", "link"])
-def test_what_is_private_is_not_put_where_everyone_reads(place: str, tmp_path: Path) -> None:
+def test_private_files_are_not_written_to_a_public_folder(place: str, tmp_path: Path) -> None:
     page = tmp_path / "page"
     (page / "deeper").mkdir(parents=True)
     (page / "index.html").write_text("")
@@ -95,7 +95,7 @@ def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tm
 
 
 @pytest.mark.parametrize("one, batches", [(True, [4]), (False, [1, 2, 4])])
-def test_one_batch_size_is_that_of_all_slots(tiny_bundle: Bundle, one: bool, batches: list[int]) -> None:
+def test_one_batch_size_equals_the_number_of_slots(tiny_bundle: Bundle, one: bool, batches: list[int]) -> None:
     async def load() -> Runtime:
         return Server(tiny_bundle, ServeOptions(slots=4, threads=1, device="cpu", one_batch_size=one))._load()
 

@@ -24,7 +24,7 @@ def sphn() -> Any:
     return pytest.importorskip("sphn", reason="sphn is not installed: it has no wheel for this processor")
 
 
-def test_what_is_sent_is_heard_by_the_reference_library(sphn: Any) -> None:
+def test_our_stream_is_decoded_by_the_reference_library(sphn: Any) -> None:
     pcm, reader = speech(25), sphn.OpusStreamReader(SAMPLE_RATE_HZ)
     sender = OpusSender()
     coded = [reader.append_bytes(b"".join(sender.frame(frame))) for frame in pcm.reshape(25, -1)]
@@ -33,7 +33,7 @@ def test_what_is_sent_is_heard_by_the_reference_library(sphn: Any) -> None:
     assert (late < 80, snr > 12) == (True, True), (late, snr)
 
 
-def test_what_the_reference_library_sends_is_heard(sphn: Any) -> None:
+def test_stream_of_the_reference_library_is_decoded(sphn: Any) -> None:
     pcm, writer, receiver = speech(25), sphn.OpusStreamWriter(SAMPLE_RATE_HZ), OpusReceiver()
     messages = [writer.append_pcm(frame) for frame in pcm.reshape(25, -1)]
     data, coded = b"".join(messages), np.concatenate([receiver.push(part, NO_LIMIT).pcm for part in messages])
@@ -44,14 +44,14 @@ def test_what_the_reference_library_sends_is_heard(sphn: Any) -> None:
     assert likeness > 0.8  # it codes for telephony, which shifts the phase of the low tones
 
 
-def test_what_is_sent_is_heard_by_us() -> None:
+def test_our_stream_is_decoded_by_our_receiver() -> None:
     coded = heard(b"".join(sent(25)))
     late, snr = delay_and_snr(speech(25), coded)
     assert coded.size == 25 * FRAME_SIZE
     assert (late < 90, snr > 12) == (True, True), (late, snr)
 
 
-def test_every_frame_gives_a_page_of_one_packet_and_the_first_one_the_headers_too() -> None:
+def test_every_frame_is_one_page_and_the_first_brings_the_headers() -> None:
     sender, reader = OpusSender(), PageReader()
     for frame, pcm in enumerate(speech(5).reshape(5, -1)):
         pages = sender.frame(pcm)
@@ -74,19 +74,19 @@ def finished(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("opusinfo") is None, reason="opusinfo (opus-tools) is not installed")
-def test_opusinfo_finds_no_fault_with_what_is_sent(tmp_path: Path) -> None:
+def test_opusinfo_finds_no_fault_in_our_stream(tmp_path: Path) -> None:
     done = subprocess.run(["opusinfo", str(finished(tmp_path))], capture_output=True, text=True, check=False)
     assert (done.returncode, "WARNING" in done.stdout) == (0, False), done.stdout
     assert "Page duration:     80.0ms (max),   80.0ms (avg),   80.0ms (min)" in done.stdout
 
 
-def test_a_media_library_reads_what_is_sent(tmp_path: Path) -> None:
+def test_a_media_library_reads_our_stream(tmp_path: Path) -> None:
     with av.open(str(finished(tmp_path))) as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) == 12 * 3840 - 120
 
 
 @pytest.mark.parametrize("loud", [3.0, np.inf, -np.inf, np.nan])
-def test_what_is_too_loud_or_no_number_does_not_spoil_what_follows(loud: float) -> None:
+def test_too_loud_or_nan_samples_do_not_spoil_later_frames(loud: float) -> None:
     pcm, sender = speech(6), OpusSender()
     pcm[: 2 * FRAME_SIZE : 7] = loud
     coded = heard(b"".join(page for frame in pcm.reshape(6, -1) for page in sender.frame(frame)))
@@ -95,7 +95,7 @@ def test_what_is_too_loud_or_no_number_does_not_spoil_what_follows(loud: float) 
     assert snr > 10
 
 
-def test_a_frame_of_another_size_is_our_mistake() -> None:
+def test_a_frame_of_another_size_raises() -> None:
     with pytest.raises(AssertionError, match="1920"):
         OpusSender().frame(np.zeros(960, np.float32))
 
@@ -109,19 +109,19 @@ def test_any_division_gives_the_same_samples(cuts: list[int]) -> None:
     assert np.array_equal(np.concatenate([receiver.push(part, NO_LIMIT).pcm for part in parts]), heard(data))
 
 
-def test_packets_one_by_one_give_the_same_samples_as_all_at_once() -> None:
+def test_packets_one_by_one_equal_all_at_once() -> None:
     packets = short_packets(10)
     assert len(packets) == 40
     assert np.array_equal(heard(pages_of(packets)), heard(pages_of(packets, each=40)))
 
 
-def test_a_stream_begun_in_its_middle_is_heard() -> None:
+def test_a_stream_joined_late_is_decoded() -> None:
     pages = sent(25)
     late, snr = delay_and_snr(speech(25)[5 * FRAME_SIZE :], heard(pages[6][100:] + b"".join(pages[7:])))
     assert (late < 100, snr > 12) == (True, True), (late, snr)
 
 
-def test_a_new_stream_is_decoded_from_the_beginning() -> None:
+def test_a_new_stream_resets_the_decoder() -> None:
     data = b"".join(sent(5))
     receiver = OpusReceiver()
     first, second = receiver.push(data, NO_LIMIT).pcm, receiver.push(data, NO_LIMIT).pcm
@@ -144,7 +144,7 @@ def level(pcm: Pcm) -> float:
 
 @pytest.mark.parametrize("other", [-1.0, -0.8], ids=["opposite", "opposite and quieter"])
 @pytest.mark.parametrize("application", ["audio", "voip"])
-def test_stereo_whose_channels_cancel_out_is_heard_and_logged_once(
+def test_cancelling_stereo_channels_are_audible_and_logged_once(
     other: float, application: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pcm = np.repeat(speech(12), 2)  # at 48 kHz
@@ -158,7 +158,7 @@ def test_stereo_whose_channels_cancel_out_is_heard_and_logged_once(
     assert caplog.messages == ["a client's stereo channels cancel out: the louder one is heard"]
 
 
-def test_a_client_that_turns_to_stereo_and_back_is_heard_all_along(caplog: pytest.LogCaptureFixture) -> None:
+def test_switching_to_stereo_and_back_keeps_the_level(caplog: pytest.LogCaptureFixture) -> None:
     pcm = np.repeat(speech(12), 2)
     mono, stereo = encoded(pcm, "mono"), encoded(np.stack([pcm, pcm], 1).ravel(), "stereo")
     coded = heard(pages_of([*mono, *stereo, *mono]))
@@ -168,7 +168,7 @@ def test_a_client_that_turns_to_stereo_and_back_is_heard_all_along(caplog: pytes
 
 
 @pytest.mark.parametrize("with_head", [True, False])
-def test_mono_is_what_the_library_decodes_to_the_bit(with_head: bool) -> None:
+def test_mono_equals_the_output_of_the_library_bit_for_bit(with_head: bool) -> None:
     packets = encoded(np.repeat(speech(6), 2), "mono")
     decoder, decimator = av.CodecContext.create("libopus", "r"), HalfBandDecimator()
     decoder.layout, decoder.sample_rate = "mono", 48_000
@@ -180,7 +180,7 @@ def test_mono_is_what_the_library_decodes_to_the_bit(with_head: bool) -> None:
 
 
 @pytest.mark.parametrize("frame_ms", ["2.5", "5", "10", "20", "40", "60", "120"])
-def test_packets_of_every_length_are_heard(frame_ms: str) -> None:
+def test_packets_of_every_duration_are_decoded(frame_ms: str) -> None:
     tone = (0.4 * np.sin(2 * np.pi * 400 * np.arange(48_000) / 48_000)).astype(np.float32)
     receiver = OpusReceiver()
     coded = receiver.push(pages_of(encoded(tone, "mono", frame_duration=frame_ms)), NO_LIMIT).pcm

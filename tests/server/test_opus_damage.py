@@ -16,7 +16,7 @@ from pplex.server.opus import OpusReceiver
 from pplex.server.protocol import FRAME_SIZE, ProtocolError
 
 
-def test_a_damaged_page_is_missing_and_the_rest_is_heard() -> None:
+def test_a_damaged_page_is_skipped_and_the_rest_decoded() -> None:
     pages = sent(25)
     pages[4] = pages[4][:200] + b"damaged" + pages[4][207:]
     receiver = OpusReceiver()
@@ -55,7 +55,7 @@ def test_the_newest_packets_within_the_limit_are_decoded(limit: int) -> None:
     assert received.skipped == 4 * FRAME_SIZE - received.pcm.size
 
 
-def test_a_packet_the_decoder_refuses_is_silence_of_its_length_and_counted() -> None:
+def test_a_refused_packet_becomes_silence_and_is_counted() -> None:
     packets = short_packets(4)
     packets[5] = b"\xff\x06"  # claims six frames and lacks their sizes or their equal parts
     packets[6:6] = [b"", b"\xff", b"\x83\x31"]
@@ -69,7 +69,7 @@ def test_a_packet_the_decoder_refuses_is_silence_of_its_length_and_counted() -> 
     assert np.abs(coded[-2000:] - whole[-2000:]).max() < 0.1  # the decoder has found its way back
 
 
-def test_a_decoder_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_decoder_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver, data = OpusReceiver(), b"".join(sent(2)[2:])
     receiver._decoder.decode(None)  # it now takes everything for what comes after the end
     assert receiver.push(data, NO_LIMIT).pcm.size == 2 * FRAME_SIZE
@@ -90,7 +90,7 @@ def test_random_packets_are_decoded_or_silent(seed: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_mutated_streams_are_heard_within_bounds(data: st.DataObject) -> None:
+def test_mutated_streams_give_bounded_audio(data: st.DataObject) -> None:
     """The audio is damaged under good checksums, which is the only way for damage to reach the decoder."""
     packets = short_packets(2)
     for _ in range(data.draw(st.integers(1, 6))):
@@ -108,7 +108,7 @@ def test_mutated_streams_are_heard_within_bounds(data: st.DataObject) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=300)))
-def test_arbitrary_bytes_are_silent_or_refused_and_no_audio(messages: list[bytes]) -> None:
+def test_arbitrary_bytes_give_no_audio(messages: list[bytes]) -> None:
     receiver = OpusReceiver()
     with suppress(ProtocolError):
         for message in messages:
@@ -126,7 +126,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_another_container_is_named_as_soon_as_it_is_known(name: str, size: int) -> None:
+def test_another_container_is_named_at_once(name: str, size: int) -> None:
     """However the client divides it."""
     data = OTHERS[name]
     receiver = OpusReceiver()
@@ -135,7 +135,7 @@ def test_another_container_is_named_as_soon_as_it_is_known(name: str, size: int)
             receiver.push(data[start : start + size], NO_LIMIT)
 
 
-def test_samples_that_are_sent_as_opus_are_refused_within_a_second() -> None:
+def test_raw_samples_sent_as_opus_are_refused_within_a_second() -> None:
     samples, receiver = (speech(12) * 32767).astype("<i2"), OpusReceiver()
     with pytest.raises(ProtocolError, match=r"holds no Ogg page in 3\d,\d{3} bytes"):
         for frame in samples.reshape(-1, FRAME_SIZE):
@@ -158,13 +158,13 @@ def test_an_ogg_stream_of_another_codec_is_named(first: bytes, name: str) -> Non
         receiver.push(writer.page([b"audio"]), NO_LIMIT)
 
 
-def test_opus_beside_another_stream_is_heard() -> None:
+def test_opus_beside_another_stream_is_decoded() -> None:
     skeleton, opus_pages = PageWriter(SERIAL + 1), sent(3)
     data = skeleton.page([b"fishead\0"]) + opus_pages[0] + skeleton.page([b"fisbone\0"]) + b"".join(opus_pages[1:])
     assert heard(data).size == 3 * FRAME_SIZE
 
 
-def test_bytes_that_belong_to_no_page_are_counted() -> None:
+def test_bytes_outside_pages_are_counted() -> None:
     receiver, pages = OpusReceiver(), sent(4)
     receiver.push(b"".join(pages[:3]), NO_LIMIT)
     assert receiver.bad == 0
@@ -174,6 +174,6 @@ def test_bytes_that_belong_to_no_page_are_counted() -> None:
     assert receiver.push(pages[3], NO_LIMIT).is_audio and receiver.bad <= 4  # the last bytes could have begun a page
 
 
-def test_packets_of_damage_only_are_no_audio() -> None:
+def test_damaged_packets_alone_are_not_audio() -> None:
     received = OpusReceiver().push(pages_of([b"\x79\x01\x02\x03"] * 3), NO_LIMIT)  # two equal frames in three bytes
     assert received.pcm.size > 0 and not received.pcm.any() and not received.is_audio

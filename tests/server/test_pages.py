@@ -10,7 +10,7 @@ from serving import Serve
 from pplex.server.pages import PAGE
 
 
-def test_a_folder_in_place_of_our_page(serve: Serve, tmp_path: Path) -> None:
+def test_a_folder_replaces_our_page(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<h1>Their client</h1>")
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "client.js").write_text("talk()")
@@ -22,7 +22,7 @@ def test_a_folder_in_place_of_our_page(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["links to files", "a link to the folder", "links to links"])
-def test_a_folder_of_links_is_served_whole(serve: Serve, tmp_path: Path, layout: str) -> None:
+def test_a_folder_of_links_is_served_completely(serve: Serve, tmp_path: Path, layout: str) -> None:
     """As uv, Nix, Bazel and a ConfigMap install it."""
     store = shutil.copytree(PAGE, tmp_path / "store" / "page")
     folder = tmp_path / "page"

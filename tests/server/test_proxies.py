@@ -216,25 +216,25 @@ async def use(page: str, token: str | None = None) -> None:
 
 
 @needs_nginx
-def test_nginx_gives_the_server_a_name(plain: Running, tmp_path: Path) -> None:
+def test_nginx_serves_it_under_a_host_name(plain: Running, tmp_path: Path) -> None:
     with nginx(snippet_of("nginx: a name of its own"), plain, tmp_path) as address:
         run(use(f"{address}/"))
 
 
 @needs_caddy
-def test_caddy_gives_the_server_a_name(plain: Running, tmp_path: Path) -> None:
+def test_caddy_serves_it_under_a_host_name(plain: Running, tmp_path: Path) -> None:
     with caddy(snippet_of("Caddy: a name of its own"), plain, tmp_path) as address:
         run(use(f"{address}/"))
 
 
 @needs_nginx
-def test_nginx_puts_a_server_that_asks_for_a_token_under_a_path(trusting: Running, tmp_path: Path) -> None:
+def test_nginx_serves_it_with_a_token_under_a_path(trusting: Running, tmp_path: Path) -> None:
     with nginx(snippet_of("nginx: under a path, with another Host"), trusting, tmp_path) as address:
         run(use(f"{address}/voice/", "secret"))
 
 
 @needs_caddy
-def test_caddy_puts_a_server_that_asks_for_a_token_under_a_path(trusting: Running, tmp_path: Path) -> None:
+def test_caddy_serves_it_with_a_token_under_a_path(trusting: Running, tmp_path: Path) -> None:
     with caddy(snippet_of("Caddy: under a path"), trusting, tmp_path) as address:
         run(use(f"{address}/voice/", "secret"))
 
@@ -246,7 +246,7 @@ def test_caddy_puts_a_server_that_asks_for_a_token_under_a_path(trusting: Runnin
         pytest.param(caddy, "Caddy: under a path", marks=needs_caddy),
     ],
 )
-def test_a_path_without_its_last_slash_leads_to_the_page(
+def test_a_path_without_its_final_slash_redirects_to_the_page(
     trusting: Running, tmp_path: Path, proxy: Proxy, heading: str
 ) -> None:
     async def visit(address: str) -> str:
@@ -258,7 +258,7 @@ def test_a_path_without_its_last_slash_leads_to_the_page(
 
 
 @needs_nginx
-def test_the_page_talks_from_under_a_path(trusting: Running, tmp_path: Path) -> None:
+def test_page_works_under_a_path(trusting: Running, tmp_path: Path) -> None:
     """In a browser, which checks more than we do here: what a cookie may, what a page may load and connect to."""
     names = f"--host-resolver-rules=MAP {NAME} 127.0.0.1"
     wrong = list[str]()
@@ -282,7 +282,7 @@ def test_the_page_talks_from_under_a_path(trusting: Running, tmp_path: Path) -> 
 
 @needs_nginx
 @pytest.mark.parametrize("host", ["$host", "$proxy_host", "inner.example.com:81"])
-def test_a_trusted_proxy_says_what_the_server_is_called(trusting: Running, tmp_path: Path, host: str) -> None:
+def test_a_trusted_proxy_may_send_another_host(trusting: Running, tmp_path: Path, host: str) -> None:
     snippet = snippet_of("nginx: under a path, with another Host").replace("Host $host;", f"Host {host};")
     with nginx(snippet, trusting, tmp_path) as address:
         run(use(f"{address}/voice/", "secret"))
@@ -296,7 +296,7 @@ def test_a_trusted_proxy_of_http_1_0_needs_no_host(trusting: Running, tmp_path: 
 
 
 @needs_nginx
-def test_a_proxy_that_sends_no_host_is_refused_for_that(trusting: Running, tmp_path: Path) -> None:
+def test_a_proxy_without_a_host_header_is_refused_with_that_reason(trusting: Running, tmp_path: Path) -> None:
     """HTTP/1.1 does not allow it, whoever the proxy is."""
 
     async def visit(page: str) -> tuple[int, str]:
@@ -312,9 +312,7 @@ def test_a_proxy_that_sends_no_host_is_refused_for_that(trusting: Running, tmp_p
 
 @needs_nginx
 @pytest.mark.parametrize("host, seen", [("$host", NAME), ("inner.example.com:81", "inner.example.com:81")])
-def test_a_proxy_that_is_not_trusted_is_named_with_what_it_sent(
-    plain: Running, tmp_path: Path, host: str, seen: str
-) -> None:
+def test_an_untrusted_proxy_is_named_with_its_headers(plain: Running, tmp_path: Path, host: str, seen: str) -> None:
     """The refusal says both addresses and the way out, on the wire and in the log."""
 
     async def visit(page: str) -> tuple[int, str]:
@@ -337,7 +335,7 @@ def test_a_proxy_that_is_not_trusted_is_named_with_what_it_sent(
 
 @needs_nginx
 @needs_caddy
-def test_the_longest_persona_passes_both(plain: Running, tmp_path: Path) -> None:
+def test_longest_persona_passes_both_proxies(plain: Running, tmp_path: Path) -> None:
     """What the server says of it comes through: a proxy would say that the line is too long."""
     query = {"text_prompt": "ん" * 2000, "voice_prompt": "nobody"}
 

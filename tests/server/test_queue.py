@@ -6,7 +6,7 @@ from callers import call, run
 from serving import Serve
 
 
-def test_a_full_server_queues_tells_the_position_and_refuses(serve: Serve) -> None:
+def test_a_full_server_queues_with_a_position_and_then_refuses(serve: Serve) -> None:
     async def visit(url: str) -> None:
         async with call(url) as talking:
             await talking.handshake()
@@ -33,7 +33,7 @@ def test_a_full_server_queues_tells_the_position_and_refuses(serve: Serve) -> No
         server.wait_for(lambda: server.state() == {"ready": True, "slots": 1, "used": 0, "queued": 0})
 
 
-def test_nobody_queues_for_ever(serve: Serve) -> None:
+def test_waiting_in_the_queue_has_a_limit(serve: Serve) -> None:
     async def visit(url: str) -> None:
         async with call(url) as talking:
             await talking.handshake()

@@ -114,7 +114,7 @@ def last_conversation(server: Running) -> dict[str, Any]:
 
 @needs_clients
 @needs_sphn
-def test_moshis_client_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+def test_moshi_client_plays_every_frame(singing: Running, tmp_path: Path) -> None:
     before = singing.metric("pplex_frames_total")
     with client(tmp_path, "-m", "moshi.client", "--port", str(singing.port)) as moshi:
         moshi.listen(24_000)
@@ -132,7 +132,7 @@ def test_moshis_client_plays_every_frame_from_the_first_one_on(singing: Running,
 
 @needs_clients
 @needs_opus
-def test_fujielabs_client_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+def test_fujielab_client_plays_every_frame(singing: Running, tmp_path: Path) -> None:
     url, bad = f"ws://localhost:{singing.port}/api/chat", singing.metric("pplex_bad_audio_total")
     with client(tmp_path, "-m", "fujielab.moshi.simple_moshi_client", "--server", url) as fujielab:
         fujielab.listen(16_000)
@@ -145,7 +145,7 @@ def test_fujielabs_client_plays_every_frame_from_the_first_one_on(singing: Runni
 
 @needs_clients
 @needs_opus
-def test_fujielabs_client_waits_for_its_turn(serve: Serve, tmp_path: Path) -> None:
+def test_fujielab_client_waits_in_the_queue(serve: Serve, tmp_path: Path) -> None:
     """It takes a ping for a handshake gone wrong, too."""
 
     async def hold_the_slot(url: str, seconds: float) -> None:
@@ -170,7 +170,7 @@ def test_fujielabs_client_waits_for_its_turn(serve: Serve, tmp_path: Path) -> No
 
 @needs_clients
 @needs_sphn
-def test_livekits_plugin_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+def test_livekit_plugin_plays_every_frame(singing: Running, tmp_path: Path) -> None:
     with client(tmp_path, str(HERE / "livekit_caller.py"), singing.url) as livekit:
         livekit.listen(24_000)
         assert livekit.interrupt() == 0, livekit.log
@@ -183,7 +183,7 @@ def test_livekits_plugin_plays_every_frame_from_the_first_one_on(singing: Runnin
 
 
 @needs_ffmpeg
-def test_ffmpeg_encodes_what_is_heard_and_decodes_what_is_said(singing: Running) -> None:
+def test_ffmpeg_streams_are_exchanged_both_ways(singing: Running) -> None:
     frames = callers.speech(FRAMES + 8)
     spoken = ffmpeg(frames.tobytes(), "-f f32le -ar 24000 -ac 1", "-c:a libopus -page_duration 20000 -f ogg")
 
@@ -214,7 +214,7 @@ def ffmpeg(data: bytes, taken: str, made: str) -> bytes:
 
 
 @needs_opus_recorder
-def test_opus_recorder_plays_every_frame_from_the_first_one_on(serve: Serve, tmp_path: Path) -> None:
+def test_opus_recorder_plays_every_frame(serve: Serve, tmp_path: Path) -> None:
     rate = 48_000
     for name in OPUS_RECORDER:
         shutil.copy(CLIENTS / "node_modules/opus-recorder/dist" / name, tmp_path)

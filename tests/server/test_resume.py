@@ -26,7 +26,7 @@ def test_a_closed_conversation_cannot_be_resumed_and_frees_its_slot(server: Runn
     server.wait_for(lambda: server.state()["used"] == 0)
 
 
-def test_a_lost_client_goes_on_where_it_was(server: Running, alone: Runtime) -> None:
+def test_a_lost_client_continues_its_conversation(server: Running, alone: Runtime) -> None:
     user = speech(20)
 
     async def converse() -> tuple[np.ndarray, str]:
@@ -48,7 +48,7 @@ def test_a_lost_client_goes_on_where_it_was(server: Running, alone: Runtime) -> 
     assert text == wanted
 
 
-def test_who_resumes_takes_over_from_a_connection_that_seems_alive(server: Running) -> None:
+def test_resuming_takes_over_from_an_open_connection(server: Running) -> None:
     async def visit() -> None:
         async with call(server.url) as old:
             key = (await old.handshake()).session["resume"]
@@ -64,7 +64,7 @@ def test_who_resumes_takes_over_from_a_connection_that_seems_alive(server: Runni
     server.wait_for(lambda: server.state()["used"] == 0)
 
 
-def test_a_client_that_does_not_return_is_forgotten(server: Running) -> None:
+def test_a_client_that_does_not_return_loses_its_slot(server: Running) -> None:
     """The shared server keeps a lost client's conversation for 2 s."""
 
     async def visit() -> str:

@@ -28,7 +28,7 @@ def scheduled(inbox: Inbox) -> ScheduledSession:
     return ScheduledSession(inbox, ChatRequest(), lambda reply: None, session=object())  # type: ignore[arg-type]
 
 
-def test_a_client_that_leaves_as_its_frame_is_due_harms_nobody() -> None:
+def test_a_client_that_leaves_as_its_frame_is_due_does_no_harm() -> None:
     replies: list[Work] = []
     speech = SimpleNamespace(put=replies.append)
     scheduler = Scheduler(lambda: runtime, 0.0, Metrics(), speech, lambda: None, lambda error: None)  # type: ignore[arg-type]

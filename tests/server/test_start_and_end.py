@@ -11,14 +11,14 @@ from callers import call, run, speech
 from serving import Running, Serve
 
 
-def test_it_is_alive_before_it_is_ready(serve: Serve) -> None:
+def test_server_answers_health_before_it_is_ready(serve: Serve) -> None:
     with serve("--slots", "1", ready=False) as server:
         assert server.get("/health") == (200, "ok\n")
         server.wait_for(lambda: server.get("/ready")[0] == 200, 60)
         server.wait_for(lambda: server.get("/api/chat")[0] == 426)
 
 
-def test_signals_let_conversations_finish_and_then_end_them(serve: Serve) -> None:
+def test_a_signal_lets_conversations_finish_until_the_deadline(serve: Serve) -> None:
     async def visit(server: Running) -> None:
         async with call(server.url) as caller:
             await caller.handshake()
@@ -35,7 +35,7 @@ def test_signals_let_conversations_finish_and_then_end_them(serve: Serve) -> Non
         run(visit(server))
 
 
-def test_it_ends_when_the_last_conversation_does(serve: Serve) -> None:
+def test_server_ends_with_the_last_conversation(serve: Serve) -> None:
     async def visit(server: Running) -> float:
         async with call(server.url) as caller:
             await caller.handshake()
@@ -57,13 +57,13 @@ Runtime.__init__ = lambda *arguments, **options: time.sleep(300)
 
 
 @pytest.mark.parametrize("prelude", [LOADING, ""], ids=["in Python", "in ONNX Runtime"])
-def test_it_ends_at_once_while_it_loads(serve: Serve, prelude: str) -> None:
+def test_server_ends_at_once_while_loading(serve: Serve, prelude: str) -> None:
     with pytest.raises(AssertionError, match="the server ended with 0"), serve(ready=False, prelude=prelude) as server:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 0
 
 
-def test_who_takes_a_file_slowly_does_not_keep_it_from_ending(serve: Serve, tmp_path: Path) -> None:
+def test_a_slow_download_does_not_delay_the_end(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<h1>Their client</h1>")
     (tmp_path / "large").write_bytes(bytes(30_000_000))
     started = serve("--static", str(tmp_path), "--slots", "1")

@@ -11,7 +11,7 @@ from callers import ask, call, run
 from serving import Running, Serve
 
 
-def test_a_token_is_asked_for(serve: Serve) -> None:
+def test_a_token_is_required(serve: Serve) -> None:
     async def visit(url: str) -> None:
         for query, headers in (
             ({"token": "secret"}, {}),
@@ -109,13 +109,13 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
     ],
     ids=["charset", "no UTF-8", "no gzip", "no boundary", "long", "empty"],
 )
-def test_a_form_that_is_none_is_a_wrong_token(guarded: Running, headers: dict[str, str], body: bytes) -> None:
+def test_an_invalid_form_counts_as_a_wrong_token(guarded: Running, headers: dict[str, str], body: bytes) -> None:
     status, page, _ = ask(guarded, "/login", headers, method="POST", data=body)
     assert status == 401 and "This token is wrong" in page
     assert not [event for event in guarded.events() if event["level"] == "error"]
 
 
-def test_the_address_of_the_form_leads_back(guarded: Running) -> None:
+def test_opening_the_form_address_leads_to_the_page(guarded: Running) -> None:
     status, _, headers = ask(guarded, "/login")
     assert (status, headers["Location"]) == (303, "./")
 
@@ -128,7 +128,7 @@ def test_a_cookie_of_another_server_on_this_host_does_no_harm(guarded: Running) 
         assert ask(guarded, "/api/chat", {"Cookie": cookies}, method="POST")[0] == 204
 
 
-def test_the_body_of_a_login_must_come_in_time(serve: Serve) -> None:
+def test_a_login_body_that_comes_too_late_is_cut_off(serve: Serve) -> None:
     with serve(limits={"header_s": 0.5}) as running, socket.create_connection(("127.0.0.1", running.port), 10) as plug:
         plug.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\ntoken=")
         assert plug.recv(1000) == b"", "the connection is closed"

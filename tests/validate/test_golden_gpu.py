@@ -66,7 +66,7 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_golden_suite(request: pytest.FixtureRequest, tmp_path: Path, library: str) -> None:
+def test_golden_checks_pass_on_a_gpu(request: pytest.FixtureRequest, tmp_path: Path, library: str) -> None:
     device = gpu_device()
     target = LIBRARIES[library](device.gpu.sm)
     bundle: Bundle = request.getfixturevalue("tiny_bundle")  # takes a while to make: not for a test that is skipped

@@ -77,7 +77,7 @@ def test_logits_that_move_by_a_little_more_change_the_draw(seed: int, top_k: int
     assert set(outcomes) != {winner}
 
 
-def test_fewer_tokens_than_are_kept() -> None:
+def test_fewer_tokens_than_kept_candidates_are_padded() -> None:
     found = ranked(np.array([1.0, 0.0]), np.ones(2), 1.0, 5)
     assert found.tokens.tolist() == [0, 1, -1, -1] and found.distances.tolist() == [0, 1, np.inf, np.inf]
 
@@ -120,7 +120,7 @@ def test_another_token_than_the_near_one_is_not_explained() -> None:
     assert parting is not None and not parting.explained and parting.distance == np.inf
 
 
-def test_the_first_token_counts_in_the_order_in_which_they_are_made() -> None:
+def test_first_difference_follows_the_order_of_sampling() -> None:
     """Text and the first codebook of a reply were drawn a step before its other codebooks, which are delayed."""
     theirs = spoken()
     for places, first in (
@@ -151,7 +151,7 @@ def test_a_different_prompt_is_not_explained() -> None:
     assert parting is not None and not parting.explained
 
 
-def test_a_code_that_was_heard_is_explained_at_the_boundary_only() -> None:
+def test_a_user_code_is_explained_at_a_boundary_only() -> None:
     from pplex.export.mimi import MimiEncoder
     from pplex.export.weights import load
     from pplex.runtime.audio import frames
@@ -175,7 +175,7 @@ def test_a_code_that_was_heard_is_explained_at_the_boundary_only() -> None:
     assert parting.distance == pytest.approx(far, rel=1e-4) and not parting.explained
 
 
-def test_more_explained_draws_than_are_plausible() -> None:
+def test_plausible_number_of_explained_draws_is_limited() -> None:
     assert JUDGE.plausible([spoken(1.0)]) == 0
     assert 1 <= JUDGE.plausible([spoken(ALLOWED)]) <= 8  # 54 draws within 50 times what is allowed
     assert poisson_limit(0.0, 1e-3) == 0 and poisson_limit(1.0, 1e-3) == 5 and 20 < poisson_limit(10.0, 1e-3) < 24
@@ -193,7 +193,7 @@ def test_golden_holds_on_another_processor(tiny_bundle: Bundle, tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_conversations_on_another_processor_are_the_same_but_for_near_ties(
+def test_conversations_on_another_processor_differ_at_near_ties_only(
     tiny_bundle: Bundle, tmp_path: Path, seed: int
 ) -> None:
     other = on_another_processor(tiny_bundle, tmp_path / "other", seed)
@@ -219,7 +219,7 @@ def test_another_engine_is_not_another_processor(tiny_bundle: Bundle, tmp_path: 
     assert [measure.name for measure in section.failures][:1] == ["conversation.tokens_equal"]
 
 
-def test_standings_are_kept_in_order(tiny_bundle: Bundle) -> None:
+def test_standings_are_sorted_by_distance(tiny_bundle: Bundle) -> None:
     reference = Runtime(tiny_bundle, 1, logits=True)
     (recording,) = record(
         reference, make_scenarios(synthetic_speech(), 0.1)[:1], make_runs([])[:1], None, ""

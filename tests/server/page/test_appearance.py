@@ -20,7 +20,7 @@ def _luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
+def test_colours_have_the_contrast_required_by_wcag(scheme: str) -> None:
     light, dark = (PAGE / "style.css").read_text().split("prefers-color-scheme: dark", 1)
     colours = _colours(light if scheme == "light" else dark)
     for front, back, least in [
@@ -39,7 +39,7 @@ def test_colours_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_the_page_is_pictured_and_fits(
+def test_page_fits_desktop_phone_and_small_screens(
     open_tab: Callable[..., Tab], two: Running, pictures: Path, size: str, scheme: str
 ) -> None:
     tab = open_tab(color_scheme=scheme, viewport=DESKTOP if size == "desktop" else PHONE)

@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.parametrize(
     "from_hz, to_hz", [(48000, 24000), (44100, 24000), (16000, 24000), (24000, 44100), (24000, 48000)]
 )
-def test_the_resampler_keeps_what_fits_and_rejects_the_rest(
+def test_resampler_keeps_speech_and_rejects_tones_that_would_fold(
     logic: Callable[[str], Any], from_hz: int, to_hz: int
 ) -> None:
     """Speech passes unchanged; a tone above the lower rate's Nyquist limit is 70 dB down, not folded back."""
@@ -36,7 +36,7 @@ def test_the_resampler_keeps_what_fits_and_rejects_the_rest(
             assert gain_db < -70, hz
 
 
-def test_the_resampler_does_not_depend_on_how_its_input_is_cut(logic: Callable[[str], Any]) -> None:
+def test_resampler_does_not_depend_on_the_size_of_its_chunks(logic: Callable[[str], Any]) -> None:
     lengths, difference = logic("""
         const input = tone(440, 44100, 20000);
         const whole = new Resampler(44100, 24000).process(input).slice();
@@ -80,7 +80,7 @@ HEAR = """
 TONE_STEP = 0.0393
 
 
-def test_the_jitter_buffer_holds_a_little_back_and_then_plays_on(logic: Callable[[str], Any]) -> None:
+def test_jitter_buffer_starts_after_a_short_delay_and_plays_on(logic: Callable[[str], Any]) -> None:
     heard = logic(HEAR + "return hear(steady(50), 4000);")
     assert 10 <= heard["startMs"] <= 40  # 80 ms came at once, 100 are the target
     assert heard["underruns"] == 0
@@ -88,14 +88,14 @@ def test_the_jitter_buffer_holds_a_little_back_and_then_plays_on(logic: Callable
     assert heard["heldMs"] < 40
 
 
-def test_the_jitter_buffer_fades_out_at_an_underrun_and_holds_more_back_after_it(logic: Callable[[str], Any]) -> None:
+def test_jitter_buffer_fades_out_at_an_underrun_and_then_grows(logic: Callable[[str], Any]) -> None:
     heard = logic(HEAR + "return hear([...steady(20), ...steady(20, 1760)], 3300);")
     assert heard["underruns"] == 1
     assert 110 <= heard["targetMs"] <= 130
     assert heard["step"] < 3 * TONE_STEP  # faded over 5 ms; a click would step by up to 0.5
 
 
-def test_the_jitter_buffer_rides_out_what_it_has_grown_for(logic: Callable[[str], Any]) -> None:
+def test_jitter_buffer_that_has_grown_has_no_further_underruns(logic: Callable[[str], Any]) -> None:
     """Every fifth frame is 60 ms late: some underruns teach the buffer, and then there are none."""
     late = "const late = (n) => steady(n).map((ms, i) => ms + (i % 5 === 4 ? 60 : 0));"
     first, whole = logic(HEAR + late + "return [hear(late(50), 4000), hear(late(125), 10000)];")
@@ -104,7 +104,7 @@ def test_the_jitter_buffer_rides_out_what_it_has_grown_for(logic: Callable[[str]
 
 
 @pytest.mark.parametrize("amplitude, within_s", [(0.5, 8), (0.001, 5)])
-def test_the_jitter_buffer_gives_up_what_it_holds_for_nothing(
+def test_jitter_buffer_shrinks_when_frames_arrive_in_time(
     logic: Callable[[str], Any], amplitude: float, within_s: int
 ) -> None:
     """After a burst of 240 ms: at once where the agent is silent, little by little, cross-faded, where it is not."""
@@ -130,7 +130,7 @@ WAVES = {
 
 
 @pytest.mark.parametrize("wave", WAVES)
-def test_the_jitter_buffer_is_small_again_ten_seconds_after_a_bad_spell(logic: Callable[[str], Any], wave: str) -> None:
+def test_jitter_buffer_is_small_again_ten_seconds_after_network_trouble(logic: Callable[[str], Any], wave: str) -> None:
     """It grew by underruns; whatever is said, what it holds goes within 10 s, without a click and without new gaps."""
     heard = logic(f"""{HEAR}
         const n = 1920 * 375;
@@ -151,7 +151,7 @@ def test_the_jitter_buffer_is_small_again_ten_seconds_after_a_bad_spell(logic: C
             assert whole["step"] < 3 * TONE_STEP, name
 
 
-def test_the_jitter_buffer_gives_up_the_past_after_a_stall(logic: Callable[[str], Any]) -> None:
+def test_jitter_buffer_skips_old_audio_after_a_stall(logic: Callable[[str], Any]) -> None:
     """Two seconds that come at once are not played two seconds late."""
     heard = logic(HEAR + "return hear([...steady(10), ...Array(25).fill(2800), ...steady(50, 2880)], 5000);")
     assert heard["underruns"] == 1
@@ -159,7 +159,7 @@ def test_the_jitter_buffer_gives_up_the_past_after_a_stall(logic: Callable[[str]
     assert heard["step"] < 3 * TONE_STEP
 
 
-def test_the_jitter_buffer_counts_no_gap_that_is_expected(logic: Callable[[str], Any]) -> None:
+def test_jitter_buffer_does_not_count_an_expected_gap(logic: Callable[[str], Any]) -> None:
     assert logic("""
         const buffer = new JitterBuffer(48000);
         const output = new Float32Array(128);
@@ -173,7 +173,7 @@ def test_the_jitter_buffer_counts_no_gap_that_is_expected(logic: Callable[[str],
     """) == [1, True]
 
 
-def test_answers_are_timed_from_a_frames_last_sample(logic: Callable[[str], Any]) -> None:
+def test_answers_are_timed_from_the_last_sample_of_a_frame(logic: Callable[[str], Any]) -> None:
     """Frame 0 is sent by 40 ms and answered at 100, frame 1 dropped, frame 2 sent by 200 and answered at 290."""
     assert logic("""
         const timer = new ReplyTimer();

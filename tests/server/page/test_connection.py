@@ -22,7 +22,9 @@ from relay import Relay
 from serving import Running, Serve
 
 
-def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Callable[..., Tab], two: Running) -> None:
+def test_a_refusal_before_the_upgrade_shows_the_reason_of_the_server(
+    open_tab: Callable[..., Tab], two: Running
+) -> None:
     tab = open_tab()
     tab.goto(two.url)
     tab.get_by_label("Describe the agent: who it is and what it knows").fill("<system>")
@@ -34,7 +36,7 @@ def test_a_refusal_before_the_upgrade_is_shown_in_the_servers_words(open_tab: Ca
     forget_failed_requests(tab)
 
 
-def test_a_server_without_a_place_says_so(open_tab: Callable[..., Tab], two: Running) -> None:
+def test_a_full_server_says_so(open_tab: Callable[..., Tab], two: Running) -> None:
     tabs = [open_tab() for _ in range(3)]
     for tab in tabs[:2]:
         talk(tab, two.url)
@@ -47,7 +49,7 @@ def test_a_server_without_a_place_says_so(open_tab: Callable[..., Tab], two: Run
     two.wait_for(lambda: two.state()["used"] == 0)
 
 
-def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..., Tab], two: Running) -> None:
+def test_place_in_the_queue_and_a_later_refusal_are_shown(open_tab: Callable[..., Tab], two: Running) -> None:
     """The token of the page's own address is sent; a place in the queue is told, and why there was none in the end."""
     tab, sockets = open_tab(), []
     tab.route("**/api/info", lambda route: route.fulfill(json=INFO))
@@ -64,7 +66,7 @@ def test_waiting_and_a_refusal_after_the_upgrade_are_shown(open_tab: Callable[..
     assert len(sockets) == 1
 
 
-def test_a_client_that_did_not_read_goes_on(open_tab: Callable[..., Tab], two: Running) -> None:
+def test_a_page_that_read_too_slowly_reconnects(open_tab: Callable[..., Tab], two: Running) -> None:
     """The server says so with a code of its own, and waits for the client to return."""
     tab, sockets = open_tab(), []
     session = {"type": "session", "resume": "k", "resume_seconds": 30, "voice": None, "seed": 1}
@@ -93,7 +95,7 @@ def relay(two: Running) -> Iterator[Relay]:
     relay.close()
 
 
-def test_a_conversation_whose_connection_is_cut_goes_on(
+def test_a_conversation_continues_after_its_connection_is_cut(
     open_tab: Callable[..., Tab], two: Running, relay: Relay
 ) -> None:
     tab = open_tab()
@@ -113,7 +115,7 @@ def test_a_conversation_whose_connection_is_cut_goes_on(
     two.wait_for(lambda: two.state()["used"] == 0)
 
 
-def test_a_conversation_that_is_over_is_not_taken_up_again(open_tab: Callable[..., Tab], serve: Serve) -> None:
+def test_an_ended_conversation_is_not_resumed(open_tab: Callable[..., Tab], serve: Serve) -> None:
     """The server did not wait: the page says so, and tries no third connection."""
     tab = open_tab()
     sockets = received(tab)

@@ -9,7 +9,7 @@ from our_page import Tab, expect, expect_state, frame_count, level, received, ta
 from serving import Running
 
 
-def test_a_conversation_is_heard_and_read_and_its_slot_freed(open_tab: Callable[..., Tab], two: Running) -> None:
+def test_a_conversation_is_audible_and_readable_and_frees_its_slot(open_tab: Callable[..., Tab], two: Running) -> None:
     tab = open_tab()
     sockets = received(tab)
     talk(tab, two.url)
@@ -29,7 +29,7 @@ def test_a_conversation_is_heard_and_read_and_its_slot_freed(open_tab: Callable[
 
 
 @pytest.mark.parametrize("rate_hz", [44100, 48000])
-def test_a_browser_that_gives_its_microphone_at_its_own_rate_only(
+def test_a_microphone_at_its_own_sample_rate_is_resampled(
     open_tab: Callable[..., Tab], two: Running, rate_hz: int
 ) -> None:
     """As Firefox does: a microphone cannot enter a context of another rate."""

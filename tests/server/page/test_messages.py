@@ -26,14 +26,14 @@ def test_messages_are_packed_and_unpacked(logic: Callable[[str], Any]) -> None:
     assert others == ["handshake", "ping", "unknown", "unknown"]
 
 
-def test_a_query_leaves_out_what_is_empty(logic: Callable[[str], Any]) -> None:
+def test_a_query_omits_empty_values(logic: Callable[[str], Any]) -> None:
     assert logic("return openingQuery({ seed: '', text_prompt: ' Be kind & brief. ', token: undefined })") == (
         "audio=s16&early_metadata=1&text_prompt=Be+kind+%26+brief."
     )
     assert logic("return resumingQuery('k', 't')") == "audio=s16&resume=k&token=t"
 
 
-def test_only_a_lost_connection_is_taken_up_again(logic: Callable[[str], Any]) -> None:
+def test_only_a_lost_connection_is_resumed(logic: Callable[[str], Any]) -> None:
     codes = [1000, 1001, 1003, 1006, 1007, 1008, 1009, 1011, 1013, 4001, 4002]
     assert logic(f"return {codes}.filter(isLoss)") == [1006, 4002]
     assert all(
@@ -41,7 +41,7 @@ def test_only_a_lost_connection_is_taken_up_again(logic: Callable[[str], Any]) -
     )
 
 
-def test_what_each_ending_says_is_what_to_do(logic: Callable[[str], Any]) -> None:
+def test_every_ending_says_what_to_do(logic: Callable[[str], Any]) -> None:
     """The server's own words stand where they are for readers; a code that we do not know is named."""
     idle, fault, unknown, resumed, refused = logic("""return [
         endingOf(1008, "No audio for 60 s."), endingOf(1011, "IndexError: 7"), endingOf(4999, "?"),
@@ -87,7 +87,7 @@ def test_a_page_that_is_not_secure_says_what_to_do(open_tab: Callable[..., Tab])
 
 
 @pytest.mark.parametrize("error, words", [("NotAllowedError", "not allowed"), ("NotFoundError", "No microphone")])
-def test_a_microphone_that_cannot_be_had_is_explained(open_tab: Callable[..., Tab], error: str, words: str) -> None:
+def test_a_refused_microphone_is_explained(open_tab: Callable[..., Tab], error: str, words: str) -> None:
     tab = open_tab()
     refuse = f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('', '{error}'); }};"
     tab.add_init_script(refuse)

@@ -20,7 +20,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_a_browser_that_cannot_hold_a_conversation(visit: Visit, one: Running, name: str) -> None:
+def test_an_unfit_browser_says_what_to_do(visit: Visit, one: Running, name: str) -> None:
     before, words = UNFIT[name]
     visit.load(one.url, before)
     visit.look(name, words)
@@ -36,7 +36,7 @@ REFUSED_MICROPHONES = {
 
 
 @pytest.mark.parametrize("error", REFUSED_MICROPHONES)
-def test_a_microphone_that_cannot_be_had(visit: Visit, one: Running, error: str) -> None:
+def test_a_refused_microphone_says_what_to_do(visit: Visit, one: Running, error: str) -> None:
     refuse = f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('', '{error}'); }};"
     visit.load(one.url, refuse)
     visit.press()
@@ -48,7 +48,7 @@ NEVER_STARTS = (
 )
 
 
-def test_a_loudspeaker_that_does_not_start(visit: Visit, one: Running) -> None:
+def test_a_loudspeaker_that_does_not_start_takes_no_slot(visit: Visit, one: Running) -> None:
     """It takes no slot: the page finds out before it connects. Firefox without a sound device does so by itself."""
     visit.load(one.url, "" if visit.browser == "firefox" and not PULSEAUDIO else NEVER_STARTS)
     visit.press()
@@ -121,7 +121,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_a_page_that_cannot_be_used(visit: Visit, stand_in: StandIn, name: str) -> None:
+def test_an_unusable_page_says_to_reload(visit: Visit, stand_in: StandIn, name: str) -> None:
     path, answer, words = UNUSABLE[name]
     stand_in.answers[path] = answer
     visit.tab.goto(stand_in.url)
@@ -152,7 +152,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_is_plain_and_fits(visit: Visit, sound: None, stand_in: StandIn, name: str) -> None:
+def test_a_refusal_is_in_plain_words_and_fits(visit: Visit, sound: None, stand_in: StandIn, name: str) -> None:
     path, answer, words = REFUSED[name]
     visit.load(stand_in.url)
     stand_in.answers[path] = answer
@@ -163,7 +163,7 @@ def test_a_refusal_is_plain_and_fits(visit: Visit, sound: None, stand_in: StandI
     assert not visit.tab.evaluate("document.querySelector('#talk').disabled")
 
 
-def test_a_persona_that_no_server_takes(visit: Visit, sound: None, one: Running) -> None:
+def test_a_persona_that_is_too_long_is_refused(visit: Visit, sound: None, one: Running) -> None:
     visit.load(one.url)
     visit.enter("persona", "あ" * 20000)
     visit.press()

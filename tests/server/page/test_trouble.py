@@ -18,7 +18,9 @@ def relay(one: Running) -> Iterator[Relay]:
     one.wait_for(lambda: one.state()["used"] == 0)
 
 
-def test_a_slow_network_is_shown_and_what_follows_it(visit: Visit, sound: None, one: Running, relay: Relay) -> None:
+def test_a_slow_network_its_recovery_and_its_loss_are_shown(
+    visit: Visit, sound: None, one: Running, relay: Relay
+) -> None:
     """Nothing comes through for 2 s; then all does; then the network is gone, and the server did not wait."""
     visit.load(relay.url)
     visit.talk()
@@ -33,7 +35,7 @@ def test_a_slow_network_is_shown_and_what_follows_it(visit: Visit, sound: None, 
     visit.look("over", "Press Talk to begin a new one")
 
 
-def test_a_full_server(
+def test_a_full_server_says_so_and_a_waiting_client_sees_its_place(
     visit: Visit, sound: None, new_tab: Callable[[], BrowserTab], one: Running, pictures: Path
 ) -> None:
     others = [Visit(new_tab(), visit.browser, pictures) for _ in range(2)]
@@ -61,13 +63,13 @@ STOPPABLE = """
 NO_OUTPUT = "navigator.mediaDevices.enumerateDevices = async () => [];"
 
 
-def test_a_microphone_that_gives_nothing(visit: Visit, sound: None, one: Running) -> None:
+def test_a_silent_microphone_is_shown(visit: Visit, sound: None, one: Running) -> None:
     visit.load(one.url, QUIET)
     visit.press()
     visit.look("silent", "not muted")
 
 
-def test_sound_that_stops(visit: Visit, sound: None, one: Running) -> None:
+def test_stopped_sound_is_shown_and_a_tap_restarts_it(visit: Visit, sound: None, one: Running) -> None:
     """The page says so, and a tap makes it go on."""
     visit.load(one.url, STOPPABLE)
     visit.talk()
@@ -77,7 +79,7 @@ def test_sound_that_stops(visit: Visit, sound: None, one: Running) -> None:
     visit.wait_for("document.body.dataset.trouble === ''")
 
 
-def test_a_computer_without_a_loudspeaker(visit: Visit, sound: None, one: Running) -> None:
+def test_a_missing_loudspeaker_is_shown(visit: Visit, sound: None, one: Running) -> None:
     if visit.browser == "firefox":
         pytest.skip("Firefox does not list loudspeakers; it does not start without one")
     visit.load(one.url, NO_OUTPUT)
@@ -85,7 +87,7 @@ def test_a_computer_without_a_loudspeaker(visit: Visit, sound: None, one: Runnin
     visit.look("deaf", "No loudspeaker was found")
 
 
-def test_a_server_that_restarts(visit: Visit, sound: None, serve: Serve) -> None:
+def test_a_restarting_server_is_shown_at_each_stage(visit: Visit, sound: None, serve: Serve) -> None:
     """It goes, comes back and asks for a token, and goes again: the page says what to do each time."""
     with contextlib.ExitStack() as stack:
         with serve("--slots", "1") as first:

@@ -122,7 +122,7 @@ def test_bars_over_other_ticks_are_not_laid_over_each_other() -> None:
     assert compare(replace(a, sections=(graphs,)), replace(a, sections=(moved,))).groups[0].plots == ()
 
 
-def test_the_data_is_json_with_both_sides(both: Comparison) -> None:
+def test_data_is_json_with_both_sides(both: Comparison) -> None:
     data = json.loads(json.dumps(both.to_dict(), allow_nan=False))
     kl = next(m for m in data["measures"] if m["name"] == "drift.text_kl")
     assert (kl["a"], kl["b"], kl["verdict_a"], kl["verdict_b"]) == (0.00021, 0.0013, "passed", "failed")

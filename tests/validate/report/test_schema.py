@@ -36,7 +36,7 @@ def only(*measures: Measure, **parts: Any) -> Report:
 
 
 @pytest.mark.parametrize("make", [realistic, clean, other, hostile])
-def test_a_written_report_is_read_again(make: Any) -> None:
+def test_a_written_report_reads_back(make: Any) -> None:
     """Compared as data, in which NaN, too, is itself."""
     report = make()
     assert again(report).to_dict() == report.to_dict()
@@ -44,7 +44,7 @@ def test_a_written_report_is_read_again(make: Any) -> None:
     assert [m.name for m in again(report).failures] == report.to_dict()["failures"]
 
 
-def test_infinity_nan_and_numpy_numbers_are_read_again() -> None:
+def test_infinity_nan_and_numpy_numbers_read_back() -> None:
     table = Table("t", ("a", "b"), ((np.float64("inf"), "word"), (math.nan, np.int64(3)), (-math.inf, None)))
     series = Series("s", (np.float32(0.5), 1), (math.nan, math.inf))
     plot = Plot("p", "line", "x", "y", (series,), marks=((np.int8(1), "m"),))
@@ -65,7 +65,7 @@ def test_missing_nan_and_too_large_values_fail(value: float | None) -> None:
     assert Measure("m", value, "", "").passed
 
 
-def test_a_verdict_survives_being_stored() -> None:
+def test_a_verdict_survives_saving_and_loading() -> None:
     """0.001 of float32 is more than 0.001: it must not pass now and fail when read again."""
     report = only(Measure("m", np.float32(1e-3), "", "", Tolerance(1e-3, "")))
     assert report.passed is again(report).passed is False
@@ -156,7 +156,7 @@ def test_the_message_for_a_missing_file_names_the_command(tmp_path: Path) -> Non
         read_report(tmp_path / "nothing.json")
 
 
-def test_a_file_and_its_folder_are_the_same(tmp_path: Path) -> None:
+def test_a_report_is_read_from_its_file_or_folder(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     file.write_text(json.dumps(realistic().to_dict()))
     assert read_report(file).to_dict() == read_report(tmp_path).to_dict() == realistic().to_dict()

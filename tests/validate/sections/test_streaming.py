@@ -30,7 +30,7 @@ def failed(bundle: Bundle) -> list[str]:
     return [name for name, measure in measures(bundle).items() if not measure.passed]
 
 
-def test_a_sound_bundle_passes_and_every_measure_has_a_limit(tiny_bundle: Bundle) -> None:
+def test_a_correct_bundle_passes_and_every_measure_has_a_limit(tiny_bundle: Bundle) -> None:
     found = measures(tiny_bundle)
     assert [*found] == [
         "streaming.chunked", "streaming.restored", "streaming.rows", "streaming.batch_tokens", "streaming.batch_audio",
@@ -99,7 +99,7 @@ def hidden_of_the_last_slot(model: onnx.ModelProto) -> None:
         ("temporal", hidden_of_the_last_slot, ["streaming.rows", "streaming.batch_tokens", "streaming.batch_audio"]),
     ],
 )
-def test_a_fault_of_chunks_or_batches_is_found(
+def test_a_fault_in_chunks_or_batches_is_found(
     tiny_bundle: Bundle, tmp_path: Path, graph: str, fault: Fault, found: list[str]
 ) -> None:
     assert failed(broken(tiny_bundle, graph, fault, tmp_path)) == found

@@ -45,7 +45,7 @@ def bundle(request: pytest.FixtureRequest, tiny_bundle: Bundle, tmp_path_factory
 
 
 @pytest.mark.parametrize("more", [-20, -1, 0, 1, 30])
-def test_a_sound_ring_reads_the_right_entries(bundle: Bundle, more: int) -> None:
+def test_a_correct_ring_reads_the_right_entries(bundle: Bundle, more: int) -> None:
     found = measure(bundle, bundle.config.temporal.capacity + more)
     assert found.passed and found.value == 0 and found.where == ""
 
