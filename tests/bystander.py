@@ -11,7 +11,7 @@ BYSTANDER = speech(12, seed=3)
 
 
 async def beside_a_bystander(server: Running, unharmed: np.ndarray, attack: Callable[[], Awaitable[None]]) -> None:
-    """Let a bystander talk while `attack` runs, and hold what it hears to what it should hear."""
+    """Let a bystander talk while `attack` runs, and compare its replies with the expected ones."""
     async with call(server.url, voice_prompt="NATM1", text_prompt="A bystander.", seed="77") as bystander:
         await bystander.handshake()
         running = asyncio.ensure_future(attack())
@@ -22,7 +22,7 @@ async def beside_a_bystander(server: Running, unharmed: np.ndarray, attack: Call
 
 
 def attacked(server: Running, unharmed: np.ndarray, attack: Callable[[], Awaitable[None]], rounds: int = 1) -> None:
-    """Attack beside a bystander, `rounds` times; afterwards the server is well, and no slot is lost."""
+    """Attack beside a bystander, `rounds` times; afterwards the server is healthy and every slot is free."""
     for _ in range(rounds):
         run(beside_a_bystander(server, unharmed, attack))
     assert server.get("/health") == (200, "ok\n")

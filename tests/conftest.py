@@ -18,8 +18,8 @@ from pplex.runtime.precision import parse_precision
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-KEPT = "PPLEX_TEST_BUNDLES"  # a folder where bundles stay for the next run, as `make check` has it
-SLOW = (  # what `make check` leaves out, as it does tests that are marked slow; first the file that takes the most time
+KEPT = "PPLEX_TEST_BUNDLES"  # a folder that keeps bundles for the next run; `make check` sets it
+SLOW = (  # `make check` skips these files, and tests marked slow; the slowest file is first
     "export/test_precision.py", "test_readme.py", "export/test_build.py", "validate/test_validation.py",
     "engines/test_compile.py", "validate/test_short.py", "export/test_other_sizes.py",
     "validate/sections/test_graphs.py", "runtime/test_stages.py", "runtime/test_ort_cuda.py",
@@ -42,14 +42,14 @@ SLOW = (  # what `make check` leaves out, as it does tests that are marked slow;
     "server/test_proxies.py",
 )  # fmt: skip
 
-# Small convolutions on several threads mostly wait for each other, all the more on a busy machine.
+# Small convolutions on several threads mostly wait for each other, above all on a busy machine.
 torch.set_num_threads(1)
 
 
-# Before pytest chooses by markers.
+# Run before pytest selects by markers.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files are marked and come first: processes that take one file after the other then end at about the same time."""
+    """Mark slow files and run them first: test processes then end at about the same time."""
     rank = {TESTS / name: place for place, name in enumerate(SLOW)}
     for item in items:
         if item.path in rank:
@@ -59,14 +59,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def on_the_processor() -> Iterator[None]:
-    """What does not ask for a GPU does not get one, where there is one: most tests look into the host's memory."""
+    """Tests get a GPU only if they ask for it: most tests read the host's memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: False)
         yield
 
 
 def made_of() -> str:
-    """A hash of what a bundle is made of: our code, the checkpoint, the versions of packages."""
+    """A hash of the inputs of a bundle: our code, the checkpoint, the versions of packages."""
     code = (path for package in ("export", "engines", "runtime", "validate") for path in (ROOT / package).rglob("*.py"))
     checkpoint = (path for path in (TINY / "checkpoint").rglob("*") if path.is_file())
     found = hashlib.sha256()
@@ -77,7 +77,7 @@ def made_of() -> str:
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """Builds the bundle of a golden folder's checkpoint in a precision, once for all processes that run tests."""
+    """Builds the bundle of a golden checkpoint in a precision, once for all test processes."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     kept = Path(os.environ[KEPT]) / made_of() if os.environ.get(KEPT) else shared / "bundles"

@@ -16,7 +16,7 @@ from pplex.runtime.device import host_view
 from pplex.runtime.errors import PplexError
 from pplex.runtime.session import Reply, Runtime, Session
 
-FRAMES = 300  # three times around the tiny model's ring of 96, twelve times around its codec's
+FRAMES = 300  # three times the tiny model's ring of 96, twelve times that of its codec
 CAPACITY = 96
 ROOM = CAPACITY - 2  # steps a prompt may take
 PERSONA = "Hello there friend"
@@ -92,7 +92,7 @@ def assert_same(got: Mapping[str, Array], expected: Mapping[str, Array]) -> None
 
 
 def finish(opening: Generator[None, None, Session]) -> tuple[Session, int]:
-    """The opened session, and how many times it yielded on the way."""
+    """The opened session, and the number of chunks that priming took."""
     chunks = 0
     while True:
         try:
@@ -103,7 +103,7 @@ def finish(opening: Generator[None, None, Session]) -> tuple[Session, int]:
 
 
 def small_runtime(bundle: Bundle, slots: int = 1, **options: Any) -> Runtime:
-    """Every call is made for all slots, by one thread: the tiny graphs are too small for more."""
+    """Every call runs all slots, on one thread: the tiny graphs are too small for more."""
     return Runtime(bundle, slots, threads=1, batches=[slots], **options)
 
 

@@ -26,7 +26,7 @@ likely_data = st.lists(st.sampled_from([b"OggS\0", b"OggS", b"Ogg", b"\xff" * 20
 
 
 def packet(index: int, size: int = 120) -> bytes:
-    """Bytes that differ from packet to packet and hold no mark."""
+    """Bytes that differ from packet to packet and contain no page mark."""
     return bytes([0x58]) + random.Random(index).randbytes(size - 1).replace(b"O", b"o")
 
 

@@ -1,4 +1,4 @@
-"""Streams of Opus for tests, and how well they are heard."""
+"""Streams of Opus for tests, and their quality after decoding."""
 
 import av
 import numpy as np
@@ -37,7 +37,7 @@ def heard(data: bytes) -> Pcm:
 
 
 def pages_of(packets: list[bytes], head: OpusHead | None = None, each: int = 1) -> bytes:
-    """Packets as a stream, `each` of them in a page; one begun in its middle where there is no head."""
+    """Packets as a stream, `each` of them in a page; without `head` the stream starts in its middle."""
     writer = PageWriter(SERIAL)
     headers = [writer.page([(head or OpusHead(0, 0)).packet()]), writer.page([tags_packet()])]
     return b"".join(
@@ -56,7 +56,7 @@ def encoded(pcm: Pcm, layout: str, **options: str) -> list[bytes]:
 
 
 def delay_and_snr(original: Pcm, coded: Pcm, longest: int = 600) -> tuple[int, float]:
-    """Samples that `coded` is late, and how many dB the original is above the difference."""
+    """The delay of `coded` in samples, and its signal-to-noise ratio in dB."""
     size = min(original.size, coded.size) - longest
     late = int(np.argmax([original[:size] @ coded[d : d + size] for d in range(longest)]))
     difference = coded[late : late + size] - original[:size]

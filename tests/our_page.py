@@ -1,4 +1,4 @@
-"""Our page in a tab of Chromium, as playwright drives it: what tests do to it and look for."""
+"""Our page in a tab of Chromium: actions and checks for tests, through playwright."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ INFO = {"voices": ["NATF0", "VARM2", "mine"], "sample_rate": 24000, "frame_size"
 
 
 def expect(locator: Any) -> Any:
-    """What playwright expects of an element; it waits for it."""
+    """An assertion of playwright about an element; it waits until it holds."""
     from playwright.sync_api import expect
 
     return expect(locator)
@@ -51,7 +51,7 @@ def expect_state(tab: Tab, state: str) -> None:
 
 
 def received(tab: Tab) -> list[list[bytes]]:
-    """The messages of each of the tab's sockets, as they come."""
+    """The messages of each of the tab's WebSockets; the list grows as they arrive."""
     sockets: list[list[bytes]] = []
 
     def listen(ws: Any) -> None:
@@ -80,7 +80,7 @@ def level(tab: Tab, meter: str) -> int:
 
 
 def forget_failed_requests(tab: Tab) -> None:
-    """The browser complains of a refused request; that is how it was meant."""
+    """Ignore the browser's complaints about refused requests, which the test expects."""
     tab.complaints[:] = [
         line for line in tab.complaints if "WebSocket connection" not in line and "a status of" not in line
     ]

@@ -1,7 +1,7 @@
 """The part of TensorRT-RTX's Python API that the runtime calls, on the processor: the library itself needs a driver to
-load an engine, so its rules are kept here instead. A plan is a small JSON file that names an ONNX graph.
+load an engine, so the stand-in enforces its rules. A plan is a small JSON file that names an ONNX graph.
 
-What the real library leaves undefined is an AssertionError; what it refuses is False and an error for the logger.
+Undefined behaviour of the real library is an AssertionError; a refusal is False and an error for the logger.
 """
 
 import json
@@ -25,7 +25,7 @@ SCRATCH_NBYTES = 4096
 
 
 def write_plans(bundle: Bundle, folder: Path, slots: int) -> dict[str, dict[str, Any]]:
-    """Plans of all of a bundle's graphs, and the manifest's engines that name them."""
+    """Plans for all graphs of a bundle, and the manifest's engine entries for them."""
     entries = {}
     for graph in bundle.specs:
         plan = {"graph": graph, "path": str(bundle.graph_path(graph)), "slots": slots}
@@ -120,7 +120,7 @@ class Config:
 
 
 class Kernels:
-    """The kernels compiled so far, by what they are for."""
+    """The kernels compiled so far, by their purpose."""
 
     def __init__(self) -> None:
         self.compiled: set[str] = set()

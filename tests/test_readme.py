@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/start.md work as they stand there."""
+"""The commands of the README and of docs/start.md work unchanged."""
 
 import re
 import shlex

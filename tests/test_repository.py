@@ -1,4 +1,4 @@
-"""The files around the code: what they name exists, and is what they say."""
+"""The files around the code: everything they name exists and is correct."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""A visit to our page, in Chromium or Firefox: press, enter, look, and check that everything fits."""
+"""A visit to our page in Chromium or Firefox: press, enter, look, and check that everything fits."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ FOR_PROGRAMMERS = ("WebSocket", "bytearray", "Bearer", "parameter", "orklet", "u
 
 
 class BrowserTab(Protocol):
-    """What both browsers' tabs can do."""
+    """The actions that tabs of both browsers offer."""
 
     def goto(self, url: str) -> None: ...
     def before_each_page(self, script: str) -> None: ...
@@ -20,7 +20,7 @@ class BrowserTab(Protocol):
 
 
 class ChromiumTab:
-    """A tab of Chromium, as playwright drives it."""
+    """A tab of Chromium, controlled by playwright."""
 
     def __init__(self, browser: Any):
         self._page = browser.new_context().new_page()
@@ -45,20 +45,20 @@ class ChromiumTab:
 
 
 class Visit:
-    """A tab with the page in it, and what one looks for there."""
+    """A tab with our page, and the checks on it."""
 
     def __init__(self, tab: BrowserTab, browser: str, pictures: Path):
         self.tab, self.browser, self._pictures = tab, browser, pictures
 
     def load(self, url: str, before: str = "") -> None:
-        """The page, once it can be used; `before` is a script that runs ahead of it."""
+        """Load the page and wait until it is ready; `before` is a script that runs before the page's own."""
         if before:
             self.tab.before_each_page(before)
         self.tab.goto(url)
         self.wait_for("document.body.dataset.state === 'ready'")
 
     def press(self) -> None:
-        """The one button."""
+        """Press the button of the page."""
         self.tab.evaluate("document.querySelector('#talk').click()")
 
     def enter(self, field: str, text: str) -> None:
@@ -77,14 +77,14 @@ class Visit:
             time.sleep(0.1)
 
     def said(self) -> str:
-        """What the page says of its state: the status line, and the alert above it."""
+        """The page's text about its state: the status line and the alert above it."""
         return self.tab.evaluate(
             "[...document.querySelectorAll('.problem, #problem, #status')]"
             ".filter((e) => e.getBoundingClientRect().height > 1).map((e) => e.textContent).join(' ')"
         )
 
     def look(self, name: str, words: str) -> None:
-        """The page says `words`, in no programmer's language, and fits both screens; pictures of it are kept."""
+        """The page says `words` without programmers' terms and fits every screen; pictures are saved."""
         end = time.monotonic() + 20
         while words not in self.said():
             assert time.monotonic() < end, f"the page says {self.said()!r}, not {words!r}"
@@ -97,7 +97,7 @@ class Visit:
             assert self.tab.evaluate(MISFITS) == {"wide": [], "underBar": [], "button": True}, f"{name}, {size}"
 
 
-# What is wider than the window, what the bar covers (of a conversation: at once; of the form: scrolled to its end), and
+# Elements wider than the window, elements under the bar (in the form: after scrolling to its end), and
 # whether the button can be pressed.
 MISFITS = """(() => {
     const box = (element) => element.getBoundingClientRect();

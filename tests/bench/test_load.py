@@ -33,7 +33,7 @@ def test_the_command_reports_the_first_load_and_those_after_it(tiny_bundle: Bund
     nbytes = {name: entry["nbytes"] for name, entry in tiny_bundle.manifest["files"].items()}
     weights = sum(n for name, n in nbytes.items() if name.endswith((".onnx", ".data")))
     assert report["figures"]["MB of weights"] == round(weights / 1e6, 1)
-    assert report["figures"]["MB kept by the first load"] == 0  # float32 is used as it is
+    assert report["figures"]["MB kept by the first load"] == 0  # float32 needs no optimised copy
 
 
 def test_files_cached_by_the_first_load_are_counted_separately(
@@ -52,7 +52,7 @@ def test_files_cached_by_the_first_load_are_counted_separately(
     monkeypatch.setattr(load, "_measured", measured)
     monkeypatch.setattr(load, "weights_mb", lambda bundle: 10.0)
     caches.mkdir()
-    (caches / "old.cache").write_bytes(bytes(3_000_000))  # of another processor, which the first load replaces
+    (caches / "old.cache").write_bytes(bytes(3_000_000))  # of another processor: the first load replaces it
     made, there = (bench_load(tmp_path, runs=2) for _ in range(2))
     assert (made.figures["MB kept by loads before"], made.figures["MB kept by the first load"]) == (3, 3)
     assert (there.figures["MB kept by loads before"], there.figures["MB kept by the first load"]) == (3, 0)

@@ -1,4 +1,4 @@
-"""A prompt in chunks of several sizes, and sessions opened again."""
+"""A prompt in chunks of several sizes, and sessions that reuse a cached prompt."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_the_command_reports_every_chunk_and_both_openings(tiny_bundle: Bundle) 
     result = CliRunner().invoke(main, ["bench", "priming", str(tiny_bundle.folder), "--threads", "1", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    room = tiny_bundle.config.temporal.capacity - 2  # less than 300: all that it remembers
+    room = tiny_bundle.config.temporal.capacity - 2  # less than 300: the whole ring
     chunks = ["one by one", *(f"chunks of {size}" for size in (16, 32, 64, room))]
     openings = ["open, a persona not seen before", "open, a persona seen before", "one frame"]
     assert list(report["timings"]) == [*chunks, *openings] and report["unit"] == "ms in all"

@@ -1,4 +1,4 @@
-"""The soak benchmark with few frames: its figures, and the faults that it finds."""
+"""The soak benchmark with few frames: its figures and the faults it finds."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from pplex.runtime.arrays import Pcm
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Reply, Session
 
-FRAMES, BETWEEN = 100, 25  # of which are neither in a window nor before the early one
+FRAMES, BETWEEN = 100, 25  # BETWEEN frames lie outside both windows
 HELD = "bytes allocated since the early window and held before the last"
 STEP = Session.step
 

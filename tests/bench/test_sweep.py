@@ -1,4 +1,4 @@
-"""Sweeps: their points, the saved report, the least bytes of a frame, and a bundle as backend."""
+"""Sweeps: points, the saved report, the minimum bytes of a frame, and a bundle as backend."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ FRAMES = 20
 
 @dataclass
 class Clock:
-    """Time passes only in calls."""
+    """Time advances only in calls."""
 
     now_ms: float = 0.0
 
@@ -114,7 +114,7 @@ def test_slots_double_until_a_frame_takes_too_long(backend: Steady) -> None:
     assert points(sweep(backend, options(0), limit_ms=5.0).rows) == [
         (0, 1),
         (0, 2),
-    ]  # the one that is too slow is told
+    ]  # the report includes the point that is too slow
 
 
 def test_the_report_says_where_memory_was_full(backend: Steady) -> None:
@@ -160,7 +160,7 @@ def test_a_frame_reads_weights_once_and_rings_once_per_session() -> None:
 def test_slots_fit_beside_the_weights() -> None:
     free = 10 * 7 + RESERVE + WORKSPACE + 5
     assert [fitting_slots(free, 7, 5, wanted) for wanted in (3, 10, 64)] == [3, 10, 10]
-    assert fitting_slots(0, 7, 5, 64) == 1  # which is for the load to refuse, with its reasons
+    assert fitting_slots(0, 7, 5, 64) == 1  # the load refuses it, with its reasons
     assert fitting_slots(None, 7, 5, 64) == 64
 
 

@@ -67,7 +67,7 @@ def test_stages_pass_their_outputs_on(config: ModelConfig) -> None:
     backend.prepare(2, 5)
     backend.frame(2)
     tensors, late = backend._tensors, backend._latest
-    assert tensors["mimi_encode"]["past.position"].tolist() == [12, 12]  # two for every frame, the one just made too
+    assert tensors["mimi_encode"]["past.position"].tolist() == [12, 12]  # two for every frame, including the last one
     assert torch.equal(tensors["mimi_decode"]["codes"][:, late], tensors["depth"]["audio_tokens"][:, late])
     pcm, tokens = tensors["mimi_decode"]["pcm"], tensors["depth"]["audio_tokens"]
     for made in (pcm, tokens):
@@ -131,7 +131,7 @@ def test_rings_are_written_in_place_when_compiled_too(monkeypatch: pytest.Monkey
 
 
 class OnHost(TorchDispatchMode):
-    """Collects what is done with tensors of the host's."""
+    """Collects the operations on tensors of the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class OnHost(TorchDispatchMode):
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 def test_everything_is_on_the_device_of_the_inputs(config: ModelConfig, graph: str) -> None:
-    """On a device that computes nothing, where to read a value is an error."""
+    """Runs on the meta device: it computes nothing, and reading a value is an error."""
     spec, sizes = graph_specs(config)[graph], {"B": 2, "T": 1, "C": config.temporal.capacity}
     with torch.device("meta"):
         module = MODULES[graph](config)
@@ -167,7 +167,7 @@ def test_captured_steps_equal_the_eager_ones(config: ModelConfig, how: str) -> N
 
 
 def frame_of(backend: TorchBackend) -> dict[str, Tensor]:
-    """What the temporal step of a frame of two slots leaves, of the same weights and inputs every time."""
+    """The state after a temporal step of two slots, with the same weights and inputs each time."""
     torch.manual_seed(0)
     for module in backend._modules.values():
         for weight in module.parameters():
@@ -204,9 +204,7 @@ def test_missing_moshi_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     not find_spec("moshi"), reason="moshi is not installed: it pins older versions of what is used here"
 )
 def test_moshi_rows_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "NO_TORCH_COMPILE", "1"
-    )  # which it reads when it is imported: compiling takes longer than the test
+    monkeypatch.setenv("NO_TORCH_COMPILE", "1")  # it reads this on import: compiling takes longer than the test
     backend = MoshiBackend(open_checkpoint(CHECKPOINT), slots=2, device="cpu")
     assert_complete(swept(backend), ("mimi_encode", LANGUAGE, "mimi_decode"))
     backend.prepare(2, 300)

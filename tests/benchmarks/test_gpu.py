@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh: what it keeps of its steps, whatever becomes of them, and that the steps are commands we have."""
+"""benchmarks/gpu.sh: results are kept whatever happens to a step, and every step is an existing command."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def step(name: str, code: str = "pass", **options: Any) -> Step:
 
 
 def written(path: Path, then: str = "") -> str:
-    """Code that adds a line to a file, as a sign that it was run."""
+    """Code that adds a line to a file, to show that it ran."""
     return f"open({str(path)!r}, 'a').write('x\\n')\n{then}"
 
 
@@ -40,7 +40,7 @@ def times(path: Path) -> int:
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultStore]:
-    """A call of so many seconds, after those before it, which has read the store anew."""
+    """A call with a time limit in seconds, after earlier calls; it has read the store again."""
     monkeypatch.setattr(gpu_results, "GRACE_S", 0.2)
 
     def run(*steps: Step, seconds: float = 20.0, names: list[str] | None = None) -> ResultStore:
@@ -149,7 +149,7 @@ time.sleep(0 if rows else 30)
 
 
 def test_results_of_another_machine_are_measured_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
-    """Its file is not there, and times of two machines do not go into one table."""
+    """Its file is missing, and one table must not mix the times of two machines."""
     out = tmp_path / "out" / "a.json"
     ResultStore(tmp_path / "results").record(
         "a", outcome="cut off", reason="x", tries=1, seconds=0.0, result={"rows": [1]}
@@ -259,7 +259,7 @@ def test_table_has_a_block_for_each_side_and_the_outcome_of_every_step(tmp_path:
 
 
 def cut(wheel: Path, nbytes: int, loads: list[Path]) -> None:
-    """Parts of a wheel, dealt out to the loads, and the list of checksums in each."""
+    """Parts of a wheel, divided among the loads, and the list of checksums in each."""
     data = wheel.read_bytes()
     pieces = [data[i : i + nbytes] for i in range(0, len(data), nbytes)]
     for i, piece in enumerate(pieces):
@@ -272,7 +272,7 @@ def cut(wheel: Path, nbytes: int, loads: list[Path]) -> None:
 
 @pytest.fixture
 def loads(tmp_path: Path) -> list[Path]:
-    """Two loads that have, of two wheels, the one whole in the second and the other in halves."""
+    """Two loads: one wheel is complete in the second load, the other is split in halves."""
     import zipfile
 
     folders = [tmp_path / "0", tmp_path / "1"]
@@ -326,11 +326,11 @@ def test_every_step_is_an_existing_command(tmp_path: Path, device: str, size: st
 
 
 def parse(arguments: tuple[str, ...]) -> None:
-    """As click would, up to where the command is called."""
+    """Parse as click does, without calling the command."""
     command: click.Command = main
     rest = list(arguments)
     while isinstance(command, click.Group):
-        found = command.get_command(click.Context(command), rest.pop(0))  # a command is imported when it is asked for
+        found = command.get_command(click.Context(command), rest.pop(0))  # a command is imported on its first use
         assert found is not None
         command = found
     command.make_context(str(command.name), rest)

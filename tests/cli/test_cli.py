@@ -21,7 +21,7 @@ CASES = Path(__file__).parents[1] / "cases"
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording of 1.03 s at 24 kHz, which is no whole number of frames."""
+    """A recording of 1.03 s at 24 kHz: not a whole number of frames."""
     path = tmp_path_factory.mktemp("speech") / "user.wav"
     seconds = np.arange(24_720) / 24_000
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * 220 * seconds) * np.sin(2 * np.pi * 3 * seconds), 24_000)
@@ -122,7 +122,7 @@ def antiphase(path: Path) -> Path:
 
 
 def test_each_audio_warning_is_printed_once_as_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """As a process of its own, where Python would add a line of our source."""
+    """Run in a process of its own, where a Python warning would add a line of our source."""
     path = antiphase(tmp_path / "user.wav")
     code = "from pplex.cli import main; main()"
     arguments = ["run", str(tiny_bundle.folder), "--input-wav", str(path), "--output-wav", str(tmp_path / "agent.wav")]
@@ -154,7 +154,7 @@ def test_integers_as_floats_are_refused_as_input_and_as_voice(
 
 
 def test_a_voice_recording_is_used_to_its_end(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
-    """Two files joined by cat are a voice as long as both."""
+    """Two files joined by cat are one voice as long as both."""
     (tmp_path / "twice.wav").write_bytes(2 * speech.read_bytes())
     runtime = Runtime(tiny_bundle, slots=1, threads=1, device="cpu")
     steps = []

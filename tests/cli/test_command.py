@@ -1,4 +1,4 @@
-"""What holds for every command: no empty values, and nowhere to print to is an error."""
+"""Rules for every command: empty values are refused, and a closed output is an error."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def test_every_command_follows_the_common_rules() -> None:
 @pytest.mark.parametrize("path, command", ALL, ids=[" ".join(path) for path, _ in ALL])
 @pytest.mark.parametrize("empty", ["", " "])
 def test_an_empty_value_is_refused_by_every_option(path: tuple[str, ...], command: click.Command, empty: str) -> None:
-    """As a shell variable that is not set gives it: where "" would be all addresses, the working folder, or no token."""
+    """An unset shell variable gives "", which could mean all addresses, the working folder, or no token."""
     takes_values = [p for p in command.params if not getattr(p, "is_flag", False) and p.name not in MAY_BE_EMPTY]
     for parameter in takes_values:
         option = parameter.opts[:1] if isinstance(parameter, click.Option) else []
@@ -53,7 +53,7 @@ def test_an_empty_token_variable_is_refused(arguments: list[str], token: str) ->
     result = CliRunner().invoke(main, arguments, env={"PPLEX_TOKEN": token})
     assert result.exit_code == 2 and "PPLEX_TOKEN is set, but empty" in result.stderr
     given = CliRunner().invoke(main, [*arguments, "--token", "secret", "--origin", "x"], env={"PPLEX_TOKEN": token})
-    assert given.exit_code == 2 and "PPLEX_TOKEN" not in given.stderr  # the command line goes before the variable
+    assert given.exit_code == 2 and "PPLEX_TOKEN" not in given.stderr  # the command line overrides the variable
 
 
 def test_an_unset_shell_variable_does_not_open_the_server(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_closed_streams_do_not_stop_the_work(closed: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("closed", ["2", "0 1 2"])
 def test_a_run_without_streams_writes_its_files(closed: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Files that are opened next must not get the number of the stream that libraries print to."""
+    """Files opened later must not get the descriptor of a stream that libraries print to."""
     wav = Path(__file__).parents[1] / "golden/tiny/checkpoint/voices/synthetic.wav"
     outputs = ["--output-wav", str(tmp_path / "agent.wav"), "--output-text", str(tmp_path / "agent.json")]
     done = _with_closed(closed, "run", str(tiny_bundle.folder), "--input-wav", str(wav), "--voice", "none", *outputs)

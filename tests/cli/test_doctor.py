@@ -1,4 +1,4 @@
-"""`pplex-export doctor`, as a user runs it: what it finds wrong is wrong, what it advises helps, and nothing ends it."""
+"""`pplex-export doctor`, as a user runs it: its findings are true, its advice helps, and it never crashes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-P", "-c", "from pplex.cli import main; main()", "do
 
 
 def doctor(*arguments: object, code: int = 0, **environment: str) -> dict[str, Any]:
-    """What it prints as JSON, in a process of its own."""
+    """The JSON that doctor prints, in a process of its own."""
     command = [*COMMAND, *map(str, arguments), "--json"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""inspect and plan, and the builder's options, as a user gives them."""
+"""The commands inspect and plan, and the options of the builder."""
 
 import json
 import re

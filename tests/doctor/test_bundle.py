@@ -22,7 +22,7 @@ CPU_ORT = Probe({"version": "1.31.1", "providers": ["CPUExecutionProvider"], "cu
 CUDA_ORT = Probe({"version": "1.31.1", "providers": [CUDA, "CPUExecutionProvider"], "cuda": None})
 RTX_4090 = Driver((FoundGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9),), (13, 0))
 VERSIONS = {TENSORRT_RTX: Probe("1.7.1.116"), TENSORRT: Probe(error="no", missing="tensorrt")}
-# Root reads everything, by two capabilities. Without them in its bounding set, what it starts may read what its mode says.
+# Two capabilities let root read everything. Without them in the bounding set, file modes apply to child processes.
 AS_A_USER = """
 import ctypes, json, os, sys
 from dataclasses import asdict
@@ -40,7 +40,7 @@ print(json.dumps(asdict(finding)))
 
 @pytest.fixture
 def copied(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A bundle to break."""
+    """A copy of the bundle that tests may damage."""
     return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
 
 
@@ -50,7 +50,7 @@ def looked(folder: Path) -> list[Finding]:
 
 
 def as_a_user(folder: Path) -> Finding:
-    """The finding of one who may not read everything, as root may."""
+    """The finding of a user who, unlike root, may not read everything."""
     command = [sys.executable, "-P", "-c", AS_A_USER, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Finding(**json.loads(done.stdout.splitlines()[-1]))
@@ -112,7 +112,7 @@ def test_a_bundle_that_failed_validation_is_reported(copied: Path) -> None:
 
 
 def state(**changes: Any) -> dict[str, Any]:
-    """Of a bundle whose temporal graph is compiled for a GPU."""
+    """The state of a bundle whose temporal graph is compiled for a GPU."""
     engine = {
         "kind": TENSORRT_RTX, "gpu": "rtx-4090", "sm": 89, "slots": 4, "made_with": "tensorrt-rtx 1.7.1.116", "file": "",
     } | changes  # fmt: skip

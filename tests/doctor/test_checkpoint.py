@@ -41,7 +41,7 @@ class TestFolder:
 class TestHub:
     @pytest.fixture
     def repo(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo]:
-        """A repository of a running stand-in, which every process that is started from here takes for the hub."""
+        """A repository of a running stand-in; child processes use it as the hub."""
         server = Server(("127.0.0.1", 0), Answer)
         server.repos = {NAME: Repo(NAME, token=TOKEN)}
         environment = {

@@ -1,4 +1,4 @@
-"""GPUs, their driver and the engines' libraries: a stand-in for the driver's library, and the real ONNX Runtime."""
+"""GPUs, the driver and the libraries of engines, with a stand-in for the driver and the real ONNX Runtime."""
 
 import platform
 import shutil
@@ -15,14 +15,14 @@ from pplex.doctor.probe import Probe
 from pplex.runtime.gpus import GPUS, ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, FoundGpu
 
 SOURCE = Path(__file__).with_name("libcuda.c")
-WITH_CUDA = Path(__file__).parents[2] / ".venv/cuda"  # of make test: ONNX Runtime for GPUs without CUDA's libraries
+WITH_CUDA = Path(__file__).parents[2] / ".venv/cuda"  # from `make test`: ONNX Runtime for GPUs without CUDA's libraries
 ORT = Probe({"version": "1.31.1", "providers": [CUDA, "CPUExecutionProvider"], "cuda": None})
 CPU_ORT = Probe({"version": "1.31.1", "providers": ["CPUExecutionProvider"], "cuda": None})
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a libcuda.so.1."""
+    """The folder of a stand-in for libcuda.so.1."""
     if shutil.which("cc") is None:
         pytest.skip("cc, which builds the stand-in for the driver, is not installed: apt-get install gcc libc6-dev")
     folder = tmp_path_factory.mktemp("driver")
@@ -32,7 +32,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A driver with a GPU; tests change its answers in the environment."""
+    """A driver with a GPU; tests change its answers through environment variables."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
     monkeypatch.setenv("STAND_IN_GPU", "NVIDIA GeForce RTX 4090")
     return monkeypatch

@@ -1,4 +1,4 @@
-"""Memory, processors and disk against the released model, a bundle and a build: a stand-in for the kernel's files."""
+"""Memory, processors and disk for the released model, a bundle and a build, with a stand-in for the kernel's files."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """Bytes free on every disk, in `free`."""
+    """Every disk has `free` bytes left."""
     room = {"free": 100 * GB}
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage._replace(free=room["free"]))

@@ -91,7 +91,7 @@ def test_a_folder_without_code_is_not_a_package(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every package can be imported, and none is."""
+    """Checks every package without importing it."""
     monkeypatch.setattr(packages, "import_all", lambda modules: dict.fromkeys(modules, Probe()))
 
 

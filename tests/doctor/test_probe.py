@@ -1,4 +1,4 @@
-"""Libraries that end the process, hang or say too much, looked at in a process of their own."""
+"""Libraries that crash, hang or print too much, probed in a process of their own."""
 
 import pytest
 

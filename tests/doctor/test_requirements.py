@@ -1,4 +1,4 @@
-"""What our metadata asks for, and the lock files that are installed beside the code."""
+"""The requirements in our metadata, and the lock files that are installed with the code."""
 
 import tomllib
 from importlib import metadata

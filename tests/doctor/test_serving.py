@@ -19,7 +19,7 @@ Certificates = Callable[..., Path]
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Certificates:
-    """Writes cert.pem and key.pem, valid from so many days on to so many days on; `other_key`: a key that is not its own."""
+    """Writes cert.pem and key.pem, valid from `first` to `last` days from now; `other_key`: the key does not match."""
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

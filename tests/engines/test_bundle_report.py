@@ -1,4 +1,4 @@
-"""A bundle's report: from its graphs where those run, from what was written down where engines do."""
+"""A bundle's report: from its ONNX graphs, or from the build record of its engines."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from pplex.runtime.pipeline import GRAPH_NAMES
 
 @pytest.fixture(scope="module")
 def engine_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The tiny bundle with an engine for its decoder."""
+    """The tiny bundle with a compiled decoder."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path_factory.mktemp("reports") / "bundle"))
     manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text())

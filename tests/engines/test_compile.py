@@ -1,4 +1,4 @@
-"""Every graph builds under TensorRT-RTX without a GPU, its weights stored once and as narrow as they are written."""
+"""Every graph builds under TensorRT-RTX without a GPU; weights are stored once, in the width of the file."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def compile_mlp(path: Path, slots: int = 4, options: EngineOptions = DEFAULT_OPT
 
 
 def held_nbytes(engine: Path) -> int:
-    """Weights of an engine, in the library's own count."""
+    """Bytes of an engine's weights, as the library counts them."""
     return int(json.loads(layers_path(engine).read_text())["held_nbytes"])
 
 
@@ -77,7 +77,7 @@ def test_a_profile_of_one_row_would_store_weights_twice(
 
 
 def test_widened_weights_are_refused(tmp_path: Path) -> None:
-    """A Cast after a weight is folded into it: the engine would hold float32."""
+    """TensorRT folds a Cast into the weight: the engine would hold float32."""
     spec = GraphSpec("lookup", (TensorSpec("token", "int64", ("B",)),), (TensorSpec("row", "float32", ("B", 2048)),))
     steps = [
         helper.make_node("Cast", ["table"], ["wide"], to=TensorProto.FLOAT),
@@ -98,7 +98,7 @@ def test_priming_takes_the_scratch_memory_of_two_slots(tiny_bundle: Bundle, tmp_
 
 
 def test_tf32_is_off_unless_asked_for(tmp_path: Path) -> None:
-    """The library has it on."""
+    """TF32 is on by default in the library."""
     x, y = (TensorSpec(name, "float32", ("B", 512)) for name in "xy")
     spec, weight = GraphSpec("product", (x,), (y,)), numpy_helper.from_array(np.eye(512, dtype=np.float32), "w")
     write_graph(tmp_path / "a.onnx", spec, [helper.make_node("MatMul", ["x", "w"], ["y"])], [weight])
@@ -141,7 +141,7 @@ def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_reported(tmp_path: Path) -> None:
-    """The library goes on after a write that failed, and reports success."""
+    """The library ignores a failed write and reports success."""
     write_mlp(tmp_path / "mlp.onnx", "float16")
     (tmp_path / "mlp.engine").symlink_to("/dev/full")
     with pytest.raises(BuildError, match=r"cannot build mlp.onnx for sm_89: .*No space left on device"):
@@ -159,7 +159,7 @@ def test_a_damaged_graph_is_refused_with_the_message_of_the_parser(tiny_bundle: 
 
 
 def test_a_precision_the_gpu_lacks_is_refused_by_the_library(tmp_path: Path) -> None:
-    """What runtime/gpus.py knows beforehand."""
+    """The same limits as in runtime/gpus.py."""
     write_mlp(tmp_path / "mlp.onnx", "float8_e4m3fn")
     with pytest.raises(BuildError, match=r"for sm_86: .*Cannot compile for target.*fp8"):
         compile_engine(tmp_path / "mlp.onnx", MLP, 1, parse_gpu("rtx-3090"), 4, tmp_path / "mlp.engine")

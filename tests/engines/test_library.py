@@ -1,4 +1,4 @@
-"""What is said where an engine cannot be built: which library it takes, on which machine, and what would work."""
+"""Errors for engines that cannot be built here: the needed library and machine, and what would work."""
 
 import importlib.util
 import sys

@@ -1,6 +1,6 @@
-"""What TensorRT's parser leaves out without an error is found before anything is built.
+"""Parts that TensorRT's parser drops without an error are found before the build.
 
-Each test changes a graph of the tiny bundle in one place. The parser takes every one of them.
+Each test changes one place of a graph of the tiny bundle. The parser accepts every change.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ Change = Callable[[onnx.GraphProto], None]
 
 
 class Parsed:
-    """A graph in TensorRT-RTX, to be checked against its contract."""
+    """A graph parsed by TensorRT-RTX, to compare with its spec."""
 
     def __init__(self, bundle: Bundle, graph: str, path: Path):
         self.spec, self.library = bundle.specs[graph], open_library(parse_gpu("rtx-4090"))
@@ -43,7 +43,7 @@ class Parsed:
 
 @pytest.fixture
 def problems(tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Callable[[str, Change], list[str]]]:
-    """What is found wrong with a graph after a change."""
+    """The problems of a graph after a change."""
     yield lambda graph, change: Parsed(tiny_bundle, graph, mutated(tiny_bundle, tmp_path, graph, change)).problems()
 
 
@@ -90,7 +90,7 @@ def test_a_mask_missing_from_the_graph_is_reported(problems: Any) -> None:
 
 
 def test_a_mask_missing_from_the_network_is_reported(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """No graph is known whose mask the parser drops: a network without one is held against the graph with it."""
+    """No known graph loses its mask in the parser, so a network without a mask is compared with a graph that has one."""
     path = tiny_bundle.graph_path("temporal")
     parsed = Parsed(tiny_bundle, "temporal", mutated(tiny_bundle, tmp_path, "temporal", drop_a_mask))
     parsed.model = onnx.load(path, load_external_data=False)

@@ -1,4 +1,4 @@
-"""The plan counts what fits, and says what would where something does not."""
+"""The plan counts the slots that fit, and suggests settings that fit."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def test_rings_are_most_of_a_session_of_the_released_model() -> None:
 
 
 def test_carried_state_counts_twice(tiny_bundle: Bundle) -> None:
-    """Buffers of a session as the runtime makes them: a ring is one buffer, what is carried two."""
+    """Buffers of a session in the runtime: a ring is one buffer, a carried state is two."""
     spec = tiny_bundle.specs["mimi_encode"]
     sizes = {"float32": 4, "int64": 8, "bool": 1}
 

@@ -1,4 +1,4 @@
-"""Folding factors into the weights leaves the function as it was, and rounding then costs less."""
+"""Folding factors into weights keeps the function, and reduces the rounding error."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Calibration: what is recorded is what the graphs compute, and what cannot be used is said."""
+"""Calibration: it records the inputs of the graphs, and refuses unusable files with a reason."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from pplex.runtime.text import Tokenizer
 
 
 def silent(nbytes: int) -> None:
-    """No progress shown."""
+    """A progress callback that prints nothing."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit are refused with everything that is wrong with them."""
+"""Unfit checkpoints are refused with a list of all problems."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from pplex.runtime.errors import CheckpointError, ConfigError
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint to spoil."""
+    """A copy of the tiny checkpoint that tests may damage."""
     return Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
 
 

@@ -1,4 +1,4 @@
-"""Rounding weights: every number within half a step, scales that fit what the weights are multiplied by."""
+"""Rounding weights: every number within half a step, with scales fitted to the inputs."""
 
 import numpy as np
 import onnx
@@ -47,7 +47,7 @@ def test_tile_size_does_not_change_the_result() -> None:
     for block in range(6):
         rows = slice(32 * block, 32 * block + 32)
         alone = to_int(weight[rows, 2900:], 4, 32, importance[rows])
-        # Errors that are added up in another order may tie: of 100 columns one or two may get another scale.
+        # Errors summed in another order may tie: one or two of 100 columns may get another scale.
         same = whole.scale[block, 2900:] == alone.scale[0]
         assert same.float().mean() >= 0.95
         assert torch.equal(whole.values[rows, 2900:][:, same], alone.values[:, same])

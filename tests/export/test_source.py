@@ -1,4 +1,4 @@
-"""Finding a checkpoint: folders, and repositories of a stand-in for the hub that speaks as much HTTP as that takes."""
+"""Finding a checkpoint: folders, and repositories of a stand-in for the hub."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
 from pplex.export.source import CheckpointSource, resolve
 from pplex.runtime.errors import CheckpointError
 
-# The hub's client reads its environment once, when it is imported, so a process of its own serves all tests.
+# The hub's client reads its environment once, on import, so it runs in a separate process for all tests.
 CLIENT = """
 import json, os, sys
 from dataclasses import asdict
@@ -37,7 +37,7 @@ for line in sys.stdin:
 
 
 class Hub:
-    """The stand-in, which can go down and come back at the same address, and the client that asks it."""
+    """The stand-in, which can stop and restart at the same address, and its client."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.repos, self.port, self.server = home, dict[str, Repo](), 0, None
@@ -79,7 +79,7 @@ class Hub:
             self.server = None
 
     def ask(self, source: str, revision: str | None = None, token: str = "", offline: bool = False) -> dict[str, Any]:
-        """What `resolve` returns in the client, as a dict, or its "error"."""
+        """The result of `resolve` in the client as a dict, or its "error"."""
         assert self.client.stdin is not None and self.client.stdout is not None
         asked = {"source": source, "revision": revision, "token": token, "offline": offline}
         print(json.dumps(asked), file=self.client.stdin, flush=True)
@@ -106,7 +106,7 @@ def hub(running_hub: Hub) -> Hub:
 
 @pytest.fixture
 def repo(hub: Hub) -> Repo:
-    """A repository of its own for every test, so that none finds it in the cache."""
+    """A new repository for every test, so that no test finds it in the cache."""
     repo = Repo(f"someone/model{len(hub.repos)}")
     hub.repos[repo.name] = repo
     return repo
@@ -199,7 +199,7 @@ class TestRefusals:
         assert f"Check {hub.url}/someone/else" in error
 
     def test_private_repository(self, hub: Hub, repo: Repo) -> None:
-        repo.broken["revision"] = 401  # what the hub says of private and missing ones alike
+        repo.broken["revision"] = 401  # the hub answers the same for private and missing repositories
         assert "if it is private" in hub.ask(repo.name)["error"]
 
     def test_no_such_revision(self, hub: Hub, repo: Repo) -> None:
@@ -229,7 +229,7 @@ class TestRefusals:
 class TestCutShort:
     @pytest.fixture
     def cut(self, hub: Hub, repo: Repo) -> Repo:
-        """A repository of which one file broke off while it was fetched."""
+        """A repository with one file whose download was interrupted."""
         repo.cut.add(LM_FILE)
         assert "could not be downloaded" in hub.ask(repo.name)["error"]
         return repo

@@ -1,4 +1,4 @@
-"""A folder takes its place whole, and takes nobody else's."""
+"""A staged folder appears complete, and never replaces a foreign one."""
 
 import os
 from pathlib import Path

@@ -47,7 +47,7 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def eight_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A checkpoint of 8 depth sets made in an empty folder, and the bytes its progress came to."""
+    """A checkpoint of 8 depth sets made in an empty folder, and the bytes that progress reported."""
     written: list[int] = []
     folder = synthesize(tmp_path_factory.mktemp("eight"), "tiny", progress=written.append, depth_sets=8)
     return folder, sum(written)
@@ -55,7 +55,7 @@ def eight_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 @pytest.fixture(scope="module")
 def codes(checkpoint: Checkpoint) -> Tensor:
-    """Codes of two signals the calibration has not met: [2, F, 8]."""
+    """Codes of two signals outside the calibration: [2, F, 8]."""
     frame_size = checkpoint.config.frame_size
     signals = np.stack([speech_like(FRAMES, frame_size, seed) for seed in (100, 101)])
     pcm = torch.from_numpy(signals).reshape(2, FRAMES, 1, frame_size)
@@ -165,7 +165,7 @@ def test_decoded_codes_are_audible_and_bounded(checkpoint: Checkpoint, codes: Te
     assert pcm.abs().max() < 1
     assert ((pcm.std((1, 2)) > 0.03) & (pcm.std((1, 2)) < 0.3)).all()
     assert pcm.mean((1, 2)).abs().max() < 0.05
-    heard = (pcm - pcm.mean(1, keepdim=True)).std((1, 2))  # what is left without what every frame has in common
+    heard = (pcm - pcm.mean(1, keepdim=True)).std((1, 2))  # without the mean of all frames
     assert (heard > 0.02).all()
 
 

@@ -1,4 +1,4 @@
-"""Heavy channels stand in what writes to the residual stream and what reads it, wherever a piece of a tensor begins."""
+"""Outlier channels are in tensors that write to and read from the residual stream, wherever a piece begins."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ HEAVY = Outliers(np.array([3, 40]), np.array([20.0, 50.0]))
 
 
 def planted(key: str, shape: tuple[int, int], pieces: int) -> Tensor:
-    """What becomes of a tensor of ones that is planted in pieces."""
+    """A tensor of ones after planting outliers in pieces."""
     ones = torch.ones(shape, dtype=torch.bfloat16).view(torch.int16).numpy().reshape(-1)
     start = 0
     for piece in np.array_split(ones, pieces):

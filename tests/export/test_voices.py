@@ -1,4 +1,4 @@
-"""Reading voices.tgz: the golden archive, and archives built to do harm."""
+"""Reading voices.tgz: the golden archive, and hostile archives."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ GOOD = saved(state())
 
 
 def packed(path: Path, members: Mapping[str, bytes] | list[tuple[tarfile.TarInfo, bytes]]) -> Path:
-    """A tar.gz at `path` of files by name, or of entries with whatever their headers claim."""
+    """A tar.gz at `path` with files by name, or with entries of arbitrary headers."""
     entries = (
         members if isinstance(members, list) else [(tarfile.TarInfo(name), data) for name, data in members.items()]
     )
@@ -121,7 +121,7 @@ class TestHostile:
         message = refusal(packed(tgz, {"voices/A.pt": evil}))
         assert "voices/A.pt: its pickle" in message
         assert "refused, not run" in message
-        assert "weights_only" not in message  # torch's own advice is to run it
+        assert "weights_only" not in message  # torch itself advises to run it
         assert not target.exists()
 
     def test_code_in_a_pickle_is_named(self, tmp_path: Path, tgz: Path) -> None:
@@ -145,7 +145,7 @@ class TestHostile:
         assert "unpacks to more than 0.00105 GB" in refusal(tgz, max_nbytes=1 << 20)
 
     def test_a_bomb_after_the_last_member_is_refused(self, tgz: Path) -> None:
-        """No header speaks of these zeros."""
+        """No header mentions these zeros."""
         packed(tgz, {"voices/A.pt": GOOD})
         tgz.write_bytes(tgz.read_bytes() + gzip.compress(bytes(1 << 24)))
         assert "unpacks to more" in refusal(tgz, max_nbytes=1 << 20)

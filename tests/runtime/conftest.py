@@ -19,7 +19,7 @@ def three(tiny_bundle: Bundle) -> Runtime:
 
 @pytest.fixture(scope="session")
 def eight(tiny_bundle: Bundle) -> Runtime:
-    """Every call is made for eight slots, however many are in use, by as many threads as there are processors."""
+    """Every call runs eight slots, whatever is in use, on one thread per processor."""
     return Runtime(tiny_bundle, slots=8, batches=[8])
 
 

@@ -33,7 +33,7 @@ def tone(seconds: float, rate_hz: int = RATE_HZ, hz: float = 440.0, level: float
 
 
 def inner(pcm: Pcm) -> Pcm:
-    """Without the edges, where a resampler has only one side to look at."""
+    """Compare without the edges, where a resampler lacks samples on one side."""
     return pcm[1000:-1000]
 
 
@@ -137,7 +137,7 @@ class TestRead:
         path, count = tmp_path / "claims.flac", b"\x0f\xff\xff\xff\xff"
         soundfile.write(path, tone(0.5), RATE_HZ)
         data = bytearray(path.read_bytes())
-        data[21:26] = bytes([data[21] & 0xF0 | count[0]]) + count[1:]  # in the stream's header, 36 bits
+        data[21:26] = bytes([data[21] & 0xF0 | count[0]]) + count[1:]  # 36 bits in the stream's header
         path.write_bytes(data)
         with pytest.warns(AudioWarning, match=r"only 0\.50 s of its 286\d*\.\d+ s can be decoded"):
             np.testing.assert_allclose(read_audio(path), tone(0.5), atol=1e-4)
@@ -215,7 +215,7 @@ class TestWrite:
         np.testing.assert_allclose(read_audio(path), [-1, -1, 0, 1, 1], atol=1e-4)
 
     def test_minutes_of_ogg_are_written(self, tmp_path: Path) -> None:
-        """libsndfile crashes the process when this is handed over in one call."""
+        """libsndfile crashes the process if it gets this in one call."""
         path = tmp_path / "long.ogg"
         write_audio(path, np.zeros(120 * RATE_HZ, np.float32))
         assert soundfile.info(path).frames == 120 * RATE_HZ

@@ -51,7 +51,7 @@ def library(compiled: Bundle, device: QueueDevice, monkeypatch: pytest.MonkeyPat
 
 
 def changed(bundle: Bundle, *graphs: str, **values: Any) -> Bundle:
-    """The bundle with other values in the manifest's entries of some graphs' engines, or of all."""
+    """The bundle with changed manifest entries for some engines, or for all."""
     engines = {
         name: {**entry, **(values if name in (graphs or bundle.specs) else {})}
         for name, entry in bundle.manifest["engines"].items()

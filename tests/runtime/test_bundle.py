@@ -33,7 +33,7 @@ each_hashed_file = pytest.mark.parametrize("name", HASHED_FILES)
 
 @pytest.fixture
 def folder(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A copy of the tiny bundle to damage: links to its files, which `rewrite` replaces."""
+    """A copy of the tiny bundle to damage: it links to the files, and `rewrite` replaces links."""
     copy = tmp_path / "bundle"
     copy.mkdir()
     for path in tiny_bundle.folder.iterdir():
@@ -56,7 +56,7 @@ def flip(data: bytes, at: int, bits: int = 1) -> bytes:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object], signed: bool) -> None:
-    """Change the manifest; `signed`: with the digest that belongs to it."""
+    """Change the manifest; `signed`: with a matching digest."""
 
     def changed(data: bytes) -> bytes:
         manifest = json.loads(data)

@@ -1,4 +1,4 @@
-"""Processors and memory within control groups of both versions: a stand-in for the kernel's files, and the kernel itself."""
+"""Processors and memory in control groups of both versions, with a stand-in for the kernel's files and the real kernel."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ class TestProcessors:
         assert available_threads() == 2
 
     def test_a_container_sees_its_group_at_the_mount(self, kernel: Kernel) -> None:
-        kernel.group("/docker/abc", cpu_v1("/docker/abc"))  # the host's path, of which the container sees the end
+        kernel.group("/docker/abc", cpu_v1("/docker/abc"))  # the path on the host; the container sees its end
         kernel.write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "250000")
         kernel.write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000")
         assert available_threads() == 2
@@ -138,14 +138,14 @@ print({"memory": available_memory, "processors": available_processors}[asked]())
 
 
 def answer(asked: str, folder: Path | str = "", nbytes: int | str = "") -> int:
-    """The memory or processors of a new process, which joins the group `folder` or gets `ulimit -v` first."""
+    """The memory or processors of a new process, after it joins the group `folder` or sets `ulimit -v`."""
     command = [sys.executable, "-c", JOINED, str(folder), str(nbytes), asked]
     return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 @pytest.fixture
 def own_group(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A new group of a controller, in the version that this machine has."""
+    """A new group of a controller, in the cgroup version of this machine."""
     parents = (Path("/sys/fs/cgroup", request.param), Path("/sys/fs/cgroup"))
     parent = next((parent for parent in parents if (parent / "cgroup.procs").is_file()), None)
     folder = (parent or Path("/nowhere")) / f"pplex-test-{os.getpid()}"
@@ -159,7 +159,7 @@ def own_group(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def write_first(folder: Path, texts: dict[str, str]) -> None:
-    """Write the first of some files that the group has."""
+    """Write the first of these files that exists in the group."""
     name = next((name for name in texts if (folder / name).is_file()), None)
     if name is None:
         pytest.skip(f"the control group {folder} lacks the controller: it has none of {', '.join(texts)}")

@@ -23,7 +23,7 @@ SIZED = ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"]  # containers whose
 
 
 def noise(samples: int = 12_000, seed: int = 0) -> Pcm:
-    """Multiples of 1/256, loud ones, which 16 bits keep and which look like no text."""
+    """Loud multiples of 1/256: exact in 16 bits, and their bytes never look like text."""
     return np.random.default_rng(seed).integers(-127, 128, samples).astype(np.float32) / 256
 
 
@@ -38,7 +38,7 @@ def read(data: bytes) -> Pcm:
 
 
 def with_size(data: bytes, size: int, whole: int | None = None) -> bytes:
-    """The file with another size of the samples, in its own field, and of the whole file."""
+    """The file with changed size fields: of the samples, and of the whole file."""
     changed = bytearray(data)
     if data[:4] == b".snd":
         struct.pack_into(">I", changed, 8, size)
@@ -63,7 +63,7 @@ class TestSizes:
 
     @pytest.mark.parametrize("container", SIZED)
     def test_samples_beyond_the_claimed_size_are_heard_with_a_warning(self, container: str) -> None:
-        """A recorder that writes its header now and then."""
+        """A recorder that updates its header from time to time."""
         with pytest.warns(
             AudioWarning, match=r"its header says 9,[56]\d\d bytes of samples, but it has 24,0..?: all of"
         ):
@@ -197,7 +197,7 @@ class TestJoined:
         "first, second", [("FLAC", "WAV"), ("FLAC", "AIFF"), ("FLAC", "OGG"), ("OGG", "WAV"), ("OGG", "FLAC")]
     )
     def test_a_short_recording_behind_another_is_heard(self, first: str, second: str) -> None:
-        """libsndfile reads ahead: it does not show that bytes are left."""
+        """libsndfile reads ahead, so it does not show that bytes are left."""
         subtype = {"OGG": "VORBIS"}
         data = encoded(noise(96_000), first, subtype.get(first)) + encoded(noise(2400), second, subtype.get(second))
         assert len(read(data)) == pytest.approx(98_400, abs=200)
@@ -300,4 +300,4 @@ class TestHostile:
 
     def test_every_layout_is_tried(self) -> None:
         found = {layout for layout in LAYOUTS for data in HEADERS if layout.magic.match(data)}
-        assert len(found) == 5  # all but the two of the other byte order
+        assert len(found) == 5  # all except the two of the other byte order

@@ -74,7 +74,7 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_arguments_fit_the_bindings(name: str) -> None:
-    """Without a driver every call is refused, but for its arguments it would be a TypeError."""
+    """Without a driver every call is refused; wrong arguments would raise a TypeError."""
     if has_gpu():
         pytest.skip("a GPU answers here, and the addresses are made up")
     device = CudaDevice.__new__(CudaDevice)

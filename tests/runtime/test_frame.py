@@ -17,7 +17,7 @@ def test_a_step_without_sessions_gives_no_replies(one: Runtime) -> None:
 
 
 def test_a_step_allocates_its_replies_and_nothing_as_large(tiny_bundle: Bundle) -> None:
-    """Less than a byte per sample of the frames, so frames, noise and logits are not copied."""
+    """It allocates less than one byte per sample, so frames, noise and logits are not copied."""
     sessions = 16
     host = IdleHost(tiny_bundle, sessions)
     host.step()

@@ -24,7 +24,7 @@ BROKEN = {
     "a part is missing": "import {name}.part",
     "what it needs is missing": "import what_it_needs",
 }
-# A regular package anywhere on the path comes before a folder without __init__.py. This makes Python find the emptied
+# A regular package anywhere on the path wins over a folder without __init__.py. This makes Python find the emptied
 # folder instead.
 EMPTIED = """
 import sys
@@ -39,7 +39,7 @@ class Emptied:
 
 sys.meta_path.insert(0, Emptied())
 """
-ABSENT = "import sys; sys.modules[{name!r}] = None\n"  # Python finds no module of this name
+ABSENT = "import sys; sys.modules[{name!r}] = None\n"  # Python does not find a module of this name
 
 
 def emptied(folder: Path, name: str) -> str:
@@ -47,7 +47,7 @@ def emptied(folder: Path, name: str) -> str:
 
 
 def broken(folder: Path, name: str, how: str) -> str:
-    """Code to run first, after which `name` is found in `folder` and fails as `how` says."""
+    """Code to run first: afterwards `name` is found in `folder` and fails as `how` describes."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(BROKEN[how].format(name=name))
     return f"import sys; sys.path.insert(0, {str(folder)!r})\n"
@@ -78,7 +78,7 @@ def test_an_emptied_library_is_reported(library: str, tiny_bundle: Bundle, tmp_p
 
 @pytest.mark.parametrize("library", ["aiohttp", "av", "uvloop", "prometheus_client", "yarl"])
 def test_an_emptied_library_of_the_server_is_reported(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """The last library belongs to aiohttp."""
+    """The last library is a dependency of aiohttp."""
     done = pplex(emptied(tmp_path, library), "serve", tiny_bundle.folder, "--port", "0", "--device", "cpu")
     assert_told(done, library, f"{tmp_path / library} has no __init__.py")
 
@@ -97,7 +97,7 @@ def test_a_missing_libsndfile_names_the_system_package(tiny_bundle: Bundle, tmp_
 
 
 def test_a_broken_library_of_the_build_is_reported(tmp_path: Path) -> None:
-    """torch, whose loading fails with an OSError where CUDA's libraries are of another version."""
+    """torch fails with an OSError if CUDA's libraries have another version."""
     done = pplex(broken(tmp_path, "torch", "no libsndfile"), "build", TINY / "checkpoint", "--out", tmp_path / "bundle")
     assert_told(done, "torch", "OSError")
     assert not (tmp_path / "bundle").exists()
@@ -105,7 +105,7 @@ def test_a_broken_library_of_the_build_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tensorrt_rtx", "tensorrt"])
 def test_a_broken_tensorrt_gives_the_reason_of_the_loader(kind: str, tmp_path: Path) -> None:
-    """From a program: the reason of the loader is in the error."""
+    """In a program, the error contains the reason of the loader."""
     code = (
         "from pplex.runtime.errors import LibraryError\nfrom pplex.runtime.trt_library import TENSORRT_LIBRARIES\n"
         f"try:\n    TENSORRT_LIBRARIES[{kind.replace('_', '-')!r}].load()\nexcept LibraryError as error:\n    print(error)"
@@ -127,7 +127,7 @@ def test_a_missing_library_is_reported(library: str, extra: str, tiny_bundle: Bu
 
 
 def test_help_needs_no_runtime_library(tmp_path: Path) -> None:
-    """A user whose installation is broken can still ask."""
+    """A user with a broken installation can still get help."""
     for library in ("onnxruntime", "soundfile", "sentencepiece"):
         done = pplex(emptied(tmp_path, library), "--help")
         assert done.returncode == 0 and "inspect" in done.stdout

@@ -1,4 +1,4 @@
-"""The memory of a slot against the buffers that are made, and the error if slots do not fit."""
+"""The memory of a slot against the allocated buffers, and the error if slots do not fit."""
 
 import pytest
 from devices import QueueDevice

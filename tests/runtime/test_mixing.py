@@ -18,7 +18,7 @@ def voice(seconds: float = 2.0, seed: int = 0) -> Pcm:
 
 
 def channels(*each: Pcm | float) -> Pcm:
-    """[samples, C]; a number is a channel of noise of that level."""
+    """[samples, C]; a number stands for a channel of noise of that level."""
     size = max(len(channel) for channel in each if not isinstance(channel, float))
     noise = np.random.default_rng(99)
     return np.stack(

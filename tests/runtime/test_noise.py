@@ -23,7 +23,7 @@ class Slots:
     def __init__(self, slots: int = 1):
         self.tables = np.full((slots, MIN_NOISE), np.nan, np.float32)
         self.offset, self.stride = np.zeros((2, slots, STREAMS), np.int64)
-        self.uploaded = np.full((slots, MIN_NOISE), np.nan, np.float32)  # as a GPU would have it
+        self.uploaded = np.full((slots, MIN_NOISE), np.nan, np.float32)  # as a GPU would
         self.noise = Noise(self.tables, self.offset, self.stride, self.upload)
 
     def upload(self, row: int, start: int, count: int) -> None:
@@ -213,7 +213,7 @@ def test_sessions_are_independent() -> None:
     assert abs((one * other).mean() / (one.std() * other.std())) < 3.3 / np.sqrt(one.size)
 
 
-# What noise belongs to.
+# Noise belongs to the token.
 
 
 def test_reordered_candidates_keep_their_noise() -> None:

@@ -1,4 +1,4 @@
-"""Parameters counted from the sizes are those of the exported modules."""
+"""Parameters counted from the config equal those of the exported modules."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
-"""Graphs kept as ONNX Runtime prepared them: the same conversation, nothing read twice, and never of other files.
+"""Cached optimised graphs: the same conversation, nothing read twice, and never from other files.
 
-Of the tiny model the temporal graph is, which has a file of weights of its own; the depth graph is too small for one.
+The tiny model caches its temporal graph, which has its own weights file; the depth graph is too small for one.
 """
 
 import os
@@ -50,7 +50,7 @@ def conversation(folder: Path, **options: Any) -> list[list[int]]:
 
 
 def unread(folder: Path) -> set[str]:
-    """Files of the bundle that a load does not read: their bytes are changed, their time is kept."""
+    """Change the bytes of bundle files but keep their times: a load must not read them."""
     result = set()
     for path in (path for path in folder.iterdir() if path.suffix in (".onnx", ".data")):
         before, stat = path.read_bytes(), path.stat()
@@ -132,7 +132,7 @@ def test_a_read_only_bundle_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     def refuse(self: Path, *args: Any, **options: Any) -> None:
         raise PermissionError(13, "read only", str(self))
 
-    monkeypatch.setattr(Path, "mkdir", refuse)  # the tests may run as root, for whom permissions have no effect
+    monkeypatch.setattr(Path, "mkdir", refuse)  # permissions have no effect if the tests run as root
     assert conversation(folder) == expected
     assert not (folder / "caches").exists()
 
@@ -162,7 +162,7 @@ def test_two_processes_can_prepare_at_the_same_time(folder: Path) -> None:
     writing = []
 
     def write(model: Path, weights: str) -> None:
-        """Another process begins and ends in the middle."""
+        """Another process starts and ends in the middle."""
         model.write_bytes(b"half")
         (model.parent / weights).write_bytes(b"half")
         writing.append(model.parent)
@@ -175,7 +175,7 @@ def test_two_processes_can_prepare_at_the_same_time(folder: Path) -> None:
 
 
 def test_damage_of_cache_and_bundle_is_reported(folder: Path) -> None:
-    """The cache is made again from files that are hashed first: they may be damaged too."""
+    """The cache is rebuilt from files that are hashed first: they may be damaged too."""
     conversation(folder)
     cut_short(kept(folder)["temporal"])
     path = folder / "temporal.data"

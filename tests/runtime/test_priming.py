@@ -78,7 +78,7 @@ def test_a_copied_prompt_equals_a_fresh_one(
     session.close()
 
     monkeypatch.setattr(runtime.stages, "run_forced", refuse)
-    for row in (0, 1):  # the first one keeps its slot, so that the second one gets another
+    for row in (0, 1):  # the first session keeps its slot, so the second one gets another
         session, copied, chunks = primed()
         assert (session.row, chunks) == (row, 0)
         assert_same(copied, fresh)
@@ -163,7 +163,7 @@ def test_a_prompt_too_large_for_the_cache_evicts_no_other(tiny_bundle: Bundle) -
 def test_an_opening_closed_early_frees_its_slot(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, voice: str, chunks: int
 ) -> None:
-    """29 chunks are in the middle of encoding the recording, 33 in that of the prompt."""
+    """Chunk 29 is in the middle of encoding the recording, chunk 33 in the middle of the prompt."""
     monkeypatch.setattr("pplex.runtime.priming.PRIMING_STEPS", 1)
     runtime = small_runtime(tiny_bundle)
     with closing(runtime.begin(voice, PERSONA, seed=7)) as opening:

@@ -42,7 +42,7 @@ def test_a_temperature_near_zero_is_greedy(one: Runtime) -> None:
 
 def test_text_and_audio_have_separate_sampling_settings(one: Runtime) -> None:
     def first_frames(seed: int, sampling: Sampling) -> Tokens:
-        """Before the first sampled token can have changed anything else: text of one step, audio of the same step."""
+        """Text and audio of one step, before the first sampled token can influence other tokens."""
         with one.open("NATF0", PERSONA, seed=seed, sampling=sampling) as session:
             return talk_codes(session, CODES[0, :2])
 

@@ -34,7 +34,7 @@ from pplex.runtime.session import Reply, Runtime, Session
 
 
 def test_a_session_does_not_depend_on_its_neighbours(eight: Runtime, alone: Heard) -> None:
-    """Seven others, each with its own voice, seed, sampling and start, pause, leave and come back in the middle."""
+    """Seven other sessions pause, leave and return; each has its own voice, seed, sampling and start."""
     voices, samplings = ["NATM1", "VARF2", None], [GREEDY, Sampling(), Sampling(2.0, 512, 3.0, 512), Sampling(0.1, 2)]
     others: dict[int, Session] = {}  # by speaker
     replies, sizes = [], set()
@@ -53,12 +53,12 @@ def test_a_session_does_not_depend_on_its_neighbours(eight: Runtime, alone: Hear
         for frame in range(FRAMES):
             if frame % 9 == 3 and len(others) < 7 and frame < 60:
                 join(len(others) + 1, seed=frame)
-            if frame in (150, 200):  # one leaves from below the session's slot, one from above
+            if frame in (150, 200):  # one session leaves below the tested slot, one above
                 others.pop({150: 1, 200: 5}[frame]).close()
             if frame in (170, 230):
                 join({170: 1, 230: 5}[frame], seed=7)
             speaking = {s: PCM[i, frame] for i, s in others.items() if (frame + i) % 5 or frame % 10 == 0}
-            if frame % 20 == 7:  # the others have a frame while the session waits for its own
+            if frame % 20 == 7:  # the others step while the tested session waits
                 eight.step(speaking)
             frames = {**speaking, session: PCM[0, frame]} if frame % 2 else {session: PCM[0, frame], **speaking}
             answers = eight.step(frames)
@@ -134,7 +134,7 @@ def test_batch_size_changes_no_token_but_for_near_ties(tiny_bundle: Bundle, eigh
     with eight.open("NATF0", PERSONA, seed=7, sampling=sampling) as session:
         assert_same_up_to_a_tie(tiny_bundle, talk_codes(session, CODES[0]), alone)
 
-    # The same conversation in every slot, begun later and ended earlier the higher the slot.
+    # The same conversation in every slot: a higher slot begins later and ends earlier.
     conversations: list[tuple[Session, list[Tokens]]] = []
     said_by = dict[int, list[Tokens]]()
     for frame in range(FRAMES):
@@ -193,7 +193,7 @@ def test_opening_others_between_the_frames_changes_nothing(uncached: Runtime, mo
         {"voice": "NATM1", "persona": [5] * 40, "seed": 3, "sampling": GREEDY},
     ]
     third = uncached.open(**asked[0])
-    replies = [third.step(frame) for frame in PCM[0, :15]]  # past the ring's end
+    replies = [third.step(frame) for frame in PCM[0, :15]]  # past the end of the ring
     openings = {1: uncached.begin(**asked[1]), 2: uncached.begin(**asked[2])}
     sessions: dict[int, Session] = {}
     while openings:

@@ -157,7 +157,7 @@ def test_decoder_gets_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[
                     assert (reply.tokens[1:9] < 2048).all()
 
 
-SHORT = 8  # entries: rings get longer many times on their way to the tiny model's 96
+SHORT = 8  # entries: rings grow many times on the way to the tiny model's 96
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_growing_rings_pass_the_golden_checks(place: Place, tiny_bundle: Bundle)
 
 
 def test_growing_rings_change_no_token(tiny_bundle: Bundle, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sum over a ring of another length may be another float: the same up to a tie."""
+    """A sum over a ring of another length may round differently: tokens are equal up to a near tie."""
     whole = Runtime(tiny_bundle, SLOTS, threads=1, device="cpu", logits=True)
     expected = [with_standings(whole.open(**way), codes) for way, codes in zip(WAYS, CODES, strict=True)]
     monkeypatch.setattr(kv_cache, "SHORTEST_RING", SHORT)
@@ -198,7 +198,7 @@ def test_rings_grow_with_the_longest_conversation(tiny_bundle: Bundle) -> None:
     capacity = tiny_bundle.config.temporal.capacity
 
     def talk(session: Session, frames: int) -> int:
-        """The ring's length after so many frames."""
+        """The ring's length after this number of frames."""
         for _ in range(frames):
             session.step_codes(CODES[0, 0])
         return runtime.stages.ring_length
@@ -233,7 +233,7 @@ def test_a_cached_prompt_lengthens_the_rings(tiny_bundle: Bundle) -> None:
 
 @pytest.mark.usefixtures("short_rings")
 def test_rings_do_not_grow_without_memory(tiny_bundle: Bundle) -> None:
-    """The conversation that needs longer rings fails, and the others go on."""
+    """The conversation that needs longer rings fails, and the others continue."""
     device = FullDevice()
     runtime = Runtime(tiny_bundle, 2, device=host_backend(device, threads=1))
     expected = conversation_of(Runtime(tiny_bundle, 2, threads=1, device="cpu", batches=[2]).open(None, "", seed=4))
@@ -266,7 +266,7 @@ def conversation_of(session: Session) -> list[list[int]]:
 
 
 def test_slots_take_memory_on_their_first_write() -> None:
-    """Pages are small: the first step of every conversation would touch all pages of 2 MB."""
+    """Memory pages must be small: the first step of a conversation would touch every page of 2 MB."""
     buffer = HostDevice().zeros((64, 1 << 20), "float32")  # 256 MB
     before = resident_nbytes()
     array = host_view(buffer)
@@ -289,7 +289,7 @@ def test_seconds_per_graph_are_measured_on_the_host_only(tiny_bundle: Bundle) ->
 
 
 def test_unused_stages_free_their_memory_at_once(tiny_bundle: Bundle) -> None:
-    """Engines take most of the memory: it must be freed without a garbage collection."""
+    """Engines take most of the memory, so it must be freed without garbage collection."""
     gc.collect()
     gc.disable()
     try:
@@ -315,7 +315,7 @@ def test_parts_of_a_frame_equal_the_frame(tiny_bundle: Bundle, place: Place) -> 
     whole, apart = stages(tiny_bundle, host_backend(HostDevice(), threads=1)), stages(*place(tiny_bundle))
     for _ in range(2):
         whole.run_frame(2)
-    calls = apart.parts(2)  # which makes each for the first time
+    calls = apart.parts(2)  # creates each engine for the first time
     assert list(calls) == list(tiny_bundle.specs)
     for call in calls.values():
         call()

@@ -1,4 +1,4 @@
-"""Personas to tokens and tokens to text, with the golden tokenizer and ones trained here that fall back to bytes."""
+"""Personas to tokens and tokens to text, with the golden tokenizer and with small ones that fall back to bytes."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ EPAD, PAD = 0, 3
 
 @pytest.fixture(scope="module", params=["identity", "nmt_nfkc"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tokenizer with byte pieces; the first keeps text as it is, the second normalises it."""
+    """A small tokenizer with byte pieces; the first keeps text unchanged, the second normalises it."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(["the quick brown fox jumps over the lazy dog", "how are you today? héllo"] * 20),

@@ -1,4 +1,4 @@
-"""Use of TensorRT's contexts, with a stand-in for the library that raises where the real one is undefined."""
+"""Use of TensorRT's contexts, with a stand-in that raises where the real library is undefined."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Who is let in, as a browser, a proxy and an operator see it: origins, tokens, pages, and requests that are too long."""
+"""Access as a browser, a proxy and an operator see it: origins, refusals in the log, and long requests."""
 
 import asyncio
 import urllib.parse
@@ -96,7 +96,7 @@ def test_a_page_can_ask_why_it_would_be_refused(serve: Serve) -> None:
 
 @pytest.mark.parametrize("letter", ["あ", "é", "😀", "a"])
 def test_a_persona_of_2000_characters_in_any_script_arrives(server: Running, letter: str) -> None:
-    """Whether the model has room for it is said in words: no parser stands before them."""
+    """If the model has no room for it, our own message says so, not that of a parser."""
     status, reason, _ = ask(server, f"/api/chat?text_prompt={urllib.parse.quote(letter * 2000)}", method="POST")
     assert status == 204 or (status == 400 and "persona" in reason), reason
 

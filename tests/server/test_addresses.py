@@ -1,4 +1,4 @@
-"""Hosts, origins, tokens and addresses: what is meant is understood, and what can never work is refused with what would."""
+"""Hosts, origins, tokens and addresses: valid forms are normalised, impossible ones are refused with advice."""
 
 import pytest
 
@@ -128,7 +128,7 @@ def test_invalid_server_addresses_are_refused(url: str, words: str) -> None:
         ("127.0.0.1", "127.0.0.1/32"),
         (" 10.1.2.3/8 ", "10.0.0.0/8"),
         ("::1", "::1/128"),
-        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),  # as an address of IPv4 arrives at a socket of IPv6
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),  # an IPv4 address on an IPv6 socket
         ("::ffff:127.0.0.1", "127.0.0.1/32"),
     ],
 )

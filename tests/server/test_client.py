@@ -1,4 +1,4 @@
-"""What `pplex.server.client` gives a program, over the real server."""
+"""`pplex.server.client` in a program, with the real server."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ TOKEN = "a token"
 
 @pytest.fixture(scope="module")
 def strict(serve: Serve) -> Iterator[Running]:
-    """A server with one slot and a queue of one that asks for a token, over TLS with a certificate of its own."""
+    """A server with one slot, a queue of one, a token, and TLS with a self-signed certificate."""
     with serve("--slots", "1", "--queue", "1", "--token", TOKEN, "--self-signed") as running:
         yield running
 
@@ -164,7 +164,7 @@ def test_waiting_shows_the_position_and_a_full_queue_says_when_to_retry(strict: 
     run(converse())
 
 
-# Ended, lost and gone on with.
+# Ended, lost and resumed.
 
 
 def test_a_conversation_ended_by_the_server_says_why_and_accepts_nothing(server: Running) -> None:
@@ -200,7 +200,7 @@ def test_leaving_keeps_the_conversation_and_closing_ends_it(server: Running) -> 
 
 
 class Network:
-    """A way to a server that can be cut."""
+    """A connection to a server that tests can cut."""
 
     def __init__(self, port: int):
         self._port, self._writers = port, list[asyncio.StreamWriter]()
@@ -231,7 +231,7 @@ async def network(server: Running) -> AsyncIterator[tuple[str, Network]]:
     yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", way
     listener.close()
     way.cut()
-    await asyncio.sleep(0.05)  # for the ends to be noticed
+    await asyncio.sleep(0.05)  # until both ends notice
 
 
 @pytest.mark.parametrize("audio", ["f32", "s16", "opus"])
@@ -253,7 +253,7 @@ def test_a_lost_connection_is_reopened(server: Running, audio: str) -> None:
             name = conversation.id
             for connections in range(3):
                 listening = asyncio.create_task(hear(conversation, 2))
-                while not listening.done():  # what is said while there is no connection is lost
+                while not listening.done():  # audio sent without a connection is lost
                     await conversation.send(speech(1)[0])
                     await asyncio.sleep(0.02)
                 assert len(pcm_of(await listening)) == 2
@@ -283,7 +283,7 @@ def test_reconnecting_stops_when_the_conversation_has_ended(server: Running) -> 
         async with network(server) as (url, way), connect(url, reconnect=True) as conversation:
             async with call(server.url, resume=str(conversation.resume)) as taker:
                 await taker.handshake()
-                way.cut()  # before it was told that another has taken over
+                way.cut()  # before it hears of the takeover
             with pytest.raises(ServerError):
                 await hear(conversation, 1)
 
@@ -294,7 +294,7 @@ def test_events_compare_by_value() -> None:
     assert Text("a") == Text("a") and Dropped(1) != Dropped(2) and Queued(1) == Queued(1)
 
 
-# What programs see first.
+# Events, imports, and the example.
 
 
 def test_client_imports_neither_torch_nor_a_codec() -> None:

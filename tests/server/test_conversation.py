@@ -1,4 +1,4 @@
-"""A conversation over the wire is that of the runtime, whoever else is connected."""
+"""A conversation over the wire equals that of the runtime, whoever else is connected."""
 
 import asyncio
 import time
@@ -52,7 +52,7 @@ def test_s16_conversation_equals_that_of_the_runtime(server: Running, alone: Run
     assert np.abs(heard / 32768 - np.clip(pcm, -1, 1)).max() < 1e-3
 
 
-OFFICIAL = {  # what the reference's web client sends
+OFFICIAL = {  # the query of the reference's web client
     "audio": "",
     "early_metadata": "",
     "text_temperature": "0.7",
@@ -70,7 +70,7 @@ OFFICIAL = {  # what the reference's web client sends
 
 
 def test_official_client_gets_one_page_per_frame(server: Running) -> None:
-    """It sends two headers and pages of two packets, and joins late: its decoder skips pages 0 and 1 and joins none."""
+    """It sends two headers and pages of two packets. Its decoder starts late, skips pages 0 and 1 and never joins pages."""
     user = speech(26).ravel()
 
     async def converse() -> Caller:
@@ -92,7 +92,7 @@ def test_official_client_gets_one_page_per_frame(server: Running) -> None:
     assert len(messages) == 2 + 26  # the headers, then a message for each frame
     for number, message in enumerate(messages):
         lacing = message[27 : 27 + message[26]]
-        assert message[:4] == b"OggS" and len(message) == 27 + len(lacing) + sum(lacing)  # one page, and whole
+        assert message[:4] == b"OggS" and len(message) == 27 + len(lacing) + sum(lacing)  # one complete page
         assert int.from_bytes(message[18:22], "little") == number
     assert messages[0][28:36] == b"OpusHead" and messages[0][37] == 1  # one channel
     assert messages[1][28:36] == b"OpusTags"
@@ -131,7 +131,7 @@ def test_eight_clients_at_once_get_their_own_conversations(serve: Serve, tiny_bu
 
 
 def test_audio_sent_while_priming_is_answered_without_a_burst(server: Running, alone: Runtime) -> None:
-    """The first six frames come with the request, before any priming can have begun."""
+    """The first six frames come with the request, before priming can begin."""
     user = speech(12)
     said = [frame(b"\1" + pcm.astype("<f4").tobytes()) for pcm in user]
 
@@ -157,5 +157,5 @@ def test_audio_sent_while_priming_is_answered_without_a_burst(server: Running, a
     heard, others, times = run(converse())
     pcm, _ = expected(alone, user, "NATF0", "New.", 5)
     assert close(np.frombuffer(b"".join(heard), "<f4").reshape(-1, FRAME), pcm)
-    assert times[5] - times[0] > 0.15  # five pauses of 60 ms, of which a busy machine may shorten the first
+    assert times[5] - times[0] > 0.15  # five pauses of 60 ms; a busy machine may shorten the first
     assert not any(b"dropped" in message for message in others)

@@ -1,4 +1,4 @@
-"""Raw samples: the rule of `Session.step` for those of `f32`."""
+"""Raw samples: f32 follows the rule of `Session.step`."""
 
 import numpy as np
 import pytest

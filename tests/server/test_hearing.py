@@ -19,7 +19,7 @@ from pplex.server.worker import Work, Worker
 
 
 class ByHand:
-    """A worker that works when the test says so."""
+    """A worker that runs when the test tells it to."""
 
     def __init__(self) -> None:
         self.waiting: deque[Work] = deque()

@@ -19,7 +19,7 @@ SLOW = dict(deadline=None, suppress_health_check=list(HealthCheck), max_examples
 
 NAN = np.array([0.0, np.nan, 0.1], "<f4").tobytes()
 INFINITE = np.array([np.inf], "<f4").tobytes()
-BROKEN_RULES: dict[str, tuple[int, list[bytes | str]]] = {  # the code to close with, and the messages that call for it
+BROKEN_RULES: dict[str, tuple[int, list[bytes | str]]] = {  # the expected close code, and the messages that cause it
     "flood of text": (1008, ["hello"] * 3000),
     "flood of empty messages": (1008, [b""] * 3000),
     "flood of an unknown kind": (1008, [b"\x07abc"] * 3000),
@@ -39,11 +39,11 @@ def test_a_broken_rule_closes_that_connection_only(target: Running, unharmed: np
     async def attack(name: str, code: int, messages: list[bytes | str]) -> None:
         async with call(target.url) as caller:
             await caller.handshake()
-            with suppress(ConnectionError):  # it may have hung up already
+            with suppress(ConnectionError):  # the server may have closed already
                 for message in messages:
                     await (caller.ws.send_str(message) if isinstance(message, str) else caller.ws.send_bytes(message))
             closed = await caller.closed()
-            assert closed in (code, 1006), name  # the second where it hung up on a client that was still sending
+            assert closed in (code, 1006), name  # 1006 if the server closed while the client was still sending
 
     async def attacks() -> None:
         await asyncio.gather(*(attack(name, *broken) for name, broken in BROKEN_RULES.items()))
@@ -53,7 +53,7 @@ def test_a_broken_rule_closes_that_connection_only(target: Running, unharmed: np
 
 @pytest.mark.parametrize("opcode", [9, 10, 0], ids=["pings", "pongs", "fragments"])
 def test_a_flood_of_control_frames_and_fragments_is_cut_off(opcode: int, target: Running, unharmed: np.ndarray) -> None:
-    """Frames of which WebSocket libraries make no message: nobody but us would count them."""
+    """WebSocket libraries make no message of these frames, so the server must count them itself."""
     flood = frame(b"", opcode, fin=opcode != 0) * 20_000
 
     async def attack() -> None:
@@ -147,7 +147,7 @@ def test_a_decompression_bomb_is_dropped(target: Running, unharmed: np.ndarray) 
 
 
 def test_invalid_websocket_frames_do_no_harm(target: Running, unharmed: np.ndarray) -> None:
-    """WebSocket frames that no library would send: fragments, reserved bits, no mask, control frames that are too long."""
+    """WebSocket frames that no library sends: odd fragments, reserved bits, no mask, too long control frames."""
     attacks = [
         frame(b"\1abcd", fin=False) * 3,
         frame(b"\1", fin=False) + frame(b"abc", opcode=0),
@@ -170,7 +170,7 @@ def test_invalid_websocket_frames_do_no_harm(target: Running, unharmed: np.ndarr
 
 
 def test_a_client_that_stops_reading_is_dropped(target: Running, unharmed: np.ndarray) -> None:
-    """It goes on talking, and takes nothing: its outbox is bounded."""
+    """The client talks but reads nothing: its outbox is bounded."""
     before = target.metric('pplex_partings_total{cause="slow"}') + target.metric('pplex_partings_total{cause="lost"}')
 
     async def attack() -> None:
@@ -187,7 +187,7 @@ def test_a_client_that_stops_reading_is_dropped(target: Running, unharmed: np.nd
 
 
 def test_a_client_that_answers_no_ping_is_dropped(target: Running, unharmed: np.ndarray) -> None:
-    """Half-open: it neither closes nor answers pings."""
+    """Half-open: the client neither closes nor answers pings."""
     before = target.metric('pplex_partings_total{cause="lost"}')
 
     async def attack() -> None:

@@ -1,4 +1,4 @@
-"""Hostile connections: slow, bad and countless requests, killed clients, and what is not TLS on the TLS port."""
+"""Hostile connections: slow, bad and very many requests, killed clients, and garbage on the TLS port."""
 
 import asyncio
 import os
@@ -64,7 +64,7 @@ def test_a_bad_request_is_refused(
             plug.sendall(request_bytes)
             answer = plug.recv(65536)
         except ConnectionError:
-            answer = b"HTTP/1.1 400 "  # it hung up in the middle of it
+            answer = b"HTTP/1.1 400 "  # the server closed in the middle of the request
     assert int(answer.split()[1]) in statuses, answer[:300]
     assert b"root:" not in answer and b"Traceback" not in answer
     assert target.get("/health")[0] == 200
@@ -100,7 +100,7 @@ def test_a_client_killed_in_the_middle_of_a_frame_does_no_harm(target: Running, 
 
 
 def test_ten_thousand_connections_leave_nothing_behind(target: Running, unharmed: np.ndarray) -> None:
-    """Some hang up before they ask, some while they are primed or queued, some after the handshake, politely or not."""
+    """Clients leave before the request, while primed or queued, or after the handshake, with or without a close message."""
     loops = 16
 
     async def visit(kind: int) -> None:

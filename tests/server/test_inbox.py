@@ -24,7 +24,7 @@ def pop(inbox: Inbox) -> Frame:
 
 
 def heard(inbox: Inbox, now_s: float) -> list[float]:
-    """First samples of the frames that can be heard until `now_s`, as an engine that is always free would."""
+    """The first samples of the frames that are due until `now_s`, for an engine that is always free."""
     first = []
     while (due_s := inbox.due_s()) is not None and due_s <= now_s:
         first.append(float(pop(inbox).pcm[0]))

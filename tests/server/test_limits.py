@@ -35,7 +35,7 @@ def test_an_idle_client_and_a_long_conversation_are_closed(serve: Serve) -> None
     async def long(url: str) -> None:
         async with call(url) as caller:
             await caller.handshake()
-            with suppress(ConnectionError):  # it is closed before the last one
+            with suppress(ConnectionError):  # the server closes before the last frame
                 for frame in speech(60):
                     await caller.say(frame)
                     await asyncio.sleep(FRAME_S)
@@ -45,7 +45,7 @@ def test_an_idle_client_and_a_long_conversation_are_closed(serve: Serve) -> None
     async def waiting(url: str) -> None:
         async with call(url) as caller:
             await caller.until(lambda: caller.metadata("queued"))
-            await caller.handshake()  # as long as a conversation may last has passed
+            await caller.handshake()  # waits longer than the maximum duration
             assert len(await caller.talk(speech(10))) == 10
 
     async def both(url: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a server listens, on machines with one kind of address, or several."""
+"""Addresses where a server listens, on machines with IPv4, IPv6 or both."""
 
 import asyncio
 import os
@@ -51,7 +51,7 @@ def test_all_addresses_include_ipv4_and_ipv6(serve: Serve) -> None:
 
 
 def test_a_host_name_may_have_addresses_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As localhost has one of IPv6 where that is off."""
+    """For example, localhost has an IPv6 address even if IPv6 is off."""
     elsewhere = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0))
     found = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *of, **more: [elsewhere, *found("127.0.0.1", *of[1:], **more)])
@@ -78,7 +78,7 @@ def test_a_taken_port_is_reported() -> None:
 
 
 def test_a_certificate_is_made_without_a_temporary_folder(serve: Serve) -> None:
-    """As in a container whose file system is read-only."""
+    """For example, in a container with a read-only file system."""
     with serve("--self-signed", prelude=NO_TEMPORARY_FOLDER) as server:
         assert server.url.startswith("https://") and _fetch(f"{server.url}/health") == 200
 

@@ -1,4 +1,4 @@
-"""The figures of a load by themselves, what its sessions say, and the command against the real server."""
+"""The figures of a load, the messages of its sessions, and the command against the real server."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ AUDIO = ("opus", "s16", "f32")
 
 
 def session(frames: int, latency_s: float = 0.02, ready_s: float = 100.0) -> SessionLog:
-    """One whose every frame is answered after `latency_s`."""
+    """A session whose frames are all answered after `latency_s`."""
     log = SessionLog(asked_s=ready_s - 0.5, ready_s=ready_s)
     for frame in range(frames):
         log.sent_s.append(ready_s + 0.08 * (frame + 1))
@@ -116,7 +116,7 @@ def test_server_counts_exclude_those_before_the_load() -> None:
     assert server_side("", "", 1.0).late_frames is None
 
 
-# What is said, and counted.
+# Messages and their counts.
 
 
 @pytest.mark.parametrize("audio", AUDIO)
@@ -128,7 +128,7 @@ def test_generated_messages_are_decoded_by_the_server(audio: str) -> None:
         said += samples
         assert sum(map(len, heard)) == said  # nothing waits for the next message
     assert not receiver.bad
-    delay = 60 + 19 if audio == "opus" else 0  # samples: of the encoder, and of the way down from 48 kHz
+    delay = 60 + 19 if audio == "opus" else 0  # delay in samples: of the encoder, and of the filter from 48 kHz
     whole = np.concatenate(heard)[delay:][: 24_000 // 2]
     assert np.corrcoef(whole, pcm[: len(whole)])[0, 1] > 0.9
 

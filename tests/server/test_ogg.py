@@ -21,7 +21,7 @@ from pplex.server.ogg import (
 
 
 def slow_crc(data: bytes) -> int:
-    """RFC 3533 section 6, bit by bit."""
+    """The checksum of RFC 3533 section 6, bit by bit."""
     crc = 0
     for byte in data:
         crc ^= byte << 24
@@ -173,12 +173,12 @@ def test_duration_is_read_from_the_packets_first_bytes(packet_bytes: bytes, samp
 
 @pytest.mark.parametrize("size", [254, 255, 256, 300, 510, 1000])
 def test_a_packet_whose_size_stops_at_255_is_read_whole(size: int) -> None:
-    """As fujielab-moshi-client writes it: one packet a page, one page a message, a checksum over all of it."""
+    """fujielab-moshi-client writes such pages: one packet per page, one page per message, a checksum over all bytes."""
     packet = bytes(range(1, 251)) * 4
     head = build_page(FIRST, 0, 7, 0, lacing_of([OpusHead(0, 24_000).packet()]), OpusHead(0, 24_000).packet())
     page = build_page(0, 960, 7, 1, bytes([min(size, 255)]), packet[:size])
     whole = build_page(0, 1920, 7, 2, bytes([10]), packet[:10])
     reader = PageReader()
     found = [item for message in (head, page, whole) for item in reader.push(message)]
-    wanted = [packet[:10]] if size == 255 else [packet[:size], packet[:10]]  # 255 says that it goes on
+    wanted = [packet[:10]] if size == 255 else [packet[:size], packet[:10]]  # 255 means that the packet continues
     assert found[1:] == wanted and reader.bad_pages == 0

@@ -134,7 +134,7 @@ HOSTILE = {
 
 
 class CountedSearches(bytearray):
-    """Knows how many bytes were looked through."""
+    """Counts the bytes that searches looked at."""
 
     looked_through = 0
 

@@ -1,4 +1,4 @@
-"""What the command line settles: options that can never work are refused at the start, others mean what was meant."""
+"""Options of `serve`: impossible ones are refused at the start, others are normalised."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def test_impossible_options_are_usage_errors(arguments: list[str], words: str, t
 
 def test_an_origin_with_a_slash_is_accepted(serve: Serve) -> None:
     with serve("--origin", "https://Friend.example:443/") as server:
-        assert _status(server, "https://friend.example") == 426  # it is not refused, and is asked to be a WebSocket
+        assert _status(server, "https://friend.example") == 426  # not refused: the server asks for a WebSocket
         assert _status(server, "https://foe.example") == 403
 
 

@@ -1,4 +1,4 @@
-"""Opus in both directions: frames that we send are heard, and frames that clients send are heard."""
+"""Opus in both directions: our frames and those of clients are decoded correctly."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ from pplex.server.protocol import FRAME_SIZE
 
 @pytest.fixture
 def sphn() -> Any:
-    """The reference server's codec, which has no wheel for every processor."""
+    """The codec of the reference server; some processors have no wheel of it."""
     return pytest.importorskip("sphn", reason="sphn is not installed: it has no wheel for this processor")
 
 
@@ -41,7 +41,7 @@ def test_stream_of_the_reference_library_is_decoded(sphn: Any) -> None:
     assert (late < 30, snr > 15) == (True, True), (late, snr)
     original = pcm[: coded.size - 200]
     likeness = max(np.corrcoef(original, coded[late : late + original.size])[0, 1] for late in range(200))
-    assert likeness > 0.8  # it codes for telephony, which shifts the phase of the low tones
+    assert likeness > 0.8  # its telephony mode shifts the phase of low tones
 
 
 def test_our_stream_is_decoded_by_our_receiver() -> None:
@@ -126,7 +126,9 @@ def test_a_new_stream_resets_the_decoder() -> None:
     receiver = OpusReceiver()
     first, second = receiver.push(data, NO_LIMIT).pcm, receiver.push(data, NO_LIMIT).pcm
     assert first.size == second.size
-    assert np.array_equal(first[39:], second[39:])  # before that, the filter still has the first stream's end
+    assert np.array_equal(
+        first[39:], second[39:]
+    )  # earlier samples still contain the end of the first stream, in the filter
 
 
 @pytest.mark.parametrize("with_head", [True, False])
@@ -175,7 +177,7 @@ def test_mono_equals_the_output_of_the_library_bit_for_bit(with_head: bool) -> N
     decoder.open()
     frames = [frame for packet in packets for frame in decoder.decode(av.Packet(packet))]
     expected = decimator.push([frame.to_ndarray().ravel() for frame in frames])
-    channels = 2  # what MediaRecorder's head says of a mono microphone
+    channels = 2  # MediaRecorder claims two channels for a mono microphone
     assert np.array_equal(heard(pages_of(packets, OpusHead(312, 48_000, channels) if with_head else None)), expected)
 
 

@@ -57,21 +57,21 @@ def test_the_newest_packets_within_the_limit_are_decoded(limit: int) -> None:
 
 def test_a_refused_packet_becomes_silence_and_is_counted() -> None:
     packets = short_packets(4)
-    packets[5] = b"\xff\x06"  # claims six frames and lacks their sizes or their equal parts
+    packets[5] = b"\xff\x06"  # claims six frames, without their sizes or equal parts
     packets[6:6] = [b"", b"\xff", b"\x83\x31"]
-    packets[9] = b"\x79\x01\x02"  # two frames that do not share two bytes evenly
+    packets[9] = b"\x79\x01\x02"  # two frames in an odd number of bytes
     packets[10] = b"\xfa\xff"
     receiver = OpusReceiver()
     coded = receiver.push(pages_of(packets), NO_LIMIT).pcm
     assert receiver.bad_packets >= 4
     assert coded.size == sum(packet_samples(packet) for packet in packets) // 2
     whole = heard(pages_of(short_packets(4)))
-    assert np.abs(coded[-2000:] - whole[-2000:]).max() < 0.1  # the decoder has found its way back
+    assert np.abs(coded[-2000:] - whole[-2000:]).max() < 0.1  # the decoder has recovered
 
 
 def test_a_failed_decoder_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver, data = OpusReceiver(), b"".join(sent(2)[2:])
-    receiver._decoder.decode(None)  # it now takes everything for what comes after the end
+    receiver._decoder.decode(None)  # it now rejects every packet, because its stream has ended
     assert receiver.push(data, NO_LIMIT).pcm.size == 2 * FRAME_SIZE
     assert receiver.bad_packets == 1
 
@@ -91,7 +91,7 @@ def test_random_packets_are_decoded_or_silent(seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_mutated_streams_give_bounded_audio(data: st.DataObject) -> None:
-    """The audio is damaged under good checksums, which is the only way for damage to reach the decoder."""
+    """The audio is damaged but the checksums are good: only such damage reaches the decoder."""
     packets = short_packets(2)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(packets) - 1))
@@ -127,7 +127,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_another_container_is_named_at_once(name: str, size: int) -> None:
-    """However the client divides it."""
+    """For any division into messages."""
     data = OTHERS[name]
     receiver = OpusReceiver()
     with pytest.raises(ProtocolError, match=f"The audio is {name}.*must be Opus in Ogg pages"):

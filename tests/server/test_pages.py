@@ -23,7 +23,7 @@ def test_a_folder_replaces_our_page(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["links to files", "a link to the folder", "links to links"])
 def test_a_folder_of_links_is_served_completely(serve: Serve, tmp_path: Path, layout: str) -> None:
-    """As uv, Nix, Bazel and a ConfigMap install it."""
+    """uv, Nix, Bazel and ConfigMaps install files as links."""
     store = shutil.copytree(PAGE, tmp_path / "store" / "page")
     folder = tmp_path / "page"
     if layout == "a link to the folder":

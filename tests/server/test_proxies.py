@@ -1,6 +1,6 @@
-"""nginx and Caddy, Debian's, in front of the real server, with the snippets of docs/proxies.md as they are printed there.
+"""Debian's nginx and Caddy in front of the real server, with the unchanged snippets of docs/proxies.md.
 
-Names lead to this machine. Nothing else of a snippet is changed but ports, and where nginx finds its certificate.
+Names resolve to this machine. Tests change only the ports and the path of nginx's certificate.
 """
 
 import os
@@ -30,7 +30,7 @@ PATIENCE_S = 10
 SYSTEM = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin"
 NGINX, CADDY = shutil.which("nginx", path=SYSTEM), shutil.which("caddy", path=SYSTEM)
 
-# In front of a snippet: what a proxy must be told to run for a test, as any user, without touching the system's own.
+# Put before a snippet: settings to run the proxy in a test, as any user, apart from the system's own proxy.
 NGINX_MAIN = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr warn;
 events {{ }}
@@ -56,7 +56,7 @@ CADDY_MAIN = """
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx")
 needs_caddy = pytest.mark.skipif(CADDY is None, reason="caddy is not installed: apt-get install caddy")
 
-Proxy = Callable[[str, Running, Path], AbstractContextManager[str]]  # runs a snippet; gives the proxy's address
+Proxy = Callable[[str, Running, Path], AbstractContextManager[str]]  # runs a snippet; yields the proxy's address
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def plain(serve: Serve) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def trusting(serve: Serve) -> Iterator[Running]:
-    """A server that believes the proxy on this machine, and asks for a token."""
+    """A server that trusts the proxy on this machine and requires a token."""
     with serve("--slots", "2", "--resume-seconds", "0", "--token", "secret", *TRUSTED) as server:
         yield server
 
@@ -84,7 +84,7 @@ def snippet_of(heading: str) -> str:
 
 @contextmanager
 def nginx(snippet: str, server: Running, folder: Path) -> Iterator[str]:
-    """nginx with a snippet, in front of `server`; gives its address."""
+    """nginx with a snippet in front of `server`; yields its address."""
     assert NGINX is not None
     port = free_port()
     make_certificate(folder)
@@ -98,7 +98,7 @@ def nginx(snippet: str, server: Running, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def caddy(snippet: str, server: Running, folder: Path) -> Iterator[str]:
-    """Caddy with a snippet, in front of `server`; gives its address."""
+    """Caddy with a snippet in front of `server`; yields its address."""
     assert CADDY is not None
     port = free_port()
     configuration = folder / "Caddyfile"
@@ -118,7 +118,7 @@ def free_port() -> int:
 
 
 def make_certificate(folder: Path) -> None:
-    """cert.pem and key.pem of an authority that nobody knows."""
+    """cert.pem and key.pem of an unknown authority."""
     subject = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}", "-days", "2", "-nodes"]
     files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
@@ -127,7 +127,7 @@ def make_certificate(folder: Path) -> None:
 
 @contextmanager
 def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
-    """A proxy that takes connections at `port`, and whose home is `folder`."""
+    """A proxy that accepts connections at `port`, with `folder` as its home."""
     homes = {name: str(folder) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     log = folder / "proxy.log"
     with log.open("w") as stream:
@@ -144,7 +144,7 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
 
 
 def takes_connections(port: int) -> bool:
-    """Whether it has its certificate, too: Caddy makes one after it has begun to listen."""
+    """Whether it also has its certificate: Caddy makes one after it starts to listen."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
@@ -155,7 +155,7 @@ def takes_connections(port: int) -> bool:
 
 
 class Here(AbstractResolver):
-    """Every name is this machine's."""
+    """Every name resolves to this machine."""
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_INET) -> list[ResolveResult]:
         return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
@@ -166,17 +166,17 @@ class Here(AbstractResolver):
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[aiohttp.ClientSession]:
-    """What a browser does for a page: names, TLS, cookies."""
+    """A client with the names, TLS and cookies of a browser."""
     connector = aiohttp.TCPConnector(resolver=Here(), ssl=False)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(PATIENCE_S)) as session:
         yield session
 
 
 async def look(session: aiohttp.ClientSession, page: str, token: str | None = None) -> None:
-    """Open the page as a user does, and what it refers to."""
+    """Open the page as a user does, and everything it links."""
     async with session.get(page, params={"token": token} if token else None) as answer:
         assert answer.status == 200, await answer.text()
-        assert str(answer.url) == page  # also where the token was taken out of it
+        assert str(answer.url) == page  # also after the redirect that removes the token
         text = await answer.text()
     script, style = re.search(r'<script.* src="(.*?)"', text), re.search(r'<link rel="stylesheet" href="(.*?)"', text)
     assert script is not None and style is not None
@@ -204,7 +204,7 @@ async def refusal(session: aiohttp.ClientSession, page: str, origin: str) -> tup
 
 
 async def use(page: str, token: str | None = None) -> None:
-    """All of it: page, files, conversation; and other sites' pages stay outside."""
+    """Use page, files and conversation; pages of other sites are refused."""
     async with browser() as session:
         await look(session, page, token)
         await talk(session, page)
@@ -259,7 +259,7 @@ def test_a_path_without_its_final_slash_redirects_to_the_page(
 
 @needs_nginx
 def test_page_works_under_a_path(trusting: Running, tmp_path: Path) -> None:
-    """In a browser, which checks more than we do here: what a cookie may, what a page may load and connect to."""
+    """A browser also checks the rules of cookies and of what a page may load."""
     names = f"--host-resolver-rules=MAP {NAME} 127.0.0.1"
     wrong = list[str]()
     with (
@@ -297,7 +297,7 @@ def test_a_trusted_proxy_of_http_1_0_needs_no_host(trusting: Running, tmp_path: 
 
 @needs_nginx
 def test_a_proxy_without_a_host_header_is_refused_with_that_reason(trusting: Running, tmp_path: Path) -> None:
-    """HTTP/1.1 does not allow it, whoever the proxy is."""
+    """HTTP/1.1 does not allow a missing Host, even from a trusted proxy."""
 
     async def visit(page: str) -> tuple[int, str]:
         async with browser() as session, session.get(page) as answer:
@@ -313,7 +313,7 @@ def test_a_proxy_without_a_host_header_is_refused_with_that_reason(trusting: Run
 @needs_nginx
 @pytest.mark.parametrize("host, seen", [("$host", NAME), ("inner.example.com:81", "inner.example.com:81")])
 def test_an_untrusted_proxy_is_named_with_its_headers(plain: Running, tmp_path: Path, host: str, seen: str) -> None:
-    """The refusal says both addresses and the way out, on the wire and in the log."""
+    """The refusal names both addresses and the solution, in the answer and in the log."""
 
     async def visit(page: str) -> tuple[int, str]:
         async with browser() as session:
@@ -330,13 +330,13 @@ def test_an_untrusted_proxy_is_named_with_its_headers(plain: Running, tmp_path: 
     assert logged and NAME in str(logged[-1]), plain.log.read_text()[-2000:]
 
 
-# What a proxy must let through.
+# Long requests.
 
 
 @needs_nginx
 @needs_caddy
 def test_longest_persona_passes_both_proxies(plain: Running, tmp_path: Path) -> None:
-    """What the server says of it comes through: a proxy would say that the line is too long."""
+    """The server's own answer arrives, not a proxy's error about a long line."""
     query = {"text_prompt": "ん" * 2000, "voice_prompt": "nobody"}
 
     async def answers(*addresses: str) -> list[tuple[int, str]]:

@@ -70,7 +70,7 @@ def test_seeds_are_parsed() -> None:
     assert parse("text_seed=5").seed == 5
     assert parse("text_seed=1&audio_seed=2").seed != parse("text_seed=2&audio_seed=1").seed
     assert len({parse("seed=-1").seed for _ in range(8)}) > 1
-    assert max(parse("").seed for _ in range(8)) < 1 << 32  # every client can hold it
+    assert max(parse("").seed for _ in range(8)) < 1 << 32  # every client can represent it
 
 
 @pytest.mark.parametrize(

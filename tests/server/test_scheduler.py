@@ -1,4 +1,4 @@
-"""The scheduler, when the event loop changes an inbox that it has just looked at."""
+"""The scheduler, if the event loop changes an inbox that it has just checked."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ FRAME = 1920
 
 
 class Leaving(Inbox):
-    """Its client's connection is lost just after the scheduler has seen that a frame is due."""
+    """The client disconnects just after the scheduler sees that a frame is due."""
 
     def due_s(self) -> float | None:
         due_s = super().due_s()

@@ -31,7 +31,7 @@ def test_a_token_is_required(serve: Serve) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Running:
-    """A server with a token and another page than ours, which knows no token."""
+    """A server with a token and a foreign page that does not know tokens."""
     folder = tmp_path_factory.mktemp("their client")
     (folder / "index.html").write_text("<h1>Their client</h1>")
     with serve("--token", "geheim & lang", "--static", str(folder), "--slots", "1") as running:
@@ -46,7 +46,9 @@ def test_an_address_with_the_token_lets_a_browser_in(guarded: Running) -> None:
         async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:  # unsafe: 127.0.0.1
             async with browser.get(f"{guarded.url}/?token={TOKEN}&lang=en") as page:
                 assert (page.status, await page.text()) == (200, "<h1>Their client</h1>")
-                assert str(page.url) == f"{guarded.url}/?lang=en"  # not the token, which histories would keep
+                assert (
+                    str(page.url) == f"{guarded.url}/?lang=en"
+                )  # without the token, which browser histories would keep
             async with browser.get(f"{guarded.url}/api/info") as info:
                 assert (await info.json())["token_required"] is False
             async with browser.ws_connect(f"{guarded.url}/api/chat") as ws:
@@ -121,7 +123,7 @@ def test_opening_the_form_address_leads_to_the_page(guarded: Running) -> None:
 
 
 def test_a_cookie_of_another_server_on_this_host_does_no_harm(guarded: Running) -> None:
-    """Browsers do not tell ports apart."""
+    """Browsers share cookies between ports."""
     good = ask(guarded, f"/?token={TOKEN}")[2]["Set-Cookie"].split(";")[0]
     other = "pplex_01234567=0123456789abcdef"
     for cookies in (f"{good}; {other}", f"{other}; {good}", f"{good.split('=')[0]}=old; {good}"):

@@ -1,4 +1,4 @@
-"""What clients of the reference's protocol rely on, and do wrong: they were written against another server."""
+"""Clients of the reference's protocol: their assumptions and mistakes, because they were written for another server."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ REFERENCE = {"audio": "", "early_metadata": "", "voice_prompt": "NATM1.pt", "tex
 
 
 async def say_opus(caller: Caller, frames: int) -> None:
-    """Speak in pages of two packets, 25 messages a second."""
+    """Send pages of two packets, 25 messages a second."""
     encoder = PacketEncoder()
     pages, packets = PacketPages(encoder.head), encoder.push(speech(frames).ravel())
     for header in pages.headers():
@@ -53,7 +53,7 @@ def test_handshake_is_the_first_message_and_comes_when_the_client_can_hear(serve
 
 
 def test_a_client_that_speaks_first_is_answered_at_once(server: Running) -> None:
-    """kyutai's: what it says before the handshake would be heard late for the whole conversation."""
+    """Kyutai's client: audio sent before the handshake would delay the whole conversation."""
 
     async def converse() -> float:
         async with call(server.url, **REFERENCE) as caller:
@@ -83,7 +83,7 @@ def test_a_waiting_client_gets_its_place_and_pings_only_on_request(short: Runnin
 
 
 def test_a_page_holds_a_whole_frame_in_its_first_packet(server: Running) -> None:
-    """Some clients decode the first packet of a page and leave the others."""
+    """Some clients decode only the first packet of a page."""
 
     async def converse() -> Caller:
         async with call(server.url, **REFERENCE) as caller:
@@ -99,7 +99,7 @@ def test_a_page_holds_a_whole_frame_in_its_first_packet(server: Running) -> None
         assert len(receiver.push(page, FRAME).pcm) == FRAME
 
 
-# What is ignored.
+# Ignored messages.
 
 
 def test_messages_that_the_reference_ignores_are_counted_and_logged_once(server: Running) -> None:
@@ -124,7 +124,7 @@ def test_messages_that_the_reference_ignores_are_counted_and_logged_once(server:
     assert admitted[-1]["ignored"] == ["codec", "voice"]
 
 
-# What is no audio.
+# Invalid audio.
 
 WEBM = (CASES / "webm.webm").read_bytes()
 
@@ -167,7 +167,7 @@ def test_another_container_is_named_however_it_is_divided(short: Running, audio:
 
 
 def test_endless_damage_counts_as_idle(short: Running) -> None:
-    """Messages arrive, but nobody says anything: the place is not kept for ever."""
+    """Messages arrive but contain no audio: the slot is not kept for ever."""
 
     async def converse() -> tuple[Caller, int]:
         async with call(short.url, audio="opus") as caller:

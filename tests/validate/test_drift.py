@@ -107,7 +107,7 @@ def test_one_wrong_token_in_the_history_is_found_at_its_step(tiny_bundle: Bundle
 
 
 def embedding_ignored(model: onnx.ModelProto) -> None:
-    """The voice's embeddings come in and are not added."""
+    """The graph ignores the voice's embeddings."""
     adds = next(node for node in nodes(model, "Add") if "embedding" in node.input)
     nothing = add_node(model, adds, "Sub", ["embedding", "embedding"], "no.embedding")
     adds.input[:] = [nothing if name == "embedding" else name for name in adds.input]

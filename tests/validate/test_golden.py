@@ -56,7 +56,7 @@ def test_conversation_equals_the_golden_data(bundle_of: BundleOf, golden: Path, 
 @pytest.mark.slow
 @each_golden
 def test_all_sixteen_depth_steps_equal_the_golden_data(bundle_of: BundleOf, golden: Path, tmp_path: Path) -> None:
-    """The depth graph with the user's steps too: the last one shows the reference's full-ring rule."""
+    """The depth graph including the user's steps: the last one shows the full-ring rule of the reference."""
     eight = bundle_of(golden)
     config = replace(eight.config, depth_steps=16)
     for path in eight.folder.iterdir():
@@ -68,9 +68,7 @@ def test_all_sixteen_depth_steps_equal_the_golden_data(bundle_of: BundleOf, gold
     export_graph("depth", checkpoint, config, tmp_path)
     sixteen = replace(eight, folder=tmp_path, config=config)
     assert all_pass(check_teacher_forced(sixteen, golden))
-    assert all_pass(
-        check_conversation(sixteen, golden, "greedy")
-    )  # what it says for the user is not what the user says
+    assert all_pass(check_conversation(sixteen, golden, "greedy"))  # its prediction of the user is not the user's audio
 
 
 @pytest.mark.parametrize(

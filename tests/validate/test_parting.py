@@ -33,7 +33,7 @@ ALLOWED = 4e-5 * SPREAD
 
 
 def drawn(logits: Floats, noise: Floats, temperature: float, top_k: int) -> int:
-    """The winner of the race among the top k."""
+    """The sampled token among the top k."""
     ranked = np.argsort(-logits, kind="stable")[:top_k]
     return int(ranked[(logits[ranked] - temperature * np.log(noise[ranked])).argmax()])
 
@@ -86,7 +86,7 @@ def test_fewer_tokens_than_kept_candidates_are_padded() -> None:
 
 
 def spoken(distance: float = 1.0) -> TokenTrace:
-    """Tokens 5 everywhere; every draw could as well have been 6, with logits moved by `distance`."""
+    """All tokens are 5; every draw becomes 6 if logits move by `distance`."""
     tokens = np.full((FRAMES, 17), 5)
     nearest = np.tile(np.array([5, 6, 7, 8]), (FRAMES, 9, 1))
     distances = np.tile(np.array([0, distance, 2.0, 3.0]), (FRAMES, 9, 1))
@@ -127,7 +127,7 @@ def test_first_difference_follows_the_order_of_sampling() -> None:
         ([(4, 1), (3, 2)], (3, 2)),  # the same step: the text's is made in frame 4's reply; codebook 0 comes first
         ([(3, 1), (3, 2)], (3, 1)),
         ([(4, 0), (4, 2)], (4, 0)),
-        ([(4, USER), (3, 8)], (3, 8)),  # what is heard in a step counts from the next one on
+        ([(4, USER), (3, 8)], (3, 8)),  # user codes of a step count from the next step on
         ([(3, USER + 2), (4, 0)], (3, USER + 2)),
     ):
         parting = JUDGE.parting(changed(theirs, *places), theirs)
@@ -208,7 +208,7 @@ def test_conversations_on_another_processor_differ_at_near_ties_only(
 
 @pytest.mark.slow
 def test_another_engine_is_not_another_processor(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Weights that are off by a ten-thousandth part: conversations part where no tie was."""
+    """Weights are off by 0.01 %: conversations part without a tie."""
     other = on_another_processor(tiny_bundle, tmp_path / "other", 0, ulps=2000)
     runs, scenarios = make_runs([0, 1]), make_scenarios(synthetic_speech(), 0.3)
     backend = torch_backend(CHECKPOINT, tiny_bundle.config)

@@ -1,4 +1,4 @@
-"""The command: its report on a sound bundle, its files, and its refusals."""
+"""The command validate: its report on a correct bundle, its files, and its refusals."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """All sections, once, over little more than the ring; with one seed, which is enough for what is asked here."""
+    """All sections once, over slightly more than the ring, with one seed."""
     folder = tmp_path_factory.mktemp("validation") / "report"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pplex.validate.validation.SEEDS", FEW_SEEDS)
@@ -127,7 +127,7 @@ def test_a_fault_is_named_and_exits_with_1(tiny_bundle: Bundle, tmp_path: Path) 
 
 
 def resigned(folder: Path) -> None:
-    """Make the manifest describe the files as they are."""
+    """Make the manifest match the files."""
     from pplex.runtime.bundle import file_sha256, manifest_digest
 
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
@@ -162,7 +162,7 @@ def test_the_command_offers_every_section() -> None:
 
 
 def test_every_tolerance_can_be_named(done: Done) -> None:
-    """What agents of random weights give no figure for is left out."""
+    """Leaves out figures that agents of random weights do not have."""
     held = {m["name"] for section in done.data["sections"] for m in section["measures"] if m["tolerance"]}
     known = {name for names in TOLERATED.values() for name in names}
     turns = {f"conversation.{metric.name}" for metric in METRICS.values()}

@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_tab(browser: Browser) -> Iterator[Callable[..., Tab]]:
-    """Opens a tab that remembers what went wrong in it, in `complaints`; nothing may have."""
+    """Opens tabs that collect errors and warnings in `complaints`; the list must be empty at the end."""
     contexts, complaints = [], list[str]()
 
     def make(**options: Any) -> Tab:
@@ -48,7 +48,7 @@ def open_tab(browser: Browser) -> Iterator[Callable[..., Tab]]:
 
 @pytest.fixture
 def logic(open_tab: Callable[..., Tab]) -> Callable[[str], Any]:
-    """Runs the body of a function in which the page's modules without browser APIs are at hand; gives what it returns."""
+    """Runs the body of a function that can use the page's modules without browser APIs; returns its result."""
     tab = open_tab()
     serve_folder(tab, "http://page.test")
     tab.goto("http://page.test/blank")
@@ -110,13 +110,13 @@ def visit(new_tab: Callable[[], BrowserTab], pictures: Path) -> Iterator[Visit]:
 
 @pytest.fixture
 def sound(visit: Visit) -> None:
-    """What a conversation needs of the browser."""
+    """Skips the test if the browser cannot hold a conversation."""
     if visit.browser == "firefox" and PULSEAUDIO is None:
         pytest.skip("Firefox holds no conversation without a sound device: apt-get install pulseaudio")
 
 
 @pytest.fixture(scope="session")
 def one(serve: Serve) -> Iterator[Running]:
-    """A server with one slot, a queue of one, and no wait for clients that are lost."""
+    """A server with one slot and a queue of one; it does not wait for lost clients."""
     with serve("--slots", "1", "--queue", "1", "--resume-seconds", "0.01") as running:
         yield running

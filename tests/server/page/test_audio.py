@@ -52,8 +52,8 @@ def test_resampler_does_not_depend_on_the_size_of_its_chunks(logic: Callable[[st
     assert difference == 0
 
 
-# What is heard of a 300 Hz tone that arrives in frames at `arrivals` (ms): the time playing starts, the largest step from
-# one sample to the next, and what the buffer says at the end. The tone itself steps by 0.0393 (2 pi 300 / 24000 x 0.5).
+# The output for a 300 Hz tone that arrives in frames at `arrivals` (ms): the time playing starts, the largest step from
+# one sample to the next, and the buffer's values at the end. The tone itself steps by 0.0393 (2 pi 300 / 24000 x 0.5).
 HEAR = """
     const hear = (arrivals, untilMs, amplitude = 0.5, wave = tone(300, 24000, 1920 * arrivals.length)) => {
         const buffer = new JitterBuffer(24000);
@@ -82,7 +82,7 @@ TONE_STEP = 0.0393
 
 def test_jitter_buffer_starts_after_a_short_delay_and_plays_on(logic: Callable[[str], Any]) -> None:
     heard = logic(HEAR + "return hear(steady(50), 4000);")
-    assert 10 <= heard["startMs"] <= 40  # 80 ms came at once, 100 are the target
+    assert 10 <= heard["startMs"] <= 40  # 80 ms arrived at once, the target is 100
     assert heard["underruns"] == 0
     assert heard["step"] < 1.05 * TONE_STEP
     assert heard["heldMs"] < 40
@@ -96,7 +96,7 @@ def test_jitter_buffer_fades_out_at_an_underrun_and_then_grows(logic: Callable[[
 
 
 def test_jitter_buffer_that_has_grown_has_no_further_underruns(logic: Callable[[str], Any]) -> None:
-    """Every fifth frame is 60 ms late: some underruns teach the buffer, and then there are none."""
+    """Every fifth frame is 60 ms late: after a few underruns the buffer is long enough."""
     late = "const late = (n) => steady(n).map((ms, i) => ms + (i % 5 === 4 ? 60 : 0));"
     first, whole = logic(HEAR + late + "return [hear(late(50), 4000), hear(late(125), 10000)];")
     assert 1 <= first["underruns"] == whole["underruns"] <= 3
@@ -107,20 +107,20 @@ def test_jitter_buffer_that_has_grown_has_no_further_underruns(logic: Callable[[
 def test_jitter_buffer_shrinks_when_frames_arrive_in_time(
     logic: Callable[[str], Any], amplitude: float, within_s: int
 ) -> None:
-    """After a burst of 240 ms: at once where the agent is silent, little by little, cross-faded, where it is not."""
+    """After a burst of 240 ms it drops silence at once, and speech step by step with cross-fades."""
     heard = logic(HEAR + f"return hear([0, 0, 0, ...steady({within_s} * 13)], {within_s} * 1000, {amplitude});")
     assert heard["underruns"] == 0
     assert heard["heldMs"] < 50
     assert heard["step"] < 3 * TONE_STEP * amplitude / 0.5
 
 
-# Networks that are bad for 20 s and then clean: the delay in ms of a frame that is sent at `ms`.
+# Networks that are bad for 20 s and then good: the delay in ms of a frame that is sent at `ms`.
 SPELLS = {
     "stalls": "ms + Math.max(0, 500 - (ms % 2900))",
     "uneven": "ms - 80 * Math.log(1 - ((ms * 0.6180339887) % 1))",
     "bursts": "ms + 240 - (ms % 320)",
 }
-# What the agent says meanwhile: a tone and noise never pause, a voice does; `n` samples of each.
+# The agent's audio meanwhile: a tone and noise never pause, a voice does; `n` samples of each.
 WAVES = {
     "tone": "tone(300, 24000, n)",
     "noise": "Float32Array.from({ length: n }, () => Math.random() - 0.5)",
@@ -131,7 +131,7 @@ WAVES = {
 
 @pytest.mark.parametrize("wave", WAVES)
 def test_jitter_buffer_is_small_again_ten_seconds_after_network_trouble(logic: Callable[[str], Any], wave: str) -> None:
-    """It grew by underruns; whatever is said, what it holds goes within 10 s, without a click and without new gaps."""
+    """Underruns made it grow; for any audio it shrinks within 10 s, without clicks and new gaps."""
     heard = logic(f"""{HEAR}
         const n = 1920 * 375;
         const wave = {WAVES[wave]};

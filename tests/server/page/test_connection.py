@@ -50,7 +50,7 @@ def test_a_full_server_says_so(open_tab: Callable[..., Tab], two: Running) -> No
 
 
 def test_place_in_the_queue_and_a_later_refusal_are_shown(open_tab: Callable[..., Tab], two: Running) -> None:
-    """The token of the page's own address is sent; a place in the queue is told, and why there was none in the end."""
+    """The page sends the token of its address, shows the place in the queue, and then the reason of the refusal."""
     tab, sockets = open_tab(), []
     tab.route("**/api/info", lambda route: route.fulfill(json=INFO))
     tab.route_web_socket("**/api/chat**", lambda ws: (sockets.append(ws), ws.send(b'\4{"type":"queued","position":2}')))
@@ -67,7 +67,7 @@ def test_place_in_the_queue_and_a_later_refusal_are_shown(open_tab: Callable[...
 
 
 def test_a_page_that_read_too_slowly_reconnects(open_tab: Callable[..., Tab], two: Running) -> None:
-    """The server says so with a code of its own, and waits for the client to return."""
+    """The server closes with its own code, and waits for the client to return."""
     tab, sockets = open_tab(), []
     session = {"type": "session", "resume": "k", "resume_seconds": 30, "voice": None, "seed": 1}
 
@@ -116,7 +116,7 @@ def test_a_conversation_continues_after_its_connection_is_cut(
 
 
 def test_an_ended_conversation_is_not_resumed(open_tab: Callable[..., Tab], serve: Serve) -> None:
-    """The server did not wait: the page says so, and tries no third connection."""
+    """The server did not wait: the page says so and does not try a third connection."""
     tab = open_tab()
     sockets = received(tab)
     with serve("--slots", "1", "--resume-seconds", "0.01") as server, contextlib.closing(Relay(server.port)) as relay:

@@ -32,7 +32,7 @@ def test_a_conversation_is_audible_and_readable_and_frees_its_slot(open_tab: Cal
 def test_a_microphone_at_its_own_sample_rate_is_resampled(
     open_tab: Callable[..., Tab], two: Running, rate_hz: int
 ) -> None:
-    """As Firefox does: a microphone cannot enter a context of another rate."""
+    """In Firefox, a microphone cannot enter an audio context of another rate."""
     tab = open_tab()
     tab.add_init_script(f"""
         const Context = window.AudioContext;

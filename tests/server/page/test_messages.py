@@ -42,7 +42,7 @@ def test_only_a_lost_connection_is_resumed(logic: Callable[[str], Any]) -> None:
 
 
 def test_every_ending_says_what_to_do(logic: Callable[[str], Any]) -> None:
-    """The server's own words stand where they are for readers; a code that we do not know is named."""
+    """Readable reasons of the server are shown unchanged; an unknown code is named."""
     idle, fault, unknown, resumed, refused = logic("""return [
         endingOf(1008, "No audio for 60 s."), endingOf(1011, "IndexError: 7"), endingOf(4999, "?"),
         refusalOf(404, "There is no key.", true), refusalOf(400, "seed is x.\\n" + "y ".repeat(900), false)]""")
@@ -54,7 +54,7 @@ def test_every_ending_says_what_to_do(logic: Callable[[str], Any]) -> None:
 
 
 def test_trouble_is_named_while_it_lasts(logic: Callable[[str], Any]) -> None:
-    """Late answers and gaps are a slow connection; no audio asked for is worse, and zeros only from the microphone less."""
+    """Late answers and gaps mean a slow connection. Stopped playback is worse; a silent microphone is less bad."""
     assert logic("""
         const seen = [];
         const trouble = new Trouble(0);

@@ -1,4 +1,4 @@
-"""What the page says before a conversation: an unfit browser, no microphone, a server or proxy that refuses."""
+"""The page's words before a conversation: an unfit browser, no microphone, a refusing server or proxy."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from our_page import PAGE
 from serving import Running
 from visits import Visit
 
-# What a browser lacks, as a script that takes it away, and what the page says.
+# A script that removes a feature of the browser, and the words of the page.
 UNFIT = {
     "not-secure": ("Object.defineProperty(window, 'isSecureContext', { value: false });", "https://"),
     "no-microphones": ("Object.defineProperty(navigator, 'mediaDevices', { value: undefined });", "Firefox, Chrome"),
@@ -49,7 +49,7 @@ NEVER_STARTS = (
 
 
 def test_a_loudspeaker_that_does_not_start_takes_no_slot(visit: Visit, one: Running) -> None:
-    """It takes no slot: the page finds out before it connects. Firefox without a sound device does so by itself."""
+    """The page notices before it connects. Firefox without a sound device behaves like this by itself."""
     visit.load(one.url, "" if visit.browser == "firefox" and not PULSEAUDIO else NEVER_STARTS)
     visit.press()
     visit.look("no-sound", "Connect headphones or a loudspeaker")
@@ -57,11 +57,11 @@ def test_a_loudspeaker_that_does_not_start_takes_no_slot(visit: Visit, one: Runn
 
 
 class StandIn:
-    """Serves the page, and beside it what a proxy, another server, or one of another version might answer."""
+    """Serves the page, with answers of a proxy, of another server, or of another version."""
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
-        self.origins: list[str | None] = []  # of requests that ask why there was no conversation
+        self.origins: list[str | None] = []  # of requests that ask for the reason of a refusal
         answers, origins = self.answers, self.origins
 
         class Handler(SimpleHTTPRequestHandler):
@@ -111,7 +111,7 @@ def stand_in() -> Iterator[StandIn]:
     server.close()
 
 
-# A path, what is answered there, and what the page says.
+# A path, its answer, and the words of the page.
 UNUSABLE = {
     "no-api": ("/api/info", (404, {}, b""), "A part of this page is missing on the server (404)"),
     "bad-gateway": ("/api/info", (502, {}, b"<html>"), "does not work right now (502)"),
@@ -127,7 +127,7 @@ def test_an_unusable_page_says_to_reload(visit: Visit, stand_in: StandIn, name: 
     visit.tab.goto(stand_in.url)
     visit.tab.evaluate(
         "document.getAnimations().forEach((animation) => animation.finish())"
-    )  # what shows after seconds
+    )  # the text that appears after some seconds
     visit.look(name, words)
     assert "eload" in visit.said()
     assert visit.tab.evaluate("document.querySelector('#talk').disabled")

@@ -1,4 +1,4 @@
-"""What the page says when a conversation gets into trouble, in Chromium and Firefox, on a desktop and on a phone."""
+"""The page's words during trouble in a conversation, in Chromium and Firefox, on a desktop and a phone."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def relay(one: Running) -> Iterator[Relay]:
 def test_a_slow_network_its_recovery_and_its_loss_are_shown(
     visit: Visit, sound: None, one: Running, relay: Relay
 ) -> None:
-    """Nothing comes through for 2 s; then all does; then the network is gone, and the server did not wait."""
+    """The network stalls for 2 s, recovers, and then breaks; the server does not wait."""
     visit.load(relay.url)
     visit.talk()
     visit.tab.evaluate(f"void (document.querySelector('#transcript p').textContent = {'much to say ' * 400!r})")
@@ -70,7 +70,7 @@ def test_a_silent_microphone_is_shown(visit: Visit, sound: None, one: Running) -
 
 
 def test_stopped_sound_is_shown_and_a_tap_restarts_it(visit: Visit, sound: None, one: Running) -> None:
-    """The page says so, and a tap makes it go on."""
+    """The page says so, and a tap restarts the sound."""
     visit.load(one.url, STOPPABLE)
     visit.talk()
     visit.tab.evaluate("Promise.all(contexts.map((context) => context.suspend()))")
@@ -88,7 +88,7 @@ def test_a_missing_loudspeaker_is_shown(visit: Visit, sound: None, one: Running)
 
 
 def test_a_restarting_server_is_shown_at_each_stage(visit: Visit, sound: None, serve: Serve) -> None:
-    """It goes, comes back and asks for a token, and goes again: the page says what to do each time."""
+    """The server stops, returns with a token, and stops again: the page says what to do each time."""
     with contextlib.ExitStack() as stack:
         with serve("--slots", "1") as first:
             relay = Relay(first.port)

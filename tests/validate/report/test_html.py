@@ -30,7 +30,7 @@ PAGES: dict[str, Callable[[], str]] = {
 Tab = Any
 Open = Callable[..., Tab]
 
-# Every piece of visible text with the contrast between its colour and what is painted behind it.
+# Every visible text with the contrast between its colour and its background.
 CONTRASTS = """() => {
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     const rgba = (colour) => {
@@ -84,7 +84,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_page(browser: Any, pages: Path) -> Iterator[Open]:
-    """Opens a page in a tab in which nothing may go wrong, be asked of a network, or pop up."""
+    """Opens a page in a tab that allows no errors, no network requests and no dialogs."""
     contexts, complaints, requests = [], list[str](), list[str]()
 
     def open_it(name: str, **options: Any) -> Tab:
@@ -106,7 +106,7 @@ def open_page(browser: Any, pages: Path) -> Iterator[Open]:
 
 
 def _picture(tab: Tab, name: str) -> None:
-    """Kept in the folder PPLEX_ARTIFACTS, if there is to be one."""
+    """Save a picture in the folder PPLEX_ARTIFACTS, if set."""
     if folder := os.environ.get("PPLEX_ARTIFACTS"):
         tab.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 

@@ -29,9 +29,9 @@ def line(y: tuple[float, ...], **options: object) -> Plot:
 
 
 def highest(svg: str, colour: int = 1) -> float:
-    """The least y coordinate, which is the highest point, of all that is drawn in a series' colour.
+    """The highest point (smallest y) of everything in a series' colour.
 
-    A path that is used, as of a band, is where its use is.
+    A referenced path, such as a band, counts at the place of its use.
     """
     root = ElementTree.fromstring(svg)
     used = {use.get("href", "")[1:]: float(use.get("y", "0")) for use in root.iter(f"{SVG}use")}
@@ -54,7 +54,7 @@ def test_a_plot_is_one_image_with_labels_for_screen_readers(title: str) -> None:
 
 @pytest.mark.parametrize("title", PLOTS)
 def test_a_plot_does_not_affect_the_page(title: str) -> None:
-    """Ids start with the key, what refers to them finds them, and there are no style sheets, dates or fixed colours."""
+    """Ids start with the key and all references resolve; the SVG has no style sheets, dates or fixed colours."""
     svg = to_svg(PLOTS[title], "p7")
     root = ElementTree.fromstring(svg)
     ids = [element.get("id") for element in root.iter() if element.get("id")]

@@ -37,7 +37,7 @@ def only(*measures: Measure, **parts: Any) -> Report:
 
 @pytest.mark.parametrize("make", [realistic, clean, other, hostile])
 def test_a_written_report_reads_back(make: Any) -> None:
-    """Compared as data, in which NaN, too, is itself."""
+    """Compare as data: NaN equals NaN."""
     report = make()
     assert again(report).to_dict() == report.to_dict()
     assert again(report).passed is report.passed is (make is clean)
@@ -66,7 +66,7 @@ def test_missing_nan_and_too_large_values_fail(value: float | None) -> None:
 
 
 def test_a_verdict_survives_saving_and_loading() -> None:
-    """0.001 of float32 is more than 0.001: it must not pass now and fail when read again."""
+    """float32 0.001 is more than 0.001: the verdict must be the same before and after saving."""
     report = only(Measure("m", np.float32(1e-3), "", "", Tolerance(1e-3, "")))
     assert report.passed is again(report).passed is False
 
@@ -118,7 +118,7 @@ def test_any_json_is_a_report_or_an_error(data: Any) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_report_with_any_part_replaced_is_a_report_or_an_error(data: st.DataObject) -> None:
-    """Walks down to some place of a real report and puts any JSON there; what is read can be written and read again."""
+    """Replaces a random part of a real report with any JSON; a report that loads can be saved and loaded again."""
     report = only(
         Measure("m", 1.0, "", "", Tolerance(1.0, "")),
         tables=(Table("t", ("a",), ((1,),)),),

@@ -1,4 +1,4 @@
-"""The codec section: sound engines pass, and each kind of fault fails its measure."""
+"""The codec section: correct engines pass, and each kind of fault fails its measure."""
 
 import math
 import shutil
@@ -40,7 +40,7 @@ from pplex.validate.sections.codec import (
 )
 from pplex.validate.signal import onset_shift_ms
 
-FRAMES = 32  # 64 steps, of which the transformers' rings hold 24
+FRAMES = 32  # 64 steps; the transformers' rings hold 24
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
 CONFIG = CHECKPOINT.config
 RECORDED = load_file(TINY / "expected" / "mimi_stream.safetensors")
@@ -182,7 +182,7 @@ class TestSection:
 
 
 class TestSounds:
-    """The decoder's measures on sounds that have attacks, which those of random weights lack."""
+    """The decoder's measures on sounds with attacks, which sounds of random weights lack."""
 
     SPEECH = speech_like(120, 1920, seed=7) * np.minimum(np.arange(120 * 1920) / 4800, 1).astype(np.float32)
 
@@ -242,7 +242,7 @@ class TestAtOnce:
 
 
 class Forgetful(nn.Module):
-    """A graph whose second state, a convolution's tail, is silence in every frame."""
+    """A graph whose second state, the tail of a convolution, is zero in every frame."""
 
     def __init__(self, graph: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Turns of engine and reference side by side: of the tiny model, and of planted recordings."""
+"""Turns of engine and reference side by side, for the tiny model and for planted recordings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -130,14 +130,14 @@ def played(scenario: Scenario, speech: Sequence[Segment]) -> ScenarioRecording:
 
 @cache
 def agent(late_s: float = 0.0, silent_in: str = "", impatient: bool = False) -> list[ScenarioRecording]:
-    """An agent that answers as planned, or later, or nothing in one scenario, or takes the user's pause for an end."""
+    """An agent that answers as planned, later, not at all in one scenario, or in the user's pause."""
     planned = {**ANSWERS, "pause handling": [(1.8, 4.9)]} if impatient else ANSWERS
     later = {name: [(start + late_s, end + late_s) for start, end in speech] for name, speech in planned.items()}
     return [played(scenario, [] if scenario.name == silent_in else later[scenario.name]) for scenario in scenarios()]
 
 
 def twice(first: list[ScenarioRecording], second: list[ScenarioRecording] | None = None) -> list[ScenarioRecording]:
-    """An agent in two runs, so that two events stand behind the rates of pauses and interruptions, and eight of turns."""
+    """An agent in two runs: two events each for pauses and interruptions, and eight turns."""
     return [*first, *(replace(recording, run="greedy") for recording in second or first)]
 
 

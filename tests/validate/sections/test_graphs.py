@@ -1,4 +1,4 @@
-"""A fault in a graph is found, and named by its graph and layer; a sound graph has none, in any precision."""
+"""A fault is found and named by graph and layer; a correct graph has no faults, in any precision."""
 
 import shutil
 from dataclasses import replace
@@ -120,7 +120,7 @@ def test_a_doubled_scale_is_not_rounding(
 
 
 def test_one_wrong_column_among_many_is_found(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """In float32 every error is seen, so the figure itself is looked at: a column that is twice as large reads 1."""
+    """Float32 shows every error, so check the figure itself: a doubled column gives 1."""
 
     def double_one(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return x * np.where(np.arange(x.shape[1]) == 5, 2, 1).astype(np.float32)
@@ -139,7 +139,7 @@ def test_infinite_values_are_an_infinite_error(tiny_bundle: Bundle, tmp_path: Pa
 
 
 def test_outputs_of_a_compiled_engine_are_compared(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Its kind in the manifest is all there is to tell it by here, where none can run."""
+    """Only its kind in the manifest marks it as compiled: no compiled engine runs here."""
     fault = changed("steps.6.gating.1.linear_in.weight", lambda x: np.roll(x, x.shape[1] // 2, 1))
     errors = {}
     for name, bundle in (("sound", tiny_bundle), ("faulty", broken(tiny_bundle, "depth", fault, tmp_path))):

@@ -1,4 +1,4 @@
-"""Stream health: every planted fault is found in its place."""
+"""Stream health: every planted fault is found at its place."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ SCENARIO = make_scenarios(synthetic_speech(), 0.05)[0]
 
 
 def healthy() -> tuple[Pcm, Tokens]:
-    """A stream that speaks throughout, with a word in every fourth frame, each another one."""
+    """A stream that speaks all the time, with a different word in every fourth frame."""
     random = np.random.default_rng(0)
     tokens = random.integers(0, 2048, (FRAMES, 17))
     tokens[:, 0] = np.where(np.arange(FRAMES) % 4 == 1, 100 + np.arange(FRAMES), 3)
@@ -54,7 +54,7 @@ def test_clipping_and_offset_are_measured() -> None:
 
 
 def test_dead_air_is_silence_during_words() -> None:
-    """Frames 10-19 are silent: the words of 13 and 17 are not heard, that of 9 is, and silence elsewhere is none."""
+    """Frames 10-19 are silent: the words of frames 13 and 17 are inaudible, and that of frame 9 is audible."""
     pcm, tokens = healthy()
     pcm.reshape(FRAMES, SIZE)[10:20] *= 1e-3  # -80 dBFS
     found = signs(pcm, tokens)

@@ -29,7 +29,7 @@ def measure(bundle: Bundle) -> Measure:
 
 
 def no_noise(model: onnx.ModelProto, step: int) -> None:
-    """The race is won by the most probable token."""
+    """The most probable token always wins."""
     shares = {node.output[0] for node in nodes(model, "Exp")}
     races = [node for node in nodes(model, "Div") if node.input[0] in shares]
     races[step].input[1] = constant(model, "no.noise", np.ones(1, np.float32))

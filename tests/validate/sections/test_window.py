@@ -30,7 +30,7 @@ def measure(bundle: Bundle, steps: int) -> Measure:
     before = stages.hidden[0].copy()
     found = window_measure("drift.window", stages, codes, bundle.config.temporal.capacity)
     stages.run("temporal", 1)
-    np.testing.assert_array_equal(stages.hidden[0], before)  # it has put back what it changed
+    np.testing.assert_array_equal(stages.hidden[0], before)  # the check has restored its changes
     return found
 
 

@@ -65,7 +65,7 @@ def test_recordings_are_cut_where_speech_is_detected(tmp_path: Path, detect: Spe
     speech = recorded_speech(tmp_path, detect)
     pieces = [speech.say(seconds) for seconds in (1.0, 1.2, 0.5)]
     lengths_s = [piece.end_s - piece.start_s for piece in pieces]
-    # Too short a stretch is joined by the next; after the last comes the first again.
+    # A stretch that is too short is joined with the next one; after the last comes the first.
     assert lengths_s == pytest.approx([0.8 + 0.1 + 1.2, 1.0 + 0.1 + 0.8, 1.2], abs=WITHIN_S)
     assert [piece.start_s for piece in pieces] == pytest.approx([0.05] * 3)
     assert [len(piece.pcm) / 24_000 - piece.end_s for piece in pieces] == pytest.approx([0.05] * 3, abs=0.001)

@@ -61,7 +61,7 @@ def test_an_answer_over_the_last_user_word_has_no_latency(detect: SpeechDetector
 
 
 def test_pauses_of_the_user_are_measured(detect: SpeechDetector) -> None:
-    """One agent takes over in the pause, one gives a backchannel in it, one speaks after the end only."""
+    """One agent takes over in the pause, one gives a backchannel, one speaks only after the end."""
     user, events = [(0.5, 2.0), (3.2, 4.5)], [Event(PAUSE, 2.0, 3.2), Event(TURN_END, 4.5, 7)]
     values = heard(detect, 7, user, events, [[(2.6, 4.0)], [(2.4, 2.9)], [(4.8, 6.2)]])
     assert values["pause_takeover_rate"] == (1, 0, 0)
@@ -78,7 +78,7 @@ def test_backchannels_in_a_long_turn_are_counted(detect: SpeechDetector) -> None
 
 
 def test_interruptions_are_measured(detect: SpeechDetector) -> None:
-    """An agent that stops after 0.5 s and answers 0.4 s after, one that only stops, one that was silent and answers."""
+    """One agent stops after 0.5 s and answers 0.4 s later, one only stops, one was silent and answers."""
     user = [(0.5, 1.5), (3.0, 4.5)]
     events = [Event(INTERRUPTION, 3.0, 4.5), Event(INTERRUPTED, 4.5, 7)]
     values = heard(detect, 7, user, events, [[(1.9, 3.5), (4.9, 6.4)], [(1.7, 3.3)], [(4.7, 6.0)]])
@@ -99,7 +99,7 @@ def of_one(agent: list[Segment], *events: Event) -> Values:
     [
         ([(2.5, 3.5)], 0.5),  # as long as a turn must be
         ([(2.5, 3.49)], None),
-        ([(2.5, 3.0), (3.4, 3.9)], 0.5),  # a breath is no end
+        ([(2.5, 3.0), (3.4, 3.9)], 0.5),  # a breath is not the end
         ([(2.5, 3.2), (3.8, 4.5)], None),  # two backchannels
         ([(1.0, 3.2)], 0.0),  # speaks on
         ([(1.0, 2.9)], None),  # what was said before does not count
