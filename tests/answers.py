@@ -12,6 +12,6 @@ def expected(runtime: Runtime, frames: np.ndarray, voice: str, persona: str, see
     return np.stack([reply.pcm for reply in replies]), "".join(reply.text for reply in replies)
 
 
-def close(heard: np.ndarray, wanted: np.ndarray) -> bool:
+def is_close(heard: np.ndarray, wanted: np.ndarray) -> bool:
     """Whether both are equal up to the rounding of the wire."""
     return heard.shape == wanted.shape and bool(np.abs(heard - wanted).max() < 1e-4)

@@ -55,7 +55,7 @@ def stand_in(bundle: Bundle, device: QueueDevice, capturable: bool = True) -> An
             try:
                 plan = json.loads(bytes(data))
             except ValueError:
-                self.logger.log(ILogger.ERROR, "this is no plan")
+                self.logger.log(ILogger.ERROR, "this is not a plan")
                 return None
             sizes = {"slots": plan["slots"], "C": bundle.config.temporal.capacity}
             return Engine(bundle.specs[plan["graph"]], plan["path"], sizes, device, self.logger, capturable)
@@ -154,7 +154,7 @@ class Context:
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         has_steps = any("T" in tensor.shape for tensor in self.engine.spec.inputs)
         if profile > has_steps:
-            return self.engine.refuse(f"there is no profile {profile}")
+            return self.engine.refuse(f"no profile {profile}")
         self.profile = profile
         return stream == self.engine.device.stream
 
@@ -181,7 +181,7 @@ class Context:
         assert not self.captured or self.addresses[name] == address, "the captured graph is for another address"
         assert address % 256 == 0, f"{name} is not aligned"
         if name not in self.engine.names:
-            return self.engine.refuse(f"there is no tensor {name}")
+            return self.engine.refuse(f"no tensor {name}")
         self.addresses[name] = address
         return True
 

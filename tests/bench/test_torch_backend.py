@@ -201,7 +201,7 @@ def test_missing_moshi_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(
-    not find_spec("moshi"), reason="moshi is not installed: it pins older versions of what is used here"
+    not find_spec("moshi"), reason="moshi is not installed: it pins older versions of our packages"
 )
 def test_moshi_rows_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_TORCH_COMPILE", "1")  # it reads this on import: compiling takes longer than the test

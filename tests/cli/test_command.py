@@ -98,7 +98,7 @@ def test_audio_for_a_closed_output_is_not_computed(tiny_bundle: Bundle, tmp_path
     assert done.returncode == 1 and "Standard output is closed" in done.stderr
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here, as only Linux has it")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: only Linux has it")
 def test_a_full_disk_is_reported(tiny_bundle: Bundle) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", MAIN, "inspect", str(tiny_bundle.folder), "--json"]

@@ -26,18 +26,18 @@ def doctor(*arguments: object, code: int = 0, **environment: str) -> dict[str, A
     command = [*COMMAND, *map(str, arguments), "--json"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
-def stopping(told: dict[str, Any], aim: str) -> list[dict[str, Any]]:
-    return [finding for finding in told["findings"] if aim in finding["stops"]]
+def stopping(report: dict[str, Any], aim: str) -> list[dict[str, Any]]:
+    return [finding for finding in report["findings"] if aim in finding["stops"]]
 
 
 def test_this_machine_runs_the_tiny_bundle_and_the_suggested_command(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    told = doctor("run", tiny_bundle.folder)
-    assert told["stopped"] == {"run": []} and told["passed"]
-    assert {finding["check"] for finding in told["findings"]} >= {
+    report = doctor("run", tiny_bundle.folder)
+    assert report["stopped"] == {"run": []} and report["passed"]
+    assert {finding["check"] for finding in report["findings"]} >= {
         "python",
         "packages",
         "onnxruntime",
@@ -45,7 +45,7 @@ def test_this_machine_runs_the_tiny_bundle_and_the_suggested_command(tiny_bundle
         "bundle",
     }
     options = {"user.wav": TINY / "checkpoint/voices/synthetic.wav", "agent.wav": tmp_path / "a.wav"}
-    words = [str(options.get(word, word)) for word in told["next"].split()]
+    words = [str(options.get(word, word)) for word in report["next"].split()]
     arguments = [*words[1:], "--voice", "none"]
     arguments[arguments.index("agent.json")] = str(tmp_path / "a.json")
     result = CliRunner().invoke(main, arguments)
@@ -65,16 +65,16 @@ def test_without_a_command_everything_is_checked_and_the_exit_code_is_0() -> Non
 def test_doctor_runs_with_a_broken_numpy(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy/__init__.py").write_text("raise ImportError('libopenblas.so: cannot open shared object file')")
-    told = doctor("serve", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
-    assert "libopenblas.so" in stopping(told, "serve")[0]["fact"]
-    assert told["next"] == "Reinstall it: pip install --force-reinstall 'numpy>=2.3'"
+    report = doctor("serve", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
+    assert "libopenblas.so" in stopping(report, "serve")[0]["fact"]
+    assert report["next"] == "Reinstall it: pip install --force-reinstall 'numpy>=2.3'"
 
 
 def test_doctor_runs_when_a_library_crashes(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime/__init__.py").write_text("import os; os.abort()")
-    told = doctor("run", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
-    assert told["stopped"]["run"][0] == "onnxruntime" and "SIGABRT" in stopping(told, "run")[0]["fact"]
+    report = doctor("run", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
+    assert report["stopped"]["run"][0] == "onnxruntime" and "SIGABRT" in stopping(report, "run")[0]["fact"]
 
 
 def test_too_little_memory_stops_run(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

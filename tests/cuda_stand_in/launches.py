@@ -36,8 +36,8 @@ def main() -> None:
 
 
 def measure(stand_in: StandIn, bundle: Path, batches: Sequence[int]) -> dict[str, Any]:
-    """Of a bundle: whether each graph is captured, what was refused in captures, and of a frame of each number of slots
-    what its graphs hold ("graphs") and what is called when it comes again ("again")."""
+    """The result for a bundle: captured graphs, calls refused in captures, and for each number of slots the nodes of a
+    frame's graphs ("graphs") and the calls of its next run ("again")."""
     from pplex.runtime.bundle import open_bundle
     from pplex.runtime.stages import Stages
 

@@ -59,7 +59,7 @@ class TestHub:
     def ask(self) -> Callable[[], Finding]:
         def ask(name: str = NAME) -> Finding:
             (finding,) = check_hub(Question("build", name, hub=True))
-            assert TOKEN not in str(finding), "a token is nobody's business"
+            assert TOKEN not in str(finding), "the token must not be shown"
             return finding
 
         return ask

@@ -135,22 +135,22 @@ class TestLibraries:
         (tmp_path / "onnxruntime").mkdir()
         (tmp_path / "onnxruntime/__init__.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        told = engines.ask_onnxruntime()
-        (finding,) = engines.check_onnxruntime(Question(), told, needed=True)
+        found = engines.ask_onnxruntime()
+        (finding,) = engines.check_onnxruntime(Question(), found, needed=True)
         assert (finding.level, finding.stops) == (PROBLEM, ("run", "serve"))
         assert words in finding.fact and "pip install --force-reinstall onnxruntime" in str(finding.advice)
-        (unneeded,) = engines.check_onnxruntime(Question(), told, needed=False)
+        (unneeded,) = engines.check_onnxruntime(Question(), found, needed=False)
         assert unneeded.stops == ()
 
     @pytest.mark.skipif(not WITH_CUDA.is_dir(), reason=".venv/cuda has no onnxruntime-gpu: make test installs it there")
     def test_missing_cuda_libraries_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYTHONPATH", str(WITH_CUDA))
-        told = engines.ask_onnxruntime()
-        if told.error or CUDA not in told.value["providers"] or not told.value["cuda"]:
+        found = engines.ask_onnxruntime()
+        if found.error or CUDA not in found.value["providers"] or not found.value["cuda"]:
             pytest.skip(
                 "onnxruntime-gpu or what it lacks is other than make test installs: CUDA's libraries may be here"
             )
-        problem = first_problem(list(engines.check_cuda(Question("run", device="cuda"), told, Driver())))
+        problem = first_problem(list(engines.check_cuda(Question("run", device="cuda"), found, Driver())))
         assert ".so" in problem.fact and problem.stops == ("run",) and "cudnn" in str(problem.advice)
 
     def test_a_gpu_gets_its_kind_of_tensorrt(self) -> None:

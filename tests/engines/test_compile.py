@@ -50,11 +50,11 @@ def test_graph_builds_and_is_described(tiny_bundle: Bundle, tmp_path: Path, grap
         "slots": 8,
         "made_with": f"tensorrt-rtx {trt.__version__}",
     }
-    told = json.loads(layers_path(out).read_text())
+    layers = json.loads(layers_path(out).read_text())
     rings = sum(state.ring for state in spec.state)
-    assert told["layers"].get("KV_CACHE_UPDATE", {}) == ({"FLOAT": rings} if rings else {})
-    assert len(told["scratch_nbytes"]) == (2 if graph == "temporal" else 1)
-    assert 1_000_000 < told["weights"]["FLOAT"] < out.stat().st_size
+    assert layers["layers"].get("KV_CACHE_UPDATE", {}) == ({"FLOAT": rings} if rings else {})
+    assert len(layers["scratch_nbytes"]) == (2 if graph == "temporal" else 1)
+    assert 1_000_000 < layers["weights"]["FLOAT"] < out.stat().st_size
 
 
 @pytest.mark.parametrize("weights", ["float16", "int8", "int4", "float8_e4m3fn"])

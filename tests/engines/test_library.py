@@ -44,7 +44,7 @@ def test_missing_tensorrt_rtx_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
         open_library(parse_gpu("rtx-4090"))
 
 
-@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
 def test_tensorrt_without_its_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     monkeypatch.setitem(sys.modules, "tensorrt", trt)  # the same API

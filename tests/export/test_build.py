@@ -132,10 +132,10 @@ RTX_4090 = parse_gpu("rtx-4090")
 
 def test_a_bundle_for_a_gpu_holds_engines_only(tiny_bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
-    told: list[str] = []
+    messages: list[str] = []
     options = BuildOptions(gpu=RTX_4090, slots=2)
-    bundle = open_bundle(build(source(TINY / "checkpoint"), tmp_path / "bundle", options, tell=told.append))
-    assert "slots at 96 steps" in told[0]
+    bundle = open_bundle(build(source(TINY / "checkpoint"), tmp_path / "bundle", options, tell=messages.append))
+    assert "slots at 96 steps" in messages[0]
     assert {path.suffix for path in bundle.folder.iterdir()} == {".engine", ".json", ".model", ".safetensors"}
     for name in GRAPH_NAMES:
         entry = bundle.manifest["engines"][name]

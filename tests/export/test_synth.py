@@ -1,3 +1,5 @@
+"""Synthetic checkpoints: sizes, files, and codes and tokens that vary."""
+
 import io
 import json
 import shutil

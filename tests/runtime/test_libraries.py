@@ -63,7 +63,7 @@ def run_arguments(bundle: Bundle, folder: Path) -> list[str | Path]:
     return ["run", bundle.folder, "--input-wav", TINY / "checkpoint/voices/synthetic.wav", "--voice", "none", *outputs]
 
 
-def assert_told(done: subprocess.CompletedProcess[str], library: str, *words: str) -> None:
+def assert_reported(done: subprocess.CompletedProcess[str], library: str, *words: str) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert f"{library} is installed, but cannot be loaded" in done.stderr
     for text in (*words, "pip install"):
@@ -73,14 +73,14 @@ def assert_told(done: subprocess.CompletedProcess[str], library: str, *words: st
 @pytest.mark.parametrize("library", ["onnxruntime", "soundfile", "sentencepiece", "safetensors", "numpy"])
 def test_an_emptied_library_is_reported(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(emptied(tmp_path, library), *run_arguments(tiny_bundle, tmp_path))
-    assert_told(done, library, f"{tmp_path / library} has no __init__.py", f"--force-reinstall --no-deps {library}")
+    assert_reported(done, library, f"{tmp_path / library} has no __init__.py", f"--force-reinstall --no-deps {library}")
 
 
 @pytest.mark.parametrize("library", ["aiohttp", "av", "uvloop", "prometheus_client", "yarl"])
 def test_an_emptied_library_of_the_server_is_reported(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     """The last library is a dependency of aiohttp."""
     done = pplex(emptied(tmp_path, library), "serve", tiny_bundle.folder, "--port", "0", "--device", "cpu")
-    assert_told(done, library, f"{tmp_path / library} has no __init__.py")
+    assert_reported(done, library, f"{tmp_path / library} has no __init__.py")
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -88,18 +88,18 @@ def test_an_emptied_library_of_the_server_is_reported(library: str, tiny_bundle:
 def test_a_library_that_fails_to_load_is_reported(library: str, how: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(broken(tmp_path, library, how), *run_arguments(tiny_bundle, tmp_path))
     reason = {"a part is missing": f"{library}.part", "what it needs is missing": "what_it_needs"}
-    assert_told(done, library, reason.get(how) or BROKEN[how].partition("'")[2].rpartition("'")[0])
+    assert_reported(done, library, reason.get(how) or BROKEN[how].partition("'")[2].rpartition("'")[0])
 
 
 def test_a_missing_libsndfile_names_the_system_package(tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(broken(tmp_path, "soundfile", "no libsndfile"), *run_arguments(tiny_bundle, tmp_path))
-    assert_told(done, "soundfile", "sndfile library not found", "apt-get install libsndfile1")
+    assert_reported(done, "soundfile", "sndfile library not found", "apt-get install libsndfile1")
 
 
 def test_a_broken_library_of_the_build_is_reported(tmp_path: Path) -> None:
     """torch fails with an OSError if CUDA's libraries have another version."""
     done = pplex(broken(tmp_path, "torch", "no libsndfile"), "build", TINY / "checkpoint", "--out", tmp_path / "bundle")
-    assert_told(done, "torch", "OSError")
+    assert_reported(done, "torch", "OSError")
     assert not (tmp_path / "bundle").exists()
 
 

@@ -118,7 +118,7 @@ def test_changed_files_and_versions_are_prepared_again(folder: Path, monkeypatch
     assert not kept(folder)["temporal"].is_there
     assert conversation(folder) == expected
     assert kept(folder)["temporal"].is_there and not before.is_there
-    assert len(list((folder / "caches").iterdir())) == 2, "what is of no use any more is removed"
+    assert len(list((folder / "caches").iterdir())) == 2, "outdated files are removed"
     monkeypatch.setattr(prepared, "_processor", lambda: "another")
     assert not kept(folder)["temporal"].is_there
     assert conversation(folder) == expected

@@ -211,7 +211,7 @@ def test_rings_grow_with_the_longest_conversation(tiny_bundle: Bundle) -> None:
     for steps, length in lengths.items():
         assert min(steps + 1, capacity) <= length <= max(SHORT, 1.5 * (steps + 2)), (steps, length)
     short = runtime.open(None, "", seed=1)
-    assert talk(short, 1) == capacity, "a slot's memory is there until it is closed"
+    assert talk(short, 1) == capacity, "a slot keeps its memory until it is closed"
     first.close()
     assert talk(short, 1) < 2 * remembered(short)
     said = np.stack([short.step_codes(codes) for codes in CODES[1, :20]])

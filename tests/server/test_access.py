@@ -113,7 +113,7 @@ def test_a_persona_of_2000_characters_in_any_script_arrives(server: Running, let
         (b"GET / HTTP/1.1\r\nHost: x\r\nA B: c\r\n\r\n", 400, b"This is not a valid HTTP request."),
         (b"hello\r\n\r\n", 400, b"This is not a valid HTTP request."),
     ],
-    ids=["address", "cookie", "header", "no HTTP"],
+    ids=["address", "cookie", "header", "not HTTP"],
 )
 def test_an_unparsable_request_is_refused_with_our_message(
     server: Running, request_bytes: bytes, status: int, words: bytes

@@ -5,7 +5,7 @@ import time
 
 import av
 import numpy as np
-from answers import close, expected
+from answers import expected, is_close
 from callers import FRAME, FRAME_S, Caller, call, dial, frame, listen, run, speech
 from serving import Running, Serve
 
@@ -25,7 +25,7 @@ def test_a_conversation_equals_that_of_the_runtime(server: Running, alone: Runti
 
     caller = run(converse())
     pcm, text = expected(alone, user, "NATM1", "You are kind.", 42)
-    assert close(caller.heard(), pcm)
+    assert is_close(caller.heard(), pcm)
     assert caller.text == text != ""
     kinds = [kind for kind, _ in caller.messages if kind != "ping"]
     assert kinds[:2] == ["handshake", "metadata"] and kinds.count("handshake") == 1
@@ -156,6 +156,6 @@ def test_audio_sent_while_priming_is_answered_without_a_burst(server: Running, a
 
     heard, others, times = run(converse())
     pcm, _ = expected(alone, user, "NATF0", "New.", 5)
-    assert close(np.frombuffer(b"".join(heard), "<f4").reshape(-1, FRAME), pcm)
+    assert is_close(np.frombuffer(b"".join(heard), "<f4").reshape(-1, FRAME), pcm)
     assert times[5] - times[0] > 0.15  # five pauses of 60 ms; a busy machine may shorten the first
     assert not any(b"dropped" in message for message in others)

@@ -1,3 +1,5 @@
+"""The inbox: frames of the user that wait for a step."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -33,13 +33,13 @@ def test_log_has_conversations_and_prompts_only_on_request(serve: Serve) -> None
             identity: str = caller.session["id"]
             return identity
 
-    for arguments, is_told in ((["--token", "tok-en"], False), (["--log-prompts"], True)):
+    for arguments, is_logged in ((["--token", "tok-en"], False), (["--log-prompts"], True)):
         with serve(*arguments) as server:
-            identity = run(visit(server.url + "") if is_told else visit_with_token(server.url))
+            identity = run(visit(server.url + "") if is_logged else visit_with_token(server.url))
             server.wait_for(lambda server=server: server.state()["used"] == 0)
             events = [event for event in server.events() if event.get("conversation") == identity]
             assert [event["event"] for event in events][-1] == "conversation ended"
-            assert ("Zebedee" in server.log.read_text()) is is_told
+            assert ("Zebedee" in server.log.read_text()) is is_logged
             assert "tok-en" not in server.log.read_text()
 
 

@@ -1,4 +1,4 @@
-"""Damaged Ogg pages: what is lost, what is kept, and how much work the reader does."""
+"""Damaged Ogg pages: lost and kept packets, and the work of the reader."""
 
 import pytest
 from hypothesis import given, settings

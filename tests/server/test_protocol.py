@@ -1,3 +1,5 @@
+"""Messages of the wire protocol: bytes to messages and back."""
+
 import json
 
 from hypothesis import given

@@ -41,7 +41,7 @@ needs_clients = pytest.mark.skipif(
 )
 needs_opus_recorder = pytest.mark.skipif(
     not (CLIENTS / "node_modules/opus-recorder").is_dir(),
-    reason="opus-recorder is not installed in .venv/clients: make test does so where there is npm",
+    reason="opus-recorder is not installed in .venv/clients: make test installs it if npm is available",
 )
 needs_opus = pytest.mark.skipif(
     ctypes.util.find_library("opus") is None, reason="libopus is not installed: apt-get install libopus0"

@@ -1,3 +1,5 @@
+"""The query of /api/chat: voice, persona, seed, sampling and audio format."""
+
 from urllib.parse import parse_qsl
 
 import pytest

@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 import numpy as np
 import pytest
-from answers import close, expected
+from answers import expected, is_close
 from callers import FRAME, call, run, speech
 from serving import Running
 
@@ -44,7 +44,7 @@ def test_a_lost_client_continues_its_conversation(server: Running, alone: Runtim
 
     heard, text = run(converse())
     pcm, wanted = expected(alone, user, "NATF0", "You remember.", 9)
-    assert close(heard, pcm)
+    assert is_close(heard, pcm)
     assert text == wanted
 
 

@@ -109,7 +109,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
         (FORM, b"token=" + b"x" * 100_000),
         (FORM, b""),
     ],
-    ids=["charset", "no UTF-8", "no gzip", "no boundary", "long", "empty"],
+    ids=["charset", "not UTF-8", "not gzip", "no boundary", "long", "empty"],
 )
 def test_an_invalid_form_counts_as_a_wrong_token(guarded: Running, headers: dict[str, str], body: bytes) -> None:
     status, page, _ = ask(guarded, "/login", headers, method="POST", data=body)

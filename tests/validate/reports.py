@@ -101,7 +101,7 @@ def _graphs(rng: np.random.Generator) -> Section:
             Measure(
                 "graphs.mimi_decode.error", np.float32(2.5e-6), "of full scale", "Largest difference of PCM.", EXACT
             ),
-            Measure("graphs.temporal.ring_error", None, "", "Largest difference of what the ring holds.", EXACT),
+            Measure("graphs.temporal.ring_error", None, "", "Largest difference of the ring's entries.", EXACT),
             Measure("graphs.nodes", 1234.0, "nodes", "Nodes of the four graphs."),
         ),
         (Table("Layers of temporal", ("layer", "error", "worst step", "weights"), rows),),
@@ -212,7 +212,7 @@ def _speed() -> Section:
         "Speed",
         "How long does a frame take?",
         (
-            Measure("speed.frame_ms", 21.37, "ms", "Median of a whole frame, of 80 ms there are."),
+            Measure("speed.frame_ms", 21.37, "ms", "Median of a whole frame, of the available 80 ms."),
             Measure("speed.p99_ms", None, "ms", "99th percentile."),
         ),
         notes=("Measured while validating: for figures to quote, use pplex-export bench frame.",),

@@ -102,7 +102,7 @@ def of_one(agent: list[Segment], *events: Event) -> Values:
         ([(2.5, 3.0), (3.4, 3.9)], 0.5),  # a breath is not the end
         ([(2.5, 3.2), (3.8, 4.5)], None),  # two backchannels
         ([(1.0, 3.2)], 0.0),  # speaks on
-        ([(1.0, 2.9)], None),  # what was said before does not count
+        ([(1.0, 2.9)], None),  # earlier speech does not count
         ([(4.9, 6.0)], 2.9),  # begun before the user speaks again
         ([(5.0, 7.0)], None),
     ],
