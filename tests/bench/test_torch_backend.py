@@ -200,9 +200,7 @@ def test_missing_moshi_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         MoshiBackend(open_checkpoint(CHECKPOINT), 1, "cpu")
 
 
-@pytest.mark.skipif(
-    not find_spec("moshi"), reason="moshi is not installed: it pins older versions of our packages"
-)
+@pytest.mark.skipif(not find_spec("moshi"), reason="moshi is not installed: it pins older versions of our packages")
 def test_moshi_rows_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_TORCH_COMPILE", "1")  # it reads this on import: compiling takes longer than the test
     backend = MoshiBackend(open_checkpoint(CHECKPOINT), slots=2, device="cpu")

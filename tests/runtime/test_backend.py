@@ -176,7 +176,9 @@ def test_a_damaged_plan_is_refused_with_the_message_of_the_library(
     compiled: Bundle, device: QueueDevice, library: Any
 ) -> None:
     (compiled.folder / "depth.engine").write_text("damaged")
-    with pytest.raises(EngineError, match=r"cannot load .*depth\.engine: this is not a plan\. Rebuild it here: pplex-ex"):
+    with pytest.raises(
+        EngineError, match=r"cannot load .*depth\.engine: this is not a plan\. Rebuild it here: pplex-ex"
+    ):
         load(compiled, device)
 
 
