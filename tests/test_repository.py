@@ -28,7 +28,7 @@ def test_the_changelog_has_this_version() -> None:
     assert re.search(rf"^## {re.escape(PROJECT['version'])} - \d{{4}}-\d\d-\d\d$", text("CHANGELOG.md"), re.MULTILINE)
 
 
-def test_hosted_ci_runs_what_a_change_must_pass() -> None:
+def test_hosted_ci_runs_the_required_checks() -> None:
     assert "- run: .ci/run\n" in text(".github/workflows/ci.yml")
     assert text(".ci/run").endswith("make lint\nmake test\n")
     for version in re.findall(r'"(3\.\d+)"', text(".github/workflows/ci.yml")):

@@ -67,7 +67,7 @@ class TestDriver:
         (finding,) = engines.check_gpu(Question(), ask_driver(), used=False)
         assert finding.level == WARNING and "file too short" in finding.fact
 
-    def test_a_missing_driver_is_no_problem(self) -> None:
+    def test_a_missing_driver_is_fine(self) -> None:
         none = Driver(error="No NVIDIA GPU and no driver were found.")
         (finding,) = engines.check_gpu(Question(), none, used=False)
         assert (finding.level, finding.advice) == (OK, None)

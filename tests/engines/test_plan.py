@@ -105,7 +105,7 @@ def test_a_plan_is_printed_on_one_line() -> None:
     assert "an unknown number of slots" in released("sm_89", "int4").to_text()
 
 
-def test_a_bundles_plan_takes_its_files_weights_and_precision(tiny_bundle: Bundle) -> None:
+def test_plan_of_a_bundle_uses_its_weights_and_precision(tiny_bundle: Bundle) -> None:
     model = open_model(tiny_bundle.folder)
     assert model.precision == tiny_bundle.precision
     files = tiny_bundle.manifest["files"]
@@ -114,7 +114,7 @@ def test_a_bundles_plan_takes_its_files_weights_and_precision(tiny_bundle: Bundl
     assert (row["weights_nbytes"], row["precision"]) == (model.weights_nbytes, tiny_bundle.precision)
 
 
-def test_a_checkpoints_plan_takes_its_sizes(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_plan_of_a_checkpoint_uses_its_sizes(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"lm": {"num_layers": 16}}))
     assert open_model(tmp_path).config == replace(RELEASED, temporal=replace(RELEASED.temporal, layers=16))
 

@@ -87,7 +87,7 @@ def call(stack: Stack, x: Tensor, state: State, active: Tensor | None = None) ->
 
 
 def check_streaming(stack: Stack, x: Tensor, state: State, frame_lengths: list[int]) -> None:
-    """Output and final state of x [B, channels, L] at once are those of its pieces one after the other."""
+    """Compare output and final state of x [B, channels, L] at once with those of its pieces."""
     assert sum(frame_lengths) == x.shape[-1]
     whole, whole_state = call(stack, x, state)
     pieces = []

@@ -187,13 +187,13 @@ class TestRefusals:
         repo.broken = dict.fromkeys(NEEDED, 403)
         assert f"Access to {repo.name} is restricted" in hub.ask(repo.name)["error"]
 
-    def test_token_refused(self, hub: Hub, repo: Repo) -> None:
+    def test_a_refused_token_is_reported(self, hub: Hub, repo: Repo) -> None:
         repo.broken = dict.fromkeys(NEEDED, 401)
         error = hub.ask(repo.name, token="hf_old")["error"]
         assert "your token has expired, log in (hf auth login" in error
         assert "hf_old" not in error
 
-    def test_no_such_repository(self, hub: Hub) -> None:
+    def test_a_missing_repository_is_refused(self, hub: Hub) -> None:
         error = hub.ask("someone/else")["error"]
         assert "No folder someone/else here, and no repository of this name that your login can see." in error
         assert f"Check {hub.url}/someone/else" in error
@@ -202,7 +202,7 @@ class TestRefusals:
         repo.broken["revision"] = 401  # the hub answers the same for private and missing repositories
         assert "if it is private" in hub.ask(repo.name)["error"]
 
-    def test_no_such_revision(self, hub: Hub, repo: Repo) -> None:
+    def test_a_missing_revision_is_refused(self, hub: Hub, repo: Repo) -> None:
         assert f"{repo.name} has no revision v9. See its branches" in hub.ask(repo.name, "v9")["error"]
 
     def test_hub_down_and_nothing_cached(self, hub: Hub, repo: Repo) -> None:

@@ -95,7 +95,7 @@ class TestRead:
         packed(tgz, [(folder, b""), *((tarfile.TarInfo(name), GOOD) for name in names)])
         assert list(read_voices(tgz, CONFIG)) == ["A"]
 
-    def test_tokens_at_the_edges(self, tgz: Path) -> None:
+    def test_tokens_at_the_ends_of_the_range_are_read(self, tgz: Path) -> None:
         cache = torch.tensor(CONFIG.initial_tokens)[None, :, None].repeat(1, 1, RING[2])
         cache[..., 0] = -1
         packed(tgz, {"A.pt": saved(state(cache=cache.to(torch.int32)))})

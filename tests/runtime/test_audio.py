@@ -142,13 +142,13 @@ class TestRead:
         with pytest.warns(AudioWarning, match=r"only 0\.50 s of its 286\d*\.\d+ s can be decoded"):
             np.testing.assert_allclose(read_audio(path), tone(0.5), atol=1e-4)
 
-    def test_wav_streamed_without_its_length(self) -> None:
+    def test_a_streamed_wav_without_its_length_is_read(self) -> None:
         data = bytearray(VOICE.read_bytes())
         assert data[36:40] == b"data"
         data[4:8] = data[40:44] = b"\xff" * 4
         np.testing.assert_array_equal(read_audio(io.BytesIO(data)), read_audio(VOICE))
 
-    def test_channels_that_cancel_out_leave_the_louder_one_and_a_warning(self, tmp_path: Path) -> None:
+    def test_cancelling_channels_keep_the_louder_one_with_a_warning(self, tmp_path: Path) -> None:
         path = tmp_path / "antiphase.wav"
         soundfile.write(path, np.stack([tone(2.0), -0.8 * tone(2.0)], axis=1), RATE_HZ, subtype="FLOAT")
         with pytest.warns(AudioWarning, match=r"antiphase\.wav: its 2 channels cancel out .* only channel 1 is heard"):
@@ -296,7 +296,7 @@ class TestLoudness:
             normalize_loudness(pcm)
 
     @pytest.mark.parametrize("samples", [0, 1, 9599])
-    def test_too_short_a_recording_is_refused(self, samples: int) -> None:
+    def test_a_too_short_recording_is_refused(self, samples: int) -> None:
         with pytest.raises(AudioError, match=r"measuring its loudness takes 0\.4 s"):
             normalize_loudness(tone(1.0)[:samples])
 

@@ -94,7 +94,7 @@ def test_voices_are_named_in_order_and_fit_the_model(tiny_bundle: Bundle) -> Non
 
 
 @each_hashed_file
-def test_one_changed_byte_is_refused_with_the_files_name(folder: Path, name: str) -> None:
+def test_one_changed_byte_is_refused_with_the_file_name(folder: Path, name: str) -> None:
     rewrite(folder / name, flip_middle)
     message = refusal(folder)
     assert f"\n  {name} has another SHA-256" in message
@@ -163,7 +163,7 @@ def test_edited_manifest_is_refused(folder: Path) -> None:
     assert f"{folder / MANIFEST_FILE} was changed" in refusal(folder)
 
 
-def test_hash_swapped_along_with_its_file_is_refused(folder: Path) -> None:
+def test_a_file_swapped_together_with_its_hash_is_refused(folder: Path) -> None:
     def adopt(manifest: dict[str, Any]) -> None:
         manifest["files"]["depth.data"] = dict(manifest["files"]["temporal.data"])
 

@@ -103,7 +103,7 @@ class TestMemory:
         kernel.limits("sys/fs/cgroup", memory_max=str(8 * GB), memory_current=str(4 * GB), memory_stat=stat)
         assert (cgroup.available_memory(), cgroup.memory_limit_nbytes()) == (6 * GB, 8 * GB)
 
-    def test_version_1(self, kernel: Kernel) -> None:
+    def test_limits_of_version_1_are_read(self, kernel: Kernel) -> None:
         kernel.group("/job", memory_v1("/"))
         kernel.write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712")
         kernel.write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", str(8 * GB))

@@ -77,7 +77,7 @@ class TestSizes:
         data = encoded(noise(), "WAV", subtype)
         np.testing.assert_array_equal(read(with_size(data, 0)), read(data))
 
-    def test_a_wav_of_4_gib_and_more_gives_its_size_without_the_upper_bits(self) -> None:
+    def test_a_wav_above_4_gib_is_read_despite_its_truncated_size(self) -> None:
         data = encoded(noise(), "WAV")
         (part,) = find_parts(with_size(data, 24_000 - 9000))
         assert len(part.data) == len(data)

@@ -56,7 +56,7 @@ def frames(seed: int, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", [0, 42, (1 << 63) - 1, (1 << 64) - 1])
-def test_a_seed_gives_the_same_frames_in_any_slot_beside_any_other(seed: int) -> None:
+def test_a_seed_gives_the_same_frames_in_any_slot_and_company(seed: int) -> None:
     count = 2 * FRAMES + 5
     expected = frames(seed, count)
     slots, found = Slots(3), []

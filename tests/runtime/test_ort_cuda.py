@@ -110,7 +110,7 @@ def test_a_capture_does_not_allocate_wait_or_read_from_the_host(found: dict[str,
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_frame_is_four_launches_and_one_wait(found: dict[str, Found], precision: str) -> None:
+def test_a_frame_takes_four_launches_and_one_wait(found: dict[str, Found], precision: str) -> None:
     for frame in found[precision]["frames"].values():
         again = frame["again"]
         assert again.keys() == {"COPY", "REPLAY", "WAIT"}

@@ -10,7 +10,7 @@ from pplex.runtime.sampling import GREEDY, Sampling
 from pplex.runtime.session import Runtime
 
 
-def test_greedy_ignores_the_seed_and_what_the_slot_drew_before(one: Runtime) -> None:
+def test_greedy_ignores_the_seed_and_earlier_draws(one: Runtime) -> None:
     def conversation(seed: int) -> Heard:
         with one.open("NATF0", PERSONA, seed=seed, sampling=GREEDY) as session:
             return talk(session, PCM[0, :30])

@@ -14,7 +14,7 @@ from pplex.runtime.noise import FrameNoise, Noise, noise_of
 from pplex.runtime.session import Runtime
 
 
-def test_a_seed_gives_one_conversation_and_another_seed_another(one: Runtime) -> None:
+def test_a_seed_repeats_a_conversation_and_other_seeds_differ(one: Runtime) -> None:
     def conversation(seed: int | None) -> Heard:
         with one.open("NATF0", PERSONA, seed=seed) as session:
             return talk(session, PCM[0, :30])

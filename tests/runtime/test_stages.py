@@ -98,7 +98,7 @@ def test_conversations_equal_those_on_the_host(place: Place, tiny_bundle: Bundle
     assert conversation(Runtime(bundle, SLOTS, device=backend)) == expected
 
 
-def test_a_frame_is_one_replay_and_one_wait(place: Place, tiny_bundle: Bundle) -> None:
+def test_a_frame_takes_one_replay_and_one_wait(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     runtime = Runtime(bundle, 2, device=backend)
     device = device_of(runtime)

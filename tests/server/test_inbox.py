@@ -153,7 +153,7 @@ def test_a_cleared_inbox_accepts_audio_from_its_next_start() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 0.5)), max_size=40))
-def test_memory_is_bounded_whatever_arrives(pushes: list[tuple[int, float]]) -> None:
+def test_memory_is_bounded_for_any_input(pushes: list[tuple[int, float]]) -> None:
     inbox, now = started(backlog=3), 0.0
     for size, seconds in pushes:
         now += seconds

@@ -114,7 +114,7 @@ def test_a_draw_is_explained_up_to_the_allowed_distance(stream: int, name: str, 
     assert "planted, frame 3" in str(parting)
 
 
-def test_another_token_than_the_near_one_is_not_explained() -> None:
+def test_a_token_other_than_the_near_one_is_not_explained() -> None:
     theirs = spoken(1e-9)
     parting = JUDGE.parting(changed(theirs, (3, 4), token=9), theirs)
     assert parting is not None and not parting.explained and parting.distance == np.inf

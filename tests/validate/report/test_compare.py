@@ -29,7 +29,7 @@ def test_measures_are_paired_by_name_and_each_appears_once(both: Comparison) -> 
     assert pairs["drift.text_kl"].ratio == pytest.approx(0.0013 / 0.00021)
 
 
-def test_measures_of_one_report_are_shown_as_such(both: Comparison) -> None:
+def test_measures_of_only_one_report_are_marked(both: Comparison) -> None:
     pairs = {pair.name: pair for pair in both.pairs}
     assert (pairs["speed.frame_ms"].values, pairs["speed.frame_ms"].change) == (("21.37 ms", "-"), "only A")
     assert (pairs["memory.session"].values, pairs["memory.session"].change) == (("-", "812.5 MB"), "only B")
