@@ -27,24 +27,20 @@ def test_metrics_count_a_conversation(serve: Serve) -> None:
 
 
 def test_log_has_conversations_and_prompts_only_on_request(serve: Serve) -> None:
-    async def visit(url: str) -> str:
-        async with call(url, text_prompt="My secret name is Zebedee.") as caller:
+    async def visit(url: str, **query: str) -> str:
+        async with call(url, text_prompt="My secret name is Zebedee.", **query) as caller:
             await (await caller.handshake()).talk(speech(2))
             identity: str = caller.session["id"]
             return identity
 
-    for arguments, is_logged in ((["--token", "tok-en"], False), (["--log-prompts"], True)):
+    for arguments, query, is_logged in (
+        (["--token", "tok-en"], {"token": "tok-en"}, False),
+        (["--log-prompts"], {}, True),
+    ):
         with serve(*arguments) as server:
-            identity = run(visit(server.url + "") if is_logged else visit_with_token(server.url))
+            identity = run(visit(server.url, **query))
             server.wait_for(lambda server=server: server.state()["used"] == 0)
             events = [event for event in server.events() if event.get("conversation") == identity]
             assert [event["event"] for event in events][-1] == "conversation ended"
             assert ("Zebedee" in server.log.read_text()) is is_logged
             assert "tok-en" not in server.log.read_text()
-
-
-async def visit_with_token(url: str) -> str:
-    async with call(url, text_prompt="My secret name is Zebedee.", token="tok-en") as caller:
-        await (await caller.handshake()).talk(speech(2))
-        identity: str = caller.session["id"]
-        return identity
