@@ -1,4 +1,4 @@
-"""An engine that is another processor's: every weight is off by a last digit, as sums in another order leave them."""
+"""Stands in for another processor: every weight is off by its last digit, like sums in another order."""
 
 import shutil
 from dataclasses import replace

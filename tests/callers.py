@@ -1,4 +1,4 @@
-"""A bare client of the server's protocol, for tests that look at single messages or misbehave."""
+"""A bare client of the server's protocol, for tests that check single messages or misbehave."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from serving import Running
 
 FRAME_S = 0.08
 FRAME = 1920
@@ -18,7 +19,7 @@ KINDS = ("handshake", "audio", "text", "control", "metadata", "error", "ping")
 
 
 class Caller:
-    """An open connection: what arrived so far, by kind, and when."""
+    """An open connection: the messages so far, by kind, and their times."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse):
         assert ws._conn is not None and ws._conn.transport is not None
@@ -48,11 +49,11 @@ class Caller:
         return b"".join(self.all("text")).decode()
 
     def heard(self) -> np.ndarray:
-        """The agent's frames [n, 1920], where they travel as f32."""
+        """The agent's frames [n, 1920], if the connection uses f32."""
         return np.frombuffer(b"".join(self.all("audio")), "<f4").reshape(-1, FRAME)
 
     async def until(self, holds: Callable[[], Any], what: str = "that") -> None:
-        """Wait for what messages bring."""
+        """Wait until messages make `holds()` true."""
         end = time.monotonic() + PATIENCE_S
         while not holds():
             assert time.monotonic() < end, f"{what} never came; there were {[kind for kind, _ in self.messages]}"
@@ -80,13 +81,13 @@ class Caller:
         return (await self.replies(before + len(frames)))[before:]
 
     async def closed(self) -> int:
-        """Wait for the end; its code."""
+        """Wait for the end of the connection; returns its close code."""
         await asyncio.wait_for(self._reader, PATIENCE_S)
         assert self.ws.close_code is not None
         return self.ws.close_code
 
     def drop(self) -> None:
-        """Let the connection break, as a network does: no close message."""
+        """Break the connection without a close message, as a network does."""
         self._transport.abort()
 
 
@@ -101,11 +102,11 @@ async def call(url: str, headers: dict[str, str] | None = None, **query: str) ->
         async with connecting as ws:
             caller = Caller(ws)
             yield caller
-        caller.drop()  # where TLS is still saying goodbye, or what was sent still waits for a server that has hung up
+        caller.drop()  # TLS may still be closing, or sent data may wait for a closed server
 
 
 def run(conversation: Awaitable[Any], seconds: float = 60) -> Any:
-    """The result of a test's coroutine; it fails rather than hang."""
+    """The result of a test's coroutine; a timeout makes it fail instead of hang."""
 
     async def bounded() -> Any:
         return await asyncio.wait_for(conversation, seconds)
@@ -114,18 +115,18 @@ def run(conversation: Awaitable[Any], seconds: float = 60) -> Any:
 
 
 def speech(frames: int, seed: int = 0) -> np.ndarray:
-    """Something like speech: [frames, 1920] float32."""
+    """A sound similar to speech: [frames, 1920] float32."""
     generator = np.random.default_rng(seed)
     t = np.arange(frames * FRAME) / 24_000
     tone = np.sin(2 * np.pi * (150 + 40 * np.sin(3 * t) + 10 * seed) * t) * (0.6 + 0.4 * np.sin(7 * t))
     return (0.3 * tone + 0.02 * generator.normal(size=t.size)).astype(np.float32).reshape(frames, FRAME)
 
 
-# Below WebSocket libraries: bytes, for clients that do what no library does.
+# Raw bytes, for clients that do what no WebSocket library does.
 
 
 def upgrade(port: int, query: str = "audio=f32") -> bytes:
-    """The request that opens a WebSocket."""
+    """The HTTP request that opens a WebSocket."""
     return (
         f"GET /api/chat?{query} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -133,7 +134,7 @@ def upgrade(port: int, query: str = "audio=f32") -> bytes:
 
 
 def frame(payload: bytes, opcode: int = 2, fin: bool = True, masked: bool = True) -> bytes:
-    """A WebSocket frame as a client sends it, under a mask of zeros."""
+    """A WebSocket frame from a client, with a mask of zeros."""
     size = len(payload)
     length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
     head = bytes([opcode | (0x80 if fin else 0), length[0] | (0x80 if masked else 0)]) + length[1:]
@@ -144,7 +145,7 @@ def frame(payload: bytes, opcode: int = 2, fin: bool = True, masked: bool = True
 async def dial(
     port: int, query: str = "audio=f32", then: bytes = b"", receive_buffer: int | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A WebSocket's upgrade and what follows it, in one packet; the server's answer has been read."""
+    """Send the upgrade request and `then` in one packet; the server's answer has been read."""
     plug = socket.socket()
     if receive_buffer is not None:
         plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -167,3 +168,26 @@ async def listen(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     if size > 125:
         size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8))
     return first & 15, await asyncio.wait_for(reader.readexactly(size), PATIENCE_S)
+
+
+Answer = tuple[int, str, dict[str, Any]]
+
+
+def ask(running: Running, path: str, headers: dict[str, str] | None = None, **options: Any) -> Answer:
+    """Status, body and headers of one request, without stored cookies."""
+
+    async def request() -> Answer:
+        async with aiohttp.ClientSession() as session:
+            method = options.pop("method", "GET")
+            sent = session.request(method, running.url + path, headers=headers, allow_redirects=False, **options)
+            async with sent as answer:
+                return answer.status, await answer.text(), {**answer.headers}
+
+    return run(request())
+
+
+def raw(running: Running, request: bytes) -> bytes:
+    """The beginning of the server's answer to these bytes."""
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as plug:
+        plug.sendall(request)
+        return plug.recv(65536)

@@ -1,4 +1,4 @@
-"""A tab of Debian's Chromium whose microphone is a recording."""
+"""Debian's Chromium, whose microphone is a recording."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ CHROMIUM = shutil.which("chromium")
 
 
 @contextmanager
-def chromium_tab(recording: Path, *switches: str, **options: Any) -> Iterator[Any]:
-    """A tab of a browser started with `switches`; `options` are those of playwright's new_page. Skips without Chromium."""
+def chromium(recording: Path, *switches: str) -> Iterator[Any]:
+    """A browser of playwright, started with `switches`. Skips the test without Chromium or playwright."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
@@ -23,6 +23,13 @@ def chromium_tab(recording: Path, *switches: str, **options: Any) -> Iterator[An
         all_switches = ["--no-sandbox", "--disable-gpu", *microphone, recorded, *switches]
         browser = started.chromium.launch(executable_path=CHROMIUM, args=all_switches)
         try:
-            yield browser.new_page(**options)
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def chromium_tab(recording: Path, *switches: str, **options: Any) -> Iterator[Any]:
+    """A tab of a browser started with `switches`; `options` are those of playwright's new_page."""
+    with chromium(recording, *switches) as browser:
+        yield browser.new_page(**options)

@@ -18,8 +18,8 @@ from pplex.runtime.precision import parse_precision
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-KEPT = "PPLEX_TEST_BUNDLES"  # a folder where bundles stay for the next run, as `make check` has it
-SLOW = (  # what `make check` leaves out, as it does tests that are marked slow; first the file that takes the most time
+KEPT = "PPLEX_TEST_BUNDLES"  # a folder that keeps bundles for the next run; `make check` sets it
+SLOW = (  # `make check` skips these files, and tests marked slow; the slowest file is first
     "export/test_precision.py", "test_readme.py", "export/test_build.py", "validate/test_validation.py",
     "engines/test_compile.py", "validate/test_short.py", "export/test_other_sizes.py",
     "validate/sections/test_graphs.py", "runtime/test_stages.py", "runtime/test_ort_cuda.py",
@@ -28,24 +28,28 @@ SLOW = (  # what `make check` leaves out, as it does tests that are marked slow;
     "export/test_synth.py", "validate/sections/test_conversation.py", "validate/report/test_plots.py",
     "bench/test_floor.py", "benchmarks/test_gpu.py", "export/test_awq.py", "export/test_calibration.py",
     "validate/test_drift.py", "export/test_source.py", "validate/sections/test_sampling.py", "bench/test_priming.py",
-    "bench/test_torch_backend.py", "validate/speech/test_scenarios.py", "engines/test_bundle_report.py", "test_skips.py",
-    "validate/test_recording.py", "bench/test_load.py", "bench/test_sweep.py", "cli/test_quiet.py",
+    "bench/test_torch_backend.py", "validate/speech/test_scenarios.py", "engines/test_bundle_report.py",
+    "test_skips.py", "validate/test_recording.py", "bench/test_load.py", "bench/test_sweep.py", "cli/test_quiet.py",
     "cli/test_doctor.py", "bench/test_parting.py", "validate/report/test_html.py", "server/test_client.py",
-    "server/test_hostile.py", "server/test_load.py", "server/test_page.py", "server/test_page_trouble.py",
-    "server/test_access.py", "server/test_wild_clients.py", "server/test_options.py",
-    "server/test_listening.py", "cli/test_unreadable.py", "runtime/test_libraries.py", "doctor/test_checkpoint.py",
-    "doctor/test_engines.py", "doctor/test_bundle.py",
-    "server/test_server.py", "server/test_real_clients.py", "server/test_proxies.py",
+    "server/test_hostile.py", "server/test_hostile_connections.py", "server/test_load.py",
+    "server/page/test_refusals.py", "server/page/test_trouble.py", "server/page/test_connection.py",
+    "server/page/test_appearance.py", "server/page/test_conversation.py", "server/page/test_audio.py",
+    "server/page/test_messages.py", "server/test_access.py", "server/test_tokens.py", "server/test_pages.py",
+    "server/test_wild_clients.py", "server/test_options.py", "server/test_listening.py", "cli/test_unreadable.py",
+    "runtime/test_libraries.py", "doctor/test_checkpoint.py", "doctor/test_engines.py", "doctor/test_bundle.py",
+    "server/test_conversation.py", "server/test_limits.py", "server/test_queue.py", "server/test_resume.py",
+    "server/test_start_and_end.py", "server/test_metrics.py", "server/test_recording.py", "server/test_real_clients.py",
+    "server/test_proxies.py",
 )  # fmt: skip
 
-# Small convolutions on several threads mostly wait for each other, all the more on a busy machine.
+# Small convolutions on several threads mostly wait for each other, above all on a busy machine.
 torch.set_num_threads(1)
 
 
-# Before pytest chooses by markers.
+# Run before pytest selects by markers.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files are marked and come first: processes that take one file after the other then end at about the same time."""
+    """Mark slow files and run them first: test processes then end at about the same time."""
     rank = {TESTS / name: place for place, name in enumerate(SLOW)}
     for item in items:
         if item.path in rank:
@@ -55,14 +59,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def on_the_processor() -> Iterator[None]:
-    """What does not ask for a GPU does not get one, where there is one: most tests look into the host's memory."""
+    """Tests get a GPU only if they ask for it: most tests read the host's memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: False)
         yield
 
 
 def made_of() -> str:
-    """A hash of what a bundle is made of: our code, the checkpoint, the versions of packages."""
+    """A hash of the inputs of a bundle: our code, the checkpoint, the versions of packages."""
     code = (path for package in ("export", "engines", "runtime", "validate") for path in (ROOT / package).rglob("*.py"))
     checkpoint = (path for path in (TINY / "checkpoint").rglob("*") if path.is_file())
     found = hashlib.sha256()
@@ -73,7 +77,7 @@ def made_of() -> str:
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """Builds the bundle of a golden folder's checkpoint in a precision, once for all processes that run tests."""
+    """Builds the bundle of a golden checkpoint in a precision, once for all test processes."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     kept = Path(os.environ[KEPT]) / made_of() if os.environ.get(KEPT) else shared / "bundles"

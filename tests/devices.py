@@ -1,4 +1,4 @@
-"""A device for tests: like a GPU it has separate memory and delays its work, so that a missing copy or wait shows."""
+"""A device for tests. Like a GPU it has separate memory and delays its work, so tests find a missing copy or wait."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ class QueueDevice(HostDevice):
     def __init__(self, free: int = 1 << 40) -> None:
         self.free, self.replays, self.synchronized = free, 0, 0
         self._queue: list[Call] = []
-        self._memory: list[object] = []  # a GPU's is freed only when what was enqueued on it is done
+        self._memory: list[object] = []  # a GPU frees memory only after the enqueued work
         self.recording: list[Call] | None = None
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:

@@ -1,7 +1,7 @@
-"""Debian's Firefox without a window, spoken to over WebDriver BiDi; as much of it as tests of our page need.
+"""Debian's Firefox without a window, controlled over WebDriver BiDi, for the tests of our page.
 
-Without a loudspeaker, Firefox neither plays audio nor gives the microphone to a page. `loudspeaker` is one that
-nobody hears.
+Without a loudspeaker, Firefox neither plays audio nor gives the microphone to a page. `loudspeaker` starts one that
+plays to nobody.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ PREFERENCES = {
     "datareporting.policy.dataSubmissionEnabled": False,
     "media.autoplay.default": 0,
     "media.navigator.permission.disabled": True,
-    "media.navigator.streams.fake": True,  # a microphone that hums
+    "media.navigator.streams.fake": True,  # a fake microphone with a tone
     "network.captive-portal-service.enabled": False,
     "network.connectivity-service.enabled": False,
     "network.proxy.type": 0,
@@ -40,7 +40,7 @@ PREFERENCES = {
 
 @contextmanager
 def loudspeaker(folder: Path) -> Iterator[Mapping[str, str]]:
-    """PulseAudio with its files in `folder` and a device that plays to nobody; gives the environment that leads to it."""
+    """PulseAudio with its files in `folder` and a silent device; yields the environment variables to use it."""
     assert PULSEAUDIO is not None
     home = {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}
     socket = f"module-native-protocol-unix socket={folder}/native auth-anonymous=1"
@@ -61,7 +61,7 @@ def loudspeaker(folder: Path) -> Iterator[Mapping[str, str]]:
 
 
 class Firefox:
-    """One Firefox with a profile in `folder`, and more in its environment. `close` ends it."""
+    """One Firefox with its profile in `folder` and extra environment variables. `close` ends it."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]):
         lines = (f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in PREFERENCES.items())
@@ -80,7 +80,7 @@ class Firefox:
         self.call("session.new", capabilities={})
 
     def call(self, method: str, **params: Any) -> Any:
-        """One command of the protocol; gives its result. Raises RuntimeError with Firefox's words where it failed."""
+        """The result of one protocol command. Raises RuntimeError with Firefox's message if it fails."""
         answer = self._await(self._ask(method, params))
         if answer["type"] == "error":
             raise RuntimeError(f"{method}: {answer['message']}")
@@ -92,7 +92,7 @@ class Firefox:
         return FirefoxTab(self, self.call("browsingContext.create", type="tab", userContext=user)["context"])
 
     def close(self) -> None:
-        """End the process, and what reads its answers."""
+        """End the process and the reader of its answers."""
         self._process.terminate()
         self._process.wait(ANSWER_S)
         self._await(self._socket.close())
@@ -133,7 +133,7 @@ class Firefox:
 
 
 class FirefoxTab:
-    """A tab of Firefox, with what a test does to one."""
+    """A tab of Firefox, with the actions that tests need."""
 
     def __init__(self, firefox: Firefox, context: str):
         self._firefox, self._context = firefox, context
@@ -142,12 +142,12 @@ class FirefoxTab:
         self._firefox.call("browsingContext.navigate", context=self._context, url=url, wait="complete")
 
     def before_each_page(self, script: str) -> None:
-        """Run a script in each page before its own."""
+        """Run a script in each page before the page's own scripts."""
         body = f"() => {{ {script} }}"
         self._firefox.call("script.addPreloadScript", functionDeclaration=body, contexts=[self._context])
 
     def evaluate(self, expression: str) -> Any:
-        """What an expression of JavaScript gives, awaited, as JSON has it; it counts as the user's gesture."""
+        """The awaited value of a JavaScript expression, through JSON; it counts as a gesture of the user."""
         result = self._firefox.call(
             "script.evaluate",
             expression=f"(async () => JSON.stringify(await ({expression})) ?? 'null')()",
@@ -163,7 +163,7 @@ class FirefoxTab:
         self._firefox.call("browsingContext.setViewport", context=self._context, viewport=size)
 
     def picture(self, path: Path) -> None:
-        """What is in sight, as a PNG."""
+        """Save the visible part of the page as a PNG."""
         picture = self._firefox.call("browsingContext.captureScreenshot", context=self._context)
         path.write_bytes(base64.b64decode(picture["data"]))
 

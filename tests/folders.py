@@ -1,4 +1,4 @@
-"""Where the golden data lie."""
+"""Folders of the golden data."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ CASES = Path(__file__).parent / "cases"  # small inputs that once broke somethin
 
 
 def golden_folders() -> list[Path]:
-    """The folders named in PPLEX_GOLDEN, a path list, or those of tests/golden."""
+    """The folders in PPLEX_GOLDEN (a path list), or those in tests/golden."""
     named = os.environ.get("PPLEX_GOLDEN")
     return (
         [Path(name) for name in named.split(os.pathsep)] if named else sorted(p for p in GOLDEN.iterdir() if p.is_dir())

@@ -1,4 +1,4 @@
-"""What tests marked `gpu` run on."""
+"""The GPU for tests marked `gpu`."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def has_gpu() -> bool:
 
 
 def gpu_device() -> CudaDevice:
-    """This machine's GPU; skips the test, with the reason, where there is none."""
+    """This machine's GPU; without one it skips the test with the reason."""
     try:
         return CudaDevice()
     except EngineError as error:

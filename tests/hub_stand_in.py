@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: repositories, and as much of its HTTP as finding and fetching files takes."""
+"""A stand-in for the Hugging Face hub: repositories, and the HTTP requests that find and fetch files."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ TOKEN = "hf_secret"
 
 @dataclass
 class Repo:
-    """A repository of the stand-in, its branch main at COMMIT; what goes wrong with it is set from outside."""
+    """A repository of the stand-in, with branch main at COMMIT; tests set its faults."""
 
     name: str
     files: dict[str, bytes] = field(
         default_factory=lambda: {name: name.encode() * 100 for name in (*NEEDED, "README.md")}
     )
-    token: str | None = None  # without which no file is given
+    token: str | None = None  # the token without which no file is served
     licence_accepted: bool = True
     broken: dict[str, int] = field(default_factory=dict)  # "revision", "tree" or a file -> status to answer with
     cut: set[str] = field(default_factory=set)  # files that break off in the middle
@@ -75,7 +75,7 @@ class Answer(BaseHTTPRequestHandler):
         elif name not in repo.files:
             self.reply(404, error="EntryNotFound")
         elif self.command == "GET" and name in repo.cut:
-            repo.broken[name] = 500  # when asked for the rest
+            repo.broken[name] = 500  # on a request for the rest
             self.reply(200, repo.files[name], send=len(repo.files[name]) // 2)
         else:
             self.reply(200, repo.files[name])

@@ -1,4 +1,4 @@
-"""A folder that stands in for /: the kernel's files about memory and control groups."""
+"""A folder in place of /, with the kernel's files about memory and control groups."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ V1 = "30 20 0:26 {at} {on} rw,nosuid shared:9 - cgroup cgroup rw,{controller}"
 
 
 class Kernel:
-    """Writes files below a folder that `pplex.runtime.cgroup` reads instead of /; sizes in bytes."""
+    """Writes files in a folder that `pplex.runtime.cgroup` reads instead of /; sizes in bytes."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch):
         self._root = root
@@ -28,7 +28,7 @@ class Kernel:
         self.write("proc/meminfo", f"MemTotal: {total >> 10} kB\nMemFree: 1 kB\nMemAvailable: {available >> 10} kB\n")
 
     def group(self, path: str, *mounts: str) -> None:
-        """This process is in the group `path` of everything; `mounts` are lines of mountinfo."""
+        """Put this process in the group `path` of every controller; `mounts` are lines of mountinfo."""
         self.write("proc/self/cgroup", f"7:memory:{path}\n4:cpu,cpuacct:{path}\n0::{path}\n")
         self.write("proc/self/mountinfo", "\n".join(["22 1 8:1 / / rw - ext4 /dev/sda rw", *mounts]) + "\n")
 

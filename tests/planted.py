@@ -1,4 +1,4 @@
-"""Audio with speech where a test wants it."""
+"""Audio with speech at chosen times."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from pplex.validate.speech.turns import Segment
 
 
 def planted(seconds: float, *speech: Segment, seed: int = 0) -> Pcm:
-    """[samples] at 24 kHz that are silent but for the given stretches of speech; its end cuts off the last."""
+    """[samples] at 24 kHz, silent except for the given stretches of speech; the end cuts off the last one."""
     pcm = np.zeros(round(seconds * SAMPLE_RATE_HZ), np.float32)
     for i, (start, end) in enumerate(speech):
         ahead = pcm[round(start * SAMPLE_RATE_HZ) :]
@@ -21,6 +21,6 @@ def planted(seconds: float, *speech: Segment, seed: int = 0) -> Pcm:
 
 
 def near(found: Iterable[Segment], expected: Iterable[Segment], within_s: float) -> bool:
-    """Whether the same number of stretches was found, with all bounds that close."""
+    """Whether the same number of stretches was found, with all bounds within the tolerance."""
     found, expected = list(found), list(expected)
     return len(found) == len(expected) and bool(np.all(np.abs(np.subtract(found, expected)) <= within_s))

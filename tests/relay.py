@@ -1,4 +1,4 @@
-"""What stands between a client and the server, as a network does: it can hold everything back, and cut every connection."""
+"""A relay between a client and the server: it can hold all data back, and cut every connection."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ class Relay:
         self._flows.clear()
 
     def go_on(self) -> None:
-        """Let all through that was held back."""
+        """Let through everything that was held back."""
         self._flows.set()
 
     def cut(self) -> None:
@@ -33,7 +33,7 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End every connection, and take no other."""
+        """End every connection and accept no new one."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
         self.go_on()
@@ -50,7 +50,7 @@ class Relay:
                 self._sockets.append(client)
                 try:
                     server = socket.create_connection(("127.0.0.1", self._to))
-                except OSError:  # nobody listens there now
+                except OSError:  # no server is listening now
                     client.shutdown(socket.SHUT_RDWR)
                     continue
                 self._sockets.append(server)

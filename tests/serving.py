@@ -1,4 +1,4 @@
-"""The real server in a process of its own, and a bare client that can misbehave."""
+"""The real server in a process of its own."""
 
 import json
 import os
@@ -53,11 +53,11 @@ class Running:
             return error.code, error.read().decode()
 
     def state(self) -> dict[str, Any]:
-        """What /ready says."""
+        """The answer of /ready."""
         return json.loads(self.get("/ready")[1])
 
     def metric(self, name: str) -> float:
-        """The value of a metric without or with labels, 0 for one that was not counted yet."""
+        """The value of a metric with or without labels; 0 if it has no value yet."""
         for line in self.get("/metrics")[1].splitlines():
             if line.rpartition(" ")[0] == name:
                 return float(line.rpartition(" ")[2])
@@ -68,7 +68,7 @@ class Running:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def wait_for(self, holds: Any, seconds: float = 10) -> None:
-        """Until holds() is true; fails after `seconds`."""
+        """Wait until holds() is true; fails after `seconds`."""
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, f"still not so after {seconds} s; the log:\n{self.log.read_text()[-3000:]}"
@@ -87,10 +87,10 @@ def serving(
     limits: Mapping[str, float] | None = None,
     prelude: str = "",
 ) -> Iterator[Running]:
-    """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must not have failed in the end.
+    """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must still run at the end.
 
-    `limits` are those that the command has no option for; then it has 4 slots and takes no arguments. `prelude` is Python
-    that its process runs first.
+    `limits`: limits without a command line option; the server then has 4 slots and no arguments. `prelude`: Python code
+    that the process runs first.
     """
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [sys.executable, "-c", prelude + MAIN, "serve", str(bundle), "--port", "0", "--device", "cpu", *arguments]
@@ -109,7 +109,7 @@ def serving(
             yield running
             assert process.poll() is None, f"the server ended with {process.returncode}:\n{log.read_text()[-3000:]}"
         finally:
-            for _ in range(2):  # the second one does not wait for conversations
+            for _ in range(2):  # the second signal does not wait for conversations
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                     time.sleep(0.05)

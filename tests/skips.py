@@ -1,4 +1,4 @@
-"""Why tests were skipped, with how many were for each reason: `make test` ends with it.
+"""The reasons for skipped tests, and the number of each: `make test` ends with it.
 
     python tests/skips.py REPORT.xml...
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def reasons(reports: Iterable[Path]) -> Counter[str]:
-    """How many tests were skipped for each reason. A file that was skipped whole counts as one."""
+    """The number of skipped tests for each reason. A skipped file counts as one."""
     found = (skip for report in reports for skip in ElementTree.parse(report).iter("skipped"))
     return Counter(_reason(skip) for skip in found)
 

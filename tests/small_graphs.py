@@ -33,14 +33,14 @@ def nodes(graph: onnx.GraphProto, op_type: str) -> list[onnx.NodeProto]:
 
 
 def insert_before(graph: onnx.GraphProto, reader: onnx.NodeProto, *new: onnx.NodeProto) -> None:
-    """Put nodes where their inputs are there and `reader` has not run yet."""
+    """Insert nodes after their inputs and before `reader`."""
     at = list(graph.node).index(reader)
     for i, node in enumerate(new):
         graph.node.insert(at + i, node)
 
 
 def write_mlp(path: Path, weights: str, layers: int = 4) -> int:
-    """Write MLP, relu(x @ w) times `layers`, with square weights in a format; returns their bytes with scales."""
+    """Write an MLP, relu(x @ w) times `layers`, with square weights in a format; returns their bytes with scales."""
     made = [_layer(i, weights) for i in range(layers)]
     steps = [node for of_layer, _ in made for node in of_layer] + [helper.make_node("Identity", [f"x{layers}"], ["y"])]
     return write_graph(path, MLP, steps, [tensor for _, of_layer in made for tensor in of_layer])
@@ -97,7 +97,7 @@ def _layer(i: int, weights: str) -> tuple[list[onnx.NodeProto], list[onnx.Tensor
 
 
 def _weight(name: str, dtype: str, seed: int) -> onnx.TensorProto:
-    """Random weights [DIM, DIM], others for each seed: TensorRT stores equal ones once."""
+    """Random weights [DIM, DIM], different for each seed: TensorRT stores equal weights once."""
     values = np.random.default_rng(seed).integers(-7, 8, (DIM, DIM)).astype(np.int8)
     if dtype == "int4":
         packed = (values[:, ::2] & 15) | (values[:, 1::2] << 4)

@@ -1,7 +1,7 @@
 """The part of TensorRT-RTX's Python API that the runtime calls, on the processor: the library itself needs a driver to
-load an engine, so its rules are kept here instead. A plan is a small JSON file that names an ONNX graph.
+load an engine, so the stand-in enforces its rules. A plan is a small JSON file that names an ONNX graph.
 
-What the real library leaves undefined is an AssertionError; what it refuses is False and an error for the logger.
+Undefined behaviour of the real library is an AssertionError; a refusal is False and an error for the logger.
 """
 
 import json
@@ -25,7 +25,7 @@ SCRATCH_NBYTES = 4096
 
 
 def write_plans(bundle: Bundle, folder: Path, slots: int) -> dict[str, dict[str, Any]]:
-    """Plans of all of a bundle's graphs, and the manifest's engines that name them."""
+    """Plans for all graphs of a bundle, and the manifest's engine entries for them."""
     entries = {}
     for graph in bundle.specs:
         plan = {"graph": graph, "path": str(bundle.graph_path(graph)), "slots": slots}
@@ -55,7 +55,7 @@ def stand_in(bundle: Bundle, device: QueueDevice, capturable: bool = True) -> An
             try:
                 plan = json.loads(bytes(data))
             except ValueError:
-                self.logger.log(ILogger.ERROR, "this is no plan")
+                self.logger.log(ILogger.ERROR, "this is not a plan")
                 return None
             sizes = {"slots": plan["slots"], "C": bundle.config.temporal.capacity}
             return Engine(bundle.specs[plan["graph"]], plan["path"], sizes, device, self.logger, capturable)
@@ -120,7 +120,7 @@ class Config:
 
 
 class Kernels:
-    """The kernels compiled so far, by what they are for."""
+    """The kernels compiled so far, by their purpose."""
 
     def __init__(self) -> None:
         self.compiled: set[str] = set()
@@ -154,7 +154,7 @@ class Context:
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         has_steps = any("T" in tensor.shape for tensor in self.engine.spec.inputs)
         if profile > has_steps:
-            return self.engine.refuse(f"there is no profile {profile}")
+            return self.engine.refuse(f"no profile {profile}")
         self.profile = profile
         return stream == self.engine.device.stream
 
@@ -181,7 +181,7 @@ class Context:
         assert not self.captured or self.addresses[name] == address, "the captured graph is for another address"
         assert address % 256 == 0, f"{name} is not aligned"
         if name not in self.engine.names:
-            return self.engine.refuse(f"there is no tensor {name}")
+            return self.engine.refuse(f"no tensor {name}")
         self.addresses[name] = address
         return True
 

@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/start.md work as they stand there."""
+"""The commands of the README and of docs/start.md work unchanged."""
 
 import re
 import shlex
@@ -35,12 +35,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands(demo: Path) -> None:
+def test_readme_commands_run(demo: Path) -> None:
     assert soundfile.info(demo / "agent.wav").frames == 24_000
     assert (demo / "agent.json").stat().st_size > 0
 
 
-def test_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_python_runs(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (demo / "bundle").symlink_to("demo/bundle")
     monkeypatch.chdir(demo)
     (snippet,) = blocks("python")
@@ -50,7 +50,7 @@ def test_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(names["replies"]) == [names["session"]]  # type: ignore[call-overload]
 
 
-def test_serving(demo: Path) -> None:
+def test_readme_serving_commands_run(demo: Path) -> None:
     (block,) = [block for block in blocks("sh") if "load http://" in block]
     serve, load = (shlex.split(line, comments=True) for line in block.splitlines())
     assert serve[:3] == ["pplex-export", "serve", "demo/bundle"] and load[:2] == ["pplex-export", "load"]

@@ -1,4 +1,4 @@
-"""The files around the code: what they name exists, and is what they say."""
+"""The files around the code: everything they name exists and is correct."""
 
 import re
 import tomllib
@@ -12,13 +12,13 @@ def text(name: str) -> str:
     return (ROOT / name).read_text()
 
 
-def test_the_licence_that_the_metadata_names_is_there() -> None:
+def test_licence_files_in_the_metadata_exist() -> None:
     assert PROJECT["license"] == "MIT" and text("LICENSE").startswith("MIT License\n")
     assert "Copyright (c) 2026 the pplex-export authors" in text("LICENSE")
     assert all((ROOT / name).is_file() for name in PROJECT["license-files"])
 
 
-def test_the_notice_has_the_line_that_the_models_licence_asks_for() -> None:
+def test_notice_has_the_line_required_by_the_model_licence() -> None:
     notice = text("NOTICE")
     assert '"Licensed by NVIDIA Corporation under the NVIDIA Open Model License"' in notice
     assert "CC-BY-4.0" in notice and "Kyutai" in notice
@@ -28,7 +28,7 @@ def test_the_changelog_has_this_version() -> None:
     assert re.search(rf"^## {re.escape(PROJECT['version'])} - \d{{4}}-\d\d-\d\d$", text("CHANGELOG.md"), re.MULTILINE)
 
 
-def test_hosted_ci_runs_what_a_change_must_pass() -> None:
+def test_hosted_ci_runs_the_required_checks() -> None:
     assert "- run: .ci/run\n" in text(".github/workflows/ci.yml")
     assert text(".ci/run").endswith("make lint\nmake test\n")
     for version in re.findall(r'"(3\.\d+)"', text(".github/workflows/ci.yml")):

@@ -29,5 +29,5 @@ def test_reasons_are_counted_over_all_reports(tmp_path: Path) -> None:
     assert summary(counts).splitlines() == ["Why 10 of the tests were skipped:", "     8  no GPU", "     2  no browser"]
 
 
-def test_nothing_skipped() -> None:
+def test_summary_without_skips_says_so() -> None:
     assert summary(reasons([])) == "No test was skipped."

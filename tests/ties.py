@@ -1,4 +1,4 @@
-"""Conversations that are the same up to a near tie, which engines that add up in another order may decide otherwise."""
+"""Conversations that are equal up to a near tie: engines that sum in another order may decide it differently."""
 
 import numpy as np
 from folders import TINY
@@ -12,7 +12,7 @@ from pplex.validate.standings import Standings, standings
 
 
 def with_standings(session: Session, codes: Tokens) -> TokenTrace:
-    """A session of a runtime with logits, that hears codes [F, 8]."""
+    """Steps a session of a runtime with logits through codes [F, 8]."""
     tokens, drawn = list[Tokens](), list[Standings]()
     for frame in codes:
         tokens.append(session.step_codes(frame))
@@ -21,7 +21,7 @@ def with_standings(session: Session, codes: Tokens) -> TokenTrace:
 
 
 def assert_same_up_to_a_tie(bundle: Bundle, got: Tokens, expected: TokenTrace) -> None:
-    """Tokens `got` [F, 17] of as many frames or fewer; the bundle is one of the tiny checkpoint."""
+    """Compare tokens `got` [F, 17] of as many frames or fewer; the bundle comes from the tiny checkpoint."""
     shortened = TokenTrace(expected.name, expected.tokens[: len(got)], expected.standings)
     judge = Judge(open_checkpoint(TINY / "checkpoint"), bundle.config, bundle.specs)
     parting = judge.parting(TokenTrace("conversation", got), shortened)

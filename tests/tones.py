@@ -1,4 +1,4 @@
-"""An agent whose frames can be told apart by ear: frame n is a tone of its own. What was heard of them, and how long."""
+"""An agent whose frames can be distinguished by ear: each frame has its own tone. Finds the tones in a recording."""
 
 from itertools import groupby
 
@@ -7,9 +7,9 @@ import numpy as np
 LOWEST_HZ, STEP_HZ, TONES = 300, 100, 60  # the highest is below half of 16 kHz
 FRAME_S = 0.08
 HOP_S, WINDOW_S = 0.01, 0.02
-QUIET = 0.02  # of a tone of 0.2; below it nothing is heard
+QUIET = 0.02  # for a tone of 0.2; below it counts as silence
 
-# Run in the server's process: its replies get another voice. Each tone fits a frame, so that none starts with a click.
+# Runs in the server's process and replaces the agent's voice. Each tone fits a frame, so no frame starts with a click.
 PRELUDE = f"""
 import dataclasses
 import weakref
@@ -29,7 +29,7 @@ Runtime.step = sing
 
 
 def tones_in(pcm: np.ndarray, rate_hz: float) -> list[tuple[int, float]]:
-    """The numbers of the tones in samples [n], in order, and how many seconds each is heard; silence is left out."""
+    """The numbers of the tones in samples [n], in order, with the seconds of each; silence is left out."""
     window, hop = round(WINDOW_S * rate_hz), round(HOP_S * rate_hz)
     if len(pcm) < window:
         return []
@@ -42,10 +42,10 @@ def tones_in(pcm: np.ndarray, rate_hz: float) -> list[tuple[int, float]]:
 
 
 def assert_all_heard(pcm: np.ndarray, rate_hz: float, at_least: int) -> int:
-    """How many of the agent's frames are in `pcm`: all from the first one on, in order, each of them whole."""
+    """The number of agent frames in `pcm`, which must be complete and in order from the first one on."""
     tones = tones_in(pcm, rate_hz)
     found = [(number, round(seconds, 2)) for number, seconds in tones]
     assert len(tones) >= at_least, found
     assert [number for number, _ in tones] == [i % TONES for i in range(len(tones))], found
-    assert all(abs(seconds - FRAME_S) <= 0.03 for _, seconds in tones[:-1]), found  # the end may have been cut off
+    assert all(abs(seconds - FRAME_S) <= 0.03 for _, seconds in tones[:-1]), found  # the last one may be cut off
     return len(tones)

@@ -1,6 +1,6 @@
-"""A process under strace: what it looked up, whom it connected to, and what it changed on the disk.
+"""A process under strace: its name lookups, its connections, and its changes on the disk.
 
-Libraries in C++ are seen as well as Python. Needs strace, and the right to trace one's own processes.
+strace sees C++ libraries as well as Python. It must be allowed to trace our processes.
 """
 
 import ipaddress
@@ -24,9 +24,9 @@ STRACE = [
     "-e", f"trace=%file,{','.join(ADDRESSING)}",
 ]  # fmt: skip
 
-LOOK_UP_FILES = {"/etc/resolv.conf", "/etc/hosts"}  # the C library reads them to find a host by its name, and only then
+LOOK_UP_FILES = {"/etc/resolv.conf", "/etc/hosts"}  # the C library reads these only to resolve a host name
 DNS_PORT = "53"
-# System calls that take a path and change nothing; any other does, an `open` by its flags.
+# System calls that take a path and change nothing. All others count as changes, `open` depending on its flags.
 READING = {
     "access", "chdir", "execve", "execveat", "faccessat", "faccessat2", "fstatat64", "getcwd", "getxattr", "lgetxattr",
     "listxattr", "llistxattr", "lstat", "newfstatat", "readlink", "readlinkat", "stat", "statfs", "statx",
@@ -34,7 +34,7 @@ READING = {
 }  # fmt: skip
 OPENING = {"open", "openat", "openat2"}
 CHANGING = re.compile(r"O_(WRONLY|RDWR|CREAT|TRUNC|TMPFILE)")
-FREE = ("/dev/null", "/dev/tty", "/dev/shm/sem.")  # semaphores have no name any more when they are used
+FREE = ("/dev/null", "/dev/tty", "/dev/shm/sem.")  # semaphores lose their name before use
 RESULT = re.compile(r"\) += ")
 PATH = re.compile(r'(?:(?:AT_FDCWD|\d+)<([^>]*)>, )?"((?:[^"\\]|\\.)*)"')
 SOCKET = re.compile(r"sa_family=(AF_\w+)")
@@ -44,21 +44,21 @@ PORT = re.compile(r"sin6?_port=htons\((\d+)\)")
 
 @dataclass
 class Traced:
-    """What a process and those it started did, once it has ended."""
+    """The actions of a process and its children, known after it ends."""
 
     output: str = ""
     errors: str = ""
     code: int | None = None
-    looked_up: list[str] = field(default_factory=list)  # system calls that are part of finding a host by its name
-    reached: list[str] = field(default_factory=list)  # addresses other than the loop's
-    changed: list[Path] = field(default_factory=list)  # what was made, written, renamed, removed, or tried to be
+    looked_up: list[str] = field(default_factory=list)  # system calls that resolve host names
+    reached: list[str] = field(default_factory=list)  # addresses except loopback
+    changed: list[Path] = field(default_factory=list)  # paths that were created, written, renamed, removed, or tried
 
     def changed_outside(self, *folders: Path) -> list[Path]:
         return [path for path in self.changed if not any(path.is_relative_to(folder.resolve()) for folder in folders)]
 
 
 def why_not() -> str | None:
-    """Why nothing can be traced here, or None where it can."""
+    """The reason why tracing does not work here, or None."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     tried = subprocess.run([*STRACE, "-o", os.devnull, "true"], capture_output=True, text=True)
@@ -67,7 +67,7 @@ def why_not() -> str | None:
 
 @dataclass
 class Room:
-    """Folders for one process: an empty home, a folder for temporary files, and one that it works in."""
+    """Folders for one process: an empty home, a folder for temporary files, and a working folder."""
 
     work: Path
     home: Path
@@ -81,9 +81,9 @@ class Room:
         return room
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Nothing else of ours: neither what silences a library nor what names a cache.
+        """No other variables of ours: none that silences a library or names a cache.
 
-        Python writes no bytecode, and the user has a name that need not be asked for.
+        Python writes no bytecode, and USER is set so that nothing looks it up.
         """
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         own = {"HOME": str(self.home), "TMPDIR": str(self.temporary), "LOGNAME": "user", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -94,7 +94,7 @@ class Room:
 def tracing(
     code: str, arguments: Sequence[str], room: Room, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], Traced]]:
-    """`python -c code arguments`, and what it has done, known after the `with`, which ends with a SIGTERM."""
+    """`python -c code arguments` and its actions, known after the `with`, which ends it with SIGTERM."""
     traced = Traced()
     with tempfile.TemporaryDirectory() as folder:
         command = [*STRACE, "-o", f"{folder}/calls", sys.executable, "-c", code, *arguments]
@@ -124,7 +124,7 @@ def tracing(
 
 
 def trace(code: str, arguments: Sequence[str], room: Room, **environment: str) -> Traced:
-    """As `tracing`, until it ends by itself."""
+    """Like `tracing`, for a process that ends by itself."""
     with tracing(code, arguments, room, **environment) as (process, traced):
         end = time.monotonic() + PATIENCE_S
         while process.poll() is None and time.monotonic() < end:
@@ -144,11 +144,11 @@ def _read(calls: str, work: Path, traced: Traced) -> None:
 
 def _read_address(arguments: str, line: str, traced: Traced) -> None:
     families, port = SOCKET.findall(arguments), PORT.search(arguments)
-    if not families or families[0] == "AF_NETLINK":  # to whom it is connected already, or to the kernel
+    if not families or families[0] == "AF_NETLINK":  # already connected, or a message to the kernel
         return
     found = next((a or b or c for a, b, c in ADDRESS.findall(arguments)), arguments)
     if families[0] == "AF_UNIX" or (port and port[1] == DNS_PORT):
-        traced.looked_up.append(line)  # nscd, systemd-resolved, a bus: none is any business of ours
+        traced.looked_up.append(line)  # nscd, systemd-resolved, a bus: all unexpected
     if families[0] == "AF_UNIX" or not ipaddress.ip_address(found).is_loopback:
         traced.reached.append(found)
 

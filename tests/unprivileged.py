@@ -1,4 +1,4 @@
-"""Commands as a user who may not read everything: root's right to do so is taken from them."""
+"""Commands of a user who may not read everything: root's right to read all files is removed."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ MAIN = "from pplex.cli import main; main()"
 
 
 def why_not() -> str | None:
-    """Why no command can be run in this way here, or None where it can."""
+    """The reason why this does not work here, or None."""
     if os.geteuid() != 0:
-        return None  # permissions hold as they are
+        return None  # file permissions apply anyway
     if shutil.which("setpriv") is None:
         return "root reads everything, and setpriv (util-linux) is not installed"
     tried = subprocess.run([*SETPRIV, "true"], capture_output=True, text=True)

@@ -36,7 +36,7 @@ def test_the_command_reports_the_first_load_and_those_after_it(tiny_bundle: Bund
     assert report["figures"]["MB cached by the first load"] == 0  # float32 weights are used directly
 
 
-def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
+def test_files_cached_by_the_first_load_are_counted_separately(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches = tmp_path / "caches"
@@ -52,7 +52,7 @@ def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
     monkeypatch.setattr(load, "_measured", measured)
     monkeypatch.setattr(load, "weights_mb", lambda bundle: 10.0)
     caches.mkdir()
-    (caches / "old.cache").write_bytes(bytes(3_000_000))  # of another processor, which the first load replaces
+    (caches / "old.cache").write_bytes(bytes(3_000_000))  # of another processor: the first load replaces it
     made, there = (bench_load(tmp_path, runs=2) for _ in range(2))
     assert (made.figures["MB cached by earlier loads"], made.figures["MB cached by the first load"]) == (3, 3)
     assert (there.figures["MB cached by earlier loads"], there.figures["MB cached by the first load"]) == (3, 0)
@@ -62,7 +62,7 @@ def test_files_cached_by_the_first_load_are_counted_apart_from_earlier_ones(
     assert made.figures["later loads: MB of private memory after loading"] is None
 
 
-def test_our_errors_are_passed_on_and_other_ends_are_reported(
+def test_our_errors_are_passed_on_and_other_exits_are_reported(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = CliRunner().invoke(main, ["bench", "load", str(tmp_path)])

@@ -30,7 +30,7 @@ def test_bundles_of_another_checkpoint_are_refused(tiny_bundle: Bundle, tmp_path
     assert result.exit_code == 1 and "pplex-export build" in result.stderr
 
 
-def test_the_first_frame_with_any_other_token_counts() -> None:
+def test_first_frame_with_a_different_token_is_the_parting() -> None:
     one = np.zeros((3, 10, 17), np.int64)
     other = one.copy()
     other[0, 4, 16] = other[0, 7, 0] = other[2, 0, 3] = 1

@@ -1,4 +1,4 @@
-"""A prompt in chunks of several sizes, and sessions opened again."""
+"""A prompt in chunks of several sizes, and sessions that reuse a cached prompt."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_the_command_reports_every_chunk_and_both_openings(tiny_bundle: Bundle) 
     result = CliRunner().invoke(main, ["bench", "priming", str(tiny_bundle.folder), "--threads", "1", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    room = tiny_bundle.config.temporal.capacity - 2  # less than 300: all that it remembers
+    room = tiny_bundle.config.temporal.capacity - 2  # less than 300: the whole ring
     chunks = ["one by one", *(f"chunks of {size}" for size in (16, 32, 64, room))]
     openings = ["open, new persona", "open, known persona", "one frame"]
     assert list(report["timings"]) == [*chunks, *openings] and report["unit"] == "ms in total"
@@ -29,7 +29,7 @@ def test_the_command_reports_every_chunk_and_both_openings(tiny_bundle: Bundle) 
     assert all(value > 0 for name, value in figures.items() if " over " in name or " of a frame" in name)
 
 
-def test_chunks_end_where_the_steps_do(tiny_bundle: Bundle) -> None:
+def test_last_chunk_ends_with_the_last_step(tiny_bundle: Bundle) -> None:
     result = CliRunner().invoke(
         main, ["bench", "priming", str(tiny_bundle.folder), "--steps", "20", "--threads", "1", "--json"]
     )
@@ -38,13 +38,13 @@ def test_chunks_end_where_the_steps_do(tiny_bundle: Bundle) -> None:
     assert report["figures"]["steps in a chunk of the runtime"] == 20
 
 
-def test_more_steps_than_the_bundle_remembers_are_refused(tiny_bundle: Bundle) -> None:
+def test_more_steps_than_the_ring_holds_are_refused(tiny_bundle: Bundle) -> None:
     result = CliRunner().invoke(main, ["bench", "priming", str(tiny_bundle.folder), "--steps", "95"])
     assert result.exit_code == 1 and "--steps 94 or less" in result.stderr
 
 
 @pytest.mark.parametrize("size", [1, 16, 30])
-def test_a_timed_prompt_takes_every_step_once_and_leaves_a_new_slot(
+def test_a_timed_prompt_runs_every_step_once_and_clears_the_slot(
     tiny_bundle: Bundle, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages, taken = Stages(tiny_bundle, 1), []

@@ -1,4 +1,4 @@
-"""The soak benchmark with few frames: its figures, and the faults that it finds."""
+"""The soak benchmark with few frames: its figures and the faults it finds."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from pplex.runtime.arrays import Pcm
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Reply, Session
 
-FRAMES, BETWEEN = 100, 25  # of which are neither in a window nor before the early one
+FRAMES, BETWEEN = 100, 25  # BETWEEN frames lie outside both windows
 HELD = "bytes allocated after the early window and held at the last"
 STEP = Session.step
 
@@ -22,7 +22,7 @@ def figures(bundle: Bundle) -> dict[str, Any]:
     return bench_soak(bundle.folder, FRAMES, window=25, threads=1).figures
 
 
-def test_the_windows_are_the_hour_s_and_shrink_with_it() -> None:
+def test_windows_fit_an_hour_and_shrink_for_shorter_runs() -> None:
     hour, short, minute = Windows.of(38_000, 1_000), Windows.of(5_000, 1_000), Windows.of(750, 1_000)
     assert (hour.first, hour.early_end, hour.last) == (3_000, 4_000, 37_000)
     assert (short.first, short.early_end, short.last) == (2_000, 3_000, 4_000)
@@ -53,7 +53,7 @@ def test_too_few_frames_are_refused(tiny_bundle: Bundle) -> None:
     assert result.exit_code == 2 and "79 is not in the range x>=80" in result.output
 
 
-def test_memory_that_frames_leave_behind_is_counted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_leaked_by_frames_is_counted(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures(tiny_bundle)[HELD] < 1000 * BETWEEN
     left = []
 

@@ -1,4 +1,4 @@
-"""Sweeps: their points, the saved report, the least bytes of a frame, and a bundle as backend."""
+"""Sweeps: points, the saved report, the minimum bytes of a frame, and a bundle as backend."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ FRAMES = 20
 
 @dataclass
 class Clock:
-    """Time passes only in calls."""
+    """Time advances only in calls."""
 
     now_ms: float = 0.0
 
@@ -114,7 +114,7 @@ def test_slots_double_until_a_frame_takes_too_long(backend: Steady) -> None:
     assert points(sweep(backend, options(0), limit_ms=5.0).rows) == [
         (0, 1),
         (0, 2),
-    ]  # the one that is too slow is told
+    ]  # the report includes the point that is too slow
 
 
 def test_the_report_says_where_memory_was_full(backend: Steady) -> None:
@@ -135,7 +135,7 @@ def test_a_report_is_saved_and_resumed(backend: Steady, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"title": "steady"}'])
-def test_another_file_is_left_alone(backend: Steady, tmp_path: Path, text: str) -> None:
+def test_another_file_is_not_overwritten(backend: Steady, tmp_path: Path, text: str) -> None:
     out = tmp_path / "notes.json"
     out.write_text(text)
     with pytest.raises(OutputError, match=r"notes.json is not a report of this benchmark"):
@@ -146,7 +146,7 @@ def test_another_file_is_left_alone(backend: Steady, tmp_path: Path, text: str) 
     assert out.read_text() == text
 
 
-def test_a_frame_moves_weights_once_and_rings_for_each() -> None:
+def test_a_frame_reads_weights_once_and_rings_once_per_session() -> None:
     precision = parse_precision("bf16")
     empty, full = moved_nbytes(RELEASED, precision, 3, 0), moved_nbytes(RELEASED, precision, 3, 9000)
     weights = weights_nbytes(RELEASED, precision)
@@ -160,11 +160,11 @@ def test_a_frame_moves_weights_once_and_rings_for_each() -> None:
 def test_slots_fit_beside_the_weights() -> None:
     free = 10 * 7 + RESERVE + WORKSPACE + 5
     assert [fitting_slots(free, 7, 5, wanted) for wanted in (3, 10, 64)] == [3, 10, 10]
-    assert fitting_slots(0, 7, 5, 64) == 1  # which is for the load to refuse, with its reasons
+    assert fitting_slots(0, 7, 5, 64) == 1  # the load refuses it, with its reasons
     assert fitting_slots(None, 7, 5, 64) == 64
 
 
-def test_rings_hold_noise_as_far_as_they_are_remembered(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rings_hold_noise_up_to_the_context_length(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "NBYTES", 1 << 20)
     backend = EngineBackend(tiny_bundle, 3, "cpu")
     backend.prepare(2, 40)
@@ -174,7 +174,7 @@ def test_rings_hold_noise_as_far_as_they_are_remembered(tiny_bundle: Bundle, mon
     assert backend._stages.position.tolist() == [40, 40, 0]
 
 
-def test_bench_stages_of_a_bundle(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_stages_runs_on_a_bundle(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "NBYTES", 1 << 24)
     options = ["--slots", "2", "--context-steps", "0", "--context-steps", "200", "--frames", "5", "--device", "cpu"]
     arguments = ["bench", "stages", str(tiny_bundle.folder), *options, "--out", str(tmp_path / "out.json"), "--json"]

@@ -67,7 +67,7 @@ def test_stages_pass_their_outputs_on(config: ModelConfig) -> None:
     backend.prepare(2, 5)
     backend.frame(2)
     tensors, late = backend._tensors, backend._latest
-    assert tensors["mimi_encode"]["past.position"].tolist() == [12, 12]  # two for every frame, the one just made too
+    assert tensors["mimi_encode"]["past.position"].tolist() == [12, 12]  # two for every frame, including the last one
     assert torch.equal(tensors["mimi_decode"]["codes"][:, late], tensors["depth"]["audio_tokens"][:, late])
     pcm, tokens = tensors["mimi_decode"]["pcm"], tensors["depth"]["audio_tokens"]
     for made in (pcm, tokens):
@@ -76,7 +76,7 @@ def test_stages_pass_their_outputs_on(config: ModelConfig) -> None:
     assert entries.tolist() == [True] * 6 + [False] * (config.temporal.capacity - 6)
 
 
-def test_the_codec_remembers_two_steps_a_frame(config: ModelConfig) -> None:
+def test_codec_position_advances_two_steps_a_frame(config: ModelConfig) -> None:
     backend = TorchBackend(config, "eager", "bf16", slots=1, device="cpu", name="tiny")
     backend.prepare(1, 7)
     assert backend._tensors["mimi_decode"]["past.position"].tolist() == [14]
@@ -131,7 +131,7 @@ def test_rings_are_written_in_place_when_compiled_too(monkeypatch: pytest.Monkey
 
 
 class OnHost(TorchDispatchMode):
-    """Collects what is done with tensors of the host's."""
+    """Collects the operations on tensors of the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class OnHost(TorchDispatchMode):
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 def test_everything_is_on_the_device_of_the_inputs(config: ModelConfig, graph: str) -> None:
-    """On a device that computes nothing, where to read a value is an error."""
+    """Runs on the meta device: it computes nothing, and reading a value is an error."""
     spec, sizes = graph_specs(config)[graph], {"B": 2, "T": 1, "C": config.temporal.capacity}
     with torch.device("meta"):
         module = MODULES[graph](config)
@@ -158,7 +158,7 @@ def test_everything_is_on_the_device_of_the_inputs(config: ModelConfig, graph: s
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", ["graphs", "compiled"])
-def test_captured_steps_are_the_eager_ones(config: ModelConfig, how: str) -> None:
+def test_captured_steps_equal_the_eager_ones(config: ModelConfig, how: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU.")
     eager, captured = (frame_of(TorchBackend(config, one, "fp32", 2, "cuda", "tiny")) for one in ("eager", how))
@@ -167,7 +167,7 @@ def test_captured_steps_are_the_eager_ones(config: ModelConfig, how: str) -> Non
 
 
 def frame_of(backend: TorchBackend) -> dict[str, Tensor]:
-    """What the temporal step of a frame of two slots leaves, of the same weights and inputs every time."""
+    """The state after a temporal step of two slots, with the same weights and inputs each time."""
     torch.manual_seed(0)
     for module in backend._modules.values():
         for weight in module.parameters():
@@ -177,36 +177,32 @@ def frame_of(backend: TorchBackend) -> dict[str, Tensor]:
     return backend._tensors["temporal"]
 
 
-def test_a_processor_has_no_graphs_to_capture() -> None:
+def test_cuda_graphs_on_the_processor_are_refused() -> None:
     result = CliRunner().invoke(main, ["bench", "torch", str(CHECKPOINT), "--how", "graphs", "--device", "cpu"])
     assert result.exit_code and "CUDA graphs need a GPU" in result.output
 
 
-def test_too_little_memory_is_an_error_of_ours() -> None:
+def test_too_little_memory_raises_our_error() -> None:
     with pytest.raises(GpuMemoryError, match=r"^The GPU has no memory left: Tried to allocate 2 GiB\.$"), gpu_memory():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of ...")
 
 
-def test_a_copy_reads_and_writes() -> None:
+def test_bandwidth_of_a_copy_counts_reads_and_writes() -> None:
     device = TorchDevice("cpu")
     times = iter(range(100))
     device.mark = lambda: next(times)  # type: ignore[method-assign]
     assert device.copy_bandwidth(1 << 20) == 2 << 20
 
 
-def test_moshi_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_moshi_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "moshi.models", None)
     with pytest.raises(LibraryError, match=r"pip install --no-deps moshi==0\.2\.13"):
         MoshiBackend(open_checkpoint(CHECKPOINT), 1, "cpu")
 
 
-@pytest.mark.skipif(
-    not find_spec("moshi"), reason="moshi is not installed: it pins older versions of what is used here"
-)
+@pytest.mark.skipif(not find_spec("moshi"), reason="moshi is not installed: it pins older versions of our packages")
 def test_moshi_rows_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "NO_TORCH_COMPILE", "1"
-    )  # which it reads when it is imported: compiling takes longer than the test
+    monkeypatch.setenv("NO_TORCH_COMPILE", "1")  # it reads this on import: compiling takes longer than the test
     backend = MoshiBackend(open_checkpoint(CHECKPOINT), slots=2, device="cpu")
     assert_complete(swept(backend), ("mimi_encode", LANGUAGE, "mimi_decode"))
     backend.prepare(2, 300)

@@ -1,6 +1,5 @@
-"""benchmarks/gpu.sh: what it keeps of its steps, whatever becomes of them, and that the steps are commands we have."""
+"""benchmarks/gpu.sh: results are kept whatever happens to a step."""
 
-import hashlib
 import json
 import os
 import signal
@@ -13,15 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import gpu_results
 import pytest
 from gpu_results import ResultStore, Step, StepPlan, run_steps
-from gpu_steps import PROBES, REPOSITORY, GpuRun, all_steps
+from gpu_steps import REPOSITORY
 from gpu_table import to_markdown
-from gpu_wheels import DamagedError, collect
-
-from pplex.cli import main
 
 ROW = {"stage": "frame", "context_steps": 100, "p50_ms": 30.0, "p95_ms": 40.0, "floor_ms": 10.0, "kernels": 7}
 
@@ -31,7 +26,7 @@ def step(name: str, code: str = "pass", **options: Any) -> Step:
 
 
 def written(path: Path, then: str = "") -> str:
-    """Code that adds a line to a file, as a sign that it was run."""
+    """Code that adds a line to a file, to show that it ran."""
     return f"open({str(path)!r}, 'a').write('x\\n')\n{then}"
 
 
@@ -41,7 +36,7 @@ def times(path: Path) -> int:
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultStore]:
-    """A call of so many seconds, after those before it, which has read the store anew."""
+    """A call with a time limit in seconds, after earlier calls; it has read the store again."""
     monkeypatch.setattr(gpu_results, "GRACE_S", 0.2)
 
     def run(*steps: Step, seconds: float = 20.0, names: list[str] | None = None) -> ResultStore:
@@ -99,7 +94,7 @@ def test_steps_that_need_a_failed_step_are_skipped_until_it_succeeds(
     assert [store.outcome(name) for name in ("first", "second", "third")] == ["ok"] * 3
 
 
-def test_a_step_may_find_that_it_has_nothing_to_do(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_a_step_may_have_nothing_to_do(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     code = written(tmp_path / "a", "import sys; print('no GPU', file=sys.stderr); sys.exit(77)")
     for _ in range(2):
         store = call(step("a", code), step("b", needs=("a",)), step("c", unless=("b",)), step("d", unless=("c",)))
@@ -108,9 +103,7 @@ def test_a_step_may_find_that_it_has_nothing_to_do(call: Callable[..., ResultSto
     assert store.outcome("c") == "ok" and store.steps["d"]["reason"] == "c succeeded"
 
 
-def test_a_step_has_its_own_limit_and_takes_its_children_along(
-    call: Callable[..., ResultStore], tmp_path: Path
-) -> None:
+def test_a_step_has_a_time_limit_that_also_ends_its_children(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     child = f"import time; time.sleep(1.2); open({str(tmp_path / 'late')!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(30)"
     store = call(step("slow", code, limit_s=0.5), step("next"))
@@ -119,7 +112,7 @@ def test_a_step_has_its_own_limit_and_takes_its_children_along(
     assert not (tmp_path / "late").exists()
 
 
-def test_a_step_that_the_call_cuts_off_is_tried_again_once(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_an_interrupted_step_is_retried_once(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     slow, other = step("slow", written(tmp_path / "slow", "import time; time.sleep(30)")), step("other")
     store = call(slow, other, seconds=1.7)
     assert store.outcome("slow") == "cut off" and store.outcome("other") is None
@@ -129,14 +122,14 @@ def test_a_step_that_the_call_cuts_off_is_tried_again_once(call: Callable[..., R
     assert times(tmp_path / "slow") == 2 and store.outcome("other") == "ok"
 
 
-def test_a_step_that_would_not_get_its_least_time_is_left(call: Callable[..., ResultStore]) -> None:
+def test_a_step_without_enough_time_left_is_postponed(call: Callable[..., ResultStore]) -> None:
     long = step("long", least_s=60)
     store = call(step("short"), long, step("after", needs=("long",)))
     assert set(store.steps) == {"short"}
     assert call(step("short"), long).outcome("long") == "ok", "a call that begins with it has all the time there is"
 
 
-def test_results_before_a_cut_off_are_kept_and_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_results_before_an_interruption_are_kept_and_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     out = tmp_path / "out" / "a.json"
     code = f"""
 import json, pathlib, time
@@ -152,7 +145,7 @@ time.sleep(0 if rows else 30)
 
 
 def test_results_of_another_machine_are_measured_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
-    """Its file is not there, and times of two machines do not go into one table."""
+    """Its file is missing, and one table must not mix the times of two machines."""
     out = tmp_path / "out" / "a.json"
     ResultStore(tmp_path / "results").record(
         "a", outcome="cut off", reason="x", tries=1, seconds=0.0, result={"rows": [1]}
@@ -161,7 +154,7 @@ def test_results_of_another_machine_are_measured_again(call: Callable[..., Resul
     assert call(step("a", code, out=out)).steps["a"]["result"] == []
 
 
-def test_a_call_keeps_others_out_and_takes_its_step_along_when_it_is_killed(tmp_path: Path) -> None:
+def test_a_call_locks_out_others_and_its_step_dies_with_it(tmp_path: Path) -> None:
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(30)"
     code = f"""
 import sys
@@ -188,7 +181,7 @@ def test_results_of_a_killed_call_are_resumed(call: Callable[..., ResultStore], 
     assert call(step("a", code, out=tmp_path / "a.json")).outcome("a") == "ok"
 
 
-def test_products_are_removed_after_their_last_user_and_made_again_on_demand(
+def test_products_are_removed_after_their_last_user_and_rebuilt_on_demand(
     call: Callable[..., ResultStore], tmp_path: Path
 ) -> None:
     made = tmp_path / "work" / "a" / "bundle"
@@ -202,17 +195,17 @@ def test_products_are_removed_after_their_last_user_and_made_again_on_demand(
     assert [store.outcome(name) for name in ("make", "one", "two")] == ["ok"] * 3
     assert times(tmp_path / "log") == 2 and not made.parent.exists()
     call(*steps)
-    assert times(tmp_path / "log") == 2, "nobody wants it any more"
+    assert times(tmp_path / "log") == 2, "no step needs it any more"
 
 
-def test_leftovers_of_other_results_are_made_again(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+def test_leftovers_of_other_results_are_rebuilt(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     made = tmp_path / "work" / "a" / "bundle"
     made.mkdir(parents=True)
     make = step("make", f"import os; os.mkdir({str(made)!r})", makes=made)
     assert call(make, step("use", needs=("make",))).outcome("make") == "ok"
 
 
-def test_results_are_whole_when_the_call_is_killed(tmp_path: Path) -> None:
+def test_results_are_complete_when_the_call_is_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
@@ -251,92 +244,16 @@ def test_table_has_a_block_for_each_side_and_the_outcome_of_every_step(tmp_path:
         result = {"rows": rows, "figures": {"frames": frames}}
         store.record(name, outcome="ok", reason=None, tries=1, seconds=9.0, result=result)
     store.record("moshi", outcome="failed", reason="exit code 1: a | b", tries=1, seconds=3.2)
-    told = {"outcome": "failed", "said": "EngineError: no\nmore", "seconds": 1.0}
-    store.record("golden.rtx", outcome="failed", reason="x", tries=1, seconds=1.0, result={"tests": {"test_a": told}})
+    failure = {"outcome": "failed", "said": "EngineError: no\nmore", "seconds": 1.0}
+    store.record(
+        "golden.rtx", outcome="failed", reason="x", tries=1, seconds=1.0, result={"tests": {"test_a": failure}}
+    )
     table = to_markdown(store)
     assert "## bf16\n" in table and "| frame | 1 | 100 | 300 | 30.00 | 40.00 | 45.00 | 10.00 | 3.0 | 7 |" in table
     assert "- 100 context steps: 16 (1: 45.0 ms, 8: 90.0 ms, 16: 70.0 ms)\n" in table
     assert "- 3000 context steps: 1 (1: 60.0 ms, 8: 85.0 ms)\n" in table, "what was not reached is not claimed"
     assert "| moshi | failed | 3 | exit code 1: a \\| b |" in table
     assert "| `test_a` | failed | EngineError: no |" in table
-
-
-def cut(wheel: Path, nbytes: int, loads: list[Path]) -> None:
-    """Parts of a wheel, dealt out to the loads, and the list of checksums in each."""
-    data = wheel.read_bytes()
-    pieces = [data[i : i + nbytes] for i in range(0, len(data), nbytes)]
-    for i, piece in enumerate(pieces):
-        load = loads[i * len(loads) // len(pieces)]
-        (load / f"{wheel.name}.part{i:03}").write_bytes(piece)
-    for load in loads:
-        with (load / "SHA256SUMS").open("a") as sums:
-            sums.write(f"{hashlib.sha256(data).hexdigest()}  {wheel.name}\n")
-
-
-@pytest.fixture
-def loads(tmp_path: Path) -> list[Path]:
-    """Two loads that have, of two wheels, the one whole in the second and the other in halves."""
-    import zipfile
-
-    folders = [tmp_path / "0", tmp_path / "1"]
-    for folder in folders:
-        folder.mkdir()
-    for name, size, into in (("small", 90, folders[1:]), ("big", 1005, folders)):
-        with zipfile.ZipFile(tmp_path / f"{name}.whl", "w") as archive:
-            archive.writestr(f"{name}/__init__.py", "x" * size)
-        cut(tmp_path / f"{name}.whl", 300, into)
-    return folders
-
-
-def test_wheels_are_joined_over_two_loads(tmp_path: Path, loads: list[Path]) -> None:
-    target = tmp_path / "target"
-    assert collect(loads[0], target) == ["big.whl: parts after 001 are missing, or the wheel is damaged"]
-    assert collect(loads[1], target) == []
-    assert (target / "site/big/__init__.py").read_text() == "x" * 1005
-    assert (target / "site/small/__init__.py").exists()
-    assert [path.name for path in (target / "parts").iterdir()] == ["SHA256SUMS"], "the parts have gone"
-    assert collect(loads[0], tmp_path / "target") == [], "what is unpacked is not asked for again"
-
-
-def test_a_gap_in_the_parts_is_reported(tmp_path: Path, loads: list[Path]) -> None:
-    assert collect(loads[1], tmp_path / "target") == ["big.whl: part 000, 001 is missing"]
-
-
-def test_a_damaged_part_is_reported(tmp_path: Path, loads: list[Path]) -> None:
-    part = loads[0] / "big.whl.part001"
-    part.write_bytes(bytes(len(part.read_bytes())))
-    collect(loads[0], tmp_path / "target")
-    with pytest.raises(DamagedError, match=r"the checksum of its 4 parts differs from SHA256SUMS: carry all"):
-        collect(loads[1], tmp_path / "target")
-    assert not (tmp_path / "target/site/big").exists()
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("size", ["tiny", "full"])
-def test_every_step_is_a_command_we_have(tmp_path: Path, device: str, size: str) -> None:
-    steps = all_steps(GpuRun(tmp_path, device, size))
-    assert len({step.name for step in steps}) == len(steps)
-    made = [step.makes.parent for step in steps if step.makes]
-    assert len(set(made)) == len(made), "each is removed with its folder"
-    before: set[str] = set()
-    for step in steps:
-        assert {*step.needs, *step.unless} <= before, f"{step.name} comes before what it needs"
-        before.add(step.name)
-        if step.command[3:4] == ("from pplex.cli import main; main()",):
-            parse(step.command[4:])
-        else:
-            assert step.command[2] == PROBES and step.command[3] in ("machine", "speak", "tests")
-
-
-def parse(arguments: tuple[str, ...]) -> None:
-    """As click would, up to where the command is called."""
-    command: click.Command = main
-    rest = list(arguments)
-    while isinstance(command, click.Group):
-        found = command.get_command(click.Context(command), rest.pop(0))  # a command is imported when it is asked for
-        assert found is not None
-        command = found
-    command.make_context(str(command.name), rest)
 
 
 def test_the_script_lists_its_steps_and_needs_nothing_installed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CASES = Path(__file__).parents[1] / "cases"
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording of 1.03 s at 24 kHz, which is no whole number of frames."""
+    """A recording of 1.03 s at 24 kHz: not a whole number of frames."""
     path = tmp_path_factory.mktemp("speech") / "user.wav"
     seconds = np.arange(24_720) / 24_000
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * 220 * seconds) * np.sin(2 * np.pi * 3 * seconds), 24_000)
@@ -46,7 +46,7 @@ def test_output_is_as_long_as_the_input_with_a_piece_of_text_per_frame(
     assert "real-time factor" in result.stderr
 
 
-def test_a_seed_repeats_and_greedy_needs_none(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
+def test_a_seed_repeats_the_output_and_greedy_ignores_it(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
     def heard(*options: str) -> bytes:
         assert run(tiny_bundle, speech, tmp_path, *options).exit_code == 0
         return (tmp_path / "agent.wav").read_bytes()
@@ -56,7 +56,7 @@ def test_a_seed_repeats_and_greedy_needs_none(tiny_bundle: Bundle, speech: Path,
 
 
 @pytest.mark.parametrize("suffix, rate, channels", [("flac", 16_000, 2), ("ogg", 48_000, 1), ("wav", 8_000, 2)])
-def test_other_formats_rates_and_channels(
+def test_other_formats_rates_and_channels_are_read_and_written(
     tiny_bundle: Bundle, tmp_path: Path, suffix: str, rate: int, channels: int
 ) -> None:
     path = tmp_path / f"user.{suffix}"
@@ -105,7 +105,7 @@ def test_bad_input_is_an_error_and_leaves_nothing(
     "samples, words",
     [(np.zeros(0, np.float32), "holds no samples"), (np.array([0.1, np.nan, 0.2], np.float32), "NaN or infinite")],
 )
-def test_recordings_without_sound(
+def test_recordings_without_sound_are_refused(
     tiny_bundle: Bundle, tmp_path: Path, samples: np.ndarray[Any, Any], words: str
 ) -> None:
     soundfile.write(tmp_path / "user.wav", samples, 24_000, subtype="FLOAT")
@@ -122,7 +122,7 @@ def antiphase(path: Path) -> Path:
 
 
 def test_each_audio_warning_is_printed_once_as_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """As a process of its own, where Python would add a line of our source."""
+    """Run in a process of its own, where a Python warning would add a line of our source."""
     path = antiphase(tmp_path / "user.wav")
     code = "from pplex.cli import main; main()"
     arguments = ["run", str(tiny_bundle.folder), "--input-wav", str(path), "--output-wav", str(tmp_path / "agent.wav")]
@@ -153,8 +153,8 @@ def test_integers_as_floats_are_refused_as_input_and_as_voice(
     assert [path.name for path in tmp_path.iterdir()] == ["unscaled.wav"]
 
 
-def test_a_voice_is_heard_to_its_end(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
-    """Two files joined by cat are a voice as long as both."""
+def test_a_voice_recording_is_used_to_its_end(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
+    """Two files joined by cat are one voice as long as both."""
     (tmp_path / "twice.wav").write_bytes(2 * speech.read_bytes())
     runtime = Runtime(tiny_bundle, slots=1, threads=1, device="cpu")
     steps = []
@@ -176,7 +176,7 @@ def test_a_changed_byte_in_the_bundle_is_refused(tiny_bundle: Bundle, speech: Pa
     assert result.exit_code == 1 and "temporal.data does not have the SHA-256" in result.stderr
 
 
-def test_outputs_in_one_place_are_refused(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
+def test_two_outputs_to_the_same_file_are_refused(tiny_bundle: Bundle, speech: Path, tmp_path: Path) -> None:
     result = run(tiny_bundle, speech, tmp_path, "--output-text", str(tmp_path / "." / "agent.wav"))
     assert result.exit_code == 1 and "named twice" in result.stderr
     recording = speech.read_bytes()

@@ -1,4 +1,4 @@
-"""What holds for every command: no empty values, and nowhere to print to is an error."""
+"""Rules for every command: empty values are refused, and a closed output is an error."""
 
 import os
 import subprocess
@@ -38,10 +38,8 @@ def test_every_command_follows_the_common_rules() -> None:
 
 @pytest.mark.parametrize("path, command", ALL, ids=[" ".join(path) for path, _ in ALL])
 @pytest.mark.parametrize("empty", ["", " "])
-def test_an_empty_value_is_refused_wherever_one_is_taken(
-    path: tuple[str, ...], command: click.Command, empty: str
-) -> None:
-    """As a shell variable that is not set gives it: where "" would be all addresses, the working folder, or no token."""
+def test_an_empty_value_is_refused_by_every_option(path: tuple[str, ...], command: click.Command, empty: str) -> None:
+    """An unset shell variable gives "", which could mean all addresses, the working folder, or no token."""
     takes_values = [p for p in command.params if not getattr(p, "is_flag", False) and p.name not in MAY_BE_EMPTY]
     for parameter in takes_values:
         option = parameter.opts[:1] if isinstance(parameter, click.Option) else []
@@ -55,10 +53,10 @@ def test_an_empty_token_variable_is_refused(arguments: list[str], token: str) ->
     result = CliRunner().invoke(main, arguments, env={"PPLEX_TOKEN": token})
     assert result.exit_code == 2 and "PPLEX_TOKEN is set, but empty" in result.stderr
     given = CliRunner().invoke(main, [*arguments, "--token", "secret", "--origin", "x"], env={"PPLEX_TOKEN": token})
-    assert given.exit_code == 2 and "PPLEX_TOKEN" not in given.stderr  # the command line goes before the variable
+    assert given.exit_code == 2 and "PPLEX_TOKEN" not in given.stderr  # the command line overrides the variable
 
 
-def test_a_shells_unset_variable_does_not_open_the_server(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_unset_shell_variable_does_not_open_the_server(tiny_bundle: Bundle, tmp_path: Path) -> None:
     shell = 'exec "$0" -c "$1" serve "$2" --port 0 --device cpu --host "$HOST_THAT_IS_NOT_SET"'
     command = ["sh", "-c", shell, sys.executable, MAIN, str(tiny_bundle.folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
@@ -79,7 +77,7 @@ def test_closed_streams_do_not_stop_the_work(closed: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("closed", ["2", "0 1 2"])
 def test_a_run_without_streams_writes_its_files(closed: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Files that are opened next must not get the number of the stream that libraries print to."""
+    """Files opened later must not get the descriptor of a stream that libraries print to."""
     wav = Path(__file__).parents[1] / "golden/tiny/checkpoint/voices/synthetic.wav"
     outputs = ["--output-wav", str(tmp_path / "agent.wav"), "--output-text", str(tmp_path / "agent.json")]
     done = _with_closed(closed, "run", str(tiny_bundle.folder), "--input-wav", str(wav), "--voice", "none", *outputs)
@@ -88,20 +86,20 @@ def test_a_run_without_streams_writes_its_files(closed: str, tiny_bundle: Bundle
 
 
 @pytest.mark.parametrize("arguments", [["inspect"], ["bench", "host"], ["validate", "--reference", "."]])
-def test_a_result_that_cannot_be_printed_is_an_error_before_the_work(arguments: list[str], tiny_bundle: Bundle) -> None:
+def test_an_unprintable_result_fails_before_the_work(arguments: list[str], tiny_bundle: Bundle) -> None:
     done = _with_closed("1", *arguments, str(tiny_bundle.folder))
     assert done.returncode == 1 and "standard output is closed" in done.stderr and "Traceback" not in done.stderr
     assert _with_closed("0 1 2", *arguments, str(tiny_bundle.folder)).returncode == 1
 
 
-def test_audio_that_would_go_to_a_closed_output_is_not_computed(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_audio_for_a_closed_output_is_not_computed(tiny_bundle: Bundle, tmp_path: Path) -> None:
     outputs = ["--output-wav", "-", "--output-text", str(tmp_path / "agent.json")]
     done = _with_closed("1", "run", str(tiny_bundle.folder), "--input-wav", "no.wav", *outputs)
     assert done.returncode == 1 and "Standard output is closed" in done.stderr
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here, as only Linux has it")
-def test_a_full_disk_is_said(tiny_bundle: Bundle) -> None:
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: only Linux has it")
+def test_a_full_disk_is_reported(tiny_bundle: Bundle) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", MAIN, "inspect", str(tiny_bundle.folder), "--json"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)

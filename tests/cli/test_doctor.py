@@ -1,4 +1,4 @@
-"""`pplex-export doctor`, as a user runs it: what it finds wrong is wrong, what it advises helps, and nothing ends it."""
+"""`pplex-export doctor`, as a user runs it: its findings are true, its advice helps, and it never crashes."""
 
 import json
 import os
@@ -22,22 +22,22 @@ COMMAND = [sys.executable, "-P", "-c", "from pplex.cli import main; main()", "do
 
 
 def doctor(*arguments: object, code: int = 0, **environment: str) -> dict[str, Any]:
-    """What it prints as JSON, in a process of its own."""
+    """The JSON that doctor prints, in a process of its own."""
     command = [*COMMAND, *map(str, arguments), "--json"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
-def stopping(told: dict[str, Any], aim: str) -> list[dict[str, Any]]:
-    return [finding for finding in told["findings"] if aim in finding["stops"]]
+def stopping(report: dict[str, Any], aim: str) -> list[dict[str, Any]]:
+    return [finding for finding in report["findings"] if aim in finding["stops"]]
 
 
-def test_this_machine_runs_the_tiny_bundle_and_the_next_command_is_one(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    told = doctor("run", tiny_bundle.folder)
-    assert told["stopped"] == {"run": []} and told["passed"]
-    assert {finding["check"] for finding in told["findings"]} >= {
+def test_this_machine_runs_the_tiny_bundle_and_the_suggested_command(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    report = doctor("run", tiny_bundle.folder)
+    assert report["stopped"] == {"run": []} and report["passed"]
+    assert {finding["check"] for finding in report["findings"]} >= {
         "python",
         "packages",
         "onnxruntime",
@@ -45,7 +45,7 @@ def test_this_machine_runs_the_tiny_bundle_and_the_next_command_is_one(tiny_bund
         "bundle",
     }
     options = {"user.wav": TINY / "checkpoint/voices/synthetic.wav", "agent.wav": tmp_path / "a.wav"}
-    words = [str(options.get(word, word)) for word in told["next"].split()]
+    words = [str(options.get(word, word)) for word in report["next"].split()]
     arguments = [*words[1:], "--voice", "none"]
     arguments[arguments.index("agent.json")] = str(tmp_path / "a.json")
     result = CliRunner().invoke(main, arguments)
@@ -62,22 +62,22 @@ def test_without_a_command_everything_is_checked_and_the_exit_code_is_0() -> Non
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 125
 
 
-def test_it_looks_where_numpy_is_broken(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_doctor_runs_with_a_broken_numpy(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy/__init__.py").write_text("raise ImportError('libopenblas.so: cannot open shared object file')")
-    told = doctor("serve", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
-    assert "libopenblas.so" in stopping(told, "serve")[0]["fact"]
-    assert told["next"] == "Reinstall it: pip install --force-reinstall 'numpy>=2.3'"
+    report = doctor("serve", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
+    assert "libopenblas.so" in stopping(report, "serve")[0]["fact"]
+    assert report["next"] == "Reinstall it: pip install --force-reinstall 'numpy>=2.3'"
 
 
-def test_it_looks_where_a_library_crashes(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_doctor_runs_when_a_library_crashes(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime/__init__.py").write_text("import os; os.abort()")
-    told = doctor("run", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
-    assert told["stopped"]["run"][0] == "onnxruntime" and "SIGABRT" in stopping(told, "run")[0]["fact"]
+    report = doctor("run", tiny_bundle.folder, code=1, PYTHONPATH=str(tmp_path))
+    assert report["stopped"]["run"][0] == "onnxruntime" and "SIGABRT" in stopping(report, "run")[0]["fact"]
 
 
-def test_no_memory(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_stops_run(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(tmp_path, monkeypatch)
     kernel.group("/", V2.format(at="/", on="/sys/fs/cgroup"))
     kernel.limits("sys/fs/cgroup", memory_max="150000000", memory_current="100000000")
@@ -87,7 +87,7 @@ def test_no_memory(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Monk
     assert "50.0 MB free, within the control group's limit of 0.1 GB." in result.output
 
 
-def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     result = CliRunner().invoke(main, ["doctor", "build", "--out", str(tmp_path / "bundle"), "--precision", "int4"])
@@ -104,12 +104,12 @@ class TestUsage:
             (("serve", "--port", "70000"), "70000"),
         ],
     )
-    def test_exit_code_2(self, arguments: tuple[str, ...], words: str) -> None:
+    def test_bad_usage_exits_with_2(self, arguments: tuple[str, ...], words: str) -> None:
         result = CliRunner().invoke(main, ["doctor", *arguments])
         assert result.exit_code == 2 and words in result.output
 
     @pytest.mark.parametrize("option", [("--precision", "fp3"), ("--gpu", "abacus")])
-    def test_a_precision_or_a_gpu_that_does_not_exist(self, option: tuple[str, str]) -> None:
+    def test_an_unknown_precision_or_gpu_is_refused(self, option: tuple[str, str]) -> None:
         result = CliRunner().invoke(main, ["doctor", "build", *option])
         assert result.exit_code == 1 and option[1] in result.output
 
@@ -124,6 +124,6 @@ def test_an_error_about_this_machine_names_doctor(error: Exception, monkeypatch:
     assert result.exit_code == 1 and result.output.rstrip().endswith("To check this machine: pplex-export doctor")
 
 
-def test_an_error_about_what_was_given_does_not(tmp_path: Path) -> None:
+def test_an_error_about_the_input_does_not_name_doctor(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert result.exit_code == 1 and "doctor" not in result.output

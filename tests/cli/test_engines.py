@@ -1,4 +1,4 @@
-"""inspect and plan, and the builder's options, as a user gives them."""
+"""The commands inspect and plan, and the options of the builder."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-def test_the_documentations_table_is_the_commands_output() -> None:
+def test_table_in_the_documentation_is_the_output_of_the_command() -> None:
     result = run("plan")
     assert result.exit_code == 0, result.output
     (table,) = re.findall(r"<!-- pplex-export plan -->\n(.*?)<!-- end -->", (DOCS / "gpus.md").read_text(), re.DOTALL)
@@ -76,7 +76,7 @@ def test_inspect_refuses_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
         (["--compiled-for", "any"], EngineOptions(compiled_for="any")),
     ],
 )
-def test_engine_options_reach_a_command_as_one(arguments: list[str], options: EngineOptions) -> None:
+def test_engine_options_reach_a_command_as_one_object(arguments: list[str], options: EngineOptions) -> None:
     @click.command()
     @click.argument("name")
     @engine_options

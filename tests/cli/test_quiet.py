@@ -1,4 +1,4 @@
-"""What run, serve, validate and bench send and leave behind: nothing. Seen from outside, by strace."""
+"""run, serve, validate and bench send nothing and leave nothing behind: strace watches them."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ export_graph("temporal", checkpoint, checkpoint.config, Path(sys.argv[2]))
 
 
 def has_telemetry() -> bool:
-    """Looked for in the library's files: to import it would start what it has."""
+    """Search the files of the library: an import would start its telemetry."""
     spec = find_spec("onnxruntime")
     assert spec is not None and spec.origin is not None
     files = Path(spec.origin).parent.glob("capi/onnxruntime_pybind11_state*.so")
@@ -57,13 +57,13 @@ def room(tmp_path: Path) -> Room:
 
 
 def assert_quiet(traced: Traced, room: Room, *outputs: Path) -> None:
-    """Nothing looked up, nobody reached, nothing changed but `outputs` and temporary files, of which none is left."""
+    """No name lookup, no connection, no change except `outputs`, and no temporary file left."""
     assert not traced.looked_up and not traced.reached, traced
     assert not traced.changed_outside(room.temporary, *outputs)
     assert not list(room.home.rglob("*")) and not list(room.temporary.rglob("*"))
 
 
-def test_what_is_planted_is_seen(room: Room) -> None:
+def test_tracer_finds_planted_activity(room: Room) -> None:
     traced = trace(PLANTED, [], room)
     assert traced.code == 0, traced.errors
     assert traced.looked_up and "192.0.2.1" in traced.reached
@@ -72,15 +72,15 @@ def test_what_is_planted_is_seen(room: Room) -> None:
 
 @pytest.mark.skipif(not has_telemetry(), reason="this ONNX Runtime was built without telemetry")
 @pytest.mark.parametrize("value", ["0", None])
-def test_telemetry_is_seen_where_it_is_on(value: str | None, room: Room) -> None:
-    """By the operator, and without us."""
+def test_tracer_finds_enabled_telemetry(value: str | None, room: Room) -> None:
+    """The operator enables it, or our package is not imported."""
     first = "import pplex.runtime\n" if value else ""
     traced = trace(f"{first}import onnxruntime", [], room, **({ORT_TELEMETRY: value} if value else {}))
     assert traced.code == 0, traced.errors
     assert any(path.is_relative_to(room.home / ".cache/Microsoft") for path in traced.changed)
 
 
-def test_run(tiny_bundle: Bundle, room: Room) -> None:
+def test_run_is_quiet(tiny_bundle: Bundle, room: Room) -> None:
     out = ["--voice", "none", "--output-wav", "out/agent.wav", "--output-text", "out/agent.json"]
     (room.work / "out").mkdir()
     traced = trace(MAIN, ["run", str(tiny_bundle.folder), "--input-wav", str(WAV), *out], room)
@@ -89,7 +89,7 @@ def test_run(tiny_bundle: Bundle, room: Room) -> None:
     assert (room.work / "out/agent.wav").is_file()
 
 
-def test_a_script(tiny_bundle: Bundle, room: Room) -> None:
+def test_a_script_is_quiet(tiny_bundle: Bundle, room: Room) -> None:
     code = (
         "import sys, numpy as np; from pplex.runtime import Runtime; runtime = Runtime.load(sys.argv[1], slots=1)\n"
         "runtime.open(seed=1).step(np.zeros(1920, np.float32))"
@@ -100,8 +100,8 @@ def test_a_script(tiny_bundle: Bundle, room: Room) -> None:
 
 
 @pytest.mark.parametrize("home", ["its own", "unwritable"])
-def test_serve(home: str, tiny_bundle: Bundle, room: Room) -> None:
-    """With a client that talks, and none before and after; a home that cannot be written to puts no line into the log."""
+def test_serve_is_quiet(home: str, tiny_bundle: Bundle, room: Room) -> None:
+    """With and without a client; an unwritable home folder adds no line to the log."""
     environment = {"HOME": "/dev/null"} if home == "unwritable" else {}
     arguments = ["serve", str(tiny_bundle.folder), "--port", "0", "--slots", "2", "--device", "cpu"]
     with tracing(MAIN, arguments, room, **environment) as (process, traced):
@@ -134,15 +134,15 @@ async def talk(url: str) -> None:
                 return
 
 
-def test_a_certificate_of_its_own_is_made_without_a_look_up(tiny_bundle: Bundle, room: Room) -> None:
+def test_a_self_signed_certificate_needs_no_name_lookup(tiny_bundle: Bundle, room: Room) -> None:
     code = "from pplex.server.tls import self_signed_context; self_signed_context('127.0.0.1')"
     traced = trace(code, [], room)
     assert traced.code == 0, traced.errors
     assert not traced.looked_up and not traced.changed_outside(room.temporary)
-    assert set(traced.reached) <= {"192.0.2.1", "2001:db8::1"}  # a datagram's address, to which none is sent
+    assert set(traced.reached) <= {"192.0.2.1", "2001:db8::1"}  # addresses of a datagram socket that sends nothing
 
 
-def test_validate(tiny_bundle: Bundle, room: Room) -> None:
+def test_validate_is_quiet(tiny_bundle: Bundle, room: Room) -> None:
     arguments = [str(tiny_bundle.folder), "--reference", str(CHECKPOINT), "--frames", "64", "--only", "drift"]
     traced = trace(MAIN, ["validate", *arguments, "--report", "report"], room)
     assert traced.code == 0, traced.errors
@@ -150,8 +150,8 @@ def test_validate(tiny_bundle: Bundle, room: Room) -> None:
     assert_quiet(traced, room, room.work / "report")
 
 
-def test_who_hears_speech(room: Room) -> None:
-    """What validate's conversations need besides, and are too long to wait for here."""
+def test_speech_detector_is_quiet(room: Room) -> None:
+    """The speech detector of validate's conversations, which themselves take too long for a test."""
     code = (
         "import numpy as np; from pplex.validate.speech.detector import SpeechDetector\n"
         "SpeechDetector()(np.zeros(24000, 'f4'))"
@@ -161,20 +161,20 @@ def test_who_hears_speech(room: Room) -> None:
     assert_quiet(traced, room)
 
 
-def test_bench_frame(tiny_bundle: Bundle, room: Room) -> None:
+def test_bench_frame_is_quiet(tiny_bundle: Bundle, room: Room) -> None:
     traced = trace(MAIN, ["bench", "frame", str(tiny_bundle.folder), "--frames", "20"], room)
     assert traced.code == 0, traced.errors
     assert_quiet(traced, room)
 
 
-def test_bench_of_processes(tiny_bundle: Bundle, room: Room) -> None:
+def test_bench_load_is_quiet(tiny_bundle: Bundle, room: Room) -> None:
     traced = trace(MAIN, ["bench", "load", str(tiny_bundle.folder), "--runs", "1"], room)
     assert traced.code == 0, traced.errors
     assert_quiet(traced, room)
 
 
-def test_a_graph_is_exported(room: Room) -> None:
-    """As `build` does, and `bench codec` and `bench precision` before they measure."""
+def test_export_of_a_graph_is_quiet(room: Room) -> None:
+    """The export step of `build`, `bench codec` and `bench precision`."""
     (room.work / "out").mkdir()
     traced = trace(EXPORT, [str(CHECKPOINT), "out"], room)
     assert traced.code == 0, traced.errors

@@ -1,4 +1,4 @@
-"""Commands of a user who may not read what is named: which file it is, and neither a traceback nor "damaged"."""
+"""Commands whose user may not read a file: the error names the file, without a traceback or the word "damaged"."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ RUN = ["run", "bundle", "--input-wav", "user.wav", "--output-wav", "agent.wav", 
 
 @pytest.fixture
 def room(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A folder with copies of what commands read: a bundle, a checkpoint, a recording."""
+    """A folder with copies of the files that commands read: a bundle, a checkpoint, a recording."""
     shutil.copytree(tiny_bundle.folder, tmp_path / "bundle")
     shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint")
     shutil.copy(TINY / "checkpoint/voices/synthetic.wav", tmp_path / "user.wav")
@@ -49,8 +49,8 @@ def assert_refused(done: subprocess.CompletedProcess[str], *files: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [SERVE, RUN, ["inspect", "bundle"], ["plan", "bundle", "--gpu", "l4"]])
-def test_a_bundle(arguments: list[str], room: Path) -> None:
-    """A folder that may be listed and not entered, a manifest that may not be read, and several files at once."""
+def test_an_unreadable_bundle_is_named(arguments: list[str], room: Path) -> None:
+    """A folder that can be listed but not entered, an unreadable manifest, and several unreadable files at once."""
     bundle = room / "bundle"
     with mode(0o600, bundle):
         assert_refused(unprivileged.run(MAIN, *arguments, cwd=room), "bundle/manifest.json")
@@ -68,7 +68,7 @@ def test_a_cache_of_another_user_is_rebuilt(room: Path) -> None:
     assert done.returncode == 0 and (room / "agent.wav").is_file(), done.stderr
 
 
-def test_a_certificate(room: Path) -> None:
+def test_an_unreadable_certificate_is_named(room: Path) -> None:
     (room / "tls").mkdir()
     for name in ("cert.pem", "key.pem"):
         (room / "tls" / name).write_text("")
@@ -78,7 +78,7 @@ def test_a_certificate(room: Path) -> None:
         assert_refused(unprivileged.run(MAIN, *SERVE, "--ssl", "tls", cwd=room), "tls/cert.pem")
 
 
-def test_the_folder_of_a_page(room: Path) -> None:
+def test_an_unreadable_page_folder_is_named(room: Path) -> None:
     (room / "page").mkdir()
     (room / "page/index.html").write_text("")
     with mode(0, room / "page/index.html"):
@@ -86,7 +86,7 @@ def test_the_folder_of_a_page(room: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_earlier_report(room: Path) -> None:
+def test_an_unreadable_report_is_named(room: Path) -> None:
     (room / "report").mkdir()
     (room / "report/report.json").write_text("{}")
     with mode(0, room / "report/report.json"):
@@ -95,8 +95,8 @@ def test_an_earlier_report(room: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint(room: Path) -> None:
-    """Its weights, which the library reports as missing, and recordings in folders below."""
+def test_an_unreadable_checkpoint_is_named(room: Path) -> None:
+    """Unreadable weights, which the library reports as missing, and recordings in subfolders."""
     checkpoint, build = room / "checkpoint", ["build", "checkpoint", "--out", "made", "--precision", "int4"]
     with mode(0, checkpoint / "config.json"):
         done = unprivileged.run(MAIN, "plan", "checkpoint", "--gpu", "l4", cwd=room)

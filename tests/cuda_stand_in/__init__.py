@@ -1,6 +1,6 @@
-"""CUDA's libraries without a GPU, for ONNX Runtime's CUDA provider: launches are written down, and nothing is computed.
+"""CUDA's libraries without a GPU, for ONNX Runtime's CUDA provider: they record launches and compute nothing.
 
-The provider comes with another build of the module that the processor's tests use. So it lies in a folder of its own
-(build.FOLDER, filled by `make .venv/test`), and what uses it is a process of its own, which makes a process.StandIn before
-anything else: launches.py, which tests/runtime/test_ort_cuda.py runs.
+The provider needs another build of ONNX Runtime than the tests for the processor. It lies in its own folder
+(build.FOLDER, filled by `make .venv/test`). Its users run in their own process and create a process.StandIn before
+anything else: see launches.py, which tests/runtime/test_ort_cuda.py runs.
 """

@@ -1,4 +1,4 @@
-"""The part of cuda.bindings.runtime that pplex.runtime.cuda_device calls, by ctypes: the package needs a driver."""
+"""Functions of cuda.bindings.runtime that pplex.runtime.cuda_device calls, through ctypes: the package needs a driver."""
 
 import ctypes
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
-NAME, MAJOR, MINOR = b"Stand-in GPU", 9, 0  # as cudart.c has them
+NAME, MAJOR, MINOR = b"Stand-in GPU", 9, 0  # the same as in cudart.c
 MEMORY_NBYTES = 141 << 30
 _POINTER, _SIZE, _INT, _FLAGS = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint
 
@@ -14,7 +14,7 @@ Function = Callable[..., tuple[Any, ...]]
 
 
 class ErrorCode(IntEnum):
-    """Of cudaError_t, what CudaDevice tells apart and what cudart.c gives."""
+    """The values of cudaError_t that CudaDevice distinguishes and cudart.c returns."""
 
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
@@ -29,7 +29,7 @@ class ErrorCode(IntEnum):
     cudaErrorStreamCaptureInvalidated = 901
 
 
-# What a function is given; those in _GIVING return a handle or an address, by a pointer to it that comes first.
+# Argument types of each function; functions in _GIVING return a handle or an address through a first pointer argument.
 _GIVING = {
     "cudaMalloc": (_SIZE,),
     "cudaHostAlloc": (_SIZE, _FLAGS),

@@ -1,4 +1,4 @@
-"""The stand-in's shared libraries, compiled once: one for each that ONNX Runtime's CUDA provider uses."""
+"""The stand-in's shared libraries, compiled once: one for each library that ONNX Runtime's CUDA provider uses."""
 
 import hashlib
 import re
@@ -11,17 +11,17 @@ from tempfile import mkdtemp
 FOLDER = Path(sys.prefix) / "cuda"  # onnxruntime-gpu and CUDA's headers
 SOURCES = Path(__file__).parent
 CACHE = SOURCES.parents[1] / ".cache" / "cuda_stand_in"
-# In the order they are loaded in: all the others write into cudart's events.
+# In load order: the other libraries write into the events of cudart.
 LIBRARIES = (
     "libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9", "libcurand.so.10", "libcuda.so.1"
 )  # fmt: skip
 _PROVIDER = FOLDER / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so"
 _HEADERS = FOLDER / "nvidia" / "cu13" / "include"
-_SETTING_UP = re.compile("Create|Destroy|Get|Set|Init|Encode")  # functions that launch nothing
+_SETTING_UP = re.compile("Create|Destroy|Get|Set|Init|Encode")  # functions that launch no kernel
 
 
 def missing() -> str | None:
-    """What the stand-in needs and is not there, with what to do about it; None where all is."""
+    """The first missing requirement of the stand-in, with the command that installs it; None if nothing is missing."""
     if sys.platform != "linux":
         return "the CUDA stand-in replaces shared libraries of Linux"
     if not (_PROVIDER.is_file() and _HEADERS.is_dir()):
@@ -31,7 +31,7 @@ def missing() -> str | None:
 
 
 def build() -> Path:
-    """The folder of the libraries, made if it is not there yet."""
+    """The folder of the libraries; built if missing."""
     provider = _PROVIDER.stat()
     mark = hashlib.sha256(repr((provider.st_size, provider.st_mtime_ns)).encode())
     for source in (Path(__file__), *sorted(SOURCES.glob("*.[ch]"))):
@@ -44,23 +44,23 @@ def build() -> Path:
             _compile(library, [name for name, of in wanted if of == library], made)
         try:
             made.rename(out)
-        except OSError:  # another process has just made the same
+        except OSError:  # another process has just built it
             shutil.rmtree(made)
     return out
 
 
 def _wanted() -> list[tuple[str, str]]:
-    """The functions that the provider takes from CUDA's libraries, and which it takes each from."""
+    """The functions that the provider imports from CUDA's libraries, and the library of each."""
     listed = subprocess.run(["nm", "-D", "--undefined-only", _PROVIDER], capture_output=True, text=True, check=True)
     linked = re.findall(r" U (cu[^@\s]+)(?:@(\S+))?", listed.stdout)
-    # It looks for cuDNN's by name, when a convolution is run.
+    # It looks up the functions of cuDNN by name, when a convolution runs.
     named = {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", _PROVIDER.read_bytes())}
     wanted = [(name, library or "libcuda.so.1") for name, library in linked]
     return wanted + [(name, "libcudnn.so.9") for name in sorted(named)]
 
 
 def _compile(library: str, functions: list[str], out: Path) -> None:
-    """Functions that no source defines say that they went well; of the CUDA runtime all must be defined."""
+    """Functions without a definition return success; every function of the CUDA runtime must be defined."""
     name = library.removeprefix("lib").partition(".")[0]
     stubs, versions, source = out / f"{name}_stubs.c", out / f"{name}.map", SOURCES / f"{name}.c"
     stubs.write_text('#include "events.h"\n' + "".join(_stub(f) for f in functions if name != "cudart"))

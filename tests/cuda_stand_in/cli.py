@@ -1,6 +1,6 @@
 """`pplex-export` on the stand-in: PYTHONPATH=tests .venv/bin/python -m cuda_stand_in.cli COMMAND...
 
-What a command does on a GPU is done, with nothing computed: no time and no value that it prints means anything.
+The command runs as on a GPU but computes nothing: its printed times and values are meaningless.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""What a frame of a bundle launches on ONNX Runtime's CUDA provider, by graph and kernel: no GPU is needed, or used.
+"""The launches of a frame on ONNX Runtime's CUDA provider, by graph and kernel. It needs no GPU and uses none.
 
     PYTHONPATH=tests .venv/bin/python -m cuda_stand_in.launches BUNDLE... [--slots N...] [--json]
 
-The counts are of what is in the CUDA graphs that the provider captures. They say nothing of how long it takes.
+It counts the nodes of the captured CUDA graphs. It measures no time.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def main() -> None:
 
 
 def measure(stand_in: StandIn, bundle: Path, batches: Sequence[int]) -> dict[str, Any]:
-    """Of a bundle: whether each graph is captured, what was refused in captures, and of a frame of each number of slots
-    what its graphs hold ("graphs") and what is called when it comes again ("again")."""
+    """The result for a bundle: captured graphs, calls refused in captures, and for each number of slots the nodes of a
+    frame's graphs ("graphs") and the calls of its next run ("again")."""
     from pplex.runtime.bundle import open_bundle
     from pplex.runtime.stages import Stages
 
@@ -58,7 +58,7 @@ def measure(stand_in: StandIn, bundle: Path, batches: Sequence[int]) -> dict[str
 
 
 def _captures(events: Iterable[Event]) -> list[list[Event]]:
-    """What went into each CUDA graph, in the order of the captures."""
+    """The launches in each CUDA graph, in the order of the captures."""
     captures = list[list[Event]]()
     for event in events:
         if event.kind is Kind.CAPTURE:
@@ -82,7 +82,7 @@ def _demangled(names: Sequence[str]) -> list[str]:
 
 
 def _shortened(signature: str) -> str:
-    """A kernel's own name, and that of the operation that a kernel for any operation is made for."""
+    """The name of a kernel, and the operation of a generic kernel."""
     plain = signature.replace("(anonymous namespace)::", "").removeprefix("void ")
     operation = re.search(r"OP_(\w+)", plain)
     qualified = re.split("[<(]", plain, maxsplit=1)[0]

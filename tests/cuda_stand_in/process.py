@@ -1,4 +1,4 @@
-"""Makes this process use the stand-in, and reads what it wrote down."""
+"""Makes this process use the stand-in, and reads the recorded calls."""
 
 import ctypes
 import sys
@@ -10,14 +10,14 @@ from cuda_stand_in.build import FOLDER, LIBRARIES, build
 
 
 class Kind(IntEnum):
-    """As `enum kind` in events.h."""
+    """The same as `enum kind` in events.h."""
 
     KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED, HOST = range(9)
 
 
 @dataclass(frozen=True)
 class Event:
-    """A call: `captured` into a CUDA graph, so that nothing ran. `name` is a mangled kernel's or a function's."""
+    """One call. `captured`: it went into a CUDA graph and did not run. `name`: of a kernel (mangled) or a function."""
 
     kind: Kind
     captured: bool
@@ -29,11 +29,11 @@ class _Event(ctypes.Structure):
 
 
 class StandIn:
-    """The calls of one process. To be made before onnxruntime and pplex.runtime are imported."""
+    """The calls of one process. Create it before onnxruntime and pplex.runtime are imported."""
 
     def __init__(self) -> None:
         folder = build()
-        # A library is not looked for where one of its name is loaded.
+        # The loader does not search for a library whose name is already loaded.
         loaded = [ctypes.CDLL(str(folder / library), ctypes.RTLD_GLOBAL) for library in LIBRARIES]
         self._runtime = loaded[0]
         self._runtime.stand_in_events.restype = ctypes.POINTER(_Event)
@@ -42,10 +42,10 @@ class StandIn:
         sys.modules["cuda.bindings.runtime"] = runtime  # type: ignore[assignment]
         import onnxruntime
 
-        onnxruntime.preload_dlls = lambda: None  # real libraries, where there are some
+        onnxruntime.preload_dlls = lambda: None  # real libraries, if installed
 
     def take(self) -> list[Event]:
-        """What was called since the last time."""
+        """The calls since the last time."""
         count = ctypes.c_size_t()
         events = self._runtime.stand_in_events(ctypes.byref(count))
         taken = [Event(Kind(e.kind), bool(e.captured), e.name.decode()) for e in events[: count.value]]

@@ -22,7 +22,7 @@ CPU_ORT = Probe({"version": "1.31.1", "providers": ["CPUExecutionProvider"], "cu
 CUDA_ORT = Probe({"version": "1.31.1", "providers": [CUDA, "CPUExecutionProvider"], "cuda": None})
 RTX_4090 = Driver((FoundGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9),), (13, 0))
 VERSIONS = {TENSORRT_RTX: Probe("1.7.1.116"), TENSORRT: Probe(error="no", missing="tensorrt")}
-# Root reads everything, by two capabilities. Without them in its bounding set, what it starts may read what its mode says.
+# Two capabilities let root read everything. Without them in the bounding set, file modes apply to child processes.
 AS_A_USER = """
 import ctypes, json, os, sys
 from dataclasses import asdict
@@ -40,7 +40,7 @@ print(json.dumps(asdict(finding)))
 
 @pytest.fixture
 def copied(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A bundle to break."""
+    """A copy of the bundle that tests may damage."""
     return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
 
 
@@ -50,19 +50,19 @@ def looked(folder: Path) -> list[Finding]:
 
 
 def as_a_user(folder: Path) -> Finding:
-    """The finding of one who may not read everything, as root may."""
+    """The finding of a user who, unlike root, may not read everything."""
     command = [sys.executable, "-P", "-c", AS_A_USER, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Finding(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_a_complete_bundle(tiny_bundle: Bundle) -> None:
+def test_a_complete_bundle_passes(tiny_bundle: Bundle) -> None:
     finding = looked(tiny_bundle.folder)[0]
     assert finding.level == OK and "is complete: mimi_encode fp32" in finding.fact
     assert finding.details["weights"] > 10**6
 
 
-def test_a_folder_that_this_user_may_not_read(copied: Path) -> None:
+def test_an_unreadable_folder_is_reported(copied: Path) -> None:
     copied.chmod(0)
     try:
         finding = as_a_user(copied)
@@ -71,7 +71,7 @@ def test_a_folder_that_this_user_may_not_read(copied: Path) -> None:
     assert finding.level == PROBLEM and "Permission denied" in finding.fact and finding.advice
 
 
-def test_a_file_that_this_user_may_not_read(copied: Path) -> None:
+def test_an_unreadable_file_is_reported(copied: Path) -> None:
     (copied / "temporal.data").chmod(0)
     finding = as_a_user(copied)
     assert finding.level == PROBLEM and "temporal.data cannot be used: Permission denied" in finding.fact
@@ -81,7 +81,7 @@ def test_a_file_that_this_user_may_not_read(copied: Path) -> None:
 @pytest.mark.parametrize(
     "name, words", [("temporal.data", "temporal.data has 100 bytes"), (MANIFEST_FILE, "cannot be read")]
 )
-def test_one_that_was_cut_short(copied: Path, name: str, words: str) -> None:
+def test_a_truncated_file_is_reported(copied: Path, name: str, words: str) -> None:
     os.truncate(copied / name, 100)
     (finding,) = looked(copied)
     assert (finding.level, finding.stops) == (PROBLEM, ("run",)) and words in finding.fact
@@ -89,12 +89,12 @@ def test_one_that_was_cut_short(copied: Path, name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_none_at_all(tmp_path: Path, there: bool) -> None:
+def test_a_folder_without_a_bundle_is_reported(tmp_path: Path, there: bool) -> None:
     (finding,) = looked(tmp_path if there else tmp_path / "nothing")
     assert finding.level == PROBLEM and "is not a bundle" in finding.fact
 
 
-def test_a_bundle_that_cannot_be_checked_before_a_library_is_repaired(
+def test_a_bundle_is_not_checked_with_a_broken_library(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('no')")
@@ -103,7 +103,7 @@ def test_a_bundle_that_cannot_be_checked_before_a_library_is_repaired(
     assert (finding.level, finding.stops) == (WARNING, ())
 
 
-def test_one_that_is_not_the_same_model(copied: Path) -> None:
+def test_a_bundle_that_failed_validation_is_reported(copied: Path) -> None:
     manifest = json.loads((copied / MANIFEST_FILE).read_text())
     manifest["parity"] = {"checked": True, "passed": False, "frames": 1, "failures": ["drift"], "measures": {}}
     manifest["digest"] = manifest_digest(manifest)
@@ -112,7 +112,7 @@ def test_one_that_is_not_the_same_model(copied: Path) -> None:
 
 
 def state(**changes: Any) -> dict[str, Any]:
-    """Of a bundle whose temporal graph is compiled for a GPU."""
+    """The state of a bundle whose temporal graph is compiled for a GPU."""
     engine = {
         "kind": TENSORRT_RTX, "gpu": "rtx-4090", "sm": 89, "slots": 4, "made_with": "tensorrt-rtx 1.7.1.116", "file": "",
     } | changes  # fmt: skip
@@ -135,23 +135,23 @@ def runs(bundle: dict[str, Any], driver: Driver = RTX_4090, ort: Probe = CPU_ORT
         ({}, {"device": "cpu"}, "compiled for sm_89"),
     ],
 )
-def test_engines_that_do_not_run_here(changes: dict[str, Any], asked: dict[str, Any], words: str) -> None:
+def test_unusable_engines_are_reported(changes: dict[str, Any], asked: dict[str, Any], words: str) -> None:
     finding = runs(state(**changes), **asked)
     assert finding is not None and (finding.level, finding.stops) == (PROBLEM, ("serve",))
     assert words in finding.fact and finding.advice
 
 
-def test_engines_for_this_gpu() -> None:
+def test_engines_for_this_gpu_pass() -> None:
     finding = runs(state())
     assert finding is not None and finding.level == OK
 
 
-def test_engines_without_a_gpu() -> None:
+def test_engines_without_a_gpu_are_reported() -> None:
     finding = runs(state(), Driver(error="none"))
     assert finding is not None and "this machine has no such GPU" in finding.fact
 
 
-def test_bf16_takes_a_gpu() -> None:
+def test_bf16_needs_a_gpu() -> None:
     graphs = {
         "engines": {"temporal": {"kind": "onnxruntime"}},
         "on_onnxruntime": ["temporal"],

@@ -19,15 +19,15 @@ class TestFolder:
         (finding,) = check_checkpoint(Question("build", str(folder)))
         return finding
 
-    def test_that_is_whole(self) -> None:
+    def test_a_complete_one_passes(self) -> None:
         assert self.look(TINY / "checkpoint").level == OK
 
-    def test_that_lacks_files(self, tmp_path: Path) -> None:
+    def test_missing_files_are_named(self, tmp_path: Path) -> None:
         finding = self.look(tmp_path)
         assert (finding.level, finding.stops) == (PROBLEM, ("build",)) and "it lacks model.safetensors" in finding.fact
         assert "pplex-export synth" in str(finding.advice)
 
-    def test_that_cannot_be_read_without_torch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_broken_torch_is_a_warning(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so')")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         finding = self.look(TINY / "checkpoint")
@@ -41,7 +41,7 @@ class TestFolder:
 class TestHub:
     @pytest.fixture
     def repo(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo]:
-        """A repository of a running stand-in, which every process that is started from here takes for the hub."""
+        """A repository of a running stand-in; child processes use it as the hub."""
         server = Server(("127.0.0.1", 0), Answer)
         server.repos = {NAME: Repo(NAME, token=TOKEN)}
         environment = {
@@ -59,7 +59,7 @@ class TestHub:
     def ask(self) -> Callable[[], Finding]:
         def ask(name: str = NAME) -> Finding:
             (finding,) = check_hub(Question("build", name, hub=True))
-            assert TOKEN not in str(finding), "a token is nobody's business"
+            assert TOKEN not in str(finding), "the token must not be shown"
             return finding
 
         return ask

@@ -1,4 +1,4 @@
-"""GPUs, their driver and the engines' libraries: a stand-in for the driver's library, and the real ONNX Runtime."""
+"""GPUs, the driver and the libraries of engines, with a stand-in for the driver and the real ONNX Runtime."""
 
 import platform
 import shutil
@@ -15,14 +15,14 @@ from pplex.doctor.probe import Probe
 from pplex.runtime.gpus import GPUS, ONNXRUNTIME_SM, TENSORRT, TENSORRT_RTX, FoundGpu
 
 SOURCE = Path(__file__).with_name("libcuda.c")
-WITH_CUDA = Path(__file__).parents[2] / ".venv/cuda"  # of make test: ONNX Runtime for GPUs without CUDA's libraries
+WITH_CUDA = Path(__file__).parents[2] / ".venv/cuda"  # from `make test`: ONNX Runtime for GPUs without CUDA's libraries
 ORT = Probe({"version": "1.31.1", "providers": [CUDA, "CPUExecutionProvider"], "cuda": None})
 CPU_ORT = Probe({"version": "1.31.1", "providers": ["CPUExecutionProvider"], "cuda": None})
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a libcuda.so.1."""
+    """The folder of a stand-in for libcuda.so.1."""
     if shutil.which("cc") is None:
         pytest.skip("cc, which builds the stand-in for the driver, is not installed: apt-get install gcc libc6-dev")
     folder = tmp_path_factory.mktemp("driver")
@@ -32,7 +32,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A driver with a GPU; tests change its answers in the environment."""
+    """A driver with a GPU; tests change its answers through environment variables."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
     monkeypatch.setenv("STAND_IN_GPU", "NVIDIA GeForce RTX 4090")
     return monkeypatch
@@ -55,26 +55,26 @@ class TestDriver:
         assert finding.level == OK and "sm_89, 24.0 GB" in finding.fact and "TensorRT-RTX" in finding.fact
 
     @pytest.mark.parametrize("status, advice", [("100", "--gpus all"), ("803", "restart"), ("1", "nvidia-smi")])
-    def test_that_refuses_says_what_to_do(self, driver: pytest.MonkeyPatch, status: str, advice: str) -> None:
+    def test_a_refusing_driver_says_what_to_do(self, driver: pytest.MonkeyPatch, status: str, advice: str) -> None:
         driver.setenv("STAND_IN_STATUS", status)
         (finding,) = engines.check_gpu(Question("run", device="cuda"), ask_driver(), used=True)
         assert (finding.level, finding.stops) == (PROBLEM, ("run",))
         assert status in finding.fact and advice in str(finding.advice)
 
-    def test_whose_library_is_broken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_broken_library_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "libcuda.so.1").write_bytes(b"")
         monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
         (finding,) = engines.check_gpu(Question(), ask_driver(), used=False)
         assert finding.level == WARNING and "file too short" in finding.fact
 
-    def test_that_is_not_there_is_nothing_wrong(self) -> None:
+    def test_a_missing_driver_is_fine(self) -> None:
         none = Driver(error="No NVIDIA GPU and no driver were found.")
         (finding,) = engines.check_gpu(Question(), none, used=False)
         assert (finding.level, finding.advice) == (OK, None)
         (finding,) = engines.check_gpu(Question("build", gpu="local"), none, used=False)
         assert finding.stops == ("build",) and "--gpu local" in str(finding.advice)
 
-    def test_too_old_for_cuda_13_matters_where_it_is_used(self) -> None:
+    def test_a_driver_too_old_for_cuda_13_is_a_problem_only_if_used(self) -> None:
         old = gpu_of("rtx-4090", cuda=(12, 8))
         used = first_problem(list(engines.check_gpu(Question("serve"), old, used=True)))
         assert (used.level, used.stops) == (PROBLEM, ("serve",)) and "580" in str(used.advice)
@@ -92,7 +92,9 @@ class TestKernels:
             ("aarch64", "jetson-thor", False), ("aarch64", "a100", False), ("riscv64", "h200", False),
         ],
     )  # fmt: skip
-    def test_by_gpu_and_processor(self, monkeypatch: pytest.MonkeyPatch, machine: str, name: str, runs: bool) -> None:
+    def test_depend_on_gpu_and_processor(
+        self, monkeypatch: pytest.MonkeyPatch, machine: str, name: str, runs: bool
+    ) -> None:
         monkeypatch.setattr(platform, "machine", lambda: machine)
         monkeypatch.setattr(engines, "probe", lambda code: Probe(True))
         (finding,) = engines.check_cuda(Question("run"), ORT, gpu_of(name))
@@ -105,23 +107,21 @@ class TestKernels:
         (finding,) = engines.check_cuda(Question("run", device="cpu"), ORT, gpu_of("b200"))
         assert finding.stops == ()
 
-    def test_of_the_processors_onnxruntime_only_where_the_gpu_has_some_is_the_other_one_advised(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_cuda_extra_is_advised_only_for_gpus_with_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(platform, "machine", lambda: "x86_64")
         (for_h200,) = engines.check_cuda(Question(), CPU_ORT, gpu_of("h200"))
         (for_b200,) = engines.check_cuda(Question(), CPU_ORT, gpu_of("b200"))
         assert "pplex-export[cuda]" in str(for_h200.advice)
         assert "pplex-export[cuda]" not in str(for_b200.advice) and "--gpu local" in str(for_b200.advice)
 
-    def test_every_listed_architecture_is_one_that_gpu_takes(self) -> None:
+    def test_every_listed_architecture_is_a_known_gpu_architecture(self) -> None:
         from pplex.runtime.gpus import KNOWN_SM
 
         assert {sm for known in ONNXRUNTIME_SM.values() for sm in known} <= set(KNOWN_SM)
 
 
 class TestLibraries:
-    def test_the_onnxruntime_that_is_installed(self) -> None:
+    def test_installed_onnxruntime_is_described(self) -> None:
         finding = next(iter(engines.check_onnxruntime(Question(), engines.ask_onnxruntime(), needed=True)))
         assert finding.level == OK and "CPUExecutionProvider" in finding.fact
 
@@ -129,31 +129,31 @@ class TestLibraries:
         "code, words",
         [("", "no attribute '__version__'"), ("raise ImportError('x.so: invalid ELF header')", "invalid ELF header")],
     )
-    def test_an_emptied_onnxruntime_and_one_that_does_not_load(
+    def test_an_emptied_or_broken_onnxruntime_is_reported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str
     ) -> None:
         (tmp_path / "onnxruntime").mkdir()
         (tmp_path / "onnxruntime/__init__.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        told = engines.ask_onnxruntime()
-        (finding,) = engines.check_onnxruntime(Question(), told, needed=True)
+        found = engines.ask_onnxruntime()
+        (finding,) = engines.check_onnxruntime(Question(), found, needed=True)
         assert (finding.level, finding.stops) == (PROBLEM, ("run", "serve"))
         assert words in finding.fact and "pip install --force-reinstall onnxruntime" in str(finding.advice)
-        (unneeded,) = engines.check_onnxruntime(Question(), told, needed=False)
+        (unneeded,) = engines.check_onnxruntime(Question(), found, needed=False)
         assert unneeded.stops == ()
 
     @pytest.mark.skipif(not WITH_CUDA.is_dir(), reason=".venv/cuda has no onnxruntime-gpu: make test installs it there")
-    def test_cudas_libraries_that_are_missing_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_cuda_libraries_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYTHONPATH", str(WITH_CUDA))
-        told = engines.ask_onnxruntime()
-        if told.error or CUDA not in told.value["providers"] or not told.value["cuda"]:
+        found = engines.ask_onnxruntime()
+        if found.error or CUDA not in found.value["providers"] or not found.value["cuda"]:
             pytest.skip(
                 "onnxruntime-gpu or what it lacks is other than make test installs: CUDA's libraries may be here"
             )
-        problem = first_problem(list(engines.check_cuda(Question("run", device="cuda"), told, Driver())))
+        problem = first_problem(list(engines.check_cuda(Question("run", device="cuda"), found, Driver())))
         assert ".so" in problem.fact and problem.stops == ("run",) and "cudnn" in str(problem.advice)
 
-    def test_which_tensorrt_a_gpu_takes(self) -> None:
+    def test_a_gpu_gets_its_kind_of_tensorrt(self) -> None:
         missing = {kind: Probe(error="no", missing=kind.replace("-", "_")) for kind in (TENSORRT_RTX, TENSORRT)}
         rtx, data_center = engines.check_tensorrt(Question(), gpu_of("rtx-4090"), missing)
         assert (rtx.level, data_center.level) == (WARNING, OK) and "pplex-export[rtx]" in str(rtx.advice)
@@ -162,7 +162,7 @@ class TestLibraries:
         rtx, _ = engines.check_tensorrt(Question("build", gpu="rtx-5090"), Driver(), missing)
         assert (rtx.level, rtx.stops) == (PROBLEM, ("build",))
 
-    def test_a_tensorrt_that_does_not_load(self) -> None:
+    def test_a_broken_tensorrt_is_reported(self) -> None:
         broken = {TENSORRT_RTX: Probe(error="OSError: libnvinfer"), TENSORRT: Probe("11.0")}
         rtx, data_center = engines.check_tensorrt(Question(), Driver(), broken)
         assert rtx.level == WARNING and "libnvinfer" in rtx.fact and data_center.level == OK

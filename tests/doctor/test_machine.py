@@ -1,4 +1,4 @@
-"""Memory, processors and disk against the released model, a bundle and a build: a stand-in for the kernel's files."""
+"""Memory, processors and disk for the released model, a bundle and a build, with a stand-in for the kernel's files."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """Bytes free on every disk, in `free`."""
+    """Every disk has `free` bytes left."""
     room = {"free": 100 * GB}
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage._replace(free=room["free"]))
@@ -47,24 +47,26 @@ class TestMemory:
         "free, level, stops",
         [(2 * GB, PROBLEM, ("run",)), (9 * GB, WARNING, ()), (30 * GB, OK, ())],
     )
-    def test_for_the_released_model(self, kernel: Kernel, free: int, level: str, stops: tuple[str, ...]) -> None:
+    def test_released_model_needs_enough_memory(
+        self, kernel: Kernel, free: int, level: str, stops: tuple[str, ...]
+    ) -> None:
         kernel.memory(total=64 * GB, available=free)
         finding = worst(machine.check_memory(Question("run"), sizes(), None))
         assert (finding.level, finding.stops) == (level, stops)
 
-    def test_a_container_with_less_than_its_machine(self, kernel: Kernel) -> None:
+    def test_a_container_limit_counts(self, kernel: Kernel) -> None:
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", memory_max=str(4 * GB), memory_current=str(GB))
         first, *others = machine.check_memory(Question("run"), sizes(), None)
         assert first.fact == "3.0 GB free, within the control group's limit of 4.0 GB."
         assert worst(iter(others)).stops == ("run",)
 
-    def test_fewer_conversations_than_slots(self, kernel: Kernel) -> None:
+    def test_memory_for_fewer_conversations_is_a_warning(self, kernel: Kernel) -> None:
         kernel.memory(total=64 * GB, available=12 * GB)
         finding = worst(machine.check_memory(Question("serve", slots=8), sizes(), None))
         assert (finding.level, finding.stops) == (WARNING, ()) and "--slots 3" in str(finding.advice)
 
-    def test_engines_of_a_bundle_are_in_the_gpus_memory(self, kernel: Kernel) -> None:
+    def test_engines_need_no_memory_of_the_processor(self, kernel: Kernel) -> None:
         kernel.memory(total=64 * GB, available=2 * GB)
         bundle = {"on_onnxruntime": [], "weights": 5 * GB, "session": GB}
         assert worst(machine.check_memory(Question("run"), sizes(), bundle)).level == OK
@@ -76,13 +78,15 @@ class TestMemory:
             ("rtx-4090", 8 * GB, PROBLEM, "with engines needs about 16.2 GB"), ("rtx-4090", 20 * GB, OK, ""),
         ],
     )  # fmt: skip
-    def test_for_a_build(self, kernel: Kernel, gpu: str | None, free: int, level: str, words: str) -> None:
+    def test_a_build_needs_enough_memory(
+        self, kernel: Kernel, gpu: str | None, free: int, level: str, words: str
+    ) -> None:
         kernel.memory(total=64 * GB, available=free)
         finding = worst(machine.check_memory(Question("build", gpu=gpu), sizes(compiled=gpu is not None), None))
         assert finding.level == level and words in finding.fact
         assert finding.stops == (("build",) if level == PROBLEM else ())
 
-    def test_a_system_that_does_not_say(self, kernel: Kernel) -> None:
+    def test_unknown_memory_is_a_warning(self, kernel: Kernel) -> None:
         kernel.write("proc/meminfo", "")
         (finding,) = machine.check_memory(Question(), sizes(), None)
         assert (finding.level, finding.stops) == (WARNING, ())
@@ -96,7 +100,7 @@ class TestProcessors:
         (finding,) = machine.check_processors(Question())
         assert finding.level == WARNING and "allows 1.5 of 8 processors: 1 thread a step." in finding.fact
 
-    def test_without_one(self, kernel: Kernel) -> None:
+    def test_without_a_quota_all_processors_count(self, kernel: Kernel) -> None:
         (finding,) = machine.check_processors(Question())
         assert finding.level == OK and finding.details["quota"] is None
 
@@ -110,25 +114,27 @@ class TestDisk:
         "free, level, advice",
         [(100 * GB, OK, "None"), (12 * GB, WARNING, "--precision fp8, int8, int4"), (GB, PROBLEM, "on another disk")],
     )
-    def test_for_a_build(self, tmp_path: Path, disk: dict[str, int], free: int, level: str, advice: str) -> None:
+    def test_a_build_needs_enough_space(
+        self, tmp_path: Path, disk: dict[str, int], free: int, level: str, advice: str
+    ) -> None:
         disk["free"] = free
         finding = self.check(out=tmp_path / "not/yet/there")
         assert finding.level == level and advice in str(finding.advice) and str(tmp_path) in finding.fact
 
-    def test_a_checkpoint_on_the_same_disk_comes_on_top(self, tmp_path: Path, disk: dict[str, int]) -> None:
+    def test_a_checkpoint_on_the_same_disk_is_added(self, tmp_path: Path, disk: dict[str, int]) -> None:
         disk["free"] = 20 * GB
         assert self.check(out=tmp_path, precision="int4").level == OK
         finding = self.check(out=tmp_path, precision="int4", cache=tmp_path)
         assert (finding.level, finding.stops) == (PROBLEM, ("build",)) and "17.1 GB for the checkpoint" in finding.fact
 
-    def test_the_cache_of_the_first_load(self, tmp_path: Path, disk: dict[str, int]) -> None:
+    def test_cache_of_the_first_load_needs_space(self, tmp_path: Path, disk: dict[str, int]) -> None:
         disk["free"] = GB
         for to_prepare, writable, level in ((2 * GB, True, WARNING), (GB // 2, True, OK), (GB // 2, False, WARNING)):
             bundle = {"to_prepare": to_prepare, "writable": writable}
             finding = self.check(source=str(tmp_path), bundle=bundle)
             assert (finding.level, finding.stops) == (level, ())
 
-    def test_no_temporary_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_temporary_folder_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def none() -> None:
             raise FileNotFoundError(2, "No usable temporary directory found")
 

@@ -40,13 +40,13 @@ def problems(question: Question) -> list[Finding]:
     return [finding for finding in check_packages(question) if finding.level != OK]
 
 
-def test_sound_packages_with_their_versions() -> None:
+def test_working_packages_are_listed_with_their_versions() -> None:
     (finding,) = check_packages(BASE)
     assert (finding.level, finding.stops) == (OK, ())
     assert "numpy" in finding.fact and set(finding.details["numpy"]) == {"installed", "needed", "tested"}
 
 
-def test_only_the_processors_extra_is_installed(shadows: Shadows) -> None:
+def test_cpu_extra_alone_is_enough(shadows: Shadows) -> None:
     shadows.missing("aiohttp", "av", "cryptography", "prometheus_client", "uvloop")
     assert problems(BASE) == []
     (finding,) = problems(Question("serve"))
@@ -60,7 +60,7 @@ def test_without_uvloop_serving_works(shadows: Shadows) -> None:
     assert (finding.level, finding.stops) == (WARNING, ())
 
 
-def test_a_broken_package_is_named_once_with_those_that_need_it(shadows: Shadows) -> None:
+def test_a_broken_package_is_named_once_with_its_dependants(shadows: Shadows) -> None:
     shadows.module("numpy", "raise ImportError('libopenblas.so: cannot open shared object file')")
     (finding,) = problems(BASE)
     assert (finding.level, finding.stops) == (PROBLEM, ("build", "run", "serve"))
@@ -69,7 +69,7 @@ def test_a_broken_package_is_named_once_with_those_that_need_it(shadows: Shadows
     assert finding.advice == "Reinstall it: pip install --force-reinstall 'numpy>=2.3'"
 
 
-def test_soundfile_without_its_library(shadows: Shadows) -> None:
+def test_soundfile_without_libsndfile_is_reported(shadows: Shadows) -> None:
     shadows.module("soundfile", "raise OSError('sndfile library not found')")
     (finding,) = problems(BASE)
     assert "OSError: sndfile library not found" in finding.fact and "libsndfile1" in str(finding.advice)
@@ -91,12 +91,12 @@ def test_a_folder_without_code_is_not_a_package(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every package can be imported, and none is."""
+    """Checks every package without importing it."""
     monkeypatch.setattr(packages, "import_all", lambda modules: dict.fromkeys(modules, Probe()))
 
 
 @pytest.mark.usefixtures("importable")
-def test_versions_that_are_too_old_or_others_than_the_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_and_untested_versions_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = requirements.installed
     monkeypatch.setattr(
         requirements, "installed", lambda name: {"numpy": "1.26.4", "tqdm": "5.0"}.get(name, real(name))
@@ -107,13 +107,13 @@ def test_versions_that_are_too_old_or_others_than_the_tested(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("importable")
-def test_without_lock_files_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_lock_files_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(requirements, "LOCKS", tmp_path)
     (finding,) = check_packages(BASE)
     assert (finding.level, "not available for comparison" in finding.fact) == (OK, True)
 
 
-def test_an_untested_python_or_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untested_python_or_system_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     (finding,) = check_python(BASE)
     assert (finding.level, finding.stops) == (WARNING, ())

@@ -1,4 +1,4 @@
-"""Libraries that end the process, hang or say too much, looked at in a process of their own."""
+"""Libraries that crash, hang or print too much, probed in a process of their own."""
 
 import pytest
 
@@ -17,26 +17,26 @@ def test_an_error_and_a_missing_module_are_distinguished() -> None:
     assert probe("import sys; sys.exit(3)").error == "SystemExit: 3"
 
 
-def test_a_crash_is_an_answer() -> None:
+def test_a_crash_is_reported_by_its_signal() -> None:
     assert probe("import ctypes; ctypes.string_at(0)").error == "it crashes (SIGSEGV)"
     assert probe("import os; os.abort()").error == "it crashes (SIGABRT)"
 
 
-def test_a_process_that_ends_without_a_word() -> None:
+def test_a_silent_exit_is_reported() -> None:
     assert probe("import os; os._exit(0)").error == "Python exits with code 0: no message"
 
 
-def test_a_library_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT_S", 1)
     assert probe("import time; time.sleep(100)").error == "no answer within 1 s"
 
 
-def test_python_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_that_does_not_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/no/python")
     assert "Python cannot be started" in (probe("found = 1").error or "")
 
 
-def test_a_folder_of_the_moment_shadows_no_library(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_folder_does_not_shadow_libraries(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(str(tmp_path))
     with open("json.py", "w") as file:
         file.write("raise ImportError('not this one')")
@@ -48,7 +48,7 @@ def test_a_long_error_is_cut_to_its_first_line() -> None:
     assert len(first_line("x" * 1000)) < 300
 
 
-def test_a_check_that_fails_is_a_finding() -> None:
+def test_a_failing_check_becomes_a_finding() -> None:
     def broken() -> list[Finding]:
         raise ZeroDivisionError("of ours")
 

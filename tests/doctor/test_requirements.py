@@ -1,4 +1,4 @@
-"""What our metadata asks for, and the lock files that are installed beside the code."""
+"""The requirements in our metadata, and the lock files that are installed with the code."""
 
 import tomllib
 from importlib import metadata
@@ -12,14 +12,14 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_every_line_of_our_metadata_is_understood() -> None:
+def test_every_requirement_of_our_metadata_is_parsed() -> None:
     found = {(one.extra, one.name, one.bound) for one in requirements()}
     assert {("", "numpy", ">=2.3"), ("export", "torch", "==2.13.0"), ("serve", "uvloop", ">=0.21")} <= found
     assert ("cuda", "onnxruntime-gpu", ">=1.31") in found
     assert len(found) == len(metadata.requires("pplex-export") or [])
 
 
-def test_a_bound_of_another_kind_is_refused() -> None:
+def test_an_unknown_kind_of_bound_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be read as a requirement"):
         parse("numpy~=2.3")
 
@@ -37,7 +37,7 @@ def test_versions_are_compared_by_their_numbers(version: str, least: str, exact:
     assert one.fits is fits
 
 
-def test_zeros_at_the_end_do_not_count() -> None:
+def test_trailing_zeros_do_not_count() -> None:
     assert numbers("1.0") == numbers("1") == numbers("1.0.0")
 
 
@@ -49,13 +49,13 @@ def test_the_lock_files_are_packaged_and_read() -> None:
     assert {"numpy", "aiohttp", "huggingface-hub", "nvidia-cuda-runtime"} <= set(pins)
 
 
-def test_a_locked_package_is_found_under_the_name_that_we_ask_for() -> None:
+def test_a_locked_package_is_found_under_any_spelling() -> None:
     locked = set(locked_versions())
     asked = {normalized(one.name) for one in requirements() if one.extra in ("", "cpu", "serve", "validate")}
     assert asked <= locked
 
 
-def test_every_package_is_listed_and_says_that_it_has_types() -> None:
+def test_every_package_is_listed_and_marked_as_typed() -> None:
     setuptools = PROJECT["tool"]["setuptools"]
     folders = {
         name: ROOT / folder for name, folder in setuptools["package-dir"].items() if name != "pplex.requirements"

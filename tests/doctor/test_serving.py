@@ -19,7 +19,7 @@ Certificates = Callable[..., Path]
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Certificates:
-    """Writes cert.pem and key.pem, valid from so many days on to so many days on; `other_key`: a key that is not its own."""
+    """Writes cert.pem and key.pem, valid from `first` to `last` days from now; `other_key`: the key does not match."""
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -43,17 +43,17 @@ def certificate(tmp_path: Path) -> Certificates:
 
 
 class TestPort:
-    def test_a_free_one(self) -> None:
+    def test_a_free_port_passes(self) -> None:
         (finding,) = serving.check_port(Question("serve", port=0))
         assert finding.level == OK
 
-    def test_a_port_in_use(self) -> None:
+    def test_a_port_in_use_is_reported(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             (finding,) = serving.check_port(Question("serve", port=other.getsockname()[1]))
         assert (finding.level, finding.stops) == (PROBLEM, ("serve",)) and "another --port" in str(finding.advice)
 
     @pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "no-such-host.invalid"])
-    def test_a_host_that_this_machine_is_not(self, host: str) -> None:
+    def test_a_host_of_another_machine_is_reported(self, host: str) -> None:
         (finding,) = serving.check_port(Question("serve", host=host, port=0))
         assert (finding.level, finding.stops) == (PROBLEM, ("serve",)) and "--host" in str(finding.advice)
 
@@ -66,30 +66,32 @@ class TestCertificate:
             (1, 100, PROBLEM, "not valid before"),
         ],
     )  # fmt: skip
-    def test_its_dates(self, certificate: Certificates, first: int, last: int, level: str, words: str) -> None:
+    def test_its_dates_are_checked(
+        self, certificate: Certificates, first: int, last: int, level: str, words: str
+    ) -> None:
         (finding,) = serving.check_certificate(Question("serve", tls_folder=certificate(first, last)))
         assert finding.level == level and words in finding.fact and "voice.example" in finding.fact
         assert finding.stops == (("serve",) if level == PROBLEM else ())
 
-    def test_a_key_of_another_one(self, certificate: Certificates) -> None:
+    def test_a_key_of_another_certificate_is_reported(self, certificate: Certificates) -> None:
         (finding,) = serving.check_certificate(Question("serve", tls_folder=certificate(other_key=True)))
         assert (finding.level, finding.stops) == (PROBLEM, ("serve",)) and "belong together" in str(finding.advice)
 
-    def test_a_folder_without_one(self, tmp_path: Path) -> None:
+    def test_a_folder_without_certificate_is_reported(self, tmp_path: Path) -> None:
         (finding,) = serving.check_certificate(Question("serve", tls_folder=tmp_path))
         assert finding.level == PROBLEM and "lacks cert.pem" in finding.fact
 
-    def test_the_network_without_tls(self) -> None:
+    def test_serving_a_network_without_tls_is_a_warning(self) -> None:
         (finding,) = serving.check_certificate(Question("serve", host="0.0.0.0"))
         assert finding.level == WARNING and "microphone" in finding.fact
         assert list(serving.check_certificate(Question("serve"))) == []
 
 
-def test_the_audio_libraries_that_are_installed() -> None:
+def test_installed_audio_libraries_pass() -> None:
     assert [finding.level for finding in serving.check_audio(Question("serve"))] == [OK, OK]
 
 
-def test_audio_libraries_without_opus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_libraries_without_opus_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "soundfile.py").write_text(
         "__libsndfile_version__ = '1.0'\ncheck_format = lambda *names: len(names) == 1"
     )
@@ -103,19 +105,19 @@ def test_audio_libraries_without_opus(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class TestBrowser:
-    def test_none(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_missing_browser_is_a_warning(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         (finding,) = serving.check_browser(Question())
         assert (finding.level, finding.stops) == (WARNING, ()) and finding.advice == "apt-get install chromium"
 
-    def test_one_that_does_not_start(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_browser_that_does_not_start_is_reported(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "chromium").write_text("#!/no/such/shell\n")
         (tmp_path / "chromium").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
         (finding,) = serving.check_browser(Question())
         assert finding.level == WARNING and "does not start" in finding.fact
 
-    def test_only_where_the_tests_are(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_is_checked_only_beside_the_tests(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert list(serving.check_browser(Question("serve"))) == []
         monkeypatch.setattr(serving, "TESTS", tmp_path / "tests")
         assert list(serving.check_browser(Question())) == []

@@ -1,4 +1,4 @@
-"""A bundle's report: from its graphs where those run, from what was written down where engines do."""
+"""A bundle's report: from its ONNX graphs, or from the build record of its engines."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from pplex.runtime.pipeline import GRAPH_NAMES
 
 @pytest.fixture(scope="module")
 def engine_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The tiny bundle with an engine for its decoder."""
+    """The tiny bundle with a compiled decoder."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path_factory.mktemp("reports") / "bundle"))
     manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text())
@@ -58,7 +58,7 @@ def test_engines_are_reported_from_their_build_record(engine_bundle: Bundle) -> 
     )
 
 
-def test_text_has_a_row_a_graph_and_its_layers(engine_bundle: Bundle) -> None:
+def test_text_has_one_row_per_graph_and_its_layers(engine_bundle: Bundle) -> None:
     text = report_bundle(engine_bundle.folder).to_text()
     assert "| mimi_decode | fp32      | tensorrt-rtx | tensorrt-rtx 1." in text and "rtx-4090 (sm_89)" in text
     assert "layers before the builder fuses them: ACTIVATION FLOAT" in text

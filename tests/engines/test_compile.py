@@ -1,4 +1,4 @@
-"""Every graph builds under TensorRT-RTX without a GPU, its weights stored once and as narrow as they are written."""
+"""Every graph builds under TensorRT-RTX without a GPU; weights are stored once, in the width of the file."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def compile_mlp(path: Path, slots: int = 4, options: EngineOptions = DEFAULT_OPT
 
 
 def held_nbytes(engine: Path) -> int:
-    """Weights of an engine, in the library's own count."""
+    """Bytes of an engine's weights, as the library counts them."""
     return int(json.loads(layers_path(engine).read_text())["held_nbytes"])
 
 
@@ -50,16 +50,16 @@ def test_graph_builds_and_is_described(tiny_bundle: Bundle, tmp_path: Path, grap
         "slots": 8,
         "made_with": f"tensorrt-rtx {trt.__version__}",
     }
-    told = json.loads(layers_path(out).read_text())
+    layers = json.loads(layers_path(out).read_text())
     rings = sum(state.ring for state in spec.state)
-    assert told["layers"].get("KV_CACHE_UPDATE", {}) == ({"FLOAT": rings} if rings else {})
-    assert len(told["scratch_nbytes"]) == (2 if graph == "temporal" else 1)
-    assert 1_000_000 < told["weights"]["FLOAT"] < out.stat().st_size
+    assert layers["layers"].get("KV_CACHE_UPDATE", {}) == ({"FLOAT": rings} if rings else {})
+    assert len(layers["scratch_nbytes"]) == (2 if graph == "temporal" else 1)
+    assert 1_000_000 < layers["weights"]["FLOAT"] < out.stat().st_size
 
 
 @pytest.mark.parametrize("weights", ["float16", "int8", "int4", "float8_e4m3fn"])
 @pytest.mark.parametrize("slots", [1, 8])
-def test_two_profiles_share_weights_as_narrow_as_written(tmp_path: Path, weights: str, slots: int) -> None:
+def test_two_profiles_share_weights_of_the_written_width(tmp_path: Path, weights: str, slots: int) -> None:
     nbytes = write_mlp(tmp_path / "mlp.onnx", weights)
     engine = compile_mlp(tmp_path / "mlp.onnx", slots)
     assert nbytes <= held_nbytes(engine) < 1.01 * nbytes
@@ -77,7 +77,7 @@ def test_a_profile_of_one_row_would_store_weights_twice(
 
 
 def test_widened_weights_are_refused(tmp_path: Path) -> None:
-    """A Cast after a weight is folded into it: the engine would hold float32."""
+    """TensorRT folds a Cast into the weight: the engine would hold float32."""
     spec = GraphSpec("lookup", (TensorSpec("token", "int64", ("B",)),), (TensorSpec("row", "float32", ("B", 2048)),))
     steps = [
         helper.make_node("Cast", ["table"], ["wide"], to=TensorProto.FLOAT),
@@ -88,7 +88,7 @@ def test_widened_weights_are_refused(tmp_path: Path) -> None:
         compile_engine(tmp_path / "a.onnx", spec, 1, RTX_4090, 1, tmp_path / "a.engine")
 
 
-def test_scratch_of_priming_is_that_of_two_slots(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_priming_takes_the_scratch_memory_of_two_slots(tiny_bundle: Bundle, tmp_path: Path) -> None:
     def scratch(slots: int) -> int:
         out = tmp_path / f"{slots}.engine"
         compile_engine(tiny_bundle.graph_path("temporal"), tiny_bundle.specs["temporal"], 96, RTX_4090, slots, out)
@@ -98,7 +98,7 @@ def test_scratch_of_priming_is_that_of_two_slots(tiny_bundle: Bundle, tmp_path: 
 
 
 def test_tf32_is_off_unless_asked_for(tmp_path: Path) -> None:
-    """The library has it on."""
+    """TF32 is on by default in the library."""
     x, y = (TensorSpec(name, "float32", ("B", 512)) for name in "xy")
     spec, weight = GraphSpec("product", (x,), (y,)), numpy_helper.from_array(np.eye(512, dtype=np.float32), "w")
     write_graph(tmp_path / "a.onnx", spec, [helper.make_node("MatMul", ["x", "w"], ["y"])], [weight])
@@ -110,14 +110,14 @@ def test_tf32_is_off_unless_asked_for(tmp_path: Path) -> None:
     assert engine(EngineOptions()) == engine(EngineOptions()) != engine(EngineOptions(tf32=True))
 
 
-def test_too_little_workspace_is_refused_in_the_librarys_words(tmp_path: Path) -> None:
+def test_too_little_workspace_is_refused_with_the_message_of_the_library(tmp_path: Path) -> None:
     write_mlp(tmp_path / "mlp.onnx", "float16")
     with pytest.raises(BuildError, match=r"cannot build mlp.onnx for sm_89: .*within workspace limit"):
         compile_mlp(tmp_path / "mlp.onnx", options=EngineOptions(workspace_mb=1))
     assert not (tmp_path / "mlp.engine").exists()
 
 
-def test_engines_for_another_architecture_or_none_are_other_engines(tmp_path: Path) -> None:
+def test_each_target_architecture_gives_another_engine(tmp_path: Path) -> None:
     write_mlp(tmp_path / "mlp.onnx", "float16")
 
     def engine(target: str | None) -> bytes:
@@ -140,8 +140,8 @@ def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:
         compile_mlp(tmp_path / "mlp.onnx", options=EngineOptions(optimization_level=5))
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    """The library goes on after a write that failed, and reports success."""
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
+    """The library ignores a failed write and reports success."""
     write_mlp(tmp_path / "mlp.onnx", "float16")
     (tmp_path / "mlp.engine").symlink_to("/dev/full")
     with pytest.raises(BuildError, match=r"cannot build mlp.onnx for sm_89: .*No space left on device"):
@@ -149,7 +149,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "mlp.engine").is_symlink()
 
 
-def test_a_damaged_graph_is_refused_with_the_parsers_words(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_damaged_graph_is_refused_with_the_message_of_the_parser(tiny_bundle: Bundle, tmp_path: Path) -> None:
     def break_it(graph: onnx.GraphProto) -> None:
         graph.node[0].op_type = "NoSuchOp"
 
@@ -159,7 +159,7 @@ def test_a_damaged_graph_is_refused_with_the_parsers_words(tiny_bundle: Bundle, 
 
 
 def test_a_precision_the_gpu_lacks_is_refused_by_the_library(tmp_path: Path) -> None:
-    """What runtime/gpus.py knows beforehand."""
+    """The same limits as in runtime/gpus.py."""
     write_mlp(tmp_path / "mlp.onnx", "float8_e4m3fn")
     with pytest.raises(BuildError, match=r"for sm_86: .*Cannot compile for target.*fp8"):
         compile_engine(tmp_path / "mlp.onnx", MLP, 1, parse_gpu("rtx-3090"), 4, tmp_path / "mlp.engine")

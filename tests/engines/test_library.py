@@ -1,4 +1,4 @@
-"""What is said where an engine cannot be built: which library it takes, on which machine, and what would work."""
+"""Errors for engines that cannot be built here: the needed library and machine, and what would work."""
 
 import importlib.util
 import sys
@@ -44,7 +44,7 @@ def test_missing_tensorrt_rtx_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
         open_library(parse_gpu("rtx-4090"))
 
 
-@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
 def test_tensorrt_without_its_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     monkeypatch.setitem(sys.modules, "tensorrt", trt)  # the same API
@@ -54,7 +54,7 @@ def test_tensorrt_without_its_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         open_library(parse_gpu("h100"))
 
 
-def test_a_library_says_what_it_makes_engines_with() -> None:
+def test_a_library_names_itself_with_its_version() -> None:
     trt: Any = pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     library = open_library(parse_gpu("rtx-4090"))
     assert (library.made_with, str(library)) == (f"tensorrt-rtx {trt.__version__}", f"TensorRT-RTX {trt.__version__}")

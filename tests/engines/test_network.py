@@ -1,6 +1,6 @@
-"""What TensorRT's parser leaves out without an error is found before anything is built.
+"""Parts that TensorRT's parser drops without an error are found before the build.
 
-Each test changes a graph of the tiny bundle in one place. The parser takes every one of them.
+Each test changes one place of a graph of the tiny bundle. The parser accepts every change.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ Change = Callable[[onnx.GraphProto], None]
 
 
 class Parsed:
-    """A graph in TensorRT-RTX, to be checked against its contract."""
+    """A graph parsed by TensorRT-RTX, to compare with its spec."""
 
     def __init__(self, bundle: Bundle, graph: str, path: Path):
         self.spec, self.library = bundle.specs[graph], open_library(parse_gpu("rtx-4090"))
@@ -43,12 +43,12 @@ class Parsed:
 
 @pytest.fixture
 def problems(tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Callable[[str, Change], list[str]]]:
-    """What is found wrong with a graph after a change."""
+    """The problems of a graph after a change."""
     yield lambda graph, change: Parsed(tiny_bundle, graph, mutated(tiny_bundle, tmp_path, graph, change)).problems()
 
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
-def test_graphs_as_exported_lose_nothing(tiny_bundle: Bundle, graph: str) -> None:
+def test_exported_graphs_have_no_problems(tiny_bundle: Bundle, graph: str) -> None:
     parsed = Parsed(tiny_bundle, graph, tiny_bundle.graph_path(graph))
     assert parsed.problems() == []
     assert len(network.attentions(trt, parsed.network)) == len(nodes(parsed.model.graph, "Attention")) > 0
@@ -72,7 +72,7 @@ def test_attention_lengths_computed_in_the_graph_are_ignored(problems: Any) -> N
     assert any("reads lengths, which is ignored" in problem for problem in found)
 
 
-def test_an_input_that_nothing_reads(problems: Any) -> None:
+def test_an_unread_input_is_reported(problems: Any) -> None:
     def change(graph: onnx.GraphProto) -> None:
         for node in graph.node:
             node.input[:] = ["text_top_k" if name == "forced_text" else name for name in node.input]
@@ -84,13 +84,13 @@ def drop_a_mask(graph: onnx.GraphProto) -> None:
     del nodes(graph, "Attention")[1].input[3]
 
 
-def test_a_mask_that_the_graph_lacks(problems: Any) -> None:
+def test_a_mask_missing_from_the_graph_is_reported(problems: Any) -> None:
     (problem,) = problems("temporal", drop_a_mask)
     assert problem.endswith("has no mask, and would read ring entries that were never written")
 
 
-def test_a_mask_that_the_network_lacks(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """No graph is known whose mask the parser drops: a network without one is held against the graph with it."""
+def test_a_mask_missing_from_the_network_is_reported(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """No known graph loses its mask in the parser, so a network without a mask is compared with a graph that has one."""
     path = tiny_bundle.graph_path("temporal")
     parsed = Parsed(tiny_bundle, "temporal", mutated(tiny_bundle, tmp_path, "temporal", drop_a_mask))
     parsed.model = onnx.load(path, load_external_data=False)
@@ -98,7 +98,7 @@ def test_a_mask_that_the_network_lacks(tiny_bundle: Bundle, tmp_path: Path) -> N
     assert "lost its mask" in problem
 
 
-def test_a_mask_of_numbers(problems: Any) -> None:
+def test_a_mask_that_is_not_boolean_is_reported(problems: Any) -> None:
     def change(graph: onnx.GraphProto) -> None:
         attention = nodes(graph, "Attention")[0]
         cast = helper.make_node("Cast", [attention.input[3]], ["numbers"], name="to_numbers", to=TensorProto.FLOAT)
@@ -109,7 +109,7 @@ def test_a_mask_of_numbers(problems: Any) -> None:
     assert problem.endswith("is FLOAT, not BOOL")
 
 
-def test_a_mask_shorter_than_the_ring(problems: Any) -> None:
+def test_a_mask_shorter_than_the_ring_is_reported(problems: Any) -> None:
     def change(graph: onnx.GraphProto) -> None:
         attention = nodes(graph, "Attention")[0]
         ends = {name: [value] for name, value in (("from", 0), ("to", 1), ("along", 3))}
@@ -124,7 +124,7 @@ def test_a_mask_shorter_than_the_ring(problems: Any) -> None:
 
 
 @pytest.mark.parametrize("graph", ["temporal", "mimi_encode"])
-def test_a_ring_that_is_copied_out_is_not_written_in_place(problems: Any, graph: str) -> None:
+def test_a_ring_not_written_in_place_is_reported(problems: Any, graph: str) -> None:
     def change(model: onnx.GraphProto) -> None:
         (write,) = [node for node in nodes(model, "TensorScatter") if node.output[0] == "present.k.0"]
         write.output[0] = "ring"
@@ -135,7 +135,7 @@ def test_a_ring_that_is_copied_out_is_not_written_in_place(problems: Any, graph:
     assert problems(graph, change) == ["present.k.0 does not come from a KV cache layer but from IDENTITY"]
 
 
-def test_rings_that_changed_places(problems: Any) -> None:
+def test_swapped_rings_are_reported(problems: Any) -> None:
     def change(graph: onnx.GraphProto) -> None:
         for node in nodes(graph, "TensorScatter"):
             swapped = {"past.k.0": "past.v.0", "past.v.0": "past.k.0"}
@@ -147,14 +147,14 @@ def test_rings_that_changed_places(problems: Any) -> None:
     ]
 
 
-def test_a_carried_state_that_does_not_come_out(problems: Any) -> None:
+def test_a_missing_carried_state_is_reported(problems: Any) -> None:
     def change(graph: onnx.GraphProto) -> None:
         graph.output.remove(next(value for value in graph.output if value.name == "present.position"))
 
     assert problems("mimi_decode", change) == ["the output present.position is missing"]
 
 
-def test_outputs_of_another_dtype_and_name(problems: Any) -> None:
+def test_outputs_of_another_dtype_or_name_are_reported(problems: Any) -> None:
     def change(graph: onnx.GraphProto) -> None:
         for value in graph.output:
             if value.name == "text_token":

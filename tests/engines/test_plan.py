@@ -1,4 +1,4 @@
-"""The plan counts what fits, and says what would where something does not."""
+"""The plan counts the slots that fit, and suggests settings that fit."""
 
 import json
 from dataclasses import replace
@@ -22,15 +22,15 @@ def released(gpu: str, precision: str, capacity: int = 3000) -> MemoryPlan:
     return plan(RELEASED, parse_precision(precision), parse_gpu(gpu), capacity)
 
 
-def test_a_session_of_the_released_model_is_its_rings_and_little_else() -> None:
+def test_rings_are_most_of_a_session_of_the_released_model() -> None:
     nbytes = session_nbytes(RELEASED, parse_precision("fp16"), 3000)
     rings = 32 * 2 * 3000 * 4096 * 2
     assert rings < nbytes["temporal"] < rings + 500_000
     assert nbytes["mimi_encode"] + nbytes["mimi_decode"] < 17_000_000 and nbytes["depth"] < 100_000
 
 
-def test_what_is_carried_counts_twice(tiny_bundle: Bundle) -> None:
-    """Buffers of a session as the runtime makes them: a ring is one buffer, what is carried two."""
+def test_carried_state_counts_twice(tiny_bundle: Bundle) -> None:
+    """Buffers of a session in the runtime: a ring is one buffer, a carried state is two."""
     spec = tiny_bundle.specs["mimi_encode"]
     sizes = {"float32": 4, "int64": 8, "bool": 1}
 
@@ -70,7 +70,7 @@ def test_a_precision_the_gpu_lacks_has_no_slots() -> None:
         one.check(1)
 
 
-def test_unknown_memory_refuses_nothing() -> None:
+def test_unknown_memory_refuses_no_build() -> None:
     assert released("sm_89", "fp16").slots is None
     released("sm_89", "fp16").check(1000)
 
@@ -97,7 +97,7 @@ def test_suggested_settings_fit() -> None:
     released("rtx-4080", "int4").check(5)
 
 
-def test_a_plan_fits_in_a_line() -> None:
+def test_a_plan_is_printed_on_one_line() -> None:
     assert released("rtx-4090", "int4").to_text() == (
         "GeForce RTX 4090 (sm_89, tensorrt-rtx): 10 slots at 3000 steps of context; "
         "5.2 GB of weights, 1.6 GB a session, 297.1 MB of scratch"
@@ -105,7 +105,7 @@ def test_a_plan_fits_in_a_line() -> None:
     assert "an unknown number of slots" in released("sm_89", "int4").to_text()
 
 
-def test_a_bundles_plan_takes_its_files_weights_and_precision(tiny_bundle: Bundle) -> None:
+def test_plan_of_a_bundle_uses_its_weights_and_precision(tiny_bundle: Bundle) -> None:
     model = open_model(tiny_bundle.folder)
     assert model.precision == tiny_bundle.precision
     files = tiny_bundle.manifest["files"]
@@ -114,7 +114,7 @@ def test_a_bundles_plan_takes_its_files_weights_and_precision(tiny_bundle: Bundl
     assert (row["weights_nbytes"], row["precision"]) == (model.weights_nbytes, tiny_bundle.precision)
 
 
-def test_a_checkpoints_plan_takes_its_sizes(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_plan_of_a_checkpoint_uses_its_sizes(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"lm": {"num_layers": 16}}))
     assert open_model(tmp_path).config == replace(RELEASED, temporal=replace(RELEASED.temporal, layers=16))
 
@@ -126,7 +126,7 @@ def test_a_missing_source_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision, dtype", [("fp32", "float32"), ("fp16", "float16")])
 @pytest.mark.parametrize("capacity", [3000, 750])
-def test_scratch_is_more_than_the_builder_needs(tmp_path: Path, precision: str, dtype: str, capacity: int) -> None:
+def test_planned_scratch_exceeds_that_of_the_builder(tmp_path: Path, precision: str, dtype: str, capacity: int) -> None:
     """One attention of the released model's width: it has no weights, so it is quick to build."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
     spec = write_attention(tmp_path / "attention.onnx", dtype)

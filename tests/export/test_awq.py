@@ -1,4 +1,4 @@
-"""Folding factors into the weights leaves the function as it was, and rounding then costs less."""
+"""Folding factors into weights keeps the function, and reduces the rounding error."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_folding_keeps_the_function(checkpoint: Checkpoint, calibration: Calibra
     torch.testing.assert_close(outputs(module, graph, checkpoint), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_heavy_channels_err_less_when_they_are_scaled_up(checkpoint: Checkpoint, calibration: Calibration) -> None:
+def test_scaling_heavy_channels_up_reduces_their_error(checkpoint: Checkpoint, calibration: Calibration) -> None:
     name = "layers.1.gating.linear_in.weight"
     weight = weights.sources("temporal", checkpoint.config, checkpoint)[name].read(checkpoint)
     fold = folds_of("temporal", checkpoint, calibration)[name]

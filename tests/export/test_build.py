@@ -1,4 +1,4 @@
-"""Building a bundle: whole or not at all."""
+"""Building a bundle: complete or not at all."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def source(folder: Path) -> CheckpointSource:
 
 
 def start_build(checkpoint: Path, out: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """A build in a process of its own, and its staging folder once the first graph is written."""
+    """A build in its own process, and its staging folder after the first graph is written."""
     code = "from pplex.cli import main; main()"
     command = [sys.executable, "-c", code, "build", str(checkpoint), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
@@ -132,15 +132,15 @@ RTX_4090 = parse_gpu("rtx-4090")
 
 def test_a_bundle_for_a_gpu_holds_engines_only(tiny_bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
-    told: list[str] = []
+    messages: list[str] = []
     options = BuildOptions(gpu=RTX_4090, slots=2)
-    bundle = open_bundle(build(source(TINY / "checkpoint"), tmp_path / "bundle", options, tell=told.append))
-    assert "slots at 96 steps" in told[0]
+    bundle = open_bundle(build(source(TINY / "checkpoint"), tmp_path / "bundle", options, tell=messages.append))
+    assert "slots at 96 steps" in messages[0]
     assert {path.suffix for path in bundle.folder.iterdir()} == {".engine", ".json", ".model", ".safetensors"}
     for name in GRAPH_NAMES:
         entry = bundle.manifest["engines"][name]
         assert (entry["kind"], entry["sm"], entry["slots"]) == ("tensorrt-rtx", 89, 2)
-    with pytest.raises(EngineError):  # there is no GPU, or another one
+    with pytest.raises(EngineError):  # no GPU, or another model
         Runtime(bundle, slots=4)
 
 

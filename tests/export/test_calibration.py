@@ -1,4 +1,4 @@
-"""Calibration: what is recorded is what the graphs compute, and what cannot be used is said."""
+"""Calibration: it records the inputs of the graphs, and refuses unusable files with a reason."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from pplex.runtime.text import Tokenizer
 
 
 def silent(nbytes: int) -> None:
-    """No progress shown."""
+    """A progress callback that prints nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_calibration_records_the_inputs_of_the_whole_module(
     }
 
 
-def test_saved_is_loaded(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
+def test_a_saved_calibration_loads_unchanged(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
     calibration.save(tmp_path / CALIBRATION_FILE)
     again = Calibration.load(tmp_path / CALIBRATION_FILE, checkpoint.config, weights_mark(checkpoint))
     assert again.source == calibration.source
@@ -94,7 +94,7 @@ def test_saved_is_loaded(checkpoint: Checkpoint, calibration: Calibration, tmp_p
         assert again.largest[name] == pytest.approx(calibration.largest[name])
 
 
-def test_another_models_calibration_is_refused(
+def test_calibration_of_another_model_is_refused(
     checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
 ) -> None:
     square = {name: value[:-1] for name, value in calibration.mean_square.items()}
@@ -103,7 +103,7 @@ def test_another_models_calibration_is_refused(
         Calibration.load(tmp_path / "other.safetensors", checkpoint.config, "")
 
 
-def test_another_checkpoints_calibration_of_the_same_sizes_is_refused(
+def test_calibration_of_another_checkpoint_of_the_same_sizes_is_refused(
     checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
 ) -> None:
     Calibration(calibration.largest, calibration.mean_square, {"weights": "others"}).save(

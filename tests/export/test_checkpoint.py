@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit are refused with everything that is wrong with them."""
+"""Unfit checkpoints are refused with a list of all problems."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from pplex.runtime.errors import CheckpointError, ConfigError
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint to spoil."""
+    """A copy of the tiny checkpoint that tests may damage."""
     return Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
 
 
@@ -36,7 +36,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_all_differences_come_in_one_table(checkpoint: Path) -> None:
+def test_all_differences_are_in_one_table(checkpoint: Path) -> None:
     text_emb = load_file(checkpoint / LM_FILE)["text_emb.weight"]
     edit_lm(
         checkpoint,
@@ -52,7 +52,7 @@ def test_all_differences_come_in_one_table(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("name", [LM_FILE, MIMI_FILE])
 @pytest.mark.parametrize("keep", [0, 5, 3000, -1])
-def test_truncated_file(checkpoint: Path, name: str, keep: int) -> None:
+def test_a_truncated_file_is_refused(checkpoint: Path, name: str, keep: int) -> None:
     path = checkpoint / name
     path.write_bytes(path.read_bytes()[:keep])
     message = refusal(checkpoint)
@@ -85,7 +85,7 @@ def test_missing_files_are_all_named(checkpoint: Path) -> None:
         ({"mimi": {"transformer": {"context": 25}}}, "multiple of the 2 steps"),
     ],
 )
-def test_unfit_configuration(checkpoint: Path, change: dict[str, dict[str, object]], words: str) -> None:
+def test_an_unfit_configuration_is_refused(checkpoint: Path, change: dict[str, dict[str, object]], words: str) -> None:
     config = json.loads((checkpoint / CONFIG_FILE).read_text())
     for part, values in change.items():
         for key, value in values.items():
@@ -95,7 +95,7 @@ def test_unfit_configuration(checkpoint: Path, change: dict[str, dict[str, objec
         open_checkpoint(checkpoint)
 
 
-def test_configuration_that_is_not_json(checkpoint: Path) -> None:
+def test_a_configuration_that_is_not_json_is_refused(checkpoint: Path) -> None:
     (checkpoint / CONFIG_FILE).write_text("{")
     with pytest.raises(ConfigError, match="not readable as JSON"):
         open_checkpoint(checkpoint)

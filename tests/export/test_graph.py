@@ -20,7 +20,7 @@ def described(values: list[onnx.ValueInfoProto]) -> list[TensorSpec]:
 
 
 @each_graph
-def test_names_dtypes_and_axes_are_the_specs(tiny_bundle: Bundle, graph: str) -> None:
+def test_names_dtypes_and_axes_equal_the_spec(tiny_bundle: Bundle, graph: str) -> None:
     spec = graph_specs(tiny_bundle.config)[graph]
     model = onnx.load(tiny_bundle.graph_path(graph), load_external_data=False)
     assert tuple(described(model.graph.input)) == spec.all_inputs
@@ -45,6 +45,6 @@ def test_rings_are_written_by_one_node_each(tiny_bundle: Bundle, graph: str) -> 
 
 
 @each_graph
-def test_no_trace_of_the_machine(tiny_bundle: Bundle, graph: str) -> None:
+def test_graph_holds_no_source_paths(tiny_bundle: Bundle, graph: str) -> None:
     content = tiny_bundle.graph_path(graph).read_bytes()
     assert b"site-packages" not in content and b".py" not in content

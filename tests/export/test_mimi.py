@@ -1,4 +1,4 @@
-"""The codec's layers: frame by frame equals all at once, and a slot that is not active is left as it was."""
+"""The codec's layers: frame by frame equals all at once, and inactive slots keep their state."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -31,7 +31,7 @@ Stack = Callable[[Tensor, Carry], Tensor]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The tiny layers are too small for more."""
+    """One thread: the tiny layers are too small for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,7 +87,7 @@ def call(stack: Stack, x: Tensor, state: State, active: Tensor | None = None) ->
 
 
 def check_streaming(stack: Stack, x: Tensor, state: State, frame_lengths: list[int]) -> None:
-    """Output and final state of x [B, channels, L] at once are those of its pieces one after the other."""
+    """Compare output and final state of x [B, channels, L] at once with those of its pieces."""
     assert sum(frame_lengths) == x.shape[-1]
     whole, whole_state = call(stack, x, state)
     pieces = []
@@ -122,7 +122,7 @@ def test_seanet_decoder_in_pieces_equals_all_at_once(
 def test_downsampling_in_pieces_equals_all_at_once(
     encoder: MimiEncoder, config: ModelConfig, random: torch.Generator, steps: list[int]
 ) -> None:
-    x = 3 + torch.randn(SLOTS, config.mimi.dim, 2 * FRAMES, generator=random)  # far from zeros, the other way to start
+    x = 3 + torch.randn(SLOTS, config.mimi.dim, 2 * FRAMES, generator=random)  # far from zero, the other possible start
     check_streaming(encoder.downsample, x, new_state([downsample(config.mimi)]), steps)
 
 
@@ -156,7 +156,7 @@ def random_layer(kind: type[CausalConv] | type[TransposedConv], conv: Conv, rand
 
 
 @pytest.mark.parametrize("conv", CONVS, ids=lambda conv: f"k{conv.kernel}s{conv.stride}")
-def test_causal_convolution_is_one_over_left_padding(conv: Conv, random: torch.Generator) -> None:
+def test_causal_convolution_equals_one_with_left_padding(conv: Conv, random: torch.Generator) -> None:
     layer = random_layer(CausalConv, conv, random)
     x = torch.randn(SLOTS, conv.inputs, 12 * conv.stride, generator=random)
     y, _ = call(layer, x, new_state([conv]))
@@ -172,14 +172,14 @@ def test_downsampling_starts_with_its_first_sample_repeated(random: torch.Genera
     padded = F.pad(x, (conv.kernel - conv.stride, 0), mode="replicate")
     y, state = call(layer, x, new_state([conv]))
     torch.testing.assert_close(y, F.conv1d(padded, layer.weight, None, conv.stride), rtol=0, atol=TOLERANCE)
-    state["position"][0] = 0  # one slot is new again, the other one goes on
+    state["position"][0] = 0  # one slot restarts, the other one continues
     again, _ = call(layer, x, state)
     torch.testing.assert_close(again[0], y[0], rtol=0, atol=TOLERANCE)
     assert (again[1, :, 0] - y[1, :, 0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("conv", TRANSPOSED, ids=lambda conv: f"k{conv.kernel}s{conv.stride}")
-def test_transposed_convolution_is_one_cut_on_its_right(conv: Conv, random: torch.Generator) -> None:
+def test_transposed_convolution_equals_one_trimmed_on_the_right(conv: Conv, random: torch.Generator) -> None:
     layer = random_layer(TransposedConv, conv, random)
     x = torch.randn(SLOTS, conv.inputs, 12, generator=random)
     y, _ = call(layer, x, new_state([conv]))
@@ -198,7 +198,7 @@ def rings_of(transformer: CodecTransformer, slots: int = SLOTS) -> tuple[Tensor,
 def test_transformer_in_pieces_equals_all_at_once_until_its_ring_is_full(
     encoder: MimiEncoder, random: torch.Generator, steps: list[int]
 ) -> None:
-    """Once the ring is full the reference's window depends on how many steps are taken at once."""
+    """Once the ring is full, the reference's window depends on the number of steps per call."""
     transformer = encoder.transformer
     assert sum(steps) < transformer.stack.capacity
     x = torch.randn(SLOTS, transformer.stack.dim, sum(steps), generator=random)
@@ -221,10 +221,10 @@ def initial(graph: str, config: ModelConfig) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("graph", ["mimi_encode", "mimi_decode"])
-def test_slots_at_different_frames_do_not_touch_each_other(
+def test_slots_at_different_frames_are_independent(
     encoder: MimiEncoder, decoder: MimiDecoder, config: ModelConfig, random: torch.Generator, graph: str
 ) -> None:
-    """Slot 1 starts five frames late and then skips every third one; past the ring's end for both."""
+    """Slot 1 starts five frames late and then skips every third one; both pass the end of the ring."""
     module = {"mimi_encode": encoder, "mimi_decode": decoder}[graph]
     names = [state.name for state in graph_specs(config)[graph].state]
     rings = {state.name for state in graph_specs(config)[graph].state if state.ring}

@@ -1,4 +1,4 @@
-"""Graphs of sizes no golden folder has, the released codec among them, against their torch modules, slot by slot."""
+"""Graphs of other sizes than the golden model, including the released codec, against their torch modules, slot by slot."""
 
 import math
 from collections.abc import Callable
@@ -49,7 +49,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A graph, its module with random weights, and its engine with the same ones; the steps to compare."""
+    """A graph, its module with random weights, an engine with the same weights, and the steps to compare."""
 
     spec: GraphSpec
     module: nn.Module
@@ -76,7 +76,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Exported:
     return Exported(spec, module, Engine(executor, device, SLOTS, {"C": CAPACITY}), steps)
 
 
-def test_graph_gives_what_its_module_gives(exported: Exported) -> None:
+def test_graph_equals_its_module(exported: Exported) -> None:
     spec, engine = exported.spec, exported.engine
     random = np.random.default_rng(0)
     inputs = {t.name: np.zeros(shape(t), t.dtype) for t in spec.inputs}
@@ -90,7 +90,7 @@ def test_graph_gives_what_its_module_gives(exported: Exported) -> None:
         expected = exported.module(*(torch.from_numpy(array.copy()) for array in inputs.values()), *state)
         call()
         for (name, got), want in zip(outputs.items(), expected, strict=False):
-            if name == "codes":  # one may be a near tie
+            if name == "codes":  # one token may be a near tie
                 differing += int((got != want.numpy()).sum())
                 continue
             assert np.isfinite(got).all() and np.ptp(got) > 0, f"{name} at step {step}"

@@ -31,7 +31,7 @@ from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.precision import PRECISIONS, parse_precision
 from pplex.validate.validation import ValidateOptions, validate
 
-# 1 - cosine of the hidden state, mean of the steps: this model is harsher than those that the tolerances were made with.
+# 1 - cosine of the hidden state, mean of the steps. This model deviates more than those behind the tolerances.
 FURTHEST = {"fp32": 1e-10, "fp16": 1e-5, "bf16": 5e-4, "fp8": 0.02, "int8": 1e-3, "int4": 0.08}
 
 Build = Callable[[str], Bundle]
@@ -54,10 +54,10 @@ def test_every_precision_gets_a_report_and_every_layer_keeps_its_tolerance(built
     bundle, checkpoint = built(precision), open_checkpoint(TINY / "checkpoint")
     report = validate(bundle, checkpoint, ValidateOptions(frames=64, sections=("graphs", "drift"))).report
     assert report.bundle["precision"] == dict(bundle.precision)
-    assert ("emulated" in report.bundle) == (precision == "bf16")  # the processor has no arithmetic for it
+    assert ("emulated" in report.bundle) == (precision == "bf16")  # the processor cannot compute in it
     errors = {m.name: m for m in report.measures if m.name.endswith("layer_error")}
     assert len(errors) == 4 and all(m.passed for m in errors.values()), errors
-    # As exact as the format allows, and no more: the layers that are shown are the rounded ones.
+    # As exact as the format allows, and not more: the shown layers are the rounded ones.
     assert (errors["graphs.depth.layer_error"].value or 0) > {"fp32": 0, "fp16": 1e-4}.get(precision, 3e-3)
     hidden = next(m.value for m in report.measures if m.name == "drift.hidden") or 0
     assert 1e-14 < hidden <= FURTHEST[precision]
@@ -65,8 +65,8 @@ def test_every_precision_gets_a_report_and_every_layer_keeps_its_tolerance(built
         assert report.passed
 
 
-def test_a_build_that_is_not_the_same_model_ends_with_1_and_is_kept(tmp_path: Path) -> None:
-    """The tiny model's logits are so steep that int4 changes most of what it says."""
+def test_a_build_that_fails_its_tolerances_exits_with_1_and_is_kept(tmp_path: Path) -> None:
+    """The tiny model's logits are so steep that int4 changes most of its tokens."""
     out = tmp_path / "bundle"
     result = CliRunner().invoke(main, ["build", str(TINY / "checkpoint"), "--precision", "int4", "--out", str(out)])
     parity = open_bundle(out).manifest["parity"]
@@ -89,8 +89,8 @@ def test_graph_builds_under_tensorrt_rtx(built: Build, tmp_path: Path, precision
 
 
 @pytest.mark.parametrize("precision", [*PRECISIONS, "mimi_encode=fp16,mimi_decode=fp16"])
-def test_files_hold_the_bytes_that_are_counted(built: Build, precision: str) -> None:
-    """Weights and scales, nothing widened or kept twice; constants of the traced code are less than 0.5 %."""
+def test_file_sizes_equal_the_counted_bytes(built: Build, precision: str) -> None:
+    """Weights and scales only, not widened or stored twice; constants of the traced code are below 0.5 %."""
     bundle = built(precision)
     for graph, nbytes in weights_nbytes(bundle.config, bundle.precision).items():
         stored = sum(weights_by_dtype(onnx.load(bundle.graph_path(graph), load_external_data=False)).values())
@@ -98,7 +98,7 @@ def test_files_hold_the_bytes_that_are_counted(built: Build, precision: str) -> 
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
-def test_low_precision_is_standard_onnx(built: Build, precision: str) -> None:
+def test_low_precision_graphs_use_standard_onnx_only(built: Build, precision: str) -> None:
     for graph in LANGUAGE_GRAPHS:
         model = onnx.load(built(precision).graph_path(graph), load_external_data=False)
         matmuls = [node for node in model.graph.node if node.op_type == "MatMul"]
@@ -112,8 +112,8 @@ def test_low_precision_is_standard_onnx(built: Build, precision: str) -> None:
 
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
-def test_an_int4_file_holds_awqs_weights(built: Build, graph: str) -> None:
-    """Every norm and matrix in the file is the checkpoint's, folded, and rounded by what its folded input weighs."""
+def test_int4_file_holds_the_awq_weights(built: Build, graph: str) -> None:
+    """Norms and matrices in the file equal the checkpoint's after folding, rounded by the importance of their inputs."""
     bundle, checkpoint = built("int4"), open_checkpoint(TINY / "checkpoint")
     config, stored = bundle.config, storages(graph, bundle.config, bundle.precision)
     calibration = Calibration.load(bundle.path(CALIBRATION_FILE), config, weights_mark(checkpoint))
@@ -136,7 +136,7 @@ def test_an_int4_file_holds_awqs_weights(built: Build, graph: str) -> None:
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_onnx_runtime_never_widens_blocked_weights(built: Build, tmp_path: Path, precision: str, graph: str) -> None:
-    """Every product whose blocks its kernel takes, which are of 16 and more, is fused with its weight."""
+    """Products with blocks of at least 16, which the kernel supports, are fused with their weights."""
     bundle, options = built(precision), ort._options(precision, 1)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort._session(bundle.graph_path(graph), precision, options, ["CPUExecutionProvider"])
@@ -145,14 +145,14 @@ def test_onnx_runtime_never_widens_blocked_weights(built: Build, tmp_path: Path,
     assert sum(node.op_type == "MatMulNBits" for node in nodes) == sum(weight.block >= 16 for weight in stored) > 0
 
 
-def test_the_codec_is_narrower_where_asked(built: Build, tmp_path: Path) -> None:
+def test_codec_can_be_built_in_fp16(built: Build, tmp_path: Path) -> None:
     bundle = built("mimi_encode=fp16,mimi_decode=fp16")
     for graph in ("mimi_encode", "mimi_decode"):
         assert {state.dtype for state in bundle.specs[graph].state} == {"float16", "int64"}
         compile_graph(bundle, graph, parse_gpu("rtx-4090"), tmp_path)
 
 
-def test_calibration_is_kept_with_the_bundle_and_can_be_used_again(built: Build, tmp_path: Path) -> None:
+def test_bundle_keeps_its_calibration_for_later_builds(built: Build, tmp_path: Path) -> None:
     first = built("int4")
     assert first.manifest["calibration"]["recordings"] == "synthetic speech"
     options = BuildOptions(precision=parse_precision("int4"), calibration=first.folder)

@@ -1,4 +1,4 @@
-"""Rounding weights: every number within half a step, scales that fit what the weights are multiplied by."""
+"""Rounding weights: every number within half a step, with scales fitted to the inputs."""
 
 import numpy as np
 import onnx
@@ -41,26 +41,26 @@ def test_nearest_is_within_half_a_step(rows: int, columns: int, block: int, bits
     assert ((quantized.dequantized() - weight).abs() <= step * 0.51 + clipped).all()
 
 
-def test_tiles_make_no_difference() -> None:
+def test_tile_size_does_not_change_the_result() -> None:
     weight, importance = random(192, 3000), torch.rand(192) + 0.1
     whole = to_int(weight, 4, 32, importance)
     for block in range(6):
         rows = slice(32 * block, 32 * block + 32)
         alone = to_int(weight[rows, 2900:], 4, 32, importance[rows])
-        # Errors that are added up in another order may tie: of 100 columns one or two may get another scale.
+        # Errors summed in another order may tie: one or two of 100 columns may get another scale.
         same = whole.scale[block, 2900:] == alone.scale[0]
         assert same.float().mean() >= 0.95
         assert torch.equal(whole.values[rows, 2900:][:, same], alone.values[:, same])
 
 
-def test_importance_moves_the_error_to_where_it_weighs_least() -> None:
+def test_importance_moves_the_error_to_unimportant_weights() -> None:
     weight, importance = random(256, 64), torch.ones(256)
     importance[::16] = 100.0
     nearest, weighted = to_int(weight, 4, 32), to_int(weight, 4, 32, importance)
     assert added_error(weight, weighted, importance) < 0.75 * added_error(weight, nearest, importance)
 
 
-def test_evenly_important_weights_gain_too() -> None:
+def test_equally_important_weights_also_gain() -> None:
     weight, even = random(256, 64), torch.ones(256)
     assert added_error(weight, to_int(weight, 4, 32, even), even) < 0.95 * added_error(
         weight, to_int(weight, 4, 32), even
@@ -75,7 +75,7 @@ def test_a_block_of_zeros_stays_zero(importance: Tensor | None) -> None:
     assert (quantized.dequantized()[:32] == 0).all() and torch.isfinite(quantized.scale).all()
 
 
-def test_fp8_keeps_three_bits_of_every_column() -> None:
+def test_fp8_keeps_three_mantissa_bits_in_every_column() -> None:
     weight = random(64, 16) * torch.logspace(-3, 3, 16)
     quantized = to_fp8(weight)
     relative = ((quantized.dequantized() - weight) / weight).abs()

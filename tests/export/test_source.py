@@ -1,4 +1,4 @@
-"""Finding a checkpoint: folders, and repositories of a stand-in for the hub that speaks as much HTTP as that takes."""
+"""Finding a checkpoint: folders, and repositories of a stand-in for the hub."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
 from pplex.export.source import CheckpointSource, resolve
 from pplex.runtime.errors import CheckpointError
 
-# The hub's client reads its environment once, when it is imported, so a process of its own serves all tests.
+# The hub's client reads its environment once, on import, so it runs in a separate process for all tests.
 CLIENT = """
 import json, os, sys
 from dataclasses import asdict
@@ -37,7 +37,7 @@ for line in sys.stdin:
 
 
 class Hub:
-    """The stand-in, which can go down and come back at the same address, and the client that asks it."""
+    """The stand-in, which can stop and restart at the same address, and its client."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.repos, self.port, self.server = home, dict[str, Repo](), 0, None
@@ -79,7 +79,7 @@ class Hub:
             self.server = None
 
     def ask(self, source: str, revision: str | None = None, token: str = "", offline: bool = False) -> dict[str, Any]:
-        """What `resolve` returns in the client, as a dict, or its "error"."""
+        """The result of `resolve` in the client as a dict, or its "error"."""
         assert self.client.stdin is not None and self.client.stdout is not None
         asked = {"source": source, "revision": revision, "token": token, "offline": offline}
         print(json.dumps(asked), file=self.client.stdin, flush=True)
@@ -106,7 +106,7 @@ def hub(running_hub: Hub) -> Hub:
 
 @pytest.fixture
 def repo(hub: Hub) -> Repo:
-    """A repository of its own for every test, so that none finds it in the cache."""
+    """A new repository for every test, so that no test finds it in the cache."""
     repo = Repo(f"someone/model{len(hub.repos)}")
     hub.repos[repo.name] = repo
     return repo
@@ -127,11 +127,11 @@ class TestFolder:
             resolve(tmp_path, "main")
 
     @pytest.mark.parametrize("name", ["", "/no/such", "no-such", "./a/b", "a/b/c", "a/b c", "../b", "a/..b", "a/b/"])
-    def test_neither_folder_nor_repository(self, name: str) -> None:
+    def test_a_name_of_neither_folder_nor_repository_is_refused(self, name: str) -> None:
         with pytest.raises(CheckpointError, match=f"^{re.escape(name)} is neither a folder nor a repository name"):
             resolve(name)
 
-    def test_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a/model.safetensors").touch()
         monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ class TestRepository:
         assert repo.sent() == set(NEEDED)
 
     @pytest.mark.parametrize("revision", ["main", COMMIT])
-    def test_revision(self, hub: Hub, repo: Repo, revision: str) -> None:
+    def test_a_revision_resolves_to_its_commit(self, hub: Hub, repo: Repo, revision: str) -> None:
         assert hub.ask(repo.name, revision)["revision"] == COMMIT
 
     def test_config_is_not_needed(self, hub: Hub, repo: Repo) -> None:
@@ -174,12 +174,12 @@ class TestRepository:
 
 
 class TestRefusals:
-    def test_licence_not_accepted_and_not_logged_in(self, hub: Hub, repo: Repo) -> None:
+    def test_an_unaccepted_licence_without_login_is_refused(self, hub: Hub, repo: Repo) -> None:
         repo.token = TOKEN
         advice = f"Accept its licence on {hub.url}/{repo.name}, then log in (hf auth login, or set HF_TOKEN)"
         assert advice in hub.ask(repo.name)["error"]
 
-    def test_licence_not_accepted(self, hub: Hub, repo: Repo) -> None:
+    def test_an_unaccepted_licence_is_refused(self, hub: Hub, repo: Repo) -> None:
         repo.licence_accepted = False
         assert "Accept its licence" in hub.ask(repo.name, token=TOKEN)["error"]
 
@@ -187,22 +187,22 @@ class TestRefusals:
         repo.broken = dict.fromkeys(NEEDED, 403)
         assert f"Access to {repo.name} is restricted" in hub.ask(repo.name)["error"]
 
-    def test_token_refused(self, hub: Hub, repo: Repo) -> None:
+    def test_a_refused_token_is_reported(self, hub: Hub, repo: Repo) -> None:
         repo.broken = dict.fromkeys(NEEDED, 401)
         error = hub.ask(repo.name, token="hf_old")["error"]
         assert "your token has expired, log in (hf auth login" in error
         assert "hf_old" not in error
 
-    def test_no_such_repository(self, hub: Hub) -> None:
+    def test_a_missing_repository_is_refused(self, hub: Hub) -> None:
         error = hub.ask("someone/else")["error"]
         assert "No folder someone/else here, and no repository of this name that your login can see." in error
         assert f"Check {hub.url}/someone/else" in error
 
     def test_private_repository(self, hub: Hub, repo: Repo) -> None:
-        repo.broken["revision"] = 401  # what the hub says of private and missing ones alike
+        repo.broken["revision"] = 401  # the hub answers the same for private and missing repositories
         assert "if it is private" in hub.ask(repo.name)["error"]
 
-    def test_no_such_revision(self, hub: Hub, repo: Repo) -> None:
+    def test_a_missing_revision_is_refused(self, hub: Hub, repo: Repo) -> None:
         assert f"{repo.name} has no revision v9. See its branches" in hub.ask(repo.name, "v9")["error"]
 
     def test_hub_down_and_nothing_cached(self, hub: Hub, repo: Repo) -> None:
@@ -229,7 +229,7 @@ class TestRefusals:
 class TestCutShort:
     @pytest.fixture
     def cut(self, hub: Hub, repo: Repo) -> Repo:
-        """A repository of which one file broke off while it was fetched."""
+        """A repository with one file whose download was interrupted."""
         repo.cut.add(LM_FILE)
         assert "could not be downloaded" in hub.ask(repo.name)["error"]
         return repo

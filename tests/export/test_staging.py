@@ -1,4 +1,4 @@
-"""A folder takes its place whole, and takes nobody else's."""
+"""A staged folder appears complete, and never replaces a foreign one."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_folder_appears_with_its_contents(tmp_path: Path) -> None:
+def test_folder_appears_only_when_complete(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "deep" / "out", never) as folder:
         (folder / "a").write_text("1")
         assert not (tmp_path / "deep" / "out").exists()
@@ -37,7 +37,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
 
 
-def test_a_folder_made_in_the_meantime_is_kept(tmp_path: Path) -> None:
+def test_a_folder_created_meanwhile_is_kept(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="in the meantime"), whole_folder(tmp_path / "out", never):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").touch()
@@ -75,7 +75,7 @@ def write(path: Path, content: str = "1") -> None:
     path.write_text(content)
 
 
-def test_steps_done_are_not_done_again_after_a_failure(tmp_path: Path) -> None:
+def test_finished_steps_are_not_repeated_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", never, resumable=True) as folder:
         Steps(folder, "a model").once("first", lambda: write(folder / "a"))
         (folder / "half").write_text("of the second step")
@@ -93,7 +93,7 @@ def test_steps_done_are_not_done_again_after_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", ["another identity", "a shorter file", "a missing file", "no record", "another record"]
 )
-def test_steps_whose_files_or_identity_changed_are_done_again(tmp_path: Path, damage: str) -> None:
+def test_changed_steps_are_repeated(tmp_path: Path, damage: str) -> None:
     Steps(tmp_path, "a model").once("first", lambda: write(tmp_path / "a", "whole"))
     if damage == "a shorter file":
         write(tmp_path / "a", "who")
@@ -107,7 +107,7 @@ def test_steps_whose_files_or_identity_changed_are_done_again(tmp_path: Path, da
     assert (tmp_path / "a").read_text() == "anew"
 
 
-def test_a_removed_step_leaves_nothing_and_is_done_again(tmp_path: Path) -> None:
+def test_a_removed_step_leaves_nothing_and_is_repeated(tmp_path: Path) -> None:
     steps = Steps(tmp_path, "a model")
     steps.once("first", lambda: write(tmp_path / "a"))
     steps.remove("first")

@@ -1,3 +1,5 @@
+"""Synthetic checkpoints: sizes, files, and codes and tokens that vary."""
+
 import io
 import json
 import shutil
@@ -47,7 +49,7 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def eight_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A checkpoint of 8 depth sets made in an empty folder, and the bytes its progress came to."""
+    """A checkpoint of 8 depth sets made in an empty folder, and the bytes that progress reported."""
     written: list[int] = []
     folder = synthesize(tmp_path_factory.mktemp("eight"), "tiny", progress=written.append, depth_sets=8)
     return folder, sum(written)
@@ -55,7 +57,7 @@ def eight_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 @pytest.fixture(scope="module")
 def codes(checkpoint: Checkpoint) -> Tensor:
-    """Codes of two signals the calibration has not met: [2, F, 8]."""
+    """Codes of two signals outside the calibration: [2, F, 8]."""
     frame_size = checkpoint.config.frame_size
     signals = np.stack([speech_like(FRAMES, frame_size, seed) for seed in (100, 101)])
     pcm = torch.from_numpy(signals).reshape(2, FRAMES, 1, frame_size)
@@ -153,7 +155,7 @@ def test_an_unknown_size_lists_the_choices(tmp_path: Path, size: str, depth_sets
         synthesize(tmp_path / "checkpoint", size, depth_sets=depth_sets)
 
 
-def test_codes_of_speech_are_lively(codes: Tensor) -> None:
+def test_codes_of_speech_vary(codes: Tensor) -> None:
     for signal in codes:
         assert min(len(codebook.unique()) for codebook in signal.T) >= 50
 
@@ -165,11 +167,11 @@ def test_decoded_codes_are_audible_and_bounded(checkpoint: Checkpoint, codes: Te
     assert pcm.abs().max() < 1
     assert ((pcm.std((1, 2)) > 0.03) & (pcm.std((1, 2)) < 0.3)).all()
     assert pcm.mean((1, 2)).abs().max() < 0.05
-    heard = (pcm - pcm.mean(1, keepdim=True)).std((1, 2))  # what is left without what every frame has in common
+    heard = (pcm - pcm.mean(1, keepdim=True)).std((1, 2))  # without the mean of all frames
     assert (heard > 0.02).all()
 
 
-def test_all_codebooks_count_their_use(checkpoint: Checkpoint) -> None:
+def test_every_codebook_has_usage_counts(checkpoint: Checkpoint) -> None:
     books = [key.removesuffix("._initialized") for key in checkpoint.files if key.endswith("._initialized")]
     usage = torch.stack([checkpoint.read(f"{book}.cluster_usage") for book in books])
     assert len(books) == checkpoint.config.mimi.stored_codebooks
@@ -222,14 +224,14 @@ def test_tokenizer_has_a_piece_for_every_id_and_round_trips(tmp_path: Path, card
     assert all(isinstance(tokenizer.decode([i]), str) for i in range(card))
 
 
-def test_a_word_that_only_fills_the_tokenizer_is_never_encoded(tmp_path: Path) -> None:
+def test_filler_words_of_the_tokenizer_are_never_encoded(tmp_path: Path) -> None:
     tokenizer = _tokenizer(tmp_path, RELEASED.text_card)
     filler = tokenizer.id_to_piece(RELEASED.text_card - 1)
     assert tokenizer.is_unused(RELEASED.text_card - 1)
     assert RELEASED.text_card - 1 not in tokenizer.encode(filler.replace("▁", " "))
 
 
-def test_the_released_voices_are_there(checkpoint: Checkpoint, voices: dict[str, dict[str, Tensor]]) -> None:
+def test_has_the_voices_of_the_released_model(checkpoint: Checkpoint, voices: dict[str, dict[str, Tensor]]) -> None:
     assert sorted(voices) == sorted(f"voices/{name}.pt" for name in VOICE_NAMES) and len(voices) == 18
     config = checkpoint.config
     limits = torch.tensor(config.initial_tokens)[:, None]

@@ -1,4 +1,4 @@
-"""Heavy channels stand in what writes to the residual stream and what reads it, wherever a piece of a tensor begins."""
+"""Outlier channels are in tensors that write to and read from the residual stream, wherever a piece begins."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ HEAVY = Outliers(np.array([3, 40]), np.array([20.0, 50.0]))
 
 
 def planted(key: str, shape: tuple[int, int], pieces: int) -> Tensor:
-    """What becomes of a tensor of ones that is planted in pieces."""
+    """A tensor of ones after planting outliers in pieces."""
     ones = torch.ones(shape, dtype=torch.bfloat16).view(torch.int16).numpy().reshape(-1)
     start = 0
     for piece in np.array_split(ones, pieces):
@@ -44,7 +44,7 @@ def test_readers_have_light_columns(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["transformer.layers.1.norm1.alpha", "depformer.layers.0.gating.3.linear_in.weight"])
-def test_the_rest_is_left_alone(key: str) -> None:
+def test_other_tensors_are_unchanged(key: str) -> None:
     assert (planted(key, (30, DIM), 5) == 1).all()
 
 

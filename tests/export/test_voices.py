@@ -1,4 +1,4 @@
-"""Reading voices.tgz: the golden archive, and archives built to do harm."""
+"""Reading voices.tgz: the golden archive, and hostile archives."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ GOOD = saved(state())
 
 
 def packed(path: Path, members: Mapping[str, bytes] | list[tuple[tarfile.TarInfo, bytes]]) -> Path:
-    """A tar.gz at `path` of files by name, or of entries with whatever their headers claim."""
+    """A tar.gz at `path` with files by name, or with entries of arbitrary headers."""
     entries = (
         members if isinstance(members, list) else [(tarfile.TarInfo(name), data) for name, data in members.items()]
     )
@@ -95,7 +95,7 @@ class TestRead:
         packed(tgz, [(folder, b""), *((tarfile.TarInfo(name), GOOD) for name in names)])
         assert list(read_voices(tgz, CONFIG)) == ["A"]
 
-    def test_tokens_at_the_edges(self, tgz: Path) -> None:
+    def test_tokens_at_the_ends_of_the_range_are_read(self, tgz: Path) -> None:
         cache = torch.tensor(CONFIG.initial_tokens)[None, :, None].repeat(1, 1, RING[2])
         cache[..., 0] = -1
         packed(tgz, {"A.pt": saved(state(cache=cache.to(torch.int32)))})
@@ -121,53 +121,53 @@ class TestHostile:
         message = refusal(packed(tgz, {"voices/A.pt": evil}))
         assert "voices/A.pt: its pickle" in message
         assert "refused, not run" in message
-        assert "weights_only" not in message  # torch's own advice is to run it
+        assert "weights_only" not in message  # torch itself advises to run it
         assert not target.exists()
 
-    def test_code_is_named(self, tmp_path: Path, tgz: Path) -> None:
+    def test_code_in_a_pickle_is_named(self, tmp_path: Path, tgz: Path) -> None:
         assert "calls posix.mkdir" in refusal(packed(tgz, {"A.pt": saved(self.Evil(tmp_path / "was run"))}))
 
     @pytest.mark.parametrize("name", ["../A.pt", "voices/../../A.pt", "/A.pt", "../note.txt"])
-    def test_paths_out_of_the_archive(self, tmp_path: Path, tgz: Path, name: str) -> None:
+    def test_paths_out_of_the_archive_are_refused(self, tmp_path: Path, tgz: Path, name: str) -> None:
         message = refusal(packed(tgz, {name: GOOD, "voices/B.pt": GOOD}))
         assert f"{name}: its path leads out of the archive" in message
         assert os.listdir(tmp_path) == ["voices.tgz"]
 
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-    def test_links_and_devices(self, tgz: Path, kind: bytes) -> None:
+    def test_links_and_devices_are_refused(self, tgz: Path, kind: bytes) -> None:
         link = tarfile.TarInfo("voices/A.pt")
         link.type, link.linkname = kind, "../../etc/hostname"
         assert "voices/A.pt: it is a link or a device" in refusal(packed(tgz, [(link, b"")]))
 
-    def test_bomb_within_a_member(self, tgz: Path) -> None:
+    def test_a_bomb_within_a_member_is_refused(self, tgz: Path) -> None:
         packed(tgz, {"voices/A.pt": GOOD, "voices/zeros.bin": bytes(1 << 24)})
         assert tgz.stat().st_size < 1 << 16
         assert "unpacks to more than 0.00105 GB" in refusal(tgz, max_nbytes=1 << 20)
 
-    def test_bomb_after_the_last_member(self, tgz: Path) -> None:
-        """No header speaks of these zeros."""
+    def test_a_bomb_after_the_last_member_is_refused(self, tgz: Path) -> None:
+        """No header mentions these zeros."""
         packed(tgz, {"voices/A.pt": GOOD})
         tgz.write_bytes(tgz.read_bytes() + gzip.compress(bytes(1 << 24)))
         assert "unpacks to more" in refusal(tgz, max_nbytes=1 << 20)
 
-    def test_bomb_in_a_header(self, tgz: Path) -> None:
+    def test_a_bomb_in_a_header_is_refused(self, tgz: Path) -> None:
         entry = tarfile.TarInfo("voices/A.pt")
         entry.pax_headers = {"comment": "0" * (1 << 24)}
         packed(tgz, [(entry, GOOD)])
         assert "unpacks to more" in refusal(tgz, max_nbytes=1 << 20)
 
-    def test_size_that_is_only_claimed(self, tgz: Path) -> None:
+    def test_a_false_size_is_refused(self, tgz: Path) -> None:
         entry = tarfile.TarInfo("voices/A.pt")
         entry.size = 1 << 40
         with gzip.open(tgz, "wb") as file:
             file.write(entry.tobuf() + bytes(1 << 12))
         assert "unpacks to more" in refusal(tgz)
 
-    def test_too_many_members(self, tgz: Path) -> None:
+    def test_too_many_members_are_refused(self, tgz: Path) -> None:
         packed(tgz, {f"voices/{i}.txt": b"" for i in range(11)})
         assert "or 10 files" in refusal(tgz, max_members=10)
 
-    def test_compressed_pickle(self, tgz: Path) -> None:
+    def test_a_compressed_pickle_is_refused(self, tgz: Path) -> None:
         squeezed = io.BytesIO()
         with (
             zipfile.ZipFile(io.BytesIO(saved(state(embeddings=torch.zeros(1000, 1, 1, DIM))))) as whole,
@@ -177,7 +177,7 @@ class TestHostile:
                 smaller.writestr(entry.filename, whole.read(entry))
         assert "it is compressed" in refusal(packed(tgz, {"A.pt": squeezed.getvalue()}))
 
-    def test_tensor_larger_than_its_storage(self, tgz: Path) -> None:
+    def test_a_tensor_larger_than_its_storage_is_refused(self, tgz: Path) -> None:
         endless = torch.zeros(1).expand(1 << 40, 1, 1, DIM)
         assert "lasts 1099511627776 frames" in refusal(packed(tgz, {"A.pt": saved(state(embeddings=endless))}))
 
@@ -206,7 +206,7 @@ class TestUnfit:
             ),
         ],
     )
-    def test_what_does_not_fit(self, tgz: Path, changes: dict[str, Any], sentence: str) -> None:
+    def test_an_unfit_tensor_is_refused(self, tgz: Path, changes: dict[str, Any], sentence: str) -> None:
         assert sentence in refusal(packed(tgz, {"voices/A.pt": saved(state(**changes))}))
 
     @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ class TestUnfit:
             (b"PK\x03\x04" + bytes(100), "damaged"),
         ],
     )
-    def test_what_is_no_voice(self, tgz: Path, data: bytes, sentence: str) -> None:
+    def test_a_file_that_is_not_a_voice_is_refused(self, tgz: Path, data: bytes, sentence: str) -> None:
         assert sentence in refusal(packed(tgz, {"voices/A.pt": data}))
 
-    def test_every_problem_of_every_voice_at_once(self, tgz: Path) -> None:
+    def test_every_problem_of_every_voice_is_listed(self, tgz: Path) -> None:
         both = saved(state(embeddings=torch.ones(1), cache=torch.ones(1)))
         message = refusal(
             packed(tgz, {"voices/A.pt": both, "voices/B.pt": GOOD, "other/B.pt": GOOD, "voices/ü.pt": GOOD})
@@ -237,21 +237,21 @@ class TestUnfit:
         ):
             assert problem in message
 
-    def test_no_voice(self, tgz: Path) -> None:
+    def test_an_archive_without_voices_is_refused(self, tgz: Path) -> None:
         assert "holds no voice" in refusal(packed(tgz, {"voices/A.wav": b"RIFF"}))
 
-    def test_missing_archive(self, tgz: Path) -> None:
+    def test_a_missing_archive_is_refused(self, tgz: Path) -> None:
         assert "does not exist" in refusal(tgz)
 
     @pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip", "empty"])
-    def test_damaged_archive(self, tgz: Path, damage: str) -> None:
+    def test_a_damaged_archive_is_refused(self, tgz: Path, damage: str) -> None:
         packed(tgz, {f"voices/{name}.pt": GOOD for name in "ABC"})
         whole = tgz.read_bytes()
         flipped = whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]  # in the checksum, behind the last member
         tgz.write_bytes({"cut": whole[:-20], "flipped": flipped, "no gzip": b"plain", "empty": b""}[damage])
         assert "is damaged or not a tar.gz" in refusal(tgz)
 
-    def test_header_that_is_not_a_number(self, tgz: Path) -> None:
+    def test_a_header_that_is_not_a_number_is_refused(self, tgz: Path) -> None:
         entry = tarfile.TarInfo("voices/A.pt")
         entry.pax_headers = {"GNU.sparse.map": "x,y"}
         assert "is damaged or not a tar.gz" in refusal(packed(tgz, [(entry, GOOD)]))

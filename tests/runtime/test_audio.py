@@ -33,7 +33,7 @@ def tone(seconds: float, rate_hz: int = RATE_HZ, hz: float = 440.0, level: float
 
 
 def inner(pcm: Pcm) -> Pcm:
-    """Without the edges, where a resampler has only one side to look at."""
+    """Compare without the edges, where a resampler lacks samples on one side."""
     return pcm[1000:-1000]
 
 
@@ -60,7 +60,7 @@ class TestRead:
         soundfile.write(path, np.stack([left, right, np.zeros_like(left)], axis=1), RATE_HZ, subtype="FLOAT")
         np.testing.assert_allclose(read_audio(path), (left + right) / 3, atol=1e-7)
 
-    def test_longer_than_one_block(self, tmp_path: Path) -> None:
+    def test_files_longer_than_one_block_are_read(self, tmp_path: Path) -> None:
         path = tmp_path / "long.wav"
         pcm = np.random.default_rng(0).uniform(-1, 1, 200_001).astype(np.float32)
         soundfile.write(path, pcm, RATE_HZ, subtype="FLOAT")
@@ -73,7 +73,7 @@ class TestRead:
         np.testing.assert_array_equal(from_file, read_audio(io.BytesIO(VOICE.read_bytes())))
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-    def test_named_pipe(self, tmp_path: Path) -> None:
+    def test_a_named_pipe_is_read(self, tmp_path: Path) -> None:
         pipe = tmp_path / "pipe.wav"
         os.mkfifo(pipe)
         writer = threading.Thread(target=pipe.write_bytes, args=(VOICE.read_bytes(),))
@@ -101,18 +101,18 @@ class TestRead:
         assert str(path) in str(refusal.value)
         assert sentence in str(refusal.value)
 
-    def test_folder(self, tmp_path: Path) -> None:
+    def test_a_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match="is a folder"):
             read_audio(tmp_path)
 
     @pytest.mark.parametrize("rate_hz", [RATE_HZ, 48000])
-    def test_no_samples(self, tmp_path: Path, rate_hz: int) -> None:
+    def test_a_file_without_samples_is_refused(self, tmp_path: Path, rate_hz: int) -> None:
         path = tmp_path / "empty.wav"
         soundfile.write(path, np.zeros(0, np.float32), rate_hz)
         with pytest.raises(AudioError, match=r"empty\.wav holds no samples"):
             read_audio(path)
 
-    def test_fewer_samples_than_one_of_ours(self, tmp_path: Path) -> None:
+    def test_a_file_shorter_than_one_resampled_sample_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "one.wav"
         soundfile.write(path, np.zeros(1, np.float32), 192_000)
         with pytest.raises(AudioError, match="holds no samples"):
@@ -126,7 +126,7 @@ class TestRead:
         with pytest.raises(AudioError, match=r"NaN or infinite samples: 2 of 48000, the first at 0\.250 s"):
             read_audio(path)
 
-    def test_truncated_flac(self, tmp_path: Path) -> None:
+    def test_a_truncated_flac_is_refused(self, tmp_path: Path) -> None:
         whole, cut = tmp_path / "whole.flac", tmp_path / "cut.flac"
         soundfile.write(whole, np.random.default_rng(0).uniform(-0.5, 0.5, 48_000), RATE_HZ)
         cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -137,18 +137,18 @@ class TestRead:
         path, count = tmp_path / "claims.flac", b"\x0f\xff\xff\xff\xff"
         soundfile.write(path, tone(0.5), RATE_HZ)
         data = bytearray(path.read_bytes())
-        data[21:26] = bytes([data[21] & 0xF0 | count[0]]) + count[1:]  # in the stream's header, 36 bits
+        data[21:26] = bytes([data[21] & 0xF0 | count[0]]) + count[1:]  # 36 bits in the stream's header
         path.write_bytes(data)
         with pytest.warns(AudioWarning, match=r"only 0\.50 s of its 286\d*\.\d+ s can be decoded"):
             np.testing.assert_allclose(read_audio(path), tone(0.5), atol=1e-4)
 
-    def test_wav_streamed_without_its_length(self) -> None:
+    def test_a_streamed_wav_without_its_length_is_read(self) -> None:
         data = bytearray(VOICE.read_bytes())
         assert data[36:40] == b"data"
         data[4:8] = data[40:44] = b"\xff" * 4
         np.testing.assert_array_equal(read_audio(io.BytesIO(data)), read_audio(VOICE))
 
-    def test_channels_that_cancel_out_leave_the_louder_one_and_a_warning(self, tmp_path: Path) -> None:
+    def test_cancelling_channels_keep_the_louder_one_with_a_warning(self, tmp_path: Path) -> None:
         path = tmp_path / "antiphase.wav"
         soundfile.write(path, np.stack([tone(2.0), -0.8 * tone(2.0)], axis=1), RATE_HZ, subtype="FLOAT")
         with pytest.warns(AudioWarning, match=r"antiphase\.wav: its 2 channels cancel out .* only channel 1 is heard"):
@@ -166,7 +166,7 @@ class TestRead:
         ("subtype", "scale", "advice"),
         [("FLOAT", 1 << 15, "16-bit integers .* by 32,768"), ("DOUBLE", 1 << 23, "24-bit integers .* by 8,388,608")],
     )
-    def test_integers_that_were_never_scaled(self, tmp_path: Path, subtype: str, scale: int, advice: str) -> None:
+    def test_unscaled_integers_are_refused(self, tmp_path: Path, subtype: str, scale: int, advice: str) -> None:
         path = tmp_path / "unscaled.wav"
         soundfile.write(path, tone(1.0).astype(np.float64) * scale, RATE_HZ, subtype=subtype)
         with pytest.raises(AudioError, match=rf"unscaled\.wav holds samples up to {scale // 2:,}.*{advice}"):
@@ -184,7 +184,7 @@ class TestRead:
             read_audio(path)
         assert [Path(warning.filename).name for warning in seen] == [Path(__file__).name]
 
-    def test_implausibly_low_rate(self, tmp_path: Path) -> None:
+    def test_an_implausibly_low_rate_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "slow.wav"
         soundfile.write(path, tone(0.1), 7)
         with pytest.raises(AudioError, match="sampled at 7 Hz"):
@@ -193,7 +193,7 @@ class TestRead:
 
 class TestWrite:
     @pytest.mark.parametrize("suffix", [*FORMATS, ".WAV"])
-    def test_round_trip(self, tmp_path: Path, suffix: str) -> None:
+    def test_a_written_file_reads_back(self, tmp_path: Path, suffix: str) -> None:
         path = tmp_path / f"out{suffix}"
         write_audio(path, tone(1.0))
         info = soundfile.info(path)
@@ -214,22 +214,22 @@ class TestWrite:
         write_audio(path, np.array([-3.0, -1.0, 0.0, 1.0, 3.0]))
         np.testing.assert_allclose(read_audio(path), [-1, -1, 0, 1, 1], atol=1e-4)
 
-    def test_minutes_of_ogg(self, tmp_path: Path) -> None:
-        """libsndfile crashes the process when this is handed over in one call."""
+    def test_minutes_of_ogg_are_written(self, tmp_path: Path) -> None:
+        """libsndfile crashes the process if it gets this in one call."""
         path = tmp_path / "long.ogg"
         write_audio(path, np.zeros(120 * RATE_HZ, np.float32))
         assert soundfile.info(path).frames == 120 * RATE_HZ
 
     @pytest.mark.parametrize("name", ["out.mp3", "out", "out.wav.txt"])
-    def test_unknown_suffix(self, tmp_path: Path, name: str) -> None:
+    def test_an_unknown_suffix_is_refused(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(OutputError, match=r"one of \.wav, \.flac, \.ogg"):
             write_audio(tmp_path / name, tone(0.1))
 
-    def test_missing_folder(self, tmp_path: Path) -> None:
+    def test_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"the folder .* does not exist"):
             write_audio(tmp_path / "no" / "out.wav", tone(0.1))
 
-    def test_target_is_a_folder(self, tmp_path: Path) -> None:
+    def test_a_folder_as_target_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "out.wav").mkdir()
         with pytest.raises(OutputError, match="is a folder"):
             write_audio(tmp_path / "out.wav", tone(0.1))
@@ -291,14 +291,14 @@ class TestLoudness:
         assert np.abs(normalize_loudness(pcm, 0.0)).max() > 1.0
 
     @pytest.mark.parametrize("pcm", [np.zeros(48_000, np.float32), tone(2.0, level=1e-6)])
-    def test_silence(self, pcm: Pcm) -> None:
+    def test_silence_is_refused(self, pcm: Pcm) -> None:
         with pytest.raises(AudioError, match="is silent"):
             normalize_loudness(pcm)
 
     @pytest.mark.parametrize("samples", [0, 1, 9599])
-    def test_too_short(self, samples: int) -> None:
+    def test_a_too_short_recording_is_refused(self, samples: int) -> None:
         with pytest.raises(AudioError, match=r"measuring its loudness takes 0\.4 s"):
             normalize_loudness(tone(1.0)[:samples])
 
-    def test_shortest(self) -> None:
+    def test_the_shortest_recording_is_accepted(self) -> None:
         assert len(normalize_loudness(tone(1.0)[:9600])) == 9600

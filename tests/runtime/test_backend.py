@@ -51,7 +51,7 @@ def library(compiled: Bundle, device: QueueDevice, monkeypatch: pytest.MonkeyPat
 
 
 def changed(bundle: Bundle, *graphs: str, **values: Any) -> Bundle:
-    """The bundle with other values in the manifest's entries of some graphs' engines, or of all."""
+    """The bundle with changed manifest entries for some engines, or for all."""
     engines = {
         name: {**entry, **(values if name in (graphs or bundle.specs) else {})}
         for name, entry in bundle.manifest["engines"].items()
@@ -77,7 +77,7 @@ def test_cuda_needs_an_onnx_runtime_built_for_gpus(tiny_bundle: Bundle) -> None:
 
 
 @no_gpu
-def test_an_onnx_runtime_built_for_gpus_without_a_gpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_for_gpus_falls_back_without_a_gpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: True)
     assert isinstance(choose_backend(tiny_bundle, None, threads=1).device, HostDevice)
     assert graphs_run_on_processor(None) and graphs_run_on_processor("cpu")
@@ -85,24 +85,24 @@ def test_an_onnx_runtime_built_for_gpus_without_a_gpu(tiny_bundle: Bundle, monke
         choose_backend(tiny_bundle, "cuda", threads=1)
 
 
-def test_an_unknown_device(tiny_bundle: Bundle) -> None:
+def test_an_unknown_device_is_refused(tiny_bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="Unknown device 'tpu': choose cpu or cuda"):
         choose_backend(tiny_bundle, "tpu", threads=1)
 
 
 @no_gpu
-def test_compiled_engines_without_a_gpu(compiled: Bundle) -> None:
+def test_compiled_engines_are_refused_without_a_gpu(compiled: Bundle) -> None:
     with pytest.raises(GpuError, match=r"No NVIDIA GPU can be used .* nvidia-smi"):
         Runtime(compiled)
 
 
-def test_compiled_engines_on_the_processor(compiled: Bundle) -> None:
+def test_compiled_engines_are_refused_on_the_processor(compiled: Bundle) -> None:
     mixed = changed(compiled, "mimi_encode", kind="onnxruntime")
     with pytest.raises(EngineError, match=r"^temporal, depth, mimi_decode: compiled for a GPU, .* without --gpu"):
         choose_backend(mixed, "cpu", threads=1)
 
 
-def test_engines_of_an_unknown_kind(tiny_bundle: Bundle) -> None:
+def test_engines_of_an_unknown_kind_are_refused(tiny_bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"does not know: depth \(openvino\)\."):
         choose_backend(changed(tiny_bundle, "depth", kind="openvino"), None, threads=1)
 
@@ -132,17 +132,17 @@ def test_engines_of_another_version_are_named(compiled: Bundle) -> None:
     assert "pip install tensorrt-rtx-cu13==1.6.0.2" in message and "temporal" not in message
 
 
-def test_more_slots_than_the_engines_take(compiled: Bundle) -> None:
+def test_more_slots_than_the_engines_allow_are_refused(compiled: Bundle) -> None:
     bundle = changed(compiled, "temporal", slots=2)
     with pytest.raises(SlotError, match=r"^3 slots are more .*: temporal takes 2\. .* --slots 3$"):
         check_engines(bundle.manifest["engines"], ADA, {"tensorrt-rtx": VERSION}, slots=3)
 
 
-def test_onnx_graphs_are_for_any_gpu(tiny_bundle: Bundle) -> None:
+def test_onnx_graphs_run_on_any_gpu(tiny_bundle: Bundle) -> None:
     check_engines(tiny_bundle.manifest["engines"], ADA, {}, slots=1000)
 
 
-def test_a_library_that_is_not_installed(compiled: Bundle, device: QueueDevice) -> None:
+def test_a_missing_library_is_reported(compiled: Bundle, device: QueueDevice) -> None:
     bundle = changed(compiled, "depth", kind="tensorrt")
     if "tensorrt" in sys.modules:
         pytest.skip("TensorRT is installed here")
@@ -166,15 +166,19 @@ def test_checks_come_before_anything_is_loaded(compiled: Bundle, device: QueueDe
     assert device.free == free
 
 
-def test_scratch_counts_too(compiled: Bundle, device: QueueDevice, library: Any, monkeypatch: Any) -> None:
+def test_scratch_memory_counts(compiled: Bundle, device: QueueDevice, library: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("tensorrt_stand_in.SCRATCH_NBYTES", 1 << 50)
     with pytest.raises(GpuMemoryError, match="2 slots of 96 steps"):
         load(compiled, device)
 
 
-def test_a_damaged_plan_is_refused_in_the_librarys_words(compiled: Bundle, device: QueueDevice, library: Any) -> None:
+def test_a_damaged_plan_is_refused_with_the_message_of_the_library(
+    compiled: Bundle, device: QueueDevice, library: Any
+) -> None:
     (compiled.folder / "depth.engine").write_text("damaged")
-    with pytest.raises(EngineError, match=r"cannot load .*depth\.engine: this is no plan\. Rebuild it here: pplex-ex"):
+    with pytest.raises(
+        EngineError, match=r"cannot load .*depth\.engine: this is not a plan\. Rebuild it here: pplex-ex"
+    ):
         load(compiled, device)
 
 
@@ -186,7 +190,7 @@ def test_a_plan_of_another_graph_is_refused(compiled: Bundle, device: QueueDevic
         load(compiled, device)
 
 
-def test_engine_bytes_are_those_of_their_files(tiny_bundle: Bundle, compiled: Bundle) -> None:
+def test_engine_bytes_equal_their_file_sizes(tiny_bundle: Bundle, compiled: Bundle) -> None:
     graphs = [p.stat().st_size for p in tiny_bundle.folder.iterdir() if p.suffix in (".onnx", ".data")]
     assert engines_nbytes(tiny_bundle.manifest) == sum(graphs)
     files = {f"{graph}.engine": {"nbytes": 100, "sha256": ""} for graph in compiled.specs}

@@ -33,7 +33,7 @@ each_hashed_file = pytest.mark.parametrize("name", HASHED_FILES)
 
 @pytest.fixture
 def folder(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A copy of the tiny bundle to damage: links to its files, which `rewrite` replaces."""
+    """A copy of the tiny bundle to damage: it links to the files, and `rewrite` replaces links."""
     copy = tmp_path / "bundle"
     copy.mkdir()
     for path in tiny_bundle.folder.iterdir():
@@ -56,7 +56,7 @@ def flip(data: bytes, at: int, bits: int = 1) -> bytes:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object], signed: bool) -> None:
-    """Change the manifest; `signed`: with the digest that belongs to it."""
+    """Change the manifest; `signed`: with a matching digest."""
 
     def changed(data: bytes) -> bytes:
         manifest = json.loads(data)
@@ -79,7 +79,7 @@ def test_every_file_of_the_folder_is_hashed(folder: Path) -> None:
     assert set(open_bundle(folder).manifest["files"]) == set(HASHED_FILES)
 
 
-def test_a_copy_elsewhere_opens_and_equals_the_original(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_copied_folder_opens_and_equals_the_original(tiny_bundle: Bundle, tmp_path: Path) -> None:
     copy = open_bundle(shutil.copytree(tiny_bundle.folder, tmp_path / "elsewhere"))
     assert (copy.config, copy.manifest) == (tiny_bundle.config, tiny_bundle.manifest)
     assert all(copy.graph_path(graph).parent == copy.folder for graph in GRAPH_NAMES)
@@ -94,7 +94,7 @@ def test_voices_are_named_in_order_and_fit_the_model(tiny_bundle: Bundle) -> Non
 
 
 @each_hashed_file
-def test_one_changed_byte_is_refused_with_the_files_name(folder: Path, name: str) -> None:
+def test_one_changed_byte_is_refused_with_the_file_name(folder: Path, name: str) -> None:
     rewrite(folder / name, flip_middle)
     message = refusal(folder)
     assert f"\n  {name} does not have the SHA-256" in message
@@ -163,7 +163,7 @@ def test_edited_manifest_is_refused(folder: Path) -> None:
     assert f"{folder / MANIFEST_FILE} was changed" in refusal(folder)
 
 
-def test_hash_swapped_along_with_its_file_is_refused(folder: Path) -> None:
+def test_a_file_swapped_together_with_its_hash_is_refused(folder: Path) -> None:
     def adopt(manifest: dict[str, Any]) -> None:
         manifest["files"]["depth.data"] = dict(manifest["files"]["temporal.data"])
 
@@ -233,6 +233,6 @@ def test_compiled_kernels_are_not_files_of_the_bundle(folder: Path) -> None:
     assert not is_bundle(folder)
 
 
-def test_a_file_called_caches_belongs_to_the_user(folder: Path) -> None:
+def test_a_file_called_caches_is_not_ours(folder: Path) -> None:
     (folder / "caches").write_text("mine")
     assert not is_bundle(folder)

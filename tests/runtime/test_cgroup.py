@@ -1,4 +1,4 @@
-"""Processors and memory within control groups of both versions: a stand-in for the kernel's files, and the kernel itself."""
+"""Processors and memory in control groups of both versions, with a stand-in for the kernel's files and the real kernel."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def memory_v1(at: str) -> str:
 
 
 class TestProcessors:
-    def test_without_groups_all_of_the_affinity(self, kernel: Kernel) -> None:
+    def test_without_groups_the_affinity_counts(self, kernel: Kernel) -> None:
         assert (available_threads(), cgroup.quota_processors()) == (16, None)
 
     @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ class TestProcessors:
         kernel.limits("sys/fs/cgroup", cpu_max=quota)
         assert available_threads() == threads
 
-    def test_the_engine_gets_as_many(self, kernel: Kernel) -> None:
+    def test_engine_gets_as_many_threads(self, kernel: Kernel) -> None:
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", cpu_max="300000 100000")
         assert _options("fp32", threads=None).intra_op_num_threads == 3
@@ -63,13 +63,13 @@ class TestProcessors:
             kernel.limits(f"sys/fs/cgroup{group}", cpu_max="200000 100000" if group == limited else "500000 100000")
         assert available_threads() == 2
 
-    def test_a_container_sees_its_group_as_the_mount_itself(self, kernel: Kernel) -> None:
-        kernel.group("/docker/abc", cpu_v1("/docker/abc"))  # the host's path, of which the container sees the end
+    def test_a_container_sees_its_group_at_the_mount(self, kernel: Kernel) -> None:
+        kernel.group("/docker/abc", cpu_v1("/docker/abc"))  # the path on the host; the container sees its end
         kernel.write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "250000")
         kernel.write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000")
         assert available_threads() == 2
 
-    def test_a_group_outside_of_the_namespace(self, kernel: Kernel) -> None:
+    def test_a_group_outside_the_namespace_is_read_at_the_mount(self, kernel: Kernel) -> None:
         kernel.group("/../../other", WHOLE)
         kernel.limits("sys/fs/cgroup", cpu_max="300000 100000")
         assert available_threads() == 3
@@ -80,13 +80,13 @@ class TestProcessors:
         kernel.write("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000")
         assert available_threads() == 5
 
-    def test_an_affinity_of_fewer_counts(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_smaller_affinity_counts(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", cpu_max="800000 100000")
         assert available_threads() == 1
 
-    def test_files_that_make_no_sense_limit_nothing(self, kernel: Kernel) -> None:
+    def test_malformed_files_are_ignored(self, kernel: Kernel) -> None:
         kernel.group("/", WHOLE, "broken", "1 2 3 4 5 - cgroup2")
         kernel.limits("sys/fs/cgroup", cpu_max="", memory_max="many", memory_stat="inactive_file")
         assert (available_threads(), cgroup.memory_limit_nbytes()) == (16, None)
@@ -94,7 +94,7 @@ class TestProcessors:
 
 
 class TestMemory:
-    def test_without_groups_what_the_machine_has(self, kernel: Kernel) -> None:
+    def test_without_groups_the_machine_memory_counts(self, kernel: Kernel) -> None:
         assert (cgroup.available_memory(), cgroup.memory_limit_nbytes()) == (48 * GB, None)
 
     def test_version_2_counts_pages_of_files_as_free(self, kernel: Kernel) -> None:
@@ -103,7 +103,7 @@ class TestMemory:
         kernel.limits("sys/fs/cgroup", memory_max=str(8 * GB), memory_current=str(4 * GB), memory_stat=stat)
         assert (cgroup.available_memory(), cgroup.memory_limit_nbytes()) == (6 * GB, 8 * GB)
 
-    def test_version_1(self, kernel: Kernel) -> None:
+    def test_limits_of_version_1_are_read(self, kernel: Kernel) -> None:
         kernel.group("/job", memory_v1("/"))
         kernel.write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712")
         kernel.write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", str(8 * GB))
@@ -111,13 +111,13 @@ class TestMemory:
         kernel.write("sys/fs/cgroup/memory/job/memory.stat", f"inactive_file 5\ntotal_inactive_file {GB}")
         assert (cgroup.available_memory(), cgroup.memory_limit_nbytes()) == (6 * GB, 8 * GB)
 
-    def test_the_fullest_group_on_the_way_up_counts(self, kernel: Kernel) -> None:
+    def test_fullest_group_up_the_tree_counts(self, kernel: Kernel) -> None:
         kernel.group("/a/b", WHOLE)
         kernel.limits("sys/fs/cgroup/a", memory_max=str(10 * GB), memory_current=str(9 * GB))
         kernel.limits("sys/fs/cgroup/a/b", memory_high=str(4 * GB), memory_current=str(GB))
         assert (cgroup.available_memory(), cgroup.memory_limit_nbytes()) == (GB, 4 * GB)
 
-    def test_a_validation_that_does_not_fit_its_container_is_left_out(self, kernel: Kernel) -> None:
+    def test_a_container_limit_counts_as_lacking_memory(self, kernel: Kernel) -> None:
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", memory_max=str(8 * GB), memory_current="0")
         assert lacking_memory(4 * GB) is None
@@ -138,14 +138,14 @@ print({"memory": available_memory, "processors": available_processors}[asked]())
 
 
 def answer(asked: str, folder: Path | str = "", nbytes: int | str = "") -> int:
-    """The memory or processors of a new process, which joins the group `folder` or gets `ulimit -v` first."""
+    """The memory or processors of a new process, after it joins the group `folder` or sets `ulimit -v`."""
     command = [sys.executable, "-c", JOINED, str(folder), str(nbytes), asked]
     return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 @pytest.fixture
 def own_group(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A new group of a controller, in the version that this machine has."""
+    """A new group of a controller, in the cgroup version of this machine."""
     parents = (Path("/sys/fs/cgroup", request.param), Path("/sys/fs/cgroup"))
     parent = next((parent for parent in parents if (parent / "cgroup.procs").is_file()), None)
     folder = (parent or Path("/nowhere")) / f"pplex-test-{os.getpid()}"
@@ -159,7 +159,7 @@ def own_group(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def write_first(folder: Path, texts: dict[str, str]) -> None:
-    """Write the first of some files that the group has."""
+    """Write the first of these files that exists in the group."""
     name = next((name for name in texts if (folder / name).is_file()), None)
     if name is None:
         pytest.skip(f"the control group {folder} lacks the controller: it has none of {', '.join(texts)}")
@@ -167,16 +167,16 @@ def write_first(folder: Path, texts: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("own_group", ["cpu"], indirect=True)
-def test_the_kernels_own_quota(own_group: Path) -> None:
+def test_quota_of_a_real_kernel_is_read(own_group: Path) -> None:
     write_first(own_group, {"cpu.max": "100000 100000", "cpu.cfs_quota_us": "100000"})
     assert answer("processors", own_group) == 1
 
 
 @pytest.mark.parametrize("own_group", ["memory"], indirect=True)
-def test_the_kernels_own_memory_limit(own_group: Path) -> None:
+def test_memory_limit_of_a_real_kernel_is_read(own_group: Path) -> None:
     write_first(own_group, dict.fromkeys(("memory.max", "memory.limit_in_bytes"), str(GB)))
     assert GB // 2 < answer("memory", own_group) < GB
 
 
-def test_ulimit_v_is_a_limit_of_memory() -> None:
+def test_ulimit_v_limits_memory() -> None:
     assert 0 < answer("memory", nbytes=2 * GB) < 2 * GB

@@ -23,7 +23,7 @@ SIZED = ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"]  # containers whose
 
 
 def noise(samples: int = 12_000, seed: int = 0) -> Pcm:
-    """Multiples of 1/256, loud ones, which 16 bits keep and which look like no text."""
+    """Loud multiples of 1/256: exact in 16 bits, and their bytes never look like text."""
     return np.random.default_rng(seed).integers(-127, 128, samples).astype(np.float32) / 256
 
 
@@ -38,7 +38,7 @@ def read(data: bytes) -> Pcm:
 
 
 def with_size(data: bytes, size: int, whole: int | None = None) -> bytes:
-    """The file with another size of the samples, in its own field, and of the whole file."""
+    """The file with changed size fields: of the samples, and of the whole file."""
     changed = bytearray(data)
     if data[:4] == b".snd":
         struct.pack_into(">I", changed, 8, size)
@@ -58,12 +58,12 @@ def with_size(data: bytes, size: int, whole: int | None = None) -> bytes:
 class TestSizes:
     @pytest.mark.parametrize("container", SIZED)
     @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 10**6])
-    def test_a_recorder_that_was_killed_or_wrote_to_a_pipe(self, container: str, size: int) -> None:
+    def test_a_wav_without_its_final_size_is_read(self, container: str, size: int) -> None:
         np.testing.assert_array_equal(read(with_size(encoded(noise(), container), size)), noise())
 
     @pytest.mark.parametrize("container", SIZED)
     def test_samples_beyond_the_claimed_size_are_heard_with_a_warning(self, container: str) -> None:
-        """A recorder that writes its header now and then."""
+        """A recorder that updates its header from time to time."""
         with pytest.warns(
             AudioWarning, match=r"its header says 9,[56]\d\d bytes of samples, but it has 24,0..?: all of"
         ):
@@ -73,11 +73,11 @@ class TestSizes:
     @pytest.mark.parametrize(
         "subtype", ["FLOAT", "DOUBLE", "PCM_24", "PCM_U8", "ULAW", "IMA_ADPCM", "MS_ADPCM", "GSM610"]
     )
-    def test_size_of_0_in_any_coding(self, subtype: str) -> None:
+    def test_a_size_of_0_is_read_in_any_coding(self, subtype: str) -> None:
         data = encoded(noise(), "WAV", subtype)
         np.testing.assert_array_equal(read(with_size(data, 0)), read(data))
 
-    def test_a_wav_of_4_gib_and_more_gives_its_size_without_the_upper_bits(self) -> None:
+    def test_a_wav_above_4_gib_is_read_despite_its_truncated_size(self) -> None:
         data = encoded(noise(), "WAV")
         (part,) = find_parts(with_size(data, 24_000 - 9000))
         assert len(part.data) == len(data)
@@ -117,17 +117,17 @@ CHUNKS = [
 class TestAfterTheSamples:
     @pytest.mark.parametrize("chunks", CHUNKS, ids=["LIST", "id3, bext", "cut short", "XMP"])
     @pytest.mark.parametrize("samples", [12_000, 11_999])
-    def test_chunks_are_not_heard(self, chunks: bytes, samples: int) -> None:
+    def test_chunks_are_not_decoded_as_samples(self, chunks: bytes, samples: int) -> None:
         data = encoded(noise(samples), "WAV", "PCM_U8") + chunks
         assert len(read(data)) == samples
 
-    def test_chunks_after_samples_without_padding(self) -> None:
+    def test_chunks_after_samples_without_padding_are_not_decoded(self) -> None:
         data = encoded(noise(11_999), "WAV", "PCM_U8")
         assert data[-1] == 0 and len(data) % 2 == 0  # the padding
         assert len(read(data[:-1] + CHUNKS[0])) == 11_999
 
     @pytest.mark.parametrize("container", ["W64", "AIFF", "CAF"])
-    def test_chunks_of_other_containers(self, container: str) -> None:
+    def test_chunks_of_other_containers_are_not_decoded(self, container: str) -> None:
         chunk = {
             "W64": b"list\x2f\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0" + struct.pack("<Q", 32) + bytes(range(8)),
             "AIFF": b"ANNO" + struct.pack(">I", 4) + b"text",
@@ -145,7 +145,7 @@ class TestAfterTheSamples:
 
     @pytest.mark.parametrize("tag", TAGS, ids=["ID3v1", "ID3v2", "APE", "lyrics", "padding"])
     @pytest.mark.parametrize("container", [*SIZED, "FLAC", "OGG", "MP3"])
-    def test_tags_and_padding_are_not_heard(self, container: str, tag: bytes) -> None:
+    def test_tags_and_padding_are_not_decoded(self, container: str, tag: bytes) -> None:
         data = encoded(noise(), container, {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(container))
         assert len(read(data + tag)) == len(read(data))
 
@@ -155,12 +155,12 @@ class TestAfterTheSamples:
 
 
 class TestJoined:
-    def test_a_chain_of_opus(self) -> None:
+    def test_a_chain_of_opus_is_read(self) -> None:
         heard = read_audio(CASES / "chained.ogg")
         assert len(heard) == 4 * RATE_HZ
         assert np.abs(heard[-RATE_HZ:]).max() > 0.1
 
-    def test_a_chain_of_links_of_other_codecs_rates_and_channels(self) -> None:
+    def test_a_chain_of_different_codecs_rates_and_channels_is_read(self) -> None:
         stereo = np.stack([noise(44_100), noise(44_100)], axis=1)
         data = (
             encoded(noise(16_000), "OGG", "VORBIS", 16_000)
@@ -180,11 +180,11 @@ class TestJoined:
         ]
 
     @pytest.mark.parametrize("container", [*SIZED, "FLAC"])
-    def test_files_joined_by_cat(self, container: str) -> None:
+    def test_files_joined_by_cat_are_read(self, container: str) -> None:
         data = encoded(noise(), container) + encoded(noise(seed=1), container) + encoded(noise(seed=2), container)
         np.testing.assert_array_equal(read(data), np.concatenate([noise(seed=seed) for seed in range(3)]))
 
-    def test_files_of_several_kinds_joined_by_cat(self) -> None:
+    def test_files_of_several_kinds_joined_by_cat_are_read(self) -> None:
         data = (
             encoded(noise(), "WAV")
             + encoded(noise(), "AIFF")
@@ -197,7 +197,7 @@ class TestJoined:
         "first, second", [("FLAC", "WAV"), ("FLAC", "AIFF"), ("FLAC", "OGG"), ("OGG", "WAV"), ("OGG", "FLAC")]
     )
     def test_a_short_recording_behind_another_is_heard(self, first: str, second: str) -> None:
-        """libsndfile reads ahead: it does not show that bytes are left."""
+        """libsndfile reads ahead, so it does not show that bytes are left."""
         subtype = {"OGG": "VORBIS"}
         data = encoded(noise(96_000), first, subtype.get(first)) + encoded(noise(2400), second, subtype.get(second))
         assert len(read(data)) == pytest.approx(98_400, abs=200)
@@ -209,7 +209,7 @@ class TestJoined:
         ):
             read(data + data)
 
-    def test_a_second_recording_that_is_damaged_is_refused_with_its_place(self) -> None:
+    def test_a_damaged_second_recording_is_refused_with_its_position(self) -> None:
         data = encoded(noise(), "OGG", "VORBIS")
         broken = encoded(noise(seed=1), "OGG", "VORBIS").replace(b"vorbis", b"vorbiz")
         with pytest.raises(AudioError, match=r"is damaged: after 0\.50 s it cannot be read"):
@@ -226,14 +226,14 @@ class TestDamaged:
         return data.getvalue()
 
     @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-    def test_ogg_with_a_hole_is_heard_and_says_how_much(self, subtype: str) -> None:
+    def test_ogg_with_a_gap_is_read_and_the_gap_reported(self, subtype: str) -> None:
         data = self.long("OGG", subtype)
         middle = len(data) // 2
         with pytest.warns(AudioWarning, match=r"damaged or cut short: only \d\.\d\d s of its 10\.00 s can be decoded"):
             heard = read(data[:middle] + bytes(5000) + data[middle + 5000 :])
         assert 5 * RATE_HZ < len(heard) < 9.5 * RATE_HZ
 
-    def test_flac_with_garbage_in_it_is_refused_with_the_place(self) -> None:
+    def test_flac_with_garbage_in_it_is_refused_with_the_position(self) -> None:
         data = self.long("FLAC", "PCM_16")
         middle = len(data) // 2
         with pytest.raises(AudioError, match=r"is damaged: after (4|5)\.\d\d s it cannot be read .*\nCut it there"):
@@ -249,7 +249,7 @@ class TestDamaged:
         assert len(heard) >= kept * 240_000 - 2 * 4096
         np.testing.assert_array_equal(heard, noise(240_000)[: len(heard)])
 
-    def test_flac_that_claims_less_than_it_holds_is_refused_with_the_place(self) -> None:
+    def test_flac_that_claims_too_few_samples_is_refused_with_the_position(self) -> None:
         data = bytearray(self.long("FLAC", "PCM_16"))
         data[22:26] = (24_000).to_bytes(4, "big")
         with pytest.raises(AudioError, match=r"decoding stops at 1\.00 s, and [\d,]+ of [\d,]+ bytes are left"):
@@ -269,7 +269,7 @@ HEADERS = [
 class TestHostile:
     @settings(max_examples=400, deadline=None)
     @given(st.data())
-    def test_any_bytes_in_a_header_give_samples_or_our_error(self, draw: st.DataObject) -> None:
+    def test_any_header_bytes_give_samples_or_our_error(self, draw: st.DataObject) -> None:
         data = bytearray(draw.draw(st.sampled_from(HEADERS)))
         for _ in range(draw.draw(st.integers(1, 4))):
             at = draw.draw(st.integers(0, min(len(data), 150) - 1))
@@ -288,7 +288,7 @@ class TestHostile:
     @given(
         start=st.sampled_from([*(data[:60] for data in HEADERS), b"", b"dns.", b"RIFX"]), rest=st.binary(max_size=200)
     )
-    def test_no_bytes_are_lost_or_invented_by_the_division(self, start: bytes, rest: bytes) -> None:
+    def test_dividing_a_file_loses_and_adds_no_bytes(self, start: bytes, rest: bytes) -> None:
         data = start + rest
         parts = find_parts(data)
         assert sum(len(part.data) for part in parts) <= len(data)
@@ -300,4 +300,4 @@ class TestHostile:
 
     def test_every_layout_is_tried(self) -> None:
         found = {layout for layout in LAYOUTS for data in HEADERS if layout.magic.match(data)}
-        assert len(found) == 5  # all but the two of the other byte order
+        assert len(found) == 5  # all except the two of the other byte order

@@ -20,7 +20,7 @@ from pplex.runtime.errors import GpuError, GpuMemoryError, LibraryError
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
 
 
-def test_no_gpu_or_no_driver() -> None:
+def test_a_missing_gpu_or_driver_is_reported() -> None:
     try:
         CudaDevice()
     except GpuError as error:
@@ -29,7 +29,7 @@ def test_no_gpu_or_no_driver() -> None:
         pytest.skip("a GPU answers here")
 
 
-def test_cuda_bindings_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_bindings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(LibraryError, match=r"cuda-bindings, .* pip install 'pplex-export\[rtx\]'"):
         CudaDevice()
@@ -47,7 +47,7 @@ def test_cuda_bindings_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
     ],
 )
-def test_the_drivers_codes_are_named(code: str, error: type[GpuError], message: str) -> None:
+def test_driver_error_codes_are_named(code: str, error: type[GpuError], message: str) -> None:
     refusal = cuda_device._error(runtime, "cudaMalloc", getattr(runtime.cudaError_t, code))
     assert type(refusal) is error
     with pytest.raises(error, match=message):
@@ -73,8 +73,8 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_arguments_are_those_the_bindings_take(name: str) -> None:
-    """Without a driver every call is refused, but for its arguments it would be a TypeError."""
+def test_arguments_fit_the_bindings(name: str) -> None:
+    """Without a driver every call is refused; wrong arguments would raise a TypeError."""
     if has_gpu():
         pytest.skip("a GPU answers here, and the addresses are made up")
     device = CudaDevice.__new__(CudaDevice)
@@ -148,7 +148,7 @@ def test_a_capture_does_nothing_until_it_is_replayed(gpu: CudaDevice) -> None:
 
 
 @pytest.mark.gpu
-def test_elapsed_time_is_that_of_the_work_between_two_marks(gpu: CudaDevice) -> None:
+def test_elapsed_time_covers_the_work_between_two_marks(gpu: CudaDevice) -> None:
     target, source = (gpu.zeros((1 << 28,), "uint8") for _ in range(2))
     copy = gpu.copy(target.whole, source.whole)
     marks = [gpu.mark()]
@@ -173,7 +173,7 @@ def test_the_error_that_stops_a_capture_is_shown(gpu: CudaDevice) -> None:
 
 
 @pytest.mark.gpu
-def test_more_memory_than_the_gpu_has(gpu: CudaDevice) -> None:
+def test_too_large_an_allocation_is_reported(gpu: CudaDevice) -> None:
     with pytest.raises(GpuMemoryError):
         gpu.zeros((1 << 50,), "uint8")
     free = gpu.free_nbytes()

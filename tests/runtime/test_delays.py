@@ -40,7 +40,7 @@ class Columns:
         return model_input, forced
 
     def commit(self, tokens: Sequence[int]) -> list[int] | None:
-        """The frame this step completes, if it does."""
+        """The frame that this step completes, if any."""
         places = {(stream, self.step): token for stream, token in enumerate(tokens)}
         self.tokens |= {place: token for place, token in places.items() if place not in self.provided}
         self.step += 1
@@ -69,7 +69,7 @@ def whole_step(ring: DelayRing, rows: Sequence[int], frame: Sequence[int]) -> np
 @settings(deadline=None)
 @given(st.data())
 def test_rows_follow_the_rules_for_any_tokens(data: st.DataObject) -> None:
-    """Rows step in any order and company; some are reset or copied over others in between."""
+    """Rows step in any order and combination; some are reset or copied over others in between."""
     delays = data.draw(st.lists(st.integers(0, 2), min_size=2, max_size=6), "delays")
     sampled = data.draw(st.integers(1, len(delays)), "streams that can be sampled, the first ones")
     ring, expected = new_ring(delays), [Columns(delays, initial_tokens(delays)) for _ in range(SLOTS)]
@@ -128,7 +128,7 @@ def test_rows_follow_the_rules_for_any_tokens(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("delays", DELAYS)
 def test_first_frame_waits_for_the_longest_delay(delays: tuple[int, ...]) -> None:
-    """A frame provided whole comes out whole, as many steps later as the longest delay."""
+    """A complete frame comes out complete, after the longest delay."""
     ring = new_ring(delays, slots=1)
     frames = [[100 * step + stream for stream in range(len(delays))] for step in range(20)]
     ready, outputs = [], []
@@ -198,5 +198,5 @@ def test_saved_state_is_a_copy_and_equals_the_live_one(delays: tuple[int, ...]) 
         assert [whole_step(target, [row], [50 + step] * len(delays)).tolist() for step in range(6)] == live
     other.restore(0, saved)
     other.restore(1, saved)
-    whole_step(other, [0], [99] * len(delays))  # one row's steps leave the other row as it was restored
+    whole_step(other, [0], [99] * len(delays))  # steps of one row do not change the other row
     assert [whole_step(other, [1], [50 + step] * len(delays)).tolist() for step in range(6)] == live

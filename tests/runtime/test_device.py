@@ -43,19 +43,19 @@ def test_rows_equal_numpy_rows(data: st.DataObject, shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("row, count", [(-1, 1), (0, 4), (3, 1)])
-def test_rows_outside_are_our_mistake(row: int, count: int) -> None:
+def test_rows_out_of_range_raise(row: int, count: int) -> None:
     with pytest.raises(AssertionError):
         Buffer.of(counted((3, 2))).rows(row, count)
     with pytest.raises(AssertionError):
         Buffer.of(counted((2, 3))).part(1, row, count)
 
 
-def test_copies_of_two_sizes_are_our_mistake() -> None:
+def test_copies_of_different_sizes_raise() -> None:
     with pytest.raises(AssertionError):
         HostDevice().copy(Buffer.of(counted((2, 3))).whole, Buffer.of(counted((3, 3))).part(0, 0, 1))
 
 
-def test_a_view_keeps_the_memory() -> None:
+def test_a_view_keeps_its_memory_alive() -> None:
     array = counted((4,))
     alive = weakref.ref(array)
     view = host_view(Buffer.of(array).rows(1, 2))
@@ -67,12 +67,12 @@ def test_a_view_keeps_the_memory() -> None:
     assert alive() is None
 
 
-def test_bfloat16_is_kept_as_its_bits() -> None:
+def test_bfloat16_is_stored_as_its_bits() -> None:
     buffer = HostDevice().zeros((2, 3), "bfloat16")
     assert (buffer.nbytes, host_view(buffer).dtype) == (12, np.uint16)
 
 
-def test_the_hosts_memory_is_its_own_staging() -> None:
+def test_host_memory_needs_no_staging() -> None:
     device = HostDevice()
     buffer = device.zeros((2, 3), "float32")
     array = device.staging(buffer)

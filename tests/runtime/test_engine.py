@@ -1,4 +1,4 @@
-"""A graph's state: written in place, carried from call to call, and only in the rows of the call."""
+"""A graph's state: written in place or carried from call to call, and only in the rows of the call."""
 
 import gc
 import weakref
@@ -52,7 +52,7 @@ def copies(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def changed_entries(before: Array, after: Array) -> set[tuple[int, int]]:
-    """(slot, entry) of everything that differs in a ring [S, H, C, D]."""
+    """(slot, entry) of all differences in a ring [S, H, C, D]."""
     slots, entries = np.nonzero((before != after).any(axis=(1, 3)))
     return set(zip(slots.tolist(), entries.tolist(), strict=True))
 
@@ -151,7 +151,7 @@ def test_inactive_slot_keeps_its_state_bit_for_bit(stages: Stages, random: np.ra
 @each_codec
 @pytest.mark.parametrize("frames_before", [0, 5, 15])  # the ring is full after 12
 def test_a_pause_changes_nothing(tiny_bundle: Bundle, graph: str, frames_before: int) -> None:
-    """One slot pauses in one run and not in the other, while the others go on."""
+    """One slot pauses in one of two runs, while the others continue."""
     frames = frames_before + 8
 
     def play(pause: int) -> Iterator[Array]:
@@ -243,7 +243,7 @@ def test_reset_clears_what_was_written_in_that_slot_only(
 
 
 def test_outputs_are_fetched_where_a_buffer_is_given(tiny_bundle: Bundle, stages: Stages) -> None:
-    """The logits of the first rows, and the token they belong to."""
+    """The logits of the first rows, and their token."""
     logits = np.full((2, tiny_bundle.config.text_card), np.nan, np.float32)
     tensors = {name: array[:2] for name, array in {**stages.tensors("temporal"), "text_logits": logits}.items()}
     stages.codes[0, 0], stages.codes[1, 0] = 5, 6
@@ -271,7 +271,7 @@ def test_a_call_keeps_its_buffers_alive(stages: Stages) -> None:
 @pytest.mark.parametrize(
     "pcm", [np.zeros((1, 1, 1920)), np.zeros((1, 1, 3840), np.float32)[..., ::2]], ids=["float64", "strided"]
 )
-def test_buffer_that_cannot_be_bound_is_our_mistake(stages: Stages, pcm: Array) -> None:
+def test_a_buffer_that_cannot_be_bound_raises(stages: Stages, pcm: Array) -> None:
     tensors = {"pcm": pcm, "active": np.ones(1, np.bool_), "codes": np.zeros((1, 8), np.int64)}
     with pytest.raises(AssertionError):
         stages.engines["mimi_encode"].bind(bound(tensors), 0, 1)
@@ -289,7 +289,7 @@ def test_graph_that_does_not_load_is_named(tiny_bundle: Bundle, tmp_path: Path) 
 def test_tensors_that_are_not_aligned_are_moved_and_moved_back(
     tiny_bundle: Bundle, graph: str, batch: int, row: int
 ) -> None:
-    """Every tensor of one of two equal stages, rings too: only the first page of memory has addresses like these."""
+    """Move every tensor of one of two equal stages, rings too, to unaligned addresses, as in the first page of memory."""
     played = Stages(tiny_bundle, SLOTS, threads=1), Stages(tiny_bundle, SLOTS, threads=1)
     played[1].executors[graph].alignment = 1 << 60
     for stages in played:

@@ -28,7 +28,9 @@ def test_every_package_turns_telemetry_off_as_it_is_imported(module: str) -> Non
 
 
 @pytest.mark.parametrize("given, becomes", [(None, "1"), ("", "1"), ("1", "1"), ("0", "0")])
-def test_the_operator_decides(given: str | None, becomes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_setting_of_the_operator_is_kept(
+    given: str | None, becomes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if given is not None:
         monkeypatch.setenv(ORT_TELEMETRY, given)
     disable_telemetry()

@@ -15,13 +15,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_all_are_written(tmp_path: Path) -> None:
+def test_all_files_are_written(tmp_path: Path) -> None:
     write_files({str(tmp_path / "a"): b"1", str(tmp_path / "b"): b"2"})
     assert (tmp_path / "a").read_bytes() == b"1" and (tmp_path / "b").read_bytes() == b"2"
     assert names(tmp_path) == ["a", "b"]
 
 
-def test_none_appears_when_one_cannot_be_written(tmp_path: Path) -> None:
+def test_no_file_appears_when_one_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(OutputError, match=r"x\.json cannot be written"):
         write_files({str(tmp_path / "a"): b"new", str(tmp_path / "nowhere" / "x.json"): b"2"})
@@ -46,7 +46,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "nowhere/x", "x" * 300])
-def test_a_name_that_cannot_be_written_is_known_before(
+def test_an_unwritable_name_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,14 +55,14 @@ def test_a_name_that_cannot_be_written_is_known_before(
     assert names(tmp_path) == []
 
 
-def test_one_file_under_two_names(tmp_path: Path) -> None:
+def test_one_file_under_two_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("a")
     with pytest.raises(OutputError, match="named twice"):
         check_distinct(str(tmp_path / "a"), "-", str(tmp_path / "link"))
     check_distinct(str(tmp_path / "a"), "-", "-", str(tmp_path / "b"), "/dev/null", "/dev/null")
 
 
-def test_questions_about_a_path(tmp_path: Path) -> None:
+def test_path_checks_answer_for_every_kind_of_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to("loop")
     assert is_file(tmp_path / "file") and not is_folder(tmp_path / "file") and is_folder(tmp_path)

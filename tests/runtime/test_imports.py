@@ -44,7 +44,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 
 
 def imported_by(code: str, *arguments: str) -> set[str]:
-    """Top-level names of all modules a fresh interpreter holds after running `code`."""
+    """Top-level names of all modules in a fresh interpreter after it runs `code`."""
     command = [sys.executable, "-P", "-c", code + REPORT, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ BROKEN = {
     "a part is missing": "import {name}.part",
     "what it needs is missing": "import what_it_needs",
 }
-# A regular package anywhere on the path comes before a folder without __init__.py. This makes Python find the emptied
+# A regular package anywhere on the path wins over a folder without __init__.py. This makes Python find the emptied
 # folder instead.
 EMPTIED = """
 import sys
@@ -39,7 +39,7 @@ class Emptied:
 
 sys.meta_path.insert(0, Emptied())
 """
-ABSENT = "import sys; sys.modules[{name!r}] = None\n"  # Python finds no module of this name
+ABSENT = "import sys; sys.modules[{name!r}] = None\n"  # Python does not find a module of this name
 
 
 def emptied(folder: Path, name: str) -> str:
@@ -47,7 +47,7 @@ def emptied(folder: Path, name: str) -> str:
 
 
 def broken(folder: Path, name: str, how: str) -> str:
-    """Code to run first, after which `name` is found in `folder` and fails as `how` says."""
+    """Code to run first: afterwards `name` is found in `folder` and fails as `how` describes."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(BROKEN[how].format(name=name))
     return f"import sys; sys.path.insert(0, {str(folder)!r})\n"
@@ -63,7 +63,7 @@ def run_arguments(bundle: Bundle, folder: Path) -> list[str | Path]:
     return ["run", bundle.folder, "--input-wav", TINY / "checkpoint/voices/synthetic.wav", "--voice", "none", *outputs]
 
 
-def assert_told(done: subprocess.CompletedProcess[str], library: str, *words: str) -> None:
+def assert_reported(done: subprocess.CompletedProcess[str], library: str, *words: str) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert f"{library} is installed, but cannot be loaded" in done.stderr
     for text in (*words, "pip install"):
@@ -71,41 +71,41 @@ def assert_told(done: subprocess.CompletedProcess[str], library: str, *words: st
 
 
 @pytest.mark.parametrize("library", ["onnxruntime", "soundfile", "sentencepiece", "safetensors", "numpy"])
-def test_an_emptied_library(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_emptied_library_is_reported(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(emptied(tmp_path, library), *run_arguments(tiny_bundle, tmp_path))
-    assert_told(done, library, f"{tmp_path / library} has no __init__.py", f"--force-reinstall --no-deps {library}")
+    assert_reported(done, library, f"{tmp_path / library} has no __init__.py", f"--force-reinstall --no-deps {library}")
 
 
 @pytest.mark.parametrize("library", ["aiohttp", "av", "uvloop", "prometheus_client", "yarl"])
-def test_an_emptied_library_of_the_server(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """The last library belongs to aiohttp."""
+def test_an_emptied_library_of_the_server_is_reported(library: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """The last library is a dependency of aiohttp."""
     done = pplex(emptied(tmp_path, library), "serve", tiny_bundle.folder, "--port", "0", "--device", "cpu")
-    assert_told(done, library, f"{tmp_path / library} has no __init__.py")
+    assert_reported(done, library, f"{tmp_path / library} has no __init__.py")
 
 
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("library", ["onnxruntime", "soxr"])
-def test_a_library_that_fails_while_it_is_loaded(library: str, how: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_library_that_fails_to_load_is_reported(library: str, how: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(broken(tmp_path, library, how), *run_arguments(tiny_bundle, tmp_path))
     reason = {"a part is missing": f"{library}.part", "what it needs is missing": "what_it_needs"}
-    assert_told(done, library, reason.get(how) or BROKEN[how].partition("'")[2].rpartition("'")[0])
+    assert_reported(done, library, reason.get(how) or BROKEN[how].partition("'")[2].rpartition("'")[0])
 
 
-def test_a_missing_libsndfile_is_the_systems(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_missing_libsndfile_names_the_system_package(tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(broken(tmp_path, "soundfile", "no libsndfile"), *run_arguments(tiny_bundle, tmp_path))
-    assert_told(done, "soundfile", "sndfile library not found", "apt-get install libsndfile1")
+    assert_reported(done, "soundfile", "sndfile library not found", "apt-get install libsndfile1")
 
 
-def test_a_library_of_the_build(tmp_path: Path) -> None:
-    """torch, whose loading fails with an OSError where CUDA's libraries are of another version."""
+def test_a_broken_library_of_the_build_is_reported(tmp_path: Path) -> None:
+    """torch fails with an OSError if CUDA's libraries have another version."""
     done = pplex(broken(tmp_path, "torch", "no libsndfile"), "build", TINY / "checkpoint", "--out", tmp_path / "bundle")
-    assert_told(done, "torch", "OSError")
+    assert_reported(done, "torch", "OSError")
     assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("kind", ["tensorrt_rtx", "tensorrt"])
-def test_an_engines_library(kind: str, tmp_path: Path) -> None:
-    """From a program: the reason of the loader is in the error."""
+def test_a_broken_tensorrt_gives_the_reason_of_the_loader(kind: str, tmp_path: Path) -> None:
+    """In a program, the error contains the reason of the loader."""
     code = (
         "from pplex.runtime.errors import LibraryError\nfrom pplex.runtime.trt_library import TENSORRT_LIBRARIES\n"
         f"try:\n    TENSORRT_LIBRARIES[{kind.replace('_', '-')!r}].load()\nexcept LibraryError as error:\n    print(error)"
@@ -121,13 +121,13 @@ def test_an_engines_library(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library, extra", [("onnxruntime", "pplex-export[cpu]"), ("soxr", "pip install pplex-export")])
-def test_a_library_that_is_not_installed(library: str, extra: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_missing_library_is_reported(library: str, extra: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     done = pplex(ABSENT.format(name=library), *run_arguments(tiny_bundle, tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr and extra in done.stderr
 
 
 def test_help_needs_no_runtime_library(tmp_path: Path) -> None:
-    """A user whose installation is broken can still ask."""
+    """A user with a broken installation can still get help."""
     for library in ("onnxruntime", "soundfile", "sentencepiece"):
         done = pplex(emptied(tmp_path, library), "--help")
         assert done.returncode == 0 and "inspect" in done.stdout
@@ -140,7 +140,7 @@ def test_our_own_defect_keeps_its_traceback(defect: str) -> None:
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-def test_every_library_that_is_imported_has_a_command_that_installs_it() -> None:
+def test_every_imported_library_has_an_install_command() -> None:
     names = {
         name.partition(".")[0]
         for package in PACKAGES

@@ -1,4 +1,4 @@
-"""The memory of a slot against the buffers that are made, and the error if slots do not fit."""
+"""The memory of a slot against the allocated buffers, and the error if slots do not fit."""
 
 import pytest
 from devices import QueueDevice
@@ -15,7 +15,7 @@ from pplex.runtime.stages import Stages
 GB = 10**9
 
 
-def test_a_slot_takes_what_is_allocated_for_it(tiny_bundle: Bundle) -> None:
+def test_slot_size_equals_its_allocations(tiny_bundle: Bundle) -> None:
     allocated = []
     for slots in (1, 4):
         device = QueueDevice()
@@ -38,7 +38,7 @@ def test_rings_are_most_of_the_released_models_memory() -> None:
 
 
 @pytest.mark.parametrize("slots, free", [(1, 5 * GB + RESERVE), (5, 9 * GB + RESERVE), (100, None)])
-def test_slots_that_fit(slots: int, free: int | None) -> None:
+def test_slots_that_fit_are_accepted(slots: int, free: int | None) -> None:
     check_memory(free, per_slot=GB, fixed=4 * GB, slots=slots, capacity=3000)
 
 

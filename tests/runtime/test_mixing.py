@@ -18,7 +18,7 @@ def voice(seconds: float = 2.0, seed: int = 0) -> Pcm:
 
 
 def channels(*each: Pcm | float) -> Pcm:
-    """[samples, C]; a number is a channel of noise of that level."""
+    """[samples, C]; a number stands for a channel of noise of that level."""
     size = max(len(channel) for channel in each if not isinstance(channel, float))
     noise = np.random.default_rng(99)
     return np.stack(
@@ -121,7 +121,7 @@ class TestStream:
         pcm = channels(voice(), other)
         np.testing.assert_array_equal(self.push(pcm), pcm.mean(axis=1))
 
-    def test_channels_that_cancel_out_are_heard_from_the_first_block_on(self) -> None:
+    def test_cancelling_channels_are_audible_from_the_first_block(self) -> None:
         heard = self.push(channels(voice(), -voice()))
         np.testing.assert_allclose(heard[480:], voice()[480:], atol=1e-7)
 

@@ -23,7 +23,7 @@ class Slots:
     def __init__(self, slots: int = 1):
         self.tables = np.full((slots, MIN_NOISE), np.nan, np.float32)
         self.offset, self.stride = np.zeros((2, slots, STREAMS), np.int64)
-        self.uploaded = np.full((slots, MIN_NOISE), np.nan, np.float32)  # as a GPU would have it
+        self.uploaded = np.full((slots, MIN_NOISE), np.nan, np.float32)  # as a GPU would
         self.noise = Noise(self.tables, self.offset, self.stride, self.upload)
 
     def upload(self, row: int, start: int, count: int) -> None:
@@ -56,7 +56,7 @@ def frames(seed: int, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", [0, 42, (1 << 63) - 1, (1 << 64) - 1])
-def test_a_seed_gives_the_same_frames_in_any_slot_beside_any_other(seed: int) -> None:
+def test_a_seed_gives_the_same_frames_in_any_slot_and_company(seed: int) -> None:
     count = 2 * FRAMES + 5
     expected = frames(seed, count)
     slots, found = Slots(3), []
@@ -114,7 +114,7 @@ def test_frames_seeds_and_streams_differ() -> None:
     assert len({slots.of(stream, np.arange(100)).tobytes() for stream in range(STREAMS)}) == STREAMS
 
 
-def test_engines_and_host_have_the_same_tables() -> None:
+def test_engines_and_host_use_the_same_tables() -> None:
     slots = opened(6)
     np.testing.assert_array_equal(slots.uploaded, slots.tables)
     before = slots.tables.copy()
@@ -183,7 +183,7 @@ def drawn(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_million_draws_are_of_the_softmax_cut_to_the_top_k(drawn: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_million_draws_follow_the_top_k_softmax(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     ranks, p = drawn
     expected = p * ranks.size
     often = expected > 10
@@ -213,10 +213,10 @@ def test_sessions_are_independent() -> None:
     assert abs((one * other).mean() / (one.std() * other.std())) < 3.3 / np.sqrt(one.size)
 
 
-# What noise belongs to.
+# Noise belongs to the token.
 
 
-def test_candidates_keep_their_noise_in_another_order() -> None:
+def test_reordered_candidates_keep_their_noise() -> None:
     """The drawn token does not depend on the ranks, except in a near tie."""
     slots, tokens = opened(2), np.arange(300)
     logits = np.random.default_rng(0).normal(0, 1, 300).astype(np.float32)
@@ -250,7 +250,7 @@ def recorded(text: int, steps: int, audio: int) -> FrameNoise:
 
 @pytest.mark.parametrize("steps", [CODEBOOKS, 2 * CODEBOOKS])
 @pytest.mark.parametrize("text, audio", [(25, 250), (1, 1), (40, 2048)])
-def test_recorded_draws_replace_the_noise_of_their_tokens_for_one_frame(steps: int, text: int, audio: int) -> None:
+def test_recorded_draws_replace_the_noise_for_one_frame(steps: int, text: int, audio: int) -> None:
     given, slots = recorded(text, steps, audio), opened(9)
     slots.draw()
     own = slots.frame()
@@ -291,7 +291,7 @@ def test_every_token_of_a_frame_has_an_entry() -> None:
         {"audio_ids": np.zeros((8, 9), int)},
     ],
 )
-def test_recorded_noise_that_cannot_be_used_is_refused(change: dict[str, np.ndarray]) -> None:
+def test_unusable_recorded_noise_is_refused(change: dict[str, np.ndarray]) -> None:
     recorded(10, 8, 10).check(CONFIG)
     with pytest.raises(NoiseError):
         replace(recorded(10, 8, 10), **change).check(CONFIG)

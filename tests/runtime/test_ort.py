@@ -19,7 +19,7 @@ def test_fusion_of_quantized_nodes_is_off_for_fp8_only(precision: str) -> None:
     options = _options(precision, threads=1)
     if precision == "fp8":
         assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
-    else:  # int4 and int8 want it: a dequantized weight and its MatMul become MatMulNBits
+    else:  # int4 and int8 need it: a dequantized weight and its MatMul become MatMulNBits
         with pytest.raises(RuntimeError):
             options.get_session_config_entry("session.disable_quant_qdq")
 

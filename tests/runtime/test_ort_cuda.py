@@ -1,7 +1,7 @@
 """ONNX Runtime's CUDA provider without a GPU: what it captures and launches, on the stand-in of tests/cuda_stand_in.
 
-Nothing is computed there. The provider multiplies by int8 and int4 weights as they are in blocks of 16 and more only, which
-the golden model's columns are too short for: those two are of a model of another size.
+The stand-in computes nothing. The provider uses int8 and int4 weights directly only in blocks of at least 16;
+the columns of the golden model are too short for that, so int8 and int4 use a model of another size.
 """
 
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 TESTS = Path(__file__).parents[1]
 BLOCKED = {name: precision for name, precision in PRECISIONS.items() if precision.block}
-# The most slots whose products are made with int8 and int4 weights as they are: ONNX Runtime 1.31.1 widens them for more.
+# The most slots for which ONNX Runtime 1.31.1 uses int8 and int4 weights directly; for more slots it widens them.
 MOST = {"int8": 5, "int4": 16}
 SLOTS = (1, 2, 4, *(slots for most in MOST.values() for slots in (most, most + 1)))
 # Columns of 32, 64, 96 and 176 weights.
@@ -54,7 +54,7 @@ def run_on_stand_in(*arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def blocked(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> dict[str, Bundle]:
-    """Bundles in int8 and int4. Their codec is the golden model's, which would take as long to export as the rest."""
+    """Bundles in int8 and int4. They reuse the golden model's codec, because its export would double the time."""
     folder = tmp_path_factory.mktemp("blocked")
     arguments = {**synth.TINY_ARGUMENTS, "lm": {**synth.TINY_ARGUMENTS["lm"], **ARGUMENTS}}
 
@@ -110,7 +110,7 @@ def test_a_capture_does_not_allocate_wait_or_read_from_the_host(found: dict[str,
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_frame_is_four_launches_and_one_wait(found: dict[str, Found], precision: str) -> None:
+def test_a_frame_takes_four_launches_and_one_wait(found: dict[str, Found], precision: str) -> None:
     for frame in found[precision]["frames"].values():
         again = frame["again"]
         assert again.keys() == {"COPY", "REPLAY", "WAIT"}
@@ -120,8 +120,8 @@ def test_a_frame_is_four_launches_and_one_wait(found: dict[str, Found], precisio
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_more_slots_take_as_many_launches(found: dict[str, Found], precision: str, graph: str) -> None:
-    """One slot's rows lie together, so that kernels give way to copies; all other numbers are alike."""
-    most = MOST["int8"] if precision in BLOCKED else max(SLOTS)  # of what has int8 heads
+    """The rows of one slot are contiguous, so copies replace kernels; all other counts are equal."""
+    most = MOST["int8"] if precision in BLOCKED else max(SLOTS)  # for graphs with int8 heads
     slots = [n for n in sorted(set(SLOTS)) if n <= most]
     frames = [found[precision]["frames"][str(n)]["graphs"][graph] for n in slots]
     one, *more = [launched(frame, ("KERNEL", "LIBRARY", "COPY")) for frame in frames]
@@ -133,7 +133,7 @@ def test_more_slots_take_as_many_launches(found: dict[str, Found], precision: st
 def test_blocked_weights_are_multiplied_without_conversion(
     found: dict[str, Found], bundles: dict[str, Bundle], precision: str, graph: str
 ) -> None:
-    """As many kernels of MatMulNBits as there are weights; for more slots than MOST, each is widened in every step."""
+    """One MatMulNBits kernel per weight; for more than MOST slots, each weight is widened in every step."""
     bundle = bundles[precision]
     stored = storages(graph, bundle.config, bundle.precision).values()
     for slots, frame in found[precision]["frames"].items():

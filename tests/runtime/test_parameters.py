@@ -1,4 +1,4 @@
-"""Parameters counted from the sizes are those of the exported modules."""
+"""Parameters counted from the config equal those of the exported modules."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from pplex.runtime.precision import PRECISIONS, parse_precision
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 @pytest.mark.parametrize("depth_steps", [8, 16])
-def test_counts_are_those_of_the_modules(tiny_bundle: Bundle, graph: str, depth_steps: int) -> None:
+def test_counts_equal_those_of_the_modules(tiny_bundle: Bundle, graph: str, depth_steps: int) -> None:
     for sizes in (tiny_bundle.config, RELEASED):
         config = replace(sizes, depth_steps=depth_steps)
         counted = sum(parameter.numel() for parameter in weights.parameters(graph, config).values())

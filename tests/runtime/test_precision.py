@@ -7,7 +7,7 @@ from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.precision import FP32, check_precision, parse_precision, storage_dtype
 
 
-def test_one_name_is_for_the_language_model() -> None:
+def test_one_name_applies_to_the_language_model() -> None:
     assert parse_precision("int4") == {**FP32, "temporal": "int4", "depth": "int4"}
 
 
@@ -42,5 +42,5 @@ def test_every_graph_needs_a_precision() -> None:
         check_precision({graph: "fp32" for graph in GRAPH_NAMES if graph != "depth"})
 
 
-def test_bfloat16_is_kept_as_its_bits() -> None:
+def test_bfloat16_is_stored_as_its_bits() -> None:
     assert storage_dtype("bfloat16") == "uint16" and storage_dtype("float16") == "float16"

@@ -1,6 +1,6 @@
-"""Graphs kept as ONNX Runtime prepared them: the same conversation, nothing read twice, and never of other files.
+"""Cached optimised graphs: the same conversation, nothing read twice, and never from other files.
 
-Of the tiny model the temporal graph is, which has a file of weights of its own; the depth graph is too small for one.
+The tiny model caches its temporal graph, which has its own weights file; the depth graph is too small for one.
 """
 
 import os
@@ -50,7 +50,7 @@ def conversation(folder: Path, **options: Any) -> list[list[int]]:
 
 
 def unread(folder: Path) -> set[str]:
-    """Files of the bundle that a load does not read: their bytes are changed, their time is kept."""
+    """Change the bytes of bundle files but keep their times: a load must not read them."""
     result = set()
     for path in (path for path in folder.iterdir() if path.suffix in (".onnx", ".data")):
         before, stat = path.read_bytes(), path.stat()
@@ -102,7 +102,7 @@ def no_model(graph: PreparedGraph) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_short, half_written, empty, no_model])
-def test_a_damaged_cache_is_made_again(folder: Path, damage: Damage) -> None:
+def test_a_damaged_cache_is_rebuilt(folder: Path, damage: Damage) -> None:
     expected = conversation(folder)
     temporal = kept(folder)["temporal"]
     size = temporal.weights.stat().st_size
@@ -111,33 +111,33 @@ def test_a_damaged_cache_is_made_again(folder: Path, damage: Damage) -> None:
     assert temporal.is_there and temporal.weights.stat().st_size == size
 
 
-def test_other_files_and_versions_are_prepared_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_files_and_versions_are_prepared_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = conversation(folder)
     before = kept(folder)["temporal"]
     os.utime(folder / "temporal.data", ns=(time.time_ns(), time.time_ns()))
     assert not kept(folder)["temporal"].is_there
     assert conversation(folder) == expected
     assert kept(folder)["temporal"].is_there and not before.is_there
-    assert len(list((folder / "caches").iterdir())) == 2, "what is of no use any more is removed"
+    assert len(list((folder / "caches").iterdir())) == 2, "outdated files are removed"
     monkeypatch.setattr(prepared, "_processor", lambda: "another")
     assert not kept(folder)["temporal"].is_there
     assert conversation(folder) == expected
     assert len(list((folder / "caches").iterdir())) == 4, "a folder that several machines share serves them all"
 
 
-def test_a_bundle_that_cannot_be_written_to_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_bundle_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = conversation(folder)
     shutil.rmtree(folder / "caches")
 
     def refuse(self: Path, *args: Any, **options: Any) -> None:
         raise PermissionError(13, "read only", str(self))
 
-    monkeypatch.setattr(Path, "mkdir", refuse)  # the tests may run as root, for whom permissions have no effect
+    monkeypatch.setattr(Path, "mkdir", refuse)  # permissions have no effect if the tests run as root
     assert conversation(folder) == expected
     assert not (folder / "caches").exists()
 
 
-def test_a_full_disk_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_cached_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(prepared.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     conversation(folder)
@@ -162,7 +162,7 @@ def test_two_processes_can_prepare_at_the_same_time(folder: Path) -> None:
     writing = []
 
     def write(model: Path, weights: str) -> None:
-        """Another process begins and ends in the middle."""
+        """Another process starts and ends in the middle."""
         model.write_bytes(b"half")
         (model.parent / weights).write_bytes(b"half")
         writing.append(model.parent)
@@ -175,7 +175,7 @@ def test_two_processes_can_prepare_at_the_same_time(folder: Path) -> None:
 
 
 def test_damage_of_cache_and_bundle_is_reported(folder: Path) -> None:
-    """The cache is made again from files that are hashed first: they may be damaged too."""
+    """The cache is rebuilt from files that are hashed first: they may be damaged too."""
     conversation(folder)
     cut_short(kept(folder)["temporal"])
     path = folder / "temporal.data"

@@ -57,7 +57,7 @@ def test_without_a_voice_the_first_silent_frame_is_lost() -> None:
     assert (prompt.voice_steps, prompt.steps) == (0, 5 + len(PERSONA) + 6)
 
 
-def test_encoded_voice_of_one_frame_leaves_the_silence_whole() -> None:
+def test_an_encoded_voice_of_one_frame_keeps_the_whole_silence() -> None:
     assert described(make_prompt(RELEASED, CODES[:1], []).tokens) == silence(2 * SILENCE_FRAMES)
 
 

@@ -56,14 +56,14 @@ class TestSamples:
             check_samples(np.array([1e30]))
 
     @pytest.mark.parametrize("peak", [1.5, 4.0, 15.9])
-    def test_headroom_is_legal(self, peak: float) -> None:
+    def test_samples_slightly_above_full_scale_pass(self, peak: float) -> None:
         check_samples(np.array([0.0, -peak, peak], np.float32))
 
-    def test_no_samples_are_fine(self) -> None:
+    def test_an_empty_array_passes(self) -> None:
         check_samples(np.zeros(0, np.float32))
 
     @given(st.lists(st.floats(width=32), min_size=1, max_size=30))
-    def test_the_rule_holds_for_any_floats(self, values: list[float]) -> None:
+    def test_rule_holds_for_any_floats(self, values: list[float]) -> None:
         pcm = np.array(values, np.float32)
         try:
             check_samples(pcm)

@@ -86,19 +86,19 @@ def conversation(runtime: Runtime) -> list[tuple[int, list[int], bytes, str]]:
     return said
 
 
-def test_golden_suite(place: Place, tiny_bundle: Bundle) -> None:
+def test_golden_checks_pass_on_every_backend(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     checks = list(check_golden(bundle, TINY, backend))
     assert len(checks) == 14 and all(check.passed for check in checks), checks
 
 
-def test_conversations_are_those_of_the_host(place: Place, tiny_bundle: Bundle) -> None:
+def test_conversations_equal_those_on_the_host(place: Place, tiny_bundle: Bundle) -> None:
     expected = conversation(Runtime(tiny_bundle, SLOTS, threads=1, device="cpu"))
     bundle, backend = place(tiny_bundle)
     assert conversation(Runtime(bundle, SLOTS, device=backend)) == expected
 
 
-def test_a_frame_is_one_replay_and_one_wait(place: Place, tiny_bundle: Bundle) -> None:
+def test_a_frame_takes_one_replay_and_one_wait(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     runtime = Runtime(bundle, 2, device=backend)
     device = device_of(runtime)
@@ -143,7 +143,7 @@ def test_a_saved_prompt_is_uploaded_again(place: Place, tiny_bundle: Bundle) -> 
         RELEASED.delays,
     ],
 )
-def test_the_decoder_is_given_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
+def test_decoder_gets_the_codes_of_the_frame(tiny_bundle: Bundle, delays: tuple[int, ...]) -> None:
     """For any delays the decoder gets the codes of the reply, from the first frame on."""
     bundle = replace(tiny_bundle, config=replace(tiny_bundle.config, delays=delays))
     for device in (QueueDevice(), HostDevice()):
@@ -157,7 +157,7 @@ def test_the_decoder_is_given_the_codes_of_the_frame(tiny_bundle: Bundle, delays
                     assert (reply.tokens[1:9] < 2048).all()
 
 
-SHORT = 8  # entries: rings get longer many times on their way to the tiny model's 96
+SHORT = 8  # entries: rings grow many times on the way to the tiny model's 96
 
 
 @pytest.fixture
@@ -173,14 +173,14 @@ def test_ring_lengths_waste_a_third_at_most(capacity: int) -> None:
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_growing_rings_are_the_golden_ones(place: Place, tiny_bundle: Bundle) -> None:
+def test_growing_rings_pass_the_golden_checks(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     checks = list(check_golden(bundle, TINY, backend))
     assert len(checks) == 14 and all(check.passed for check in checks), checks
 
 
 def test_growing_rings_change_no_token(tiny_bundle: Bundle, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sum over a ring of another length may be another float: the same up to a tie."""
+    """A sum over a ring of another length may round differently: tokens are equal up to a near tie."""
     whole = Runtime(tiny_bundle, SLOTS, threads=1, device="cpu", logits=True)
     expected = [with_standings(whole.open(**way), codes) for way, codes in zip(WAYS, CODES, strict=True)]
     monkeypatch.setattr(kv_cache, "SHORTEST_RING", SHORT)
@@ -193,12 +193,12 @@ def test_growing_rings_change_no_token(tiny_bundle: Bundle, place: Place, monkey
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_rings_are_as_long_as_the_longest_conversation(tiny_bundle: Bundle) -> None:
+def test_rings_grow_with_the_longest_conversation(tiny_bundle: Bundle) -> None:
     runtime = Runtime(tiny_bundle, 3, threads=1, device="cpu")
     capacity = tiny_bundle.config.temporal.capacity
 
     def talk(session: Session, frames: int) -> int:
-        """The ring's length after so many frames."""
+        """The ring's length after this number of frames."""
         for _ in range(frames):
             session.step_codes(CODES[0, 0])
         return runtime.stages.ring_length
@@ -211,7 +211,7 @@ def test_rings_are_as_long_as_the_longest_conversation(tiny_bundle: Bundle) -> N
     for steps, length in lengths.items():
         assert min(steps + 1, capacity) <= length <= max(SHORT, 1.5 * (steps + 2)), (steps, length)
     short = runtime.open(None, "", seed=1)
-    assert talk(short, 1) == capacity, "a slot's memory is there until it is closed"
+    assert talk(short, 1) == capacity, "a slot keeps its memory until it is closed"
     first.close()
     assert talk(short, 1) < 2 * remembered(short)
     said = np.stack([short.step_codes(codes) for codes in CODES[1, :20]])
@@ -221,7 +221,7 @@ def test_rings_are_as_long_as_the_longest_conversation(tiny_bundle: Bundle) -> N
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_a_cached_prompt_makes_room(tiny_bundle: Bundle) -> None:
+def test_a_cached_prompt_lengthens_the_rings(tiny_bundle: Bundle) -> None:
     runtime, persona = Runtime(tiny_bundle, 1, threads=1, device="cpu"), list(range(4, 40))
     said = []
     for _ in range(2):
@@ -232,8 +232,8 @@ def test_a_cached_prompt_makes_room(tiny_bundle: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("short_rings")
-def test_rings_stay_as_they_are_without_memory(tiny_bundle: Bundle) -> None:
-    """The conversation that needs longer rings fails, and the others go on."""
+def test_rings_do_not_grow_without_memory(tiny_bundle: Bundle) -> None:
+    """The conversation that needs longer rings fails, and the others continue."""
     device = FullDevice()
     runtime = Runtime(tiny_bundle, 2, device=host_backend(device, threads=1))
     expected = conversation_of(Runtime(tiny_bundle, 2, threads=1, device="cpu", batches=[2]).open(None, "", seed=4))
@@ -265,8 +265,8 @@ def conversation_of(session: Session) -> list[list[int]]:
     return [session.step_codes(codes).tolist() for codes in CODES[1, :20]]
 
 
-def test_slots_take_memory_when_they_are_written() -> None:
-    """Pages are small: the first step of every conversation would touch all pages of 2 MB."""
+def test_slots_take_memory_on_their_first_write() -> None:
+    """Memory pages must be small: the first step of a conversation would touch every page of 2 MB."""
     buffer = HostDevice().zeros((64, 1 << 20), "float32")  # 256 MB
     before = resident_nbytes()
     array = host_view(buffer)
@@ -279,7 +279,7 @@ def resident_nbytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_seconds_are_by_graph_on_the_host_only(tiny_bundle: Bundle) -> None:
+def test_seconds_per_graph_are_measured_on_the_host_only(tiny_bundle: Bundle) -> None:
     for device, names in ((HostDevice(), set(tiny_bundle.specs)), (QueueDevice(), {"device"})):
         runtime = Runtime(tiny_bundle, 1, device=host_backend(device, threads=1))
         before = dict(runtime.stages.seconds)
@@ -289,7 +289,7 @@ def test_seconds_are_by_graph_on_the_host_only(tiny_bundle: Bundle) -> None:
 
 
 def test_unused_stages_free_their_memory_at_once(tiny_bundle: Bundle) -> None:
-    """Engines take most of the memory: it must be freed without a garbage collection."""
+    """Engines take most of the memory, so it must be freed without garbage collection."""
     gc.collect()
     gc.disable()
     try:
@@ -315,7 +315,7 @@ def test_parts_of_a_frame_equal_the_frame(tiny_bundle: Bundle, place: Place) -> 
     whole, apart = stages(tiny_bundle, host_backend(HostDevice(), threads=1)), stages(*place(tiny_bundle))
     for _ in range(2):
         whole.run_frame(2)
-    calls = apart.parts(2)  # which makes each for the first time
+    calls = apart.parts(2)  # creates each engine for the first time
     assert list(calls) == list(tiny_bundle.specs)
     for call in calls.values():
         call()

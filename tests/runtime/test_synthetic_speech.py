@@ -1,3 +1,5 @@
+"""Synthetic speech: pauses and seeds."""
+
 import numpy as np
 
 from pplex.runtime.synthetic_speech import speech_like

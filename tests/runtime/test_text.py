@@ -1,4 +1,4 @@
-"""Personas to tokens and tokens to text, with the golden tokenizer and ones trained here that fall back to bytes."""
+"""Personas to tokens and tokens to text, with the golden tokenizer and with small ones that fall back to bytes."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ EPAD, PAD = 0, 3
 
 @pytest.fixture(scope="module", params=["identity", "nmt_nfkc"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tokenizer with byte pieces; the first keeps text as it is, the second normalises it."""
+    """A small tokenizer with byte pieces; the first keeps text unchanged, the second normalises it."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(["the quick brown fox jumps over the lazy dog", "how are you today? héllo"] * 20),
@@ -54,7 +54,7 @@ def pushed(tokenizer: Tokenizer, tokens: list[int]) -> str:
 
 
 class TestTokenizer:
-    def test_persona_of_the_golden_conversation(self) -> None:
+    def test_encodes_the_golden_persona(self) -> None:
         expected = load_file(GOLDEN / "expected/conversation_greedy.safetensors")["prompt_text_tokens"].tolist()
         assert Tokenizer(GOLDEN_TOKENIZER).encode_persona("You enjoy having a good conversation.") == expected
 
@@ -81,22 +81,24 @@ class TestTokenizer:
     def test_pieces_show_spaces(self, tokenizer: Tokenizer, processor: SentencePieceProcessor) -> None:
         assert tokenizer.piece(processor.piece_to_id("\u2581the")) == " the"
 
-    def test_bytes_are_those_sentencepiece_marks(self, tokenizer: Tokenizer, processor: SentencePieceProcessor) -> None:
+    def test_byte_tokens_equal_those_of_sentencepiece(
+        self, tokenizer: Tokenizer, processor: SentencePieceProcessor
+    ) -> None:
         marked = [token for token in range(processor.vocab_size()) if processor.is_byte(token)]
         assert [tokenizer.byte(token) for token in marked] == [bytes([value]) for value in range(256)]
         assert tokenizer.piece(marked[0xE2]) == "<0xE2>"
         assert tokenizer.byte(PAD) is None
 
-    def test_token_the_tokenizer_does_not_have(self) -> None:
+    def test_an_unknown_token_is_refused(self) -> None:
         """The tiny model has 400 text tokens and its tokenizer 160: an unknown token must not end the session."""
         assert Tokenizer(GOLDEN_TOKENIZER).piece(399) == "\ufffd"
 
-    def test_half_a_surrogate_pair(self, tokenizer: Tokenizer) -> None:
+    def test_half_a_surrogate_pair_is_refused(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(PromptError, match="at character 3"):
             tokenizer.encode("ab \ud800")
 
     @pytest.mark.parametrize("content", [None, b"", b"not a tokenizer", GOLDEN_TOKENIZER.read_bytes()[:100_000]])
-    def test_missing_or_damaged_file(self, tmp_path: Path, content: bytes | None) -> None:
+    def test_a_missing_or_damaged_file_is_refused(self, tmp_path: Path, content: bytes | None) -> None:
         path = tmp_path / "tokenizer.model"
         if content is not None:
             path.write_bytes(content)
@@ -135,7 +137,7 @@ class TestTextStream:
         unicorn = tokenizer.encode("🦄")[-4:]
         assert [stream.push(token) for token in unicorn for stream in (first, second)][-2:] == ["🦄", "🦄"]
 
-    def test_token_the_tokenizer_does_not_have(self) -> None:
+    def test_an_unknown_token_is_refused(self) -> None:
         assert TextStream(Tokenizer(GOLDEN_TOKENIZER)).push(399) == "\ufffd"
 
 

@@ -1,4 +1,4 @@
-"""Use of TensorRT's contexts, with a stand-in for the library that raises where the real one is undefined."""
+"""Use of TensorRT's contexts, with a stand-in that raises where the real library is undefined."""
 
 import json
 import sys
@@ -89,7 +89,7 @@ def test_all_contexts_share_one_memory(compiled: tuple[Bundle, Backend]) -> None
     assert len({context.scratch for graph in bundle.specs for context in contexts_of(stages, graph)}) == 1
 
 
-def test_more_than_the_profile_takes_is_refused_in_the_librarys_words(compiled: tuple[Bundle, Backend]) -> None:
+def test_more_than_the_profile_allows_is_refused_with_the_library_message(compiled: tuple[Bundle, Backend]) -> None:
     bundle, backend = compiled
     engines = {name: {**entry, "slots": 8} for name, entry in bundle.manifest["engines"].items()}
     stages = Stages(replace(bundle, manifest={**bundle.manifest, "engines": engines}), 8, device=backend)
@@ -119,13 +119,13 @@ def test_kernels_that_do_not_match_are_compiled_again(compiled: tuple[Bundle, Ba
     assert len(json.loads(stale.read_bytes())) == 1
 
 
-def test_a_bundle_that_cannot_be_written_to_is_used_without(compiled: tuple[Bundle, Backend]) -> None:
+def test_a_read_only_bundle_runs_without_cached_kernels(compiled: tuple[Bundle, Backend]) -> None:
     bundle, backend = compiled
     (bundle.folder / "caches").write_text("in the way")
     assert talk(Runtime(bundle, 1, device=backend))
 
 
-def test_the_other_library_needs_no_kernels(compiled: tuple[Bundle, Backend], device: QueueDevice) -> None:
+def test_tensorrt_caches_no_kernels(compiled: tuple[Bundle, Backend], device: QueueDevice) -> None:
     bundle, _ = compiled
     for path in bundle.folder.glob("*.engine"):
         plan = LoadedPlan(stand_in(bundle, device), TENSORRT_LIBRARIES["tensorrt"], path, bundle.specs[path.stem])

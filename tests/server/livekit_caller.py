@@ -2,7 +2,7 @@
 
     livekit_caller.py URL        until Ctrl-C
 
-It says the recording MICROPHONE as a room would bring it, 20 ms at 48 kHz, and plays to LOUDSPEAKER, raw float32 at 24 kHz.
+It sends the recording MICROPHONE as a room would, 20 ms at 48 kHz, and writes to LOUDSPEAKER, raw float32 at 24 kHz.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ async def speak(session: Any) -> None:
 
 
 async def play(generation: Any) -> None:
-    """What the agent says in one turn."""
+    """Play the agent's audio of one turn."""
     with Path(os.environ["LOUDSPEAKER"]).open("ab", buffering=0) as loudspeaker:
         async for message in generation.message_stream:
             async for frame in message.audio_stream:

@@ -1,4 +1,4 @@
-"""Hosts, origins, tokens and addresses: what is meant is understood, and what can never work is refused with what would."""
+"""Hosts, origins, tokens and addresses: valid forms are normalised, impossible ones are refused with advice."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from pplex.server.addresses import parse_host, parse_network, parse_origin, pars
         ("münchen.example", "xn--mnchen-3ya.example"),
     ],
 )
-def test_hosts(text: str, host: str) -> None:
+def test_valid_hosts_are_accepted(text: str, host: str) -> None:
     assert parse_host(text) == host
 
 
@@ -39,7 +39,7 @@ def test_hosts(text: str, host: str) -> None:
         (" ", "The host is empty"),
     ],
 )
-def test_what_is_no_host(text: str, advice: str) -> None:
+def test_invalid_hosts_are_refused(text: str, advice: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_host(text)
     assert advice in str(refusal.value)
@@ -63,7 +63,7 @@ def test_what_is_no_host(text: str, advice: str) -> None:
         ("null", "null"),
     ],
 )
-def test_origins_are_as_browsers_send_them(text: str, origin: str) -> None:
+def test_origins_are_normalised_as_browsers_send_them(text: str, origin: str) -> None:
     assert parse_origin(text) == origin
 
 
@@ -87,21 +87,21 @@ def test_origins_are_as_browsers_send_them(text: str, origin: str) -> None:
         ("", "is not an origin"),
     ],
 )
-def test_what_no_browser_sends(text: str, advice: str) -> None:
+def test_invalid_origins_are_refused(text: str, advice: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_origin(text)
     assert str(refusal.value).endswith(advice) or advice in str(refusal.value)
 
 
 @pytest.mark.parametrize("token", ["", " ", "a\n", " a", "a\tb", "a\0", "schlüssel", "鍵"])
-def test_tokens_that_no_header_carries(token: str) -> None:
+def test_tokens_unfit_for_a_header_are_refused(token: str) -> None:
     with pytest.raises(ConfigError, match="A token"):
         parse_token(token)
     assert parse_token("a token: ~!?&=") == "a token: ~!?&="
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8998", "wss://example.org/a/path/api/chat", "http://[::1]:1"])
-def test_addresses_of_servers(url: str) -> None:
+def test_server_addresses_are_parsed(url: str) -> None:
     assert parse_url(f" {url} ") == url
 
 
@@ -116,7 +116,7 @@ def test_addresses_of_servers(url: str) -> None:
         ("https://user:secret@localhost:1", "Give https://localhost:1, and a token with --token."),
     ],
 )
-def test_what_is_no_address_of_a_server(url: str, words: str) -> None:
+def test_invalid_server_addresses_are_refused(url: str, words: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_url(url)
     assert words in str(refusal.value) and "secret" not in str(refusal.value)
@@ -128,7 +128,7 @@ def test_what_is_no_address_of_a_server(url: str, words: str) -> None:
         ("127.0.0.1", "127.0.0.1/32"),
         (" 10.1.2.3/8 ", "10.0.0.0/8"),
         ("::1", "::1/128"),
-        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),  # as an address of IPv4 arrives at a socket of IPv6
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),  # an IPv4 address on an IPv6 socket
         ("::ffff:127.0.0.1", "127.0.0.1/32"),
     ],
 )
@@ -137,6 +137,6 @@ def test_a_network_is_an_address_or_a_range(text: str, network: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["localhost", "10.0.0.0/33", "", "1.2.3"])
-def test_what_is_not_a_network_is_refused(text: str) -> None:
+def test_invalid_networks_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not an IP address or network"):
         parse_network(text)

@@ -1,4 +1,4 @@
-"""What `pplex.server.client` gives a program, over the real server."""
+"""`pplex.server.client` in a program, with the real server."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ TOKEN = "a token"
 
 @pytest.fixture(scope="module")
 def strict(serve: Serve) -> Iterator[Running]:
-    """A server with one slot and a queue of one that asks for a token, over TLS with a certificate of its own."""
+    """A server with one slot, a queue of one, a token, and TLS with a self-signed certificate."""
     with serve("--slots", "1", "--queue", "1", "--token", TOKEN, "--self-signed") as running:
         yield running
 
@@ -55,7 +55,7 @@ def pcm_of(events: list[Event]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("audio", ["f32", "s16", "opus"])
-def test_samples_in_any_division_give_a_frame_for_a_frame(server: Running, audio: str) -> None:
+def test_chunks_of_any_size_give_one_reply_per_frame(server: Running, audio: str) -> None:
     async def converse() -> None:
         settings = {"voice": "VARF2", "persona": "You are kind.", "seed": 7, "text_topk": 20, "audio_temperature": 0.5}
         async with connect(server.url, audio=audio, **settings) as conversation:
@@ -74,7 +74,7 @@ def test_samples_in_any_division_give_a_frame_for_a_frame(server: Running, audio
     run(converse())
 
 
-def test_a_seed_says_the_same_again(server: Running) -> None:
+def test_a_seed_repeats_a_conversation(server: Running) -> None:
     async def said(seed: int) -> np.ndarray:
         async with connect(f"{server.url}/api/chat", seed=seed, voice="none") as conversation:
             assert conversation.voice is None
@@ -102,7 +102,7 @@ def test_a_burst_is_answered_or_reported_as_dropped(server: Running) -> None:
 
 
 @pytest.mark.parametrize("pcm", [np.zeros(FRAME, np.int16), np.zeros((1, FRAME), np.float32), np.full(4, np.nan)])
-def test_what_is_no_audio_is_not_sent(server: Running, pcm: np.ndarray) -> None:
+def test_invalid_audio_is_not_sent(server: Running, pcm: np.ndarray) -> None:
     async def converse() -> None:
         async with connect(server.url) as conversation:
             with pytest.raises(AudioError):
@@ -137,19 +137,19 @@ def test_an_untrusted_certificate_is_named(strict: Running) -> None:
 
 
 @pytest.mark.parametrize("url", ["localhost:8998", "ftp://localhost", "ws://127.0.0.1:1"])
-def test_no_server(url: str) -> None:
+def test_an_unreachable_server_is_reported(url: str) -> None:
     with pytest.raises(UnreachableError, match=url):
         run(attempt(url))
 
 
-def test_settings_that_cannot_be(server: Running) -> None:
+def test_impossible_settings_are_refused(server: Running) -> None:
     with pytest.raises(AudioError, match="opus, s16, f32"):
         run(attempt(server.url, audio="mp3"))
     with pytest.raises(PplexError, match="leave out seed"):
         run(attempt(server.url, resume="key", seed=1))
 
 
-def test_waiting_for_a_slot_tells_the_position_and_a_full_queue_when_to_return(strict: Running) -> None:
+def test_waiting_shows_the_position_and_a_full_queue_says_when_to_retry(strict: Running) -> None:
     async def converse() -> None:
         access = {"token": TOKEN, "ssl": False}
         positions: asyncio.Queue[int] = asyncio.Queue()
@@ -164,10 +164,10 @@ def test_waiting_for_a_slot_tells_the_position_and_a_full_queue_when_to_return(s
     run(converse())
 
 
-# Ended, lost and gone on with.
+# Ended, lost and resumed.
 
 
-def test_what_the_server_ends_says_why_and_takes_no_more(server: Running) -> None:
+def test_a_conversation_ended_by_the_server_says_why_and_accepts_nothing(server: Running) -> None:
     async def converse() -> None:
         async with connect(server.url) as conversation, connect(server.url, resume=conversation.resume) as other:
             assert other.resumed and (other.id, other.seed) == (conversation.id, conversation.seed)
@@ -200,7 +200,7 @@ def test_leaving_keeps_the_conversation_and_closing_ends_it(server: Running) -> 
 
 
 class Network:
-    """A way to a server that can be cut."""
+    """A connection to a server that tests can cut."""
 
     def __init__(self, port: int):
         self._port, self._writers = port, list[asyncio.StreamWriter]()
@@ -231,7 +231,7 @@ async def network(server: Running) -> AsyncIterator[tuple[str, Network]]:
     yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", way
     listener.close()
     way.cut()
-    await asyncio.sleep(0.05)  # for the ends to be noticed
+    await asyncio.sleep(0.05)  # until both ends notice
 
 
 @pytest.mark.parametrize("audio", ["f32", "s16", "opus"])
@@ -247,13 +247,13 @@ def test_integers_as_floats_are_not_sent(server: Running, audio: str) -> None:
 
 
 @pytest.mark.parametrize("audio", ["f32", "opus"])
-def test_a_lost_connection_is_made_again(server: Running, audio: str) -> None:
+def test_a_lost_connection_is_reopened(server: Running, audio: str) -> None:
     async def converse() -> None:
         async with network(server) as (url, way), connect(url, audio=audio, reconnect=True) as conversation:
             name = conversation.id
             for connections in range(3):
                 listening = asyncio.create_task(hear(conversation, 2))
-                while not listening.done():  # what is said while there is no connection is lost
+                while not listening.done():  # audio sent without a connection is lost
                     await conversation.send(speech(1)[0])
                     await asyncio.sleep(0.02)
                 assert len(pcm_of(await listening)) == 2
@@ -264,7 +264,7 @@ def test_a_lost_connection_is_made_again(server: Running, audio: str) -> None:
     run(converse())
 
 
-def test_a_lost_connection_is_an_error_where_it_is_not_to_be_made_again(server: Running) -> None:
+def test_a_lost_connection_is_an_error_without_reconnecting(server: Running) -> None:
     async def converse() -> None:
         async with network(server) as (url, way), connect(url) as conversation:
             way.cut()
@@ -278,32 +278,32 @@ def test_a_lost_connection_is_an_error_where_it_is_not_to_be_made_again(server: 
     run(converse())
 
 
-def test_reconnecting_ends_where_the_conversation_has(server: Running) -> None:
+def test_reconnecting_stops_when_the_conversation_has_ended(server: Running) -> None:
     async def converse() -> None:
         async with network(server) as (url, way), connect(url, reconnect=True) as conversation:
             async with call(server.url, resume=str(conversation.resume)) as taker:
                 await taker.handshake()
-                way.cut()  # before it was told that another has taken over
+                way.cut()  # before it hears of the takeover
             with pytest.raises(ServerError):
                 await hear(conversation, 1)
 
     run(converse())
 
 
-def test_events_are_values() -> None:
+def test_events_compare_by_value() -> None:
     assert Text("a") == Text("a") and Dropped(1) != Dropped(2) and Queued(1) == Queued(1)
 
 
-# What programs see first.
+# Events, imports, and the example.
 
 
-def test_it_imports_neither_torch_nor_a_codec() -> None:
+def test_client_imports_neither_torch_nor_a_codec() -> None:
     code = "import sys, pplex.server.client; print({'torch', 'onnx', 'av', 'onnxruntime', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_the_example(
+def test_example_of_the_documentation_runs(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)

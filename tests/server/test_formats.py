@@ -1,4 +1,4 @@
-"""Raw samples: the rule of `Session.step` for those of `f32`."""
+"""Raw samples: f32 follows the rule of `Session.step`."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from pplex.server.protocol import Close, ProtocolError
 NO_LIMIT = 10**6
 
 
-def test_f32_above_full_scale_is_heard_as_a_session_would_hear_it() -> None:
+def test_f32_above_full_scale_is_accepted_as_by_a_session() -> None:
     pcm = np.array([0.5, -1.5, 4.0, -15.9], "<f4")
     np.testing.assert_array_equal(make_receiver("f32").push(pcm.tobytes(), NO_LIMIT).pcm, pcm)
 

@@ -19,7 +19,7 @@ from pplex.server.worker import Work, Worker
 
 
 class ByHand:
-    """A worker that works when the test says so."""
+    """A worker that runs when the test tells it to."""
 
     def __init__(self) -> None:
         self.waiting: deque[Work] = deque()
@@ -30,7 +30,7 @@ class ByHand:
             self.waiting.popleft()()
 
 
-def test_many_messages_at_once_do_not_keep_others_from_being_heard() -> None:
+def test_a_burst_of_messages_does_not_block_other_clients() -> None:
     heard: list[str] = []
 
     async def listen() -> None:

@@ -1,3 +1,5 @@
+"""The inbox: frames of the user that wait for a step."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def pop(inbox: Inbox) -> Frame:
 
 
 def heard(inbox: Inbox, now_s: float) -> list[float]:
-    """First samples of the frames that can be heard until `now_s`, as an engine that is always free would."""
+    """The first samples of the frames that are due until `now_s`, for an engine that is always free."""
     first = []
     while (due_s := inbox.due_s()) is not None and due_s <= now_s:
         first.append(float(pop(inbox).pcm[0]))
@@ -89,7 +91,7 @@ def test_the_oldest_late_audio_is_dropped() -> None:
     assert heard(inbox, 1.0) == [3 * SIZE, 4 * SIZE]
 
 
-def test_room_is_what_would_be_kept() -> None:
+def test_room_is_the_audio_that_would_be_kept() -> None:
     inbox = started(backlog=2)
     assert inbox.room() == 3 * SIZE
     inbox.push(samples(0, 3), 0.0)
@@ -97,7 +99,7 @@ def test_room_is_what_would_be_kept() -> None:
     assert inbox.dropped <= 1
 
 
-def test_a_frame_that_was_due_may_be_gone() -> None:
+def test_a_due_frame_may_be_cleared_before_pop() -> None:
     inbox = started()
     inbox.push(samples(0, SIZE), 0.0)
     assert inbox.due_s() is not None
@@ -105,7 +107,7 @@ def test_a_frame_that_was_due_may_be_gone() -> None:
     assert inbox.pop() is None
 
 
-def test_what_comes_before_the_start_is_kept_and_heard_without_a_burst() -> None:
+def test_audio_before_the_start_is_kept_and_paced() -> None:
     inbox = Inbox(SIZE, backlog=2)
     inbox.push(samples(0, 20 * SIZE), 0.0)
     assert inbox.due_s() is None
@@ -118,7 +120,7 @@ def test_what_comes_before_the_start_is_kept_and_heard_without_a_burst() -> None
     assert min(np.diff(times)) >= PACE_S - 1e-9
 
 
-def test_what_comes_before_the_start_is_bounded() -> None:
+def test_audio_before_the_start_is_bounded() -> None:
     inbox = Inbox(SIZE, backlog=2)
     for frame in range(1000):
         inbox.push(samples(frame * SIZE, SIZE), 0.0)
@@ -127,7 +129,7 @@ def test_what_comes_before_the_start_is_bounded() -> None:
     assert float(pop(inbox).pcm[0]) == 875 * SIZE
 
 
-def test_late_audio_is_dropped_before_early_audio_that_was_promised() -> None:
+def test_late_audio_is_dropped_before_audio_from_before_the_start() -> None:
     inbox = Inbox(SIZE, backlog=2)
     inbox.push(samples(0, 5 * SIZE), 0.0)
     inbox.start()
@@ -136,7 +138,7 @@ def test_late_audio_is_dropped_before_early_audio_that_was_promised() -> None:
     assert heard(inbox, 10.0) == [float(frame * SIZE) for frame in (0, 1, 2, 3, 4, 7, 8)]
 
 
-def test_a_cleared_inbox_listens_again_from_its_next_start() -> None:
+def test_a_cleared_inbox_accepts_audio_from_its_next_start() -> None:
     inbox = started()
     inbox.push(samples(0, 2 * SIZE + 3), 0.0)
     epoch = inbox.epoch
@@ -151,7 +153,7 @@ def test_a_cleared_inbox_listens_again_from_its_next_start() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 0.5)), max_size=40))
-def test_memory_is_bounded_whatever_arrives(pushes: list[tuple[int, float]]) -> None:
+def test_memory_is_bounded_for_any_input(pushes: list[tuple[int, float]]) -> None:
     inbox, now = started(backlog=3), 0.0
     for size, seconds in pushes:
         now += seconds
@@ -161,7 +163,7 @@ def test_memory_is_bounded_whatever_arrives(pushes: list[tuple[int, float]]) -> 
         assert len(inbox._frames) <= 3
 
 
-def test_samples_that_are_skipped_are_counted_as_frames_together() -> None:
+def test_skipped_samples_are_summed_into_frames() -> None:
     inbox = started()
     for _ in range(5):
         inbox.skip(SIZE // 2)

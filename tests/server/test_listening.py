@@ -1,4 +1,4 @@
-"""Where a server listens, on machines with one kind of address, or several."""
+"""Addresses where a server listens, on machines with IPv4, IPv6 or both."""
 
 import asyncio
 import os
@@ -43,15 +43,15 @@ async def _listened(options: ServeOptions) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
-def test_all_addresses_are_those_of_both_kinds(serve: Serve) -> None:
+def test_all_addresses_include_ipv4_and_ipv6(serve: Serve) -> None:
     with serve("--host", "::") as server:
         port = server.url.rpartition(":")[2]
         assert server.url == f"http://localhost:{port}"
         assert {_fetch(f"http://{host}:{port}/health") for host in ("127.0.0.1", "[::1]", "localhost")} == {200}
 
 
-def test_a_name_may_have_addresses_that_this_machine_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As localhost has one of IPv6 where that is off."""
+def test_a_host_name_may_have_addresses_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, localhost has an IPv6 address even if IPv6 is off."""
     elsewhere = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0))
     found = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *of, **more: [elsewhere, *found("127.0.0.1", *of[1:], **more)])
@@ -67,23 +67,23 @@ def test_a_name_may_have_addresses_that_this_machine_has_not(monkeypatch: pytest
         ("no.such.host.invalid", 0, "Choose another with --host and --port"),
     ],
 )
-def test_where_nobody_can_listen(host: str, port: int, words: str) -> None:
+def test_an_unusable_address_is_reported(host: str, port: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         asyncio.run(_listened(ServeOptions(host=host, port=port)))
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_taken_port_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigError, match="Another program listens"):
         asyncio.run(_listened(ServeOptions(port=other.getsockname()[1])))
 
 
 def test_a_certificate_is_made_without_a_temporary_folder(serve: Serve) -> None:
-    """As in a container whose file system is read-only."""
+    """For example, in a container with a read-only file system."""
     with serve("--self-signed", prelude=NO_TEMPORARY_FOLDER) as server:
         assert server.url.startswith("https://") and _fetch(f"{server.url}/health") == 200
 
 
-def test_no_temporary_folder_where_one_is_needed(tmp_path: Path) -> None:
+def test_a_missing_temporary_folder_is_reported(tmp_path: Path) -> None:
     code = "import tempfile, pplex.engines.plan_report as p; p.report_plans = lambda *_: tempfile.mkdtemp()\n"
     command = [sys.executable, "-c", NO_TEMPORARY_FOLDER + code + MAIN, "plan"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -91,7 +91,7 @@ def test_no_temporary_folder_where_one_is_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["münchen.example", "xn--mnchen-3ya.example", "fe80::1%eth0", "my_host.", "::"])
-def test_a_certificate_for_any_host(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_can_be_made_for_any_host(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "the-machine-of-zoë..")  # nothing stops an administrator
     assert isinstance(self_signed_context(host), ssl.SSLContext)
 

@@ -1,4 +1,4 @@
-"""The figures of a load by themselves, what its sessions say, and the command against the real server."""
+"""The figures of a load, the messages of its sessions, and the command against the real server."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ AUDIO = ("opus", "s16", "f32")
 
 
 def session(frames: int, latency_s: float = 0.02, ready_s: float = 100.0) -> SessionLog:
-    """One whose every frame is answered after `latency_s`."""
+    """A session whose frames are all answered after `latency_s`."""
     log = SessionLog(asked_s=ready_s - 0.5, ready_s=ready_s)
     for frame in range(frames):
         log.sent_s.append(ready_s + 0.08 * (frame + 1))
@@ -50,7 +50,7 @@ def test_a_gap_is_a_pause_of_more_than_120_ms() -> None:
     assert Gaps.of([]) == Gaps(0, None)
 
 
-def test_the_first_second_is_apart() -> None:
+def test_first_second_is_reported_separately() -> None:
     log = session(25)
     for frame in range(12):  # these are sent within it
         log.replied_s[frame] += 0.05
@@ -61,13 +61,13 @@ def test_the_first_second_is_apart() -> None:
     assert result.handshake.p50_ms == 500.0 and result.passed
 
 
-def test_a_pause_counts_where_it_ends() -> None:
+def test_a_pause_counts_in_the_phase_where_it_ends() -> None:
     log = session(30)
     log.replied_s[20:] = [moment + 0.2 for moment in log.replied_s[20:]]
     assert report(log).gaps == {"speech": Gaps(1, 280.0), "warm-up": Gaps(0, 80.0)}
 
 
-def test_what_is_neither_answered_nor_reported_as_dropped_is_missing() -> None:
+def test_frames_neither_answered_nor_dropped_are_missing() -> None:
     short, dropping, long = session(10), session(10), session(10)
     short.sent_s += [200.0, 201.0]
     dropping.sent_s += [200.0, 201.0]
@@ -88,7 +88,7 @@ def test_replies_after_a_drop_answer_later_frames() -> None:
     assert report(log).latency["speech"].max_ms == pytest.approx(10.0)
 
 
-def test_reasons_are_counted() -> None:
+def test_failure_reasons_are_counted() -> None:
     logs = [SessionLog(asked_s=1.0, refused="503 full"), SessionLog(asked_s=1.0, refused="503 full"), SessionLog()]
     logs += [SessionLog(asked_s=1.0, ready_s=2.0, failed="lost")]
     result = report(*logs)
@@ -98,7 +98,7 @@ def test_reasons_are_counted() -> None:
     assert "refused: 2 x 503 full" in result.to_text() and "failed: 1 x lost" in result.to_text()
 
 
-def test_the_servers_own_counts_are_differences() -> None:
+def test_server_counts_exclude_those_before_the_load() -> None:
     metrics = Metrics()
     metrics.late_frames.inc(5)
     metrics.loop_lag.observe(1.0)  # before the load
@@ -116,11 +116,11 @@ def test_the_servers_own_counts_are_differences() -> None:
     assert server_side("", "", 1.0).late_frames is None
 
 
-# What is said, and counted.
+# Messages and their counts.
 
 
 @pytest.mark.parametrize("audio", AUDIO)
-def test_messages_are_what_the_server_hears(audio: str) -> None:
+def test_generated_messages_are_decoded_by_the_server(audio: str) -> None:
     pcm = speech(25).reshape(-1)
     receiver, heard, said = make_receiver(audio), [], 0
     for payload, samples in islice(make_speaker(audio, pcm).messages(0.0, 1), 52):
@@ -128,13 +128,13 @@ def test_messages_are_what_the_server_hears(audio: str) -> None:
         said += samples
         assert sum(map(len, heard)) == said  # nothing waits for the next message
     assert not receiver.bad
-    delay = 60 + 19 if audio == "opus" else 0  # samples: of the encoder, and of the way down from 48 kHz
+    delay = 60 + 19 if audio == "opus" else 0  # delay in samples: of the encoder, and of the filter from 48 kHz
     whole = np.concatenate(heard)[delay:][: 24_000 // 2]
     assert np.corrcoef(whole, pcm[: len(whole)])[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("audio", AUDIO)
-def test_a_recording_goes_round_and_sessions_start_at_other_places(audio: str) -> None:
+def test_a_recording_loops_and_sessions_start_at_different_places(audio: str) -> None:
     speaker = make_speaker(audio, speech(2).reshape(-1))
     headers, messages = (2, 4) if audio == "opus" else (0, 8)
     said = [payload for payload, _ in islice(speaker.messages(0.5, 1), headers + 2 * messages)][headers:]
@@ -189,21 +189,21 @@ def test_every_frame_is_answered(server: Running, tmp_path: Path, audio: str) ->
     server.wait_for(lambda: server.state()["used"] == 0)
 
 
-def test_the_refused_and_those_without_a_slot_fail_it(small: Running) -> None:
+def test_refused_and_waiting_sessions_fail_the_load(small: Running) -> None:
     result = load(small.url, "--sessions", "3", "--insecure", "--token", "a token")
     assert result.exit_code == 1 and "late frames" in result.stdout
     assert "3 asked, 1 ready, 1 refused, 1 failed" in result.stdout
     assert "1 x 503" in result.stdout and "1 x no handshake before the load was over" in result.stdout
 
 
-def test_without_the_token_or_trust_all_fail(small: Running) -> None:
+def test_sessions_without_token_or_trusted_certificate_fail(small: Running) -> None:
     result = load(small.url, "--sessions", "2", "--insecure")
     assert result.exit_code == 1 and "2 x 401 This server needs for a token" in result.stdout
     result = load(small.url, "--sessions", "2")
     assert result.exit_code == 1 and "--insecure" in result.stdout
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_an_unreachable_server_and_missing_files_are_reported(tmp_path: Path) -> None:
     result = load("ws://127.0.0.1:1", "--sessions", "2")
     assert result.exit_code == 1 and "2 x ws://127.0.0.1:1 cannot be reached" in result.stdout
     assert "unknown, its /metrics cannot be read" in result.stdout
@@ -215,7 +215,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "does not exist" in result.stderr
 
 
-def test_ctrl_c_shows_what_was_measured(server: Running) -> None:
+def test_ctrl_c_shows_the_results_so_far(server: Running) -> None:
     before = server.metric("pplex_frames_total")
     command = [sys.executable, "-c", "from pplex.cli import main; main()", "load", server.url, "--sessions", "2"]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -1,19 +1,23 @@
-"""What the command line settles: options that can never work are refused at the start, others mean what was meant."""
+"""Options of `serve`: impossible ones are refused at the start, others are normalised."""
 
+import os
 import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+from callers import run
 from serving import COMMAND, Running, Serve
 
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.session import Runtime
+from pplex.server.app import Server
 from pplex.server.options import ServeOptions, check_folders
 
 
-def test_origins_and_hosts_of_programs_are_brought_into_form() -> None:
+def test_origins_and_hosts_are_normalised() -> None:
     options = ServeOptions(host="[::1]", origins=("HTTPS://Friend.example:443/",), tokens=("secret",))
     assert (options.host, options.origins) == ("::1", ("https://friend.example",))
 
@@ -21,7 +25,7 @@ def test_origins_and_hosts_of_programs_are_brought_into_form() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"host": ""}, {"tokens": ("",)}, {"tokens": ("a\n",)}, {"origins": ("friend.example",)}]
 )
-def test_a_program_cannot_open_the_server_by_accident(wrong: dict[str, tuple[str, ...]]) -> None:
+def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ConfigError):
         ServeOptions(**wrong)  # type: ignore[arg-type]
 
@@ -36,15 +40,15 @@ def test_a_program_cannot_open_the_server_by_accident(wrong: dict[str, tuple[str
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
     ],
 )
-def test_what_can_never_work_is_an_error_of_usage(arguments: list[str], words: str, tiny_bundle: Bundle) -> None:
+def test_impossible_options_are_usage_errors(arguments: list[str], words: str, tiny_bundle: Bundle) -> None:
     command = [*COMMAND, str(tiny_bundle.folder), "--port", "0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and words in done.stderr and not done.stdout
 
 
-def test_an_origin_with_a_slash_is_let_in(serve: Serve) -> None:
+def test_an_origin_with_a_slash_is_accepted(serve: Serve) -> None:
     with serve("--origin", "https://Friend.example:443/") as server:
-        assert _status(server, "https://friend.example") == 426  # it is not refused, and is asked to be a WebSocket
+        assert _status(server, "https://friend.example") == 426  # not refused: the server asks for a WebSocket
         assert _status(server, "https://foe.example") == 403
 
 
@@ -57,7 +61,7 @@ def _status(server: Running, origin: str) -> int:
 
 
 @pytest.mark.parametrize("place", ["page", "page/deeper", "link"])
-def test_what_is_private_is_not_put_where_everyone_reads(place: str, tmp_path: Path) -> None:
+def test_private_files_are_not_written_to_a_public_folder(place: str, tmp_path: Path) -> None:
     page = tmp_path / "page"
     (page / "deeper").mkdir(parents=True)
     (page / "index.html").write_text("")
@@ -67,3 +71,32 @@ def test_what_is_private_is_not_put_where_everyone_reads(place: str, tmp_path: P
     with pytest.raises(ConfigError, match="the key of the certificate would be public"):
         check_folders(page, None, tmp_path / place)
     check_folders(page, tmp_path, tmp_path)
+
+
+def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("nonsense")
+    (tmp_path / "key.pem").write_text("nonsense")
+    for arguments, message in (
+        (["--port", str(server.port)], "Cannot listen on"),
+        (["--host", "no.such.host.invalid"], "Cannot listen on"),
+        (["--ssl", str(tmp_path / "none")], "lacks cert.pem and key.pem"),
+        (["--ssl", str(tmp_path)], "cannot be used"),
+        (["--ssl", str(tmp_path), "--self-signed"], "give only one of them"),
+        (["--static", str(tmp_path)], "has no index.html"),
+        (["--record", "/proc/nowhere"], "cannot be written to"),
+        (["--token", ""], "--token is empty"),
+        ([], "PPLEX_TOKEN is set, but empty"),
+    ):
+        environment = os.environ if arguments else {**os.environ, "PPLEX_TOKEN": ""}
+        command = [*COMMAND, str(tiny_bundle.folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert done.returncode in (1, 2), arguments
+        assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("one, batches", [(True, [4]), (False, [1, 2, 4])])
+def test_one_batch_size_equals_the_number_of_slots(tiny_bundle: Bundle, one: bool, batches: list[int]) -> None:
+    async def load() -> Runtime:
+        return Server(tiny_bundle, ServeOptions(slots=4, threads=1, device="cpu", one_batch_size=one))._load()
+
+    assert run(load()).batches == batches

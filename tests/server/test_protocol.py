@@ -1,3 +1,5 @@
+"""Messages of the wire protocol: bytes to messages and back."""
+
 import json
 
 from hypothesis import given
@@ -17,12 +19,12 @@ def test_metadata_is_json() -> None:
 
 
 @given(st.sampled_from(Kind), st.binary(max_size=200))
-def test_what_is_packed_is_unpacked(kind: Kind, payload: bytes) -> None:
+def test_packed_messages_are_unpacked(kind: Kind, payload: bytes) -> None:
     assert unpack(pack(kind, payload)) == (kind, payload)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_message_or_of_no_kind(message: bytes) -> None:
+def test_any_bytes_give_a_message_or_an_unknown_kind(message: bytes) -> None:
     kind, payload = unpack(message)
     if kind is None:
         assert not message or message[0] > 6
@@ -30,5 +32,5 @@ def test_any_bytes_are_a_message_or_of_no_kind(message: bytes) -> None:
         assert bytes([kind]) + payload == message
 
 
-def test_no_close_code_is_the_one_that_makes_clients_reconnect() -> None:
+def test_no_close_code_makes_clients_reconnect() -> None:
     assert 1000 not in list(Close)

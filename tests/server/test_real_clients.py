@@ -1,7 +1,7 @@
 """Clients that other people wrote, unmodified, against the real server. `make test` installs them into .venv/clients.
 
-Only the sound card has a stand-in, and the agent sings: each of its frames is a tone of its own, so that what its user hears
-can be compared with what it said.
+Only the sound card has a stand-in, and the agent sings: each of its frames is a different tone, so that what its user hears
+can be compared with the frames that it sent.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 CLIENTS = Path(sys.prefix) / "clients"
 VOICE = TINY / "checkpoint/voices/synthetic.wav"
 OPUS_RECORDER = ("recorder.min.js", "encoderWorker.min.js", "decoderWorker.min.js", "decoderWorker.min.wasm")
-FRAMES = 20  # of the agent's, to be heard by each client
+FRAMES = 20  # of the agent; each client must play them
 PATIENCE_S = 20
 
 needs_clients = pytest.mark.skipif(
@@ -41,7 +41,7 @@ needs_clients = pytest.mark.skipif(
 )
 needs_opus_recorder = pytest.mark.skipif(
     not (CLIENTS / "node_modules/opus-recorder").is_dir(),
-    reason="opus-recorder is not installed in .venv/clients: make test does so where there is npm",
+    reason="opus-recorder is not installed in .venv/clients: make test installs it if npm is available",
 )
 needs_opus = pytest.mark.skipif(
     ctypes.util.find_library("opus") is None, reason="libopus is not installed: apt-get install libopus0"
@@ -54,13 +54,13 @@ needs_ffmpeg = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def singing(serve: Serve) -> Iterator[Running]:
-    """A server whose agent sings; tests leave its slots free."""
+    """A server whose agent sings; every test frees its slot."""
     with serve("--slots", "2", "--resume-seconds", "0", prelude=tones.PRELUDE) as server:
         yield server
 
 
 class Client:
-    """Another's program while it runs, and what its loudspeaker has played."""
+    """A running foreign program, and the audio that it has played."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: Path):
         self.process, self._log, self._played = process, folder / "client.log", folder / "played.f32"
@@ -74,7 +74,7 @@ class Client:
         return np.frombuffer(self._played.read_bytes() if self._played.exists() else b"", "<f4")
 
     def listen(self, rate_hz: int, frames: int = FRAMES) -> None:
-        """Until as much as `frames` of the agent's was played, whatever it was."""
+        """Wait until the audio of `frames` agent frames was played."""
         end = time.monotonic() + PATIENCE_S
         while np.count_nonzero(self.played) < frames * tones.FRAME_S * rate_hz:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
@@ -82,14 +82,14 @@ class Client:
             time.sleep(0.05)
 
     def interrupt(self) -> int:
-        """Ctrl-C; its exit code."""
+        """Send Ctrl-C; returns the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE_S)
 
 
 @contextmanager
 def client(folder: Path, *arguments: str) -> Iterator[Client]:
-    """`python ARGUMENTS` with the other's packages and our sound card."""
+    """`python ARGUMENTS` with the client's packages and our sound card."""
     path = os.pathsep.join(map(str, (HERE / "sound_card", CLIENTS)))
     sound = {"MICROPHONE": str(VOICE), "LOUDSPEAKER": str(folder / "played.f32")}
     with (folder / "client.log").open("wb") as log:
@@ -104,17 +104,17 @@ def client(folder: Path, *arguments: str) -> Iterator[Client]:
 
 
 def last_conversation(server: Running) -> dict[str, Any]:
-    """How the server's last conversation ended; its slot is free again."""
+    """The close reason of the server's last conversation; its slot is free again."""
     server.wait_for(lambda: server.state()["used"] == 0)
     return [event for event in server.events() if event["event"] == "conversation ended"][-1]
 
 
-# Kyutai's own, in Python: no query, sphn's Ogg, any kind of message.
+# Kyutai's Python client: no query, Ogg from sphn, any kind of message.
 
 
 @needs_clients
 @needs_sphn
-def test_moshis_client_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+def test_moshi_client_plays_every_frame(singing: Running, tmp_path: Path) -> None:
     before = singing.metric("pplex_frames_total")
     with client(tmp_path, "-m", "moshi.client", "--port", str(singing.port)) as moshi:
         moshi.listen(24_000)
@@ -126,13 +126,13 @@ def test_moshis_client_plays_every_frame_from_the_first_one_on(singing: Running,
     assert "Lost connection" not in moshi.log and "All done!" in moshi.log
 
 
-# A client that takes the first message for the handshake, and a page for a packet. Its own pages claim one segment of 255
+# A client that takes the first message as the handshake, and a page as a packet. Its pages claim one segment of 255
 # bytes at most, whatever they hold.
 
 
 @needs_clients
 @needs_opus
-def test_fujielabs_client_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+def test_fujielab_client_plays_every_frame(singing: Running, tmp_path: Path) -> None:
     url, bad = f"ws://localhost:{singing.port}/api/chat", singing.metric("pplex_bad_audio_total")
     with client(tmp_path, "-m", "fujielab.moshi.simple_moshi_client", "--server", url) as fujielab:
         fujielab.listen(16_000)
@@ -145,8 +145,8 @@ def test_fujielabs_client_plays_every_frame_from_the_first_one_on(singing: Runni
 
 @needs_clients
 @needs_opus
-def test_fujielabs_client_waits_for_its_turn(serve: Serve, tmp_path: Path) -> None:
-    """It takes a ping for a handshake gone wrong, too."""
+def test_fujielab_client_waits_in_the_queue(serve: Serve, tmp_path: Path) -> None:
+    """It also takes a ping as a failed handshake."""
 
     async def hold_the_slot(url: str, seconds: float) -> None:
         async with call(url) as caller:
@@ -165,12 +165,12 @@ def test_fujielabs_client_waits_for_its_turn(serve: Serve, tmp_path: Path) -> No
     tones.assert_all_heard(fujielab.played, 16_000, 5)
 
 
-# LiveKit's plugin: waits for the handshake, and takes what it hears for a turn that ends when nothing comes.
+# LiveKit's plugin waits for the handshake; for it, a turn ends when no audio arrives.
 
 
 @needs_clients
 @needs_sphn
-def test_livekits_plugin_plays_every_frame_from_the_first_one_on(singing: Running, tmp_path: Path) -> None:
+def test_livekit_plugin_plays_every_frame(singing: Running, tmp_path: Path) -> None:
     with client(tmp_path, str(HERE / "livekit_caller.py"), singing.url) as livekit:
         livekit.listen(24_000)
         assert livekit.interrupt() == 0, livekit.log
@@ -179,11 +179,11 @@ def test_livekits_plugin_plays_every_frame_from_the_first_one_on(singing: Runnin
     assert "rror" not in livekit.log, livekit.log
 
 
-# A program that only encodes and decodes: its pages, sent in pieces of any size, and ours in its decoder.
+# ffmpeg only encodes and decodes: we send its pages in pieces of any size, and it decodes ours.
 
 
 @needs_ffmpeg
-def test_ffmpeg_encodes_what_is_heard_and_decodes_what_is_said(singing: Running) -> None:
+def test_ffmpeg_streams_are_exchanged_both_ways(singing: Running) -> None:
     frames = callers.speech(FRAMES + 8)
     spoken = ffmpeg(frames.tobytes(), "-f f32le -ar 24000 -ac 1", "-c:a libopus -page_duration 20000 -f ogg")
 
@@ -210,11 +210,11 @@ def ffmpeg(data: bytes, taken: str, made: str) -> bytes:
     return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True, timeout=PATIENCE_S).stdout
 
 
-# What the reference's web client encodes and decodes with, in a browser; the page around it keeps that client's times.
+# The codec of the reference's web client, in a browser; our page around it uses that client's timing.
 
 
 @needs_opus_recorder
-def test_opus_recorder_plays_every_frame_from_the_first_one_on(serve: Serve, tmp_path: Path) -> None:
+def test_opus_recorder_plays_every_frame(serve: Serve, tmp_path: Path) -> None:
     rate = 48_000
     for name in OPUS_RECORDER:
         shutil.copy(CLIENTS / "node_modules/opus-recorder/dist" / name, tmp_path)
@@ -227,4 +227,4 @@ def test_opus_recorder_plays_every_frame_from_the_first_one_on(serve: Serve, tmp
         assert last_conversation(server)["cause"] == "client"
     tones.assert_all_heard(np.array(state["heard"], np.float32), rate, FRAMES)
     assert state["handshakeMs"] >= 1000, "its decoder was not ready yet"
-    assert state["decoded"][0] - state["messages"][0] < 400  # ms: no page waits for the next ones
+    assert state["decoded"][0] - state["messages"][0] < 400  # ms: pages are sent one by one

@@ -1,3 +1,5 @@
+"""The query of /api/chat: voice, persona, seed, sampling and audio format."""
+
 from urllib.parse import parse_qsl
 
 import pytest
@@ -26,14 +28,14 @@ def refusal(query: str) -> str:
     return str(caught.value)
 
 
-def test_nothing_asked_for_is_the_defaults() -> None:
+def test_an_empty_query_gives_the_defaults() -> None:
     request = parse("")
     assert (request.voice, request.persona, request.audio, request.resume) == ("NATF0", "", "opus", None)
     assert request.sampling == Sampling(0.7, 25, 0.8, 250)
     assert request.ignored == ()
 
 
-def test_what_the_official_client_sends() -> None:
+def test_query_of_the_official_client_is_parsed() -> None:
     request = parse(OFFICIAL)
     assert (request.voice, request.persona) == ("NATF2", "You are kind.")
     assert request.sampling == Sampling()
@@ -42,35 +44,35 @@ def test_what_the_official_client_sends() -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_an_empty_value_is_a_missing_one(name: str) -> None:
+def test_an_empty_value_counts_as_missing(name: str) -> None:
     request, default = parse(f"{name}=&seed=7" if name != "seed" else "seed="), parse("seed=7")
     assert (request.voice, request.persona, request.sampling) == (default.voice, default.persona, default.sampling)
 
 
-def test_a_bundle_without_the_default_voice_speaks_with_its_first() -> None:
+def test_without_the_default_voice_the_first_one_speaks() -> None:
     assert parse_query([], {"B": 0, "A": 0}).voice == "B"
     assert parse_query([], {}).voice is None
 
 
-def test_no_voice() -> None:
+def test_voice_none_means_no_voice() -> None:
     assert parse("voice_prompt=none").voice is None
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "NATF0.wav", "NATF9", "..", "NATF0.pt.pt", "\0"])
-def test_a_voice_is_one_of_the_bundle(name: str) -> None:
+def test_a_voice_must_be_in_the_bundle(name: str) -> None:
     with pytest.raises(RequestError, match="Unknown voice") as caught:
         parse_query([("voice_prompt", name)], VOICES)
     assert "NATF0, NATF2, VARM1, none" in str(caught.value)
 
 
-def test_seeds() -> None:
+def test_seeds_are_parsed() -> None:
     assert parse("seed=42").seed == 42
     assert parse("seed=42&text_seed=1&audio_seed=2").seed == 42
     assert parse("seed=18446744073709551615").seed == (1 << 64) - 1
     assert parse("text_seed=5").seed == 5
     assert parse("text_seed=1&audio_seed=2").seed != parse("text_seed=2&audio_seed=1").seed
     assert len({parse("seed=-1").seed for _ in range(8)}) > 1
-    assert max(parse("").seed for _ in range(8)) < 1 << 32  # every client can hold it
+    assert max(parse("").seed for _ in range(8)) < 1 << 32  # every client can represent it
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_a_bad_value_is_refused_with_its_reason(query: str, reason: str) -> None
     assert reason in refusal(query)
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     reason = refusal("text_topk=0&seed=x&audio=y")
     assert all(name in reason for name in ("text_topk", "seed", "audio"))
 
@@ -106,13 +108,13 @@ def test_a_setting_without_effect_is_named() -> None:
     assert parse("repetition_penalty=1.2&pad_mult=0").ignored == ("repetition_penalty",)
 
 
-def test_what_the_reference_does_not_know_is_ignored_and_named() -> None:
+def test_unknown_parameters_are_ignored_and_named() -> None:
     request = parse("voice=NATF2&codec=opus&codec=ogg&seed=1&seed=2&" + "x" * 500 + "=1&caf%C3%A9=%20")
     assert (request.voice, request.seed) == ("NATF0", 1)
     assert request.ignored == ("voice", "codec", "seed", "x" * 57 + "...", "caf\\xe9")
 
 
-def test_no_more_ignored_names_are_kept_than_anyone_reads() -> None:
+def test_list_of_ignored_names_is_bounded() -> None:
     assert len(parse("&".join(f"x{i}=1" for i in range(1000))).ignored) == 16
 
 
@@ -120,7 +122,7 @@ def test_no_more_ignored_names_are_kept_than_anyone_reads() -> None:
     "query, knows_us",
     [("", False), ("early_metadata=0", False), ("early_metadata=1", True), ("audio=s16", True), ("audio=opus", False)],
 )
-def test_who_was_written_for_the_reference(query: str, knows_us: bool) -> None:
+def test_queries_of_reference_clients_are_recognised(query: str, knows_us: bool) -> None:
     assert parse(query).knows_us is knows_us
 
 

@@ -1,4 +1,4 @@
-"""The scheduler, when the event loop changes an inbox that it has just looked at."""
+"""The scheduler, if the event loop changes an inbox that it has just checked."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ FRAME = 1920
 
 
 class Leaving(Inbox):
-    """Its client's connection is lost just after the scheduler has seen that a frame is due."""
+    """The client disconnects just after the scheduler sees that a frame is due."""
 
     def due_s(self) -> float | None:
         due_s = super().due_s()
@@ -28,7 +28,7 @@ def scheduled(inbox: Inbox) -> ScheduledSession:
     return ScheduledSession(inbox, ChatRequest(), lambda reply: None, session=object())  # type: ignore[arg-type]
 
 
-def test_a_client_that_leaves_as_its_frame_is_due_harms_nobody() -> None:
+def test_a_client_that_leaves_as_its_frame_is_due_does_no_harm() -> None:
     replies: list[Work] = []
     speech = SimpleNamespace(put=replies.append)
     scheduler = Scheduler(lambda: runtime, 0.0, Metrics(), speech, lambda: None, lambda error: None)  # type: ignore[arg-type]

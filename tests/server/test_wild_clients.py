@@ -1,4 +1,4 @@
-"""What clients of the reference's protocol rely on, and do wrong: they were written against another server."""
+"""Clients of the reference's protocol: their assumptions and mistakes, because they were written for another server."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ REFERENCE = {"audio": "", "early_metadata": "", "voice_prompt": "NATM1.pt", "tex
 
 
 async def say_opus(caller: Caller, frames: int) -> None:
-    """Speak in pages of two packets, 25 messages a second."""
+    """Send pages of two packets, 25 messages a second."""
     encoder = PacketEncoder()
     pages, packets = PacketPages(encoder.head), encoder.push(speech(frames).ravel())
     for header in pages.headers():
@@ -35,7 +35,7 @@ def short(serve: Serve) -> Running:
 # The handshake.
 
 
-def test_the_handshake_is_the_first_message_and_comes_when_the_client_can_hear(server: Running) -> None:
+def test_handshake_is_the_first_message_and_comes_when_the_client_can_hear(server: Running) -> None:
     """Its decoder is ready a second after it connects."""
 
     async def connect(**query: str) -> tuple[float, list[str]]:
@@ -53,7 +53,7 @@ def test_the_handshake_is_the_first_message_and_comes_when_the_client_can_hear(s
 
 
 def test_a_client_that_speaks_first_is_answered_at_once(server: Running) -> None:
-    """kyutai's: what it says before the handshake would be heard late for the whole conversation."""
+    """Kyutai's client: audio sent before the handshake would delay the whole conversation."""
 
     async def converse() -> float:
         async with call(server.url, **REFERENCE) as caller:
@@ -65,7 +65,7 @@ def test_a_client_that_speaks_first_is_answered_at_once(server: Running) -> None
     assert run(converse()) < 0.9
 
 
-def test_who_waits_is_told_its_place_and_pinged_only_if_it_asks(short: Running) -> None:
+def test_a_waiting_client_gets_its_place_and_pings_only_on_request(short: Running) -> None:
     async def wait() -> tuple[list[str], list[str]]:
         async with call(short.url, resume="") as talking:
             await talking.handshake()
@@ -83,7 +83,7 @@ def test_who_waits_is_told_its_place_and_pinged_only_if_it_asks(short: Running) 
 
 
 def test_a_page_holds_a_whole_frame_in_its_first_packet(server: Running) -> None:
-    """Some clients decode the first packet of a page and leave the others."""
+    """Some clients decode only the first packet of a page."""
 
     async def converse() -> Caller:
         async with call(server.url, **REFERENCE) as caller:
@@ -99,10 +99,10 @@ def test_a_page_holds_a_whole_frame_in_its_first_packet(server: Running) -> None
         assert len(receiver.push(page, FRAME).pcm) == FRAME
 
 
-# What is ignored.
+# Ignored messages.
 
 
-def test_what_the_reference_ignores_is_ignored_counted_and_logged_once(server: Running) -> None:
+def test_messages_that_the_reference_ignores_are_counted_and_logged_once(server: Running) -> None:
     async def converse() -> Caller:
         async with call(server.url, codec="opus", voice="NATF2") as caller:
             await caller.handshake()
@@ -124,7 +124,7 @@ def test_what_the_reference_ignores_is_ignored_counted_and_logged_once(server: R
     assert admitted[-1]["ignored"] == ["codec", "voice"]
 
 
-# What is no audio.
+# Invalid audio.
 
 WEBM = (CASES / "webm.webm").read_bytes()
 
@@ -138,7 +138,7 @@ WEBM = (CASES / "webm.webm").read_bytes()
         ("f32", b"OggS" + bytes(4096), "Ogg"),
     ],
 )
-def test_what_is_no_audio_is_named_counted_and_closed(short: Running, audio: str, data: bytes, named: str) -> None:
+def test_invalid_audio_is_named_counted_and_closed(short: Running, audio: str, data: bytes, named: str) -> None:
     async def converse() -> tuple[Caller, int]:
         async with call(short.url, audio=audio) as caller:
             await caller.handshake()
@@ -166,8 +166,8 @@ def test_another_container_is_named_however_it_is_divided(short: Running, audio:
     assert code == 1007 and "The audio is WebM" in caller.all("error")[0].decode()
 
 
-def test_damage_without_an_end_is_idleness(short: Running) -> None:
-    """Messages arrive, but nobody says anything: the place is not kept for ever."""
+def test_endless_damage_counts_as_idle(short: Running) -> None:
+    """Messages arrive but contain no audio: the slot is not kept for ever."""
 
     async def converse() -> tuple[Caller, int]:
         async with call(short.url, audio="opus") as caller:
@@ -186,5 +186,5 @@ def test_damage_without_an_end_is_idleness(short: Running) -> None:
     assert short.metric("pplex_bad_audio_total") > before + 10
 
 
-def test_the_cases_are_what_they_are_called() -> None:
+def test_the_webm_case_is_webm() -> None:
     assert Path(CASES / "webm.webm").stat().st_size < 100_000 and WEBM[:4] == b"\x1aE\xdf\xa3"

@@ -47,7 +47,7 @@ def weight(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 
 def changed(name: str, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Fault:
-    """One weight is another."""
+    """Change one weight."""
 
     def fault(model: onnx.ModelProto) -> None:
         tensor = weight(model, name)
@@ -57,7 +57,7 @@ def changed(name: str, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[n
 
 
 def swapped(first: str, second: str) -> Fault:
-    """Two weights have changed places."""
+    """Swap two weights."""
 
     def fault(model: onnx.ModelProto) -> None:
         tensors = weight(model, first), weight(model, second)
@@ -67,7 +67,7 @@ def swapped(first: str, second: str) -> Fault:
 
 
 def without_mask(layer: int) -> Fault:
-    """Attention sees entries of the ring that it should not."""
+    """Attention reads ring entries that it must not see."""
 
     def fault(model: onnx.ModelProto) -> None:
         nodes(model, "Attention")[layer].input[3] = ""
@@ -88,13 +88,13 @@ def ring_off_by_one(layer: int) -> Fault:
 
 
 def window_of_one_more(model: onnx.ModelProto) -> None:
-    """A full ring's oldest entry is still seen."""
+    """Attention still sees the oldest entry of a full ring."""
     (newer,) = nodes(model, "Greater")
     newer.op_type = "GreaterOrEqual"
 
 
 def halves_rotated(layer: int) -> Fault:
-    """RoPE turns (i, i + D/2) instead of (2i, 2i + 1), of the queries and keys of a layer."""
+    """RoPE rotates pairs (i, i + D/2) instead of (2i, 2i + 1), in the queries and keys of a layer."""
 
     def fault(model: onnx.ModelProto) -> None:
         node = nodes(model, "RotaryEmbedding")[layer]

@@ -16,7 +16,7 @@ SHARE = Tolerance(0.95, "below this, the text a listener reads is another one", 
 
 
 def realistic(seed: int = 7) -> Report:
-    """Int8 against float32: every kind of plot, a long table, a failure by far, one by little, one without a value."""
+    """Int8 against float32: every kind of plot, a long table, a large failure, a small one, and one without a value."""
     rng = np.random.default_rng(seed)
     return Report(
         made_by="pplex-export 0.1.0",
@@ -44,7 +44,7 @@ def realistic(seed: int = 7) -> Report:
 
 
 def clean() -> Report:
-    """The same, with nothing failed: tolerances are moved until they fit."""
+    """The same report without failures: tolerances are widened."""
 
     def kept(measure: Measure) -> Measure:
         if measure.tolerance is None:
@@ -58,7 +58,7 @@ def clean() -> Report:
 
 
 def hostile(text: str = HOSTILE) -> Report:
-    """Every text of a report is `text`; there is one of everything."""
+    """A report with one of everything, and `text` as every text."""
     tolerance = Tolerance(1.0, text)
     measures = (Measure(text, 2.0, text, text, tolerance, text), Measure(f"{text} ", None, text, text))
     series = (Series(text, (0.0, 1.0), (1.0, 2.0)), Series("", (), ()))
@@ -101,7 +101,7 @@ def _graphs(rng: np.random.Generator) -> Section:
             Measure(
                 "graphs.mimi_decode.error", np.float32(2.5e-6), "of full scale", "Largest difference of PCM.", EXACT
             ),
-            Measure("graphs.temporal.ring_error", None, "", "Largest difference of what the ring holds.", EXACT),
+            Measure("graphs.temporal.ring_error", None, "", "Largest difference of the ring's entries.", EXACT),
             Measure("graphs.nodes", 1234.0, "nodes", "Nodes of the four graphs."),
         ),
         (Table("Layers of temporal", ("layer", "error", "worst step", "weights"), rows),),
@@ -212,7 +212,7 @@ def _speed() -> Section:
         "Speed",
         "How long does a frame take?",
         (
-            Measure("speed.frame_ms", 21.37, "ms", "Median of a whole frame, of 80 ms there are."),
+            Measure("speed.frame_ms", 21.37, "ms", "Median of a whole frame, of the available 80 ms."),
             Measure("speed.p99_ms", None, "ms", "99th percentile."),
         ),
         notes=("Measured while validating: for figures to quote, use pplex-export bench frame.",),
@@ -220,7 +220,7 @@ def _speed() -> Section:
 
 
 def other() -> Report:
-    """The validation of another precision, with other settings: a section and a measure less, one of each more."""
+    """The validation of another precision with other settings: one section and one measure removed, one of each added."""
     report = realistic(seed=8)
     graphs, drift, conversation, _ = report.sections
     better = {"graphs.temporal.layer_error": 8e-4, "drift.same_audio": 0.98, "drift.text_kl": 0.0013}

@@ -45,7 +45,7 @@ def compared(text: tuple[Floats, Floats], audio: tuple[Floats, Floats]) -> Drift
 
 @settings(max_examples=25, deadline=None)
 @given(logits(TEXT), logits(TEXT), logits(CARD), logits(CARD))
-def test_divergence_and_likelihood_are_scipys(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
+def test_divergence_and_likelihood_equal_those_of_scipy(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
     found = compared((a, b), (c, d))
     for kl, got, expected in ((found.text_kl, a, b), (found.audio_kl, c, d)):
         p, q = (softmax(x.astype(np.float64), -1) for x in (expected, got))
@@ -87,7 +87,7 @@ def test_the_reference_does_not_drift_from_itself(codes: Tokens) -> None:
         assert (one == 1).all()
 
 
-def test_a_float32_bundle_steps_as_the_reference_past_the_rings_end(tiny_bundle: Bundle, codes: Tokens) -> None:
+def test_a_float32_bundle_equals_the_reference_past_the_end_of_the_ring(tiny_bundle: Bundle, codes: Tokens) -> None:
     config, stages = tiny_bundle.config, Stages(tiny_bundle, 1, logits=True)
     found = drift(engine_blocks(stages, codes), reference_blocks(CHECKPOINT, config, codes), codes)
     assert len(found.hidden) > config.temporal.capacity
@@ -95,7 +95,7 @@ def test_a_float32_bundle_steps_as_the_reference_past_the_rings_end(tiny_bundle:
     assert (found.text_same == 1).all() and (found.audio_same == 1).all()
 
 
-def test_one_wrong_token_in_the_history_is_seen_at_its_step(tiny_bundle: Bundle, codes: Tokens) -> None:
+def test_one_wrong_token_in_the_history_is_found_at_its_step(tiny_bundle: Bundle, codes: Tokens) -> None:
     config, stages, changed = tiny_bundle.config, Stages(tiny_bundle, 1, logits=True), codes.copy()
     changed[70, 3] = (changed[70, 3] + 1) % config.audio_card
 
@@ -107,13 +107,13 @@ def test_one_wrong_token_in_the_history_is_seen_at_its_step(tiny_bundle: Bundle,
 
 
 def embedding_ignored(model: onnx.ModelProto) -> None:
-    """The voice's embeddings come in and are not added."""
+    """The graph ignores the voice's embeddings."""
     adds = next(node for node in nodes(model, "Add") if "embedding" in node.input)
     nothing = add_node(model, adds, "Sub", ["embedding", "embedding"], "no.embedding")
     adds.input[:] = [nothing if name == "embedding" else name for name in adds.input]
 
 
-def test_a_voice_is_heard_as_the_reference_hears_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_ignored_voice_exceeds_the_tolerance(tiny_bundle: Bundle, tmp_path: Path) -> None:
     config, voice = tiny_bundle.config, tiny_bundle.voices["NATM1"]
     deaf = broken(tiny_bundle, "temporal", embedding_ignored, tmp_path)
     sound, faulty = (

@@ -34,13 +34,13 @@ def all_pass(checks: Iterable[Check]) -> bool:
 
 
 @each_golden
-def test_codec_frame_by_frame(bundle_of: BundleOf, golden: Path) -> None:
+def test_codec_equals_the_golden_data_frame_by_frame(bundle_of: BundleOf, golden: Path) -> None:
     checkpoint = open_checkpoint(golden / "checkpoint")
     assert all_pass(check_codec(bundle_of(golden), checkpoint, golden))
 
 
 @each_golden
-def test_teacher_forced_past_the_rings_end(bundle_of: BundleOf, golden: Path) -> None:
+def test_forced_steps_equal_the_golden_data_past_the_end_of_the_ring(bundle_of: BundleOf, golden: Path) -> None:
     bundle = bundle_of(golden)
     steps = load_file(golden / "expected" / "lm_teacher_forced.safetensors")["steps"]
     assert steps.max() > bundle.config.temporal.capacity
@@ -49,14 +49,14 @@ def test_teacher_forced_past_the_rings_end(bundle_of: BundleOf, golden: Path) ->
 
 @each_golden
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_conversation(bundle_of: BundleOf, golden: Path, name: str) -> None:
+def test_conversation_equals_the_golden_data(bundle_of: BundleOf, golden: Path, name: str) -> None:
     assert all_pass(check_conversation(bundle_of(golden), golden, name))
 
 
 @pytest.mark.slow
 @each_golden
-def test_all_sixteen_depth_steps(bundle_of: BundleOf, golden: Path, tmp_path: Path) -> None:
-    """The depth graph with the user's steps too: the last one shows the reference's full-ring rule."""
+def test_all_sixteen_depth_steps_equal_the_golden_data(bundle_of: BundleOf, golden: Path, tmp_path: Path) -> None:
+    """The depth graph including the user's steps: the last one shows the full-ring rule of the reference."""
     eight = bundle_of(golden)
     config = replace(eight.config, depth_steps=16)
     for path in eight.folder.iterdir():
@@ -68,9 +68,7 @@ def test_all_sixteen_depth_steps(bundle_of: BundleOf, golden: Path, tmp_path: Pa
     export_graph("depth", checkpoint, config, tmp_path)
     sixteen = replace(eight, folder=tmp_path, config=config)
     assert all_pass(check_teacher_forced(sixteen, golden))
-    assert all_pass(
-        check_conversation(sixteen, golden, "greedy")
-    )  # what it says for the user is not what the user says
+    assert all_pass(check_conversation(sixteen, golden, "greedy"))  # its prediction of the user is not the user's audio
 
 
 @pytest.mark.parametrize(
@@ -108,14 +106,14 @@ def checks_of(file: str, bundle: Bundle, golden: Path) -> Iterable[Check]:
 
 
 @pytest.mark.slow
-def test_the_program_prints_every_check(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_program_prints_every_check(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(str(tiny_bundle.folder), str(TINY)) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == 14 and all(line.startswith("ok ") for line in lines)
 
 
 @pytest.mark.slow
-def test_the_program_fails_with_the_wrong_bundle(
+def test_program_fails_with_the_wrong_bundle(
     tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(TINY, tmp_path / "golden")

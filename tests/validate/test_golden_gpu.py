@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 SLOTS = 4
 
-Target = tuple[Gpu, EngineOptions]  # what engines are compiled for
+Target = tuple[Gpu, EngineOptions]  # the target of the engines
 
 
 def onnx_runtime(sm: int) -> None:
@@ -44,7 +44,7 @@ def tensorrt_rtx_for_sm_80(sm: int) -> Target:
 
 
 def tensorrt_rtx_for(compiled_for: str, sm: int) -> Target:
-    """Engines of TensorRT-RTX that are not compiled for this GPU, which may run them all the same."""
+    """Engines of TensorRT-RTX for another GPU, which this GPU may still run."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'pplex-export[rtx]'")
     if sm < 80:
         pytest.skip(f"sm_{sm} is older than what code for {compiled_for} needs")
@@ -66,10 +66,10 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_golden_suite(request: pytest.FixtureRequest, tmp_path: Path, library: str) -> None:
+def test_golden_checks_pass_on_a_gpu(request: pytest.FixtureRequest, tmp_path: Path, library: str) -> None:
     device = gpu_device()
     target = LIBRARIES[library](device.gpu.sm)
-    bundle: Bundle = request.getfixturevalue("tiny_bundle")  # takes a while to make: not for a test that is skipped
+    bundle: Bundle = request.getfixturevalue("tiny_bundle")  # slow to build: not for a skipped test
     if target is not None:
         bundle = with_engines(bundle, tmp_path, *target)
     checks = list(check_golden(bundle, TINY, Backend(device, gpu_loader(device))))
@@ -77,7 +77,7 @@ def test_golden_suite(request: pytest.FixtureRequest, tmp_path: Path, library: s
 
 
 def with_engines(bundle: Bundle, folder: Path, gpu: Gpu, options: EngineOptions) -> Bundle:
-    """The bundle with engines that are built here."""
+    """The bundle with engines built on this machine."""
     shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
     entries = {}
     for name, spec in bundle.specs.items():

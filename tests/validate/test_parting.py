@@ -33,7 +33,7 @@ ALLOWED = 4e-5 * SPREAD
 
 
 def drawn(logits: Floats, noise: Floats, temperature: float, top_k: int) -> int:
-    """The winner of the race among the top k."""
+    """The sampled token among the top k."""
     ranked = np.argsort(-logits, kind="stable")[:top_k]
     return int(ranked[(logits[ranked] - temperature * np.log(noise[ranked])).argmax()])
 
@@ -77,7 +77,7 @@ def test_logits_that_move_by_a_little_more_change_the_draw(seed: int, top_k: int
     assert set(outcomes) != {winner}
 
 
-def test_fewer_tokens_than_are_kept() -> None:
+def test_fewer_tokens_than_kept_candidates_are_padded() -> None:
     found = ranked(np.array([1.0, 0.0]), np.ones(2), 1.0, 5)
     assert found.tokens.tolist() == [0, 1, -1, -1] and found.distances.tolist() == [0, 1, np.inf, np.inf]
 
@@ -86,7 +86,7 @@ def test_fewer_tokens_than_are_kept() -> None:
 
 
 def spoken(distance: float = 1.0) -> TokenTrace:
-    """Tokens 5 everywhere; every draw could as well have been 6, with logits moved by `distance`."""
+    """All tokens are 5; every draw becomes 6 if logits move by `distance`."""
     tokens = np.full((FRAMES, 17), 5)
     nearest = np.tile(np.array([5, 6, 7, 8]), (FRAMES, 9, 1))
     distances = np.tile(np.array([0, distance, 2.0, 3.0]), (FRAMES, 9, 1))
@@ -114,20 +114,20 @@ def test_a_draw_is_explained_up_to_the_allowed_distance(stream: int, name: str, 
     assert "planted, frame 3" in str(parting)
 
 
-def test_another_token_than_the_near_one_is_not_explained() -> None:
+def test_a_token_other_than_the_near_one_is_not_explained() -> None:
     theirs = spoken(1e-9)
     parting = JUDGE.parting(changed(theirs, (3, 4), token=9), theirs)
     assert parting is not None and not parting.explained and parting.distance == np.inf
 
 
-def test_the_first_token_counts_in_the_order_in_which_they_are_made() -> None:
+def test_first_difference_follows_the_order_of_sampling() -> None:
     """Text and the first codebook of a reply were drawn a step before its other codebooks, which are delayed."""
     theirs = spoken()
     for places, first in (
         ([(4, 1), (3, 2)], (3, 2)),  # the same step: the text's is made in frame 4's reply; codebook 0 comes first
         ([(3, 1), (3, 2)], (3, 1)),
         ([(4, 0), (4, 2)], (4, 0)),
-        ([(4, USER), (3, 8)], (3, 8)),  # what is heard in a step counts from the next one on
+        ([(4, USER), (3, 8)], (3, 8)),  # user codes of a step count from the next step on
         ([(3, USER + 2), (4, 0)], (3, USER + 2)),
     ):
         parting = JUDGE.parting(changed(theirs, *places), theirs)
@@ -151,7 +151,7 @@ def test_a_different_prompt_is_not_explained() -> None:
     assert parting is not None and not parting.explained
 
 
-def test_a_code_that_was_heard_is_explained_at_the_boundary_only() -> None:
+def test_a_user_code_is_explained_at_a_boundary_only() -> None:
     from pplex.export.mimi import MimiEncoder
     from pplex.export.weights import load
     from pplex.runtime.audio import frames
@@ -175,7 +175,7 @@ def test_a_code_that_was_heard_is_explained_at_the_boundary_only() -> None:
     assert parting.distance == pytest.approx(far, rel=1e-4) and not parting.explained
 
 
-def test_more_explained_draws_than_are_plausible() -> None:
+def test_plausible_number_of_explained_draws_is_limited() -> None:
     assert JUDGE.plausible([spoken(1.0)]) == 0
     assert 1 <= JUDGE.plausible([spoken(ALLOWED)]) <= 8  # 54 draws within 50 times what is allowed
     assert poisson_limit(0.0, 1e-3) == 0 and poisson_limit(1.0, 1e-3) == 5 and 20 < poisson_limit(10.0, 1e-3) < 24
@@ -193,7 +193,7 @@ def test_golden_holds_on_another_processor(tiny_bundle: Bundle, tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_conversations_on_another_processor_are_the_same_but_for_near_ties(
+def test_conversations_on_another_processor_differ_at_near_ties_only(
     tiny_bundle: Bundle, tmp_path: Path, seed: int
 ) -> None:
     other = on_another_processor(tiny_bundle, tmp_path / "other", seed)
@@ -208,7 +208,7 @@ def test_conversations_on_another_processor_are_the_same_but_for_near_ties(
 
 @pytest.mark.slow
 def test_another_engine_is_not_another_processor(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Weights that are off by a ten-thousandth part: conversations part where no tie was."""
+    """Weights are off by 0.01 %: conversations part without a tie."""
     other = on_another_processor(tiny_bundle, tmp_path / "other", 0, ulps=2000)
     runs, scenarios = make_runs([0, 1]), make_scenarios(synthetic_speech(), 0.3)
     backend = torch_backend(CHECKPOINT, tiny_bundle.config)
@@ -219,7 +219,7 @@ def test_another_engine_is_not_another_processor(tiny_bundle: Bundle, tmp_path: 
     assert [measure.name for measure in section.failures][:1] == ["conversation.tokens_equal"]
 
 
-def test_standings_are_kept_in_order(tiny_bundle: Bundle) -> None:
+def test_standings_are_sorted_by_distance(tiny_bundle: Bundle) -> None:
     reference = Runtime(tiny_bundle, 1, logits=True)
     (recording,) = record(
         reference, make_scenarios(synthetic_speech(), 0.1)[:1], make_runs([])[:1], None, ""

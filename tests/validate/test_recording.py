@@ -34,7 +34,7 @@ def test_every_scenario_in_every_run(one_by_one: Recorded) -> None:
 
 
 def test_slots_do_not_change_the_recordings(tiny_bundle: Bundle) -> None:
-    """At one batch size, to the bit: in another order other conversations sit beside, in other slots."""
+    """Bit for bit at one batch size: another order changes the slots and the neighbours."""
     runtime = Runtime(tiny_bundle, 3, batches=[3])
     first, second = (
         {r.name: r for r in record(runtime, scenarios, RUNS, "NATF0", "Hi.").recordings}

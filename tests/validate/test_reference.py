@@ -16,7 +16,7 @@ from pplex.validate.reference import as_float32, torch_backend
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
 
 
-def test_all_steps_at_once_are_the_recorded_ones_past_the_rings_end() -> None:
+def test_all_steps_at_once_equal_the_recording_past_the_end_of_the_ring() -> None:
     expected = load_file(TINY / "expected" / "lm_teacher_forced.safetensors")
     codes, steps = expected["codes"].T.astype(np.int64), expected["steps"]
     following = np.full((1, codes.shape[1]), -1)  # the history's last step has none
@@ -29,17 +29,17 @@ def test_all_steps_at_once_are_the_recorded_ones_past_the_rings_end() -> None:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_conversations_are_the_recorded_ones(tiny_bundle: Bundle, name: str) -> None:
+def test_conversations_equal_the_recorded_ones(tiny_bundle: Bundle, name: str) -> None:
     bundle, backend = as_float32(tiny_bundle), torch_backend(CHECKPOINT, tiny_bundle.config)
     assert all(check.passed for check in check_conversation(bundle, TINY, name, backend))
 
 
-def test_steps_one_by_one_are_the_recorded_ones(tiny_bundle: Bundle) -> None:
+def test_steps_one_by_one_equal_the_recording(tiny_bundle: Bundle) -> None:
     bundle, backend = as_float32(tiny_bundle), torch_backend(CHECKPOINT, tiny_bundle.config)
     assert all(check.passed for check in check_teacher_forced(bundle, TINY, backend))
 
 
-def test_logits_that_nobody_reads_are_not_copied(tiny_bundle: Bundle) -> None:
+def test_unread_logits_are_not_copied(tiny_bundle: Bundle) -> None:
     stages = Stages(as_float32(tiny_bundle), 1, device=torch_backend(CHECKPOINT, tiny_bundle.config))
     assert "text_logits" not in stages.tensors("temporal")
     stages.run_language(1)

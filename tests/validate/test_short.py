@@ -19,7 +19,7 @@ from pplex.validate.short import FRAMES, check_build
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
 
 
-def test_a_sound_bundle_is_summed_up(tiny_bundle: Bundle) -> None:
+def test_a_correct_bundle_gets_a_summary(tiny_bundle: Bundle) -> None:
     parity = check_build(tiny_bundle, CHECKPOINT)
     assert json.loads(json.dumps(parity)) == parity
     assert (parity["checked"], parity["passed"], parity["frames"], parity["failures"]) == (True, True, FRAMES, [])
@@ -27,7 +27,7 @@ def test_a_sound_bundle_is_summed_up(tiny_bundle: Bundle) -> None:
     assert parity_text(parity) == "validated: every layer, and the drift over 128 frames, within tolerance"
 
 
-def test_a_fault_is_kept_with_its_layer(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_fault_is_recorded_with_its_layer(tiny_bundle: Bundle, tmp_path: Path) -> None:
     fault = changed("steps.2.out_proj.1.weight", lambda x: -x)
     parity = check_build(broken(tiny_bundle, "depth", fault, tmp_path), CHECKPOINT)
     assert parity["failures"][0].startswith("graphs.depth.layer_error: ")
@@ -48,7 +48,7 @@ def test_too_little_memory_skips_the_check(tiny_bundle: Bundle, monkeypatch: pyt
     assert parity["checked"] is False and "GB of memory" in parity["reason"]
 
 
-def test_a_build_can_be_asked_not_to_and_its_manifest_says_so(tmp_path: Path) -> None:
+def test_a_build_can_skip_the_check_and_its_manifest_says_so(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     result = CliRunner().invoke(main, ["build", str(TINY / "checkpoint"), "--no-validate", "--out", str(out)])
     assert result.exit_code == 0 and "not validated: built with --no-validate" in result.stderr

@@ -67,15 +67,15 @@ class TestSiSdr:
     @pytest.mark.parametrize("signal", [SPEECH, recording(), bursts(), bursts() + 0.4], ids=len)
     @pytest.mark.parametrize("level_db", [-5.0, -40.0, -70.0])
     @pytest.mark.parametrize("gain", [1.0, -0.3])
-    def test_is_that_of_torchmetrics(self, signal: Signal, level_db: float, gain: float) -> None:
+    def test_equals_that_of_torchmetrics(self, signal: Signal, level_db: float, gain: float) -> None:
         estimate = gain * noisy(signal.astype(np.float64), level_db)
         theirs = scale_invariant_signal_distortion_ratio(torch.from_numpy(estimate), torch.from_numpy(signal).double())
         assert si_sdr_db(estimate, signal) == pytest.approx(theirs.item(), abs=1e-6)
 
-    def test_is_the_level_of_added_noise(self) -> None:
+    def test_equals_the_level_of_added_noise(self) -> None:
         assert si_sdr_db(noisy(bursts(), -60.0), bursts()) == pytest.approx(60, abs=0.2)
 
-    def test_silence_and_sound(self) -> None:
+    def test_silence_against_sound_is_infinite(self) -> None:
         silence, sound = np.zeros(100, np.float32), SPEECH[4800:4900]
         assert si_sdr_db(silence, silence) == si_sdr_db(sound, sound) == math.inf
         assert si_sdr_db(silence, sound) == si_sdr_db(sound, silence) == -math.inf
@@ -84,7 +84,7 @@ class TestSiSdr:
 class TestSpectralDistance:
     @pytest.mark.parametrize("signal", [SPEECH[:30000], recording()[:30001], bursts()[6000:6700]], ids=len)
     @pytest.mark.parametrize("level_db", [-10.0, -60.0])
-    def test_is_that_of_another_stft(self, signal: Signal, level_db: float) -> None:
+    def test_equals_that_of_another_stft(self, signal: Signal, level_db: float) -> None:
         estimate = noisy(signal, level_db)
         convergence, log_magnitude = np.mean([by_torch(estimate, signal, *r) for r in RESOLUTIONS], axis=0)
         distance = spectral_distance(estimate, signal)
@@ -92,7 +92,7 @@ class TestSpectralDistance:
         assert distance.log_magnitude == pytest.approx(log_magnitude, rel=1e-9)
         assert distance.total == pytest.approx(convergence + log_magnitude, rel=1e-9)
 
-    def test_a_level_in_db(self) -> None:
+    def test_a_level_difference_is_in_db(self) -> None:
         distance = spectral_distance(0.5 * bursts()[6000:12000], bursts()[6000:12000])
         assert distance.convergence == pytest.approx(0.5)
         assert distance.log_magnitude == pytest.approx(math.log(2), rel=0.02)
@@ -125,7 +125,7 @@ def by_torch(estimate: Signal, target: Signal, fft: int, hop: int, window: int) 
 class TestOnsetShift:
     @pytest.mark.parametrize("signal", [SPEECH, recording(), bursts()], ids=len)
     @pytest.mark.parametrize("samples", [7, 60, 120, 240])
-    def test_a_delay_is_itself(self, signal: Signal, samples: int) -> None:
+    def test_a_delay_is_measured_exactly(self, signal: Signal, samples: int) -> None:
         delay_ms = samples * 1000 / SAMPLE_RATE_HZ
         late = onset_shift_ms(delayed(signal, samples), signal)
         early = onset_shift_ms(signal, delayed(signal, samples))
@@ -134,25 +134,25 @@ class TestOnsetShift:
         assert early.shifts_ms == pytest.approx([-delay_ms] * early.onsets, abs=0.5)
 
     @pytest.mark.parametrize("ramp_ms", [6.0, 10.0, 20.0])
-    def test_a_softer_attack_is_late_by_half_its_ramp(self, ramp_ms: float) -> None:
+    def test_a_softer_attack_shifts_by_half_its_ramp(self, ramp_ms: float) -> None:
         shift = onset_shift_ms(softened(tones(), ramp_ms), tones())
         assert shift.times_s == pytest.approx([0.25 + 0.5 * i for i in range(6)], abs=1e-3)
         assert shift.median_ms == pytest.approx(ramp_ms / 2, abs=1)
 
     @pytest.mark.parametrize("ramp_ms", [10.0, 18.0])
-    def test_a_softer_attack_that_the_other_metrics_let_pass(self, ramp_ms: float) -> None:
+    def test_a_softer_attack_is_found_where_other_metrics_pass(self, ramp_ms: float) -> None:
         soft = softened(SPEECH, ramp_ms)
         assert si_sdr_db(soft, SPEECH) > 42 and spectral_distance(soft, SPEECH).total < 0.02
         shift = onset_shift_ms(soft, SPEECH)
         assert shift.onsets > 5 and min(shift.shifts_ms) > 0.5
 
     @pytest.mark.parametrize("signal", [SPEECH, recording(), bursts()], ids=len)
-    def test_level_noise_and_a_constant_are_no_shift(self, signal: Signal) -> None:
+    def test_level_noise_and_offset_cause_no_shift(self, signal: Signal) -> None:
         shift = onset_shift_ms(0.9 * noisy(signal, -60.0) + 0.4, signal)
         assert shift.onsets > 5 and shift.worst_ms == pytest.approx(0, abs=0.1)
         assert onset_shift_ms(signal, signal).shifts_ms == (0.0,) * shift.onsets
 
-    def test_one_attack_of_many(self) -> None:
+    def test_one_shifted_attack_among_many_is_found(self) -> None:
         signal = bursts()
         late = signal.copy()
         late[28000:42000] = delayed(signal, 96)[28000:42000]  # the third
@@ -160,11 +160,11 @@ class TestOnsetShift:
         assert shift.median_ms == pytest.approx(0, abs=1e-6)
         assert shift.worst_ms == pytest.approx(4, abs=0.2) and shift.worst_s == pytest.approx(1.25, abs=1e-3)
 
-    def test_a_lost_attack(self) -> None:
+    def test_a_lost_attack_is_a_large_shift(self) -> None:
         shift = onset_shift_ms(np.zeros(len(SPEECH)), SPEECH)
         assert shift.onsets > 5 and min(shift.shifts_ms) > AFTER_MS / 2
 
-    def test_no_attack(self) -> None:
+    def test_sound_without_attacks_has_no_shift(self) -> None:
         for signal in (np.zeros(24000), np.ones(1), np.sin(0.1 * np.arange(24000))):
             shift = onset_shift_ms(signal, signal)
             assert (shift.onsets, shift.median_ms, shift.worst_ms, shift.worst_s) == (0, None, None, None)
@@ -181,7 +181,7 @@ def test_nan_is_never_a_pass() -> None:
 
 @pytest.mark.parametrize("metric", [si_sdr_db, spectral_distance, onset_shift_ms])
 @pytest.mark.parametrize("shape", [(0,), (2, 50), (99,)], ids=str)
-def test_signals_that_cannot_be_compared(metric: object, shape: tuple[int, ...]) -> None:
+def test_incomparable_signals_are_refused(metric: object, shape: tuple[int, ...]) -> None:
     assert callable(metric)
     with pytest.raises(ValueError, match="same length"):
         metric(np.zeros(shape), np.zeros(100) if shape == (99,) else np.zeros(shape))

@@ -1,4 +1,4 @@
-"""The command: its report on a sound bundle, its files, and its refusals."""
+"""The command validate: its report on a correct bundle, its files, and its refusals."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """All sections, once, over little more than the ring; with one seed, which is enough for what is asked here."""
+    """All sections once, over slightly more than the ring, with one seed."""
     folder = tmp_path_factory.mktemp("validation") / "report"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pplex.validate.validation.SEEDS", FEW_SEEDS)
@@ -91,7 +91,7 @@ def test_the_report_is_written_in_every_form(done: Done) -> None:
     assert read_report(done.folder).passed
 
 
-def test_both_sides_of_every_conversation_can_be_listened_to(done: Done) -> None:
+def test_report_keeps_both_sides_of_every_conversation_as_sound(done: Done) -> None:
     sounds = {path.name: soundfile.read(path) for path in (done.folder / "sounds").iterdir()}
     runs = [*(f"seed-{seed}" for seed in FEW_SEEDS), "greedy"]
     assert set(sounds) == {
@@ -103,7 +103,7 @@ def test_both_sides_of_every_conversation_can_be_listened_to(done: Done) -> None
         assert np.abs(both - other).max() < 1e-3  # float32 on both sides: the same conversation
 
 
-def test_two_reports_side_by_side(done: Done, tmp_path: Path) -> None:
+def test_two_reports_are_shown_side_by_side(done: Done, tmp_path: Path) -> None:
     result = run("--compare", done.folder, done.folder / "report.json", "--report", tmp_path / "side")
     assert result.exit_code == 0 and "drift.text_kl" in result.stdout
     assert {path.name for path in (tmp_path / "side").iterdir()} == {
@@ -113,7 +113,7 @@ def test_two_reports_side_by_side(done: Done, tmp_path: Path) -> None:
     assert all(measure["a"] == measure["b"] for measure in printed["measures"])
 
 
-def test_a_fault_ends_with_1_and_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_fault_is_named_and_exits_with_1(tiny_bundle: Bundle, tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     planted.mkdir()
     broken(tiny_bundle, "temporal", changed("layers.1.norm2.weight", lambda x: -x), planted)
@@ -127,7 +127,7 @@ def test_a_fault_ends_with_1_and_is_named(tiny_bundle: Bundle, tmp_path: Path) -
 
 
 def resigned(folder: Path) -> None:
-    """Make the manifest describe the files as they are."""
+    """Make the manifest match the files."""
     from pplex.runtime.bundle import file_sha256, manifest_digest
 
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
@@ -139,7 +139,7 @@ def resigned(folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
 
 
-def test_a_tolerance_can_be_asked_for(tiny_bundle: Bundle) -> None:
+def test_a_tolerance_can_be_set(tiny_bundle: Bundle) -> None:
     result = run(tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--tolerance", "drift.text_kl=0", "--json")
     data = json.loads(result.stdout)
     assert result.exit_code == 1 and data["failures"] == ["drift.text_kl"]
@@ -149,7 +149,7 @@ def test_a_tolerance_can_be_asked_for(tiny_bundle: Bundle) -> None:
     )
 
 
-def test_an_unknown_tolerance_names_those_there_are(tiny_bundle: Bundle) -> None:
+def test_an_unknown_tolerance_lists_the_known_ones(tiny_bundle: Bundle) -> None:
     said = refusal(tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--tolerance", "drift.txt_kl=1")
     assert "Unknown tolerance 'drift.txt_kl'" in said and "drift.text_kl" in said
     assert "Unknown tolerance 'codec.si_sdr_db'" in refusal(
@@ -162,7 +162,7 @@ def test_the_command_offers_every_section() -> None:
 
 
 def test_every_tolerance_can_be_named(done: Done) -> None:
-    """What agents of random weights give no figure for is left out."""
+    """Leaves out figures that agents of random weights do not have."""
     held = {m["name"] for section in done.data["sections"] for m in section["measures"] if m["tolerance"]}
     known = {name for names in TOLERATED.values() for name in names}
     turns = {f"conversation.{metric.name}" for metric in METRICS.values()}
@@ -193,7 +193,7 @@ def test_another_checkpoint_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> N
     assert f"was built from another checkpoint than {other}: {LM_FILE}" in said
 
 
-def test_shared_files_must_be_the_checkpoints(tiny_bundle: Bundle) -> None:
+def test_shared_files_must_equal_those_of_the_checkpoint(tiny_bundle: Bundle) -> None:
     checkpoint, config = open_checkpoint(CHECKPOINT), tiny_bundle.config
     name, voice = next(iter(tiny_bundle.voices.items()))
     voices = {**tiny_bundle.voices, name: Voice(voice.embeddings + 1, voice.cache)}
@@ -207,7 +207,7 @@ def test_shared_files_must_be_the_checkpoints(tiny_bundle: Bundle) -> None:
             validate(other, checkpoint)
 
 
-def test_a_bundle_built_from_a_folder_needs_its_name(tiny_bundle: Bundle) -> None:
+def test_a_bundle_built_from_a_folder_needs_the_reference_option(tiny_bundle: Bundle) -> None:
     assert "Name it: --reference CHECKPOINT" in refusal(tiny_bundle.folder)
 
 
@@ -218,7 +218,7 @@ def test_the_manifest_names_the_repository_and_its_commit(tiny_bundle: Bundle) -
     assert reference_of(bundle, "a/folder") == ("a/folder", None)
 
 
-def test_recordings_are_the_users_sound(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_recordings_replace_the_synthetic_user(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "wavs").mkdir()
     shutil.copy(CHECKPOINT / "voices" / "synthetic.wav", tmp_path / "wavs")
     arguments = (tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--json", "--wavs")
@@ -227,14 +227,14 @@ def test_recordings_are_the_users_sound(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert "holds no recording" in refusal(*arguments, tmp_path / "nothing")
 
 
-def test_a_report_that_cannot_be_written_is_known_before_the_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_unwritable_report_fails_before_the_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = refusal(tiny_bundle.folder, "--reference", CHECKPOINT, "--report", tmp_path / "file")
     assert "Cannot create the folder" in said
     assert "Traceback" not in said
 
 
-def test_an_earlier_reports_recordings_do_not_stay(tiny_bundle: Bundle, done: Done, tmp_path: Path) -> None:
+def test_recordings_of_an_earlier_report_are_removed(tiny_bundle: Bundle, done: Done, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "report"))
     (folder / "sounds" / "mine.wav").write_bytes(b"")
     assert run(tiny_bundle.folder, "--reference", CHECKPOINT, *SHORT, "--report", folder).exit_code == 0
@@ -242,7 +242,7 @@ def test_an_earlier_reports_recordings_do_not_stay(tiny_bundle: Bundle, done: Do
     assert json.loads((folder / "report.json").read_text())["settings"]["sections"] == ["drift"]
 
 
-def test_material_that_cannot_be_used_is_known_before_the_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_unusable_material_fails_before_the_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "wavs").mkdir()
     noise = np.random.default_rng(0).normal(0, 0.1, 48_000)
     soundfile.write(tmp_path / "wavs" / "noise.wav", noise, 24_000)
@@ -253,13 +253,13 @@ def test_material_that_cannot_be_used_is_known_before_the_work(tiny_bundle: Bund
 
 
 @pytest.mark.parametrize("arguments", [(), ("bundle", "--compare", "a", "b")])
-def test_a_bundle_or_two_reports(arguments: tuple[str, ...]) -> None:
+def test_needs_either_a_bundle_or_two_reports(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2 and "Name a bundle to validate, or two reports" in result.stderr
 
 
 @pytest.mark.parametrize("option", [("--only", "drift"), ("--tolerance", "drift.text_kl=0"), ("--frames", "64")])
-def test_reports_are_compared_as_they_are(option: tuple[str, str]) -> None:
+def test_options_of_a_validation_do_not_fit_a_comparison(option: tuple[str, str]) -> None:
     result = run("--compare", "a", "b", *option)
     assert result.exit_code == 2 and "shows two finished reports" in result.stderr
 

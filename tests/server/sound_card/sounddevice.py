@@ -1,6 +1,6 @@
-"""Stands in for the package of this name, and so for the sound card, under clients in tests/server/test_real_clients.py.
+"""Replaces the package of this name, and so the sound card, for clients in tests/server/test_real_clients.py.
 
-The microphone says the recording MICROPHONE over and over; what is played is appended to LOUDSPEAKER, raw float32 samples.
+The microphone repeats the recording MICROPHONE; played audio is appended to LOUDSPEAKER as raw float32 samples.
 """
 
 import os
@@ -18,7 +18,7 @@ Callback = Callable[[np.ndarray, int, object, object], None]
 
 
 class _Stream:
-    """Calls back for each block of samples in real time, in a thread of its own as a sound card's driver does."""
+    """Calls back for each block of samples in real time, in its own thread like the driver of a sound card."""
 
     def __init__(
         self, samplerate: float, channels: int, blocksize: int, callback: Callback, dtype: object = "float32"

@@ -29,7 +29,7 @@ def test_measures_are_paired_by_name_and_each_appears_once(both: Comparison) -> 
     assert pairs["drift.text_kl"].ratio == pytest.approx(0.0013 / 0.00021)
 
 
-def test_measures_of_one_report_are_shown_as_such(both: Comparison) -> None:
+def test_measures_of_only_one_report_are_marked(both: Comparison) -> None:
     pairs = {pair.name: pair for pair in both.pairs}
     assert (pairs["speed.frame_ms"].values, pairs["speed.frame_ms"].change) == (("21.37 ms", "-"), "only A")
     assert (pairs["memory.session"].values, pairs["memory.session"].change) == (("-", "812.5 MB"), "only B")
@@ -122,7 +122,7 @@ def test_bars_over_other_ticks_are_not_laid_over_each_other() -> None:
     assert compare(replace(a, sections=(graphs,)), replace(a, sections=(moved,))).groups[0].plots == ()
 
 
-def test_the_data_is_json_with_both_sides(both: Comparison) -> None:
+def test_data_is_json_with_both_sides(both: Comparison) -> None:
     data = json.loads(json.dumps(both.to_dict(), allow_nan=False))
     kl = next(m for m in data["measures"] if m["name"] == "drift.text_kl")
     assert (kl["a"], kl["b"], kl["verdict_a"], kl["verdict_b"]) == (0.00021, 0.0013, "passed", "failed")

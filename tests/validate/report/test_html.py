@@ -30,7 +30,7 @@ PAGES: dict[str, Callable[[], str]] = {
 Tab = Any
 Open = Callable[..., Tab]
 
-# Every piece of visible text with the contrast between its colour and what is painted behind it.
+# Every visible text with the contrast between its colour and its background.
 CONTRASTS = """() => {
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     const rgba = (colour) => {
@@ -84,7 +84,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_page(browser: Any, pages: Path) -> Iterator[Open]:
-    """Opens a page in a tab in which nothing may go wrong, be asked of a network, or pop up."""
+    """Opens a page in a tab that allows no errors, no network requests and no dialogs."""
     contexts, complaints, requests = [], list[str](), list[str]()
 
     def open_it(name: str, **options: Any) -> Tab:
@@ -106,7 +106,7 @@ def open_page(browser: Any, pages: Path) -> Iterator[Open]:
 
 
 def _picture(tab: Tab, name: str) -> None:
-    """Kept in the folder PPLEX_ARTIFACTS, if there is to be one."""
+    """Save a picture in the folder PPLEX_ARTIFACTS, if set."""
     if folder := os.environ.get("PPLEX_ARTIFACTS"):
         tab.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
@@ -121,7 +121,7 @@ def _picture(tab: Tab, name: str) -> None:
         ("hostile", "phone", "light"),
     ],
 )
-def test_a_page_is_pictured_fits_and_can_be_read(open_page: Open, name: str, size: str, scheme: str) -> None:
+def test_a_page_fits_its_screen_and_is_readable(open_page: Open, name: str, size: str, scheme: str) -> None:
     tab = open_page(name, viewport=SIZES[size], color_scheme=scheme)
     _picture(tab, f"validation-{name}-{size}-{scheme}")
     tab.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
@@ -134,7 +134,7 @@ def test_a_page_is_pictured_fits_and_can_be_read(open_page: Open, name: str, siz
 
 
 @pytest.mark.parametrize("name", ["hostile", "hostile-comparison"])
-def test_hostile_text_is_text(open_page: Open, name: str) -> None:
+def test_hostile_text_is_escaped(open_page: Open, name: str) -> None:
     tab = open_page(name)
     assert tab.locator("img, script, iframe").count() == 0
     assert tab.evaluate("[...document.querySelectorAll('*')].flatMap((e) => [...e.attributes])"
@@ -159,7 +159,7 @@ def test_the_verdict_names_and_links_failures_with_their_excess(open_page: Open)
     assert row.bounding_box()["y"] >= 0
 
 
-def test_a_clean_report_says_passed(open_page: Open) -> None:
+def test_a_report_without_failures_says_passed(open_page: Open) -> None:
     tab = open_page("clean")
     assert tab.locator(".verdict .word").inner_text().split() == ["✓", "PASSED"]
     assert tab.locator("text=FAILED").count() == 0
@@ -179,7 +179,7 @@ def test_the_head_names_bundle_and_reference(open_page: Open) -> None:
         assert word in text
 
 
-def test_every_tolerance_stands_beside_its_reason_and_every_section_beside_its_question(open_page: Open) -> None:
+def test_every_tolerance_shows_its_reason_and_every_section_its_question(open_page: Open) -> None:
     tab = open_page("report")
     for section in realistic().sections:
         part = tab.locator(f"[id='{anchor('section', section.key)}']")
@@ -204,7 +204,7 @@ def test_a_long_table_is_folded_and_scrolls(open_page: Open) -> None:
     assert details.locator(".tall").bounding_box()["height"] < 500
 
 
-def test_on_paper_nothing_is_folded_or_cut(open_page: Open) -> None:
+def test_printing_shows_everything(open_page: Open) -> None:
     tab = open_page("report", color_scheme="dark", viewport={"width": 720, "height": 1000})
     tab.emulate_media(media="print")
     last = tab.get_by_role("cell", name="layers.31.gating", exact=True)
@@ -220,7 +220,7 @@ def test_a_report_without_tolerances_does_not_pass() -> None:
 
 
 @pytest.mark.parametrize("value, shown", [(1.0004e-3, "0.0010004"), (9.99996e-4, "0.000999996"), (1e-3, "0.001")])
-def test_a_value_is_not_rounded_over_its_tolerance(value: float, shown: str) -> None:
+def test_a_value_is_not_rounded_across_its_tolerance(value: float, shown: str) -> None:
     measure = Measure("m", value, "", "", Tolerance(1e-3, ""))
     html = to_html(Report("", {}, {}, {}, {}, (Section("s", "S", "?", (measure,)),)))
     assert f"<b>{shown}</b>" in html

@@ -32,7 +32,7 @@ def test_measures_for_information_are_folded() -> None:
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "a|b", "a\\|b", "a`b``c|d", "x\\", "`", "line\nbreak | row", "</details>"])
-def test_no_text_changes_the_shape_of_a_table_or_is_html(text: str) -> None:
+def test_no_text_breaks_a_table_or_becomes_html(text: str) -> None:
     markdown = to_markdown(hostile(text))
     assert [len(row) for row in rows(markdown)] == [6, 6, 6, 2, 2, 2]
     outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", markdown)

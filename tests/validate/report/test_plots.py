@@ -29,9 +29,9 @@ def line(y: tuple[float, ...], **options: object) -> Plot:
 
 
 def highest(svg: str, colour: int = 1) -> float:
-    """The least y coordinate, which is the highest point, of all that is drawn in a series' colour.
+    """The highest point (smallest y) of everything in a series' colour.
 
-    A path that is used, as of a band, is where its use is.
+    A referenced path, such as a band, counts at the place of its use.
     """
     root = ElementTree.fromstring(svg)
     used = {use.get("href", "")[1:]: float(use.get("y", "0")) for use in root.iter(f"{SVG}use")}
@@ -41,7 +41,7 @@ def highest(svg: str, colour: int = 1) -> float:
 
 
 @pytest.mark.parametrize("title", PLOTS)
-def test_a_plot_is_one_picture_with_names_for_who_does_not_see_it(title: str) -> None:
+def test_a_plot_is_one_image_with_labels_for_screen_readers(title: str) -> None:
     svg = to_svg(PLOTS[title], "p7")
     root = ElementTree.fromstring(svg)
     assert root.tag == f"{SVG}svg" and root.get("role") == "img"
@@ -54,7 +54,7 @@ def test_a_plot_is_one_picture_with_names_for_who_does_not_see_it(title: str) ->
 
 @pytest.mark.parametrize("title", PLOTS)
 def test_a_plot_does_not_affect_the_page(title: str) -> None:
-    """Ids start with the key, what refers to them finds them, and there are no style sheets, dates or fixed colours."""
+    """Ids start with the key and all references resolve; the SVG has no style sheets, dates or fixed colours."""
     svg = to_svg(PLOTS[title], "p7")
     root = ElementTree.fromstring(svg)
     ids = [element.get("id") for element in root.iter() if element.get("id")]
@@ -67,7 +67,7 @@ def test_a_plot_does_not_affect_the_page(title: str) -> None:
     assert re.search(r"20\d\d-\d\d", svg) is None
 
 
-def test_text_stays_text_whatever_it_says() -> None:
+def test_text_in_a_plot_is_never_markup() -> None:
     words = ["$\\frac{", "_hidden", HOSTILE, "\x1b[31mred\x00", "中文", 'id="x" url(#y) #01f001']
     series = tuple(Series(word, (0.0, 1.0), (0.0, 1.0)) for word in words)
     svg = to_svg(Plot("$x$", "line", "$y$ \u202e", "$z$", series, marks=((0.5, "$m$"),)))
@@ -136,7 +136,7 @@ def test_powers_of_ten_label_a_log_axis() -> None:
     assert len([t for t in texts(to_svg(line((0.4, 0.5, 0.6), log_y=True))) if re.fullmatch(r"0\.\d+", t)]) >= 1
 
 
-def test_of_many_bars_some_are_named() -> None:
+def test_some_of_many_bars_are_named() -> None:
     names = tuple(f"layers.{i}.gating" for i in range(300))
     bars = Series("s", tuple(map(float, range(300))), (1.0,) * 300)
     svg = to_svg(Plot("t", "bar", "x", "y", (bars,), ticks=names))
@@ -155,7 +155,7 @@ def test_a_timeline_has_a_row_for_each_and_shows_the_shortest_word() -> None:
     assert "--plot-1" not in to_svg(Plot("t", "spans", "s", "", (odd,)))
 
 
-def test_words_of_marks_do_not_cover_each_other() -> None:
+def test_labels_of_marks_do_not_overlap() -> None:
     svg = to_svg(line((1.0,) * 100, marks=tuple((50.0 + i / 10, f"event {i}") for i in range(20))))
     shown = [text for text in texts(svg) if text.startswith("event")]
     assert len(shown) == 3 and "event 19 at 51.9" in svg
@@ -179,7 +179,7 @@ ANY = st.sampled_from([0.0, -1.0, 1e-320, 1e308, -1e308, math.nan, math.inf, -ma
     words=st.lists(st.text(max_size=60), min_size=4, max_size=4),
     mark=ANY,
 )
-def test_anything_is_drawn(
+def test_any_series_are_drawn_as_valid_svg(
     kind: str, log: bool, points: list[list[tuple[float, float]]], words: list[str], mark: float
 ) -> None:
     title, x_label, name, tick = words
@@ -189,7 +189,7 @@ def test_anything_is_drawn(
     assert "nan" not in " ".join(re.findall(r' (?:d|x|y|viewBox|transform)="([^"]*)"', svg))
 
 
-def test_an_unknown_kind_is_named() -> None:
+def test_an_unknown_kind_of_plot_is_refused() -> None:
     with pytest.raises(ReportError, match=r"'pie'.*line, bar, spans"):
         to_svg(Plot("t", "pie", "", "", ()))
 

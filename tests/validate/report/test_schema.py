@@ -36,15 +36,15 @@ def only(*measures: Measure, **parts: Any) -> Report:
 
 
 @pytest.mark.parametrize("make", [realistic, clean, other, hostile])
-def test_a_written_report_is_read_again(make: Any) -> None:
-    """Compared as data, in which NaN, too, is itself."""
+def test_a_written_report_reads_back(make: Any) -> None:
+    """Compare as data: NaN equals NaN."""
     report = make()
     assert again(report).to_dict() == report.to_dict()
     assert again(report).passed is report.passed is (make is clean)
     assert [m.name for m in again(report).failures] == report.to_dict()["failures"]
 
 
-def test_infinity_nan_and_numpy_numbers_are_read_again() -> None:
+def test_infinity_nan_and_numpy_numbers_read_back() -> None:
     table = Table("t", ("a", "b"), ((np.float64("inf"), "word"), (math.nan, np.int64(3)), (-math.inf, None)))
     series = Series("s", (np.float32(0.5), 1), (math.nan, math.inf))
     plot = Plot("p", "line", "x", "y", (series,), marks=((np.int8(1), "m"),))
@@ -65,8 +65,8 @@ def test_missing_nan_and_too_large_values_fail(value: float | None) -> None:
     assert Measure("m", value, "", "").passed
 
 
-def test_a_verdict_survives_being_stored() -> None:
-    """0.001 of float32 is more than 0.001: it must not pass now and fail when read again."""
+def test_a_verdict_survives_saving_and_loading() -> None:
+    """float32 0.001 is more than 0.001: the verdict must be the same before and after saving."""
     report = only(Measure("m", np.float32(1e-3), "", "", Tolerance(1e-3, "")))
     assert report.passed is again(report).passed is False
 
@@ -118,7 +118,7 @@ def test_any_json_is_a_report_or_an_error(data: Any) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_report_with_any_part_replaced_is_a_report_or_an_error(data: st.DataObject) -> None:
-    """Walks down to some place of a real report and puts any JSON there; what is read can be written and read again."""
+    """Replaces a random part of a real report with any JSON; a report that loads can be saved and loaded again."""
     report = only(
         Measure("m", 1.0, "", "", Tolerance(1.0, "")),
         tables=(Table("t", ("a",), ((1,),)),),
@@ -156,7 +156,7 @@ def test_the_message_for_a_missing_file_names_the_command(tmp_path: Path) -> Non
         read_report(tmp_path / "nothing.json")
 
 
-def test_a_file_and_its_folder_are_the_same(tmp_path: Path) -> None:
+def test_a_report_is_read_from_its_file_or_folder(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     file.write_text(json.dumps(realistic().to_dict()))
     assert read_report(file).to_dict() == read_report(tmp_path).to_dict() == realistic().to_dict()

@@ -48,7 +48,7 @@ def test_shown_values_have_the_verdict_of_measured_ones(value: float, limit: flo
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 12))
-def test_values_near_a_limit_are_distinguished_from_it(limit: float, digits: int) -> None:
+def test_values_near_a_limit_are_not_rounded_to_it(limit: float, digits: int) -> None:
     test_shown_values_have_the_verdict_of_measured_ones.hypothesis.inner_test(limit * (1 + 10.0**-digits), limit, False)  # type: ignore[attr-defined]
 
 
@@ -69,7 +69,7 @@ def test_values_near_a_limit_are_distinguished_from_it(limit: float, digits: int
         (math.nan, "nan"),
     ],
 )
-def test_figures_have_the_digits_that_tell_something(value: float | None, shown: str) -> None:
+def test_figures_have_significant_digits_only(value: float | None, shown: str) -> None:
     assert wording.figure(value) == shown
 
 

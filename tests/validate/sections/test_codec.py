@@ -1,4 +1,4 @@
-"""The codec section: sound engines pass, and each kind of fault fails its measure."""
+"""The codec section: correct engines pass, and each kind of fault fails its measure."""
 
 import math
 import shutil
@@ -40,7 +40,7 @@ from pplex.validate.sections.codec import (
 )
 from pplex.validate.signal import onset_shift_ms
 
-FRAMES = 32  # 64 steps, of which the transformers' rings hold 24
+FRAMES = 32  # 64 steps; the transformers' rings hold 24
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
 CONFIG = CHECKPOINT.config
 RECORDED = load_file(TINY / "expected" / "mimi_stream.safetensors")
@@ -119,7 +119,7 @@ class TestSection:
         assert [len(series.y) for series in levels.series] == [FRAMES] * 2
         assert max(levels.series[1].y) < min(levels.series[0].y) - 80
 
-    def test_half_precision_passes_as_that_only(self, tiny_bundle: Bundle) -> None:
+    def test_half_precision_fails_the_float32_tolerances(self, tiny_bundle: Bundle) -> None:
         bundle, backend = half_precision(tiny_bundle)
         section = codec_section(bundle, CHECKPOINT, stages(bundle, backend), PCM)
         measures, rows = by_name(section.measures), section.tables[0].rows
@@ -147,7 +147,7 @@ class TestSection:
         wrong = by_name(section.measures)["codec.unexplained_codes"]
         assert (wrong.value, wrong.where) == (FRAMES, f"codebook {codebook}: {FRAMES}")
 
-    def test_two_codebooks_in_each_others_place(self, tiny_bundle: Bundle) -> None:
+    def test_two_swapped_codebooks_are_named(self, tiny_bundle: Bundle) -> None:
         module = weights.load("mimi_encode", CHECKPOINT)
         assert isinstance(module, MimiEncoder)
         books = module.quantizer.codebooks
@@ -156,19 +156,19 @@ class TestSection:
         section = codec_section(tiny_bundle, CHECKPOINT, broken, PCM)
         assert by_name(section.measures)["codec.unexplained_codes"].where == f"codebook 2: {FRAMES}"
 
-    def test_a_bundle_of_another_checkpoint(self, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    def test_a_bundle_of_another_checkpoint_fails(self, tiny_bundle: Bundle, tmp_path: Path) -> None:
         key = "quantizer.rvq_rest.vq.layers.3._codebook.embedding_sum"
         other = changed_checkpoint(tmp_path / "other", key, lambda book: np.roll(book, 1, axis=0))
         section = codec_section(tiny_bundle, other, stages(tiny_bundle, "cpu"), PCM)
         assert by_name(section.measures)["codec.unexplained_codes"].where == f"codebook 4: {FRAMES}"
         assert "codec.si_sdr_db" in failures(section)
 
-    def test_a_decoder_that_is_only_louder(self, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    def test_a_louder_decoder_fails(self, tiny_bundle: Bundle, tmp_path: Path) -> None:
         key = "decoder.model.14.conv.conv.weight"
         other = changed_checkpoint(tmp_path / "other", key, lambda weight: weight * 1.02)
         assert "codec.sample_difference" in failures(codec_section(tiny_bundle, other, stages(tiny_bundle, "cpu"), PCM))
 
-    def test_silence_is_a_recording(self, tiny_bundle: Bundle) -> None:
+    def test_a_silent_recording_passes(self, tiny_bundle: Bundle) -> None:
         silence = np.zeros((3, 1920), np.float32)
         assert not codec_section(tiny_bundle, CHECKPOINT, stages(tiny_bundle, "cpu"), silence).failures
 
@@ -182,7 +182,7 @@ class TestSection:
 
 
 class TestSounds:
-    """The decoder's measures on sounds that have attacks, which those of random weights lack."""
+    """The decoder's measures on sounds with attacks, which sounds of random weights lack."""
 
     SPEECH = speech_like(120, 1920, seed=7) * np.minimum(np.arange(120 * 1920) / 4800, 1).astype(np.float32)
 
@@ -191,7 +191,7 @@ class TestSounds:
         shift = onset_shift_ms(*sounds.audible)
         return by_name(tuple(sound_measures(sounds, shift, CONFIG, TOLERANCES["mimi_decode", precision])))
 
-    def test_softer_attacks_alone_fail_alone(self) -> None:
+    def test_softer_attacks_fail_onset_shift_only(self) -> None:
         soft, ramp = self.SPEECH.copy(), np.linspace(0, 1, 240)
         for time_s in onset_shift_ms(soft, soft).times_s:
             start = round(time_s * 24000)
@@ -200,7 +200,7 @@ class TestSounds:
         failed = {name for name, measure in found.items() if not measure.passed}
         assert failed == {"codec.onset_shift_ms", "codec.sample_difference"}
 
-    def test_noise_alone(self) -> None:
+    def test_noise_fails_si_sdr_but_not_onset_shift(self) -> None:
         noise = 1e-4 * np.random.default_rng(0).standard_normal(len(self.SPEECH)).astype(np.float32)
         assert all(measure.passed for measure in self.measures(self.SPEECH + noise).values())
         failed = {name for name, m in self.measures(self.SPEECH + noise, "fp32").items() if not m.passed}
@@ -214,7 +214,7 @@ class TestSounds:
 
 
 class TestAtOnce:
-    def test_is_the_recorded_reference_frame_by_frame(self) -> None:
+    def test_equals_the_recorded_reference_frame_by_frame(self) -> None:
         whole = RECORDED["pcm_in"].reshape(-1, CONFIG.frame_size)
         assert 2 * len(whole) > 4 * CONFIG.mimi.transformer.capacity
         encoder = weights.load("mimi_encode", CHECKPOINT)
@@ -242,7 +242,7 @@ class TestAtOnce:
 
 
 class Forgetful(nn.Module):
-    """A graph whose second state, a convolution's tail, is silence in every frame."""
+    """A graph whose second state, the tail of a convolution, is zero in every frame."""
 
     def __init__(self, graph: nn.Module):
         super().__init__()
@@ -270,7 +270,7 @@ class TestBoundaries:
             flipped = distances[:, half].max(axis=1)
             assert (flipped > 0).sum() > 5 and (flipped <= by + 1e-6).all()
 
-    def test_the_distance_is_that_to_the_plane_between_the_entries(self) -> None:
+    def test_distance_is_measured_to_the_plane_between_the_entries(self) -> None:
         quantizer = self.quantizer()
         latents = torch.randn(1, CONFIG.mimi.dim, generator=torch.Generator().manual_seed(1))
         x, codes = quantizer.semantic(latents)[0], quantizer.encode(latents).numpy()
@@ -280,7 +280,7 @@ class TestBoundaries:
         expected = torch.dot((near + far) / 2 - x, across) / x.norm()
         assert boundary_distances(quantizer, latents, codes)[0, 0] == pytest.approx(expected.item(), rel=1e-4)
 
-    def test_codes_outside_the_codebook_and_later_codes(self) -> None:
+    def test_codes_outside_the_codebook_are_unexplained_and_later_codes_follow(self) -> None:
         quantizer = self.quantizer()
         latents = torch.randn(4, CONFIG.mimi.dim, generator=torch.Generator().manual_seed(2))
         expected = quantizer.encode(latents).numpy()

@@ -1,4 +1,4 @@
-"""Turns of engine and reference side by side: of the tiny model, and of planted recordings."""
+"""Turns of engine and reference side by side, for the tiny model and for planted recordings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,7 +51,7 @@ def sides(tiny_bundle: Bundle) -> tuple[Sequence[ScenarioRecording], Sequence[Sc
     return ours, theirs
 
 
-def test_a_float32_bundle_says_what_the_reference_says(
+def test_a_float32_bundle_says_the_same_as_the_reference(
     tiny_bundle: Bundle, sides: tuple[Sequence[ScenarioRecording], Sequence[ScenarioRecording]], detect: SpeechDetector
 ) -> None:
     section = conversation_section(*sides, tiny_bundle.precision, detect, JUDGE)
@@ -87,7 +87,7 @@ def test_a_near_tie_is_listed_and_starts_another_conversation(
     near = replace(found, distances=found.distances.copy())
     near.distances[7, 4, 1] = 1e-9  # the frame's step draws its delayed codebooks
     tokens[7, 4] = near.tokens[7, 4, 1]
-    tokens[8, 5:9] = tokens[9:, :9] = 0  # what was drawn later
+    tokens[8, 5:9] = tokens[9:, :9] = 0  # the tokens of later draws
     ours = [*engine[:3], replace(engine[3], tokens=tokens), *engine[4:]]
     theirs = [*reference[:3], replace(reference[3], standings=near), *reference[4:]]
     section = conversation_section(ours, theirs, FP32, detect, JUDGE)
@@ -96,7 +96,7 @@ def test_a_near_tie_is_listed_and_starts_another_conversation(
     assert section.tables[2].rows[0][:3] == (engine[3].name, 7, "agent 3") and section.tables[2].rows[0][-1] is True
 
 
-def test_a_code_that_is_heard_wrongly_fails_even_in_the_last_frame(
+def test_a_wrong_user_code_fails_even_in_the_last_frame(
     sides: tuple[Sequence[ScenarioRecording], Sequence[ScenarioRecording]], detect: SpeechDetector
 ) -> None:
     engine, reference = sides
@@ -130,14 +130,14 @@ def played(scenario: Scenario, speech: Sequence[Segment]) -> ScenarioRecording:
 
 @cache
 def agent(late_s: float = 0.0, silent_in: str = "", impatient: bool = False) -> list[ScenarioRecording]:
-    """An agent that answers as planned, or later, or nothing in one scenario, or takes the user's pause for an end."""
+    """An agent that answers as planned, later, not at all in one scenario, or in the user's pause."""
     planned = {**ANSWERS, "pause handling": [(1.8, 4.9)]} if impatient else ANSWERS
     later = {name: [(start + late_s, end + late_s) for start, end in speech] for name, speech in planned.items()}
     return [played(scenario, [] if scenario.name == silent_in else later[scenario.name]) for scenario in scenarios()]
 
 
 def twice(first: list[ScenarioRecording], second: list[ScenarioRecording] | None = None) -> list[ScenarioRecording]:
-    """An agent in two runs, so that two events stand behind the rates of pauses and interruptions, and eight of turns."""
+    """An agent in two runs: two events each for pauses and interruptions, and eight turns."""
     return [*first, *(replace(recording, run="greedy") for recording in second or first)]
 
 
@@ -185,7 +185,7 @@ def test_an_engine_that_takes_its_turns_better_passes(detect: SpeechDetector) ->
     assert not conversation_section(agent(), agent(late_s=0.5), INT8, detect, JUDGE).failures
 
 
-def test_metrics_of_one_side_only_have_a_note_instead_of_a_limit(detect: SpeechDetector) -> None:
+def test_metrics_of_only_one_side_have_a_note_instead_of_a_limit(detect: SpeechDetector) -> None:
     mute = [played(scenario, []) for scenario in scenarios()]
     section = conversation_section(mute, agent(), INT8, detect, JUDGE)
     assert measures(section)["latency_ms"].value is None and measures(section)["latency_ms"].passed
@@ -200,7 +200,7 @@ def test_without_speech_on_both_sides_no_rate_has_a_limit(detect: SpeechDetector
     assert any(note.startswith("No speech was detected") for note in section.notes)
 
 
-def test_who_speaks_when(detect: SpeechDetector) -> None:
+def test_plot_shows_who_speaks_when(detect: SpeechDetector) -> None:
     section = conversation_section(agent(late_s=0.3), agent(), INT8, detect, JUDGE)
     plot = next(plot for plot in section.plots if "interruption" in plot.title)
     spans = {series.name: list(zip(series.x, series.y, strict=True)) for series in plot.series}

@@ -1,4 +1,4 @@
-"""A fault in a graph is found, and named by its graph and layer; a sound graph has none, in any precision."""
+"""A fault is found and named by graph and layer; a correct graph has no faults, in any precision."""
 
 import shutil
 from dataclasses import replace
@@ -44,7 +44,7 @@ def named(bundle: Bundle) -> list[tuple[str, str]]:
     return [(measure.name, measure.where) for measure in section(bundle).failures]
 
 
-def test_a_sound_bundle_passes_layer_by_layer(tiny_bundle: Bundle) -> None:
+def test_a_correct_bundle_passes_layer_by_layer(tiny_bundle: Bundle) -> None:
     found = section(tiny_bundle)
     layer_errors = [m for m in found.measures if m.name.endswith("layer_error")]
     assert [m.name for m in layer_errors] == [f"graphs.{graph}.layer_error" for graph in GRAPH_NAMES]
@@ -119,8 +119,8 @@ def test_a_doubled_scale_is_not_rounding(
     assert named(doubled) == [(f"graphs.{graph}.layer_error", layer), (f"graphs.{graph}.channel_error", layer)]
 
 
-def test_a_wrong_column_is_seen_among_many(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """In float32 every error is seen, so the figure itself is looked at: a column that is twice as large reads 1."""
+def test_one_wrong_column_among_many_is_found(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Float32 shows every error, so check the figure itself: a doubled column gives 1."""
 
     def double_one(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return x * np.where(np.arange(x.shape[1]) == 5, 2, 1).astype(np.float32)
@@ -138,8 +138,8 @@ def test_infinite_values_are_an_infinite_error(tiny_bundle: Bundle, tmp_path: Pa
     assert failure.where == "layers.0.attention" and failure.value == float("inf")
 
 
-def test_of_a_compiled_engine_the_outputs_are_compared(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Its kind in the manifest is all there is to tell it by here, where none can run."""
+def test_outputs_of_a_compiled_engine_are_compared(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Only its kind in the manifest marks it as compiled: no compiled engine runs here."""
     fault = changed("steps.6.gating.1.linear_in.weight", lambda x: np.roll(x, x.shape[1] // 2, 1))
     errors = {}
     for name, bundle in (("sound", tiny_bundle), ("faulty", broken(tiny_bundle, "depth", fault, tmp_path))):

@@ -1,4 +1,4 @@
-"""Stream health: every planted fault is found in its place."""
+"""Stream health: every planted fault is found at its place."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ SCENARIO = make_scenarios(synthetic_speech(), 0.05)[0]
 
 
 def healthy() -> tuple[Pcm, Tokens]:
-    """A stream that speaks throughout, with a word in every fourth frame, each another one."""
+    """A stream that speaks all the time, with a different word in every fourth frame."""
     random = np.random.default_rng(0)
     tokens = random.integers(0, 2048, (FRAMES, 17))
     tokens[:, 0] = np.where(np.arange(FRAMES) % 4 == 1, 100 + np.arange(FRAMES), 3)
@@ -31,7 +31,7 @@ def recording(pcm: Pcm, tokens: Tokens, run: str = "seed 0") -> ScenarioRecordin
     return ScenarioRecording(SCENARIO, run, pcm, tokens)
 
 
-def test_a_healthy_stream() -> None:
+def test_a_healthy_stream_has_no_findings() -> None:
     found = signs(*healthy())
     assert found.pop("text_share") == pytest.approx(0.26)
     assert found.pop("longest_text") == pytest.approx(FRAME_S)
@@ -39,22 +39,22 @@ def test_a_healthy_stream() -> None:
     assert set(found.values()) == {0}
 
 
-def test_samples_that_are_no_numbers() -> None:
+def test_nan_samples_are_counted() -> None:
     pcm, tokens = healthy()
     pcm[:96], pcm[500] = np.nan, np.inf
     found = signs(pcm, tokens)
     assert found["non_finite"] == pytest.approx(97 / len(pcm)) and found["clipping"] == 0
 
 
-def test_clipping_and_offset() -> None:
+def test_clipping_and_offset_are_measured() -> None:
     pcm, tokens = healthy()
     assert signs(pcm + np.float32(0.25), tokens)["dc_offset"] == pytest.approx(0.25, abs=0.001)
     pcm[100:400], pcm[400:700], pcm[700] = 1.0, -1.5, 0.999
     assert signs(pcm, tokens)["clipping"] == pytest.approx(600 / len(pcm))
 
 
-def test_dead_air_is_silence_where_words_are_said() -> None:
-    """Frames 10-19 are silent: the words of 13 and 17 are not heard, that of 9 is, and silence elsewhere is none."""
+def test_dead_air_is_silence_during_words() -> None:
+    """Frames 10-19 are silent: the words of frames 13 and 17 are inaudible, and that of frame 9 is audible."""
     pcm, tokens = healthy()
     pcm.reshape(FRAMES, SIZE)[10:20] *= 1e-3  # -80 dBFS
     found = signs(pcm, tokens)
@@ -94,11 +94,11 @@ def test_repeated_frames_are_those_of_the_agent() -> None:
         ([1, 1], 0),
     ],
 )
-def test_looped_text(words: list[int], share: float) -> None:
+def test_looped_text_is_found(words: list[int], share: float) -> None:
     assert looped(np.array(words)) == pytest.approx(share)
 
 
-def test_runaway_text() -> None:
+def test_runaway_text_is_found() -> None:
     pcm, tokens = healthy()
     tokens[20:32, 0] = 500 + np.arange(12)
     tokens[45:50, 0] = [0, 1, 2, 3, 0]  # every kind of padding
@@ -107,7 +107,7 @@ def test_runaway_text() -> None:
     assert found["text_share"] == pytest.approx(float((tokens[:, 0] > 3).mean()))
 
 
-def test_longest_run() -> None:
+def test_longest_run_is_found() -> None:
     assert [longest_run(np.array(list(map(int, row)), bool)) for row in ("", "0", "1", "0110111", "1110")] == [
         0,
         0,
@@ -117,7 +117,7 @@ def test_longest_run() -> None:
     ]
 
 
-def test_the_section_fails_only_where_the_reference_is_well() -> None:
+def test_section_fails_only_if_the_reference_is_healthy() -> None:
     pcm, tokens = healthy()
     ill = recording(np.clip(pcm * 30, -1, 1), tokens, "greedy")
     well = [recording(pcm, tokens), replace(ill, pcm=pcm)]
@@ -127,7 +127,7 @@ def test_the_section_fails_only_where_the_reference_is_well() -> None:
     assert not health_section(well, well, SIZE).failures
 
 
-def test_the_section_has_a_measure_for_every_sign_and_names_missing_ones() -> None:
+def test_section_has_a_measure_for_every_sign_and_names_missing_ones() -> None:
     pcm, tokens = healthy()
     tokens[:, 0] = 3
     section = health_section([recording(pcm, tokens)], [recording(*healthy())], SIZE)

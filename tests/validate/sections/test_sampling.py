@@ -29,7 +29,7 @@ def measure(bundle: Bundle) -> Measure:
 
 
 def no_noise(model: onnx.ModelProto, step: int) -> None:
-    """The race is won by the most probable token."""
+    """The most probable token always wins."""
     shares = {node.output[0] for node in nodes(model, "Exp")}
     races = [node for node in nodes(model, "Div") if node.input[0] in shares]
     races[step].input[1] = constant(model, "no.noise", np.ones(1, np.float32))
@@ -59,19 +59,19 @@ FAULTS: dict[str, tuple[str, Callable[[onnx.ModelProto, int], None], int, str]] 
 }
 
 
-def test_a_sound_bundle_draws_every_token_correctly(tiny_bundle: Bundle) -> None:
+def test_a_correct_bundle_draws_every_token_correctly(tiny_bundle: Bundle) -> None:
     found = measure(tiny_bundle)
     assert found.passed and found.value == 0 and found.where == ""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_drawing_is_named_by_its_stream(tiny_bundle: Bundle, tmp_path: Path, fault: str) -> None:
+def test_a_sampling_fault_is_named_by_its_stream(tiny_bundle: Bundle, tmp_path: Path, fault: str) -> None:
     graph, plant, step, stream = FAULTS[fault]
     found = measure(broken(tiny_bundle, graph, lambda model: plant(model, step), tmp_path))
     assert not found.passed and found.where.partition(":")[0] == stream and "," not in found.where
 
 
-def test_it_leaves_the_slot_as_new(tiny_bundle: Bundle) -> None:
+def test_section_leaves_the_slot_as_new(tiny_bundle: Bundle) -> None:
     stages, new = Stages(tiny_bundle, 1, logits=True), Stages(tiny_bundle, 1, logits=True)
     sampling_measure(stages, CODES)
     for name in ("noise_offset", "noise_stride", "text_temperature", "audio_temperature", "text_top_k", "audio_top_k"):
@@ -79,7 +79,7 @@ def test_it_leaves_the_slot_as_new(tiny_bundle: Bundle) -> None:
 
 
 @given(st.integers(0, 1 << 32), st.floats(0.1, 2), st.integers(1, 40))
-def test_tokens_of_the_torch_module_may_be_drawn(seed: int, temperature: float, top_k: int) -> None:
+def test_tokens_of_the_torch_module_count_as_drawable(seed: int, temperature: float, top_k: int) -> None:
     draws = np.random.default_rng(seed)
     logits = np.round(4 * draws.standard_normal(60)).astype(np.float32)  # with ties
     noise = draws.standard_exponential(64).astype(np.float32)

@@ -30,7 +30,7 @@ def failed(bundle: Bundle) -> list[str]:
     return [name for name, measure in measures(bundle).items() if not measure.passed]
 
 
-def test_a_sound_bundle_passes_and_every_measure_has_a_limit(tiny_bundle: Bundle) -> None:
+def test_a_correct_bundle_passes_and_every_measure_has_a_limit(tiny_bundle: Bundle) -> None:
     found = measures(tiny_bundle)
     assert [*found] == [
         "streaming.chunked", "streaming.restored", "streaming.rows", "streaming.batch_tokens", "streaming.batch_audio",
@@ -40,7 +40,7 @@ def test_a_sound_bundle_passes_and_every_measure_has_a_limit(tiny_bundle: Bundle
 
 
 def every_step_at_the_first_ones_place(model: onnx.ModelProto) -> None:
-    """The steps of a chunk are all rotated as its first one is; one step at a time is right."""
+    """All steps of a chunk are rotated like its first one; single steps are correct."""
     for kind in ("Cos", "Sin"):
         (node,) = nodes(model, kind)
         first = constant(model, f"first.{kind}", np.array([0])), constant(model, f"axis.{kind}", np.array([1]))
@@ -51,7 +51,7 @@ def every_step_at_the_first_ones_place(model: onnx.ModelProto) -> None:
 
 
 def noise_of_all_slots(model: onnx.ModelProto) -> None:
-    """Every slot draws with the mean of all slots' noise."""
+    """Every slot samples with the mean noise of all slots."""
     reader = next(node for node in model.graph.node if "noise" in node.input)
     index = [*reader.input].index("noise")
     axes = constant(model, "batch.axis", np.array([0]))
@@ -61,7 +61,7 @@ def noise_of_all_slots(model: onnx.ModelProto) -> None:
 
 
 def speaks_louder_in_company(model: onnx.ModelProto) -> None:
-    """A slot's audio is multiplied by how many slots there are."""
+    """A slot's audio is multiplied by the number of slots."""
     last = next(node for node in model.graph.node if "pcm" in node.output)
     last.output[[*last.output].index("pcm")] = "pcm.alone"
     inputs = constant(model, "first", np.array([0])), constant(model, "end", np.array([1]))
@@ -72,7 +72,7 @@ def speaks_louder_in_company(model: onnx.ModelProto) -> None:
 
 
 def hidden_of_the_last_slot(model: onnx.ModelProto) -> None:
-    """From the fourth slot on the hidden state is another."""
+    """The hidden state is wrong from the fourth slot on."""
     maker = next(node for node in model.graph.node if "hidden" in node.output)
     maker.output[[*maker.output].index("hidden")] = "hidden.right"
     for node in model.graph.node:
@@ -99,7 +99,7 @@ def hidden_of_the_last_slot(model: onnx.ModelProto) -> None:
         ("temporal", hidden_of_the_last_slot, ["streaming.rows", "streaming.batch_tokens", "streaming.batch_audio"]),
     ],
 )
-def test_a_fault_of_chunks_or_batches_is_found(
+def test_a_fault_in_chunks_or_batches_is_found(
     tiny_bundle: Bundle, tmp_path: Path, graph: str, fault: Fault, found: list[str]
 ) -> None:
     assert failed(broken(tiny_bundle, graph, fault, tmp_path)) == found

@@ -30,7 +30,7 @@ def measure(bundle: Bundle, steps: int) -> Measure:
     before = stages.hidden[0].copy()
     found = window_measure("drift.window", stages, codes, bundle.config.temporal.capacity)
     stages.run("temporal", 1)
-    np.testing.assert_array_equal(stages.hidden[0], before)  # it has put back what it changed
+    np.testing.assert_array_equal(stages.hidden[0], before)  # the check has restored its changes
     return found
 
 
@@ -45,7 +45,7 @@ def bundle(request: pytest.FixtureRequest, tiny_bundle: Bundle, tmp_path_factory
 
 
 @pytest.mark.parametrize("more", [-20, -1, 0, 1, 30])
-def test_a_sound_ring_reads_the_right_entries(bundle: Bundle, more: int) -> None:
+def test_a_correct_ring_reads_the_right_entries(bundle: Bundle, more: int) -> None:
     found = measure(bundle, bundle.config.temporal.capacity + more)
     assert found.passed and found.value == 0 and found.where == ""
 

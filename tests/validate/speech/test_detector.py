@@ -21,7 +21,7 @@ def test_finds_planted_speech_to_two_of_its_windows(detect: SpeechDetector, seed
     assert near(detect(planted(6, *speech, seed=10 * seed)), speech, 0.064)
 
 
-def test_speech_that_begins_and_ends_with_the_recording(detect: SpeechDetector) -> None:
+def test_finds_speech_up_to_both_ends_of_the_recording(detect: SpeechDetector) -> None:
     assert near(detect(planted(1, (0, 1))), [(0, 1)], 0.064)
 
 
@@ -32,14 +32,14 @@ def test_hears_no_speech_in_other_sounds(detect: SpeechDetector) -> None:
         assert detect(pcm.astype(np.float32)) == []
 
 
-def test_samples_that_are_no_numbers_are_silence(detect: SpeechDetector) -> None:
+def test_nan_samples_count_as_silence(detect: SpeechDetector) -> None:
     pcm = planted(3, (1, 2))
     broken = pcm.copy()
     broken[:12_000:7], broken[60_000] = np.nan, np.inf
     assert detect(broken) == detect(pcm)
 
 
-def test_leaves_torch_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_change_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "silero_vad"]:
         monkeypatch.delitem(sys.modules, name)
     before = torch.get_num_threads()

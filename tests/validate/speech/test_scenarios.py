@@ -37,7 +37,7 @@ def test_the_four_scenarios_and_their_events(scenarios: dict[str, Scenario]) -> 
     }
 
 
-def test_planted_speech_is_heard_where_it_was_planted(scenarios: dict[str, Scenario], detect: SpeechDetector) -> None:
+def test_planted_speech_is_detected_in_its_place(scenarios: dict[str, Scenario], detect: SpeechDetector) -> None:
     for scenario in scenarios.values():
         assert near(detect(scenario.pcm), scenario.speech, WITHIN_S), scenario.name
 
@@ -51,7 +51,7 @@ def test_events_lie_between_the_users_words(scenarios: dict[str, Scenario]) -> N
     assert question.end_s == interruption.start_s and interruption.end_s == interrupted.start_s
 
 
-def test_scale_and_seed(scenarios: dict[str, Scenario]) -> None:
+def test_scale_shortens_scenarios_and_the_seed_changes_them(scenarios: dict[str, Scenario]) -> None:
     short, again, other = (make_scenarios(synthetic_speech(seed), 0.1)[0] for seed in (0, 0, 1))
     assert short.seconds == pytest.approx(scenarios["turn taking"].seconds / 10)
     assert np.array_equal(short.pcm, again.pcm) and not np.array_equal(short.pcm, other.pcm)
@@ -65,13 +65,13 @@ def test_recordings_are_cut_where_speech_is_detected(tmp_path: Path, detect: Spe
     speech = recorded_speech(tmp_path, detect)
     pieces = [speech.say(seconds) for seconds in (1.0, 1.2, 0.5)]
     lengths_s = [piece.end_s - piece.start_s for piece in pieces]
-    # Too short a stretch is joined by the next; after the last comes the first again.
+    # A stretch that is too short is joined with the next one; after the last comes the first.
     assert lengths_s == pytest.approx([0.8 + 0.1 + 1.2, 1.0 + 0.1 + 0.8, 1.2], abs=WITHIN_S)
     assert [piece.start_s for piece in pieces] == pytest.approx([0.05] * 3)
     assert [len(piece.pcm) / 24_000 - piece.end_s for piece in pieces] == pytest.approx([0.05] * 3, abs=0.001)
 
 
-def test_events_of_recordings_are_those_that_were_detected(tmp_path: Path, detect: SpeechDetector) -> None:
+def test_events_of_recordings_are_the_detected_ones(tmp_path: Path, detect: SpeechDetector) -> None:
     soundfile.write(tmp_path / "a.wav", planted(3, (0.8, 2.1)), 24_000)
     scenario = make_scenarios(recorded_speech(tmp_path, detect), 0.5)[1]
     assert near(detect(scenario.pcm), scenario.speech, WITHIN_S)
@@ -81,7 +81,7 @@ def test_events_of_recordings_are_those_that_were_detected(tmp_path: Path, detec
 
 
 @pytest.mark.parametrize("silent_files", [0, 1])
-def test_a_folder_without_speech(tmp_path: Path, detect: SpeechDetector, silent_files: int) -> None:
+def test_a_folder_without_speech_is_refused(tmp_path: Path, detect: SpeechDetector, silent_files: int) -> None:
     for i in range(silent_files):
         soundfile.write(tmp_path / f"{i}.wav", np.zeros(24_000), 24_000)
     with pytest.raises(ReportError, match=f"its {silent_files} recordings .* have none"):

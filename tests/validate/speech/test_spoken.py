@@ -13,7 +13,7 @@ def test_lasts_as_long_as_asked_for_within_half_of_full_scale(seconds: float) ->
     assert np.abs(pcm).max() == pytest.approx(PEAK)
 
 
-def test_is_the_same_for_a_seed_and_another_for_another() -> None:
+def test_depends_on_the_seed_only() -> None:
     assert np.array_equal(spoken(0.5, 1), spoken(0.5, 1))
     assert not np.allclose(spoken(0.5, 1), spoken(0.5, 2), atol=0.1)
 

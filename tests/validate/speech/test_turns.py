@@ -45,7 +45,7 @@ def heard(detect: SpeechDetector, seconds: float, user: list[Segment], events: l
 # Planted audio.
 
 
-def test_gaps_after_the_users_turn(detect: SpeechDetector) -> None:
+def test_gaps_after_user_turns_are_measured(detect: SpeechDetector) -> None:
     """Two answers, after 0.2 s and 0.7 s, a backchannel and silence: two takeovers of four."""
     agents: Agents = [[(2.7, 4.0)], [(3.2, 5.0)], [(3.0, 3.5)], []]
     values = heard(detect, 5.5, [(0.5, 2.5)], [Event(TURN_END, 2.5, 5.5)], agents)
@@ -54,14 +54,14 @@ def test_gaps_after_the_users_turn(detect: SpeechDetector) -> None:
     assert values["overlap_s"] == pytest.approx([0, 0, 0, 0], abs=END_S)
 
 
-def test_an_answer_that_overlaps_the_users_last_word(detect: SpeechDetector) -> None:
+def test_an_answer_over_the_last_user_word_has_no_latency(detect: SpeechDetector) -> None:
     values = heard(detect, 5, [(0.5, 2.5)], [Event(TURN_END, 2.5, 5)], [[(2.1, 4.0)]])
     assert values["takeover_rate"] == (1,) and values["latency_s"] == (0,)
     assert values["overlap_s"] == pytest.approx([0.4], abs=END_S)
 
 
-def test_pauses_of_the_user(detect: SpeechDetector) -> None:
-    """One agent takes over in the pause, one gives a backchannel in it, one speaks after the end only."""
+def test_pauses_of_the_user_are_measured(detect: SpeechDetector) -> None:
+    """One agent takes over in the pause, one gives a backchannel, one speaks only after the end."""
     user, events = [(0.5, 2.0), (3.2, 4.5)], [Event(PAUSE, 2.0, 3.2), Event(TURN_END, 4.5, 7)]
     values = heard(detect, 7, user, events, [[(2.6, 4.0)], [(2.4, 2.9)], [(4.8, 6.2)]])
     assert values["pause_takeover_rate"] == (1, 0, 0)
@@ -69,7 +69,7 @@ def test_pauses_of_the_user(detect: SpeechDetector) -> None:
     assert values["latency_s"] == pytest.approx([0.3], abs=ONSET_S)
 
 
-def test_backchannels_in_a_long_turn(detect: SpeechDetector) -> None:
+def test_backchannels_in_a_long_turn_are_counted(detect: SpeechDetector) -> None:
     """Three backchannels, one takeover, and an answer that overlaps the turn's end, which is neither."""
     agents: Agents = [[(1.5, 1.9), (3.4, 3.8), (5.6, 6.2)], [(2.0, 4.0)], [(6.2, 7.8)]]
     values = heard(detect, 8, [(0.5, 6.5)], [Event(LONG_TURN, 0.5, 6.5)], agents)
@@ -77,8 +77,8 @@ def test_backchannels_in_a_long_turn(detect: SpeechDetector) -> None:
     assert values["long_turn_takeover_rate"] == (0, 1, 0)
 
 
-def test_interruptions(detect: SpeechDetector) -> None:
-    """An agent that stops after 0.5 s and answers 0.4 s after, one that only stops, one that was silent and answers."""
+def test_interruptions_are_measured(detect: SpeechDetector) -> None:
+    """One agent stops after 0.5 s and answers 0.4 s later, one only stops, one was silent and answers."""
     user = [(0.5, 1.5), (3.0, 4.5)]
     events = [Event(INTERRUPTION, 3.0, 4.5), Event(INTERRUPTED, 4.5, 7)]
     values = heard(detect, 7, user, events, [[(1.9, 3.5), (4.9, 6.4)], [(1.7, 3.3)], [(4.7, 6.0)]])
@@ -99,15 +99,15 @@ def of_one(agent: list[Segment], *events: Event) -> Values:
     [
         ([(2.5, 3.5)], 0.5),  # as long as a turn must be
         ([(2.5, 3.49)], None),
-        ([(2.5, 3.0), (3.4, 3.9)], 0.5),  # a breath is no end
+        ([(2.5, 3.0), (3.4, 3.9)], 0.5),  # a breath is not the end
         ([(2.5, 3.2), (3.8, 4.5)], None),  # two backchannels
         ([(1.0, 3.2)], 0.0),  # speaks on
-        ([(1.0, 2.9)], None),  # what was said before does not count
+        ([(1.0, 2.9)], None),  # earlier speech does not count
         ([(4.9, 6.0)], 2.9),  # begun before the user speaks again
         ([(5.0, 7.0)], None),
     ],
 )
-def test_takeovers(agent: list[Segment], latency_s: float | None) -> None:
+def test_takeovers_are_detected(agent: list[Segment], latency_s: float | None) -> None:
     values = of_one(agent, Event(TURN_END, 2, 5))
     assert values["takeover_rate"] == (latency_s is not None,)
     assert values["latency_s"] == (() if latency_s is None else pytest.approx((latency_s,)))
@@ -118,7 +118,7 @@ def test_an_agent_that_never_stops_is_measured_until_it_does() -> None:
     assert values["stop_latency_s"] == (6,) and values["interruption_latency_s"] == (0,)
 
 
-def test_every_metric_is_there_without_any_dialogue() -> None:
+def test_every_metric_exists_without_dialogue() -> None:
     assert measure_turns([]) == {metric: () for metric in METRICS}
 
 
@@ -154,7 +154,7 @@ def test_divergence_is_the_square_of_the_distance(seed: int) -> None:
     assert divergence(p, q) == pytest.approx(divergence(q, p)) and divergence(p, 3 * p) == pytest.approx(0)
 
 
-def test_divergence_without_backchannels() -> None:
+def test_divergence_without_backchannels_is_defined() -> None:
     none, some, others = np.zeros(4), np.array([0, 1.0, 0, 0]), np.array([0, 0, 1.0, 1.0])
     assert divergence(none, none) is None
     assert divergence(none, some) == divergence(some, none) == 1

@@ -1,0 +1,45 @@
+"""Runtimes of the tiny bundle that the tests of this folder share."""
+
+import pytest
+from conversations import PCM, PERSONA, Heard, small_runtime, talk
+
+from pplex.runtime.bundle import Bundle
+from pplex.runtime.session import Runtime
+
+
+@pytest.fixture(scope="session")
+def one(tiny_bundle: Bundle) -> Runtime:
+    return small_runtime(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def three(tiny_bundle: Bundle) -> Runtime:
+    return small_runtime(tiny_bundle, 3)
+
+
+@pytest.fixture(scope="session")
+def eight(tiny_bundle: Bundle) -> Runtime:
+    """Every call runs eight slots, whatever is in use, on one thread per processor."""
+    return Runtime(tiny_bundle, slots=8, batches=[8])
+
+
+@pytest.fixture(scope="session")
+def uncached(tiny_bundle: Bundle) -> Runtime:
+    """Primes every session without the cache, and keeps the logits."""
+    return small_runtime(tiny_bundle, 3, prefix_bytes=0, logits=True)
+
+
+@pytest.fixture(scope="session")
+def alone(tiny_bundle: Bundle) -> Heard:
+    """A sampled conversation of the first and only session of a runtime."""
+    runtime = Runtime(tiny_bundle, slots=8, batches=[8])
+    return talk(runtime.open("NATF0", PERSONA, seed=7), PCM[0])
+
+
+@pytest.fixture(scope="session")
+def only(tiny_bundle: Bundle) -> Runtime:
+    """One slot, used and cleared."""
+    runtime = small_runtime(tiny_bundle)
+    with runtime.open(seed=0) as session:
+        session.step(PCM[0, 0])
+    return runtime

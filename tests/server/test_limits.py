@@ -1,0 +1,69 @@
+"""Limits of a conversation: late audio, idle clients, the maximum duration, leaving early."""
+
+import asyncio
+from contextlib import suppress
+
+from callers import FRAME_S, Caller, call, run, speech
+from serving import Running, Serve
+
+
+def test_late_audio_is_dropped_reported_and_counted(serve: Serve) -> None:
+    async def visit(url: str) -> Caller:
+        async with call(url) as caller:
+            await caller.handshake()
+            await caller.say(*speech(20))
+            await caller.until(lambda: caller.metadata("dropped"))
+            await caller.replies(4)
+            await asyncio.sleep(0.3)
+            return caller
+
+    with serve("--slots", "1", "--backlog", "4") as server:
+        caller = run(visit(server.url))
+        dropped = caller.metadata("dropped")[-1]["frames"]
+        assert dropped >= 15  # one may have been heard before the others arrived
+        assert len(caller.all("audio")) == 20 - dropped
+        assert server.metric('pplex_dropped_frames_total{reason="backlog"}') == dropped
+
+
+def test_an_idle_client_and_a_long_conversation_are_closed(serve: Serve) -> None:
+    async def idle(url: str) -> None:
+        async with call(url) as caller:
+            await caller.handshake()
+            assert await caller.closed() == 1008
+            assert caller.all("error") == [b"No audio for 1 s."]
+
+    async def long(url: str) -> None:
+        async with call(url) as caller:
+            await caller.handshake()
+            with suppress(ConnectionError):  # the server closes before the last frame
+                for frame in speech(60):
+                    await caller.say(frame)
+                    await asyncio.sleep(FRAME_S)
+            assert await caller.closed() == 1008
+            assert b"may last" in caller.all("error")[0]
+
+    async def waiting(url: str) -> None:
+        async with call(url) as caller:
+            await caller.until(lambda: caller.metadata("queued"))
+            await caller.handshake()  # waits longer than the maximum duration
+            assert len(await caller.talk(speech(10))) == 10
+
+    async def both(url: str) -> None:
+        ending = asyncio.create_task(long(url))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(ending, waiting(url))
+
+    with serve("--slots", "1", "--idle-seconds", "1", "--max-minutes", "0.035") as server:
+        run(idle(server.url))
+        server.wait_for(lambda: server.state()["used"] == 0)
+        run(both(server.url))
+
+
+def test_leaving_while_priming_frees_the_slot(server: Running) -> None:
+    async def visit() -> None:
+        for i in range(5):
+            async with call(server.url, text_prompt=f"Go {i}. " * 5) as caller:
+                await caller.say(*speech(1))
+
+    run(visit())
+    server.wait_for(lambda: server.state()["used"] == 0)
