@@ -12,7 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 from aiohttp import web
 
 from pplex.server.addresses import Network
-from pplex.server.request import CREDENTIALS, RequestError
+from pplex.server.chat_request import CREDENTIALS
+from pplex.server.request import RequestError
 
 COOKIE = "pplex_"  # then the beginning of its value: servers with other tokens on this host need other cookies
 COOKIE_NAME_DIGITS = 8

@@ -20,20 +20,23 @@ from pplex.runtime.session import Runtime
 from pplex.server import metrics
 from pplex.server.access import Access
 from pplex.server.admission import Admission
+from pplex.server.chat_messages import PATH
 from pplex.server.chat_protocol import ChatProtocol
+from pplex.server.chat_request import ChatRequest, parse_query
 from pplex.server.connection import CloseReason, Connection
 from pplex.server.conversation import ServerContext, ServerConversation
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
-from pplex.server.listening import listen
+from pplex.server.limits import MAX_MESSAGE
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.options import ServeOptions
 from pplex.server.pages import Pages
-from pplex.server.protocol import MAX_MESSAGE, PATH, Close
 from pplex.server.refusals import HEADERS, Handler, Refusals
-from pplex.server.request import ChatRequest, RequestError, parse_query
+from pplex.server.request import ConversationRequest, RequestError
 from pplex.server.scheduler import Scheduler, now_s
+from pplex.server.sockets import listen
+from pplex.server.wire import Close, WireProtocol
 from pplex.server.worker import Worker
 
 LAG_S = 0.02  # between looks at the event loop
@@ -75,7 +78,7 @@ class Server:
         self._pages = Pages(options.static, self._access, self._on_refused, options.limits.header_s)
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
         self._runner = web.AppRunner(self._application(), shutdown_timeout=SHUTDOWN_S)
-        self._gate = Gate(self._protocol, most, self._limits, self._metrics)
+        self._gate = Gate(self._http_handler, most, self._limits, self._metrics)
 
     async def run(self, listening: Callable[[str], None]) -> None:
         """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError or the scheduler's error."""
@@ -132,7 +135,7 @@ class Server:
         """Let conversations finish. End them after the deadline, a second signal or a failure of the scheduler."""
         going = CloseReason(Close.GOING_AWAY, "The server is shutting down.", "shutdown")
         if self._failure is not None:
-            going = CloseReason(Close.INTERNAL, "The engine failed.", "engine")
+            going = CloseReason(Close.INTERNAL, "The model stopped with an error.", "engine")
         for conversation in list(self._conversations):
             if not conversation.is_begun:
                 conversation.dismiss(going)
@@ -155,7 +158,7 @@ class Server:
                 await asyncio.to_thread(thread.stop)
         LOGGER.info("stopped")
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _http_handler(self) -> asyncio.Protocol:
         assert self._runner.server is not None
         return Handler(self._runner.server, self._loop, self._on_refused)
 
@@ -255,8 +258,18 @@ class Server:
         return web.Response(status=204)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        """Hold a conversation. Everything is checked before the upgrade."""
+        """A conversation over the reference's protocol. Everything is checked before the upgrade."""
         chat, resumed = self._checked(request)
+        return await self._converse(request, chat, resumed, ChatProtocol(chat))
+
+    async def _converse(
+        self,
+        request: web.Request,
+        asked: ConversationRequest,
+        resumed: ServerConversation | None,
+        wire: WireProtocol,
+    ) -> web.StreamResponse:
+        """Hold a new or a resumed conversation over a WebSocket, in any wire protocol."""
         ws = web.WebSocketResponse(
             timeout=2.0,
             compress=False,
@@ -267,14 +280,13 @@ class Server:
         )
         if not ws.can_prepare(request):
             raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
-        conversation = resumed or self._enter(chat)
+        conversation = resumed or self._enter(asked, wire)
         why = None
         try:
             try:
                 await ws.prepare(request)
             except ConnectionError:
                 return web.Response(status=499)  # the client has left
-            wire = ChatProtocol(chat)
             self._hearing.put(wire.prepare)
             connection = Connection(ws, _transport(request), wire, self._limits, self._metrics)
             why = await conversation.run(connection)
@@ -291,25 +303,25 @@ class Server:
             raise RequestError(404, "The conversation with this key is over. Start a new one.")
         return conversation
 
-    def _check_prompt(self, chat: ChatRequest) -> None:
+    def _check_prompt(self, asked: ConversationRequest) -> None:
         if not self._is_ready or self._scheduler.runtime is None or self._is_draining:
             state = "shutting down" if self._is_draining else "still loading"
             raise RequestError(503, f"The server is {state}. Try again later.", RETRY_AFTER_S)
         try:
-            self._scheduler.runtime.check_prompt(chat.voice, chat.persona)
+            self._scheduler.runtime.check_prompt(asked.voice, asked.persona)
         except PplexError as error:
             raise RequestError(400, str(error)) from error
 
-    def _enter(self, chat: ChatRequest) -> ServerConversation:
-        conversation = ServerConversation(self._context, chat, self._admission.enter(), self._forget)
+    def _enter(self, asked: ConversationRequest, wire: WireProtocol) -> ServerConversation:
+        conversation = ServerConversation(self._context, asked, self._admission.enter(), self._forget)
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
-        facts: dict[str, object] = {"conversation": conversation.id, "voice": chat.voice, "audio": chat.audio}
-        if chat.ignored:
-            self._metrics.ignored.labels("parameter").inc(len(chat.ignored))
-            facts["ignored"] = chat.ignored
+        facts: dict[str, object] = {"conversation": conversation.id, "voice": asked.voice, "audio": wire.audio}
+        if asked.ignored:
+            self._metrics.ignored.labels("parameter").inc(len(asked.ignored))
+            facts["ignored"] = asked.ignored
         if self._options.log_prompts:
-            facts["text_prompt"] = chat.persona
+            facts["text_prompt"] = asked.persona
         LOGGER.info("conversation admitted", extra=facts)
         return conversation
 

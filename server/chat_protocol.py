@@ -1,4 +1,4 @@
-"""The wire protocol of `/api/chat`, for one connection: kinds and payloads (`protocol.py`) around a codec (`formats.py`).
+"""The wire protocol of `/api/chat` on one connection: kinds and payloads (`chat_messages.py`) around a codec (`formats.py`).
 
 Called by `server.app`.
 """
@@ -8,18 +8,28 @@ from functools import cached_property
 from typing import Any
 
 from pplex.runtime.arrays import Pcm
+from pplex.server.chat_messages import Kind, pack, pack_metadata, unpack
+from pplex.server.chat_request import ChatRequest
 from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
-from pplex.server.protocol import Kind, pack, pack_metadata, unpack
-from pplex.server.request import ChatRequest
-from pplex.server.wire import AudioMessage, ClientMessage, ControlMessage, IgnoredMessage, Message, Received
+from pplex.server.wire import (
+    AudioMessage,
+    ClientMessage,
+    IgnoredMessage,
+    Message,
+    NoEffectMessage,
+    Received,
+    WireProtocol,
+)
 
 # The decoder of the official web client is ready a second after it connects. It loses audio that arrives earlier. Its second
 # begins later than ours: when it receives the answer to its upgrade.
 DECODER_STARTS_S = 1.2
 
 
-class ChatProtocol:
+class ChatProtocol(WireProtocol):
     """See `WireProtocol`."""
+
+    can_resume = True
 
     def __init__(self, request: ChatRequest):
         self.audio = request.audio
@@ -34,7 +44,7 @@ class ChatProtocol:
         kind, payload = unpack(message)
         if kind is None:
             return IgnoredMessage("unknown kind" if message else "empty message")
-        return AudioMessage(payload) if kind is Kind.AUDIO else ControlMessage()
+        return AudioMessage(payload) if kind is Kind.AUDIO else NoEffectMessage()
 
     def handshake(self) -> Message:
         return pack(Kind.HANDSHAKE)

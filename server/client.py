@@ -21,6 +21,7 @@ from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import frames
 from pplex.runtime.errors import AudioError, PplexError
 from pplex.runtime.samples import check_samples
+from pplex.server.chat_messages import Kind
 from pplex.server.client_link import (
     ClosedError,
     Link,
@@ -30,7 +31,6 @@ from pplex.server.client_link import (
     ServerError,
     UnreachableError,
 )
-from pplex.server.protocol import Kind
 
 __all__ = [
     "Audio",

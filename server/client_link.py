@@ -14,8 +14,9 @@ from yarl import URL
 
 from pplex.runtime.errors import PplexError
 from pplex.server.addresses import parse_token
-from pplex.server.protocol import PATH, Close, Kind, pack
-from pplex.server.request import EARLY
+from pplex.server.chat_messages import PATH, Kind, pack
+from pplex.server.chat_request import EARLY
+from pplex.server.wire import Close
 
 OnQueued = Callable[[int], object]
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import assert_never
 
 from aiohttp import WSMsgType, web
 
@@ -10,9 +11,17 @@ from pplex.server.hearing import IncomingAudio
 from pplex.server.limits import Bucket, Limits
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
-from pplex.server.protocol import FRAME_S, Close, ProtocolError
 from pplex.server.scheduler import FrameReply, now_s
-from pplex.server.wire import AudioMessage, IgnoredMessage, Message, WireProtocol
+from pplex.server.wire import (
+    FRAME_S,
+    AudioMessage,
+    Close,
+    IgnoredMessage,
+    Message,
+    NoEffectMessage,
+    ProtocolError,
+    WireProtocol,
+)
 
 PING_S = 2.0  # of silence; the official client gives up after 10
 REASON_BYTES = 120  # a close frame holds 123
@@ -102,6 +111,10 @@ class Connection:
                 incoming.put(payload, now_s())
             case IgnoredMessage(kind):
                 self._ignore(kind)
+            case NoEffectMessage():
+                pass
+            case other:
+                assert_never(other)
 
     def _count_message(self, nbytes: int) -> None:
         now = now_s()
@@ -140,8 +153,10 @@ class Connection:
         """Send metadata."""
         self.post(self.wire.metadata(content))
 
-    def post(self, message: Message, reply: FrameReply | None = None) -> None:
-        """Put a message into the outbox."""
+    def post(self, message: Message | None, reply: FrameReply | None = None) -> None:
+        """Put a message into the outbox; None is no message."""
+        if message is None:
+            return
         self._outbox.append((message, reply))
         self._filled.set()
 
@@ -150,7 +165,7 @@ class Connection:
         if self.ended.done():
             return
         if self._frames >= self._limits.outbox_frames:
-            self._metrics.dropped_frames.labels("outbox").inc(self._frames)
+            self._metrics.dropped_frames.labels("outbox").inc(self._frames + 1)
             return self.end(CloseReason(Close.NOT_READING, "The client does not read.", "slow", resumable=True))
         *others, last = messages
         for message in others:
@@ -199,8 +214,9 @@ class Connection:
         """Close the socket. Before that, send the reason as an error message."""
         try:
             async with asyncio.timeout(HANG_UP_S):
-                if why.code is not None and not self._ws.closed and not why.resumable:
-                    await self._send(self.wire.error(why.reason))
+                error = self.wire.error(why.reason)
+                if error is not None and why.code is not None and not self._ws.closed and not why.resumable:
+                    await self._send(error)
                 reason = why.reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
                 await self._ws.close(code=why.code or Close.INTERNAL, message=reason)
         except (TimeoutError, ConnectionError):

@@ -14,11 +14,11 @@ from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
-from pplex.server.protocol import FRAME_S, Close, ProtocolError
 from pplex.server.recording import Recording
-from pplex.server.request import ChatRequest, session_facts
+from pplex.server.request import ConversationRequest, session_facts
 from pplex.server.scheduler import ScheduledSession, Scheduler, now_s
 from pplex.server.speech import OutgoingAudio
+from pplex.server.wire import FRAME_S, Close, ProtocolError
 from pplex.server.worker import Worker
 
 WATCH_S = 0.25  # between looks at the clock
@@ -43,7 +43,7 @@ class ServerConversation:
     def __init__(
         self,
         context: ServerContext,
-        request: ChatRequest,
+        request: ConversationRequest,
         ticket: Ticket,
         ended: Callable[["ServerConversation"], None],
     ):
@@ -119,12 +119,16 @@ class ServerConversation:
         """After the connection's end: wait for its client to return if it may, otherwise end."""
         self.connection = self._outgoing.connection = None
         why = connection.ended.result() if not connection.ended.cancelled() and connection.ended.done() else None
-        if why is None or not why.resumable or not self._is_begun or not self._limits.resume_s:
+        if why is None or not why.resumable or not self._is_begun or not self._resume_s(connection):
             return self.end(why.cause if why else "cancelled")
         self._inbox.clear()
         self._forgotten = self._loop.call_later(self._limits.resume_s, self.end, "forgotten")
         self._metrics.slots_kept.inc()
         LOGGER.info("connection lost", extra={"conversation": self.id, "cause": why.cause})
+
+    def _resume_s(self, connection: Connection) -> float:
+        """How long a client may stay away, in seconds; 0 if it cannot return."""
+        return self._limits.resume_s if connection.wire.can_resume else 0.0
 
     def _remember(self, forgotten: asyncio.TimerHandle) -> None:
         forgotten.cancel()
@@ -199,7 +203,7 @@ class ServerConversation:
         self._metrics.priming_seconds.observe(now_s() - began)
 
     def _tell_session(self, connection: Connection, resumed: bool) -> None:
-        resume_s = self._limits.resume_s
+        resume_s = self._resume_s(connection)
         facts = session_facts(self._request, self.id, self._context.frame_size)
         facts |= {"audio": connection.wire.audio, "resumed": resumed}
         connection.tell(**facts, resume=self.key if resume_s else None, resume_seconds=resume_s)

@@ -12,8 +12,7 @@ from pplex.runtime.errors import AudioError
 from pplex.runtime.samples import check_samples
 from pplex.server.foreign_audio import LONGEST_MARK, container_of
 from pplex.server.opus import OpusReceiver, OpusSender
-from pplex.server.protocol import Close, ProtocolError
-from pplex.server.wire import Received
+from pplex.server.wire import Close, ProtocolError, Received
 
 RAW = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}  # numpy's type, and full scale in this type
 

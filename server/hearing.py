@@ -4,15 +4,15 @@ The event loop puts payloads in; the scheduler takes frames out of the inboxes.
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 
 from pplex.server.inbox import Inbox
 from pplex.server.limits import Bucket, Limits
 from pplex.server.metrics import Metrics
-from pplex.server.protocol import ProtocolError
 from pplex.server.scheduler import Scheduler, now_s
-from pplex.server.wire import WireProtocol
+from pplex.server.wire import ProtocolError, WireProtocol
 from pplex.server.worker import Worker
 
 
@@ -40,15 +40,18 @@ class IncomingAudio:
         self._loop = asyncio.get_running_loop()
         self._samples = Bucket(limits.samples, limits.samples_per_s, now_s())
         self._payloads: deque[tuple[bytes, float]] = deque()  # the first one is being decoded, or is next
+        self._turns = threading.Lock()  # so that each payload is decoded once
         self._is_closed = False
-        self.heard_s = now_s()  # when the last audio arrived
+        self.heard_s = now_s()  # when audio was last decoded
 
     # Event loop.
 
     def put(self, payload: bytes, arrived_s: float) -> None:
         """Add a payload to the queue."""
-        self._payloads.append((payload, arrived_s))
-        if len(self._payloads) == 1:
+        with self._turns:
+            self._payloads.append((payload, arrived_s))
+            is_next = len(self._payloads) == 1
+        if is_next:
             self._hearing.put(self._decode_next)
 
     def close(self) -> None:
@@ -62,8 +65,10 @@ class IncomingAudio:
         try:
             self._decode(*self._payloads[0])
         finally:
-            self._payloads.popleft()
-            if self._payloads:
+            with self._turns:
+                self._payloads.popleft()
+                has_more = bool(self._payloads)
+            if has_more:
                 self._hearing.put(self._decode_next)
 
     def _decode(self, payload: bytes, arrived_s: float) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pplex.runtime.arrays import Pcm
-from pplex.server.protocol import FRAME_S
+from pplex.server.wire import FRAME_S
 
 PACE_S = 0.75 * FRAME_S  # least time between two frames of one conversation
 BACKLOG_FRAMES = 4

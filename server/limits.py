@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
 
+MAX_MESSAGE = 65536  # bytes
+
 
 @dataclass(frozen=True)
 class Limits:

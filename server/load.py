@@ -23,12 +23,13 @@ from pplex.measure.machine import machine
 from pplex.runtime.audio import read_audio
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.synthetic_speech import speech_like
+from pplex.server.chat_messages import Kind
 from pplex.server.client import AudioFormat
 from pplex.server.client_link import Link, RefusedError, ServerError, server_url
 from pplex.server.event_loop import loop_factory
 from pplex.server.load_report import WARM_UP_S, LoadReport, SessionLog, server_side, summarize
-from pplex.server.protocol import FRAME_S, FRAME_SIZE, Kind
 from pplex.server.speakers import FrameCounter, Message, Speaker, make_speaker
+from pplex.server.wire import FRAME_S, FRAME_SIZE
 
 SPEECH_FRAMES = 375  # half a minute, if no wav is given
 GRACE_S = 3.0  # for the last replies

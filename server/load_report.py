@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from pplex.server.protocol import FRAME_S
+from pplex.server.wire import FRAME_S
 
 GAP_S = FRAME_S + 0.04  # between two replies; a listener hears a longer gap
 WARM_UP_S = 1.0  # after each handshake; reported separately

@@ -1,6 +1,6 @@
 """The options of a server. The command line sets and checks them before the server starts.
 
-Called by `cli.serving`, `server.app` and `server.listening`.
+Called by `cli.serving`, `server.app` and `server.sockets`.
 """
 
 import ssl

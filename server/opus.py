@@ -15,8 +15,7 @@ from pplex.runtime.mixing import StreamMix
 from pplex.server.foreign_audio import LONGEST_MARK, codec_of, container_of
 from pplex.server.logs import LOGGER
 from pplex.server.ogg import OpusHead, PageReader, PageWriter, packet_samples, tags_packet
-from pplex.server.protocol import FRAME_SIZE, Close, ProtocolError
-from pplex.server.wire import Received
+from pplex.server.wire import FRAME_SIZE, Close, ProtocolError, Received
 
 PACKET_SAMPLES = 480  # 20 ms: a client sends short packets, because it may stop after any packet
 BITS_PER_SECOND = 48_000

@@ -1,34 +1,10 @@
-"""Parses and checks the query of `/api/chat`: called by `server.app`. Raises RequestError with a reason to show."""
+"""A requested conversation, in the terms of every wire protocol. Called by `server.app`, `server.access` and the parsers."""
 
-import math
-import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.errors import PplexError, PromptError
+from pplex.runtime.errors import PplexError
 from pplex.runtime.sampling import Sampling
-
-AUDIO_FORMATS = ("opus", "s16", "f32")
-DEFAULT_VOICE = "NATF0"
-NO_VOICE = "none"
-MAX_SEED = (1 << 64) - 1
-RANDOM_SEED_BITS = 32  # clients receive a random seed as JSON, whose numbers may be doubles
-
-SAMPLING = {  # the query's name, and Sampling's
-    "text_temperature": "text_temperature",
-    "text_topk": "text_top_k",
-    "audio_temperature": "audio_temperature",
-    "audio_topk": "audio_top_k",
-}
-# Parameters without effect, with the defaults of the official client.
-UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}
-SEEDS = ("seed", "text_seed", "audio_seed")
-CREDENTIALS = ("token", "worker_auth_id")
-EARLY = "early_metadata"
-KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", EARLY, "resume", "email", *CREDENTIALS)
-BESIDE_RESUME = {"resume", "audio", EARLY, "email", *CREDENTIALS}
-IGNORED_MOST = 16  # names of ignored parameters that a client gets back
 
 
 class RequestError(PplexError):
@@ -39,148 +15,25 @@ class RequestError(PplexError):
         self.status, self.retry_after_s = status, retry_after_s
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """A requested conversation, or the key of a conversation to resume."""
+@dataclass(frozen=True, kw_only=True)
+class ConversationRequest:
+    """The settings of a new conversation. `voice` is one of the bundle's; None is no voice."""
 
     voice: str | None = None
     persona: str = ""
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
-    audio: str = "opus"
-    resume: str | None = None
-    early_metadata: bool = False
     ignored: tuple[str, ...] = ()  # parameters without effect: unknown, repeated, or not of this model
 
-    @property
-    def knows_us(self) -> bool:
-        """Whether the client was written for this server, and not only for the reference's protocol."""
-        return self.early_metadata or self.audio != AUDIO_FORMATS[0]
 
-
-def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) -> ChatRequest:
-    """The request from (name, value) pairs, for a bundle's `voices`. Raises RequestError that lists all faults.
-
-    As in the reference, unknown parameters are ignored, and so is the second value of a known parameter.
-    """
-    given, ignored, wrong = dict[str, str](), list[str](), list[str]()
-    for name, value in query:
-        if name not in KNOWN or name in given:
-            ignored.append(name)
-        else:
-            given[name] = value
-    given = {name: value for name, value in given.items() if value}
-    read = _Reader(given, wrong)
-    audio = given.get("audio", AUDIO_FORMATS[0])
-    if audio not in AUDIO_FORMATS:
-        wrong.append(f"audio is {_shown(audio)}, but must be {', '.join(AUDIO_FORMATS[:-1])} or {AUDIO_FORMATS[-1]}.")
-    if "resume" in given:
-        if others := sorted(set(given) - BESIDE_RESUME):
-            wrong.append(f"A conversation that is resumed keeps its settings: leave out {', '.join(others)}.")
-        request = ChatRequest(audio=audio, resume=given["resume"])
-    else:
-        ignored += [name for name, default in UNUSED.items() if read.number(name, default) != default]
-        persona = given.get("text_prompt", "")
-        request = ChatRequest(read.voice(voices), persona, read.seed(), read.sampling(), audio)
-    request = replace(request, early_metadata=read.flag(EARLY), ignored=_names(ignored))
-    if wrong:
-        raise RequestError(400, " ".join(wrong[:8]))
-    return request
-
-
-def _names(ignored: Iterable[str]) -> tuple[str, ...]:
-    """Each name once, at most IGNORED_MOST names."""
-    return tuple(_shown(name)[1:-1] for name in list(dict.fromkeys(ignored))[:IGNORED_MOST])
-
-
-class _Reader:
-    """Typed values of the given parameters. For an invalid value it adds a message to `wrong`, and returns a default."""
-
-    def __init__(self, given: Mapping[str, str], wrong: list[str]):
-        self._given, self._wrong = given, wrong
-
-    def number(self, name: str, default: float) -> float:
-        text = self._given.get(name)
-        try:
-            value = default if text is None else float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            self._wrong.append(f"{name} is {_shown(text or '')}, but must be a number.")
-            return default
-        return value
-
-    def whole(self, name: str, default: int) -> int:
-        text = self._given.get(name)
-        if text is None:
-            return default
-        digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
-            self._wrong.append(f"{name} is {_shown(text)}, but must be a whole number.")
-            return default
-        return int(text)
-
-    def flag(self, name: str) -> bool:
-        text = self._given.get(name, "0")
-        if text not in ("0", "1"):
-            self._wrong.append(f"{name} is {_shown(text)}, but must be 0 or 1.")
-        return text == "1"
-
-    def voice(self, voices: Mapping[str, object]) -> str | None:
-        name = self._given.get("voice_prompt")
-        if name is None:
-            return DEFAULT_VOICE if DEFAULT_VOICE in voices else next(iter(voices), None)
-        if name == NO_VOICE:
-            return None
-        if name.removesuffix(".pt") not in voices:
-            known = ", ".join([*voices, NO_VOICE])
-            self._wrong.append(f"Unknown voice {_shown(name)}. This server has {known}.")
-            return None
-        return name.removesuffix(".pt")
-
-    def seed(self) -> int:
-        """The seed: `seed`, else a combination of `text_seed` and `audio_seed`, else a random number."""
-        values = {name: self.whole(name, -1) for name in SEEDS if name in self._given}
-        for name, value in values.items():
-            if not -1 <= value <= MAX_SEED:
-                self._wrong.append(f"{name} is {value}, but must be 0 to 2^64 - 1, or -1 for a random seed.")
-        if values.get("seed", -1) >= 0:
-            return values["seed"]
-        halves = values.get("text_seed", -1), values.get("audio_seed", -1)
-        if min(halves) >= 0:
-            return ((halves[0] << 32) ^ halves[1]) & MAX_SEED
-        return max(*halves) if max(halves) >= 0 else secrets.randbits(RANDOM_SEED_BITS)
-
-    def sampling(self) -> Sampling:
-        default, values = Sampling(), dict[str, float]()
-        for name, attribute in SAMPLING.items():
-            fallback = getattr(default, attribute)
-            read = self.whole if isinstance(fallback, int) else self.number
-            values[attribute] = read(name, fallback)
-        try:
-            return Sampling(**values)  # type: ignore[arg-type]
-        except PromptError as error:
-            reason = str(error)
-            for name, attribute in SAMPLING.items():
-                reason = reason.replace(attribute, name)
-            self._wrong.append(reason)
-            return default
-
-
-def session_facts(request: ChatRequest, conversation: str, frame_size: int) -> dict[str, object]:
-    """The metadata of a conversation, without the key to resume it."""
+def session_facts(request: ConversationRequest, conversation: str, frame_size: int) -> dict[str, object]:
+    """The metadata of a conversation, without its wire format and the key to resume it."""
     return {
         "type": "session",
         "id": conversation,
         "voice": request.voice,
         "seed": request.seed,
-        "audio": request.audio,
         "sample_rate": SAMPLE_RATE_HZ,
         "frame_size": frame_size,
         "ignored": list(request.ignored),
     }
-
-
-def _shown(value: str) -> str:
-    """A client's text for a message: printable, and at most a line."""
-    return ascii(value if len(value) <= 60 else value[:57] + "...")

@@ -16,8 +16,8 @@ from pplex.runtime.session import Reply, Runtime, Session
 from pplex.server.inbox import Frame, Inbox
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
-from pplex.server.protocol import FRAME_S
-from pplex.server.request import ChatRequest
+from pplex.server.request import ConversationRequest
+from pplex.server.wire import FRAME_S
 from pplex.server.worker import Worker
 
 now_s = time.monotonic
@@ -38,7 +38,7 @@ class ScheduledSession:
     """The scheduler's part of a conversation: its inbox, and its session after priming."""
 
     inbox: Inbox
-    request: ChatRequest
+    request: ConversationRequest
     answer: Callable[[FrameReply], None]  # OutgoingAudio.answer, called in the speech thread
     primed: "Future[None]" = field(default_factory=Future)  # done when it is primed, or with the error
     session: Session | None = None

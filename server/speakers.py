@@ -12,7 +12,7 @@ import numpy as np
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import frames
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.server.protocol import FRAME_SIZE
+from pplex.server.wire import FRAME_SIZE
 
 RAW_SAMPLES = 480  # 20 ms: a message of s16 or f32
 PAGE_PACKETS = 2  # a message of Opus, as the official client sends it

@@ -6,11 +6,35 @@ the protocol of `/api/chat`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from pplex.runtime.arrays import Pcm
+from pplex.runtime.config import SAMPLE_RATE_HZ
 
+FRAME_SIZE = 1920  # samples
+FRAME_S = FRAME_SIZE / SAMPLE_RATE_HZ  # 80 ms
 Message = bytes | str  # a binary or a text message of a WebSocket
+
+
+class Close(IntEnum):
+    """Close codes. Never 1000: after it, a known client reconnects at once, a thousand times a second."""
+
+    GOING_AWAY = 1001
+    INVALID = 1007
+    POLICY = 1008
+    INTERNAL = 1011
+    TRY_LATER = 1013
+    RESUMED_ELSEWHERE = 4001
+    NOT_READING = 4002
+
+
+class ProtocolError(Exception):
+    """A message that breaks the protocol: `code` to close with, and the reason."""
+
+    def __init__(self, code: Close, reason: str):
+        super().__init__(reason)
+        self.code = code
 
 
 class Received(NamedTuple):
@@ -36,17 +60,22 @@ class IgnoredMessage:
 
 
 @dataclass(frozen=True)
-class ControlMessage:
-    """A valid message from a client without effect."""
+class NoEffectMessage:
+    """A valid message without effect."""
 
 
-ClientMessage = AudioMessage | IgnoredMessage | ControlMessage
+ClientMessage = AudioMessage | IgnoredMessage | NoEffectMessage
 
 
 class WireProtocol(Protocol):
-    """One connection's protocol, with the state of its codecs."""
+    """One connection's protocol, with the state of its codecs.
+
+    A message that the protocol does not have is None, and nothing is sent. Audio is [n] float32 at 24 kHz: a protocol with
+    another rate resamples in `decode` and `encode`. `server.limits` bounds the size and the rate of messages.
+    """
 
     audio: str  # format of the audio, as in the metadata
+    can_resume: bool  # whether a client may return to its conversation after the connection is lost
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
     hears_after_s: float  # seconds from the upgrade until the client can hear, unless it speaks earlier
 
@@ -55,13 +84,17 @@ class WireProtocol(Protocol):
     def parse(self, message: Message) -> ClientMessage:
         """Classify a client's message. Raises ProtocolError."""
 
-    def handshake(self) -> Message: ...
+    def handshake(self) -> Message | None:
+        """Tells the client that the conversation listens."""
 
-    def metadata(self, content: Mapping[str, Any]) -> Message: ...
+    def metadata(self, content: Mapping[str, Any]) -> Message | None:
+        """Facts for the client: `content["type"]` is queued, session or dropped (docs/protocol.md)."""
 
-    def error(self, reason: str) -> Message: ...
+    def error(self, reason: str) -> Message | None:
+        """Precedes the closing of a connection that cannot be resumed."""
 
-    def ping(self) -> Message: ...
+    def ping(self) -> Message | None:
+        """Sent after a silence of 2 s."""
 
     # Hearing thread.
 

@@ -35,7 +35,7 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "server/page/test_refusals.py", "server/page/test_trouble.py", "server/page/test_connection.py",
     "server/page/test_appearance.py", "server/page/test_conversation.py", "server/page/test_audio.py",
     "server/page/test_messages.py", "server/test_access.py", "server/test_tokens.py", "server/test_pages.py",
-    "server/test_wild_clients.py", "server/test_options.py", "server/test_listening.py", "cli/test_unreadable.py",
+    "server/test_wild_clients.py", "server/test_options.py", "server/test_sockets.py", "cli/test_unreadable.py",
     "runtime/test_libraries.py", "doctor/test_checkpoint.py", "doctor/test_engines.py", "doctor/test_bundle.py",
     "server/test_conversation.py", "server/test_limits.py", "server/test_queue.py", "server/test_resume.py",
     "server/test_start_and_end.py", "server/test_metrics.py", "server/test_recording.py", "server/test_real_clients.py",

@@ -6,7 +6,7 @@ import numpy as np
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server.ogg import OpusHead, PageWriter, tags_packet
 from pplex.server.opus import OpusReceiver, OpusSender, PacketEncoder, Pcm
-from pplex.server.protocol import FRAME_SIZE
+from pplex.server.wire import FRAME_SIZE
 
 NO_LIMIT = 10**9
 SERIAL = 77

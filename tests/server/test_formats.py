@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pplex.server.formats import make_receiver
-from pplex.server.protocol import Close, ProtocolError
+from pplex.server.wire import Close, ProtocolError
 
 NO_LIMIT = 10**6
 

@@ -1,19 +1,21 @@
 """The hearing thread, without a socket."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 
 from pplex.server.chat_protocol import ChatProtocol
+from pplex.server.chat_request import ChatRequest
 from pplex.server.hearing import IncomingAudio
 from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
 from pplex.server.metrics import Metrics
-from pplex.server.request import ChatRequest
 from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.worker import Work, Worker
 
@@ -30,23 +32,26 @@ class ByHand:
             self.waiting.popleft()()
 
 
+def incoming_audio(hearing: Worker, wake: Callable[[], None]) -> IncomingAudio:
+    """Audio of an admitted client, whose frames have one sample."""
+    wire, scheduler = ChatProtocol(ChatRequest(audio="f32")), cast(Scheduler, SimpleNamespace(wake=wake))
+    limits = Limits(samples=1e9)
+    return IncomingAudio(wire, Inbox(1), scheduler, hearing, limits, Metrics(), lambda error: None, lambda: True)
+
+
+def say(incoming: IncomingAudio) -> None:
+    incoming.put(np.float32([0.5]).tobytes(), now_s())
+
+
 def test_a_burst_of_messages_does_not_block_other_clients() -> None:
     heard: list[str] = []
 
     async def listen() -> None:
         hearing = ByHand()
 
-        def incoming(name: str) -> IncomingAudio:
-            scheduler = cast(Scheduler, SimpleNamespace(wake=lambda: heard.append(name)))
-            wire, inbox, limits = ChatProtocol(ChatRequest(audio="f32")), Inbox(1), Limits()
-            return IncomingAudio(
-                wire, inbox, scheduler, cast(Worker, hearing), limits, Metrics(), lambda error: None, lambda: True
-            )
-
-        def say(incoming: IncomingAudio) -> None:
-            incoming.put(np.float32([0.5]).tobytes(), now_s())  # a frame, where frames have one sample
-
-        flood, other = incoming("flood"), incoming("other")
+        flood, other = (
+            incoming_audio(cast(Worker, hearing), partial(heard.append, name)) for name in ("flood", "other")
+        )
         for _ in range(3):
             say(flood)
         say(other)
@@ -56,3 +61,26 @@ def test_a_burst_of_messages_does_not_block_other_clients() -> None:
 
     asyncio.run(listen())
     assert heard == ["flood", "other", "flood", "flood", "flood"]
+
+
+def test_a_payload_that_arrives_while_another_is_decoded_is_decoded_once() -> None:
+    """The hearing thread finishes a payload just after the event loop has added the next one."""
+    hearing, heard, threads = ByHand(), list[None](), list[threading.Thread]()
+
+    class Interrupted(deque[tuple[bytes, float]]):
+        def append(self, payload: tuple[bytes, float]) -> None:
+            super().append(payload)
+            threads.append(threading.Thread(target=hearing.waiting.popleft()))
+            threads[0].start()
+            threads[0].join(0.2)  # it ends now, or waits for the event loop
+
+    async def listen() -> None:
+        incoming = incoming_audio(cast(Worker, hearing), partial(heard.append, None))
+        say(incoming)
+        incoming._payloads = Interrupted(incoming._payloads)
+        say(incoming)
+        threads[0].join()
+        hearing.run()
+
+    asyncio.run(listen())
+    assert len(heard) == 2

@@ -1,9 +1,10 @@
 """Limits of a conversation: late audio, idle clients, the maximum duration, leaving early."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
-from callers import FRAME_S, Caller, call, run, speech
+from callers import FRAME_S, Caller, call, dial, frame, run, speech
 from serving import Running, Serve
 
 
@@ -67,3 +68,22 @@ def test_leaving_while_priming_frees_the_slot(server: Running) -> None:
 
     run(visit())
     server.wait_for(lambda: server.state()["used"] == 0)
+
+
+def test_a_client_that_does_not_read_loses_its_connection_and_later_its_slot(serve: Serve) -> None:
+    """Buffers of the system fill first; then 25 replies wait, and the next one ends the connection."""
+
+    async def visit(port: int, gone: Callable[[], bool]) -> None:
+        async with dial(port, receive_buffer=2048) as (_, writer):
+            for pcm in speech(150):
+                writer.write(frame(b"\1" + pcm.astype("<f4").tobytes()))
+                await asyncio.sleep(FRAME_S)
+                if await asyncio.to_thread(gone):
+                    return
+
+    with serve("--slots", "1", "--resume-seconds", "1") as server:
+        run(visit(server.port, lambda: server.metric('pplex_partings_total{cause="slow"}') == 1))
+        assert server.metric('pplex_dropped_frames_total{reason="outbox"}') == 26
+        assert server.state()["used"] == 1, "kept for its client"
+        server.wait_for(lambda: server.state()["used"] == 0)
+        assert [event["cause"] for event in server.events() if event["event"] == "conversation ended"] == ["forgotten"]

@@ -15,7 +15,7 @@ from opus_streams import NO_LIMIT, delay_and_snr, encoded, heard, pages_of, sent
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server.ogg import HEADER, LAST, OpusHead, PageReader, build_page, packet_samples
 from pplex.server.opus import HalfBandDecimator, OpusReceiver, OpusSender, Pcm
-from pplex.server.protocol import FRAME_SIZE
+from pplex.server.wire import FRAME_SIZE
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server import opus
 from pplex.server.ogg import PageWriter, packet_samples
 from pplex.server.opus import OpusReceiver
-from pplex.server.protocol import FRAME_SIZE, ProtocolError
+from pplex.server.wire import FRAME_SIZE, ProtocolError
 
 
 def test_a_damaged_page_is_skipped_and_the_rest_decoded() -> None:

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from pplex.server.chat_request import ChatRequest
 from pplex.server.inbox import Inbox
 from pplex.server.metrics import Metrics
-from pplex.server.request import ChatRequest
 from pplex.server.scheduler import ScheduledSession, Scheduler, now_s
 from pplex.server.worker import Work
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pplex.runtime.sampling import Sampling
-from pplex.server.request import KNOWN, ChatRequest, RequestError, parse_query
+from pplex.server.chat_request import KNOWN, ChatRequest, parse_query
+from pplex.server.request import RequestError
 
 VOICES = {"NATF0": 0, "NATF2": 0, "VARM1": 0}
 OFFICIAL = (

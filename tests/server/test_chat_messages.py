@@ -5,7 +5,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplex.server.protocol import Close, Kind, pack, pack_metadata, unpack
+from pplex.server.chat_messages import Kind, pack, pack_metadata, unpack
+from pplex.server.wire import Close
 
 
 def test_a_handshake_is_one_zero_byte() -> None:

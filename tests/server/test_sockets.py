@@ -14,8 +14,8 @@ import pytest
 from serving import MAIN, Serve
 
 from pplex.runtime.errors import ConfigError
-from pplex.server.listening import listen
 from pplex.server.options import ServeOptions
+from pplex.server.sockets import listen
 from pplex.server.tls import self_signed_context
 
 NO_TEMPORARY_FOLDER = "import tempfile; tempfile._candidate_tempdir_list = list\n"
