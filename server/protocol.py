@@ -1,6 +1,6 @@
 """Messages of `/api/chat` as bytes and as kind and payload, and the close codes. No I/O.
 
-The protocol is the reference's; docs/server.md describes it. Server and client use this module.
+The protocol is the reference's; docs/protocol.md describes it. Server and client use this module.
 """
 
 import json
