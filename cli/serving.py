@@ -126,7 +126,7 @@ def serve(
 ) -> None:
     """Serve BUNDLE to many clients at once: a web page, and the reference's WebSocket protocol at /api/chat.
 
-    The address is printed once the server listens. The log goes to standard error as JSON. See docs/server.md.
+    The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md.
     """
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads

@@ -1,6 +1,6 @@
 """A client of the server: `connect` opens a conversation. Send samples to it, and iterate over the agent's answers.
 
-Called by programs (docs/server.md, "From Python") and by the tests of the server.
+Called by programs (docs/protocol.md, "From Python") and by the tests of the server.
 """
 
 import asyncio

@@ -48,7 +48,7 @@ class RefusedError(ServerError):
 
 
 class ClosedError(ServerError):
-    """Ended by the server: the close `code` of the WebSocket (docs/server.md lists the codes)."""
+    """Ended by the server: the close `code` of the WebSocket (docs/protocol.md lists the codes)."""
 
     def __init__(self, code: int, reason: str):
         self.code = code

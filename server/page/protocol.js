@@ -1,4 +1,4 @@
-// Packs and unpacks the messages of /api/chat (docs/server.md), and makes its queries. This file uses no browser API:
+// Packs and unpacks the messages of /api/chat (docs/protocol.md), and makes its queries. This file uses no browser API:
 // conversation.js uses the WebSocket, words.js has the texts for close codes, and tests import this file alone.
 
 export const SAMPLE_RATE_HZ = 24000;

@@ -30,7 +30,7 @@ from pplex.server.client import (
     connect,
 )
 
-DOCS = Path(__file__).parents[2] / "docs/server.md"
+DOCS = Path(__file__).parents[2] / "docs/protocol.md"
 TOKEN = "a token"
 
 
