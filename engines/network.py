@@ -160,4 +160,4 @@ def _ring_problems(trt: Any, network: Any, spec: GraphSpec) -> Iterator[str]:
         if maker is None or maker.type != trt.LayerType.KV_CACHE_UPDATE:
             yield f"{state.present} does not come from a KV cache layer but from {maker and maker.type.name}"
         elif maker.get_input(0).name != state.past:
-            yield f"{state.present} is {maker.get_input(0).name} with an update, not {state.past}"
+            yield f"{state.present} is an update of {maker.get_input(0).name}, not of {state.past}"

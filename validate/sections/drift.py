@@ -73,7 +73,8 @@ def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, cod
         f"1 - cosine of the hidden states after the voice prompt {name}, primed in chunks.",
         Tolerance(
             limit,
-            f"{VOICE_MARGIN} times the limit of the mean: this is one step, and embeddings of a voice are unlike speech",
+            f"{VOICE_MARGIN} times the limit of the mean, because this is a single step, after a voice's embeddings, which "
+            "differ from the speech that the limit was measured with",
         ),
     )
 
