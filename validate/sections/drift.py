@@ -133,7 +133,7 @@ def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
             f"drift.{name}_perplexity",
             ratio,
             "",
-            f"Perplexity of the next {name} tokens: engine over reference, minus 1.",
+            f"Perplexity of the next {name} tokens: the engine's divided by the reference's, minus 1.",
         )
 
 
