@@ -59,7 +59,11 @@ def bench_codec(folder: Path, frames: int, threads: int | None) -> BenchReport:
     figures = {
         "frames": frames,
         **{f"encode and decode, {backend}, ms": round(milliseconds, 2) for backend, milliseconds in both.items()},
-        **{f"{OURS} over {backend}": round(both[OURS] / both[backend], 3) for backend in both if backend != OURS},
+        **{
+            f"{OURS}: time / time of {backend}": round(both[OURS] / both[backend], 3)
+            for backend in both
+            if backend != OURS
+        },
         "codes that agree": f"{np.mean(codes[TORCH] == codes[OURS]):.2%}",
         "largest difference of pcm": f"{np.abs(decoded[TORCH] - decoded[OURS]).max():.1e}",
         "peak memory MB": peak_memory_mb(),

@@ -50,10 +50,10 @@ def bench_floor(bundle: Path, steps: int, threads: int | None, torch_layers: int
         figures |= {
             f"{graph}: {opened.precision[graph]} weights GB": round(nbytes / 1e9, 3),
             f"{graph}: ms to read the weights once": round(floor_ms, 2),
-            f"{graph}: step over reading the weights": round(timings[graph].median_ms / floor_ms, 2),
+            f"{graph}: step time / time to read the weights": round(timings[graph].median_ms / floor_ms, 2),
         }
         figures |= {
-            f"{graph}: torch over ours": round(timing.median_ms / timings[graph].median_ms, 2)
+            f"{graph}: torch time / our time": round(timing.median_ms / timings[graph].median_ms, 2)
             for name, timing in timings.items()
             if name.startswith(f"{graph}, torch")
         }

@@ -102,7 +102,7 @@ def _memory(runs: Sequence[Mapping[str, Any]], weights: float) -> dict[str, floa
     peak = most("peak_mb")
     return {
         "peak MB": peak,
-        "peak over weights": None if peak is None else round(peak / weights, 2),
+        "peak / weights": None if peak is None else round(peak / weights, 2),
         "MB of private memory after loading": most("anonymous_mb"),
         "MB of mapped files after loading": most("mapped_mb"),
     }

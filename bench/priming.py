@@ -58,8 +58,8 @@ def bench_priming(
         "device": runtime.stages.device.name,
         **_chunk_figures(prompts, min(PRIMING_STEPS, steps), steps),
         "steps of the opened prompt": opening.steps,
-        f"known persona, over a frame of {config.frame_ms:g} ms": _ratio(seen, [config.frame_ms / 1000]),
-        "known persona, over a measured frame": _ratio(seen, frames),
+        f"known persona: time / {config.frame_ms:g} ms": _ratio(seen, [config.frame_ms / 1000]),
+        "known persona: time / time of a frame": _ratio(seen, frames),
     }
     timings = {name: Timing.of(seconds) for name, seconds in rows.items()}
     return BenchReport(
@@ -126,15 +126,15 @@ class _Opening:
 def _chunk_figures(prompts: dict[int, list[float]], usual: int, steps: int) -> dict[str, object]:
     """Compares the runtime's chunks with single steps and with the fastest size.
 
-    Other sessions wait during a call, so its time counts, too: the prompt's time over the number of calls, where a shorter
+    Other sessions wait during a call, so its time is shown, too: the prompt's time divided by the number of calls. A shorter
     last call counts as a fraction.
     """
     fastest = min(prompts, key=lambda size: float(np.median(prompts[size])))
     return {
         "steps in a chunk of the runtime": usual,
-        f"one by one over chunks of {usual}": _ratio(prompts[1], prompts[usual]),
+        f"one by one: time / time in chunks of {usual}": _ratio(prompts[1], prompts[usual]),
         "steps in the fastest chunk": fastest,
-        f"chunks of {usual} over the fastest": _ratio(prompts[usual], prompts[fastest]),
+        f"chunks of {usual}: time / time in the fastest chunks": _ratio(prompts[usual], prompts[fastest]),
         **{f"ms of a call of {n}": round(1000 * float(np.median(s)) * n / steps, 2) for n, s in prompts.items()},
     }
 

@@ -58,7 +58,7 @@ def bench_scaling(
     figures: dict[str, Any] = {"steps": steps, "peak memory MB": peak_memory_mb()}
     for graph, curve in curves["slots"].items():
         alone = curve[0][1]
-        figures |= {f"{graph}: {size} slots over one": round(ms / alone, 2) for size, ms in curve[1:]}
+        figures |= {f"{graph}: {size} slots / 1 slot": round(ms / alone, 2) for size, ms in curve[1:]}
     return ScalingReport(
         f"scaling of {bundle.name}", timings, figures, machine(None, "onnxruntime", "numpy"), "ms a step", curves
     )

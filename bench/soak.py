@@ -75,7 +75,7 @@ def bench_soak(
     windows = Windows.of(frames, window)
     runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
     talk, yardstick = _LongConversation(runtime, progress), _Yardstick(runtime)
-    talk.go_on_to(windows.first)
+    talk.step_to(windows.first)
     early = _timed(talk, yardstick, windows.early_end)
     more = _held_more(talk, windows.last)
     last = _timed(talk, yardstick, frames)
@@ -99,7 +99,7 @@ def bench_soak(
             "ring entries read, last": last.ring_length,
             "resident MB after the early window": early.resident_mb,
             "resident MB at the end": last.resident_mb,
-            "bytes allocated after the early window and held at the last": more,
+            "bytes allocated between the windows and not freed": more,
             **talk.clock(),
         },
         machine(threads, *ENGINES, "numpy"),
@@ -135,7 +135,7 @@ def _held_more(talk: "_LongConversation", end: int) -> int:
     gc.collect()
     tracemalloc.start()
     try:
-        talk.go_on_to(end)
+        talk.step_to(end)
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
     finally:
@@ -148,9 +148,9 @@ def _ratios(early: _Window, last: _Window) -> dict[str, float]:
         float(np.median(b) / np.median(a)) for a, b in ((early.frames, last.frames), (early.yardstick, last.yardstick))
     )
     return {
-        "median frame, last window over early": round(frames, 4),
-        "yardstick, last window over early": round(machines, 4),
-        "median frame relative to the yardstick, last window over early": round(frames / machines, 4),
+        "median frame, last window / early window": round(frames, 4),
+        "yardstick, last window / early window": round(machines, 4),
+        "median frame relative to the yardstick, last window / early window": round(frames / machines, 4),
     }
 
 
@@ -177,7 +177,7 @@ class _LongConversation:
         self._progress()
         return seconds
 
-    def go_on_to(self, end: int) -> None:
+    def step_to(self, end: int) -> None:
         while self.frames < end:
             self.step()
 
@@ -192,12 +192,12 @@ class _LongConversation:
             "encoder": self._codec_frames("mimi_encode"),
             "decoder": self._codec_frames("mimi_decode"),
         }
-        samples = {"samples heard": self._heard, "finite samples said": self._said}
+        samples = {"samples of the user": self._heard, "finite samples of the agent": self._said}
         off = [count - self.frames for count in counts.values()] + [n / size - self.frames for n in samples.values()]
         return {
             **samples,
             f"frames stepped x {size}": self.frames * size,
-            **{f"frames by the {name}": count for name, count in counts.items()},
+            **{f"frames counted by the {name}": count for name, count in counts.items()},
             "clock drift in frames": max(off, key=abs),
         }
 

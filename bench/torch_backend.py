@@ -216,7 +216,7 @@ class TorchBackend:
 
 
 def _advance(module: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor | None]) -> None:
-    """Compute a step and copy its results to `targets`; None for rings (written in place) and for unread logits."""
+    """Compute a step and copy its results to `targets`. A target is None for rings (written in place) and unread logits."""
     for target, result in zip(targets, module(*inputs), strict=True):
         if target is not None:
             target.copy_(result)

@@ -1,6 +1,7 @@
 """The `pplex-export` command. Each subcommand parses its options, calls one function of the package and prints the result.
 
-Heavy imports are inside the commands, so --help is fast.
+`checkpoints` has synth and build, `talk` run, `serving` serve and load, `validation` validate, `benches` bench, `engines`
+inspect and plan, `doctor` doctor. Heavy imports are inside the commands, so --help is fast.
 """
 
 import signal

@@ -68,7 +68,10 @@ def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_sweep_options
 def stages(bundle: Path, options: "SweepOptions", as_json: bool) -> None:
-    """Time each stage of BUNDLE's frame against its floor, for 1, 2, 4, ... conversations, up to 80 ms or full memory."""
+    """Time each stage of a frame of BUNDLE, for 1, 2, 4, ... conversations, until a frame takes 80 ms or memory is full.
+
+    Also shows each stage's lower bound: the time to read its weights and KV cache once.
+    """
     from pplex.bench.engine_backend import bench_stages
 
     echo_report(bench_stages(bundle, options), as_json)
@@ -112,7 +115,7 @@ def moshi(checkpoint: Path, options: "SweepOptions", as_json: bool) -> None:
 @threads_option()
 @json_option()
 def codec(checkpoint: Path, frames: int, threads: int | None, as_json: bool) -> None:
-    """Time CHECKPOINT's codec: exported graphs against our torch modules, and rustymimi if it is installed."""
+    """Time CHECKPOINT's codec: exported graphs, our torch modules, and rustymimi if it is installed."""
     from pplex.bench.codec import bench_codec
 
     echo_report(bench_codec(checkpoint, frames, threads), as_json)
@@ -191,7 +194,7 @@ def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
 @threads_option()
 @json_option()
 def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_json: bool) -> None:
-    """Time a step of BUNDLE's language model against one read of its weights from memory, and against torch in bfloat16."""
+    """Compare a step of BUNDLE's temporal and depth graph with one read of their weights, and with torch in bfloat16."""
     from pplex.bench.floor import bench_floor
 
     echo_report(bench_floor(bundle, steps, threads, torch_layers), as_json)
@@ -215,7 +218,7 @@ def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_j
 @device_option()
 @json_option()
 def soak(bundle: Path, frames: int, window: int, threads: int | None, device: str | None, as_json: bool) -> None:
-    """Run a long conversation with BUNDLE at full speed: do the time of a frame and the memory grow?"""
+    """Run a long conversation with BUNDLE at full speed. Compare frame times and memory at its start and at its end."""
     from pplex.bench.soak import bench_soak
     from pplex.cli.progress import frames_bar
 
@@ -251,8 +254,8 @@ def scaling(bundle: Path, slots: int, steps: int, plot: Path | None, as_json: bo
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("others", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), help="BUNDLE's checkpoint, to compare with torch too.")
-@click.option("--seeds", type=click.IntRange(min=1), default=50, help="Conversations with each backend.")
-@click.option("--frames", type=click.IntRange(min=1), default=500, help="Most frames of a conversation.")
+@click.option("--seeds", type=click.IntRange(min=1), default=50, help="Number of conversations with each backend.")
+@click.option("--frames", type=click.IntRange(min=1), default=500, help="Largest number of frames of a conversation.")
 @threads_option()
 @json_option()
 def parting(
@@ -264,7 +267,10 @@ def parting(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Count the frames until BUNDLE differs, with the same seed, from itself at another batch size, torch, or OTHERS."""
+    """Count the frames until conversations with the same seed differ.
+
+    Compares BUNDLE with itself at another batch size, with torch (--reference) and with the bundles OTHERS.
+    """
     from pplex.bench.parting import bench_parting
 
     echo_report(bench_parting(bundle, others, reference, seeds, frames, threads), as_json)
@@ -289,7 +295,7 @@ def priming(bundle: Path, steps: int | None, threads: int | None, device: str | 
 
 @bench.command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--slots", type=click.IntRange(min=1), default=1, help="Conversations to load the bundle for.")
+@click.option("--slots", type=click.IntRange(min=1), default=1, help="Number of slots to load the bundle with.")
 @click.option("--runs", type=click.IntRange(min=1), default=3, help="Loads after the first one.")
 @threads_option()
 @device_option()

@@ -48,7 +48,7 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     "--depth-steps",
     type=click.Choice([str(CODEBOOKS), str(2 * CODEBOOKS)]),
     default=str(CODEBOOKS),
-    help="Steps of the depth graph. 16 adds the user's 8 for teacher-forced checks; they do not change the output.",
+    help="Steps of the depth graph: 8 for the agent's codes; 16 also for the user's, for teacher-forced checks only.",
 )
 @click.option(
     "--precision",
@@ -88,8 +88,8 @@ def build(
 ) -> None:
     """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle.
 
-    An interrupted build keeps its finished graphs: run the same command to resume. A build ends with a short validation.
-    If the bundle exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
+    An interrupted build keeps its finished graphs: run the same command to resume. A build ends with a short validation, if
+    the bundle can run here. If it exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
     """
     from pplex.cli.progress import build_progress
     from pplex.engines.library import DEFAULT_OPTIONS

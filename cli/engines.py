@@ -25,7 +25,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--compiled-for",
         metavar="own|any|sm_NN",
-        help="Compile with TensorRT-RTX for any GPU: for its own architecture, for any architecture, or for the named one.",
+        help="Compile with TensorRT-RTX, even if TensorRT is the library for this GPU. own: for the GPU's architecture; "
+        "any: for no fixed architecture; sm_NN: for that architecture (experimental).",
     )
     @functools.wraps(command)
     def with_options(

@@ -35,7 +35,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     envvar="PPLEX_TOKEN",
     show_envvar=True,
     callback=checked(parse_token),
-    help="Token that clients must send; can be repeated. Other users cannot see it in the environment variable.",
+    help="Token that clients must send; can be repeated. In the environment variable, other users cannot see it.",
 )
 @click.option(
     "--origin",
@@ -124,7 +124,7 @@ def serve(
     one_batch_size: bool,
     **limits: Any,
 ) -> None:
-    """Serve BUNDLE to many clients at once: a web page, and the reference's WebSocket protocol at /api/chat.
+    """Serve BUNDLE to many clients at once: a web page, and the original server's WebSocket protocol at /api/chat.
 
     The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md.
     """
@@ -170,7 +170,9 @@ def serve(
     "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="Minutes of speech after all have joined."
 )
 @click.option("--join-seconds", type=click.FloatRange(0), default=0.0, help="Join at random times within this period.")
-@click.option("--scatter", is_flag=True, help="Each starts to speak 0 to 80 ms after its handshake, not at once.")
+@click.option(
+    "--scatter", is_flag=True, help="Each session starts to speak 0 to 80 ms after its handshake, not at once."
+)
 @click.option(
     "--wav",
     "wavs",
@@ -180,7 +182,7 @@ def serve(
 )
 @click.option("--audio", type=click.Choice(["opus", "s16", "f32"]), default="opus", help="Audio format on the wire.")
 @click.option("--voice", help="One of the server's voices.  [default: the server's]")
-@click.option("--persona", "personas", multiple=True, help="Persona; can be repeated, sessions take them in turn.")
+@click.option("--persona", "personas", multiple=True, help="Persona; can be repeated: sessions take them in turn.")
 @click.option(
     "--seed", type=click.IntRange(0), help="Seed of the first session; each further session adds 1.  [default: random]"
 )

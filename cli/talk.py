@@ -44,13 +44,13 @@ DEFAULT_PERSONA = (  # the reference's
     "--topk-audio",
     type=click.IntRange(1, MAX_CANDIDATES),
     default=DEFAULT_SAMPLING.audio_top_k,
-    help="Audio tokens to choose from.",
+    help="Sample from this many of the most probable audio tokens.",
 )
 @click.option(
     "--topk-text",
     type=click.IntRange(1, MAX_CANDIDATES),
     default=DEFAULT_SAMPLING.text_top_k,
-    help="Text tokens to choose from.",
+    help="Sample from this many of the most probable text tokens.",
 )
 @threads_option()
 @device_option()

@@ -35,7 +35,9 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
 @click.option("--wavs", type=FOLDER, help="Folder of speech recordings to validate with.  [default: synthetic speech]")
 @click.option("--report", "out", type=FOLDER, help="Folder for report.html, report.md, report.json and the recordings.")
 @click.option(
-    "--frames", type=click.IntRange(min=64), help="Frames of forced history.  [default: 3000, or past the ring's end]"
+    "--frames",
+    type=click.IntRange(min=64),
+    help="Frames whose tokens are forced.  [default: 3000, or 128 more than the context if that is more]",
 )
 @click.option(
     "--only", type=click.Choice(SECTIONS), multiple=True, help="Run only this section; can be repeated.  [default: all]"

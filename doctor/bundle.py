@@ -63,7 +63,7 @@ def check_engines_run(
         advice = "Run it on that GPU, or build without --gpu: pplex-export build CHECKPOINT --out BUNDLE"
         yield Finding("engines", PROBLEM, fact, advice, stops)
     elif missing:
-        fact = f"{', '.join(compiled)}: its engines need {', '.join(missing)}, which cannot be imported."
+        fact = f"{', '.join(compiled)}: compiled with {', '.join(missing)}, which cannot be imported."
         yield Finding("engines", PROBLEM, fact, "Install it: pip install 'pplex-export[rtx]' or [tensorrt]", stops)
     else:
         yield _engines(question, state["engines"], driver, {kind: str(looked[kind].value) for kind in kinds}, stops)

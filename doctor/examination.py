@@ -89,7 +89,7 @@ def diagnose(question: Question) -> Diagnosis:
 
 
 def _judged(finding: Finding, question: Question) -> Finding:
-    """A finding that stops the named command is a problem; for other commands it may be a warning only."""
+    """The finding as a problem, if it stops the named command; else unchanged."""
     return replace(finding, level=PROBLEM) if question.aim in finding.stops else finding
 
 

@@ -120,8 +120,8 @@ def check_disk(
     yield from _temporary(question)
     if "build" in question.aims and sizes:
         yield from _disk_to_build(question, sizes, cache)
-    if bundle is not None and bundle["to_prepare"]:
-        yield from _disk_to_load(question, bundle["to_prepare"], bundle["writable"])
+    if bundle is not None and bundle["to_cache"]:
+        yield from _disk_to_load(question, bundle["to_cache"], bundle["writable"])
 
 
 def _temporary(question: Question) -> Iterator[Finding]:
@@ -168,7 +168,7 @@ def _disk_to_build(question: Question, sizes: Mapping[str, Mapping[str, int]], c
 def _disk_to_load(question: Question, needed: int, writable: bool) -> Iterator[Finding]:
     folder = Path(str(question.bundle))
     free = shutil.disk_usage(folder).free
-    details = {"free_nbytes": free, "to_prepare_nbytes": needed}
+    details = {"free_nbytes": free, "to_cache_nbytes": needed}
     slower = "Each load then prepares the bundle again, which takes several times as long."
     if not writable:
         fact = f"{folder} is not writable. {slower}"

@@ -63,12 +63,12 @@ def bundle_state(folder: str) -> dict[str, Any]:
         "on_onnxruntime": [name for name, engine in engines.items() if engine["kind"] == ONNXRUNTIME],
         "in_bfloat16": [name for name, one in bundle.precision.items() if PRECISIONS[one].activations == "bfloat16"],
         "parity": bundle.manifest["parity"],
-        "to_prepare": _to_prepare(Path(folder), bundle.manifest),
+        "to_cache": _nbytes_to_cache(Path(folder), bundle.manifest),
         "writable": os.access(folder, os.W_OK),
     }
 
 
-def _to_prepare(folder: Path, manifest: Any) -> int | None:
+def _nbytes_to_cache(folder: Path, manifest: Any) -> int | None:
     """Bytes on disk that the first load will cache; 0 after a load, None if ONNX Runtime cannot be asked."""
     try:
         prepared = prepared_here(folder, manifest).values()

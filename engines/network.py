@@ -132,7 +132,7 @@ def _attention_problems(trt: Any, network: Any, model: onnx.ModelProto, spec: Gr
     for node in (node for node in model.graph.node if node.op_type == "Attention"):
         attention, inputs = made.get(node.name), list(node.input) + [""] * 7
         if attention is None:
-            yield f"Attention {node.name} became no attention layer"
+            yield f"Attention {node.name} did not become an attention layer"
             continue
         for name in filter(None, inputs[_FIRST_IGNORED:]):
             yield f"Attention {node.name} reads {name}, which is ignored: give it a mask instead"
@@ -160,4 +160,4 @@ def _ring_problems(trt: Any, network: Any, spec: GraphSpec) -> Iterator[str]:
         if maker is None or maker.type != trt.LayerType.KV_CACHE_UPDATE:
             yield f"{state.present} does not come from a KV cache layer but from {maker and maker.type.name}"
         elif maker.get_input(0).name != state.past:
-            yield f"{state.present} is {maker.get_input(0).name} with an update, not {state.past}"
+            yield f"{state.present} is an update of {maker.get_input(0).name}, not of {state.past}"

@@ -66,8 +66,8 @@ class MemoryPlan:
             taken = (self.weights_nbytes, self.scratch_nbytes, RESERVE_NBYTES)
             weights, scratch, reserve = (readable(nbytes) for nbytes in taken)
             raise GpuError(
-                f"{self.gpu.title} has {has}: after {weights} of weights, {scratch} of scratch and {reserve} kept free, "
-                f"{self.slots} slots of {session} fit and not {slots}. {_what_fits(self, slots)}"
+                f"{self.gpu.title} has {has}. Weights take {weights}, scratch memory {scratch}, and {reserve} stay free. "
+                f"The rest holds {self.slots} slots of {session}, not {slots}. {_what_fits(self, slots)}"
             )
 
     def to_text(self) -> str:

@@ -51,8 +51,8 @@ class _Layer:
     linear_out: tuple[str, ...]
 
 
-class Folder:
-    """Computes the factors of one graph's layers, reading each matrix once."""
+class Folding:
+    """Computes the factors that are folded into one graph's layers, reading each matrix once."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Folder:
         return result
 
     def _factors(self, names: Sequence[str]) -> Tensor:
-        """Factors [K] for matrices with a common input: the input's size to the power with the least output error."""
+        """Factors [K] for matrices with a common input: size^a, for the exponent a with the smallest output error."""
         squares = [self.calibration.importance(self.graph, name) for name in names]
         samples = [_some_columns(self.sources[name].read(self.checkpoint)) for name in names]
         block = self.stored[names[0]].block

@@ -13,7 +13,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import Tensor
 
 from pplex.export import graph, weights
-from pplex.export.awq import Fold, Folder
+from pplex.export.awq import Fold, Folding
 from pplex.export.calibration import Calibration, needs_calibration
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.quantize import FP8_MAX, SCALE_DTYPE, Quantized, pack_int4, to_fp8, to_int
@@ -54,7 +54,7 @@ def export_graph(
     table = weights.sources(name, config, checkpoint)
     folds: dict[str, Fold] = {}
     if precision[name] == "int4" and calibration is not None:
-        folds = Folder(name, table, checkpoint, calibration, stored).folds(config)
+        folds = Folding(name, table, checkpoint, calibration, stored).folds(config)
 
     def tensors() -> Iterator[tuple[str, ir.TensorProtocol]]:
         for parameter, shaped in weights.parameters(name, config, precision).items():

@@ -1,6 +1,6 @@
 """Tables for terminals and for Markdown, and sizes in them; called by every command that prints one.
 
-A machine that is borrowed for a benchmark has few packages, and so this needs none.
+A GPU machine for benchmarks may have few packages, so this module needs none.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -27,9 +27,8 @@ from pplex.runtime.samples import check_samples
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 VOICE_LUFS = -24.0
 MIN_VOICE_S = 0.4  # one gating block of ITU-R BS.1770
-MIN_RATE_HZ = (
-    1000  # a lower rate comes from a damaged header; resampling would make a small file up to 24000 times larger
-)
+# A lower rate comes from a damaged header: resampling would make a small file up to 24000 times larger.
+MIN_RATE_HZ = 1000
 BLOCK = 1 << 12  # samples that libsndfile reads or writes at once; if it fails, the block is lost
 UNKNOWN_FRAMES = 1 << 62  # libsndfile gives a larger number if the header has no length
 NOTED_LOSS_S = 0.05
@@ -88,7 +87,7 @@ def _read_part(part: Part, name: str, begins_s: float) -> tuple[Pcm, list[str]]:
     return _resampled(pcm, name, decoding.rate_hz), [mix.note, decoding.loss]
 
 
-class _StraightOn(soundfile.SoundFile):
+class _WithoutSeeking(soundfile.SoundFile):
     """Reads without seeking.
 
     After each block soundfile seeks to its position. That fails in FLAC of unknown length, and hides damage.
@@ -136,7 +135,7 @@ class _Decoding:
         """Blocks [samples, channels]; the length in a header may be wrong."""
         data, done = _Bytes(self._part.data), 0
         try:
-            with _StraightOn(data) as file:
+            with _WithoutSeeking(data) as file:
                 self.rate_hz = file.samplerate
                 for block in self._read(file, data):
                     done += len(block)
@@ -241,11 +240,12 @@ def normalize_loudness(pcm: Pcm, lufs: float = VOICE_LUFS) -> Pcm:
 
     Raises AudioError if it is too short or too quiet to measure.
     """
-    from pyloudnorm import Meter  # here: it imports scipy, which takes a second
+    from pyloudnorm import Meter  # here, because it imports scipy, which takes a second
 
     if len(pcm) < MIN_VOICE_S * SAMPLE_RATE_HZ:
         raise AudioError(
-            f"The recording lasts {len(pcm) / SAMPLE_RATE_HZ:.2f} s; measuring its loudness takes {MIN_VOICE_S} s.\n"
+            f"The recording lasts {len(pcm) / SAMPLE_RATE_HZ:.2f} s, but at least {MIN_VOICE_S} s are needed to measure its "
+            "loudness.\n"
             "Give a longer one: some seconds of speech make a good voice."
         )
     loudness = float(Meter(SAMPLE_RATE_HZ).integrated_loudness(pcm))

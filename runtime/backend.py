@@ -30,7 +30,7 @@ class Backend:
 
 
 def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> Backend:
-    """Choose where a bundle runs. Compiled engines decide themselves; ONNX graphs run on `device`.
+    """Choose where a bundle runs: compiled engines on their GPU, ONNX graphs on `device`.
 
     `device`: "cpu", "cuda", or None for a GPU if one is found. Raises EngineError (LibraryError, GpuError) with advice if
     the bundle cannot run.
@@ -38,7 +38,7 @@ def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> B
     kinds = {name: entry["kind"] for name, entry in bundle.manifest["engines"].items()}
     unknown = {f"{name} ({kind})" for name, kind in kinds.items() if kind not in (ONNXRUNTIME, *TENSORRT_LIBRARIES)}
     if unknown:
-        raise BundleError(f"{bundle.folder} has engines this version does not know: {', '.join(sorted(unknown))}.")
+        raise BundleError(f"{bundle.folder} has engines that this version does not know: {', '.join(sorted(unknown))}.")
     if set(kinds.values()) == {ONNXRUNTIME}:
         gpu = _gpu_for_graphs(device)
         return Backend(gpu, gpu_loader(gpu)) if gpu else host_backend(HostDevice(), threads)
@@ -53,7 +53,7 @@ def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> B
 
 
 def graphs_run_on_processor(device: str | None) -> bool:
-    """Whether ONNX graphs run on the processor, chosen or for lack of a GPU. `device` and errors as in `choose_backend`."""
+    """Whether ONNX graphs run on the processor: chosen, or no GPU found. `device` and errors as in `choose_backend`."""
     return _gpu_for_graphs(device) is None
 
 
@@ -81,7 +81,7 @@ def host_backend(device: HostDevice, threads: int | None, profiles: Path | None 
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         kept = prepared_here(bundle.folder, bundle.manifest)
-        # Cached graphs come from the bundle's own files. A graph that was rewritten elsewhere must not use them.
+        # The cache belongs to the bundle's own files. A graph that validation has rewritten elsewhere must not use it.
         prepared = {name: one for name, one in kept.items() if bundle.graph_path(name).parent == bundle.folder}
         return {
             name: OnnxRuntimeExecutor(
@@ -103,7 +103,7 @@ def host_backend(device: HostDevice, threads: int | None, profiles: Path | None 
 def open_to_run(folder: Path, device: str | Backend | None) -> Bundle:
     """Open a bundle to run on `device`, as in `choose_backend`.
 
-    If the optimised graph is cached here, the original's files were checked before the caching, and are not read again.
+    If a graph's optimised form is cached for this machine, its files in the bundle were hashed before and are not read.
     """
 
     def unread(manifest: Mapping[str, Any]) -> set[str]:
@@ -122,7 +122,7 @@ def prepared_here(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Prepar
 
 
 def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor]]:
-    """Load every graph with the library its engine was made for."""
+    """A function that loads every graph with its engine's library."""
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         plans = _load_plans(bundle, device, slots)
@@ -192,7 +192,7 @@ def check_engines(
 
 
 def engines_nbytes(manifest: Mapping[str, Any]) -> int:
-    """Bytes of the engines' files. A graph counts with its weights in NAME.data."""
+    """Bytes of the engines' files. For a graph, its weights in NAME.data are included."""
     files = manifest["files"]
     names = {entry["file"] for entry in manifest["engines"].values()}
     weights = {str(Path(name).with_suffix(".data")) for name in names if name.endswith(".onnx")}

@@ -114,7 +114,7 @@ def _read_voices(path: Path, names: Sequence[str]) -> dict[str, Voice]:
 
 
 def parity_text(parity: Mapping[str, Any] | None) -> str:
-    """The result of the short validation, from the manifest, in a line or two."""
+    """The result of the short validation, as the manifest has it."""
     if parity is None or not parity["checked"]:
         return f"not validated: {parity['reason'] if parity else 'built by a version without validation'}"
     if parity["passed"]:
@@ -144,7 +144,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is not a manifest. Copy the bundle again, or rebuild it.")
     if manifest["schema"] != SCHEMA:
         raise BundleError(
-            f"{path} has schema {manifest['schema']}, this version reads schema {SCHEMA}. Rebuild it: pplex-export build"
+            f"{path} has schema {manifest['schema']}, but this version reads schema {SCHEMA}. Rebuild it: pplex-export build"
         )
     if set(manifest) != _KEYS:
         raise BundleError(f"{path}: unknown or missing keys: {', '.join(sorted(set(manifest) ^ _KEYS))}. Rebuild it.")

@@ -17,7 +17,7 @@ def available_processors() -> int:
     """Threads that can run at once, limited by the affinity and by a quota.
 
     A cpuset is part of the affinity. A quota of 1.5 processors gives 1 thread. With 2 threads the group would use up its
-    time and stop until the next period, which delays a frame more than one thread less.
+    time and stop until the next period. That delays a frame more than having one thread less.
     """
     quota = quota_processors()
     return affinity_processors() if quota is None else max(1, min(affinity_processors(), int(quota)))
@@ -131,7 +131,7 @@ def _address_room() -> int | None:
 
 
 def _numbers(path: Path, count: int) -> list[int | None]:
-    """The first numbers of a file; None for a missing one or a word such as max."""
+    """The first numbers of a file; None for a missing number or a word such as max."""
     words = " ".join(_read(path)).split()[:count]
     found: list[int | None] = [int(word) if word.lstrip("-").isdigit() else None for word in words]
     return found + [None] * (count - len(found))

@@ -12,8 +12,8 @@ from pplex.runtime.files import is_there, read_text
 
 SAMPLE_RATE_HZ = 24_000
 
-# Codes of half a second of silence, and of a 440 Hz tone: in training, the model heard it while it was primed (reference:
-# models/lm.py). They belong to the released codec, and synthetic checkpoints keep them.
+# Codes of half a second of silence, and of a 440 Hz tone, which the user's streams have during priming (original code:
+# models/lm.py). The codes belong to the released codec; synthetic checkpoints keep them.
 SILENCE_CODES = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
 SINE_CODES = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 SILENCE_FRAMES = 6
@@ -25,7 +25,7 @@ MIN_NOISE = 1 << 16  # draws of noise that each session has: see runtime/noise.p
 
 
 def _swiglu_hidden(dim: int, feedforward: int) -> int:
-    """Hidden size of a gated block that costs as much as a plain block of `feedforward`."""
+    """Hidden size of a gated block with as many weights as a plain feed-forward block of size `feedforward`."""
     return 21 * dim // 8 if feedforward == 4 * dim else 2 * feedforward // 3
 
 
@@ -87,7 +87,7 @@ class ModelConfig:
     audio_card: int
     text_padding: int
     delays: tuple[int, ...]
-    stored_depth_sets: int  # sets of depth weights, one for a step, by the config; a file may hold CODEBOOKS
+    stored_depth_sets: int  # sets of depth weights, one per step, by config.json; the file may have only CODEBOOKS
     depth_steps: int = CODEBOOKS  # steps of the exported depth graph: CODEBOOKS, or all for teacher-forced checks
 
     @property
@@ -294,7 +294,8 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
     stacks = {"lm": config.temporal, "depformer": config.depth, "mimi.transformer": mimi.transformer}
     uneven = [name for name, value in _sizes(config) if not isinstance(value, int)]
     rules = {
-        # The shortest prompt must fill every stream before a conversation begins, because the decoder has no initial code.
+        # The shortest prompt must be longer than every delay. Otherwise the first frame of a conversation would lack codes
+        # of some streams, and the decoder needs all.
         f"delays must be {2 * CODEBOOKS + 1} numbers from 0 to {2 * SILENCE_FRAMES - 1}": len(config.delays)
         == 2 * CODEBOOKS + 1
         and min(config.delays) >= 0

@@ -53,9 +53,8 @@ def _tag_bytes(tail: bytes) -> int:
 
 
 ID3V1_BYTES = 128
-LEFT_BYTES = (
-    4096  # bytes; an Ogg or FLAC stream, or a decoder, may leave fewer than these: part of a block, a stray line
-)
+# An Ogg or FLAC stream, or a decoder, may leave up to so many bytes: part of a block, a stray line. They are ignored.
+LEFT_BYTES = 4096
 
 
 def _first_parts(data: bytes) -> tuple[list[Part], bytes]:

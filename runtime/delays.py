@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from pplex.runtime.arrays import Rows, Tokens
 
-RingRow = tuple[Tokens, npt.NDArray[np.bool_], int]  # one slot's tokens, which are provided, the next step
+RingRow = tuple[Tokens, npt.NDArray[np.bool_], int]  # one slot's tokens, flags of provided tokens, the next step
 
 FREE = -1  # a target that is sampled, not forced
 
@@ -28,7 +28,7 @@ class DelayRing:
     The model reads column t - 1, and tokens provided now go to column t or later. So a step can begin before its tokens
     are provided, but they must be provided before the step is committed.
 
-    Rows are slots, and every method works on all given rows together. A frame makes a dozen small lookups, so the indices of
+    Rows are slots, and every method works on all given rows together. A frame needs a dozen small lookups, so the indices of
     the columns above are computed in advance for every row and every t % 4.
     """
 

@@ -23,10 +23,10 @@ _ADVICE = {
     errno.EROFS: "Name another place.",
     errno.ENOSPC: "Make room, or name another disk.",
     errno.EDQUOT: "Make room, or name another disk.",
-    errno.EMFILE: "Allow more: ulimit -n 4096",
+    errno.EMFILE: "Allow more open files: ulimit -n 4096",
     errno.ENFILE: "End other programs that keep files open.",
     errno.EIO: "Check the disk, or copy the file again.",
-    errno.ESTALE: "Check the network's disk, and run it again.",
+    errno.ESTALE: "Check the network drive, and run the command again.",
 }
 
 
@@ -146,8 +146,8 @@ def check_distinct(*targets: str) -> None:
 def write_files(contents: Mapping[str, bytes]) -> None:
     """Write every target's bytes; "-" is standard output.
 
-    Files get their names after all are written. It follows links, and writes directly to devices and pipes. If it raises
-    OutputError, no file has changed.
+    Files get their names after all are written. Links are followed. Devices and pipes are written directly. If OutputError
+    is raised, no file has changed.
     """
     staged: dict[Path, Path] = {}
     target = ""

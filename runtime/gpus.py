@@ -23,8 +23,9 @@ ONNXRUNTIME_SM: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"x86_64": (75, 80, 86, 89, 90, 120), "aarch64": (89, 90, 120, 121)}
 )
 
-# The first compute capability that supports a weight format. TensorRT-RTX refuses to compile fp8 below 8.9, and int4
-# and bf16 below 8.0. It accepts int8 weights on 7.5, but its support matrix lists them from 8.6 on.
+# The first compute capability that supports a weight format. TensorRT-RTX refuses to compile fp8 below 8.9, and int4 and
+# bf16 below 8.0. It compiles int8 weights for 7.5, but its support matrix says No for 7.5 and Yes from 8.6 on. The matrix
+# has no row for 8.0. In GPUS only the A100 has 8.0, and its library is TensorRT.
 _SINCE_SM = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 80, "int4": 80, "fp8": 89}
 
 
@@ -83,8 +84,8 @@ def parse_gpu(text: str) -> Gpu:
     if match := re.fullmatch(r"sm_(\d+)", text):
         return _architecture(int(match[1]))
     raise GpuError(
-        f"Unknown GPU {text!r}. Known: {', '.join(GPUS)}. Name any other by its compute capability "
-        f"(sm_89 for 8.9, listed at developer.nvidia.com/cuda-gpus), and this machine's as local."
+        f"Unknown GPU {text!r}. Known: {', '.join(GPUS)}. For another GPU, give its compute capability "
+        f"(sm_89 for 8.9, listed at developer.nvidia.com/cuda-gpus). For this machine's GPU, give local."
     )
 
 
@@ -99,7 +100,7 @@ def _architecture(sm: int) -> Gpu:
 
 def _local() -> Gpu:
     """The first GPU that CUDA sees; CUDA_VISIBLE_DEVICES can select it."""
-    missing = "--gpu local asks CUDA for this machine's GPU: pip install 'pplex-export[rtx]'"
+    missing = "--gpu local needs cuda-bindings, which is not installed: pip install 'pplex-export[rtx]'"
     try:
         cudart = load_library("cuda.bindings.runtime", missing)
     except LibraryError as error:
@@ -107,18 +108,18 @@ def _local() -> Gpu:
     status, properties = cudart.cudaGetDeviceProperties(0)
     if status != cudart.cudaError_t.cudaSuccess:
         raise GpuError(
-            f"This machine has no NVIDIA GPU that CUDA can use ({status.name}). Name the one to build for, such as "
-            f"--gpu rtx-4090; pplex-export plan lists them."
+            f"This machine has no NVIDIA GPU that CUDA can use ({status.name}). Name the GPU to build for, such as "
+            f"--gpu rtx-4090; pplex-export plan lists the names."
         )
     found = FoundGpu.of(properties)
     return Gpu("local", found.name, found.sm, found.memory_nbytes, kind_for(found.name, found.sm))
 
 
 def kind_for(title: str, sm: int) -> str:
-    """The kind of engine for a GPU. NVIDIA supports TensorRT-RTX on RTX cards and, since 1.5, on the GB10 (sm_121).
+    """The kind of engine for a GPU: TensorRT-RTX if its title has the word RTX, or for the GB10 (sm_121); else TensorRT.
 
-    A data center GPU may have the same architecture (L4 and RTX 4090 are both sm_89), but NVIDIA does not support
-    TensorRT-RTX on it. It gets TensorRT, which must build on that GPU.
+    NVIDIA supports TensorRT-RTX on RTX cards and, since 1.5, on the GB10. A data center GPU may have the same architecture
+    (L4 and RTX 4090 are both sm_89), but is not supported. It gets TensorRT, which must build on that GPU.
     """
     return TENSORRT_RTX if sm in RTX_SM and ("RTX" in title or sm == 121) else TENSORRT
 

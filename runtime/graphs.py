@@ -26,9 +26,9 @@ class TensorSpec:
 class StateSpec:
     """One buffer that a graph carries from call to call. Row b belongs to slot b.
 
-    A ring is a large buffer, and a call writes a few of its positions. Its past and its present are the same memory. Other
-    state (conv tails, positions) is small, and several nodes of the graph read it. So its present is a second buffer, which
-    is copied back after the call.
+    A ring is a large buffer, and a call writes a few of its entries: input `past` and output `present` are the same memory.
+    Other state (conv tails, positions) is small, and several nodes of the graph read it. So it has two buffers: the graph
+    reads `past` and writes `present`, and after the call `present` is copied to `past`.
     """
 
     name: str

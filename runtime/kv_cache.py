@@ -34,7 +34,7 @@ class KvCache:
         """Drop a slot's entries. The rings get shorter if no other slot needs their length."""
         self._written[row] = 0
         needed = self._length_for(int(self._written.max()))
-        if 2 * needed <= self.ring_length:  # if they are only a little too long, their length may soon be needed again
+        if 2 * needed <= self.ring_length:  # a ring that is only a little too long may soon be needed again
             self._resize(needed)
 
     def save(self, row: int, steps: int) -> dict[str, Array]:
@@ -54,7 +54,7 @@ class KvCache:
 
     def _length_for(self, steps: int) -> int:
         """The shortest length that can hold `steps` entries."""
-        # One entry always stays free: a full ring hides its oldest entry, but the reference hides it only at its capacity.
+        # A full ring hides its oldest entry. The model does that only at full capacity, so a shorter ring keeps one free.
         return next((length for length in self._lengths if length > steps), self._lengths[-1])
 
     def _resize(self, length: int) -> None:
@@ -66,6 +66,9 @@ class KvCache:
 
 
 def ring_lengths(capacity: int) -> list[int]:
-    """Two lengths in an octave: 128, 192, 256, 384, ..., `capacity`. At most a third of the entries of a ring is unused."""
-    octaves = [SHORTEST_RING << i for i in range(max(1, capacity).bit_length())]
-    return [n for octave in octaves for n in (octave, octave * 3 // 2) if n < capacity] + [capacity]
+    """128, 192, 256, 384, ..., `capacity`: each is 1.33 or 1.5 times the one before.
+
+    So at most a third of a ring's entries are unused, except in the shortest ring.
+    """
+    powers = [SHORTEST_RING << i for i in range(max(1, capacity).bit_length())]
+    return [n for power in powers for n in (power, power * 3 // 2) if n < capacity] + [capacity]

@@ -9,7 +9,7 @@ from pplex.runtime.graphs import GraphSpec, TensorSpec
 
 RESERVE = 256 << 20  # bytes for the driver: its context, captured graphs, kernels that are compiled at load
 
-WORKSPACE = 4 << 30  # bytes of scratch for steps of many slots, if the library does not report it
+WORKSPACE = 4 << 30  # bytes of scratch for steps of many slots, if the library does not report its size
 
 
 def slot_nbytes(specs: Iterable[GraphSpec], capacity: int) -> int:
@@ -38,7 +38,8 @@ def check_memory(free: int | None, per_slot: int, fixed: int, slots: int, capaci
     smaller = "a smaller precision: pplex-export build CHECKPOINT --precision int4 --out BUNDLE"
     raise GpuMemoryError(
         f"{slots} slots of {capacity} steps need {_gb(fixed + slots * per_slot + RESERVE)} of GPU memory: "
-        f"{_gb(per_slot)} each, {_gb(fixed + RESERVE)} besides. {_gb(free)} are free, so {fitting} slots fit. "
+        f"{_gb(per_slot)} for each slot and {_gb(fixed + RESERVE)} for all else. "
+        f"{_gb(free)} are free, so {fitting} slots fit. "
         + (f"Load the bundle with slots={fitting}, or build {smaller}" if fitting else f"Build {smaller}")
     )
 

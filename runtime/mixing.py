@@ -16,8 +16,11 @@ from pplex.runtime.arrays import Pcm
 
 Powers = npt.NDArray[np.floating]
 
-LOST = 0.1  # of the loudest channel's power: 10 dB quieter. One speaker in two or three channels is at most 9.5 dB quieter.
-LOST_SHARE = 0.1  # of a recording's sound. A stereo recording may lose a few blocks; the mean is right for the others.
+# The mean has lost a speaker if its power is below this share of the loudest channel's (10 dB). With one speaker in two or
+# three channels, the mean is at most 9.5 dB quieter, and is used.
+LOST = 0.1
+# The mean is used if it loses at most this share of a recording's sound: a stereo recording may lose a few blocks.
+LOST_SHARE = 0.1
 
 
 def powers(block: Pcm) -> tuple[Powers, float]:
@@ -80,7 +83,8 @@ class MixChooser:
         lost = is_lost(means, loudest)
         if not loudest[lost].sum() > LOST_SHARE * loudest.sum():
             return Mix(self._channels)
-        summed = means[lost].sum() * self._channels**2  # at least the loudest channel's, unless channels cancel
+        # Power of the channels' sum: at least the power of the loudest channel, except if channels cancel out.
+        summed = means[lost].sum() * self._channels**2
         if summed < loudest[lost].sum() / 2:
             equals = self._total > 0.99 * self._total.max()
             return Mix(self._channels, channel=int(equals.argmax()))  # the first of them
@@ -88,7 +92,7 @@ class MixChooser:
 
 
 class StreamMix:
-    """Mixes a stereo stream: the mean, or the louder channel while the two cancel out.
+    """Mixes a stereo stream: the mean, or the louder channel while the channels cancel out.
 
     The last half second decides; a change fades in over one block.
     """

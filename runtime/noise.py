@@ -21,9 +21,9 @@ from pplex.runtime.errors import NoiseError
 Noise32 = npt.NDArray[np.float32]
 Upload = Callable[[int, int, int], None]
 
-FRAMES = 64  # of a block of a session's noise
-PIECES = 16  # of a table; each block renews one, so a whole table is renewed in 82 s
-_CHUNK = 2048  # draws at a time
+FRAMES = 64  # frames in one block of a session's noise
+PIECES = 16  # pieces of a table; each block renews one piece, so the whole table is new after 82 s
+_CHUNK = 2048  # draws that are computed at once
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Noise:
     """
 
     def __init__(self, tables: Noise32, offset: Tokens, stride: Tokens, upload: Upload):
-        """The arrays are those that engines read; `upload` gets the slot, start and count of entries that were written."""
+        """The engines read these arrays. `upload` gets the slot, start and count of entries that were written."""
         self._tables, self._offset, self._stride, self._upload = tables, offset, stride, upload
         slots, streams = offset.shape
         self._keys = np.zeros((slots, FRAMES, 2, streams), np.int64)  # offsets, then strides
@@ -139,7 +139,9 @@ def noise_of(table: Noise32, offset: int, stride: int, tokens: Tokens) -> Noise3
 
 
 def _draw_exponential(bits: np.random.PCG64, out: Noise32) -> None:
-    """Fill `out` from Exp(1): -log of the middles of 2^32 equal parts of [0, 1], which is never 0.
+    """Fill `out` with draws from Exp(1), which are never 0.
+
+    [0, 1] is divided into 2^32 equal parts. A random number chooses a part, and the draw is -log of its middle.
 
     It computes in float64. The logarithms of two processors differ in the last digits, and rounding to float32 removes them.
     """

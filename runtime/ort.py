@@ -177,9 +177,9 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
     """A session from the cached optimised graph. A missing graph is made; None if that fails."""
 
     def load() -> Any:
-        as_it_is = options()
-        as_it_is.graph_optimization_level = _library().GraphOptimizationLevel.ORT_DISABLE_ALL
-        return _cpu_session(prepared.model, precision, as_it_is, prepared.weights)
+        unchanged = options()
+        unchanged.graph_optimization_level = _library().GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _cpu_session(prepared.model, precision, unchanged, prepared.weights)
 
     if prepared.is_there:
         try:
@@ -228,11 +228,11 @@ def _session(
     ort = _library()
     model: str | bytes = os.fspath(path)
     if in_memory or weights not in (None, path.parent):
-        model = path.read_bytes()  # not the path: then it would look for weights beside the file
+        model = path.read_bytes()  # not the path: ONNX Runtime would look for the weights beside the file
     if weights is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(weights))
-    # Not fused: ONNX Runtime would turn a matrix product and the next addition into a Gemm. A Gemm cannot use blocked
-    # weights, and would convert them to floats in every call.
+    # Not fused: ONNX Runtime would turn a matrix product and the next addition into a Gemm. A Gemm cannot use
+    # block-quantized weights, and would convert them to floats in every call.
     disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
     try:
         return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=disabled)

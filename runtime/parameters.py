@@ -54,7 +54,7 @@ def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[st
 
 
 def build_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool) -> int:
-    """Bytes of disk that a build takes: engines are as large as their graphs, and one graph lies beside them."""
+    """Bytes of disk that a build takes: engines are as large as their graphs, and one graph is on disk beside them."""
     weights = weights_nbytes(config, precision).values()
     return sum(weights) + (max(weights) if compiled else 0)
 

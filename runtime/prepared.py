@@ -1,7 +1,9 @@
 """The graphs as ONNX Runtime optimises them for this processor, cached in the bundle's `caches/`.
 
-ONNX Runtime converts the blocked weights of the standard graph for its own operators. At the released size this takes half
-a minute and doubles the memory. So the optimised graph is cached, and later loads use it. Called by `runtime.backend`.
+ONNX Runtime converts block-quantized weights (int8, int4) into the layout of its own operators. At the released size this
+takes half a minute and doubles the memory. So the optimised graph is cached, and later loads use it.
+
+Called by `runtime.backend`.
 """
 
 import hashlib
@@ -56,8 +58,8 @@ class PreparedGraph:
     def make(self, write: Callable[[Path, str], None]) -> bool:
         """Make it with `write(model, name of the weights' file)`. Returns False, and leaves no files, if writing fails.
 
-        It removes caches for this processor of other versions or contents of the graph. If two processes write at the same
-        time, the cache of the last one stays.
+        It removes this processor's caches for other versions of ONNX Runtime or other contents of the graph. If two
+        processes write at the same time, the last cache stays.
         """
         try:
             self.folder.mkdir(exist_ok=True)
@@ -98,7 +100,7 @@ class PreparedGraph:
 
 
 def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> dict[str, PreparedGraph]:
-    """The caches of a bundle's graphs with blocked weights, for ONNX Runtime `version` on this processor.
+    """The caches of a bundle's graphs with block-quantized weights, for ONNX Runtime `version` on this processor.
 
     A cache is not used if the graph's file has changed since, even if the manifest is the same.
     """
@@ -118,8 +120,8 @@ def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> 
         return PreparedGraph(folder / CACHES_FOLDER, graph, processor, key, sources, nbytes)
 
     precisions = {graph: PRECISIONS.get(name) for graph, name in manifest["precision"].items()}
-    blocked = [graph for graph, precision in precisions.items() if precision and precision.block]
-    return {graph: found for graph in blocked if (found := prepared(graph))}
+    in_blocks = [graph for graph, precision in precisions.items() if precision and precision.block]
+    return {graph: found for graph in in_blocks if (found := prepared(graph))}
 
 
 def _digest(*parts: str) -> str:

@@ -37,7 +37,7 @@ def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequ
 
         text    padding   padding         persona     padding
         agent   voice     0.5 s silence   silence     0.5 s silence
-        user    440 Hz tone all along
+        user    440 Hz tone in all steps
 
     Raises PromptError if it does not fit into the ring, or the model does not have a token.
     """

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from pplex.runtime.errors import AudioError
 
 # 24 dB above full scale. Float recordings may exceed 1.0 by the headroom of a mixer or a recorder, and pass unchanged.
-# Unscaled integers, even of 8 bits, exceed the limit with the first sound. They are refused, not scaled. For a file a guess
-# of the scale would be possible; for a frame it is not, because later frames are unknown. Both follow the same rule.
+# Unscaled integers, even of 8 bits, exceed the limit with the first sound. They are refused, not scaled. The scale
+# of a file could be guessed; that of a live frame cannot, because later frames are unknown. Both follow the same rule.
 MAX_LEVEL = 16.0
 FULL_SCALES = {8: 1 << 7, 16: 1 << 15, 24: 1 << 23, 32: 1 << 31}  # bits of an integer: its value for 1.0
 
@@ -43,6 +43,6 @@ def check_samples(pcm: npt.NDArray[np.floating], name: str = "A frame") -> None:
 
 def _advice(peak: float) -> str:
     for bits, full_scale in FULL_SCALES.items():
-        if peak <= 2 * full_scale:  # unsigned integers too
+        if peak <= 2 * full_scale:  # twice, because unsigned integers reach that
             return f"They look like {bits}-bit integers that were never scaled: divide them by {full_scale:,}."
     return "Scale them to [-1, 1]."

@@ -1,4 +1,6 @@
-"""The settings of sampling. The command line and the server read their defaults here. This module imports no library.
+"""The settings of sampling only: the graphs draw the tokens (export/layers.py, `sample`).
+
+The command line and the server read their defaults here. This module imports no library.
 
 Called by `cli`, `runtime`, `server` and `validate`.
 """

@@ -12,7 +12,7 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 
 
 def speech_like(frames: int, frame_size: int, seed: int) -> Pcm:
-    """Sound that is like speech for a codec: a moving pitch with harmonics and two moving formants, noise bursts, pauses.
+    """Sound that a codec treats like speech: a moving pitch with harmonics and two moving formants, noise bursts, pauses.
 
     [frames * frame_size] float32, within 0.5.
     """

@@ -58,7 +58,7 @@ class Tokenizer:
         return self._pieces[token] if token < len(self._pieces) else UNKNOWN
 
     def byte(self, token: int) -> bytes | None:
-        """The byte a token stands for, None for every other token."""
+        """The byte of a byte token; None for every other token."""
         return self._bytes.get(token)
 
 

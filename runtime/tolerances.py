@@ -1,7 +1,7 @@
 """The limits of validation: the allowed difference from float32, for each graph and precision. Part of its GraphSpec.
 
 They separate a format's own rounding from a defect, which is much larger. Each limit is above the values of random models,
-mostly by a factor of two or more; one of the models has heavy channels. See docs/validation.md.
+mostly by a factor of two or more; one of the models has channels with large values. See docs/validation.md.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 Limits = Mapping[str, float]
 
-# layer_error: relative error of the term that half a layer adds, from the engine's own input
+# layer_error: relative error of a half layer's addition, for the engine's own input. A half layer is an attention or a gated
+# block, with its norm
 # hidden: 1 - cosine of hidden states, mean
 # channel_error: the same for the worst channel
 # rounding: relative error of a hidden state whose sums are computed in another order

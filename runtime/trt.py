@@ -139,11 +139,11 @@ class TensorRTExecutor:
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):
-            raise self._error("run")
+            raise self._error("run the engine")
 
     def _error(self, what: str) -> EngineError:
         return EngineError(
-            f"{self._plan.library.kind} cannot {what} in {self.spec.name}: {self._plan.messages.last_error()}."
+            f"{self.spec.name}: {self._plan.library.kind} cannot {what}: {self._plan.messages.last_error()}."
         )
 
 
@@ -158,16 +158,15 @@ class _Kernels:
         except OSError:  # missing or not readable: kernels are compiled again
             self._stored = b""
         if self._stored:
-            self._cache.deserialize(
-                self._stored
-            )  # a file from another GPU, driver or version leaves the cache empty, and is replaced
+            # A file from another GPU, driver or version leaves the cache empty. It is replaced.
+            self._cache.deserialize(self._stored)
 
     def config(self, repeated: bool) -> Any:
         """The configuration of a context. Only repeated calls get kernels for exact shapes, which take long to compile."""
         trt, config = self._plan.trt, self._plan.engine.create_runtime_config()
         strategy = trt.DynamicShapesKernelSpecializationStrategy
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # Not lazily: then a captured graph would contain the fallback kernels.
+        # EAGER compiles at once. If kernels came later, a captured graph would keep the slower general kernels.
         config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER if repeated else strategy.NONE
         config.set_runtime_cache(self._cache)
         return config

@@ -16,7 +16,7 @@ _NO_REASON = "no reason given"
 
 @dataclass(frozen=True)
 class TensorRTLibrary:
-    """One of the two. `kind`: its name in a manifest. `jit`: whether it compiles kernels when an engine is loaded.
+    """One of the two libraries. `kind`: its name in a manifest. `jit`: whether it compiles kernels when an engine is loaded.
 
     A library that compiles at load can cache its kernels, and reports whether a context can be captured.
     """

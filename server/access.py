@@ -1,4 +1,4 @@
-"""Decides who may talk: checks a page's origin, a client's token or cookie, and the headers of a trusted proxy.
+"""Decides who may connect: checks a page's origin, a client's token or cookie, and the headers of a trusted proxy.
 
 Called by the server before a conversation, and by its pages.
 """
@@ -15,7 +15,9 @@ from pplex.server.addresses import Network
 from pplex.server.chat_request import CREDENTIALS
 from pplex.server.request import RequestError
 
-COOKIE = "pplex_"  # then the beginning of its value: servers with other tokens on this host need other cookies
+# The cookie's name is COOKIE and the first characters of its value. So servers on one host with different tokens do not
+# overwrite each other's cookies.
+COOKIE = "pplex_"
 COOKIE_NAME_DIGITS = 8
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -48,9 +50,9 @@ class Access:
         raise RequestError(
             403,
             f"The page comes from {ascii(origin)[:100]}, but this server was reached as {reached}. "
-            f"To allow a page of another site, start the server with --origin {ascii(origin)[1:-1][:100]}. "
-            "If both are the same site behind a proxy, the proxy must pass on the Host header. Or it must set "
-            "X-Forwarded-Host, and --trusted-proxy must name it.",
+            f"If the page belongs to another site, start the server with --origin {ascii(origin)[1:-1][:100]}. "
+            "If page and server are one site behind a proxy, let the proxy pass on the Host header. Or let it set "
+            "X-Forwarded-Host, and start the server with --trusted-proxy.",
         )
 
     def is_https(self, request: web.Request) -> bool:
@@ -117,7 +119,7 @@ def _parts(origin: str) -> SplitResult:
 
 
 def _without_default_port(host: str, scheme: str) -> str:
-    """The host as an origin has it."""
+    """The host without the scheme's default port, as browsers write an origin."""
     return host.lower().removesuffix(DEFAULT_PORTS.get(scheme, ":"))
 
 
@@ -135,6 +137,6 @@ def _cookies_of(request: web.Request) -> list[str]:
 
 
 def _matches(given: Iterable[str], secrets: Iterable[str]) -> bool:
-    """Whether a given value is a secret. The time of the comparison does not reveal how much of it is right."""
+    """Whether a given value is a secret. The time does not depend on the number of correct characters."""
     pairs = [(one.encode(errors="replace"), secret.encode()) for one in given for secret in secrets]
     return any([hmac.compare_digest(one, secret) for one, secret in pairs])

@@ -57,12 +57,12 @@ def parse_origin(text: str) -> str:
     host = parts and _url_host(parts)
     if not parts or not host or parts.scheme in ("", "ws", "wss") or "@" in parts.netloc:
         raise ConfigError(
-            f"{text or 'An empty text'} is not an origin. Browsers send scheme://host, and :port if it is unusual: "
+            f"{text or 'An empty text'} is not an origin. Browsers send scheme://host, with :port if it is not the default: "
             f"--origin {_likely_origin(origin)}"
         )
     port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ConfigError(f"{text} has more than an origin has: --origin {parts.scheme}://{host}{port}")
+        raise ConfigError(f"{text} is more than an origin. Give --origin {parts.scheme}://{host}{port}")
     return f"{parts.scheme}://{host}{port}"
 
 
@@ -94,7 +94,7 @@ def parse_token(text: str) -> str:
         raise ConfigError("A token is empty, so everyone could connect.")
     if text != text.strip() or not all(" " <= character <= "~" for character in text):
         raise ConfigError(
-            "A token has characters that an HTTP header cannot carry. Use letters, digits and signs of ASCII, without "
+            "A token has characters that an HTTP header cannot carry. Use ASCII letters, digits and signs, without "
             "white space around them: openssl rand -hex 16"
         )
     return text
@@ -111,7 +111,7 @@ def parse_url(text: str) -> str:
         )
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ConfigError(
-            f"{parts.scheme}://... has more than a server's address. Give {parts.scheme}://{host}"
+            f"{parts.scheme}://... is more than the address of a server. Give {parts.scheme}://{host}"
             f"{'' if parts.port is None else f':{parts.port}'}{parts.path}, and a token with --token."
         )
     return url
@@ -143,7 +143,7 @@ def _is_ip(host: str) -> bool:
 
 
 def _ascii_name(host: str) -> str | None:
-    """A name as the network has it, xn--mnchen-3ya for münchen; None for what cannot be one."""
+    """A name in the ASCII form of DNS, xn--mnchen-3ya for münchen; None if it is not a valid name."""
     try:
         name = host.encode("idna").decode()
     except UnicodeError:  # an empty part, or one that is too long

@@ -13,7 +13,7 @@ RETRY_AFTER_S = 10
 
 
 class Ticket:
-    """One client's place: a slot, or a position in the queue. `moved` is set whenever that changes."""
+    """One client's slot, or its position in the queue. `moved` is set whenever that changes."""
 
     def __init__(self, admission: "Admission", granted: bool):
         self._admission, self.granted, self.moved = admission, granted, asyncio.Event()
@@ -24,12 +24,12 @@ class Ticket:
         return 0 if self.granted else self._admission.position(self)
 
     def release(self) -> None:
-        """Give the place back. A second call does nothing."""
+        """Free the slot, or leave the queue. A second call does nothing."""
         self._admission.release(self)
 
 
 class Admission:
-    """`slots` places and a queue of at most `queue`."""
+    """`slots` slots, and a queue of at most `queue` clients."""
 
     def __init__(self, slots: int, queue: int, metrics: Metrics):
         self.slots, self._limit, self._metrics = slots, queue, metrics

@@ -106,7 +106,7 @@ async def connect(
     """Open a conversation, wait until it listens, and end it at the end of the block.
 
     url: the server's address, http(s) or ws(s). voice: "none" for no voice. Settings of None are the server's defaults.
-    audio: the format on the wire. "opus" takes a fiftieth of the bytes of "f32" and needs PyAV.
+    audio: the format on the wire. "opus" takes less than a tenth of the bytes of "f32" and needs PyAV.
     resume: the key of a conversation whose connection was lost; it keeps its voice, persona and sampling.
     reconnect: connect again after a lost connection, while the conversation is iterated.
     on_queued: called with the position in the queue, whenever it changes before the client has a slot.
@@ -180,8 +180,9 @@ def make_codec(audio: str, frame_size: int) -> Codec:
 class Conversation:
     """A conversation that listens: `send` the user's samples, and iterate over the agent's answers.
 
-    Do both at once, in two tasks: the server disconnects a client that stops reading. Iterating ends after `close`. It
-    raises ClosedError if the server ended the conversation, and LostError if the connection was lost and not made again.
+    Do both at once, in two tasks: the server disconnects a client that stops reading. The iteration ends after `close`. It
+    raises ClosedError if the server ended the conversation. If the connection is lost and `reconnect` is off, it raises
+    LostError; if reconnecting fails, it raises the last attempt's error.
 
     Its facts: `id`, `resume` (the key to continue after a loss, or None), `resume_seconds` (how long the key is valid),
     `resumed`, `voice` (or None), `seed`, `audio`, `sample_rate`, `frame_size`, `ignored` (settings without effect).
@@ -193,7 +194,7 @@ class Conversation:
         self._closing = False
         self._dropped = 0  # frames, as last reported
         self._end: ServerError | None = None
-        self.reconnected = 0  # times the connection was lost and made again
+        self.reconnected = 0  # how often a new connection has resumed it
 
     async def begin(self, resume: str | None, on_queued: OnQueued | None) -> None:
         """Connect. Called by `connect`, and again after each lost connection."""
@@ -212,8 +213,8 @@ class Conversation:
     async def send(self, pcm: npt.NDArray[np.floating]) -> None:
         """Send what the user says: [samples] float at 24 kHz, of any length. The agent answers each complete frame.
 
-        Samples sent while the connection is lost are dropped, because they would come too late. Iterating reports the loss,
-        and reconnects. Raises AudioError for invalid samples, and the error that ended the conversation.
+        Samples sent while the connection is lost are dropped, because they would come too late. The iteration then
+        reconnects or raises LostError. Raises AudioError for invalid samples, and the error that ended the conversation.
         """
         if not isinstance(pcm, np.ndarray) or pcm.dtype.kind != "f" or pcm.ndim != 1:
             raise AudioError("Send a numpy array of float samples, [samples], mono at 24 kHz.")
@@ -229,8 +230,8 @@ class Conversation:
     async def play(self, pcm: Pcm) -> AsyncIterator[Event]:
         """Play a recording [samples] in real time, and yield what the agent says during it.
 
-        Ends when the last frame is answered or dropped; silence fills up that frame. Raises the errors of `send` and of
-        iterating.
+        Ends when the last frame is answered or dropped. An incomplete last frame is filled up with silence. Raises the
+        errors of `send` and of the iteration.
         """
         recording = frames(pcm, self.frame_size)  # [F, frame_size]
         speaking = asyncio.create_task(self._speak(recording))
@@ -264,7 +265,7 @@ class Conversation:
             except LostError as error:
                 if self._closing:
                     raise StopAsyncIteration from None
-                await self._go_on(error)
+                await self._resume_after(error)
             except ClosedError as error:
                 self._end = error
                 raise
@@ -281,8 +282,8 @@ class Conversation:
                 self._dropped = metadata["frames"]
                 self._events.append(Dropped(self._dropped))
 
-    async def _go_on(self, loss: LostError) -> None:
-        """Try to connect again, until it succeeds or the conversation's time to resume is over."""
+    async def _resume_after(self, loss: LostError) -> None:
+        """Try to reconnect until it works, or until `resume_seconds` are over."""
         await self._link.abandon()
         if not self._reconnect or self.resume is None:
             self._end = loss

@@ -1,4 +1,4 @@
-"""One WebSocket of the client: sends and receives protocol messages; its errors. Used by `client.py` and `load.py`."""
+"""One WebSocket of the client, and the client's errors. Used by `client.py` and `load.py`."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ CLOSE_S = 2.0
 
 
 class ServerError(PplexError):
-    """The server refused a conversation, ended it, or cannot be reached. `reason`: its words."""
+    """The server refused a conversation, ended it, or cannot be reached. `reason`: the server's sentence."""
 
     def __init__(self, message: str, reason: str = ""):
         super().__init__(message)

@@ -17,7 +17,7 @@ class OpusCodec:
         self._encoder, self._receiver, self._frame_size = PacketEncoder(), OpusReceiver(), frame_size
         self._pages = PacketPages(self._encoder.head)
         self._headers = self._pages.headers()
-        self._rest = np.zeros(0, np.float32)  # fills no packet yet
+        self._rest = np.zeros(0, np.float32)  # samples that do not fill a packet yet
 
     def encode(self, pcm: Pcm) -> Iterator[bytes]:
         """Payloads of messages. The first two are the headers."""

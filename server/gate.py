@@ -12,7 +12,7 @@ from pplex.server.metrics import Metrics
 
 
 class Gate:
-    """Makes the protocols of an asyncio server. Each one stands before a protocol that `make` returns."""
+    """Makes the protocols of an asyncio server: a `_Visitor` in front of each protocol that `make` returns."""
 
     def __init__(self, make: Callable[[], asyncio.Protocol], most: int, limits: Limits, metrics: Metrics):
         self.make, self.most, self.limits, self.metrics = make, most, limits, metrics
@@ -40,7 +40,7 @@ class Gate:
 
 
 class _Visitor(asyncio.Protocol):
-    """One connection. Once admitted, all its data goes to the protocol behind."""
+    """One connection. If it is admitted, its data goes to the protocol behind the gate, up to the limits."""
 
     def __init__(self, gate: Gate):
         self._gate = gate

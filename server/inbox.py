@@ -1,4 +1,4 @@
-"""Frames from a client that the model has not heard yet. Their number is limited, and so is the pace of giving them out.
+"""Frames from a client that the model has not heard yet. Their number and their pace are limited.
 
 The hearing thread fills it, the scheduler reads it, the event loop clears it. Callers pass the time.
 """
@@ -14,15 +14,15 @@ from pplex.server.wire import FRAME_S
 
 PACE_S = 0.75 * FRAME_S  # least time between two frames of one conversation
 BACKLOG_FRAMES = 4
-EARLY_S = 10.0  # of audio kept from before the conversation began
+EARLY_S = 10.0  # the longest audio that is kept from before the conversation began
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of the user, [1920] float32; when its last sample arrived; how often the inbox was cleared before."""
+    """One frame of the user, [1920] float32. `epoch`: how often the inbox was cleared before the frame arrived."""
 
     pcm: Pcm
-    arrived_s: float
+    arrived_s: float  # of its last sample
     epoch: int
 
 
@@ -86,7 +86,7 @@ class Inbox:
                 self.dropped += 1
             return
         while len(self._frames) - self._early > self.backlog:
-            # All early frames must be heard, so the oldest late frame is dropped.
+            # Frames from before the start must all be heard. So drop the oldest frame that came after it.
             del self._frames[self._early]
             self.dropped += 1
 
@@ -112,7 +112,7 @@ class Inbox:
         with self._lock:
             if not (self._started and self._frames):
                 return None
-            self._next_s = self._due_s() + PACE_S  # from the due time: the client does not pay for a late scheduler
+            self._next_s = self._due_s() + PACE_S  # from the due time: a late scheduler must not delay later frames
             self._early = max(0, self._early - 1)
             return self._frames.popleft()
 

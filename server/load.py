@@ -32,7 +32,7 @@ from pplex.server.speakers import FrameCounter, Message, Speaker, make_speaker
 from pplex.server.wire import FRAME_S, FRAME_SIZE
 
 SPEECH_FRAMES = 375  # half a minute, if no wav is given
-GRACE_S = 3.0  # for the last replies
+GRACE_S = 3.0  # wait for the last replies
 METRICS_S = 5.0
 WATCH_S = 0.5
 
@@ -47,7 +47,7 @@ class Load:
     sessions: int = 16
     minutes: float = 2.0
     audio: AudioFormat = "opus"
-    wavs: tuple[Path, ...] = ()  # none: `speech_like`
+    wavs: tuple[Path, ...] = ()  # without a recording: `speech_like`
     join_s: float = 0.0
     scatter: bool = False  # each starts a random part of a frame after its handshake, like a real microphone
     voice: str | None = None

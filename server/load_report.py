@@ -37,7 +37,7 @@ class SessionLog:
     replied_s: list[float] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)  # the frame that each reply answers
     lags_s: list[float] = field(default_factory=list)  # delays of our own messages
-    dropped: int = 0  # as the server says
+    dropped: int = 0  # as reported by the server
     refused: str | None = None
     failed: str | None = None
     finished: bool = False  # nothing more will be sent
@@ -96,7 +96,7 @@ class ServerSide:
     late_frames: int | None
     late_after_warm_up: int | None  # from a second after all had joined; None if they join one by one
     dropped_frames: dict[str, int]  # by reason
-    event_loop_lag_p99_ms: float | None  # upper bound of its bucket; None above the last bucket, too
+    event_loop_lag_p99_ms: float | None  # upper bound of its bucket; None also above the last bucket
     thread_cores: dict[str, float]  # processor time by thread: 1 is a whole core
     resident_mb: tuple[float, float] | None  # before and after
 
@@ -146,12 +146,12 @@ class LoadReport:
             "frames": _listed(frames),
             f"gaps above {1000 * GAP_S:g} ms": f"{gaps['speech'].count}, largest {_ms(gaps['speech'].largest_ms)} ms; "
             f"in the first second {gaps['warm-up'].count}, largest {_ms(gaps['warm-up'].largest_ms)} ms",
-            "the server's own": _server(self.server),
+            "server's metrics": _server(self.server),
             "measured from": ", ".join(f"{name} {value}" for name, value in self.machine.items()),
         }
         lines += [f"{name}: {value}" for name, value in facts.items() if value]
         lines += ["Latency: from the sending of a frame's last sample to the arrival of its reply."]
-        lines += ["Ended early: the figures are those until then."] if self.interrupted else []
+        lines += ["The load was ended early. The figures are for the time until then."] if self.interrupted else []
         return "\n".join(lines)
 
 

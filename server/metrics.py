@@ -38,11 +38,15 @@ class Metrics:
             "stage",
         )
         self.batch_size = histogram("batch_size", "Conversations stepped in one call.", BATCHES)
-        self.priming_seconds = histogram("priming_seconds", "From a slot to the handshake.", PRIMING_S)
+        self.priming_seconds = histogram(
+            "priming_seconds", "Seconds between getting a slot and the handshake.", PRIMING_S
+        )
         self.loop_lag = histogram("event_loop_lag_seconds", "Delay of the event loop when it wakes a task.", LATENCY_S)
-        self.slots = gauge("slots", "Conversations that fit.")
-        self.slots_used = gauge("slots_used", "Slots taken: talking, being primed, or kept for a client to return.")
-        self.slots_kept = gauge("slots_kept", "Slots kept for a client to return.")
+        self.slots = gauge("slots", "Slots in total.")
+        self.slots_used = gauge(
+            "slots_used", "Slots in use: in a conversation, being primed, or kept for a lost client."
+        )
+        self.slots_kept = gauge("slots_kept", "Slots kept for clients that lost their connection.")
         self.queue_length = gauge("queue_length", "Clients waiting for a slot.")
         self.connections = gauge("connections", "Open connections of any kind.")
         self.cut = counter(
@@ -51,7 +55,9 @@ class Metrics:
         self.frames = counter("frames", "Frames answered.")
         self.late_frames = counter("late_frames", "Frames answered later than 80 ms after they were due.")
         self.dropped_frames = counter(
-            "dropped_frames", "Frames dropped, by reason: backlog (of the client's), outbox (of the agent's).", "reason"
+            "dropped_frames",
+            "Frames dropped, by reason: backlog (the client's frames), outbox (the agent's).",
+            "reason",
         )
         self.bad_audio = counter(
             "bad_audio", "Damaged Ogg pages and Opus packets received, and messages that hold no audio."

@@ -1,6 +1,7 @@
 """Converts Opus in Ogg to samples and back, for one connection. libopus does the coding, through PyAV, without the GIL.
 
-Called by `server.formats`. A frame of 80 ms takes 270 us to send and 150 us to receive (one x86-64 core, PyAV 18.1).
+Made by `server.formats`. Receivers run in the hearing thread, senders in the speech thread. A frame of 80 ms takes 270 us to
+send and 150 us to receive (one x86-64 core, PyAV 18.1).
 """
 
 import random
@@ -21,7 +22,7 @@ PACKET_SAMPLES = 480  # 20 ms: a client sends short packets, because it may stop
 BITS_PER_SECOND = 48_000
 STEREO = 4  # the bit of a packet's first byte, RFC 6716 section 3.1
 UP = 2  # samples at Opus's own 48 kHz for each of ours
-PAGELESS_BYTES = 32768  # seconds of Opus: if they contain no Ogg page, the stream is something else
+PAGELESS_BYTES = 32768  # several seconds of Opus: a stream that has no Ogg page in so many bytes is something else
 
 
 Pcm16 = npt.NDArray[np.int16]
@@ -30,8 +31,8 @@ Pcm16 = npt.NDArray[np.int16]
 class OpusReceiver:
     """Converts a client's Ogg Opus stream to mono samples at 24 kHz, for any content and any division into messages.
 
-    Like the reference, it does not discard the head's pre-skip. Clients claim 80 ms but are only 6 ms late, and would then
-    miss an answer.
+    Like the original server, it keeps the samples that the head's pre-skip says to discard. Clients claim 80 ms, but their
+    real delay is 6 ms. If 80 ms were discarded, a client would miss the answer to one frame.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class OpusReceiver:
         if container not in (None, "Ogg"):
             raise not_opus(f"is {container}")
         if not self.pages.good_pages and self.pages.skipped_bytes > PAGELESS_BYTES:
-            raise not_opus(f"holds no Ogg page in {self.pages.skipped_bytes:,} bytes")
+            raise not_opus(f"has no Ogg page in {self.pages.skipped_bytes:,} bytes")
         if self.pages.unplayable is not None:
             raise not_opus(f"is Ogg with {codec_of(self.pages.unplayable)}")
         return parts
@@ -146,7 +147,7 @@ class PacketEncoder:
     def push(self, pcm: Pcm) -> list[bytes]:
         """The packets of [n * packet_samples] samples. Samples are clipped to [-1, 1], and NaN becomes silence."""
         packets, rest = divmod(len(pcm), self.packet_samples)
-        assert packets and not rest, f"{len(pcm)} samples are no whole packets"
+        assert packets and not rest, f"{len(pcm)} samples are not whole packets"
         samples = np.clip(pcm, -1, 1)
         samples[np.isnan(samples)] = 0
         frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")

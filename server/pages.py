@@ -90,7 +90,7 @@ class Pages:
         return web.FileResponse(self._folder / INDEX)
 
     async def _back(self, request: web.Request) -> web.StreamResponse:
-        """Redirect a browser that reloads the address of the form."""
+        """GET /login: redirect to the page. A browser asks for it if the user reloads after the form was sent."""
         return web.Response(status=303, headers={"Location": "./"})
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
@@ -119,7 +119,7 @@ class Pages:
         return parse_qs(body.decode(errors="replace")).get("token", [""])[0].strip()
 
     def _let_in(self, request: web.Request, token: str) -> web.StreamResponse:
-        """Redirect to the same page with a cookie. The new address has no token, because histories store addresses."""
+        """Redirect to the same page with a cookie. The new address has no token, because browsers store addresses."""
         query = [(name, value) for name, value in request.query.items() if name != "token"]
         # Relative: behind a proxy's prefix we do not know the address that the browser uses.
         response = web.Response(status=303, headers={"Location": str(URL("./").with_query(query))})

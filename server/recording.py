@@ -20,7 +20,9 @@ class Recording:
     def __init__(self, folder: Path, name: str):
         self.path, self._name = folder / f"{name}.flac", name
         self._partial = folder / f"{name}.part"
-        self._file: soundfile.SoundFile | None = None  # the first frame opens it, in a thread that may wait for a disk
+        self._file: soundfile.SoundFile | None = (
+            None  # opened at the first frame, in the speech thread, which may wait for a disk
+        )
         self._has_failed = False
 
     def write(self, user: Pcm, agent: Pcm) -> None:
@@ -33,11 +35,7 @@ class Recording:
                     self._partial, "w", SAMPLE_RATE_HZ, channels=2, format="FLAC", subtype="PCM_16"
                 )
             self._file.write(np.clip(np.stack([user, agent], axis=1), -1, 1))
-        except (
-            OSError,
-            soundfile.SoundFileError,
-            AssertionError,
-        ) as error:  # soundfile raises the last one after an incomplete write
+        except (OSError, soundfile.SoundFileError, AssertionError) as error:  # AssertionError: an incomplete write
             self._fail(error)
 
     def close(self) -> None:

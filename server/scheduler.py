@@ -1,6 +1,7 @@
 """Scheduler thread: steps every session with a whole frame together, and primes newcomers in between.
 
-Only this thread uses the Runtime. The event loop gives it orders; its replies go to the speech thread.
+Only this thread uses the Runtime, except for `Runtime.check_prompt`. The event loop orders it to open and close sessions;
+its replies go to the speech thread.
 """
 
 import threading
@@ -40,16 +41,16 @@ class ScheduledSession:
     inbox: Inbox
     request: ConversationRequest
     answer: Callable[[FrameReply], None]  # OutgoingAudio.answer, called in the speech thread
-    primed: "Future[None]" = field(default_factory=Future)  # done when it is primed, or with the error
+    primed: "Future[None]" = field(default_factory=Future)  # done after priming, or has its error
     session: Session | None = None
-    expected_s: float = 0.0  # due time of its next frame, if it keeps its rhythm
+    expected_s: float = 0.0  # due time of its next frame: 80 ms after the last one
 
 
 class Scheduler:
     """Loads a runtime and steps its sessions until it is stopped.
 
-    load: makes the runtime. speech: the worker that encodes replies. ready, failed: each called at most once. All are called
-    in the scheduler's thread. A failure ends the thread, because the state of the sessions is then unknown.
+    load: makes the runtime. ready, failed: called at most once. These three are called in the scheduler's thread.
+    speech: the worker that encodes replies. A failure ends the thread, because the sessions' state is then unknown.
     """
 
     def __init__(
@@ -90,14 +91,14 @@ class Scheduler:
         self._order(lambda: self._end(scheduled))
 
     def wake(self) -> None:
-        """Report a complete frame. This wakes the thread if it waits for no further frame."""
+        """Report a complete frame. It wakes the thread, unless the thread waits for more frames."""
         with self._wake:
             self._woken += 1
             if self._woken >= self._awaited:
                 self._wake.notify()
 
     def stop(self) -> None:
-        """End the thread and wait for it. A thread that is still loading, maybe for minutes, ends with the process."""
+        """End the thread, and wait for it if the runtime is loaded. Loading may take minutes: it ends with the process."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -124,7 +125,7 @@ class Scheduler:
                 else:
                     self._sleep(wait_s)
         except BaseException as error:
-            LOGGER.error("the engine failed", exc_info=not isinstance(error, PplexError))
+            LOGGER.error("the scheduler failed", exc_info=not isinstance(error, PplexError))
             self._failed(error)
 
     def _take_orders(self) -> list[Callable[[], None]]:
@@ -153,9 +154,8 @@ class Scheduler:
         wait_s = self._batch_wait_s
         until_s = min(ready.values()) + wait_s
         others = (due.get(each, each.expected_s) for each in self._sessions if each not in ready)
-        awaited = sum(
-            now - wait_s < expected_s < until_s + wait_s for expected_s in others
-        )  # up to wait_s early or late
+        # Frames that are expected by then; each may be early or late by up to wait_s.
+        awaited = sum(now - wait_s < expected_s < until_s + wait_s for expected_s in others)
         if awaited and now < until_s:
             self._awaited = awaited
             return until_s - now

@@ -15,8 +15,8 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.server.wire import FRAME_SIZE
 
 RAW_SAMPLES = 480  # 20 ms: a message of s16 or f32
-PAGE_PACKETS = 2  # a message of Opus, as the official client sends it
-WIDTH = {"s16": 2, "f32": 4}  # bytes a sample
+PAGE_PACKETS = 2  # a message of Opus, as the original web client sends it
+WIDTH = {"s16": 2, "f32": 4}  # bytes per sample
 OPUS_RATE_HZ = 48_000
 
 Message = tuple[bytes, int]  # the payload, and its number of samples

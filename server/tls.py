@@ -76,7 +76,7 @@ def self_signed_context(host: str) -> ssl.SSLContext:
 
 @contextmanager
 def _named(data: bytes) -> Iterator[str]:
-    """The name of a temporary file with `data`, because ssl reads only files; in memory if the system supports it."""
+    """The name of a temporary file with `data`, because ssl reads only files. It is in memory if possible."""
     in_memory = hasattr(os, "memfd_create") and os.path.isdir(OPEN_FILES)
     opened = os.fdopen(os.memfd_create(CERTIFICATE), "wb") if in_memory else tempfile.NamedTemporaryFile()  # noqa: SIM115
     with opened as file:
@@ -90,8 +90,8 @@ def _names(host: str) -> list[str]:
     names = ["localhost", "127.0.0.1", "::1", parse_host(host)]
     with suppress(ConfigError):  # a machine's name may be invalid
         names.append(parse_host(socket.gethostname()))
-    # A look-up of its own name could use the network. Connecting a datagram socket sends nothing, and chooses the address
-    # that others see. The two target addresses belong to nobody (RFC 5737, RFC 3849).
+    # Looking up the machine's own name could send a DNS request. Connecting a UDP socket sends nothing, but the system then
+    # chooses the address that others see. The two targets are reserved for documentation (RFC 5737, RFC 3849).
     for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:  # a machine may have no network
             probe.connect((elsewhere, 9))

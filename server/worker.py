@@ -36,5 +36,5 @@ class Worker:
         while (work := self._queue.get()) is not None:
             try:
                 work()
-            except Exception:  # of one conversation: the others continue
+            except Exception:  # an error of one conversation: the others continue
                 LOGGER.exception("a message, a reply or a recording was lost")

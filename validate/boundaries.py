@@ -16,10 +16,8 @@ from pplex.runtime.config import CODEBOOKS
 
 Flags = npt.NDArray[np.bool_]
 
-HALVES = (
-    range(1),
-    range(1, CODEBOOKS),
-)  # semantic, acoustic; a codebook quantizes the residual of the one before
+# The two quantizers' codebooks: semantic, acoustic. A codebook quantizes the residual of the codebook before it.
+QUANTIZERS = (range(1), range(1, CODEBOOKS))
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class ComparedCodes:
     """Codes [F, 8] compared with the reference's.
 
     differs: the code is not the reference's.
-    follows: an earlier code of the same frame and half differs, so this code quantized another residual.
+    follows: an earlier code of the same frame and quantizer differs, so this code quantized another residual.
     distance: see `boundary_distances`.
     unexplained: the distance is larger than rounding explains.
     lost: it follows an unexplained code and cannot be judged.
@@ -41,7 +39,7 @@ class ComparedCodes:
 
     @property
     def explained(self) -> Flags:
-        """The first different code of a frame and half, if rounding explains it."""
+        """The first different code of a frame and quantizer, if rounding explains it."""
         return self.differs & ~self.follows & ~self.unexplained
 
     @property
@@ -70,10 +68,10 @@ def boundary_distances(quantizer: Quantizer, latents: Tensor, codes: Tokens) -> 
     the projected latents. So an engine's relative latent error is at least the largest distance.
     """
     distances = np.empty(codes.shape)
-    for half, project in zip(HALVES, (quantizer.semantic, quantizer.acoustic), strict=True):
+    for books, project in zip(QUANTIZERS, (quantizer.semantic, quantizer.acoustic), strict=True):
         x = project(latents).double().numpy()  # [F, codebook_dim]
         unit = float(np.sqrt((x**2).sum(axis=1).mean())) or 1.0
-        for i in half:
+        for i in books:
             book = quantizer.codebooks[i].double().numpy()
             entry = codes[:, i].clip(0, len(book) - 1)
             distances[:, i] = np.where(entry == codes[:, i], _boundary_distance(x, book, entry) / unit, np.inf)
@@ -91,8 +89,8 @@ def _boundary_distance(x: Floats, book: Floats, entry: Tokens) -> Floats:
 
 
 def _after_one(flags: Flags) -> Flags:
-    """Flags the codes after a flagged code of the same frame and half."""
+    """Flags the codes after a flagged code of the same frame and quantizer."""
     after = np.zeros_like(flags)
-    for half in HALVES:
-        after[:, half[1:]] = np.logical_or.accumulate(flags[:, half], axis=1)[:, :-1]
+    for books in QUANTIZERS:
+        after[:, books[1:]] = np.logical_or.accumulate(flags[:, books], axis=1)[:, :-1]
     return after

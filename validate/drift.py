@@ -1,4 +1,4 @@
-"""Compares a bundle's language model with the float32 reference on one forced token history.
+"""Compares a bundle's temporal and depth graphs with the float32 reference. Both get the same forced tokens.
 
 Called by the drift section and `bench.precision`.
 """
@@ -88,7 +88,10 @@ class DriftSummary:
 
 
 def engine_blocks(stages: Stages, codes: Tokens) -> Iterator[Forced]:
-    """Step slot 0 of `stages` through codes [T + 1, 17]; each step's tokens are forced. `stages` must have logits."""
+    """Run T steps in slot 0 of `stages`, which must have logits.
+
+    Step t gets column t of codes [T + 1, 17] as input. Its output tokens are forced to column t + 1.
+    """
     text_logits, audio_logits = stages.tensors("temporal")["text_logits"], stages.tensors("depth")["audio_logits"]
     for start in range(0, len(codes) - 1, BLOCK):
         rows: list[tuple[Floats, Floats, Floats]] = []

@@ -93,7 +93,7 @@ class LanguageTrace:
 
 
 def trace_language(stages: Stages, codes: Tokens) -> LanguageTrace:
-    """Step slot 0 through codes [T + 1, 17]; each step's tokens are forced."""
+    """Run T steps in slot 0: step t gets column t of codes [T + 1, 17], and its tokens are forced to column t + 1."""
     kept = {graph: [name for name in stages.tensors(graph) if _kept(name)] for graph in ("temporal", "depth")}
     rows: dict[str, dict[str, list[npt.NDArray[Any]]]] = {g: {name: [] for name in names} for g, names in kept.items()}
     for step in range(len(codes) - 1):
@@ -121,7 +121,7 @@ def _kept(name: str) -> bool:
 def temporal_errors(
     trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConfig, codes: Tokens
 ) -> list[LayerError]:
-    """Errors of every half layer of the temporal transformer, in order, for the trace of codes [T + 1, 17]."""
+    """Errors of attention and gated block of each temporal layer, in order, for the trace of codes [T + 1, 17]."""
     steps, walk = len(codes) - 1, _Walk({name: x.flatten(1)[None] for name, x in trace.temporal.items()})  # [1, T, dim]
     whole = WholeTemporal(checkpoint, config, steps, config.temporal.capacity)
     walk.start("embedding", whole.embed(torch.from_numpy(codes[:-1]), torch.zeros(steps, config.temporal.dim)))
@@ -135,7 +135,7 @@ def temporal_errors(
 
 @torch.inference_mode()
 def depth_errors(trace: LanguageTrace, checkpoint: Checkpoint, config: ModelConfig, codes: Tokens) -> list[LayerError]:
-    """Errors of every half layer of every step of the depth transformer, in order, for the engine's hidden states."""
+    """Errors of attention and gated block of each layer of each depth step, in order, for the engine's hidden states."""
     module = weights.load("depth", checkpoint, config)
     assert isinstance(module, Depth)
     hidden, previous = trace.temporal["hidden"], torch.from_numpy(codes[1:].clip(min=0))
@@ -162,7 +162,7 @@ def _attend(module: Depth, step: DepthStep, layer: int, past: Past, x: Tensor) -
 
 
 class _Walk:
-    """Walks through layers in order with two streams: the engine's, `got` by layer, and the float32 one.
+    """Computes layers in order in float32, for two residual streams: the float32 one, and the engine's (`got` by layer).
 
     A compiled engine gives only its graph's outputs. Layers that are not in `got` are skipped, and the next layer then has
     no own error.
@@ -173,7 +173,7 @@ class _Walk:
         self._before: Tensor | None = None
 
     def start(self, layer: str, x: Tensor) -> None:
-        """Start the stream with x."""
+        """Start the residual stream with x."""
         self._x, got = x, self.got.get(layer)
         self._add(layer, got, x, got, x)
 
@@ -187,7 +187,7 @@ class _Walk:
             self._add(layer, got, self._x, got - before, own_adds(before))
 
     def end(self, layer: str, makes: Half, got: Tensor) -> None:
-        """Apply a layer that replaces the stream."""
+        """Apply a layer that replaces the residual stream."""
         self._x = makes(self._x)
         self._add(layer, got, self._x, got, None if self._before is None else makes(self._before))
 

@@ -1,8 +1,9 @@
 """Finds the first difference of two conversations, and whether rounding explains it.
 
-Two float32 engines differ in the last digits. A token that wins by a smaller margin may lose on another processor, and the
-conversation continues differently. So the reference records how near every draw was to another outcome (its standings). The
-tolerance of the layers must explain the first different token. Called by the conversation section.
+The logits of two float32 engines differ in the last digits. If two tokens are nearer to each other than that, another
+processor may draw the other token, and the rest of the conversation differs. So the reference records how near every draw
+was to another outcome (its standings). The tolerance of the layers must explain the first different token. Called by the
+conversation section.
 """
 
 import math
@@ -23,11 +24,13 @@ from pplex.validate.boundaries import boundary_distances
 from pplex.validate.offline_codec import latents_at_once
 from pplex.validate.standings import Standings
 
-# A hidden state with the allowed relative error moves logits by that share of their spread. A race compares two logits, and
-# a few percent of draws move by more than twice as much.
+# If a hidden state has the allowed relative error e, a logit moves by about e times the spread of the logits. A draw
+# compares two logits, so both may move; in a few percent of draws they move by more than twice as much. Hence 4.
 SPREADS = 4
-WIDER = 50  # times the allowed distance: the draws within it are counted, to estimate the number within the allowed one
-CHANCE = 1e-3  # probability of more explained differences than plausible, for an engine with the largest allowed error
+# Draws within this multiple of the allowed distance are counted, to estimate the number within the allowed distance.
+WIDER = 50
+# Probability of a false alarm: an engine with the largest allowed error has more near ties than `plausible`.
+CHANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TokenTrace:
 
 @dataclass(frozen=True)
 class Parting:
-    """The first different draw of two conversations: frame and stream, and how near the reference was to the other token.
+    """The first different token of two conversations: frame, stream, and how near the reference was to the other token.
 
     `distance` is in `unit`; rounding explains it up to `allowed`. `equal_frames`: the frames before any different token.
     They may be fewer than `frame`, because text is drawn before the delayed codebooks of earlier frames.
@@ -99,7 +102,7 @@ class Judge:
         return Parting(ours.name, frame, name, expected, got, distance, allowed, unit, int(differs[:, 0].min()))
 
     def _when(self, frame: int, stream: int) -> tuple[int, int]:
-        """The call that computed a token, and the token's place in that call. User codes count for the next call."""
+        """The call that computed a token, and the token's place in that call. User codes have an effect in the next call."""
         delay, latest = self._config.delays[stream], self._config.max_delay
         return (frame - latest + delay, stream) if stream < USER else (frame - latest, stream)
 
@@ -123,7 +126,7 @@ class Judge:
         return float(boundary_distances(encoder.quantizer, latents, heard)[call, codebook])
 
     def plausible(self, reference: Sequence[TokenTrace]) -> int:
-        """The number of the reference's draws that may differ as near ties; more differ with probability CHANCE.
+        """How many of the reference's draws may differ as near ties. A correct engine has more with probability CHANCE only.
 
         In an engine with the largest allowed error, all draws within the allowed distance may differ. Their number is
         estimated from a wider distance.

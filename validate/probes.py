@@ -77,7 +77,7 @@ def _expose(graph: ir.Graph, name: str, value: ir.Value) -> TensorSpec:
 
 
 def _meets(graph: ir.Graph) -> dict[str, list[ir.Node]]:
-    """The nodes that use each weight, also through DequantizeLinear: name -> nodes in order."""
+    """The nodes that use each weight, also through DequantizeLinear or Cast: name -> nodes in order."""
     found: dict[str, list[ir.Node]] = {}
     for node in graph:
         for value in node.inputs:
@@ -104,7 +104,7 @@ def _input(node: ir.Node) -> ir.Value:
 
 
 def _temporal(graph: ir.Graph, config: ModelConfig) -> Iterator[tuple[str, ir.Value]]:
-    """The stream between half layers: the input of each norm."""
+    """The residual stream between half layers: the input of each norm."""
     meets, last = _meets(graph), config.temporal.layers - 1
     yield "embedding", _input(meets["layers.0.norm1.weight"][0])
     for i in range(last + 1):

@@ -22,7 +22,9 @@ from pplex.runtime.engine import Executor
 from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.precision import FP32
 
-Half = Callable[[Tensor], Tensor]  # half a layer: stream -> addition to the stream
+Half = Callable[
+    [Tensor], Tensor
+]  # a half layer (attention or gated block, with its norm): residual stream -> addition to it
 
 
 class TorchExecutor:

@@ -107,9 +107,9 @@ def onset_shift_ms(estimate: Signal, target: Signal) -> OnsetShift:
                 |    /|  ,'       estimate: from t to t + 20 ms, on average at t + 10 ms
         floor   |___/_|,'
 
-    So a delay of T ms gives T, and a linear ramp of T ms gives T / 2. The time of crossing a threshold could jump between
-    two peaks of about the same height; this time does not. Before, levels are matched over the whole signal, and means are
-    removed. A lost onset gives about AFTER_MS. NaN in the estimate gives NaN, and NaN in the target gives no onset.
+    A delay of T ms gives T; a linear ramp of T ms gives T / 2. The time at which a threshold is crossed is not used, because
+    it jumps if two peaks have similar heights. First, means are removed, and levels are matched over the whole signal.
+    A lost onset gives about AFTER_MS. NaN in the estimate gives NaN, and NaN in the target gives no onset.
     """
     e, t = (envelope(signal - signal.mean()) for signal in _pair(estimate, target))
     onsets = find_onsets(t)

@@ -24,9 +24,10 @@ BEYOND_TOP_K = 8  # tokens after the last candidate that may take its place
 
 @dataclass(frozen=True)
 class Standings:
-    """The nearest other outcomes of draws: tokens and distances [..., NEAREST], and the spread of their logits [...].
+    """For each draw, the NEAREST tokens that could have been drawn, their distances, and the spread of the logits.
 
-    A token's distance: logits must move this far towards each other until the token is drawn. It is 0 for the drawn token.
+    tokens, distances [..., NEAREST]; spread [...]. A token's distance: logits must move this far towards each other until
+    the token is drawn. It is 0 for the drawn token.
     """
 
     tokens: Tokens

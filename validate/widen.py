@@ -17,7 +17,7 @@ _MOVES = {"Cast", "Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "T
 
 
 def widen_bundle(bundle: Bundle) -> Bundle:
-    """The bundle with its bfloat16 graphs rewritten in place; the manifest's hashes are then wrong."""
+    """Rewrite the bundle's bfloat16 graphs in place. Its manifest's sizes and hashes are then wrong."""
     narrow = [graph for graph, name in bundle.precision.items() if name == "bf16"]
     for graph in narrow:
         widen(bundle.graph_path(graph))

@@ -6,7 +6,7 @@ export const STATES = {
   microphone: () => "Waiting for the microphone. Allow it if your browser asks.",
   sound: () => "Starting the sound…",
   connecting: () => "Connecting…",
-  queued: (place) => (place === 1 ? "All places are taken. You are next." : `All places are taken. You are number ${place} in the queue.`),
+  queued: (place) => (place === 1 ? "All slots are taken. You are next." : `All slots are taken. You are number ${place} in the queue.`),
   preparing: () => "Getting ready…",
   talking: () => "Talking. Say something.",
   lost: () => "The connection is lost. Trying to reconnect…",
@@ -67,7 +67,7 @@ const ENDINGS = {
   1008: (said) => `${said || "You said nothing for too long, or the conversation reached its maximum duration."} Press Talk to begin a new one.`,
   1009: () => DISAGREE,
   1011: () => `The server has a fault. Press Talk to begin again. If it happens again, ${TELL}.`,
-  1013: () => "No place became free in time. Try again in a few minutes.",
+  1013: () => "No slot became free in time. Try again in a few minutes.",
   4001: () => "The conversation continues in another window.",
 };
 

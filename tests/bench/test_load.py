@@ -26,7 +26,7 @@ def test_the_command_reports_the_first_load_and_those_after_it(tiny_bundle: Bund
         medians = [report["timings"][f"{which}: {moment}"]["median_ms"] for moment in MOMENTS]
         assert 0 < medians[0] < medians[1] < medians[2] < medians[3]
         figures = {name: value for name, value in report["figures"].items() if name.startswith(which)}
-        peak, over = figures[f"{which}: peak MB"], figures[f"{which}: peak over weights"]
+        peak, over = figures[f"{which}: peak MB"], figures[f"{which}: peak / weights"]
         assert peak > 10 and over == pytest.approx(peak / report["figures"]["MB of weights"], rel=0.01)
         assert all(value is None or 0 < value <= peak for name, value in figures.items() if "after loading" in name)
     assert len(report["timings"]) == 8
@@ -58,7 +58,7 @@ def test_files_cached_by_the_first_load_are_counted_separately(
     assert (there.figures["MB cached by earlier loads"], there.figures["MB cached by the first load"]) == (3, 0)
     assert made.timings["first load: loaded"].median_ms == 9000
     assert made.timings["later loads: loaded"].median_ms == 3000
-    assert made.figures["later loads: peak over weights"] == 2
+    assert made.figures["later loads: peak / weights"] == 2
     assert made.figures["later loads: MB of private memory after loading"] is None
 
 

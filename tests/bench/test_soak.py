@@ -14,7 +14,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.session import Reply, Session
 
 FRAMES, BETWEEN = 100, 25  # BETWEEN frames lie outside both windows
-HELD = "bytes allocated after the early window and held at the last"
+HELD = "bytes allocated between the windows and not freed"
 STEP = Session.step
 
 
@@ -39,11 +39,11 @@ def test_the_command_reports_both_windows_memory_and_the_clock(tiny_bundle: Bund
     assert all(0 < t["median_ms"] <= t["p99_ms"] for t in report["timings"].values())
     found = report["figures"]
     assert found["early window"] == "frames 30 to 60" and found["last window"] == "frames 90 to 120"
-    samples = ("samples heard", "finite samples said", "frames stepped x 1920")
+    samples = ("samples of the user", "finite samples of the agent", "frames stepped x 1920")
     assert {found[name] for name in samples} == {120 * 1920}
-    assert {count for name, count in found.items() if name.startswith("frames by the ")} == {120}
+    assert {count for name, count in found.items() if name.startswith("frames counted by the ")} == {120}
     assert found["clock drift in frames"] == 0
-    ratios = [value for name, value in found.items() if name.endswith("last window over early")]
+    ratios = [value for name, value in found.items() if name.endswith("last window / early window")]
     assert len(ratios) == 3 and all(ratio > 0 for ratio in ratios)
     assert found["resident MB at the end"] is None or found["resident MB at the end"] > 10
 

@@ -131,7 +131,7 @@ def runs(bundle: dict[str, Any], driver: Driver = RTX_4090, ort: Probe = CPU_ORT
         ({"sm": 120, "gpu": "rtx-5090"}, {}, "this GPU (NVIDIA GeForce RTX 4090) is sm_89"),
         ({"made_with": "tensorrt-rtx 1.6.0"}, {}, "1.7.1.116 is installed"),
         ({}, {"slots": 9}, "9 slots are more than the engines were built for"),
-        ({"kind": TENSORRT}, {}, "need tensorrt, which cannot be imported"),
+        ({"kind": TENSORRT}, {}, "compiled with tensorrt, which cannot be imported"),
         ({}, {"device": "cpu"}, "compiled for sm_89"),
     ],
 )

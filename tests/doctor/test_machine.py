@@ -129,8 +129,8 @@ class TestDisk:
 
     def test_cache_of_the_first_load_needs_space(self, tmp_path: Path, disk: dict[str, int]) -> None:
         disk["free"] = GB
-        for to_prepare, writable, level in ((2 * GB, True, WARNING), (GB // 2, True, OK), (GB // 2, False, WARNING)):
-            bundle = {"to_prepare": to_prepare, "writable": writable}
+        for to_cache, writable, level in ((2 * GB, True, WARNING), (GB // 2, True, OK), (GB // 2, False, WARNING)):
+            bundle = {"to_cache": to_cache, "writable": writable}
             finding = self.check(source=str(tmp_path), bundle=bundle)
             assert (finding.level, finding.stops) == (level, ())
 

@@ -142,8 +142,8 @@ def test_swapped_rings_are_reported(problems: Any) -> None:
             node.input[0] = swapped.get(node.input[0], node.input[0])
 
     assert problems("temporal", change) == [
-        "present.k.0 is past.v.0 with an update, not past.k.0",
-        "present.v.0 is past.k.0 with an update, not past.v.0",
+        "present.k.0 is an update of past.v.0, not of past.k.0",
+        "present.v.0 is an update of past.k.0, not of past.v.0",
     ]
 
 

@@ -78,9 +78,9 @@ def test_unknown_memory_refuses_no_build() -> None:
 @pytest.mark.parametrize(
     "gpu, precision, slots, words",
     [
-        ("rtx-4090", "fp16", 8, "4 slots of 1.6 GB fit and not 8. What would fit: --slots 4, or --capacity 1500, or"),
+        ("rtx-4090", "fp16", 8, "4 slots of 1.6 GB, not 8. What would fit: --slots 4, or --capacity 1500, or"),
         ("rtx-4090", "fp16", 8, "or --precision int8."),
-        ("rtx-4080", "fp16", 8, "0 slots of 1.6 GB fit and not 8. What would fit: --precision int4 --slots 5."),
+        ("rtx-4080", "fp16", 8, "0 slots of 1.6 GB, not 8. What would fit: --precision int4 --slots 5."),
         ("rtx-2080-ti", "fp16", 1, "Use a GPU with more memory; to compare GPUs: pplex-export plan"),
     ],
 )
@@ -120,7 +120,7 @@ def test_plan_of_a_checkpoint_uses_its_sizes(tiny_bundle: Bundle, tmp_path: Path
 
 
 def test_a_missing_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"not a folder.*nothing for the released model"):
+    with pytest.raises(ConfigError, match=r"not a folder.*leave it out for the released model"):
         report_plans(tmp_path / "nowhere")
 
 

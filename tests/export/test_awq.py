@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from pplex.export import weights
-from pplex.export.awq import Folder
+from pplex.export.awq import Folding
 from pplex.export.calibration import Calibration, calibrate
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
 from pplex.export.conversations import default_conversations
@@ -35,7 +35,7 @@ def calibration(checkpoint: Checkpoint) -> Calibration:
 
 def folds_of(graph: str, checkpoint: Checkpoint, calibration: Calibration) -> dict[str, object]:
     table, stored = weights.sources(graph, checkpoint.config, checkpoint), storages(graph, checkpoint.config, INT4)
-    return dict(Folder(graph, table, checkpoint, calibration, stored).folds(checkpoint.config))
+    return dict(Folding(graph, table, checkpoint, calibration, stored).folds(checkpoint.config))
 
 
 def outputs(module: nn.Module, graph: str, checkpoint: Checkpoint) -> Tensor:

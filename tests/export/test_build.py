@@ -147,7 +147,7 @@ def test_a_bundle_for_a_gpu_holds_engines_only(tiny_bundle: Bundle, tmp_path: Pa
 @pytest.mark.parametrize(
     "gpu, precision, words",
     [
-        (replace(RTX_4090, memory_nbytes=1_510_000_000), "fp32", "slots .* fit and not 8"),
+        (replace(RTX_4090, memory_nbytes=1_510_000_000), "fp32", "slots of .*, not 8"),
         (parse_gpu("rtx-3090"), "fp8", "rtx-3090|RTX 3090 .*cannot run temporal=fp8"),
         (parse_gpu("h100"), "fp8", "H100"),
     ],

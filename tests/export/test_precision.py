@@ -16,7 +16,7 @@ from pplex.cli import main
 from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.onnx_file import weights_by_dtype
 from pplex.export import weights
-from pplex.export.awq import Folder
+from pplex.export.awq import Folding
 from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, weights_mark
 from pplex.export.checkpoint import open_checkpoint
@@ -118,7 +118,7 @@ def test_int4_file_holds_the_awq_weights(built: Build, graph: str) -> None:
     config, stored = bundle.config, storages(graph, bundle.config, bundle.precision)
     calibration = Calibration.load(bundle.path(CALIBRATION_FILE), config, weights_mark(checkpoint))
     sources = weights.sources(graph, config, checkpoint)
-    folds = Folder(graph, sources, checkpoint, calibration, stored).folds(config)
+    folds = Folding(graph, sources, checkpoint, calibration, stored).folds(config)
     model = onnx.load(bundle.graph_path(graph))
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, fold in folds.items():

@@ -174,7 +174,7 @@ def test_a_file_swapped_together_with_its_hash_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("schema", [SCHEMA + 1, SCHEMA - 1, str(SCHEMA), None])
 def test_other_schema_is_refused_with_both_numbers(folder: Path, schema: Any) -> None:
     edit(folder, lambda manifest: manifest.update(schema=schema), signed=True)
-    assert f"has schema {schema}, this version reads schema {SCHEMA}" in refusal(folder)
+    assert f"has schema {schema}, but this version reads schema {SCHEMA}" in refusal(folder)
 
 
 def test_unknown_key_is_refused_by_name(folder: Path) -> None:

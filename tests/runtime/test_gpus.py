@@ -79,7 +79,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(text: str, words: str) -
 
 @pytest.mark.skipif(here() is not None, reason="this machine has a GPU")
 def test_local_without_a_gpu_is_refused() -> None:
-    with pytest.raises(GpuError, match=r"--gpu local asks CUDA|no NVIDIA GPU that CUDA can use .* --gpu rtx-4090"):
+    with pytest.raises(
+        GpuError, match=r"--gpu local needs cuda-bindings|no NVIDIA GPU that CUDA can use .* --gpu rtx-4090"
+    ):
         parse_gpu("local")
 
 

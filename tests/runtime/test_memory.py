@@ -47,7 +47,9 @@ def test_the_refusal_says_how_many_fit(free: int, fitting: int) -> None:
     with pytest.raises(GpuMemoryError) as refusal:
         check_memory(free, per_slot=GB, fixed=4 * GB, slots=5, capacity=3000)
     message = str(refusal.value)
-    assert message.startswith("5 slots of 3000 steps need 9.27 GB of GPU memory: 1.00 GB each, 4.27 GB besides.")
+    assert message.startswith(
+        "5 slots of 3000 steps need 9.27 GB of GPU memory: 1.00 GB for each slot and 4.27 GB for all else."
+    )
     assert f"so {fitting} slots fit. Load the bundle with slots={fitting}" in message
 
 

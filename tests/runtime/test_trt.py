@@ -94,7 +94,7 @@ def test_more_than_the_profile_allows_is_refused_with_the_library_message(compil
     engines = {name: {**entry, "slots": 8} for name, entry in bundle.manifest["engines"].items()}
     stages = Stages(replace(bundle, manifest={**bundle.manifest, "engines": engines}), 8, device=backend)
     with pytest.raises(
-        EngineError, match=r"tensorrt-rtx cannot take pcm of shape \[8, 1, 1920\] in mimi_encode: .* 8 is"
+        EngineError, match=r"mimi_encode: tensorrt-rtx cannot take pcm of shape \[8, 1, 1920\]: .* 8 is"
     ):
         stages.run("mimi_encode", 8)
 

@@ -36,7 +36,7 @@ def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple
         (["--host", "localhost:8998"], "Give --host localhost --port 8998."),
         (["--host", "a..b"], "a..b is not a host"),
         (["--origin", "friend.example"], "--origin https://friend.example"),
-        (["--origin", "https://ok.example", "--origin", "https://friend.example/talk"], "has more than an origin has"),
+        (["--origin", "https://ok.example", "--origin", "https://friend.example/talk"], "is more than an origin"),
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
     ],
 )

@@ -137,7 +137,7 @@ def test_another_container_is_named_at_once(name: str, size: int) -> None:
 
 def test_raw_samples_sent_as_opus_are_refused_within_a_second() -> None:
     samples, receiver = (speech(12) * 32767).astype("<i2"), OpusReceiver()
-    with pytest.raises(ProtocolError, match=r"holds no Ogg page in 3\d,\d{3} bytes"):
+    with pytest.raises(ProtocolError, match=r"has no Ogg page in 3\d,\d{3} bytes"):
         for frame in samples.reshape(-1, FRAME_SIZE):
             receiver.push(frame.tobytes(), NO_LIMIT)
 

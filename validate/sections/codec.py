@@ -39,14 +39,14 @@ FLOAT32_SOUND = (
 )
 HALF = "four times the worst of three random codecs in half precision, one of them of the released size"
 ATTACK = (
-    "half precision once made attacks 20 ms softer, about 10 ms by this measure; only listeners noticed that before"
+    "a codec in half precision once made attacks 20 ms softer. Only listeners noticed; this measure gives about 10 ms"
 )
 
 # The reasons for the tolerances of a codec's GraphSpec, by precision.
 REASONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": {
-            "agreement": "near ties are rare, but one may change all later codes of a frame",
+            "agreement": "near ties are rare, but after one, all later codes of the frame may differ",
             "boundary": FLOAT32_LATENT,
             "si_sdr_db": FLOAT32_SOUND,
             "spectral_distance": FLOAT32_SOUND,

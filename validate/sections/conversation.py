@@ -171,10 +171,7 @@ def _token_measures(
         sum(parting.is_of_a_draw for parting in explained),
         "draws",
         "Conversations whose first different draw was a near tie (see the table of first differences)",
-        Tolerance(
-            plausible,
-            "rounding decides more draws than this with a probability of 1 in 1,000",
-        ),
+        Tolerance(plausible, "within tolerance, rounding changes more draws than this in 1 of 1,000 validations only"),
     )
 
 
@@ -287,8 +284,8 @@ def _notes(
             yield f"No value for {side}, so no limit: {', '.join(missing)}."
     if loose := [m.name for m, key in zip(measures, METRICS, strict=True) if heard and _is_loose(m, METRICS[key])]:
         yield (
-            f"No limit, because every engine would pass: {', '.join(loose)}. Either events are too few (more seeds make "
-            "more events), or the reference already has the worst rate."
+            f"No limit, because no value could fail: {', '.join(loose)}. Either there are too few events (more seeds give "
+            "more), or the reference already has the worst possible rate."
         )
 
 

@@ -73,7 +73,8 @@ def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, cod
         f"1 - cosine of the hidden states after the voice prompt {name}, primed in chunks.",
         Tolerance(
             limit,
-            f"{VOICE_MARGIN} times the limit of the mean: this is one step, and embeddings of a voice are unlike speech",
+            f"{VOICE_MARGIN} times the limit of the mean, because this is a single step, after a voice's embeddings, which "
+            "differ from the speech that the limit was measured with",
         ),
     )
 
@@ -132,7 +133,7 @@ def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
             f"drift.{name}_perplexity",
             ratio,
             "",
-            f"Perplexity of the next {name} tokens: engine over reference, minus 1.",
+            f"Perplexity of the next {name} tokens: the engine's divided by the reference's, minus 1.",
         )
 
 

@@ -24,10 +24,10 @@ STEPS, FRAMES = 160, 160  # of the language model and of the codec, past the end
 
 _REASONS = {
     "fp32": "float32 sums in another order reach 1e-6",
-    "fp16": "over twice the error that an 11-bit stream causes in half a layer that adds little to it",
-    "bf16": "over twice the error that an 8-bit stream causes in half a layer that adds little to it",
-    "fp8": "over twice the error of a layer with 4-bit factors and weights",
-    "int8": "over twice the error of a layer with 8-bit weights in blocks of 32 and a float16 stream",
+    "fp16": "over twice the error of a half layer that adds little to a residual stream with 11 bits",
+    "bf16": "over twice the error of a half layer that adds little to a residual stream with 8 bits",
+    "fp8": "over twice the error of a layer whose inputs and weights have 4 significant bits",
+    "int8": "over twice the error of a layer with 8-bit weights in blocks of 32 and a residual stream in float16",
     "int4": "over twice the error of a layer with 4-bit weights in blocks of 32",
 }
 

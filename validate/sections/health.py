@@ -25,12 +25,12 @@ LONGEST_LOOP = 16  # text tokens
 LOOP_TIMES = 3  # repetitions in a row that make a loop
 
 Flags = npt.NDArray[np.bool_]
-Signs = Mapping[str, float | None]
+Values = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class Sign:
-    """One sign of bad health. Values up to `healthy` pass, and so do values up to the reference's plus `margin`."""
+class Symptom:
+    """One symptom of bad health. Values up to `healthy` pass, and so do values up to the reference's plus `margin`."""
 
     what: str
     unit: str
@@ -45,29 +45,29 @@ class Sign:
         return Tolerance(limit, f"healthy up to {self.healthy:g}, or up to {self.margin:g} above the reference")
 
 
-SIGNS: Mapping[str, Sign] = MappingProxyType(
+SYMPTOMS: Mapping[str, Symptom] = MappingProxyType(
     {
-        "non_finite": Sign("Share of samples that are NaN or infinite", "share", 0, 0),
-        "clipping": Sign("Share of samples at or beyond full scale", "share", 0.001, 0.001),
-        "dc_offset": Sign("Absolute mean of the samples", "of full scale", 0.01, 0.005),
-        "dead_air": Sign(f"Share of text tokens without sound above {SILENCE_DBFS:g} dBFS", "share", 0.05, 0.05),
-        "longest_dead_air": Sign("Longest silence after a text token", "s", 1, 1),
-        "repeated_frames": Sign("Share of frames with the codes of the frame before", "share", 0.1, 0.1),
-        "longest_repetition": Sign("Longest run of frames with the same codes", "s", 1, 1),
-        "looped_text": Sign(
+        "non_finite": Symptom("Share of samples that are NaN or infinite", "share", 0, 0),
+        "clipping": Symptom("Share of samples at or beyond full scale", "share", 0.001, 0.001),
+        "dc_offset": Symptom("Absolute mean of the samples", "of full scale", 0.01, 0.005),
+        "dead_air": Symptom(f"Share of text tokens without sound above {SILENCE_DBFS:g} dBFS", "share", 0.05, 0.05),
+        "longest_dead_air": Symptom("Longest silence after a text token", "s", 1, 1),
+        "repeated_frames": Symptom("Share of frames with the codes of the frame before", "share", 0.1, 0.1),
+        "longest_repetition": Symptom("Longest run of frames with the same codes", "s", 1, 1),
+        "looped_text": Symptom(
             f"Share of text tokens in the longest loop: up to {LONGEST_LOOP} tokens, {LOOP_TIMES} times or more",
             "share",
             0.2,
             0.1,
         ),
-        "text_share": Sign("Share of frames with a text token", "share", 0.6, 0.1),
-        "longest_text": Sign("Longest run of text tokens without padding", "s", 2, 1),
+        "text_share": Symptom("Share of frames with a text token", "share", 0.6, 0.1),
+        "longest_text": Symptom("Longest run of text tokens without padding", "s", 2, 1),
     }
 )
 
 
-def measure_health(pcm: Pcm, tokens: Tokens, frame_size: int) -> Signs:
-    """The value of every sign in pcm [F * frame_size] with tokens [F, 17]; None for signs that need text, without text.
+def measure_health(pcm: Pcm, tokens: Tokens, frame_size: int) -> Values:
+    """Every symptom's value in pcm [F * frame_size] with tokens [F, 17]; without text, None for symptoms that need text.
 
     A word is a text token that is not reserved; reserved tokens are padding.
     """
@@ -95,49 +95,51 @@ def measure_health(pcm: Pcm, tokens: Tokens, frame_size: int) -> Signs:
 def health_section(
     engine: Sequence[ScenarioRecording], reference: Sequence[ScenarioRecording], frame_size: int
 ) -> Section:
-    """Compare the worst recordings of engine and reference, sign by sign."""
+    """Compare the worst recordings of engine and reference, symptom by symptom."""
     ours, theirs = (_worst(recordings, frame_size) for recordings in (engine, reference))
     longest_s = max(len(recording.pcm) for recording in engine) / SAMPLE_RATE_HZ
-    measures = [_measure(name, sign, ours[name], theirs[name], longest_s) for name, sign in SIGNS.items()]
-    rows = [(sign.what, sign.unit, theirs[name][0], ours[name][0]) for name, sign in SIGNS.items()]
+    measures = [_measure(name, symptom, ours[name], theirs[name], longest_s) for name, symptom in SYMPTOMS.items()]
+    rows = [(symptom.what, symptom.unit, theirs[name][0], ours[name][0]) for name, symptom in SYMPTOMS.items()]
     return Section(
         key="health",
         title="Stream health",
-        question="Is the agent's stream free of dead air, clipping, loops and runaway text?",
+        question="Is the agent's stream free of silence during words, clipping, loops and runaway text?",
         measures=tuple(measures),
-        tables=(Table("The worst of all recordings", ("sign", "unit", "reference", "engine"), tuple(rows)),),
+        tables=(Table("The worst of all recordings", ("symptom", "unit", "reference", "engine"), tuple(rows)),),
         notes=(
             *(f"{m.what}: the agent said no text, so this was not measured." for m in measures if m.value is None),
             *(
                 f"{m.what}: no limit, because the reference already has the worst value."
                 for m in measures
-                if _is_hopeless(m)
+                if _has_no_limit(m)
             ),
         ),
     )
 
 
-def _is_hopeless(measure: Measure) -> bool:
+def _has_no_limit(measure: Measure) -> bool:
     return measure.value is not None and measure.tolerance is None
 
 
 def _worst(recordings: Sequence[ScenarioRecording], frame_size: int) -> dict[str, tuple[float | None, str]]:
-    """The largest value of each sign, and its recording."""
+    """The largest value of each symptom, and its recording."""
     found = [(measure_health(r.pcm, r.tokens, frame_size), r.name) for r in recordings]
     worst: dict[str, tuple[float | None, str]] = {}
-    for sign in SIGNS:
-        values = [(value, name if value else "") for signs, name in found if (value := signs[sign]) is not None]
-        worst[sign] = max(values, key=lambda pair: pair[0], default=(None, ""))
+    for symptom in SYMPTOMS:
+        values = [
+            (value, name if value else "") for values_of, name in found if (value := values_of[symptom]) is not None
+        ]
+        worst[symptom] = max(values, key=lambda pair: pair[0], default=(None, ""))
     return worst
 
 
 def _measure(
-    name: str, sign: Sign, ours: tuple[float | None, str], theirs: tuple[float | None, str], longest_s: float
+    name: str, symptom: Symptom, ours: tuple[float | None, str], theirs: tuple[float | None, str], longest_s: float
 ) -> Measure:
     value, where = ours
-    tolerance = None if value is None else sign.tolerance(theirs[0], longest_s)
-    what = f"{sign.what}, in the engine's worst recording"
-    return Measure(f"health.{name}", value, sign.unit, what, tolerance, where)
+    tolerance = None if value is None else symptom.tolerance(theirs[0], longest_s)
+    what = f"{symptom.what}, in the engine's worst recording"
+    return Measure(f"health.{name}", value, symptom.unit, what, tolerance, where)
 
 
 def _dead_air(words: Flags, silent: Flags) -> tuple[float | None, float | None]:

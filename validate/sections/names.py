@@ -9,7 +9,7 @@ from types import MappingProxyType
 from pplex.runtime.errors import ReportError
 from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 from pplex.validate.sections.conversation import METRICS
-from pplex.validate.sections.health import SIGNS
+from pplex.validate.sections.health import SYMPTOMS
 
 SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
 TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -53,7 +53,7 @@ TOLERATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *(f"conversation.{metric.name}" for metric in METRICS.values() if metric.better),
             "conversation.tokens_equal",
             "conversation.near_ties",
-            *(f"health.{sign}" for sign in SIGNS),
+            *(f"health.{symptom}" for symptom in SYMPTOMS),
         ),
     }
 )

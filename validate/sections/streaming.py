@@ -53,7 +53,7 @@ def state_measures(
         _relative(_restored(stages, bundle.config, codes[: steps + 1]), one_by_one),
         "",
         "Hidden state of a conversation that was saved half way and restored into the last slot, against one that was not.",
-        Tolerance(0, "a restored state has the same bits, and the computation of a row does not change"),
+        Tolerance(0, "the restored state has the same bits, and a row is always computed in the same way"),
     )
     yield _rows_measure(bundle, checkpoint, stages, codes, pcm)
 

@@ -1,7 +1,8 @@
 """Checks that the newest step reads the right entries of the KV cache's ring, in any precision.
 
-An entry gets large values. If it is read, the hidden state changes; if not, every bit stays the same. This finds a window
-that is one step too long; its effect is smaller than rounding at 8 bits or fewer. Called by the drift and graphs sections.
+The check writes large values into one entry and repeats the step. If the step reads the entry, the hidden state changes;
+otherwise every bit stays the same. So the check finds a window that is one step too long, which rounding to 8 bits or
+fewer would otherwise hide. Called by the drift and graphs sections.
 """
 
 from collections.abc import Sequence
