@@ -49,12 +49,13 @@ demo: .venv/demo
 		--output-wav demo/agent.wav --output-text demo/agent.json
 	@echo "The agent's side is in demo/agent.wav and demo/agent.json (random weights: it babbles)."
 
-# All tests with the Python of $(1). The server's tests talk in real time: they have the machine to themselves.
+# All tests with the Python of $(1). Two files run at a time, but the server's tests talk in real time: they come last, one by one.
+# Those of the page wait for a browser most of the time, and may have a neighbour.
 define run_tests
 	@mkdir -p .cache
 	@failed=0; \
-	$(1)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/server --junitxml .cache/tests.xml || failed=1; \
-	$(1)/python -m pytest tests/server --junitxml .cache/tests-server.xml || failed=1; \
+	$(1)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore-glob "tests/server/test_*" --junitxml .cache/tests.xml || failed=1; \
+	$(1)/python -m pytest tests/server --ignore tests/server/page --junitxml .cache/tests-server.xml || failed=1; \
 	$(1)/python tests/skips.py .cache/tests.xml .cache/tests-server.xml; exit $$failed
 endef
 

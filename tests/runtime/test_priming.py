@@ -210,7 +210,7 @@ def test_unusable_voice_recordings_are_refused(only: Runtime, tmp_path: Path) ->
 def test_the_longest_persona_works_and_one_token_more_does_not(only: Runtime, voice: str | None, others: int) -> None:
     longest = ROOM - others
     message = (
-        rf"takes {ROOM + 1} steps \(persona {longest + 1}, voice and silences {others}\) but the model remembers"
+        rf"takes {ROOM + 1} steps \(persona {longest + 1}, voice and silences {others}\), but the model remembers"
         rf" {ROOM}\. Shorten the persona to {longest} tokens"
     )
     with refused(only, PromptError, message):

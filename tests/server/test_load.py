@@ -198,7 +198,7 @@ def test_refused_and_waiting_sessions_fail_the_load(small: Running) -> None:
 
 def test_sessions_without_token_or_trusted_certificate_fail(small: Running) -> None:
     result = load(small.url, "--sessions", "2", "--insecure")
-    assert result.exit_code == 1 and "2 x 401 This server needs for a token" in result.stdout
+    assert result.exit_code == 1 and "2 x 401 This server needs a token" in result.stdout
     result = load(small.url, "--sessions", "2")
     assert result.exit_code == 1 and "--insecure" in result.stdout
 
