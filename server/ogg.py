@@ -130,9 +130,8 @@ class PageReader:
         self._seen_first = False  # until a stream's beginning was seen, any stream is read
         self._unfinished: bytes | None = None  # beginning of a packet that continues in the next page; or None
         self._other: bytes | None = None  # the first packet of a new stream that is not Opus, while no stream is read
-        self.unplayable: bytes | None = (
-            None  # the same, after that stream's audio has arrived and no stream of Opus has begun
-        )
+        # The same, after that stream's audio has arrived and no stream of Opus has begun.
+        self.unplayable: bytes | None = None
 
     def push(self, data: bytes) -> list[bytes | OpusHead]:
         """Add bytes; returns the audio packets that they complete and heads of new streams, in order. Raises nothing."""
