@@ -8,7 +8,7 @@ from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER
 from pplex.runtime.errors import BuildError, GpuError, LibraryError
-from pplex.runtime.gpus import RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
+from pplex.runtime.gpus import ONNXRUNTIME_SM, RTX_SM, TENSORRT, TENSORRT_RTX, Gpu, parse_gpu
 from pplex.runtime.libraries import load_library
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES, TensorRTLibrary
 
@@ -162,11 +162,12 @@ def _check_present(library: LoadedLibrary, gpu: Gpu) -> None:
 
 
 def _alternative(gpu: Gpu) -> str:
-    """Advice: a build that needs neither the library nor the GPU."""
-    graphs = "leave out --gpu: ONNX Runtime runs the graphs on any NVIDIA GPU."
+    """Advice: builds that need neither the library nor the GPU. Ends a sentence."""
+    ways = []
     if gpu.kind == TENSORRT and gpu.sm in RTX_SM:
-        return (
-            f". Or --gpu sm_{gpu.sm}: a TensorRT-RTX engine of the same architecture, which NVIDIA does not support on "
-            f"{gpu.title}; or {graphs}"
+        ways.append(
+            f"--gpu sm_{gpu.sm}: a TensorRT-RTX engine of this architecture, which NVIDIA does not support on {gpu.title}"
         )
-    return f". Or {graphs}"
+    if any(gpu.sm in compiled for compiled in ONNXRUNTIME_SM.values()):
+        ways.append(f"leave out --gpu: ONNX Runtime runs the graphs on {gpu.title} too")
+    return "".join(f". Or {way}" for way in ways) + "."

@@ -27,9 +27,10 @@ def has_gpu() -> bool:
             "h100",
             r"H100 are built by TensorRT, .* pip install 'pplex-export\[export,tensorrt\]'\. Or leave out --gpu: ONNX",
         ),
+        ("b200", r"B200 are built by TensorRT, .* pip install 'pplex-export\[export,tensorrt\]'\.$"),
         (
             "l4",
-            r"L4 are built by TensorRT, .* Or --gpu sm_89: a TensorRT-RTX engine .* not support on L4; or leave out",
+            r"L4 are built by TensorRT, .* Or --gpu sm_89: a TensorRT-RTX engine .* not support on L4\. Or leave out",
         ),
     ],
 )
