@@ -71,7 +71,7 @@ class Server:
         self._is_ready = self._is_draining = False
         self._failure: BaseException | None = None
         self._signals = 0
-        self._ended = asyncio.Event()  # a conversation, a signal, or the scheduler's failure
+        self._changed = asyncio.Event()  # a conversation ended, a signal came, or the scheduler failed
         self._loop = asyncio.get_running_loop()
         self._access = Access(options.tokens, options.origins, options.trusted_proxies)
         self._refusals = Refusals(self._metrics, now_s())
@@ -120,16 +120,16 @@ class Server:
 
     def _on_failed(self, error: BaseException) -> None:
         self._is_ready, self._failure = False, error
-        self._loop.call_soon_threadsafe(self._ended.set)
+        self._loop.call_soon_threadsafe(self._changed.set)
 
     def _on_signal(self) -> None:
         self._signals += 1
-        self._ended.set()
+        self._changed.set()
 
     async def _wait(self, done: Callable[[], bool]) -> None:
         while not done():
-            self._ended.clear()
-            await self._ended.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _drain(self) -> None:
         """Let conversations finish. End them after the deadline, a second signal or a failure of the scheduler."""
@@ -328,7 +328,7 @@ class Server:
     def _forget(self, conversation: ServerConversation) -> None:
         self._conversations.discard(conversation)
         self._by_key.pop(conversation.key, None)
-        self._ended.set()
+        self._changed.set()
 
 
 def _transport(request: web.Request) -> asyncio.Transport:

@@ -45,13 +45,13 @@ class ServerConversation:
         context: ServerContext,
         request: ConversationRequest,
         ticket: Ticket,
-        ended: Callable[["ServerConversation"], None],
+        on_over: Callable[["ServerConversation"], None],
     ):
-        """`ended` is called once, when the conversation is over."""
+        """`on_over` is called once, when the conversation is over."""
         self.id, self.key = secrets.token_hex(6), secrets.token_urlsafe(24)
         self.connection: Connection | None = None
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
-        self._request, self._ticket, self._ended = request, ticket, ended
+        self._request, self._ticket, self._on_over = request, ticket, on_over
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(context.frame_size, context.limits.backlog_frames)
         self._outgoing = OutgoingAudio(self._inbox)
@@ -147,7 +147,7 @@ class ServerConversation:
         self._ticket.release()
         if self._outgoing.recording is not None:
             self._context.speech.put(self._outgoing.recording.close)
-        self._ended(self)
+        self._on_over(self)
         seconds = round(now_s() - self._admitted_s, 3)
         facts = {"conversation": self.id, "cause": cause, "seconds": seconds, "dropped_frames": self._inbox.dropped}
         LOGGER.info("conversation ended", extra=facts)

@@ -95,10 +95,10 @@ def validate(
     check_tolerances(options.tolerances, options.sections)
     progress("checkpoint")
     _check_origin(bundle, checkpoint)
-    return hold(bundle, checkpoint, options, progress)
+    return validate_unchecked(bundle, checkpoint, options, progress)
 
 
-def hold(
+def validate_unchecked(
     bundle: Bundle, checkpoint: Checkpoint, options: ValidateOptions, progress: Progress = lambda stage: None
 ) -> Validation:
     """Like `validate`, but does not check that the bundle was built from the checkpoint."""
