@@ -21,14 +21,16 @@ from pplex.runtime.stages import Stages
 from pplex.validate.drift import DriftSummary, drift, engine_blocks, reference_blocks
 from pplex.validate.widen import widen_bundle
 
-# name -> precision, calibration
+# name -> precision, calibration, and whether the graphs are for engines
 VARIANTS = {
-    "fp16": ("fp16", None),
-    "bf16": ("bf16", None),
-    "fp8": ("fp8", "default"),
-    "int8": ("int8", None),
-    "int4, round to nearest": ("int4", None),
-    "int4, AWQ": ("int4", "default"),
+    "fp16": ("fp16", None, False),
+    "bf16": ("bf16", None, False),
+    "fp8": ("fp8", "default", False),
+    "int8": ("int8", None, False),
+    "int8 in engines": ("int8", None, True),
+    "int4, round to nearest": ("int4", None, False),
+    "int4, AWQ": ("int4", "default", False),
+    "int4, AWQ, in engines": ("int4", "default", True),
 }
 
 
@@ -63,9 +65,12 @@ def bench_precision(
     codes = token_history(opened, unheard_pieces(config, 2), frames)[: config.temporal.capacity - 1]
     with tempfile.TemporaryDirectory() as scratch:
 
-        def drift_of(precision: str, calibration: str | None) -> DriftSummary:
-            progress(precision if calibration is None else f"{precision}, calibrated")
-            options = BuildOptions(precision=parse_precision(precision), calibration=calibration)
+        def drift_of(name: str) -> DriftSummary:
+            progress(name)
+            precision, calibration, for_engines = VARIANTS[name]
+            options = BuildOptions(
+                precision=parse_precision(precision), calibration=calibration, for_engines=for_engines
+            )
             bundle = open_bundle(
                 build(CheckpointSource(checkpoint, None, None), Path(scratch) / "bundle", options), verify=False
             )
@@ -73,8 +78,8 @@ def bench_precision(
             expected = reference_blocks(opened, config, codes)
             return DriftSummary.of(drift(engine_blocks(stages, codes), expected, codes))
 
-        drifts = {name: drift_of(*variant) for name, variant in VARIANTS.items()}
-    megabytes = {name: _language_mb(config, precision) for name, (precision, _) in VARIANTS.items()}
+        drifts = {name: drift_of(name) for name in VARIANTS}
+    megabytes = {name: _language_mb(config, *variant) for name, variant in VARIANTS.items()}
     return PrecisionReport(
         f"precisions of {checkpoint.name}, {len(codes) - 1} forced steps",
         drifts,
@@ -83,8 +88,8 @@ def bench_precision(
     )
 
 
-def _language_mb(config: ModelConfig, precision: str) -> float:
-    nbytes = weights_nbytes(config, parse_precision(precision))
+def _language_mb(config: ModelConfig, precision: str, calibration: str | None, for_engines: bool) -> float:
+    nbytes = weights_nbytes(config, parse_precision(precision), for_engines)
     return sum(nbytes[graph] for graph in LANGUAGE_GRAPHS) / 1e6
 
 

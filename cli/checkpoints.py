@@ -71,6 +71,11 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     default=DEFAULT_SLOTS,
     help="Conversations that an engine takes at most.",
 )
+@click.option(
+    "--for-engines",
+    is_flag=True,
+    help="Without --gpu: make the graphs that engines are compiled from, to validate them on the processor.",
+)
 @click.option("--no-validate", is_flag=True, help="Skip the short validation at the end; the manifest records that.")
 @engine_options
 def build(
@@ -83,6 +88,7 @@ def build(
     capacity: int | None,
     gpu: str | None,
     slots: int,
+    for_engines: bool,
     no_validate: bool,
     engine_options: Any,
 ) -> None:
@@ -92,7 +98,6 @@ def build(
     the bundle can run here. If it exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
     """
     from pplex.cli.progress import build_progress
-    from pplex.engines.library import DEFAULT_OPTIONS
     from pplex.export.build import BuildOptions, unchecked
     from pplex.export.build import build as build_bundle
     from pplex.export.source import resolve
@@ -101,10 +106,7 @@ def build(
     from pplex.runtime.errors import BuildError, OutputError
     from pplex.validate.short import check_build
 
-    if gpu is None and (engine_options != DEFAULT_OPTIONS or slots != DEFAULT_SLOTS):
-        raise click.UsageError(
-            "--slots, --tf32, --workspace-mb, --optimization-level and --compiled-for apply to engines only: add --gpu."
-        )
+    _check_gpu_options(gpu, slots, engine_options, for_engines)
     target = None if gpu is None else parse_gpu(gpu)
     if target is not None and engine_options.compiled_for is not None:
         target = replace(target, kind=TENSORRT_RTX)  # even if TensorRT is the library for this GPU
@@ -116,6 +118,7 @@ def build(
         target,
         slots,
         engine_options,
+        for_engines,
     )
     checkpoint = resolve(source, revision)
     try:
@@ -131,3 +134,15 @@ def build(
     click.echo(parity_text(parity), err=True)
     if parity["checked"] and not parity["passed"]:
         raise SystemExit(1)
+
+
+def _check_gpu_options(gpu: str | None, slots: int, engine_options: Any, for_engines: bool) -> None:
+    """Raises UsageError for options that have no effect with, or without, --gpu."""
+    from pplex.engines.library import DEFAULT_OPTIONS
+
+    if gpu is None and (engine_options != DEFAULT_OPTIONS or slots != DEFAULT_SLOTS):
+        raise click.UsageError(
+            "--slots, --tf32, --workspace-mb, --optimization-level and --compiled-for apply to engines only: add --gpu."
+        )
+    if gpu is not None and for_engines:
+        raise click.UsageError("--for-engines makes graphs for ONNX Runtime: give either it or --gpu.")

@@ -128,7 +128,7 @@ class Examination:
 
     @cached_property
     def gpu_precision(self) -> str | None:
-        """The best precision whose weights and one conversation fit the GPU; None if there is no such GPU."""
+        """The best precision whose weights and one conversation fit the GPU; None if none fits."""
         slots = self._slots.value if self._slots and not self._slots.error else {}
         return next((name for name in ("bf16", "fp16", "fp8", "int8", "int4") if slots.get(name)), None)
 

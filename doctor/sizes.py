@@ -25,7 +25,7 @@ def model_sizes(source: str | None, precision: str | None, compiled: bool) -> di
     names = [precision] if precision else list(PRECISIONS)
     return {
         name: {
-            "weights": sum(weights_nbytes(config, parsed).values()),
+            "weights": sum(weights_nbytes(config, parsed, compiled).values()),
             "session": sum(session_nbytes(config, parsed, config.temporal.capacity).values()),
             "build": build_nbytes(config, parsed, compiled),
             "validation": short_validation_nbytes(config, parsed),

@@ -1,12 +1,14 @@
 """Compiles one graph of a bundle into an engine for one GPU, with TensorRT-RTX or TensorRT. Called by `export.build`."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import onnx
 
+from pplex.engines.kernels import Kernel, computing_only, kernels
 from pplex.engines.library import (
     DEFAULT_OPTIONS,
     EngineOptions,
@@ -18,14 +20,12 @@ from pplex.engines.library import (
 )
 from pplex.engines.network import allow_plain_attention, check_network, layer_counts, parse
 from pplex.engines.onnx_file import weights_by_dtype
+from pplex.engines.profiles import profiles
 from pplex.runtime.errors import BuildError
-from pplex.runtime.gpus import Gpu
-from pplex.runtime.graphs import MAX_STEPS, GraphSpec
+from pplex.runtime.gpus import TENSORRT_RTX, Gpu
+from pplex.runtime.graphs import GraphSpec
 from pplex.runtime.trt_library import TensorRTMessages
 
-# A profile with only one row needs matrices in another layout, and the engine stores them a second time. With at least two
-# slots in every profile, each matrix is stored once.
-MIN_PROFILE_SLOTS = 2
 # An engine may hold this much in addition to the graph's own weights: folded constants, padding.
 _SPARE_NBYTES = 16 << 20
 
@@ -41,9 +41,9 @@ def compile_engine(
 ) -> None:
     """Compile the ONNX file `path` to the engine file `out`.
 
-    B runs from 1 to `slots`. A graph with T steps gets two profiles: 0 for decoding, T = 1, and 1 for priming on one
-    slot's own row, T = 2 to 256. A record of the layers is written to `layers_path(out)`. Raises BuildError if the library
-    is missing, needs a GPU that this machine lacks, refuses the graph, or changes it.
+    It takes B = 1 to `slots`, and T = 1 to 256 for a graph with T steps: see `engines.profiles`.
+    A record of the layers is written to `layers_path(out)`. Raises BuildError if the library
+    is missing, needs a GPU that this machine lacks, refuses the graph, changes it, or makes a slow engine of it.
     """
     library = open_library(gpu)
     messages = TensorRTMessages(library.trt, only_errors=False)
@@ -53,12 +53,17 @@ def compile_engine(
     allow_plain_attention(library.trt, network)
     config = builder.create_builder_config()
     configure(library, config, gpu, options)
-    for profile in _profiles(builder, spec, capacity, slots):
+    for shapes in profiles(spec, capacity, slots):
+        profile = builder.create_optimization_profile()
+        for tensor, sizes in shapes.items():
+            profile.set_shape(tensor, *sizes)
         config.add_optimization_profile(profile)
     with timing_cache(library, config, out.parent):
-        _write_plan(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
+        _write_engine(library, builder, network, config, messages, out, f"{path.name} for sm_{gpu.sm}")
     held = max(_figures(messages, "Total Weights Memory") or [out.stat().st_size])
     _check_weights(library, path.name, model, held)
+    found = kernels(out) if library.kind == TENSORRT_RTX else []
+    _check_dequantization(library, path.name, model, found)
     facts = {
         "library": library.made_with,
         "layers": layer_counts(network),
@@ -83,26 +88,7 @@ def _figures(messages: TensorRTMessages, name: str) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
-def _profiles(builder: Any, spec: GraphSpec, capacity: int, slots: int) -> list[Any]:
-    decode = _profile(builder, spec, capacity, max(slots, MIN_PROFILE_SLOTS), (1, 1, 1))
-    if not any("T" in tensor.shape for tensor in spec.inputs):
-        return [decode]
-    # Scratch memory grows with the largest B times T. The whole batch would need gigabytes, and is never primed at once.
-    return [decode, _profile(builder, spec, capacity, MIN_PROFILE_SLOTS, (2, MAX_STEPS // 4, MAX_STEPS))]
-
-
-def _profile(builder: Any, spec: GraphSpec, capacity: int, slots: int, steps: tuple[int, int, int]) -> Any:
-    """Smallest, most frequent and largest shape of every input."""
-    profile = builder.create_optimization_profile()
-    for tensor in spec.all_inputs:
-        ends = ({"B": batch, "T": t, "C": capacity} for batch, t in zip((1, 1, slots), steps, strict=True))
-        profile.set_shape(
-            tensor.name, *([end.get(d, d) if isinstance(d, str) else d for d in tensor.shape] for end in ends)
-        )
-    return profile
-
-
-def _write_plan(
+def _write_engine(
     library: LoadedLibrary, builder: Any, network: Any, config: Any, messages: TensorRTMessages, out: Path, what: str
 ) -> None:
     """Build the engine. The library writes it to `out` in pieces, so it is never complete in our memory."""
@@ -143,4 +129,16 @@ def _check_weights(library: LoadedLibrary, name: str, model: onnx.ModelProto, he
         raise BuildError(
             f"{library} made {held:,} bytes of weights from the {stored:,} of {name}: some are stored twice, or widened, "
             f"for example by a Cast right after a weight. Put the Cast after the product."
+        )
+
+
+def _check_dequantization(library: LoadedLibrary, name: str, model: onnx.ModelProto, found: list[Kernel]) -> None:
+    """Raises BuildError if kernels only dequantize weights: each step would write them in 16 bits and read them again."""
+    dims = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    weights = {node.name: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    alone = {node: 2 * math.prod(dims.get(weights[node], ())) for node in computing_only(found, weights.keys())}
+    if sum(alone.values()) > _SPARE_NBYTES:
+        raise BuildError(
+            f"{library} dequantizes {len(alone)} matrices of {name}, such as {weights[min(alone)]}, into "
+            f"{sum(alone.values()):,} bytes in each step: it cannot multiply this format. Choose another --precision."
         )

@@ -99,7 +99,7 @@ def plan(
 
     `weights`: bytes of the weights of a bundle or a build plan; if None, they are computed from the sizes.
     """
-    counted = sum(weights_nbytes(config, precision).values()) if weights is None else weights
+    counted = sum(weights_nbytes(config, precision, compiled=True).values()) if weights is None else weights
     return MemoryPlan(config, precision, gpu, capacity, counted)
 
 

@@ -135,7 +135,8 @@ def _make_graphs(plan: BuildPlan, voices: Mapping[str, Voice], steps: Steps, pro
     for name, spec in graph_specs(config, precision).items():
         graph, engine = folder / f"{name}.onnx", folder / f"{name}.engine"
         if engine.name not in steps.done:
-            export = partial(export_graph, name, checkpoint, config, folder, precision, calibration, start(name))
+            given = (name, checkpoint, config, folder, precision, calibration, start(name))
+            export = partial(export_graph, *given, compiled=options.compiled)
             steps.once(name, export)
         if options.gpu is not None:
             start(f"{name} for sm_{options.gpu.sm}")

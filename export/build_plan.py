@@ -24,6 +24,7 @@ class BuildOptions:
     synthetic speech; None for no calibration.
     capacity: steps of context of the temporal transformer; None for the checkpoint's.
     gpu: the GPU to compile engines for, with up to `slots` conversations at once. Without it, ONNX Runtime runs the graphs.
+    for_engines: without a GPU, make the graphs that engines are compiled from. ONNX Runtime runs them too, but more slowly.
     """
 
     depth_steps: int = CODEBOOKS
@@ -33,6 +34,12 @@ class BuildOptions:
     gpu: Gpu | None = None
     slots: int = DEFAULT_SLOTS
     engine: EngineOptions = DEFAULT_OPTIONS
+    for_engines: bool = False
+
+    @property
+    def compiled(self) -> bool:
+        """Whether graphs are made for engines."""
+        return self.for_engines or self.gpu is not None
 
     def config(self, checkpoint: Checkpoint) -> ModelConfig:
         """The checkpoint's sizes, changed by the options. Raises ConfigError."""
@@ -71,7 +78,7 @@ def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
         raise CalibrationError(
             "Only fp8 and int4 use a calibration: leave --calibration out, or choose --precision fp8 or int4."
         )
-    weights = sum(weights_nbytes(config, precision).values())
+    weights = sum(weights_nbytes(config, precision, options.compiled).values())
     disk = build_nbytes(config, precision, compiled=options.gpu is not None)
     calibrates = calibrated and options.calibration is not None and stored_calibration(options.calibration) is None
     progress = weights + (calibration_nbytes(config) if calibrates else 0)

@@ -39,13 +39,15 @@ def export_graph(
     precision: Mapping[str, str] = FP32,
     calibration: Calibration | None = None,
     progress: Progress = lambda nbytes: None,
+    compiled: bool = False,
 ) -> Path:
     """Trace one graph and write it to `folder` with its weights; returns the ONNX file. `progress` gets the bytes written.
+    `compiled`: the graph is for an engine, not for ONNX Runtime (see `Precision.block_of`).
 
     With a calibration, int4 uses AWQ; without, it rounds to nearest. Raises CalibrationError for fp8 without a calibration.
     """
     needs_calibration({name: precision[name]}, given=calibration is not None)
-    spec, stored = graph_specs(config, precision)[name], storages(name, config, precision)
+    spec, stored = graph_specs(config, precision)[name], storages(name, config, precision, compiled)
     model = _traced(spec, config, weights.activations(name, precision)).clone()
     for parameter, storage in stored.items():
         dequantize_in_graph(model, parameter, storage)

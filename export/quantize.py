@@ -44,12 +44,15 @@ def to_fp8(weight: Tensor) -> Quantized:
 
 
 def to_int(weight: Tensor, bits: int, block: int, importance: Tensor | None = None) -> Quantized:
-    """Signed integers of `bits` bits, in blocks of `block` weights; `block` divides K.
+    """Signed integers of `bits` bits, in blocks of `block` weights; `block` divides K, or is 0 for a whole column.
 
     Without `importance`, a scale is the block's largest weight over the largest integer (round to nearest). `importance`
     [K] is the mean square of each input channel. With it, each block gets the scale with the least output error: see
     `_least_error`.
     """
+    if not block:
+        column = to_int(weight, bits, len(weight), importance)
+        return Quantized(column.values, column.scale[0], 0)
     top = (1 << (bits - 1)) - 1
 
     values = torch.empty(weight.shape, dtype=torch.int8)

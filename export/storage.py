@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from pplex.export import weights
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.parameters import block_of
 from pplex.runtime.precision import PRECISIONS
 
 _HEAD = re.compile(r"(text_linear|steps\.\d+\.output)\.weight")  # the matrices that give logits
@@ -29,14 +28,19 @@ class Storage:
         return (self.shape[0] // self.block, self.shape[1]) if self.block else (self.shape[1],)
 
 
-def storages(graph: str, config: ModelConfig, precision: Mapping[str, str]) -> dict[str, Storage]:
-    """The quantized weights of a graph by name: matrices that multiply. Tables of embeddings keep 16 bits."""
+def storages(
+    graph: str, config: ModelConfig, precision: Mapping[str, str], compiled: bool = False
+) -> dict[str, Storage]:
+    """The quantized weights of a graph by name: matrices that multiply. Tables of embeddings keep 16 bits.
+
+    `compiled`: of a graph that becomes an engine.
+    """
     chosen, result = PRECISIONS[precision[graph]], {}
     for name, parameter in weights.parameters(graph, config, precision).items():
         dtype = chosen.heads if _HEAD.fullmatch(name) else chosen.weights
         if dtype in IR_TYPES and name.endswith(".weight") and parameter.dim() == 2:
             rows, columns = parameter.shape
-            result[name] = Storage(dtype, block_of(rows, chosen) if chosen.block else 0, (rows, columns))
+            result[name] = Storage(dtype, chosen.block_of(dtype, rows, compiled), (rows, columns))
     return result
 
 

@@ -14,7 +14,7 @@ from pplex.runtime.gpus import ONNXRUNTIME, FoundGpu
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
 from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
-from pplex.runtime.trt import LoadedPlan, Scratch, TensorRTExecutor
+from pplex.runtime.trt import LoadedEngine, Scratch, TensorRTExecutor
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 DEVICES = ("cpu", "cuda")
@@ -140,7 +140,7 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
     return load
 
 
-def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, LoadedPlan]:
+def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, LoadedEngine]:
     """The compiled engines by graph. Raises GpuMemoryError if they and all slots do not fit into the GPU's memory."""
     engines, capacity = bundle.manifest["engines"], bundle.config.temporal.capacity
     kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNXRUNTIME}
@@ -150,7 +150,7 @@ def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Loa
     per_slot = slot_nbytes(bundle.specs.values(), capacity)
     check_memory(device.free_nbytes(), per_slot, engines_nbytes(bundle.manifest), slots, capacity)
     plans = {
-        name: LoadedPlan(modules[kind], TENSORRT_LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
+        name: LoadedEngine(modules[kind], TENSORRT_LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
         for name, kind in kinds.items()
     }
     scratch_nbytes = max((plan.scratch_nbytes for plan in plans.values()), default=0)

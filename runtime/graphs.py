@@ -13,6 +13,15 @@ MAX_SLOTS, DEFAULT_SLOTS = 256, 8  # the largest number of rows of a graph; an e
 MAX_STEPS = 256  # the longest chunk of forced steps in one call of the temporal graph
 
 
+def batch_sizes(slots: int, compiled: bool) -> list[int]:
+    """The usual sizes of B for up to `slots` slots: 1, 2, 4, ... and `slots` itself.
+
+    In an engine for more than one slot, a single conversation takes a batch of 2: see `engines.profiles`.
+    """
+    sizes = [1 << i for i in range((slots - 1).bit_length())] + [slots]
+    return sizes[1:] if compiled and slots > 1 else sizes
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output: `shape` with B first, `dtype` a numpy name or bfloat16."""

@@ -35,9 +35,9 @@ class Parameters:
     def count(self) -> int:
         return sum(math.prod(matrix) for matrix in (*self.matrices, *self.heads)) + self.plain + self.float32
 
-    def nbytes(self, precision: Precision) -> int:
-        matrices = sum(_matrix_nbytes(matrix, precision.weights, precision) for matrix in self.matrices)
-        heads = sum(_matrix_nbytes(matrix, precision.heads, precision) for matrix in self.heads)
+    def nbytes(self, precision: Precision, compiled: bool = False) -> int:
+        matrices = sum(_matrix_nbytes(matrix, precision.weights, precision, compiled) for matrix in self.matrices)
+        heads = sum(_matrix_nbytes(matrix, precision.heads, precision, compiled) for matrix in self.heads)
         return matrices + heads + storage_dtype(precision.activations).itemsize * self.plain + 4 * self.float32
 
 
@@ -47,15 +47,15 @@ def step_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, 
     return {graph: replace(table[graph], plain=0).nbytes(PRECISIONS[precision[graph]]) for graph in LANGUAGE_GRAPHS}
 
 
-def weights_nbytes(config: ModelConfig, precision: Mapping[str, str]) -> dict[str, int]:
-    """Bytes of weights and scales by graph. `precision`: a name in PRECISIONS for each graph."""
+def weights_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool = False) -> dict[str, int]:
+    """Bytes of weights and scales by graph. `precision`: a name in PRECISIONS for each graph. `compiled`: in engines."""
     table = parameters(config)
-    return {graph: table[graph].nbytes(PRECISIONS[name]) for graph, name in precision.items()}
+    return {graph: table[graph].nbytes(PRECISIONS[name], compiled) for graph, name in precision.items()}
 
 
 def build_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool) -> int:
     """Bytes of disk that a build takes: engines are as large as their graphs, and one graph is on disk beside them."""
-    weights = weights_nbytes(config, precision).values()
+    weights = weights_nbytes(config, precision, compiled).values()
     return sum(weights) + (max(weights) if compiled else 0)
 
 
@@ -71,23 +71,15 @@ def parameters(config: ModelConfig) -> dict[str, Parameters]:
     }
 
 
-def _matrix_nbytes(matrix: Matrix, weights: str, precision: Precision) -> int:
+def _matrix_nbytes(matrix: Matrix, weights: str, precision: Precision, compiled: bool) -> int:
     """Bytes of weights, and of scales in the activations' dtype: one for each block, or for each column without blocks."""
     inputs, outputs = matrix
     nbytes = -(-math.prod(matrix) * (_BITS.get(weights) or 8 * storage_dtype(weights).itemsize) // 8)
     if weights == precision.activations:
         return nbytes
-    blocks = inputs // block_of(inputs, precision) if precision.block else 1
+    block = precision.block_of(weights, inputs, compiled)
+    blocks = inputs // block if block else 1
     return nbytes + blocks * outputs * storage_dtype(precision.activations).itemsize
-
-
-def block_of(inputs: int, precision: Precision) -> int:
-    """The weights of a column of `inputs` that share a scale: the precision's block, or its largest divisor that fits.
-
-    ONNX allows a shorter last block. But TensorRT's parser ignores `block_size`, divides the length by the number of scales,
-    and would then scale the wrong weights.
-    """
-    return math.gcd(inputs, precision.block)
 
 
 def _temporal(config: ModelConfig) -> Parameters:

@@ -19,6 +19,8 @@ from pplex.runtime.bundle import TOKENIZER_FILE, Bundle
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.delays import DelayRing
 from pplex.runtime.errors import AudioError, PromptError, SlotError
+from pplex.runtime.gpus import ONNXRUNTIME
+from pplex.runtime.graphs import batch_sizes
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.priming import Primer, VoiceName
 from pplex.runtime.samples import check_frame, check_samples
@@ -86,8 +88,9 @@ class Runtime:
     ):
         """Load the engines of `bundle`.
 
-        batches: engine batch sizes to use; powers of two by default. The largest must be at least `slots`. With only one
-        batch size, `batches=[slots]`, a session's output is the same to the bit, whatever other sessions do.
+        batches: engine batch sizes to use; powers of two by default, from 2 for compiled engines. The largest must be at
+        least `slots`. With only one batch size, `batches=[slots]`, a session's output is the same to the bit, whatever other
+        sessions do.
         prefix_bytes: memory for primed prompts. A voice and persona that were used before are copied from there.
         device: "cpu" or "cuda" for ONNX graphs; None for a GPU if one is found. A compiled engine has its own.
         logits: keep the logits, for validation.
@@ -96,7 +99,8 @@ class Runtime:
         if slots < 1 or (batches is not None and min(batches, default=0) < 1):
             raise SlotError(f"{slots} slots in batches of {batches or 'any size'}: a runtime needs at least 1.")
         self.bundle, self.config, self.slots = bundle, bundle.config, slots
-        self.batches = sorted(batches or _powers_of_two(slots))
+        compiled = any(engine["kind"] != ONNXRUNTIME for engine in bundle.manifest["engines"].values())
+        self.batches = sorted(batches or batch_sizes(slots, compiled))
         if self.batches[-1] < slots:
             raise SlotError(
                 f"{slots} slots need a batch size of at least {slots}; the largest given is {self.batches[-1]}."
@@ -285,11 +289,6 @@ class Runtime:
             sampling.audio_temperature,
             sampling.audio_top_k,
         )
-
-
-def _powers_of_two(slots: int) -> list[int]:
-    """1, 2, 4, ... and `slots` itself."""
-    return [1 << i for i in range((slots - 1).bit_length())] + [slots]
 
 
 def _checked_seed(seed: int) -> int:

@@ -3,6 +3,7 @@
 Called by `runtime.backend`.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from mmap import ACCESS_READ, mmap
@@ -27,7 +28,7 @@ class Scratch:
         self.address = self._buffer.address
 
 
-class LoadedPlan:
+class LoadedEngine:
     """A loaded engine file, before it has scratch memory.
 
     Raises EngineError if the library refuses it, or its inputs and outputs are not the graph's.
@@ -71,7 +72,7 @@ class TensorRTExecutor:
     alignment = ALLOCATION_ALIGNMENT  # required by IExecutionContext.setTensorAddress
     fixed_rings = True  # the engine's KV cache layer has a fixed length
 
-    def __init__(self, plan: LoadedPlan, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
+    def __init__(self, plan: LoadedEngine, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
         """`cache`: the file of compiled kernels, for a library that compiles at load."""
         self.spec, self._plan, self._device, self._slots, self._scratch = plan.spec, plan, device, slots, scratch
         self._repeated: list[Any] = []
@@ -108,9 +109,21 @@ class TensorRTExecutor:
             self._kernels.save()
 
     def _profile(self, tensors: Mapping[str, Buffer]) -> int:
-        """The first profile is for one step, the second for more."""
-        steps = (tensors[t.name].shape[t.shape.index("T")] for t in self.spec.inputs if "T" in t.shape)
-        return int(max(steps, default=1) > 1)
+        """The narrowest profile that allows the shapes of these tensors; the first one if none does."""
+        engine, shapes = self._plan.engine, {t.name: tensors[t.name].shape for t in self.spec.all_inputs}
+        allowed = dict[
+            int, tuple[int, int]
+        ]()  # by profile: elements of the largest call, and of the smallest as negative
+        for profile in range(engine.num_optimization_profiles):
+            sizes = {name: engine.get_tensor_profile_shape(name, profile) for name in shapes}
+            if all(
+                low <= length <= high
+                for name, shape in shapes.items()
+                for low, length, high in zip(sizes[name][0], shape, sizes[name][2], strict=True)
+            ):
+                smallest, _, largest = (sum(map(math.prod, ends)) for ends in zip(*sizes.values(), strict=True))
+                allowed[profile] = largest, -smallest
+        return min(allowed, key=allowed.__getitem__, default=0)
 
     def _unfetched(self, tensors: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Buffers for outputs that are not fetched, because TensorRT computes all outputs."""
@@ -150,7 +163,7 @@ class TensorRTExecutor:
 class _Kernels:
     """Kernels that a library compiles for the shapes that it runs. A file caches them for the next load."""
 
-    def __init__(self, plan: LoadedPlan, path: Path):
+    def __init__(self, plan: LoadedEngine, path: Path):
         self._plan, self._path = plan, path
         self._cache = plan.engine.create_runtime_config().create_runtime_cache()
         try:

@@ -83,13 +83,14 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
     kept = Path(os.environ[KEPT]) / made_of() if os.environ.get(KEPT) else shared / "bundles"
 
     @cache
-    def make(golden: Path, precision: str = "fp32") -> Bundle:
-        out = (kept if golden == TINY else shared / "bundles") / f"{golden.name}-{precision}"
+    def make(golden: Path, precision: str = "fp32", for_engines: bool = False) -> Bundle:
+        name = f"{golden.name}-{precision}{'-for-engines' if for_engines else ''}"
+        out = (kept if golden == TINY else shared / "bundles") / name
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.with_name(f"{out.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not out.exists():
-                options = BuildOptions(precision=parse_precision(precision))
+                options = BuildOptions(precision=parse_precision(precision), for_engines=for_engines)
                 build(CheckpointSource(golden / "checkpoint", None, None), out, options)
         return open_bundle(out)
 

@@ -40,7 +40,10 @@ def insert_before(graph: onnx.GraphProto, reader: onnx.NodeProto, *new: onnx.Nod
 
 
 def write_mlp(path: Path, weights: str, layers: int = 4) -> int:
-    """Write an MLP, relu(x @ w) times `layers`, with square weights in a format; returns their bytes with scales."""
+    """Write an MLP, relu(x @ w) times `layers`, with square weights in a format; returns their bytes with scales.
+
+    int8 has one scale for each column, "int8 in blocks" and int4 one for each block of 32. Nodes have the exporter's names.
+    """
     made = [_layer(i, weights) for i in range(layers)]
     steps = [node for of_layer, _ in made for node in of_layer] + [helper.make_node("Identity", [f"x{layers}"], ["y"])]
     return write_graph(path, MLP, steps, [tensor for _, of_layer in made for tensor in of_layer])
@@ -54,7 +57,9 @@ def write_attention(path: Path, dtype: str) -> GraphSpec:
     rings = tuple(StateSpec(f"{name}.0", dtype, ("B", heads, "C", dim), ring=True) for name in "kv")
     spec = GraphSpec("attention", (*rows[:3], index, mask), (rows[3],), rings)
     writes = [
-        helper.make_node("TensorScatter", [s.past, s.name[0], "index"], [s.present], axis=2, mode="linear")
+        helper.make_node(
+            "TensorScatter", [s.past, s.name[0], "index"], [s.present], name=f"write.{s.name}", axis=2, mode="linear"
+        )
         for s in rings
     ]
     attend = helper.make_node("Attention", ["q", "present.k.0", "present.v.0", "mask"], ["y"], name="attend")
@@ -84,14 +89,16 @@ def _layer(i: int, weights: str) -> tuple[list[onnx.NodeProto], list[onnx.Tensor
     elif weights == "float8_e4m3fn":
         tensors += [_scale(f"{w}.scale", (DIM,), i), _scale(f"{w}.x_scale", (), i), _zero(f"{w}.x_zero")]
         before = [
-            helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], axis=1),
+            helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], name=f"dequantize.{w}", axis=1),
             helper.make_node("QuantizeLinear", [x, f"{w}.x_scale", f"{w}.x_zero"], [f"{x}.q"]),
             helper.make_node("DequantizeLinear", [f"{x}.q", f"{w}.x_scale"], [f"{x}.f"]),
         ]
         x = f"{x}.f"
     else:
-        tensors.append(_scale(f"{w}.scale", (DIM // _BLOCK, DIM), i))
-        before = [helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], axis=0, block_size=_BLOCK)]
+        in_blocks = weights != "int8"
+        tensors.append(_scale(f"{w}.scale", (DIM // _BLOCK, DIM) if in_blocks else (DIM,), i))
+        axes = {"axis": 0, "block_size": _BLOCK} if in_blocks else {"axis": 1}
+        before = [helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], name=f"dequantize.{w}", **axes)]
     product = helper.make_node("MatMul", [x, used], [f"product{i}"])
     return [*before, product, helper.make_node("Relu", [f"product{i}"], [f"x{i + 1}"])], tensors
 
@@ -104,7 +111,7 @@ def _weight(name: str, dtype: str, seed: int) -> onnx.TensorProto:
         return helper.make_tensor(name, TensorProto.INT4, (DIM, DIM), packed.astype(np.uint8).tobytes(), raw=True)
     if dtype == "float8_e4m3fn":
         return numpy_helper.from_array(values.astype(ml_dtypes.float8_e4m3fn), name)
-    return numpy_helper.from_array(values.astype(dtype), name)
+    return numpy_helper.from_array(values.astype(dtype.removesuffix(" in blocks")), name)
 
 
 def _scale(name: str, shape: tuple[int, ...], seed: int) -> onnx.TensorProto:

@@ -16,9 +16,10 @@ import numpy as np
 import onnxruntime as ort
 from devices import QueueDevice
 
+from pplex.engines.profiles import Shape, profiles
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import Buffer, host_view
-from pplex.runtime.graphs import MAX_STEPS, GraphSpec
+from pplex.runtime.graphs import GraphSpec
 
 VERSION = "1.7.1.116"
 SCRATCH_NBYTES = 4096
@@ -86,6 +87,11 @@ class Engine:
         self.contexts: list[Context] = []
         self.names = [tensor.name for tensor in (*spec.all_inputs, *spec.all_outputs)]
         self.num_io_tensors = len(self.names)
+        self.profiles = profiles(spec, sizes["C"], sizes["slots"])
+        self.num_optimization_profiles = len(self.profiles)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> tuple[Shape, Shape, Shape]:
+        return self.profiles[profile][name]
 
     def get_tensor_name(self, i: int) -> str:
         return self.names[i]
@@ -152,8 +158,7 @@ class Context:
         self.enqueued = self.captured = False
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        has_steps = any("T" in tensor.shape for tensor in self.engine.spec.inputs)
-        if profile > has_steps:
+        if profile >= self.engine.num_optimization_profiles:
             return self.engine.refuse(f"no profile {profile}")
         self.profile = profile
         return stream == self.engine.device.stream
@@ -167,12 +172,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert not self.captured or self.shapes[name] == shape, "the captured graph is for another shape"
-        tensor = next(tensor for tensor in self.engine.spec.all_inputs if tensor.name == name)
-        steps = range(2, MAX_STEPS + 1) if self.profile else range(1, 2)
-        sizes = self.engine.sizes
-        allowed = {"B": range(1, sizes["slots"] + 1), "T": steps, "C": range(sizes["C"], sizes["C"] + 1)}
-        for dim, length in zip(tensor.shape, shape, strict=True):
-            if length not in (allowed[dim] if isinstance(dim, str) else (dim,)):
+        smallest, _, largest = self.engine.get_tensor_profile_shape(name, self.profile)
+        for low, length, high in zip(smallest, shape, largest, strict=True):
+            if not low <= length <= high:
                 return self.engine.refuse(f"{name}: {length} is outside of profile {self.profile}")
         self.shapes[name] = tuple(shape)
         return True

@@ -14,6 +14,7 @@ from small_graphs import MLP, mutated, write_graph, write_mlp
 
 from pplex.engines.compile import compile_engine, engine_entry
 from pplex.engines.library import DEFAULT_OPTIONS, TIMING_CACHE_FILE, EngineOptions, layers_path
+from pplex.engines.profiles import profiles
 from pplex.runtime.bundle import CACHES_FOLDER, Bundle
 from pplex.runtime.errors import BuildError
 from pplex.runtime.gpus import TENSORRT, Gpu, parse_gpu
@@ -53,7 +54,7 @@ def test_graph_builds_and_is_described(tiny_bundle: Bundle, tmp_path: Path, grap
     layers = json.loads(layers_path(out).read_text())
     rings = sum(state.ring for state in spec.state)
     assert layers["layers"].get("KV_CACHE_UPDATE", {}) == ({"FLOAT": rings} if rings else {})
-    assert len(layers["scratch_nbytes"]) == (2 if graph == "temporal" else 1)
+    assert len(layers["scratch_nbytes"]) == len(profiles(spec, 96, 8))
     assert 1_000_000 < layers["weights"]["FLOAT"] < out.stat().st_size
 
 
@@ -72,7 +73,7 @@ def test_a_profile_of_one_row_would_store_weights_twice(
 ) -> None:
     """Why MIN_PROFILE_SLOTS is 2."""
     nbytes = write_mlp(tmp_path / "mlp.onnx", weights)
-    monkeypatch.setattr("pplex.engines.compile.MIN_PROFILE_SLOTS", 1)
+    monkeypatch.setattr("pplex.engines.profiles.MIN_PROFILE_SLOTS", 1)
     assert held_nbytes(compile_mlp(tmp_path / "mlp.onnx", slots=1)) > 1.9 * nbytes
 
 

@@ -34,12 +34,12 @@ from pplex.validate.validation import ValidateOptions, validate
 # 1 - cosine of the hidden state, mean of the steps. This model deviates more than those behind the tolerances.
 FURTHEST = {"fp32": 1e-10, "fp16": 1e-5, "bf16": 5e-4, "fp8": 0.02, "int8": 1e-3, "int4": 0.08}
 
-Build = Callable[[str], Bundle]
+Build = Callable[..., Bundle]
 
 
 @pytest.fixture(scope="module")
 def built(bundle_of: Callable[..., Bundle]) -> Build:
-    """The tiny model's bundle in a precision, built once; read only."""
+    """The tiny model's bundle in a precision, built once, of graphs for engines on request; read only."""
     return partial(bundle_of, TINY)
 
 
@@ -49,9 +49,13 @@ def compile_graph(bundle: Bundle, graph: str, gpu: Gpu, folder: Path) -> dict[st
     return engine_entry(folder / f"{graph}.engine", gpu, 4)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_gets_a_report_and_every_layer_keeps_its_tolerance(built: Build, precision: str) -> None:
-    bundle, checkpoint = built(precision), open_checkpoint(TINY / "checkpoint")
+@pytest.mark.parametrize(
+    "precision, for_engines", [*((name, False) for name in PRECISIONS), ("int8", True), ("int4", True)]
+)
+def test_every_precision_gets_a_report_and_every_layer_keeps_its_tolerance(
+    built: Build, precision: str, for_engines: bool
+) -> None:
+    bundle, checkpoint = built(precision, for_engines), open_checkpoint(TINY / "checkpoint")
     report = validate(bundle, checkpoint, ValidateOptions(frames=64, sections=("graphs", "drift"))).report
     assert report.bundle["precision"] == dict(bundle.precision)
     assert ("emulated" in report.bundle) == (precision == "bf16")  # the processor cannot compute in it
@@ -83,16 +87,19 @@ ON_GPUS = [*((name, 89) for name in PRECISIONS if name != "fp32"), ("int4", 120)
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
 @pytest.mark.parametrize("precision, sm", ON_GPUS)
 def test_graph_builds_under_tensorrt_rtx(built: Build, tmp_path: Path, precision: str, graph: str, sm: int) -> None:
-    bundle, gpu = built(precision), parse_gpu(f"sm_{sm}")
+    bundle, gpu = built(precision, for_engines=True), parse_gpu(f"sm_{sm}")
     entry = compile_graph(bundle, graph, gpu, tmp_path)
     assert (entry["sm"], entry["slots"]) == (sm, 4)
 
 
-@pytest.mark.parametrize("precision", [*PRECISIONS, "mimi_encode=fp16,mimi_decode=fp16"])
-def test_file_sizes_equal_the_counted_bytes(built: Build, precision: str) -> None:
+@pytest.mark.parametrize(
+    "precision, for_engines",
+    [*((name, False) for name in (*PRECISIONS, "mimi_encode=fp16,mimi_decode=fp16")), ("int8", True), ("int4", True)],
+)
+def test_file_sizes_equal_the_counted_bytes(built: Build, precision: str, for_engines: bool) -> None:
     """Weights and scales only, not widened or stored twice; constants of the traced code are below 0.5 %."""
-    bundle = built(precision)
-    for graph, nbytes in weights_nbytes(bundle.config, bundle.precision).items():
+    bundle = built(precision, for_engines)
+    for graph, nbytes in weights_nbytes(bundle.config, bundle.precision, for_engines).items():
         stored = sum(weights_by_dtype(onnx.load(bundle.graph_path(graph), load_external_data=False)).values())
         assert nbytes <= stored <= 1.005 * nbytes + 1000
 
@@ -109,6 +116,20 @@ def test_low_precision_graphs_use_standard_onnx_only(built: Build, precision: st
         assert len(dequantized) == len(matmuls) - heads > 0
         if precision == "fp8":
             assert all(produced.get(node.input[0]) == "DequantizeLinear" for node in dequantized)
+
+
+@pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_graphs_for_engines_have_one_scale_per_column_of_int8(built: Build, precision: str, graph: str) -> None:
+    """TensorRT-RTX cannot multiply int8 in blocks: tests/engines/test_kernels.py."""
+    model = onnx.load(built(precision, for_engines=True).graph_path(graph), load_external_data=False)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {"int8": 0, "int4": 0}
+    for node in (node for node in model.graph.node if node.op_type == "DequantizeLinear"):
+        values, scale = (held[name] for name in node.input[:2])
+        found["int8" if values.data_type == onnx.TensorProto.INT8 else "int4"] += 1
+        assert len(scale.dims) == (1 if values.data_type == onnx.TensorProto.INT8 else 2)
+    assert found["int8"] > 0 and (found["int4"] > 0) == (precision == "int4")
 
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)

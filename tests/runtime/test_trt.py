@@ -17,7 +17,7 @@ from pplex.runtime.engine import Engine
 from pplex.runtime.errors import EngineError
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
-from pplex.runtime.trt import LoadedPlan, Scratch, TensorRTExecutor
+from pplex.runtime.trt import LoadedEngine, Scratch, TensorRTExecutor
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 PCM = np.random.default_rng(1).normal(0, 0.1, (10, 1920)).astype(np.float32)
@@ -63,12 +63,11 @@ def test_one_context_per_batch_size_and_one_shared_per_profile(compiled: tuple[B
         graph: [(c.shapes[c.engine.spec.inputs[0].name][0], c.profile, c.captured) for c in contexts_of(stages, graph)]
         for graph in bundle.specs
     }
-    batches = [(1, 0, True), (2, 0, True), (4, 0, True)]
     assert made == {
-        "mimi_encode": [*batches, (1, 0, False)],
-        "temporal": [*batches, (1, 1, False)],
-        "depth": batches,
-        "mimi_decode": batches,
+        "mimi_encode": [(2, 1, True), (4, 2, True), (1, 0, False)],
+        "temporal": [(2, 2, True), (4, 3, True), (1, 1, False)],
+        "depth": [(2, 0, True), (4, 0, True)],
+        "mimi_decode": [(2, 1, True), (4, 2, True)],
     }
 
 
@@ -101,12 +100,12 @@ def test_more_than_the_profile_allows_is_refused_with_the_library_message(compil
 
 def test_compiled_kernels_are_found_at_the_next_load(compiled: tuple[Bundle, Backend]) -> None:
     bundle, backend = compiled
-    expected = talk(Runtime(bundle, 2, device=backend))
+    expected = talk(Runtime(bundle, 4, device=backend))
     stored = caches(bundle)
     assert stored.keys() == {f"{graph}.sm_89.cache" for graph in bundle.specs}
     assert all(len(json.loads(kernels)) == 2 for kernels in stored.values())  # one for each batch size
     times = {path: path.stat().st_mtime_ns for path in (bundle.folder / "caches").iterdir()}
-    assert talk(Runtime(bundle, 1, device=backend)) == expected
+    assert talk(Runtime(bundle, 2, device=backend)) == expected
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
@@ -128,7 +127,7 @@ def test_a_read_only_bundle_runs_without_cached_kernels(compiled: tuple[Bundle, 
 def test_tensorrt_caches_no_kernels(compiled: tuple[Bundle, Backend], device: QueueDevice) -> None:
     bundle, _ = compiled
     for path in bundle.folder.glob("*.engine"):
-        plan = LoadedPlan(stand_in(bundle, device), TENSORRT_LIBRARIES["tensorrt"], path, bundle.specs[path.stem])
+        plan = LoadedEngine(stand_in(bundle, device), TENSORRT_LIBRARIES["tensorrt"], path, bundle.specs[path.stem])
         scratch = Scratch(device, plan.scratch_nbytes)  # type: ignore[arg-type]
         executor = TensorRTExecutor(plan, device, 2, scratch, bundle.folder / "caches" / "none")  # type: ignore[arg-type]
         engine = Engine(executor, device, 2, {"C": bundle.config.temporal.capacity})
@@ -146,6 +145,6 @@ def test_tensorrt_caches_no_kernels(compiled: tuple[Bundle, Backend], device: Qu
     assert not (bundle.folder / "caches").exists()
 
 
-def output(device: QueueDevice, plan: LoadedPlan) -> Any:
+def output(device: QueueDevice, plan: LoadedEngine) -> Any:
     tensor = plan.spec.outputs[0]
     return device.zeros((2, *(int(dim) for dim in tensor.shape[1:])), tensor.dtype)
