@@ -11,7 +11,7 @@ Option = Callable[[Any], Any]  # a decorator of a command
 MAX_THREADS = 256
 
 
-class Report(Protocol):
+class Printable(Protocol):
     """A result that can be printed as text or as JSON."""
 
     def to_dict(self) -> Any: ...
@@ -36,6 +36,6 @@ def device_option(
     return click.option("--device", type=click.Choice(["cpu", "cuda"]), help=text)
 
 
-def echo_report(report: Report, as_json: bool) -> None:
+def echo_report(report: Printable, as_json: bool) -> None:
     """Print a report to standard output."""
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())

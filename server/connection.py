@@ -154,7 +154,7 @@ class Connection:
         self.post(self.wire.metadata(content))
 
     def post(self, message: Message | None, reply: FrameReply | None = None) -> None:
-        """Put a message into the outbox; None is no message."""
+        """Put a message into the outbox. None puts nothing."""
         if message is None:
             return
         self._outbox.append((message, reply))

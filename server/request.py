@@ -17,7 +17,7 @@ class RequestError(PplexError):
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationRequest:
-    """The settings of a new conversation. `voice` is one of the bundle's; None is no voice."""
+    """The settings of a new conversation. `voice` is one of the bundle's, or None for none."""
 
     voice: str | None = None
     persona: str = ""

@@ -21,7 +21,7 @@ def _luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_have_the_contrast_required_by_wcag(scheme: str) -> None:
-    light, dark = (PAGE / "style.css").read_text().split("prefers-color-scheme: dark", 1)
+    light, dark = (PAGE / "colors.css").read_text().split("prefers-color-scheme: dark", 1)
     colours = _colours(light if scheme == "light" else dark)
     for front, back, least in [
         *((front, back, 4.5) for front in ("text", "soft") for back in ("ground", "surface")),
