@@ -58,9 +58,9 @@ def blocked(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> di
     folder = tmp_path_factory.mktemp("blocked")
     arguments = {**synth.TINY_ARGUMENTS, "lm": {**synth.TINY_ARGUMENTS["lm"], **ARGUMENTS}}
 
-    def export(name: str, checkpoint: Checkpoint, config: ModelConfig, out: Path, *others: Any) -> None:
+    def export(name: str, checkpoint: Checkpoint, config: ModelConfig, out: Path, *others: Any, **options: Any) -> None:
         if name in LANGUAGE_GRAPHS:
-            export_graph(name, checkpoint, config, out, *others)
+            export_graph(name, checkpoint, config, out, *others, **options)
         for path in () if name in LANGUAGE_GRAPHS else tiny_bundle.folder.glob(f"{name}.*"):
             shutil.copy(path, out)
 
