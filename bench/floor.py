@@ -88,8 +88,8 @@ def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple
     from torch import nn
 
     from pplex.export.depth import Depth
-    from pplex.export.layers import ring_index, ring_mask, rope, store_in
-    from pplex.export.temporal import TemporalLayer
+    from pplex.export.layers import store_in
+    from pplex.export.temporal import TemporalLayer, ring_places
     from pplex.runtime.kv_cache import SHORTEST_RING
 
     if threads:
@@ -104,11 +104,7 @@ def _torch_steps(config: ModelConfig, layers: int, threads: int | None) -> tuple
     length = min(SHORTEST_RING, stack.capacity)
     ring = torch.zeros(1, stack.heads, length, stack.head_dim, dtype=torch.bfloat16)
     position = torch.tensor([POSITION % length])
-    where = (
-        ring_index(position, torch.arange(length)),
-        ring_mask(position, torch.arange(1), torch.arange(length), whole_write=False),
-        *rope(position, torch.arange(1), stack),
-    )
+    where = ring_places(position, torch.arange(1), torch.arange(length), stack)
     stream = torch.rand(1, 1, stack.dim).to(torch.bfloat16)
     inputs = (
         torch.rand(1, stack.dim),

@@ -18,7 +18,7 @@ from pplex.engines.library import (
     open_library,
     timing_cache,
 )
-from pplex.engines.network import allow_plain_attention, check_network, layer_counts, parse
+from pplex.engines.network import allow_plain_attention, check_network, layer_counts, limit_attention, parse
 from pplex.engines.onnx_file import weights_by_dtype
 from pplex.engines.profiles import profiles
 from pplex.runtime.errors import BuildError
@@ -49,6 +49,7 @@ def compile_engine(
     messages = TensorRTMessages(library.trt, only_errors=False)
     builder = library.trt.Builder(messages.logger)
     network, model = parse(library, builder, messages.logger, path, capacity)
+    limit_attention(library.trt, network, model)
     check_network(library, network, model, spec, capacity)
     allow_plain_attention(library.trt, network)
     config = builder.create_builder_config()

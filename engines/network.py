@@ -13,7 +13,7 @@ from pplex.runtime.graphs import GraphSpec, TensorSpec
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
 _ATTENTION = "_AttentionInput"  # the parser's suffix: a layer is named after its node
-_MASK, _FIRST_IGNORED = 3, 4  # inputs of ONNX's Attention; TensorRT ignores those after the mask
+_MASK, _LENGTHS = 3, 6  # inputs of ONNX's Attention; the parser ignores those after the mask
 
 
 def parse(library: LoadedLibrary, builder: Any, logger: Any, path: Path, capacity: int) -> tuple[Any, onnx.ModelProto]:
@@ -44,6 +44,28 @@ def allow_plain_attention(trt: Any, network: Any) -> None:
     """Let attention use separate kernels if no fused kernel fits, as in float32 or for small heads."""
     for attention in attentions(trt, network).values():
         attention.decomposable = True
+
+
+def limit_attention(trt: Any, network: Any, model: onnx.ModelProto) -> None:
+    """Give attentions the lengths of the graph, which the parser ignores: their kernels then stop at the last entry in use.
+
+    The mask hides the other entries, too. So the result is the same in a library that does not take lengths.
+    """
+    if not hasattr(trt.IAttention, "key_value_lengths"):
+        return
+    tensors = {
+        layer.get_output(i).name: layer.get_output(i) for layer in layers(network) for i in range(layer.num_outputs)
+    }
+    tensors |= {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    made, lengths = attentions(trt, network), dict[str, Any]()
+    for node in (node for node in model.graph.node if node.op_type == "Attention" and len(node.input) > _LENGTHS):
+        name = node.input[_LENGTHS]
+        if node.name in made and name in tensors:
+            if name not in lengths:
+                cast = network.add_cast(tensors[name], trt.int32)
+                cast.name = f"{name}_int32"
+                lengths[name] = cast.get_output(0)
+            made[node.name].key_value_lengths = lengths[name]
 
 
 def check_network(library: LoadedLibrary, network: Any, model: onnx.ModelProto, spec: GraphSpec, capacity: int) -> None:
@@ -126,7 +148,7 @@ def _ignored_problems(network: Any, model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _attention_problems(trt: Any, network: Any, model: onnx.ModelProto, spec: GraphSpec) -> Iterator[str]:
-    """Attention over a ring must have the ring's mask. The parser drops all inputs after the mask."""
+    """Attention over a ring must have the ring's mask, and lengths if the graph has them."""
     over_ring = any(state.ring for state in spec.state)
     made = attentions(trt, network)
     for node in (node for node in model.graph.node if node.op_type == "Attention"):
@@ -134,8 +156,10 @@ def _attention_problems(trt: Any, network: Any, model: onnx.ModelProto, spec: Gr
         if attention is None:
             yield f"Attention {node.name} did not become an attention layer"
             continue
-        for name in filter(None, inputs[_FIRST_IGNORED:]):
+        for name in filter(None, inputs[_MASK + 1 : _LENGTHS]):
             yield f"Attention {node.name} reads {name}, which is ignored: give it a mask instead"
+        if inputs[_LENGTHS] and getattr(attention, "key_value_lengths", ...) is None:
+            yield f"Attention {node.name} lost its lengths {inputs[_LENGTHS]}"
         if inputs[_MASK] and attention.mask is None:
             yield f"Attention {node.name} lost its mask {inputs[_MASK]}"
         elif over_ring and attention.mask is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pplex.export.calibration import Calibration
 from pplex.export.checkpoint import Checkpoint
-from pplex.export.quantize import to_int
+from pplex.export.quantize import BITS, to_int
 from pplex.export.storage import Storage
 from pplex.export.weights import ParameterSource
 from pplex.runtime.config import ModelConfig
@@ -86,19 +86,19 @@ class Folding:
         """Factors [K] for matrices with a common input: size^a, for the exponent a with the smallest output error."""
         squares = [self.calibration.importance(self.graph, name) for name in names]
         samples = [_some_columns(self.sources[name].read(self.checkpoint)) for name in names]
-        block = self.stored[names[0]].block
+        stored = self.stored[names[0]]
         size = torch.stack(squares).mean(0).sqrt()  # [K]
         candidates = [_balanced(size**exponent) for exponent in _EXPONENTS]
         errors = [
-            sum(_error(weight, square, factors, block) for weight, square in zip(samples, squares, strict=True))
+            sum(_error(weight, square, factors, stored) for weight, square in zip(samples, squares, strict=True))
             for factors in candidates
         ]
         return candidates[errors.index(min(errors))]
 
 
-def _error(weight: Tensor, square: Tensor, factors: Tensor, block: int) -> float:
+def _error(weight: Tensor, square: Tensor, factors: Tensor, stored: Storage) -> float:
     """The square of the output error due to rounding, assuming uncorrelated inputs."""
-    rounded = to_int(weight * factors[:, None], 4, block).dequantized() / factors[:, None]
+    rounded = to_int(weight * factors[:, None], BITS[stored.dtype], stored.block).dequantized() / factors[:, None]
     return float(((rounded - weight).square().sum(1) * square).sum())
 
 

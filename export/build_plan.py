@@ -73,7 +73,7 @@ class BuildPlan:
 def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
     """The plan for these options. Raises ConfigError and CalibrationError for options that do not fit."""
     config, precision = options.config(checkpoint), options.precision
-    calibrated = needs_calibration(precision, options.calibration is not None)
+    calibrated = needs_calibration(precision, options.calibration is not None, options.compiled)
     if options.calibration not in (None, DEFAULT_CALIBRATION) and not calibrated:
         raise CalibrationError(
             "Only fp8 and int4 use a calibration: leave --calibration out, or choose --precision fp8 or int4."

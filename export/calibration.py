@@ -21,8 +21,8 @@ from pplex.export import weights
 from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
 from pplex.export.conversations import CalibrationSet, default_conversations, recorded_conversations
 from pplex.export.depth import Depth
-from pplex.export.layers import Linear, even_noise, ring_index, ring_mask, rope
-from pplex.export.temporal import Temporal, TemporalLayer
+from pplex.export.layers import Linear, even_noise
+from pplex.export.temporal import Temporal, TemporalLayer, ring_places
 from pplex.runtime.bundle import Voice
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CalibrationError
@@ -81,7 +81,12 @@ class Calibration:
         return cls(largest, square, source)
 
 
-def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
+def uses_awq(precision: str, compiled: bool) -> bool:
+    """Whether a graph in this precision is rounded with AWQ if there is a calibration; `compiled`: it is for an engine."""
+    return precision == "int4" or (precision == "int8" and compiled)
+
+
+def needs_calibration(precision: Mapping[str, str], given: bool, compiled: bool) -> bool:
     """Whether these precisions (by graph) use a calibration. Raises CalibrationError for fp8 if none is given."""
     fp8 = [graph for graph, name in precision.items() if name == "fp8"]
     if fp8 and not given:
@@ -89,7 +94,7 @@ def needs_calibration(precision: Mapping[str, str], given: bool) -> bool:
             f"fp8 ({' and '.join(fp8)}) needs a calibration. Leave --calibration out for synthetic speech, or name a folder "
             "of recordings; int8 and int4 work without one."
         )
-    return bool(fp8) or (given and "int4" in precision.values())
+    return bool(fp8) or (given and any(uses_awq(name, compiled) for name in precision.values()))
 
 
 def stored_calibration(given: str | os.PathLike[str]) -> Path | None:
@@ -200,13 +205,12 @@ def _temporal(
     return hidden
 
 
-def _place(steps: int, config: ModelConfig) -> tuple[Tensor, ...]:
-    """The arguments of a layer for steps 0 to `steps` - 1, without its input: empty rings, write index, mask, angles."""
+def _place(steps: int, config: ModelConfig) -> tuple[Tensor | None, ...]:
+    """The arguments of a layer for steps 0 to `steps` - 1, without its input: empty rings, places in them, angles."""
     stack, capacity, start = config.temporal, steps + 1, torch.zeros(1, dtype=torch.int64)
     ring = torch.zeros(1, stack.heads, capacity, stack.head_dim)
     queries, entries = torch.arange(steps), torch.arange(capacity)
-    mask = ring_mask(start, queries, entries, whole_write=False)
-    return ring, ring, ring_index(start, entries), mask, *rope(start, queries, stack)
+    return ring, ring, *ring_places(start, queries, entries, stack)
 
 
 def _depth(

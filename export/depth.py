@@ -67,7 +67,7 @@ class Depth(nn.Module):
         """Attention of the newest step to all steps until now; appends its key and value to `past`."""
         q, k, v = step.in_proj[layer](x).chunk(3, -1)  # [B, 1, dim] each
         past.append((k, v))
-        # The reference's ring has one entry for each step. When it is full, it masks the oldest: see layers.ring_mask.
+        # The reference's ring has one entry for each step. When it is full, it masks the oldest: see layers.readable.
         visible = past[len(past) == self.stack.capacity :]
         keys, values = (torch.cat(parts, 1) for parts in zip(*visible, strict=True))  # [B, k+1, dim]
         return step.out_proj[layer](attention(q, keys, values, self.stack.heads))

@@ -4,7 +4,7 @@ The graph is traced, its weights are rounded to the chosen precision, and writte
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pplex.export import graph, weights
 from pplex.export.awq import Fold, Folding
-from pplex.export.calibration import Calibration, needs_calibration
+from pplex.export.calibration import Calibration, needs_calibration, uses_awq
 from pplex.export.checkpoint import Checkpoint
-from pplex.export.quantize import FP8_MAX, SCALE_DTYPE, Quantized, pack_int4, to_fp8, to_int
+from pplex.export.quantize import BITS, FP8_MAX, SCALE_DTYPE, Quantized, pack_int4, to_fp8, to_int
 from pplex.export.storage import (
     IR_TYPES,
     Storage,
@@ -24,6 +24,7 @@ from pplex.export.storage import (
     quantize_input_in_graph,
     storages,
 )
+from pplex.export.temporal import Temporal
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import FP32
@@ -46,16 +47,16 @@ def export_graph(
 
     With a calibration, int4 uses AWQ; without, it rounds to nearest. Raises CalibrationError for fp8 without a calibration.
     """
-    needs_calibration({name: precision[name]}, given=calibration is not None)
+    needs_calibration({name: precision[name]}, calibration is not None, compiled)
     spec, stored = graph_specs(config, precision)[name], storages(name, config, precision, compiled)
-    model = _traced(spec, config, weights.activations(name, precision)).clone()
+    model = _traced(spec, config, weights.activations(name, precision), compiled).clone()
     for parameter, storage in stored.items():
         dequantize_in_graph(model, parameter, storage)
         if storage.dtype == "float8_e4m3fn":
             quantize_input_in_graph(model, parameter)
     table = weights.sources(name, config, checkpoint)
     folds: dict[str, Fold] = {}
-    if precision[name] == "int4" and calibration is not None:
+    if calibration is not None and uses_awq(precision[name], compiled):
         folds = Folding(name, table, checkpoint, calibration, stored).folds(config)
 
     def tensors() -> Iterator[tuple[str, ir.TensorProtocol]]:
@@ -76,9 +77,10 @@ def export_graph(
 
 
 @cache
-def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
+def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype, compiled: bool) -> ir.Model:
     """The graph without its weights. It is the same for all precisions with the same activation dtype."""
-    return graph.trace(spec, weights.MODULES[spec.name], config, dtype)
+    module = partial(Temporal, masked=compiled) if spec.name == "temporal" else weights.MODULES[spec.name]
+    return graph.trace(spec, module, config, dtype)
 
 
 class _Reader:
@@ -133,8 +135,7 @@ def _quantized(
 def _rounded(weight: Tensor, storage: Storage, importance: Tensor | None) -> Quantized:
     if storage.dtype == "float8_e4m3fn":
         return to_fp8(weight)
-    bits = {"int8": 8, "int4": 4}[storage.dtype]
-    return to_int(weight, bits, storage.block, importance if bits == 4 else None)
+    return to_int(weight, BITS[storage.dtype], storage.block, importance)
 
 
 def _input_scale(name: str, largest: float) -> tuple[str, ir.LazyTensor]:

@@ -141,8 +141,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return merge_last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
 
 
+def ring_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """Attention of q [B, H, T, D] to rings k and v [B, H, C, D]: [B, H, T, D].
+
+    `lengths` [B]: the entries of each ring that the last query reads, counted from entry 0. A graph without a mask is
+    causal: an earlier query reads one entry less than the next.
+    """
+    if exporting() and lengths is not None:
+        causal = {} if mask is not None else {"is_causal": 1}
+        return _symbolic("Attention", (q, k, v, mask, None, None, lengths), causal, q.dtype, q.shape)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def _symbolic(
-    op: str, inputs: tuple[Tensor, ...], attributes: dict[str, Any], dtype: torch.dtype, shape: tuple[int, ...]
+    op: str, inputs: tuple[Tensor | None, ...], attributes: dict[str, Any], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> Tensor:
     """Add a node to the traced graph exactly as given."""
     return torch.onnx.ops.symbolic(op, inputs, attrs=attributes, dtype=dtype, shape=shape, version=24)
@@ -164,37 +176,51 @@ def elu(x: Tensor) -> Tensor:
     return torch.maximum(x, torch.exp(x.clamp(max=0)) - 1)
 
 
-def ring_index(position: Tensor, entries: Tensor) -> Tensor:
-    """The ring entry that the step at `position` is written to. `entries` are 0, 1, ..., C - 1."""
-    return position % _capacity(entries)
+Count = int | Tensor  # entries of a ring that are in use: a number, or [1]
 
 
-def _capacity(entries: Tensor) -> Tensor:
-    return entries[-1:] + 1
+def ring_index(position: Tensor, in_use: Count) -> Tensor:
+    """The ring entry that the step at `position` is written to."""
+    return position % in_use
 
 
-def ring_mask(position: Tensor, steps: Tensor, entries: Tensor, whole_write: bool) -> Tensor:
-    """Which ring entries the queries at position[b] + steps[0], ... may read: [B, 1, T, C] bool.
+def readable(position: Tensor, steps: Tensor, in_use: Tensor) -> Tensor:
+    """How many entries, from entry 0 on, the queries at position[b] + steps[0], ... read of a ring: [B, T].
 
-    `steps` are 0, 1, ..., T - 1, `entries` 0, 1, ..., C - 1.
+    `steps` are 0, 1, ..., T - 1. A chunk of more than one step must end before the ring is full.
 
-    After a write that ends at step E (exclusive), the reference reads entry E % C, the oldest, as step E itself. Step E
-    lies in the future, so it is masked. C = 4, E = 6:
+    In the reference, a full ring of C entries hides the oldest one, so a step reads the C - 1 newest steps. A ring with
+    C - 1 entries in use holds exactly these, and nothing in it needs to be hidden. C = 4, after step 5:
+
+        entry             0   1   2   3
+        the reference     4   5   -   3      step 2 is in the ring, but hidden
+        ours              3   4   5          entry 3 is not in use
+    """
+    return torch.minimum(position[:, None] + steps + 1, in_use)
+
+
+def first_entries(count: Tensor, entries: Tensor) -> Tensor:
+    """The mask of a ring whose queries read `count` [B, T] entries from entry 0 on: [B, 1, T, C] bool."""
+    return (entries < count[..., None])[:, None]
+
+
+def codec_mask(position: Tensor, steps: Tensor, entries: Tensor, in_use: int) -> Tensor:
+    """Which entries of a codec's ring the queries at position[b] + steps[0], ... may read: [B, 1, T, entries] bool.
+
+    `steps` are 0, 1, ..., T - 1, `entries` 0, 1, ..., one for each entry of the ring. The first `in_use`, C, are in use.
+
+    The reference writes the T steps of a frame at once. After a write that ends at step E (exclusive), it reads entry E % C,
+    the oldest, as step E itself. Step E lies in the future, so it is masked. C = 4, E = 6:
 
         entry       0   1   2   3
         holds step  4   5   2   3
-        read as     4   5   6   3      so the window is 3 steps: capacity - 1
-
-    `whole_write`: the reference writes all T steps at once, as in the codec, and E is the same for every query. Without it,
-    the result equals that of T calls with one step each, as long as the ring is not full.
+        read as     4   5   6   3      so the window is 3 steps: C - 1
     """
     query = position[:, None] + steps  # [B, T]
     last = query[:, -1:]  # [B, 1]
-    end = last + 1 if whole_write else query + 1
-    held = last - ring_index(last - entries, entries)  # [B, C] the step that each entry holds; below 0: empty
-    held = held[:, None, :]
-    visible = (held >= 0) & (held <= query[:, :, None]) & (held > end[:, :, None] - _capacity(entries))
-    return visible[:, None]
+    held = last - ring_index(last - entries, in_use)  # [B, entries] the step that each entry holds; below 0: empty
+    visible = (held >= 0) & (held > last + 1 - in_use) & (entries < in_use)
+    return (visible[:, None] & (held[:, None] <= query[:, :, None]))[:, None]
 
 
 def rope(position: Tensor, steps: Tensor, stack: TransformerConfig) -> tuple[Tensor, Tensor]:
@@ -228,7 +254,15 @@ class RingAttention(nn.Module):
         self.in_proj, self.out_proj = Linear(stack.dim, 3 * stack.dim), Linear(stack.dim, stack.dim)
 
     def forward(
-        self, x: Tensor, ring_k: Tensor, ring_v: Tensor, index: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+        self,
+        x: Tensor,
+        ring_k: Tensor,
+        ring_v: Tensor,
+        index: Tensor,
+        mask: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         qkv = split_last(self.in_proj(x), 3 * self.heads, self.head_dim).transpose(1, 2)  # [B, 3 H, T, D]
         # On a GPU each kernel costs time: it is cheaper to rotate q, k and v together than q and k in turn. A split into
@@ -236,7 +270,7 @@ class RingAttention(nn.Module):
         q, k, _ = rotate(qkv, cos, sin).chunk(3, 1)
         v = qkv[:, 2 * self.heads :]
         ring_k, ring_v = self.write(ring_k, k, index), self.write(ring_v, v, index)
-        y = F.scaled_dot_product_attention(q, ring_k, ring_v, attn_mask=mask)
+        y = ring_attention(q, ring_k, ring_v, mask, lengths)
         return self.out_proj(merge_last(y.transpose(1, 2))), ring_k, ring_v
 
 

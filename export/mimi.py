@@ -7,9 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RingAttention, elu, ring_index, ring_mask, rope, store_in
+from pplex.export.layers import Linear, RingAttention, codec_mask, elu, ring_index, rope, store_in
 from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
-from pplex.runtime.graphs import Conv, Seanet, Stage, downsample, seanet_decoder, seanet_encoder, upsample
+from pplex.runtime.graphs import (
+    Conv,
+    Seanet,
+    Stage,
+    codec_ring_length,
+    downsample,
+    seanet_decoder,
+    seanet_encoder,
+    upsample,
+)
 
 
 class Carry:
@@ -167,10 +176,11 @@ class CodecTransformer(nn.Module):
         self.layers = nn.ModuleList(CodecLayer(stack) for _ in range(stack.layers))
 
     def forward(self, x: Tensor, position: Tensor, rings: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        steps, entries = (torch.arange(n, device=x.device) for n in (x.shape[-1], self.stack.capacity))
-        mask = ring_mask(position, steps, entries, whole_write=True)
+        in_use, sizes = self.stack.capacity, (x.shape[-1], codec_ring_length(self.stack))
+        steps, entries = (torch.arange(n, device=x.device) for n in sizes)
+        mask = codec_mask(position, steps, entries, in_use)
         present: list[Tensor] = []
-        where = (ring_index(position, entries), mask, *rope(position, steps, self.stack))
+        where = (ring_index(position, in_use), mask, *rope(position, steps, self.stack))
         x = x.transpose(1, 2)
         for layer, ring_k, ring_v in zip(self.layers, rings[::2], rings[1::2], strict=True):
             x, ring_k, ring_v = layer(x, ring_k, ring_v, *where)

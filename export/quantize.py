@@ -14,11 +14,12 @@ from pplex.export.threads import in_threads
 
 FP8_MAX = 448.0  # the largest number of E4M3
 SCALE_DTYPE = torch.float16
+BITS = {"int8": 8, "int4": 4}
 _TILE = 1 << 16  # weights that a thread works on at a time: they fit its processor's cache
 
-# An int4 scale is the largest weight of a block over one of these divisors. With 7 no weight is clipped. A larger divisor
-# clips the largest weights and gives the others finer steps.
-_INT4_DIVISORS = (7.0, 7.5, 8.0, 8.6, 9.3, 10.2)
+# The largest weight of a block becomes the largest integer times one of these factors. With 1 no weight is clipped. A larger
+# factor clips the largest weights and gives the others finer steps.
+_FACTORS = (1.0, 7.5 / 7, 8 / 7, 8.6 / 7, 9.3 / 7, 10.2 / 7)
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,14 @@ def pack_int4(values: Tensor) -> Tensor:
 def _least_error(blocks: Tensor, importance: Tensor, top: int) -> Tensor:
     """The scale of each block that gives the least sum(importance * (w - q * scale)^2): [K/b, N] for blocks [K/b, b, N].
 
-    Each divisor of _INT4_DIVISORS gives integers q. For fixed q the best scale is sum(i w q) / sum(i q q), and it reduces
+    Each factor of _FACTORS gives integers q. For fixed q the best scale is sum(i w q) / sum(i q q), and it reduces
     the error by sum(i w q)^2 / sum(i q q). Here i is the importance and w the weight.
     """
     largest = blocks.abs().amax(1).clamp(min=1e-12)
     weighted = importance * blocks
     best, saved = largest / top, torch.full_like(largest, -1.0)
-    for divisor in _INT4_DIVISORS:
-        q = _divided(blocks, largest / divisor, top)
+    for factor in _FACTORS:
+        q = _divided(blocks, largest / (factor * top), top)
         product = (weighted * q).sum(1)
         square = (importance * q.square_()).sum(1).clamp(min=1e-30)
         gain = product * product / square

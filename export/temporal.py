@@ -12,15 +12,30 @@ from pplex.export.layers import (
     RMSNorm,
     SwiGLU,
     embed,
+    exporting,
+    first_entries,
     indices,
+    readable,
     ring_index,
-    ring_mask,
     rope,
     sample,
     store_in,
 )
 from pplex.runtime.config import ModelConfig, TransformerConfig
 from pplex.runtime.graphs import MAX_STEPS
+
+
+def ring_places(
+    position: Tensor, steps: Tensor, entries: Tensor, stack: TransformerConfig, masked: bool = True
+) -> tuple[Tensor | None, ...]:
+    """A layer's arguments after its rings: the index of the first write, the mask if `masked`, cos, sin, and lengths [B].
+
+    `steps` are 0, 1, ..., T - 1, `entries` 0, 1, ..., C - 1. The last entry stays unused: see `layers.readable`.
+    """
+    in_use = entries[-1:]  # C - 1
+    count = readable(position, steps, in_use)
+    mask = first_entries(count, entries) if masked else None
+    return ring_index(position, in_use), mask, *rope(position, steps, stack), count[:, -1]
 
 
 class TemporalLayer(nn.Module):
@@ -31,18 +46,23 @@ class TemporalLayer(nn.Module):
         self.norm1, self.attention = RMSNorm(stack.dim), RingAttention(stack)
         self.norm2, self.gating = RMSNorm(stack.dim), SwiGLU(stack.dim, stack.hidden)
 
-    def forward(self, x: Tensor, ring_k: Tensor, ring_v: Tensor, *where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, ring_k: Tensor, ring_v: Tensor, *where: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         y, ring_k, ring_v = self.attention(self.norm1(x), ring_k, ring_v, *where)
         x = x + y
         return x + self.gating(self.norm2(x)), ring_k, ring_v
 
 
 class Temporal(nn.Module):
-    """Inputs and outputs as in the `temporal` GraphSpec; `rings` are k and v of each layer, [B, H, C, D] of `dtype`."""
+    """Inputs and outputs as in the `temporal` GraphSpec; `rings` are k and v of each layer, [B, H, C, D] of `dtype`.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
+    `masked`: an exported graph has a mask, which TensorRT needs. Without it, ONNX Runtime can use flash attention.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, masked: bool = False):
         super().__init__()
-        stack = config.temporal
+        stack, self.masked = config.temporal, masked
         self.stack, self.audio_rows = stack, config.audio_card + 1
         self.text_emb = nn.Parameter(torch.empty(config.text_card + 1, stack.dim))
         self.audio_emb = nn.Parameter(torch.empty((config.num_streams - 1) * self.audio_rows, stack.dim))
@@ -66,11 +86,7 @@ class Temporal(nn.Module):
     ) -> tuple[Tensor, ...]:
         steps, entries = indices(codes, 1, MAX_STEPS), indices(rings[0], 2, self.stack.capacity)
         x = (self.embed_streams(codes) + embedding).to(self.dtype)  # [B, T, dim]
-        where = (
-            ring_index(position, entries),
-            ring_mask(position, steps, entries, whole_write=False),
-            *rope(position, steps, self.stack),
-        )
+        where = ring_places(position, steps, entries, self.stack, self.masked or not exporting())
         present: list[Tensor] = []
         for layer, ring_k, ring_v in zip(self.layers, rings[::2], rings[1::2], strict=True):
             x, ring_k, ring_v = layer(x, ring_k, ring_v, *where)

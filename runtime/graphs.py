@@ -174,10 +174,15 @@ def _rings(stack: TransformerConfig, capacity: Dim, dtype: str) -> tuple[StateSp
     return tuple(StateSpec(f"{kv}.{i}", dtype, shape, ring=True) for i in range(stack.layers) for kv in "kv")
 
 
+def codec_ring_length(stack: TransformerConfig) -> int:
+    """Entries of a codec's rings: those in use, and up to 7 more, because CUDA kernels read masks in groups of 8."""
+    return -(-stack.capacity // 8) * 8
+
+
 def _codec_state(convs: tuple[Conv, ...], mimi: MimiConfig, dtype: str) -> tuple[StateSpec, ...]:
     position = StateSpec("position", "int64", ("B",), ring=False)
     tails = tuple(StateSpec(conv.key, dtype, conv.tail_shape, ring=False) for conv in convs if conv.tail_shape)
-    return (position, *tails, *_rings(mimi.transformer, mimi.transformer.capacity, dtype))
+    return (position, *tails, *_rings(mimi.transformer, codec_ring_length(mimi.transformer), dtype))
 
 
 def _noise(config: ModelConfig) -> tuple[TensorSpec, ...]:

@@ -63,7 +63,7 @@ def _frame(text: int, agent: Sequence[int]) -> tuple[int, ...]:
 def _check_length(config: ModelConfig, steps: int, persona_tokens: int) -> None:
     """Raise PromptError if a prompt of `steps` steps, `persona_tokens` of them for the persona, does not fit into the ring.
 
-    The window is capacity - 1 steps, including the first step of the conversation: see export/layers.py, ring_mask.
+    The window is capacity - 1 steps, including the first step of the conversation: see export/layers.py, readable.
     """
     room, others = config.temporal.capacity - 2, steps - persona_tokens
     if steps > room:

@@ -67,7 +67,7 @@ def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -
 def _window(steps: int, steps_per_frame: int, capacity: int) -> Tensor:
     """Which steps each step reads: [1, 1, T, T] bool. It reads from capacity - 1 steps before the end of its frame on.
 
-    `ring_mask` masks a ring's entries by the same rule, and explains it.
+    `codec_mask` masks a ring's entries by the same rule, and explains it.
     """
     step = torch.arange(steps)
     end = (step // steps_per_frame + 1) * steps_per_frame  # exclusive

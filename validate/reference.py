@@ -73,7 +73,7 @@ class WholeTemporal:
     """The temporal transformer over a whole token history at once, with one layer's weights in memory at a time.
 
     The result equals stepping through the history, also past the end of a ring of `capacity` steps, because a step reads the
-    newest capacity - 1 steps (see layers.ring_mask).
+    newest capacity - 1 steps (see layers.readable).
     """
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, steps: int, capacity: int):

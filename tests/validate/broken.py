@@ -66,13 +66,20 @@ def swapped(first: str, second: str) -> Fault:
     return fault
 
 
-def without_mask(layer: int) -> Fault:
+def without_lengths(layer: int) -> Fault:
     """Attention reads ring entries that it must not see."""
 
     def fault(model: onnx.ModelProto) -> None:
-        nodes(model, "Attention")[layer].input[3] = ""
+        node = nodes(model, "Attention")[layer]
+        del node.input[3:], node.attribute[:]
 
     return fault
+
+
+def ring_index(model: onnx.ModelProto) -> onnx.NodeProto:
+    """The node that computes which entry of the rings is written: Mod of the position and the number of entries in use."""
+    written = nodes(model, "TensorScatter")[0].input[2]
+    return next(node for node in nodes(model, "Mod") if written in node.output)
 
 
 def ring_off_by_one(layer: int) -> Fault:
@@ -80,17 +87,24 @@ def ring_off_by_one(layer: int) -> Fault:
 
     def fault(model: onnx.ModelProto) -> None:
         write = nodes(model, "TensorScatter")[2 * layer]
-        capacity = nodes(model, "Mod")[0].input[1]
+        in_use = ring_index(model).input[1]
         moved = add_node(model, write, "Add", [write.input[2], constant(model, "one", 1)], "moved")
-        write.input[2] = add_node(model, write, "Mod", [moved, capacity], "wrapped")
+        write.input[2] = add_node(model, write, "Mod", [moved, in_use], "wrapped")
 
     return fault
 
 
-def window_of_one_more(model: onnx.ModelProto) -> None:
-    """Attention still sees the oldest entry of a full ring."""
-    (newer,) = nodes(model, "Greater")
-    newer.op_type = "GreaterOrEqual"
+def window_longer_by(steps: int) -> Fault:
+    """A ring has more entries in use, or fewer. (With one more, a step reads what the reference hides.)"""
+
+    def fault(model: onnx.ModelProto) -> None:
+        index = ring_index(model)
+        in_use = index.input[1]
+        longer = add_node(model, index, "Add", [in_use, constant(model, "more", steps)], "longer")
+        for node in (index, *nodes(model, "Min")):
+            node.input[:] = [longer if name == in_use else name for name in node.input]
+
+    return fault
 
 
 def halves_rotated(layer: int) -> Fault:

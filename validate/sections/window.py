@@ -23,11 +23,13 @@ def window_measure(name: str, stages: Stages, codes: Tokens, capacity: int) -> M
     """Measure slot 0 of `stages` after all steps of codes [T + 1, 17], with a ring of `capacity`. The caller resets it."""
     steps = len(codes) - 1  # the last step is repeated: it writes the same values
     stages.codes[0, 0], stages.position[0], stages.forced_text[0] = codes[steps - 1], steps - 1, 0
-    oldest = max(0, steps + 1 - capacity)  # entry that is read: see layers.ring_mask
+    in_use = capacity - 1  # see layers.readable
+    written, newest = min(steps, in_use), (steps - 1) % in_use  # the repeated step writes the newest entry again
     entries = {
-        "the window's oldest": (oldest % capacity, True),
-        "the second newest": ((steps - 2) % capacity, True),
-        "the next to be written": (steps % capacity, False),
+        "the window's oldest": (max(0, steps - in_use) % in_use, True),
+        "the second newest": ((steps - 2) % in_use, True),
+        "the last in use": (written - 1 if newest != written - 1 else written - 2, True),
+        "the first not in use": (written, False),
     }
     expected = _hidden(stages)
     wrong = []

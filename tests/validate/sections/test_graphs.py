@@ -14,8 +14,8 @@ from broken import (
     halves_rotated,
     ring_off_by_one,
     swapped,
-    window_of_one_more,
-    without_mask,
+    window_longer_by,
+    without_lengths,
 )
 from folders import TINY
 
@@ -60,9 +60,9 @@ def test_a_correct_bundle_passes_layer_by_layer(tiny_bundle: Bundle) -> None:
 OUT = "layers.{}.attention.out_proj.weight"
 FAULTS: dict[str, tuple[str, Fault, str]] = {
     "swapped weights": ("temporal", swapped(OUT.format(1), OUT.format(2)), "layers.1.attention"),
-    "dropped mask": ("temporal", without_mask(1), "layers.1.attention"),
+    "dropped lengths": ("temporal", without_lengths(1), "layers.1.attention"),
     "ring off by one": ("temporal", ring_off_by_one(2), "layers.2.attention"),
-    "window of one more": ("temporal", window_of_one_more, "layers.0.attention"),
+    "window of one more": ("temporal", window_longer_by(1), "layers.0.attention"),
     "wrong RoPE pairing": ("temporal", halves_rotated(1), "layers.1.attention"),
     "permuted embedding": ("temporal", changed("audio_emb", lambda x: np.roll(x, 1, 0)), "embedding"),
     "text head": ("temporal", changed("text_linear.weight", lambda x: x[:, ::-1]), "text_linear"),
@@ -96,7 +96,7 @@ def test_a_fault_is_named_by_its_graph_and_layer(tiny_bundle: Bundle, tmp_path: 
     first, *others = named(broken(tiny_bundle, graph, plant, tmp_path))
     assert first == (f"graphs.{graph}.layer_error", layer)
     assert all(name.startswith(f"graphs.{graph}.") for name, _ in others)
-    assert ("graphs.temporal.window" in dict(others)) == (fault in ("dropped mask", "window of one more"))
+    assert ("graphs.temporal.window" in dict(others)) == (fault in ("dropped lengths", "window of one more"))
 
 
 @pytest.mark.parametrize("graph, layer, weight", [

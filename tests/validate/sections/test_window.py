@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from broken import Fault, add_node, broken, constant, nodes, window_of_one_more
+from broken import Fault, broken, window_longer_by
 from folders import TINY
 
 from pplex.export.checkpoint import open_checkpoint
@@ -50,14 +49,9 @@ def test_a_correct_ring_reads_the_right_entries(bundle: Bundle, more: int) -> No
     assert found.passed and found.value == 0 and found.where == ""
 
 
-def window_of_one_less(model: onnx.ModelProto) -> None:
-    (newer,) = nodes(model, "Greater")
-    newer.input[1] = add_node(model, newer, "Add", [newer.input[1], constant(model, "one", 1)], "later")
-
-
 @pytest.mark.parametrize("fault, said", [
-    (window_of_one_more, "the next to be written is read"),
-    (window_of_one_less, "the window's oldest is not read"),
+    (window_longer_by(1), "the first not in use is read"),
+    (window_longer_by(-1), "the last in use is not read"),
 ])  # fmt: skip
 def test_a_window_off_by_one_is_found(bundle: Bundle, tmp_path: Path, fault: Fault, said: str) -> None:
     found = measure(broken(bundle, "temporal", fault, tmp_path), bundle.config.temporal.capacity + 30)
