@@ -24,7 +24,7 @@ from pplex.engines.profiles import profiles
 from pplex.runtime.errors import BuildError
 from pplex.runtime.gpus import TENSORRT_RTX, Gpu
 from pplex.runtime.graphs import GraphSpec
-from pplex.runtime.trt_library import TensorRTMessages
+from pplex.runtime.trt_library import BuilderMessages
 
 # An engine may hold this much in addition to the graph's own weights: folded constants, padding.
 _SPARE_NBYTES = 16 << 20
@@ -46,7 +46,7 @@ def compile_engine(
     is missing, needs a GPU that this machine lacks, refuses the graph, changes it, or makes a slow engine of it.
     """
     library = open_library(gpu)
-    messages = TensorRTMessages(library.trt, only_errors=False)
+    messages = BuilderMessages(library.trt)
     builder = library.trt.Builder(messages.logger)
     network, model = parse(library, builder, messages.logger, path, capacity)
     limit_attention(library.trt, network, model)
@@ -83,14 +83,14 @@ def engine_entry(engine: Path, gpu: Gpu, slots: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _figures(messages: TensorRTMessages, name: str) -> list[int]:
+def _figures(messages: BuilderMessages, name: str) -> list[int]:
     """The bytes that the library reported for `name`: one value for each profile, one for all, or none."""
     found = [re.match(rf"{name}: (\d+) bytes", line) for line in messages.lines]
     return [int(match[1]) for match in found if match]
 
 
 def _write_engine(
-    library: LoadedLibrary, builder: Any, network: Any, config: Any, messages: TensorRTMessages, out: Path, what: str
+    library: LoadedLibrary, builder: Any, network: Any, config: Any, messages: BuilderMessages, out: Path, what: str
 ) -> None:
     """Build the engine. The library writes it to `out` in pieces, so it is never complete in our memory."""
     failures: list[OSError] = []

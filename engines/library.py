@@ -136,8 +136,10 @@ def timing_cache(library: LoadedLibrary, config: Any, folder: Path) -> Iterator[
     cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
     config.set_timing_cache(cache, False)
     yield
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    timings = config.get_timing_cache().serialize()
+    if timings is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(memoryview(timings))
 
 
 def creation_flags(trt: Any) -> int:

@@ -13,7 +13,7 @@ from pplex.runtime.graphs import GraphSpec, TensorSpec
 
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
 _ATTENTION = "_AttentionInput"  # the parser's suffix: a layer is named after its node
-_MASK, _LENGTHS = 3, 6  # inputs of ONNX's Attention; the parser ignores those after the mask
+_MASK, _LENGTHS = 3, 6  # inputs of ONNX's Attention; the parser ignores the lengths
 
 
 def parse(library: LoadedLibrary, builder: Any, logger: Any, path: Path, capacity: int) -> tuple[Any, onnx.ModelProto]:
@@ -156,8 +156,6 @@ def _attention_problems(trt: Any, network: Any, model: onnx.ModelProto, spec: Gr
         if attention is None:
             yield f"Attention {node.name} did not become an attention layer"
             continue
-        for name in filter(None, inputs[_MASK + 1 : _LENGTHS]):
-            yield f"Attention {node.name} reads {name}, which is ignored: give it a mask instead"
         if inputs[_LENGTHS] and getattr(attention, "key_value_lengths", ...) is None:
             yield f"Attention {node.name} lost its lengths {inputs[_LENGTHS]}"
         if inputs[_MASK] and attention.mask is None:

@@ -20,8 +20,9 @@ from pplex.runtime.precision import PRECISIONS, storage_dtype
 # An estimate, not a measurement, for the CUDA context, kernels, a desktop and the scratch memory of single steps.
 RESERVE_NBYTES = 1_500_000_000
 _SHRINKING = ("fp16", "int8", "fp8", "int4")  # from the largest weights to the smallest
-# Rows of a priming profile (engines/compile.py): a chunk in each of two slots.
-_PRIMING_ROWS = 2 * MAX_STEPS
+# The largest call of a priming profile (engines/profiles.py): a chunk in each of two slots.
+_PRIMING_SLOTS, _PRIMING_ROWS = 2, 2 * MAX_STEPS
+_KERNEL_ENTRIES = 128  # attention kernels read a ring in tiles of as many entries, or of a part of them
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,17 @@ class MemoryPlan:
 
     @property
     def scratch_nbytes(self) -> int:
-        """The largest need of a priming chunk, without fused attention: scores twice, one ring, the widest layer."""
-        stack, item = self.config.temporal, storage_dtype(PRECISIONS[self.precision["temporal"]].activations).itemsize
-        row = 2 * stack.heads * self.capacity + 3 * stack.hidden + 4 * stack.dim
-        return item * (_PRIMING_ROWS * row + 2 * self.capacity * stack.dim)
+        """The need of a priming chunk in the temporal graph: that of attention, or of the feed-forward part if it is larger.
+
+        In 16 bits, attention is one kernel that reads copies of both rings. In float32 it is separate kernels, with the
+        scores twice and one ring. Measured with TensorRT-RTX: see docs/engines.md.
+        """
+        stack, activations = self.config.temporal, PRECISIONS[self.precision["temporal"]].activations
+        item, rows = storage_dtype(activations).itemsize, _PRIMING_ROWS
+        rings = 2 * _PRIMING_SLOTS * stack.dim  # values of k and v for each entry
+        scores = rings // 2 + 2 * stack.heads * rows if activations == "float32" else rings
+        attention = self.capacity * (item * scores + 4 * rows) + item * rows * 5 * stack.dim  # 4: the mask
+        return max(attention, item * rows * (3 * stack.hidden + 5 * stack.dim))
 
     @property
     def slots(self) -> int | None:
@@ -109,10 +117,17 @@ def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: 
     return {graph: slot_nbytes([spec], capacity) for graph, spec in specs.items()}
 
 
+def shorter_capacity(capacity: int, part: int) -> int:
+    """About capacity / part: the next multiple of _KERNEL_ENTRIES, unless the ring is shorter than that."""
+    length = capacity // part
+    return length if length < _KERNEL_ENTRIES else -(-length // _KERNEL_ENTRIES) * _KERNEL_ENTRIES
+
+
 def _what_fits(asked: MemoryPlan, slots: int) -> str:
     """Smaller settings that fit the wanted slots, and the number of slots that fits now."""
     smaller = [(f"--precision {name}", _in(asked, name)) for name in _SHRINKING if name in asked.gpu.precisions]
-    shorter = [(f"--capacity {asked.capacity // n}", replace(asked, capacity=asked.capacity // n)) for n in (2, 4)]
+    lengths = [shorter_capacity(asked.capacity, n) for n in (2, 4)]
+    shorter = [(f"--capacity {length}", replace(asked, capacity=length)) for length in lengths]
     ways = [f"--slots {asked.slots}"] if asked.slots else []
     for changes in (shorter, smaller):
         ways += [option for option, other in changes if (other.slots or 0) >= slots][:1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan
+from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan, shorter_capacity
 from pplex.measure.tables import markdown, readable
 from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
@@ -80,7 +80,7 @@ def report_plans(
     as_built = model.precision is not None and not precisions
     names = ("as built",) if as_built else tuple(precisions) or DEFAULT_PRECISIONS
     chosen = tuple(parse_gpu(name) for name in gpus or GPUS)
-    steps = tuple(capacities) or tuple(max(MIN_CAPACITY, config.temporal.capacity // part) for part in (1, 2, 4))
+    steps = tuple(capacities) or _capacities(config.temporal.capacity)
     parsed = [model.precision] if as_built else [parse_precision(name) for name in names]
     weights = [model.weights_nbytes if as_built else None] * len(names)
     plans = tuple(
@@ -91,6 +91,10 @@ def report_plans(
         for gpu in chosen
     )
     return PlanReport(chosen, names, steps, plans)
+
+
+def _capacities(full: int) -> tuple[int, ...]:
+    return (full, *(max(MIN_CAPACITY, shorter_capacity(full, part)) for part in (2, 4)))
 
 
 def open_model(source: Path | None) -> Model:

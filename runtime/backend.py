@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle, open_bundle
+from pplex.runtime.config import ModelConfig
 from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
@@ -18,6 +19,8 @@ from pplex.runtime.trt import LoadedEngine, Scratch, TensorRTExecutor
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES
 
 DEVICES = ("cpu", "cuda")
+# Of other matrices, ONNX Runtime 1.31 has no kernel for some numbers of rows, and a step with these fails.
+_FUSED_WIDTH = 128
 REBUILD = "pplex-export build CHECKPOINT --gpu local --out BUNDLE"
 
 
@@ -134,10 +137,19 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
                 executors[name] = TensorRTExecutor(plans[name], device, slots, scratch, cache)
             else:
                 path = bundle.graph_path(name)
-                executors[name] = OnnxRuntimeCudaExecutor(path, spec, device, bundle.precision[name], bundle.folder)
+                fused = has_wide_matrices(bundle.config)
+                executors[name] = OnnxRuntimeCudaExecutor(
+                    path, spec, device, bundle.precision[name], bundle.folder, fused
+                )
         return executors
 
     return load
+
+
+def has_wide_matrices(config: ModelConfig) -> bool:
+    """Whether ONNX Runtime's fused products with weights in blocks fit every matrix: see OnnxRuntimeCudaExecutor."""
+    widths = (stack_width for stack in (config.temporal, config.depth) for stack_width in (stack.dim, stack.hidden))
+    return all(width % _FUSED_WIDTH == 0 for width in (*widths, config.text_card, config.audio_card))
 
 
 def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, LoadedEngine]:

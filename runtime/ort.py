@@ -79,7 +79,9 @@ class OnnxRuntimeCudaExecutor:
     """A graph on ONNX Runtime's CUDA provider, on the device's own stream.
 
     If all nodes run on the GPU, the provider itself captures each repeated call as a CUDA graph; otherwise `uncaptured` has
-    the reason. Raises the errors of OnnxRuntimeExecutor.
+    the reason. `fused_blocks`: multiply weights in blocks without writing them in 16 bits first, for any number of slots;
+    the provider can do that only if every matrix has a multiple of 128 rows and columns. Raises the errors of
+    OnnxRuntimeExecutor.
     """
 
     alignment = ALLOCATION_ALIGNMENT  # some kernels load several values at once
@@ -87,9 +89,16 @@ class OnnxRuntimeCudaExecutor:
     capturable = False  # the provider allocates and synchronizes during a call, which a capture forbids
 
     def __init__(
-        self, path: Path, spec: GraphSpec, device: CudaDevice, precision: str = "fp32", weights: Path | None = None
+        self,
+        path: Path,
+        spec: GraphSpec,
+        device: CudaDevice,
+        precision: str = "fp32",
+        weights: Path | None = None,
+        fused_blocks: bool = False,
     ):
         self.spec, self._device = spec, device
+        fused_blocks = fused_blocks and PRECISIONS[precision].block > 0
         self._graph_ids = count(1)
         provider = {
             "device_id": str(GPU),
@@ -97,13 +106,14 @@ class OnnxRuntimeCudaExecutor:
             "user_compute_stream": str(device.stream),
             "arena_extend_strategy": "kSameAsRequested",  # the default doubles the memory, most of which is weights
             "use_tf32": "0",  # TF32's 10-bit mantissas sometimes change a greedy choice
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm of every convolution at load
         }
-        options = _options(precision, threads=1)
+        captured = {**provider, "enable_cuda_graph": "1"}
         try:
-            self._session = _cuda_session(path, precision, options, {**provider, "enable_cuda_graph": "1"}, weights)
+            self._session = _cuda_session(path, precision, captured, weights, fused_blocks)
             self.uncaptured = None
         except BundleError as error:  # a node runs on the processor, so the provider cannot capture the graph
-            self._session = _cuda_session(path, precision, _options(precision, threads=1), provider, weights)
+            self._session = _cuda_session(path, precision, provider, weights, fused_blocks)
             self.uncaptured = str(error)
         self.fixed_rings = self.uncaptured is None  # the provider never frees a captured graph
 
@@ -166,8 +176,13 @@ def _options(precision: str, threads: int | None, profile: Path | None = None) -
     return options
 
 
-def _cuda_session(path: Path, precision: str, options: Any, provider: Mapping[str, str], weights: Path | None) -> Any:
+def _cuda_session(
+    path: Path, precision: str, provider: Mapping[str, str], weights: Path | None, fused_blocks: bool
+) -> Any:
     _library().preload_dlls()  # CUDA's libraries, if pip installed them
+    options = _options(precision, threads=1)
+    if fused_blocks:
+        options.add_session_config_entry("ep.cuda.fpa_intb_gemm", "1")
     # The CPU provider runs the other nodes, which compute shapes.
     providers = [("CUDAExecutionProvider", dict(provider)), "CPUExecutionProvider"]
     return _session(path, precision, options, providers, weights)

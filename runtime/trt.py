@@ -16,7 +16,7 @@ from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import EngineError, OutputError
 from pplex.runtime.files import check_writable, write_files
 from pplex.runtime.graphs import GraphSpec
-from pplex.runtime.trt_library import TensorRTLibrary, TensorRTMessages
+from pplex.runtime.trt_library import RuntimeErrors, TensorRTLibrary
 
 
 class Scratch:
@@ -36,13 +36,14 @@ class LoadedEngine:
 
     def __init__(self, trt: Any, library: TensorRTLibrary, path: Path, spec: GraphSpec):
         self.trt, self.library, self.path, self.spec = trt, library, path, spec
-        self.messages = TensorRTMessages(trt, only_errors=True)
-        self._runtime = trt.Runtime(self.messages.logger)  # must live as long as the engine
+        self.errors = RuntimeErrors(trt)
+        self._runtime = trt.Runtime(self.errors.logger)  # must live as long as the engine
+        self._runtime.error_recorder = self.errors.recorder  # its engines and their contexts take it over
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise EngineError(
-                f"{library.kind} {trt.__version__} cannot load {path}: {self.messages.last_error()}. "
+                f"{library.kind} {trt.__version__} cannot load {path}: {self.errors.last()}. "
                 "Rebuild it here: pplex-export build CHECKPOINT --gpu local --out BUNDLE"
             )
         self._check_names()
@@ -155,9 +156,7 @@ class TensorRTExecutor:
             raise self._error("run the engine")
 
     def _error(self, what: str) -> EngineError:
-        return EngineError(
-            f"{self.spec.name}: {self._plan.library.kind} cannot {what}: {self._plan.messages.last_error()}."
-        )
+        return EngineError(f"{self.spec.name}: {self._plan.library.kind} cannot {what}: {self._plan.errors.last()}.")
 
 
 class _Kernels:
@@ -185,7 +184,10 @@ class _Kernels:
         return config
 
     def save(self) -> None:
-        data = bytes(self._cache.serialize())
+        serialized = self._cache.serialize()
+        if serialized is None:  # the library refuses, for example without memory: the next load compiles again
+            return
+        data = bytes(serialized)
         if data == self._stored:
             return
         try:

@@ -3,6 +3,7 @@
 Called by `runtime.trt`, `runtime.backend` and `engines`.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -47,11 +48,10 @@ TENSORRT_LIBRARIES: Mapping[str, TensorRTLibrary] = MappingProxyType(
 )
 
 
-class TensorRTMessages:
-    """Keeps a library's messages for our own messages, instead of printing them. The library gets `logger`."""
+class BuilderMessages:
+    """All messages of a builder, which gets `logger`. Its figures are in them."""
 
-    def __init__(self, trt: Any, only_errors: bool):
-        """`only_errors`: drop all other messages, for a process that runs for days."""
+    def __init__(self, trt: Any):
         said: list[tuple[bool, str]] = []
 
         class Logger(trt.ILogger):
@@ -59,19 +59,52 @@ class TensorRTMessages:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                is_error = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-                if is_error or not only_errors:
-                    said.append((is_error, message))
+                said.append((severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR), message))
 
         self.logger, self._said = Logger(), said
 
     @property
     def lines(self) -> list[str]:
-        """All messages."""
         return [message for _, message in self._said]
 
     def first_error(self) -> str:
         return next((message for is_error, message in self._said if is_error), _NO_REASON)
 
-    def last_error(self) -> str:
-        return next((message for is_error, message in reversed(self._said) if is_error), _NO_REASON)
+
+class RuntimeErrors:
+    """The newest errors of a runtime and of its engines, for our own messages.
+
+    The runtime gets the library's own `logger`, because a logger in Python could block: a thread of the library that logs
+    would wait for Python, while a call of ours holds Python and waits for that thread.
+    """
+
+    def __init__(self, trt: Any):
+        found = self._found = deque[tuple[Any, str]](maxlen=16)
+
+        class Recorder(trt.IErrorRecorder):
+            def __init__(self) -> None:
+                trt.IErrorRecorder.__init__(self)
+
+            def report_error(self, code: Any, description: str) -> bool:
+                found.append((code, description))
+                return True
+
+            def num_errors(self) -> int:
+                return len(found)
+
+            def get_error_code(self, index: int) -> Any:
+                return found[index][0]
+
+            def get_error_desc(self, index: int) -> str:
+                return found[index][1]
+
+            def has_overflowed(self) -> bool:
+                return False
+
+            def clear(self) -> None:
+                found.clear()
+
+        self.logger, self.recorder = trt.Logger(trt.Logger.INTERNAL_ERROR), Recorder()
+
+    def last(self) -> str:
+        return self._found[-1][1] if self._found else _NO_REASON

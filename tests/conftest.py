@@ -101,3 +101,9 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
 def tiny_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
     """The bundle of tests/golden/tiny; read only."""
     return bundle_of(TINY)
+
+
+@pytest.fixture(scope="session")
+def engine_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
+    """The same in the graphs from which engines are compiled; read only."""
+    return bundle_of(TINY, for_engines=True)

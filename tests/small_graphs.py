@@ -49,20 +49,22 @@ def write_mlp(path: Path, weights: str, layers: int = 4) -> int:
     return write_graph(path, MLP, steps, [tensor for _, of_layer in made for tensor in of_layer])
 
 
-def write_attention(path: Path, dtype: str) -> GraphSpec:
-    """One layer's attention of the released model, over rings of C steps."""
+def write_attention(path: Path, dtype: str, masked: bool) -> GraphSpec:
+    """One layer's attention of the released model over rings of C steps, as in a graph for engines, or for ONNX Runtime."""
     heads, dim = RELEASED.temporal.heads, RELEASED.temporal.head_dim
     rows = [TensorSpec(name, dtype, ("B", heads, "T", dim)) for name in "qkvy"]
-    index, mask = TensorSpec("index", "int64", ("B",)), TensorSpec("mask", "bool", ("B", 1, "T", "C"))
+    index, lengths = (TensorSpec(name, "int64", ("B",)) for name in ("index", "lengths"))
+    masks = [TensorSpec("mask", "bool", ("B", 1, "T", "C"))] if masked else []
     rings = tuple(StateSpec(f"{name}.0", dtype, ("B", heads, "C", dim), ring=True) for name in "kv")
-    spec = GraphSpec("attention", (*rows[:3], index, mask), (rows[3],), rings)
+    spec = GraphSpec("attention", (*rows[:3], index, lengths, *masks), (rows[3],), rings)
     writes = [
         helper.make_node(
             "TensorScatter", [s.past, s.name[0], "index"], [s.present], name=f"write.{s.name}", axis=2, mode="linear"
         )
         for s in rings
     ]
-    attend = helper.make_node("Attention", ["q", "present.k.0", "present.v.0", "mask"], ["y"], name="attend")
+    read = ["q", "present.k.0", "present.v.0", "mask" if masked else "", "", "", "lengths"]
+    attend = helper.make_node("Attention", read, ["y"], name="attend", is_causal=int(not masked))
     write_graph(path, spec, [*writes, attend], [])
     return spec
 

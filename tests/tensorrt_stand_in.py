@@ -45,29 +45,36 @@ def write_plans(bundle: Bundle, folder: Path, slots: int) -> dict[str, dict[str,
 def stand_in(bundle: Bundle, device: QueueDevice, capturable: bool = True) -> Any:
     """The module, for the graphs of one bundle on one device."""
 
-    class ILogger:
-        ERROR, INTERNAL_ERROR = "ERROR", "INTERNAL_ERROR"
-
     class Runtime:
-        def __init__(self, logger: Any):
-            self.logger = logger
+        error_recorder: Any
+
+        def __init__(self, logger: Logger):
+            self.logger = logger  # prints only internal errors
 
         def deserialize_cuda_engine(self, data: Any) -> "Engine | None":
             try:
                 plan = json.loads(bytes(data))
             except ValueError:
-                self.logger.log(ILogger.ERROR, "this is not a plan")
+                self.error_recorder.report_error("SERIALIZATION", "this is not a plan")
                 return None
             sizes = {"slots": plan["slots"], "C": bundle.config.temporal.capacity}
-            return Engine(bundle.specs[plan["graph"]], plan["path"], sizes, device, self.logger, capturable)
+            return Engine(bundle.specs[plan["graph"]], plan["path"], sizes, device, self.error_recorder, capturable)
 
     return SimpleNamespace(
         __version__=VERSION,
-        ILogger=ILogger,
+        Logger=Logger,
+        IErrorRecorder=type("IErrorRecorder", (), {}),
         Runtime=Runtime,
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager", NONE="none"),
     )
+
+
+class Logger:
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+
+    def __init__(self, severity: str):
+        self.severity = severity
 
 
 @cache
@@ -79,9 +86,9 @@ def session_of(path: str) -> ort.InferenceSession:
 
 class Engine:
     def __init__(
-        self, spec: GraphSpec, path: str, sizes: dict[str, int], device: QueueDevice, logger: Any, capturable: bool
+        self, spec: GraphSpec, path: str, sizes: dict[str, int], device: QueueDevice, recorder: Any, capturable: bool
     ):
-        self.spec, self.path, self.sizes, self.device, self.logger = spec, path, sizes, device, logger
+        self.spec, self.path, self.sizes, self.device, self.recorder = spec, path, sizes, device, recorder
         self.capturable = capturable
         self.device_memory_size_v2 = SCRATCH_NBYTES
         self.contexts: list[Context] = []
@@ -106,7 +113,7 @@ class Engine:
         return self.contexts[-1]
 
     def refuse(self, message: str) -> bool:
-        self.logger.log("ERROR", message)
+        self.recorder.report_error("INVALID", message)
         return False
 
 
@@ -131,7 +138,7 @@ class Kernels:
     def __init__(self) -> None:
         self.compiled: set[str] = set()
 
-    def serialize(self) -> bytes:
+    def serialize(self) -> bytes | None:
         return json.dumps(sorted(self.compiled)).encode()
 
     def deserialize(self, data: bytes) -> bool:

@@ -154,7 +154,7 @@ def test_a_frame_reads_weights_once_and_rings_once_per_session() -> None:
     assert empty["temporal"] < weights["temporal"]  # embeddings are read by rows
     assert full["depth"] == empty["depth"]
     assert full["temporal"] - empty["temporal"] == 3 * 2 * 32 * 4096 * 3000 * 2  # k and v, layers, width, ring, bytes
-    assert full["mimi_encode"] - empty["mimi_encode"] == 3 * 2 * 8 * 512 * 250 * 4
+    assert full["mimi_encode"] - empty["mimi_encode"] == 3 * 2 * 8 * 512 * 256 * 4
 
 
 def test_slots_fit_beside_the_weights() -> None:

@@ -85,8 +85,10 @@ def _shortened(signature: str) -> str:
     """The name of a kernel, and the operation of a generic kernel."""
     plain = signature.replace("(anonymous namespace)::", "").removeprefix("void ")
     operation = re.search(r"OP_(\w+)", plain)
-    qualified = re.split("[<(]", plain, maxsplit=1)[0]
-    return qualified.rpartition("::")[2] + (f" {operation[1]}" if operation else "")
+    *spaces, name = re.split("[<(]", plain, maxsplit=1)[0].split("::")
+    if name == "kernel":  # its namespace has the name
+        name = "::".join([*spaces[-1:], name])
+    return name + (f" {operation[1]}" if operation else "")
 
 
 def _table(bundle: str, found: dict[str, Any]) -> Iterable[str]:

@@ -40,9 +40,9 @@ def held_nbytes(engine: Path) -> int:
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 @pytest.mark.parametrize("gpu", ["rtx-3090", "rtx-4090", "rtx-5090"])
-def test_graph_builds_and_is_described(tiny_bundle: Bundle, tmp_path: Path, graph: str, gpu: str) -> None:
-    spec, out = tiny_bundle.specs[graph], tmp_path / f"{graph}.engine"
-    compile_engine(tiny_bundle.graph_path(graph), spec, 96, parse_gpu(gpu), 8, out)
+def test_graph_builds_and_is_described(engine_bundle: Bundle, tmp_path: Path, graph: str, gpu: str) -> None:
+    spec, out = engine_bundle.specs[graph], tmp_path / f"{graph}.engine"
+    compile_engine(engine_bundle.graph_path(graph), spec, 96, parse_gpu(gpu), 8, out)
     assert engine_entry(out, parse_gpu(gpu), 8) == {
         "kind": "tensorrt-rtx",
         "file": f"{graph}.engine",
@@ -89,10 +89,10 @@ def test_widened_weights_are_refused(tmp_path: Path) -> None:
         compile_engine(tmp_path / "a.onnx", spec, 1, RTX_4090, 1, tmp_path / "a.engine")
 
 
-def test_priming_takes_the_scratch_memory_of_two_slots(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_priming_takes_the_scratch_memory_of_two_slots(engine_bundle: Bundle, tmp_path: Path) -> None:
     def scratch(slots: int) -> int:
         out = tmp_path / f"{slots}.engine"
-        compile_engine(tiny_bundle.graph_path("temporal"), tiny_bundle.specs["temporal"], 96, RTX_4090, slots, out)
+        compile_engine(engine_bundle.graph_path("temporal"), engine_bundle.specs["temporal"], 96, RTX_4090, slots, out)
         return int(json.loads(layers_path(out).read_text())["scratch_nbytes"][1])
 
     assert scratch(32) == scratch(2)

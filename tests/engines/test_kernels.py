@@ -54,7 +54,7 @@ def test_a_kernel_that_only_dequantizes_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_a_ring_is_written_with_a_grid_as_large_as_the_batch(tmp_path: Path) -> None:
     """In the profiles with a fixed batch. With a batch of any size, the grid covers all 3,000 entries."""
-    spec, out = write_attention(tmp_path / "attention.onnx", "float16"), tmp_path / "attention.engine"
+    spec, out = write_attention(tmp_path / "attention.onnx", "float16", masked=True), tmp_path / "attention.engine"
     compile_engine(tmp_path / "attention.onnx", spec, 3000, parse_gpu("rtx-4090"), 8, out)
     writes = [kernel.grid for kernel in kernels(out) if {"write.k.0", "write.v.0"} & set(kernel.nodes)]
     blocks = sorted(grid[0] for grid in writes if grid is not None)

@@ -32,6 +32,7 @@ class Parsed:
         self.builder, self.logger = None, trt.Logger(trt.ILogger.INTERNAL_ERROR)
         self.builder = trt.Builder(self.logger)
         self.network, self.model = network.parse(self.library, self.builder, self.logger, path, 96)
+        network.limit_attention(trt, self.network, self.model)
 
     def problems(self) -> list[str]:
         try:
@@ -42,34 +43,29 @@ class Parsed:
 
 
 @pytest.fixture
-def problems(tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Callable[[str, Change], list[str]]]:
+def problems(engine_bundle: Bundle, tmp_path: Path) -> Iterator[Callable[[str, Change], list[str]]]:
     """The problems of a graph after a change."""
-    yield lambda graph, change: Parsed(tiny_bundle, graph, mutated(tiny_bundle, tmp_path, graph, change)).problems()
+    yield lambda graph, change: Parsed(engine_bundle, graph, mutated(engine_bundle, tmp_path, graph, change)).problems()
 
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
-def test_exported_graphs_have_no_problems(tiny_bundle: Bundle, graph: str) -> None:
-    parsed = Parsed(tiny_bundle, graph, tiny_bundle.graph_path(graph))
+def test_exported_graphs_have_no_problems(engine_bundle: Bundle, graph: str) -> None:
+    parsed = Parsed(engine_bundle, graph, engine_bundle.graph_path(graph))
     assert parsed.problems() == []
     assert len(network.attentions(trt, parsed.network)) == len(nodes(parsed.model.graph, "Attention")) > 0
 
 
-def test_attention_lengths_are_ignored(problems: Any) -> None:
-    def change(graph: onnx.GraphProto) -> None:
-        nodes(graph, "Attention")[1].input.extend(["", "", "position"])
-
-    (problem,) = problems("temporal", change)
-    assert "reads position, which is ignored: give it a mask" in problem
+def test_attention_over_a_ring_stops_at_its_lengths(engine_bundle: Bundle) -> None:
+    parsed = Parsed(engine_bundle, "temporal", engine_bundle.graph_path("temporal"))
+    lengths = {attention.key_value_lengths.name for attention in network.attentions(trt, parsed.network).values()}
+    assert len(lengths) == 1  # one conversion for all layers
 
 
-def test_attention_lengths_computed_in_the_graph_are_ignored(problems: Any) -> None:
-    def change(graph: onnx.GraphProto) -> None:
-        attention = nodes(graph, "Attention")[0]
-        insert_before(graph, attention, helper.make_node("Neg", ["position"], ["lengths"], name="negate"))
-        attention.input.extend(["", "", "lengths"])
-
-    found = problems("temporal", change)
-    assert any("reads lengths, which is ignored" in problem for problem in found)
+def test_lost_attention_lengths_are_reported(engine_bundle: Bundle) -> None:
+    parsed = Parsed(engine_bundle, "temporal", engine_bundle.graph_path("temporal"))
+    next(iter(network.attentions(trt, parsed.network).values())).key_value_lengths = None
+    (problem,) = parsed.problems()
+    assert "lost its lengths" in problem
 
 
 def test_an_unread_input_is_reported(problems: Any) -> None:
@@ -81,7 +77,7 @@ def test_an_unread_input_is_reported(problems: Any) -> None:
 
 
 def drop_a_mask(graph: onnx.GraphProto) -> None:
-    del nodes(graph, "Attention")[1].input[3]
+    nodes(graph, "Attention")[1].input[3] = ""
 
 
 def test_a_mask_missing_from_the_graph_is_reported(problems: Any) -> None:
@@ -89,10 +85,10 @@ def test_a_mask_missing_from_the_graph_is_reported(problems: Any) -> None:
     assert problem.endswith("has no mask, and would read ring entries that were never written")
 
 
-def test_a_mask_missing_from_the_network_is_reported(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_mask_missing_from_the_network_is_reported(engine_bundle: Bundle, tmp_path: Path) -> None:
     """No known graph loses its mask in the parser, so a network without a mask is compared with a graph that has one."""
-    path = tiny_bundle.graph_path("temporal")
-    parsed = Parsed(tiny_bundle, "temporal", mutated(tiny_bundle, tmp_path, "temporal", drop_a_mask))
+    path = engine_bundle.graph_path("temporal")
+    parsed = Parsed(engine_bundle, "temporal", mutated(engine_bundle, tmp_path, "temporal", drop_a_mask))
     parsed.model = onnx.load(path, load_external_data=False)
     (problem,) = parsed.problems()
     assert "lost its mask" in problem
@@ -172,7 +168,7 @@ def test_outputs_of_another_dtype_or_name_are_reported(problems: Any) -> None:
     ]
 
 
-def test_another_capacity_than_the_specs_is_reported(tiny_bundle: Bundle) -> None:
-    parsed = Parsed(tiny_bundle, "temporal", tiny_bundle.graph_path("temporal"))
+def test_another_capacity_than_the_specs_is_reported(engine_bundle: Bundle) -> None:
+    parsed = Parsed(engine_bundle, "temporal", engine_bundle.graph_path("temporal"))
     with pytest.raises(BuildError, match=r"past.k.0 is FLOAT \[-1, 2, 96, 16\], not FLOAT \[-1, 2, 64, 16\]"):
         network.check_network(parsed.library, parsed.network, parsed.model, parsed.spec, 64)

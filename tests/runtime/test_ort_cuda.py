@@ -1,7 +1,7 @@
 """ONNX Runtime's CUDA provider without a GPU: what it captures and launches, on the stand-in of tests/cuda_stand_in.
 
-The stand-in computes nothing. The provider uses int8 and int4 weights directly only in blocks of at least 16;
-the columns of the golden model are too short for that, so int8 and int4 use a model of another size.
+The stand-in computes nothing. The provider uses int8 and int4 weights directly only if rows and columns are multiples of
+128; the golden model's are shorter, so int8 and int4 use a model of another size.
 """
 
 import json
@@ -33,12 +33,10 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 TESTS = Path(__file__).parents[1]
 BLOCKED = {name: precision for name, precision in PRECISIONS.items() if precision.block}
-# The most slots for which ONNX Runtime 1.31.1 uses int8 and int4 weights directly; for more slots it widens them.
-MOST = {"int8": 5, "int4": 16}
-SLOTS = (1, 2, 4, *(slots for most in MOST.values() for slots in (most, most + 1)))
-# Columns of 32, 64, 96 and 176 weights.
+SLOTS = (1, 2, 4, 17)
 ARGUMENTS = {
-    "dim": 64, "num_layers": 1, "depformer_dim": 32, "depformer_num_layers": 1, "depformer_dim_feedforward": 144
+    "dim": 512, "text_card": 1024, "num_layers": 1,
+    "depformer_dim": 128, "depformer_num_layers": 1, "depformer_dim_feedforward": 192,
 }  # fmt: skip
 
 Found = dict[str, Any]
@@ -84,7 +82,7 @@ def bundles(blocked: dict[str, Bundle], bundle_of: Callable[..., Bundle]) -> dic
 @pytest.fixture(scope="module")
 def found(bundles: dict[str, Bundle]) -> dict[str, Found]:
     """The result of launches.py for each precision."""
-    folders, slots = [bundle.folder for bundle in bundles.values()], map(str, sorted(set(SLOTS)))
+    folders, slots = [bundle.folder for bundle in bundles.values()], map(str, SLOTS)
     counted = json.loads(run_on_stand_in("-m", "cuda_stand_in.launches", *folders, "--json", "--slots", *slots))
     return {precision: counted[str(bundle.folder)] for precision, bundle in bundles.items()}
 
@@ -121,9 +119,7 @@ def test_a_frame_takes_four_launches_and_one_wait(found: dict[str, Found], preci
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_more_slots_take_as_many_launches(found: dict[str, Found], precision: str, graph: str) -> None:
     """The rows of one slot are contiguous, so copies replace kernels; all other counts are equal."""
-    most = MOST["int8"] if precision in BLOCKED else max(SLOTS)  # for graphs with int8 heads
-    slots = [n for n in sorted(set(SLOTS)) if n <= most]
-    frames = [found[precision]["frames"][str(n)]["graphs"][graph] for n in slots]
+    frames = [found[precision]["frames"][str(n)]["graphs"][graph] for n in SLOTS]
     one, *more = [launched(frame, ("KERNEL", "LIBRARY", "COPY")) for frame in frames]
     assert len(set(more)) == 1 and abs(more[0] - one) <= 0.05 * one
 
@@ -133,15 +129,13 @@ def test_more_slots_take_as_many_launches(found: dict[str, Found], precision: st
 def test_blocked_weights_are_multiplied_without_conversion(
     found: dict[str, Found], bundles: dict[str, Bundle], precision: str, graph: str
 ) -> None:
-    """One MatMulNBits kernel per weight; for more than MOST slots, each weight is widened in every step."""
+    """Each weight is multiplied by one kernel, and none is written in 16 bits first."""
     bundle = bundles[precision]
     stored = storages(graph, bundle.config, bundle.precision).values()
     for slots, frame in found[precision]["frames"].items():
         kernels = frame["graphs"][graph]["KERNEL"]
-        fused = sum(n for name, n in kernels.items() if name.startswith("MatMulFloat"))
-        widened = sum(n for name, n in kernels.items() if name.startswith("Dequantize"))
-        as_they_are = [weight for weight in stored if int(slots) <= MOST[weight.dtype]]
-        assert (fused, widened) == (len(as_they_are), len(stored) - len(as_they_are)), slots
+        fused = sum(n for name, n in kernels.items() if "fpA_intB" in name or "GemmFpAIntB" in name)
+        assert fused == len(stored) and not any(name.startswith("Dequantize") for name in kernels), (slots, kernels)
 
 
 QUICKLY = """

@@ -55,4 +55,4 @@ def test_a_correct_ring_reads_the_right_entries(bundle: Bundle, more: int) -> No
 ])  # fmt: skip
 def test_a_window_off_by_one_is_found(bundle: Bundle, tmp_path: Path, fault: Fault, said: str) -> None:
     found = measure(broken(bundle, "temporal", fault, tmp_path), bundle.config.temporal.capacity + 30)
-    assert not found.passed and found.where == said
+    assert not found.passed and said in found.where
