@@ -58,7 +58,7 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
 @click.option(
     "--calibration",
     default="default",
-    help="For fp8 and int4: a folder of recordings, an earlier bundle, default (synthetic speech), or none.",
+    help="For fp8, int4, int8 for engines: a folder of recordings, an earlier bundle, default (synthetic speech), or none.",
 )
 @click.option("--capacity", type=int, help="Context steps, 12.5 a second.  [default: the checkpoint's, 4 minutes]")
 @click.option(

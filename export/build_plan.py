@@ -76,7 +76,7 @@ def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
     calibrated = needs_calibration(precision, options.calibration is not None, options.compiled)
     if options.calibration not in (None, DEFAULT_CALIBRATION) and not calibrated:
         raise CalibrationError(
-            "Only fp8 and int4 use a calibration: leave --calibration out, or choose --precision fp8 or int4."
+            "Only fp8, int4, and int8 for engines use a calibration: leave --calibration out, or choose one of these."
         )
     weights = sum(weights_nbytes(config, precision, options.compiled).values())
     disk = build_nbytes(config, precision, compiled=options.gpu is not None)

@@ -92,7 +92,7 @@ def needs_calibration(precision: Mapping[str, str], given: bool, compiled: bool)
     if fp8 and not given:
         raise CalibrationError(
             f"fp8 ({' and '.join(fp8)}) needs a calibration. Leave --calibration out for synthetic speech, or name a folder "
-            "of recordings; int8 and int4 work without one."
+            "of recordings; the other precisions work without one."
         )
     return bool(fp8) or (given and any(uses_awq(name, compiled) for name in precision.values()))
 

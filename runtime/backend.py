@@ -1,5 +1,6 @@
 """Chooses the device and libraries for a bundle, checks them, and loads the executors: called by `runtime.stages`."""
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
-from pplex.runtime.gpus import ONNXRUNTIME, FoundGpu
+from pplex.runtime.gpus import ONNXRUNTIME, ONNXRUNTIME_SM, FoundGpu
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
 from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
@@ -72,11 +73,25 @@ def _gpu_for_graphs(device: str | None) -> CudaDevice | None:
             "pip uninstall onnxruntime, then pip install 'pplex-export[cuda]'"
         )
     try:
-        return CudaDevice()
+        found = CudaDevice()
     except GpuError:
         if device == "cuda":
             raise
         return None
+    if device is None:
+        _check_kernels(found.gpu)
+    return found
+
+
+def _check_kernels(gpu: FoundGpu) -> None:
+    """Raise GpuError if the package onnxruntime-gpu has no kernels for this GPU: the first frame would fail."""
+    compiled = ONNXRUNTIME_SM.get(platform.machine(), ())
+    if gpu.sm not in compiled:
+        raise GpuError(
+            f"onnxruntime-gpu has no kernels for {gpu.name} (sm_{gpu.sm}); on this processor it has them for "
+            f"{', '.join(f'sm_{sm}' for sm in compiled) or 'no GPU'}. Compile engines: {REBUILD}. "
+            "Or run on the processor: --device cpu. If your ONNX Runtime was built for this GPU: --device cuda."
+        )
 
 
 def host_backend(device: HostDevice, threads: int | None, profiles: Path | None = None) -> Backend:

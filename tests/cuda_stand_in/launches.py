@@ -50,8 +50,8 @@ def measure(stand_in: StandIn, bundle: Path, batches: Sequence[int]) -> dict[str
         first = stand_in.take()
         stages.run_frame(batch)
         again = stand_in.take()
-        names = [name for name in captured if captured[name]]
-        graphs = {name: _counts(held) for name, held in zip(names, _captures(first), strict=True)}
+        in_order = [name for name in captured if captured[name]]
+        graphs = {name: _counts(held) for name, held in zip(in_order, _captures(first), strict=True)}
         result["frames"][str(batch)] = {"graphs": graphs, "again": _counts(again)}
         result["refused"] += [event.name for event in (*first, *again) if event.kind is Kind.REFUSED]
     return result
@@ -68,10 +68,15 @@ def _captures(events: Iterable[Event]) -> list[list[Event]]:
     return captures
 
 
+def names(events: Sequence[Event]) -> list[str]:
+    """What each event launched: a kernel's name without its namespace, or a function."""
+    return _demangled([event.name for event in events])
+
+
 def _counts(events: Sequence[Event]) -> Counts:
-    names = dict(zip((e.name for e in events), _demangled([e.name for e in events]), strict=True))
+    launched = dict(zip((e.name for e in events), names(events), strict=True))
     counts: Counts = {}
-    for (kind, name), count in Counter((event.kind.name, names[event.name]) for event in events).most_common():
+    for (kind, name), count in Counter((event.kind.name, launched[event.name]) for event in events).most_common():
         counts.setdefault(kind, {})[name] = count
     return counts
 

@@ -9,7 +9,7 @@ from small_graphs import write_attention
 
 from pplex.engines.compile import compile_engine
 from pplex.engines.library import layers_path
-from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan, session_nbytes
+from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan, session_nbytes, shorter_capacity
 from pplex.engines.plan_report import open_model, report_plans
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
@@ -78,7 +78,7 @@ def test_unknown_memory_refuses_no_build() -> None:
 @pytest.mark.parametrize(
     "gpu, precision, slots, words",
     [
-        ("rtx-4090", "fp16", 8, "4 slots of 1.6 GB, not 8. What would fit: --slots 4, or --capacity 1500, or"),
+        ("rtx-4090", "fp16", 8, "4 slots of 1.6 GB, not 8. What would fit: --slots 4, or --capacity 1536, or"),
         ("rtx-4090", "fp16", 8, "or --precision int8."),
         ("rtx-4080", "fp16", 8, "0 slots of 1.6 GB, not 8. What would fit: --precision int4 --slots 5."),
         ("rtx-2080-ti", "fp16", 1, "Use a GPU with more memory; to compare GPUs: pplex-export plan"),
@@ -92,15 +92,20 @@ def test_too_many_slots_are_refused_with_what_would_fit(gpu: str, precision: str
 
 def test_suggested_settings_fit() -> None:
     released("rtx-4090", "fp16").check(4)
-    released("rtx-4090", "fp16", 1500).check(8)
+    released("rtx-4090", "fp16", 1536).check(8)
     released("rtx-4090", "int8").check(8)
     released("rtx-4080", "int4").check(5)
+
+
+def test_suggested_capacities_are_multiples_of_a_kernels_tile() -> None:
+    assert [shorter_capacity(3000, part) for part in (2, 4)] == [1536, 768]
+    assert [shorter_capacity(capacity, 2) for capacity in (1024, 100)] == [512, 50]
 
 
 def test_a_plan_is_printed_on_one_line() -> None:
     assert released("rtx-4090", "int4").to_text() == (
         "GeForce RTX 4090 (sm_89, tensorrt-rtx): 10 slots at 3000 steps of context; "
-        "5.2 GB of weights, 1.6 GB a session, 297.1 MB of scratch"
+        "5.2 GB of weights, 1.6 GB a session, 125.4 MB of scratch"
     )
     assert "an unknown number of slots" in released("sm_89", "int4").to_text()
 

@@ -115,7 +115,7 @@ def test_calibration_of_another_checkpoint_of_the_same_sizes_is_refused(
 
 def test_an_unused_calibration_is_refused(tmp_path: Path) -> None:
     options = BuildOptions(precision=parse_precision("int8"), calibration=tmp_path)
-    with pytest.raises(CalibrationError, match="Only fp8 and int4"):
+    with pytest.raises(CalibrationError, match="Only fp8, int4, and int8 for engines"):
         build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
 
 

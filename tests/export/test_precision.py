@@ -20,7 +20,7 @@ from pplex.export.awq import Folding
 from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, weights_mark
 from pplex.export.checkpoint import open_checkpoint
-from pplex.export.quantize import to_int
+from pplex.export.quantize import BITS, to_int
 from pplex.export.source import CheckpointSource
 from pplex.export.storage import storages
 from pplex.runtime import ort
@@ -133,10 +133,11 @@ def test_graphs_for_engines_have_one_scale_per_column_of_int8(built: Build, prec
 
 
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
-def test_int4_file_holds_the_awq_weights(built: Build, graph: str) -> None:
+@pytest.mark.parametrize("precision, for_engines", [("int4", False), ("int8", True)])
+def test_files_hold_the_awq_weights(built: Build, precision: str, for_engines: bool, graph: str) -> None:
     """Norms and matrices in the file equal the checkpoint's after folding, rounded by the importance of their inputs."""
-    bundle, checkpoint = built("int4"), open_checkpoint(TINY / "checkpoint")
-    config, stored = bundle.config, storages(graph, bundle.config, bundle.precision)
+    bundle, checkpoint = built(precision, for_engines), open_checkpoint(TINY / "checkpoint")
+    config, stored = bundle.config, storages(graph, bundle.config, bundle.precision, for_engines)
     calibration = Calibration.load(bundle.path(CALIBRATION_FILE), config, weights_mark(checkpoint))
     sources = weights.sources(graph, config, checkpoint)
     folds = Folding(graph, sources, checkpoint, calibration, stored).folds(config)
@@ -149,7 +150,7 @@ def test_int4_file_holds_the_awq_weights(built: Build, graph: str) -> None:
             continue
         assert fold.rows is not None
         importance = calibration.importance(graph, name) / fold.rows.square()
-        rounded = to_int(expected, 4, stored[name].block, importance)
+        rounded = to_int(expected, BITS[precision], stored[name].block, importance)
         np.testing.assert_array_equal(held[f"{name}.values"].astype(np.int8), rounded.values.numpy())
         np.testing.assert_array_equal(held[f"{name}.scale"], rounded.scale.numpy())
 

@@ -85,6 +85,21 @@ def test_onnx_runtime_for_gpus_falls_back_without_a_gpu(tiny_bundle: Bundle, mon
         choose_backend(tiny_bundle, "cuda", threads=1)
 
 
+@pytest.mark.parametrize("sm", [61, 100])
+def test_a_gpu_without_kernels_in_onnx_runtime_is_refused_unless_named(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, sm: int
+) -> None:
+    device = QueueDevice()
+    device.gpu = FoundGpu("Some GPU", sm, 8 << 30)
+    monkeypatch.setattr("pplex.runtime.backend.has_cuda_provider", lambda: True)
+    monkeypatch.setattr("pplex.runtime.backend.CudaDevice", lambda: device)
+    with pytest.raises(
+        GpuError, match=rf"no kernels for Some GPU \(sm_{sm}\).* --gpu local .*--device cpu.*--device cuda"
+    ):
+        choose_backend(tiny_bundle, None, threads=1)
+    assert choose_backend(tiny_bundle, "cuda", threads=1).device is device
+
+
 def test_an_unknown_device_is_refused(tiny_bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="Unknown device 'tpu': choose cpu or cuda"):
         choose_backend(tiny_bundle, "tpu", threads=1)

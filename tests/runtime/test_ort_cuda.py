@@ -138,6 +138,54 @@ def test_blocked_weights_are_multiplied_without_conversion(
         assert fused == len(stored) and not any(name.startswith("Dequantize") for name in kernels), (slots, kernels)
 
 
+ATTENTION = """
+import sys
+from pathlib import Path
+from cuda_stand_in.launches import names
+from cuda_stand_in.process import StandIn
+stand_in = StandIn()
+from small_graphs import write_attention
+from pplex.runtime.cuda_device import CudaDevice
+from pplex.runtime.engine import Engine, fixed_shape
+from pplex.runtime.ort import OnnxRuntimeCudaExecutor
+folder, masked, slots = Path(sys.argv[1]), sys.argv[2] == "masked", int(sys.argv[3])
+spec, device = write_attention(folder / "attention.onnx", "float16", masked), CudaDevice()
+executor = OnnxRuntimeCudaExecutor(folder / "attention.onnx", spec, device, "fp16")
+engine = Engine(executor, device, slots, {"C": 3000})
+sizes = {"B": slots, "T": 1, "C": 3000}
+tensors = {t.name: device.zeros(fixed_shape(t.shape, sizes), t.dtype) for t in (*spec.inputs, *spec.outputs)}
+call = engine.bind(tensors, 0, slots)
+stand_in.take()
+call()
+print("\\n".join(names(stand_in.take())))
+"""
+
+
+def attention_kernels(folder: Path, masked: str, slots: int) -> set[str]:
+    printed = run_on_stand_in("-c", ATTENTION, folder, masked, str(slots)).split()
+    return {name for name in printed if "flash" in name or "attention_kernel" in name}
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_one_step_of_attention_is_split_over_the_keys(tmp_path: Path, slots: int) -> None:
+    """At the released size. Each slot reads only the entries that it has written."""
+    assert attention_kernels(tmp_path, "lengths", slots) == {
+        "flash_fwd_splitkv_kernel",
+        "flash_fwd_splitkv_combine_kernel",
+    }
+
+
+@pytest.mark.parametrize("slots", [4, 64])
+def test_attention_of_more_slots_needs_no_split(tmp_path: Path, slots: int) -> None:
+    """Its 32 heads for each slot occupy the GPU."""
+    assert attention_kernels(tmp_path, "lengths", slots) == {"flash_fwd_kernel"}
+
+
+def test_a_mask_excludes_flash_attention(tmp_path: Path) -> None:
+    """So graphs for ONNX Runtime have lengths instead."""
+    assert attention_kernels(tmp_path, "masked", 1) == {"attention_kernel_batched_impl_right_padding"}
+
+
 QUICKLY = """
 from cuda_stand_in.process import StandIn
 StandIn()
