@@ -87,14 +87,22 @@ class OnnxRuntimeCudaExecutor:
     capturable = False  # the provider allocates and synchronizes during a call, which a capture forbids
 
     def __init__(
-        self, path: Path, spec: GraphSpec, device: CudaDevice, precision: str = "fp32", weights: Path | None = None
+        self,
+        path: Path,
+        spec: GraphSpec,
+        device: CudaDevice,
+        precision: str = "fp32",
+        weights: Path | None = None,
+        beside: bool = False,
     ):
+        """`beside`: the graph runs on the device's second stream, because a session cannot change its stream."""
         self.spec, self._device = spec, device
+        self._stream = device.stream_beside if beside else device.stream
         self._graph_ids = count(1)
         provider = {
             "device_id": str(GPU),
             "has_user_compute_stream": "1",
-            "user_compute_stream": str(device.stream),
+            "user_compute_stream": str(self._stream),
             "arena_extend_strategy": "kSameAsRequested",  # the default doubles the memory, most of which is weights
             "use_tf32": "0",  # TF32's 10-bit mantissas sometimes change a greedy choice
         }
@@ -115,6 +123,7 @@ class OnnxRuntimeCudaExecutor:
         options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)) if repeated else NO_CUDA_GRAPH)
 
         def call() -> None:
+            assert self._stream == self._device.stream, f"{self.spec.name} is enqueued on the wrong stream"
             try:
                 self._session.run_with_iobinding(binding, options)
             except Exception as error:  # ONNX Runtime's exceptions have no common base class

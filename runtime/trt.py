@@ -20,7 +20,7 @@ from pplex.runtime.trt_library import TensorRTLibrary, TensorRTMessages
 
 
 class Scratch:
-    """Scratch memory that all contexts share, because they run in turn on one stream."""
+    """Scratch memory of contexts that run in turn. Contexts that run at the same time need one each."""
 
     def __init__(self, device: CudaDevice, nbytes: int):
         self.nbytes = nbytes

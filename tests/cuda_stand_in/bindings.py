@@ -27,6 +27,7 @@ class ErrorCode(IntEnum):
     cudaErrorSystemDriverMismatch = 803
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
+    cudaErrorStreamCaptureUnjoined = 904
 
 
 # Argument types of each function; functions in _GIVING return a handle or an address through a first pointer argument.
