@@ -1,7 +1,7 @@
 """The part of cuda.bindings.runtime that CudaDevice calls, on the host's memory. Streams delay their work.
 
-A wait of the host for a stream runs the stream's work. Work of other streams runs as early as its waits for events allow, and
-at the host's next wait as late as possible. So without a wait for an event, the result of one of two frames is wrong.
+A wait of the host for a stream runs the stream's work. Work of other streams runs as early as its waits for events allow,
+and at the host's next wait as late as possible. So without a wait for an event, the result of one of two frames is wrong.
 """
 
 from collections import deque
@@ -65,7 +65,10 @@ class Event:
 
 
 class DelayedCuda:
-    """The module. `free`: bytes that can be allocated; `replays` of graphs and `waits` of the host until now."""
+    """The module. `free`: bytes that can be allocated; `replays` of graphs and `waits` of the host until now.
+
+    copied: the direction of each copy that has run: "up", "down", "within" the device.
+    """
 
     cudaError_t = ErrorCode
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
@@ -75,10 +78,12 @@ class DelayedCuda:
     def __init__(self, free: int) -> None:
         self.free, self.replays, self.waits = free, 0, 0
         self.capture: Capture | None = None
+        self.copied: list[str] = []
         self._host = HostDevice()
         self._streams: list[Stream] = []
         self._reached: set[Mark] = set()
         self._memory: list[Array] = []  # a GPU frees memory only after the enqueued work
+        self._device_memory: list[range] = []
 
     def cudaSetDevice(self, _: int) -> tuple[ErrorCode]:
         return (OK,)
@@ -93,7 +98,9 @@ class DelayedCuda:
 
     def cudaMalloc(self, nbytes: int) -> tuple[ErrorCode, int]:
         self.free -= nbytes
-        return self.cudaHostAlloc(nbytes, 0)
+        code, address = self.cudaHostAlloc(nbytes, 0)
+        self._device_memory.append(range(address, address + nbytes))
+        return code, address
 
     def cudaHostAlloc(self, nbytes: int, _: int) -> tuple[ErrorCode, int]:
         self._memory.append(np.full(nbytes + ALLOCATION_ALIGNMENT, GARBAGE, np.uint8))
@@ -114,7 +121,13 @@ class DelayedCuda:
         self, target: int, pitch: int, source: int, source_pitch: int, width: int, height: int, _: int, stream: Stream
     ) -> tuple[ErrorCode]:
         blocks = Block(target, width, height, pitch), Block(source, width, height, source_pitch)
-        return self.enqueue(self._host.copy(*blocks), stream)
+        to_device, from_device = (any(address in part for part in self._device_memory) for address in (target, source))
+        direction = "within" if to_device and from_device else "up" if to_device else "down"
+        return self.enqueue(partial(self._copy, self._host.copy(*blocks), direction), stream)
+
+    def _copy(self, copy: Call, direction: str) -> None:
+        copy()
+        self.copied.append(direction)
 
     def cudaMemsetAsync(self, target: int, value: int, nbytes: int, stream: Stream) -> tuple[ErrorCode]:
         return self.cudaMemset2DAsync(target, 0, value, nbytes, 1, stream)
@@ -150,8 +163,10 @@ class DelayedCuda:
     def cudaStreamWaitEvent(self, stream: Stream, event: Event, _: int) -> tuple[ErrorCode]:
         """A stream that waits for an event of a capture joins the capture."""
         if stream.capture is not event.capture:
-            if event.capture is None or event.capture is not self.capture:
-                return (ErrorCode.cudaErrorInvalidValue,)  # between a capture and what runs
+            if event.capture is None:
+                return (ErrorCode.cudaErrorStreamCaptureIsolation,)
+            if event.capture is not self.capture:
+                return (ErrorCode.cudaErrorCapturedEvent,)
             stream.capture = self.capture
             self.capture.steps.setdefault(stream, [])
         if event.mark is not None:
@@ -215,5 +230,5 @@ class DelayedCuda:
 
 def _is_joined(steps: list[Step], *others: list[Step]) -> bool:
     """Whether the first stream waits for the last step of all others."""
-    waited = {step.waits for step in steps}
+    waited = {step.waits for step in steps if step.waits is not None}
     return all(other[-1].reaches in waited for other in others)

@@ -40,6 +40,11 @@ class QueueDevice(CudaDevice, HostDevice):
         return self._delayed.waits
 
     @property
+    def copied(self) -> list[str]:
+        """The direction of each copy that has run: "up", "down", "within" the device."""
+        return self._delayed.copied
+
+    @property
     def recording(self) -> Capture | None:
         """The capture that is being made."""
         return self._delayed.capture

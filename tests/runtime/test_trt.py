@@ -88,7 +88,7 @@ def test_contexts_share_memory_only_with_those_that_run_in_turn(compiled: tuple[
     stages = Runtime(bundle, slots=2, device=backend).stages
     scratch = {graph: {context.scratch for context in contexts_of(stages, graph)} for graph in bundle.specs}
     (encoder,), *others = scratch.values()
-    assert list(scratch)[0] == BESIDE and len(set.union(*others)) == 1 and encoder not in others[0]
+    assert next(iter(scratch)) == BESIDE and len(set.union(*others)) == 1 and encoder not in others[0]
 
 
 def test_more_than_the_profile_allows_is_refused_with_the_library_message(compiled: tuple[Bundle, Backend]) -> None:
