@@ -38,7 +38,7 @@ class OnnxRuntimeExecutor:
 
     alignment = 1
     capturable = True
-    fixed_rings = False
+    fixed_rings = one_thread = False
 
     def __init__(
         self,
@@ -113,7 +113,8 @@ class OnnxRuntimeCudaExecutor:
         except BundleError as error:  # a node runs on the processor, so the provider cannot capture the graph
             self._session = _cuda_session(path, precision, _options(precision, threads=1), provider, weights)
             self.uncaptured = str(error)
-        self.fixed_rings = self.uncaptured is None  # the provider never frees a captured graph
+        # The provider never frees a captured graph, and has graphs of its own for each thread that calls it.
+        self.fixed_rings = self.one_thread = self.uncaptured is None
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         ort = _library()

@@ -71,6 +71,7 @@ class TensorRTExecutor:
 
     alignment = ALLOCATION_ALIGNMENT  # required by IExecutionContext.setTensorAddress
     fixed_rings = True  # the engine's KV cache layer has a fixed length
+    one_thread = False
 
     def __init__(self, plan: LoadedEngine, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
         """`cache`: the file of compiled kernels, for a library that compiles at load."""

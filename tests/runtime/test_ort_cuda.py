@@ -219,6 +219,53 @@ def test_a_bench_runs_as_on_a_gpu(bundles: dict[str, Bundle]) -> None:
     assert report["machine"]["device"] == "Stand-in GPU"
 
 
+THREADS = """
+import sys
+import threading
+import numpy as np
+from cuda_stand_in.process import Kind, StandIn
+stand_in = StandIn()
+from pplex.runtime.errors import EngineError
+from pplex.runtime.session import Runtime
+runtime = Runtime.load(sys.argv[1], slots=2, device="cuda")
+session = runtime.open(seed=0)
+
+def refused(use):
+    try:
+        use()
+    except EngineError as error:
+        print(error)
+
+uses = (
+    lambda: session.step(np.zeros(1920, np.float32)),
+    lambda: session.step_codes(np.zeros(8, np.int64)),
+    lambda: runtime.open(seed=1),
+)
+for number, use in enumerate(uses):
+    before = session.frame, runtime.ring.step.tolist()
+    stand_in.take()
+    thread = threading.Thread(target=refused, args=(use,), name=f"worker-{number}")
+    thread.start()
+    thread.join()
+    assert (session.frame, runtime.ring.step.tolist()) == before and not stand_in.take()
+uses[0]()
+assert Kind.CAPTURE not in {event.kind for event in stand_in.take()}
+thread = threading.Thread(target=session.close)
+thread.start()
+thread.join()
+assert not session.is_open
+"""
+
+
+def test_another_thread_is_refused_before_it_captures_again(bundles: dict[str, Bundle]) -> None:
+    """It changes nothing, and the first thread goes on."""
+    said = run_on_stand_in("-c", THREADS, bundles["bf16"].folder).splitlines()
+    assert len(said) == 3
+    for number, line in enumerate(said):
+        assert line.startswith(f"This bundle was loaded in the thread MainThread, and is used in worker-{number}. ")
+        assert line.endswith("in one thread: ThreadPoolExecutor(max_workers=1)")
+
+
 FORBIDDEN = """
 from functools import partial
 from cuda_stand_in.process import Kind, StandIn
