@@ -12,6 +12,7 @@ from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.device import Buffer, host_view
 from pplex.runtime.errors import GpuError
 from pplex.runtime.session import Runtime
+from pplex.runtime.stages import Stages
 
 FRAMES = 8
 PCM = np.random.default_rng(1).normal(0, 0.1, (FRAMES, 1920)).astype(np.float32)
@@ -54,6 +55,25 @@ def test_a_frame_takes_one_copy_up_and_one_down(tiny_bundle: Bundle, kind: type[
             step()
             first, *between, last = device.copied[before:]
             assert (first, set(between) - {"within"}, last) == ("up", set(), "down")
+
+
+def test_rows_that_a_frame_does_not_run_keep_their_values(tiny_bundle: Bundle) -> None:
+    """A frame copies all rows of small tensors. Those of a newcomer who is being primed must stay as they are."""
+    stages = Stages(tiny_bundle, 3, device=host_backend(QueueDevice(), threads=1), logits=True)
+    stages.active[:], stages.pcm_in[:, 0], stages.agent_codes[:] = True, PCM[:3], CODES[:3]
+    stages.forced_text[:], stages.forced_audio[:] = -1, -1
+    stages.run_frame(3)
+    stages.pcm_in[2, 0] = PCM[5]
+    stages.run("mimi_encode", 1, row=2)
+    arrays = {f"{graph}.{name}": a for graph in stages.engines for name, a in stages.tensors(graph).items()}
+    before = {name: array.copy() for name, array in arrays.items()}
+    stages.codes[0, 0] += 1
+    for frame in (4, 6, 7):
+        stages.pcm_in[0, 0] = PCM[frame]
+        stages.run_frame(1)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array[1:], before[name][1:], err_msg=name)
+    assert (stages.user_codes[0] != before["mimi_encode.codes"][0]).any()
 
 
 @pytest.mark.parametrize("kind", [QueueDevice, UncapturedDevice])
