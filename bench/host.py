@@ -102,6 +102,7 @@ class _IdleExecutor:
     alignment: int = 1
     capturable: bool = True
     fixed_rings: bool = False
+    one_thread: bool = False
 
     def bind(self, tensors: Mapping[str, Buffer], repeated: bool) -> Call:
         return _nothing

@@ -24,7 +24,7 @@ class _Memory:
 
 
 class _Event:
-    """A timestamp on the stream; the driver frees it with the last reference."""
+    """A place in a stream's work; the driver frees it with the last reference."""
 
     def __init__(self, handle: Any, destroy: Any):
         self.handle = handle
@@ -32,7 +32,7 @@ class _Event:
 
 
 class CudaDevice:
-    """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses), and one stream that all work goes through.
+    """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses). All work is on one stream, except for `beside`.
 
     Raises LibraryError if cuda-bindings cannot be loaded, GpuError if no GPU or no driver answers.
     """
@@ -45,8 +45,21 @@ class CudaDevice:
         self.gpu = self._describe()
         self.name = self.gpu.name
         # Not the default stream: it waits for all other streams.
-        self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
-        self.stream = int(self._stream)
+        self._first, self._second = (
+            self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking) for _ in range(2)
+        )
+        self._stream = self._first  # work is enqueued on it now
+        self._before, self._after = (self._event(self._cuda.cudaEventDisableTiming) for _ in range(2))
+
+    @property
+    def stream(self) -> int:
+        """The address of the stream on which work is enqueued now."""
+        return int(self._stream)
+
+    @property
+    def stream_beside(self) -> int:
+        """The address of the stream of `aside` in `beside`."""
+        return int(self._second)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         nbytes = buffer_nbytes(shape, dtype)
@@ -67,17 +80,32 @@ class CudaDevice:
         assert (target.width, target.height) == (source.width, source.height), (target, source)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # addresses tell the driver which side is the GPU's
         if target.height == 1:
-            arguments = target.address, source.address, target.width, kind, self._stream
-            return partial(self._do, "cudaMemcpyAsync", *arguments)
+            return partial(self._enqueue, "cudaMemcpyAsync", target.address, source.address, target.width, kind)
         rows = target.address, target.pitch, source.address, source.pitch, target.width, target.height
-        return partial(self._do, "cudaMemcpy2DAsync", *rows, kind, self._stream)
+        return partial(self._enqueue, "cudaMemcpy2DAsync", *rows, kind)
 
     def clear(self, target: Block) -> None:
         if target.height == 1:
-            self._do("cudaMemsetAsync", target.address, 0, target.width, self._stream)
+            self._enqueue("cudaMemsetAsync", target.address, 0, target.width)
         else:
-            rows = target.address, target.pitch, 0, target.width, target.height
-            self._do("cudaMemset2DAsync", *rows, self._stream)
+            self._enqueue("cudaMemset2DAsync", target.address, target.pitch, 0, target.width, target.height)
+
+    def beside(self, aside: Call, work: Call) -> None:
+        # Events, not waits of the host: a capture of the first stream then records the second one's work, too.
+        assert self._stream is self._first, "the second stream is in use"
+        self._wait(self._second, self._before, self._first)
+        self._stream = self._second
+        try:
+            aside()
+        finally:
+            self._stream = self._first
+        work()
+        self._wait(self._first, self._after, self._second)
+
+    def _wait(self, waiting: Any, event: _Event, other: Any) -> None:
+        """Later work on the stream `waiting` runs after everything that was enqueued on `other`."""
+        self._do("cudaEventRecord", event.handle, other)
+        self._do("cudaStreamWaitEvent", waiting, event.handle, 0)
 
     def capture(self, work: Call) -> Call:
         # Relaxed: the capture must not fail if a buffer of an earlier runtime is freed at the same time.
@@ -100,9 +128,12 @@ class CudaDevice:
         return replay
 
     def mark(self) -> Mark:
-        event = _Event(self._call("cudaEventCreate"), self._cuda.cudaEventDestroy)
+        event = self._event(self._cuda.cudaEventDefault)
         self._do("cudaEventRecord", event.handle, self._stream)
         return event
+
+    def _event(self, flags: int) -> _Event:
+        return _Event(self._call("cudaEventCreateWithFlags", flags), self._cuda.cudaEventDestroy)
 
     def elapsed_ms(self, first: Mark, last: Mark) -> float:
         return float(self._call("cudaEventElapsedTime", first.handle, last.handle))
@@ -116,6 +147,10 @@ class CudaDevice:
 
     def _describe(self) -> FoundGpu:
         return FoundGpu.of(self._call("cudaGetDeviceProperties", GPU))
+
+    def _enqueue(self, function: str, *arguments: Any) -> None:
+        """Call a function whose last argument is the stream."""
+        self._do(function, *arguments, self._stream)
 
     def _do(self, function: str, *arguments: Any) -> None:
         self._results(function, *arguments)

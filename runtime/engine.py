@@ -20,6 +20,7 @@ class Executor(Protocol):
     spec: GraphSpec
     alignment: int  # every address must be a multiple of this number of bytes
     fixed_rings: bool  # whether rings must have their full length from the start
+    one_thread: bool  # whether only the thread that loaded it may call it
 
     @property
     def capturable(self) -> bool:

@@ -4,7 +4,7 @@ Called by `runtime.stages`.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -16,7 +16,7 @@ from pplex.runtime.buffers import FrameBuffers
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.device import Call, Device
 from pplex.runtime.engine import Engine, Executor, in_turn
-from pplex.runtime.pipeline import GRAPH_NAMES
+from pplex.runtime.pipeline import BESIDE, GRAPH_NAMES
 
 Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 
@@ -64,7 +64,7 @@ class FrameRunner:
         The host's arrays are uploaded now. The graphs' outputs stay on the device.
         """
         in_turn(self._buffers.transfers(GRAPH_NAMES, 0, batch)[0])
-        calls = {graph: self._bind_frame(graph, batch) for graph in GRAPH_NAMES}
+        calls = {graph: self._in_order([(graph, self._bind_frame(graph, batch))]) for graph in GRAPH_NAMES}
         in_turn(list(calls.values()))  # libraries initialise in a first call
         self._device.synchronize()
         return {
@@ -95,12 +95,19 @@ class FrameRunner:
 
     def _prepare(self, graphs: tuple[str, ...], batch: int, row: int) -> Call:
         uploads, downloads = self._buffers.transfers(graphs, row, batch)
-        work = list[Call]()
+        work = list[tuple[str, Call]]()
         for graph in graphs:
             if graph == "mimi_decode" and len(graphs) > 1:
-                work += self._just_sampled(batch)
-            work.append(self._bind_frame(graph, batch) if len(graphs) > 1 else self._bind(graph, batch, row, False))
-        return partial(in_turn, [*uploads, *work, *downloads])
+                work += [(graph, copy) for copy in self._just_sampled(batch)]
+            bound = self._bind_frame(graph, batch) if len(graphs) > 1 else self._bind(graph, batch, row, False)
+            work.append((graph, bound))
+        return partial(in_turn, [*uploads, self._in_order(work), *downloads])
+
+    def _in_order(self, work: Sequence[tuple[str, Call]]) -> Call:
+        """One call for calls of graphs: BESIDE at the same time as the others, and these one after the other."""
+        aside = [call for graph, call in work if graph == BESIDE]
+        others = partial(in_turn, [call for graph, call in work if graph != BESIDE])
+        return partial(self._device.beside, partial(in_turn, aside), others) if aside else others
 
     def _bind_frame(self, graph: str, batch: int) -> Call:
         """A graph's call in a frame. Whole frames and frames without the codec share it."""

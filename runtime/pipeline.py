@@ -5,8 +5,10 @@
                  -> depth       -> agent's codes -> token ring
     token ring   -> mimi_decode -> agent's audio
 
-The language graphs also run without the codec.
+The language graphs also run without the codec. The model reads a frame's user codes in the next frame at the earliest. So
+nothing in a frame waits for `mimi_encode`, and a device may run it at the same time as the other graphs.
 """
 
 GRAPH_NAMES = ("mimi_encode", "temporal", "depth", "mimi_decode")
 LANGUAGE_GRAPHS = ("temporal", "depth")
+BESIDE = "mimi_encode"  # the graph that runs at the same time as the others

@@ -74,7 +74,11 @@ class Session:
 
 
 class Runtime:
-    """A loaded bundle that steps up to `slots` conversations together. Not for use by several threads at once."""
+    """A loaded bundle that steps up to `slots` conversations together. Not for use by several threads at once.
+
+    ONNX graphs on a GPU: only the thread that loads the bundle may open and step sessions, because ONNX Runtime keeps its
+    captured CUDA graphs by thread. Other threads get an EngineError.
+    """
 
     def __init__(
         self,
@@ -204,6 +208,7 @@ class Runtime:
             session.frame += 1
 
     def _rows(self, sessions: Mapping[Session, Any]) -> Array:
+        self.stages.check_thread()
         for session in sessions:
             if not session.is_open or session.runtime is not self:
                 raise SlotError("This session is closed, or belongs to another runtime. Open one: runtime.open(...)")
@@ -255,6 +260,7 @@ class Runtime:
 
         Other sessions can step between two chunks. A generator that is closed early frees its slot.
         """
+        self.stages.check_thread()
         row = next((row for row, session in enumerate(self._sessions) if session is None), None)
         if row is None:
             raise SlotError(f"All {self.slots} slots are taken. Close a session, or load the bundle with more slots.")

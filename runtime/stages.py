@@ -1,5 +1,6 @@
 """The four engines, the buffers between them, the KV cache, and the calls that run a frame. Called by `runtime.session`."""
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from pplex.runtime.buffers import NOISE, FrameBuffers
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import Call
 from pplex.runtime.engine import Engine
+from pplex.runtime.errors import EngineError
 from pplex.runtime.frame import FrameRunner
 from pplex.runtime.kv_cache import KvCache, ring_lengths
 from pplex.runtime.noise import Noise
@@ -39,7 +41,7 @@ class Stages:
     ):
         """`device` as in `choose_backend`, or a backend. `logits`: the arrays include the logits."""
         backend = device if isinstance(device, Backend) else choose_backend(bundle, device, threads)
-        self.slots, self.device = slots, backend.device
+        self.slots, self.device, self._thread = slots, backend.device, threading.current_thread()
         self.executors = backend.load(bundle, slots)
         capacity = bundle.config.temporal.capacity
         lengths = [capacity] if self.executors["temporal"].fixed_rings else ring_lengths(capacity)
@@ -64,6 +66,16 @@ class Stages:
         self.audio_temperature, self.audio_top_k = depth["audio_temperature"], depth["audio_top_k"]
         self.forced_audio, self.audio_tokens = depth["forced_audio"], depth["audio_tokens"]
         self.agent_codes, self.pcm_out = decode["codes"], decode["pcm"]
+
+    def check_thread(self) -> None:
+        """Raise EngineError if an executor allows only the thread that made the stages, and this is another one."""
+        thread = threading.current_thread()
+        if thread is not self._thread and any(executor.one_thread for executor in self.executors.values()):
+            raise EngineError(
+                f"This bundle was loaded in the thread {self._thread.name}, and is used in {thread.name}. "
+                "ONNX Runtime keeps its CUDA graphs by thread, so another thread would capture all of them again. "
+                "Load the bundle, open its sessions and step them in one thread: ThreadPoolExecutor(max_workers=1)"
+            )
 
     # Calls.
 

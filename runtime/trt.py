@@ -20,7 +20,7 @@ from pplex.runtime.trt_library import RuntimeErrors, TensorRTLibrary
 
 
 class Scratch:
-    """Scratch memory that all contexts share, because they run in turn on one stream."""
+    """Scratch memory of contexts that run in turn. Contexts that run at the same time need one each."""
 
     def __init__(self, device: CudaDevice, nbytes: int):
         self.nbytes = nbytes
@@ -72,6 +72,7 @@ class TensorRTExecutor:
 
     alignment = ALLOCATION_ALIGNMENT  # required by IExecutionContext.setTensorAddress
     fixed_rings = True  # the engine's KV cache layer has a fixed length
+    one_thread = False
 
     def __init__(self, plan: LoadedEngine, device: CudaDevice, slots: int, scratch: Scratch, cache: Path):
         """`cache`: the file of compiled kernels, for a library that compiles at load."""

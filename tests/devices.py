@@ -1,60 +1,50 @@
-"""A device for tests. Like a GPU it has separate memory and delays its work, so tests find a missing copy or wait."""
+"""A device for tests: a CudaDevice on delayed_cuda.py. Its memory is not the host's and its work waits, so tests find a
+missing copy or wait."""
 
-from functools import partial
+from unittest.mock import patch
 
-import numpy as np
+from delayed_cuda import Capture, DelayedCuda
 
-from pplex.runtime.arrays import Array
-from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT
-from pplex.runtime.device import Buffer, Call, HostDevice, buffer_nbytes, host_view
-from pplex.runtime.gpus import FoundGpu
+from pplex.runtime.cuda_device import CudaDevice
+from pplex.runtime.device import Call, HostDevice
 
 
-class QueueDevice(HostDevice):
+class QueueDevice(CudaDevice, HostDevice):
     """Host memory in place of a GPU's. Enqueued work runs in `synchronize`.
 
-    It has the attributes of a CudaDevice that executors use. `free`: bytes that can be allocated.
+    Executors for the processor enqueue their work, as on the host. `free`: bytes that can be allocated.
     """
 
-    name, captures = "stand-in", True
-    stream, gpu = 4711, FoundGpu("Stand-in GPU", 89, 24 * 10**9)
-
     def __init__(self, free: int = 1 << 40) -> None:
-        self.free, self.replays, self.synchronized = free, 0, 0
-        self._queue: list[Call] = []
-        self._memory: list[object] = []  # a GPU frees memory only after the enqueued work
-        self.recording: list[Call] | None = None
-
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        buffer = super().zeros((ALLOCATION_ALIGNMENT + buffer_nbytes(shape, dtype),), "uint8")
-        buffer = Buffer(-(-buffer.address // ALLOCATION_ALIGNMENT) * ALLOCATION_ALIGNMENT, shape, dtype, buffer.memory)
-        self.free -= buffer.nbytes
-        self._memory.append(buffer.memory)
-        return buffer
-
-    def staging(self, buffer: Buffer) -> Array:
-        return np.copy(host_view(buffer))
+        self._delayed = DelayedCuda(free)
+        with patch("pplex.runtime.cuda_device._library", lambda: self._delayed):
+            super().__init__()
 
     def enqueue(self, work: Call) -> None:
-        (self._queue if self.recording is None else self.recording).append(work)
+        self._delayed.enqueue(work, self._stream)
 
-    def capture(self, work: Call) -> Call:
-        assert self.recording is None
-        self.recording = []
-        work()
-        recorded, self.recording = self.recording, None
-        return partial(self._replay, recorded)
+    @property
+    def free(self) -> int:
+        return self._delayed.free
 
-    def _replay(self, recorded: list[Call]) -> None:
-        self.replays += 1
-        for work in recorded:
-            self.enqueue(work)
+    @free.setter
+    def free(self, nbytes: int) -> None:
+        self._delayed.free = nbytes
 
-    def synchronize(self) -> None:
-        assert self.recording is None, "a stream that is captured cannot be waited for"
-        self.synchronized += 1
-        while self._queue:
-            self._queue.pop(0)()
+    @property
+    def replays(self) -> int:
+        return self._delayed.replays
 
-    def free_nbytes(self) -> int | None:
-        return self.free
+    @property
+    def synchronized(self) -> int:
+        return self._delayed.waits
+
+    @property
+    def copied(self) -> list[str]:
+        """The direction of each copy that has run: "up", "down", "within" the device."""
+        return self._delayed.copied
+
+    @property
+    def recording(self) -> Capture | None:
+        """The capture that is being made."""
+        return self._delayed.capture

@@ -33,6 +33,7 @@ class TorchExecutor:
     alignment = 1
     capturable = True
     fixed_rings = False
+    one_thread = False
 
     def __init__(self, module: nn.Module, spec: GraphSpec, device: HostDevice):
         self.spec, self._module, self._device = spec, module, device

@@ -27,6 +27,9 @@ class ErrorCode(IntEnum):
     cudaErrorSystemDriverMismatch = 803
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
+    cudaErrorStreamCaptureUnjoined = 904
+    cudaErrorStreamCaptureIsolation = 905
+    cudaErrorCapturedEvent = 907
 
 
 # Argument types of each function; functions in _GIVING return a handle or an address through a first pointer argument.
@@ -35,7 +38,7 @@ _GIVING = {
     "cudaHostAlloc": (_SIZE, _FLAGS),
     "cudaStreamCreateWithFlags": (_FLAGS,),
     "cudaGraphInstantiate": (_POINTER, ctypes.c_ulonglong),
-    "cudaEventCreate": (),
+    "cudaEventCreateWithFlags": (_FLAGS,),
 }
 _DOING = {
     "cudaSetDevice": (_INT,),
@@ -51,6 +54,7 @@ _DOING = {
     "cudaGraphExecDestroy": (_POINTER,),
     "cudaGraphLaunch": (_POINTER, _POINTER),
     "cudaEventRecord": (_POINTER, _POINTER),
+    "cudaStreamWaitEvent": (_POINTER, _POINTER, _FLAGS),
     "cudaEventDestroy": (_POINTER,),
 }
 
@@ -87,6 +91,8 @@ def bindings(library: ctypes.CDLL) -> SimpleNamespace:
         cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeRelaxed=2),
         cudaStreamNonBlocking=1,
         cudaHostAllocDefault=0,
+        cudaEventDefault=0,
+        cudaEventDisableTiming=2,
     )
 
 

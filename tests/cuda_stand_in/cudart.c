@@ -44,17 +44,23 @@ static cudaError_t give_handle(void *target)
     return give(target, malloc(1));
 }
 
-/* Captures: one at a time, as there is one thread that makes them. */
+/* Captures: one at a time, as there is one thread that makes them. A second stream joins a capture when it waits for one of its
+ * events; the first stream must wait for it before the capture ends. */
+
+struct mark { /* a cudaEvent_t */
+    int capture; /* the number of the capture that it was recorded in, or 0 */
+    const void *stream;
+};
 
 static struct {
-    int active, broken;
+    int active, broken, number, joined;
     enum cudaStreamCaptureMode mode;
-    const void *stream;
+    const void *stream, *second;
 } capture;
 
 static int is_captured(const void *stream)
 {
-    return capture.active && capture.stream == stream;
+    return capture.active && (capture.stream == stream || (capture.second && capture.second == stream));
 }
 
 static cudaError_t refuse(const char *function)
@@ -76,6 +82,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
         return refuse(__func__);
     stand_in_note(CAPTURE, __func__, stream);
     capture.active = 1, capture.broken = 0, capture.mode = mode, capture.stream = stream;
+    capture.number++, capture.second = NULL;
     return cudaSuccess;
 }
 
@@ -85,6 +92,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
     if (!is_captured(stream))
         return fail(cudaErrorIllegalState);
     capture.active = 0;
+    if (capture.second && !capture.joined)
+        return fail(cudaErrorStreamCaptureUnjoined);
     return capture.broken ? fail(cudaErrorStreamCaptureInvalidated) : give_handle(graph);
 }
 
@@ -124,7 +133,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable)
 static struct event *events;
 static size_t event_count, event_room;
 
-void stand_in_note(enum kind kind, const char *name, const void *stream)
+static void note(enum kind kind, const char *name, const void *stream, const void *mark)
 {
     pthread_mutex_lock(&lock);
     if (event_count == event_room) {
@@ -133,8 +142,13 @@ void stand_in_note(enum kind kind, const char *name, const void *stream)
         if (!events)
             abort();
     }
-    events[event_count++] = (struct event){kind, is_captured(stream), name};
+    events[event_count++] = (struct event){kind, is_captured(stream), name, stream, mark};
     pthread_mutex_unlock(&lock);
+}
+
+void stand_in_note(enum kind kind, const char *name, const void *stream)
+{
+    note(kind, name, stream, NULL);
 }
 
 int stand_in_call(const char *name)
@@ -463,7 +477,9 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t nbytes)
 static cudaError_t copy(const char *name, char *target, size_t target_pitch, const char *source, size_t source_pitch,
                         size_t width, size_t height, cudaStream_t stream)
 {
-    stand_in_note(is_captured(stream) && type_of(source) != cudaMemoryTypeDevice ? HOST : COPY, name, stream);
+    int from_host = type_of(source) != cudaMemoryTypeDevice, to_host = type_of(target) != cudaMemoryTypeDevice;
+    const char *what = from_host ? "from the host" : to_host ? "to the host" : name;
+    stand_in_note(is_captured(stream) && from_host ? HOST : COPY, what, stream);
     for (size_t row = 0; row < height; row++)
         memmove(target + row * target_pitch, source + row * source_pitch, width);
     return cudaSuccess;
@@ -534,42 +550,53 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
     return cudaSuccess;
 }
 
-static cudaError_t wait(const char *function, int forbidden)
+static cudaError_t wait(const char *function, int forbidden, const void *stream)
 {
     if (forbidden)
         return refuse(function);
-    stand_in_note(WAIT, function, capture.stream);
+    stand_in_note(WAIT, function, stream);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    return wait(__func__, is_captured(stream) || is_unsafe());
+    return wait(__func__, is_captured(stream) || is_unsafe(), stream);
 }
 
 cudaError_t cudaDeviceSynchronize(void)
 {
-    return wait(__func__, capture.active);
+    return wait(__func__, capture.active, NULL);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    return wait(__func__, is_unsafe());
+    return wait(__func__, is_unsafe(), NULL);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
+    const struct mark *mark = (void *)event;
+    int inside = capture.active && mark->capture == capture.number;
+    if (mark->capture && !inside)
+        return fail(cudaErrorCapturedEvent);
+    if (is_captured(stream) && !inside)
+        return fail(cudaErrorStreamCaptureIsolation);
+    if (inside && stream != capture.stream)
+        capture.second = stream, capture.joined = 0;
+    if (inside && stream == capture.stream && mark->stream == capture.second)
+        capture.joined = 1;
+    note(AWAIT, __func__, stream, event);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event)
 {
-    return give_handle(event);
+    return give((void **)event, calloc(1, sizeof(struct mark)));
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
 {
-    return give_handle(event);
+    return cudaEventCreate(event);
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event)
@@ -580,12 +607,14 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
+    *(struct mark *)event = (struct mark){is_captured(stream) ? capture.number : 0, stream};
+    note(RECORD, __func__, stream, event);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags)
 {
-    return cudaSuccess;
+    return cudaEventRecord(event, stream);
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to)

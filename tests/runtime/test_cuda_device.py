@@ -64,6 +64,8 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "copy of rows": lambda device: device.copy(ROWS, ROWS)(),
     "clear": lambda device: device.clear(BLOCK),
     "clear of rows": lambda device: device.clear(ROWS),
+    "beside": lambda device: device.beside(lambda: None, lambda: None),
+    "wait of a stream": lambda device: device._do("cudaStreamWaitEvent", device._second, EVENT.handle, 0),
     "capture": lambda device: device.capture(lambda: None),
     "mark": lambda device: device.mark(),
     "elapsed": lambda device: device.elapsed_ms(EVENT, EVENT),
@@ -78,7 +80,9 @@ def test_arguments_fit_the_bindings(name: str) -> None:
     if has_gpu():
         pytest.skip("a GPU answers here, and the addresses are made up")
     device = CudaDevice.__new__(CudaDevice)
-    device._cuda, device._stream = runtime, runtime.cudaStream_t()
+    device._cuda, device._before, device._after = runtime, EVENT, EVENT
+    device._first, device._second = runtime.cudaStream_t(), runtime.cudaStream_t()
+    device._stream = device._first
     with pytest.raises(GpuError, match=r"cudaErrorInsufficientDriver|cudaErrorNoDevice"):
         CALLS[name](device)
 
@@ -145,6 +149,32 @@ def test_a_capture_does_nothing_until_it_is_replayed(gpu: CudaDevice) -> None:
         replay()
         gpu.synchronize()
         assert (result == value).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("captured", [False, True])
+def test_work_beside_runs_between_earlier_and_later_work(gpu: CudaDevice, captured: bool) -> None:
+    """Copies that take a while: aside from what was just uploaded, and what comes out is downloaded just after."""
+    buffers = [gpu.zeros((1 << 26,), "uint8") for _ in range(4)]
+    given, *results = (gpu.staging(buffer) for buffer in buffers[:3])
+    hosts = [Buffer.of(array) for array in (given, *results)]
+    source, aside, work, other = buffers
+
+    def frame() -> None:
+        gpu.copy(source.whole, hosts[0].whole)()
+        gpu.beside(gpu.copy(aside.whole, source.whole), gpu.copy(work.whole, source.whole))
+        gpu.copy(other.whole, aside.whole)()
+        gpu.copy(hosts[1].whole, other.whole)()
+        gpu.copy(hosts[2].whole, work.whole)()
+
+    frame()
+    gpu.synchronize()
+    call = gpu.capture(frame) if captured else frame
+    for value in (1, 2, 3):
+        given[:] = value
+        call()
+        gpu.synchronize()
+        assert all((result == value).all() for result in results)
 
 
 @pytest.mark.gpu

@@ -9,10 +9,12 @@ from pplex.runtime.config import RELEASED
 from pplex.runtime.errors import GpuMemoryError
 from pplex.runtime.graphs import MAX_STEPS, graph_specs
 from pplex.runtime.memory import RESERVE, check_memory, slot_nbytes
+from pplex.runtime.packing import ALIGNMENT
 from pplex.runtime.precision import FP32
 from pplex.runtime.stages import Stages
 
 GB = 10**9
+EXCHANGED = 19  # inputs and outputs between host and device: each starts at a multiple of ALIGNMENT
 
 
 def test_slot_size_equals_its_allocations(tiny_bundle: Bundle) -> None:
@@ -26,7 +28,8 @@ def test_slot_size_equals_its_allocations(tiny_bundle: Bundle) -> None:
     # The depth graph's hidden state and text token, and the decoder's `active`, are the buffers of other graphs.
     assert (allocated[1] - allocated[0]) / 3 == pytest.approx(counted, rel=0.01)
     forced = MAX_STEPS * (17 * 8 + tiny_bundle.config.temporal.dim * 4)
-    assert allocated[0] - (allocated[1] - allocated[0]) / 3 == pytest.approx(forced, rel=0.01)
+    fixed = allocated[0] - (allocated[1] - allocated[0]) / 3
+    assert fixed == pytest.approx(forced + EXCHANGED * ALIGNMENT / 2, abs=EXCHANGED * ALIGNMENT / 2 + 0.01 * forced)
 
 
 def test_rings_are_most_of_the_released_models_memory() -> None:

@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from cuda_stand_in.build import missing
@@ -38,6 +39,8 @@ ARGUMENTS = {
     "dim": 512, "text_card": 1024, "num_layers": 1,
     "depformer_dim": 128, "depformer_num_layers": 1, "depformer_dim_feedforward": 192,
 }  # fmt: skip
+
+CARRIED = 24  # buffers of the codec that a graph reads and writes anew: conv tails and positions
 
 Found = dict[str, Any]
 
@@ -87,6 +90,29 @@ def found(bundles: dict[str, Bundle]) -> dict[str, Found]:
     return {precision: counted[str(bundle.folder)] for precision, bundle in bundles.items()}
 
 
+class Ordered(NamedTuple):
+    """A call of a frame: the stream, and the event that the stream records or waits for."""
+
+    kind: str
+    name: str
+    stream: int
+    mark: int | None
+
+
+def predecessors(calls: list[Ordered]) -> list[set[int]]:
+    """For each call the calls that are done before it begins: those of its stream, and of streams that it waited for."""
+    streams: dict[int, set[int]] = {}
+    marks: dict[int | None, set[int]] = {}
+    found = []
+    for i, call in enumerate(calls):
+        done = streams.get(call.stream, set()) | (marks[call.mark] if call.kind == "AWAIT" else set())
+        if call.kind == "RECORD":
+            marks[call.mark] = done
+        found.append(done)
+        streams[call.stream] = done | {i}
+    return found
+
+
 def launched(counts: dict[str, dict[str, int]], kinds: Iterable[str] = ("KERNEL", "LIBRARY")) -> int:
     return sum(sum(counts.get(kind, {}).values()) for kind in kinds)
 
@@ -111,8 +137,36 @@ def test_a_capture_does_not_allocate_wait_or_read_from_the_host(found: dict[str,
 def test_a_frame_takes_four_launches_and_one_wait(found: dict[str, Found], precision: str) -> None:
     for frame in found[precision]["frames"].values():
         again = frame["again"]
-        assert again.keys() == {"COPY", "REPLAY", "WAIT"}
+        assert again.keys() == {"COPY", "REPLAY", "WAIT", "RECORD", "AWAIT"}
         assert again["REPLAY"] == {"cudaGraphLaunch": 4} and again["WAIT"] == {"cudaStreamSynchronize": 1}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_frame_takes_one_copy_up_and_one_down(found: dict[str, Found], precision: str) -> None:
+    """The other copies are within the device: the codecs' carried state, and the codes that were just sampled."""
+    for frame in found[precision]["frames"].values():
+        copies = frame["again"]["COPY"]
+        assert (copies["from the host"], copies["to the host"]) == (1, 1)
+        assert sum(copies.values()) == 2 + CARRIED + 1
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_mimi_encode_runs_beside_the_other_graphs(found: dict[str, Found], precision: str) -> None:
+    """Between the upload and the download. The other three graphs run one after the other."""
+    for frame in found[precision]["frames"].values():
+        calls = [Ordered(*call) for call in frame["order"]]
+        done = predecessors(calls)
+        (up,), (down,) = (
+            [i for i, call in enumerate(calls) if call.name == f"{way} the host"] for way in ("from", "to")
+        )
+        work = [i for i, call in enumerate(calls) if call.kind in ("REPLAY", "COPY") and i not in (up, down)]
+        assert all(up in done[i] for i in work) and done[down] >= {up, *work}
+        assert calls[-1].kind == "WAIT" and down in done[-1]
+        graphs = [i for i in work if calls[i].kind == "REPLAY"]
+        others = [i for i in graphs if calls[i].stream == calls[up].stream]
+        (encode,) = set(graphs) - set(others)
+        assert not done[encode] & set(others) and all(encode not in done[i] for i in others)
+        assert all(before in done[after] for before, after in pairwise(others))
 
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
@@ -205,6 +259,53 @@ def test_a_bench_runs_as_on_a_gpu(bundles: dict[str, Bundle]) -> None:
     rows = [(row["slots"], row["context_steps"], row["stage"]) for row in report["rows"]]
     assert rows == [(n, length, stage) for length in (0, 150) for n in (1, 2, 3) for stage in (*GRAPH_NAMES, FRAME)]
     assert report["machine"]["device"] == "Stand-in GPU"
+
+
+THREADS = """
+import sys
+import threading
+import numpy as np
+from cuda_stand_in.process import Kind, StandIn
+stand_in = StandIn()
+from pplex.runtime.errors import EngineError
+from pplex.runtime.session import Runtime
+runtime = Runtime.load(sys.argv[1], slots=2, device="cuda")
+session = runtime.open(seed=0)
+
+def refused(use):
+    try:
+        use()
+    except EngineError as error:
+        print(error)
+
+uses = (
+    lambda: session.step(np.zeros(1920, np.float32)),
+    lambda: session.step_codes(np.zeros(8, np.int64)),
+    lambda: runtime.open(seed=1),
+)
+for number, use in enumerate(uses):
+    before = session.frame, runtime.ring.step.tolist()
+    stand_in.take()
+    thread = threading.Thread(target=refused, args=(use,), name=f"worker-{number}")
+    thread.start()
+    thread.join()
+    assert (session.frame, runtime.ring.step.tolist()) == before and not stand_in.take()
+uses[0]()
+assert Kind.CAPTURE not in {event.kind for event in stand_in.take()}
+thread = threading.Thread(target=session.close)
+thread.start()
+thread.join()
+assert not session.is_open
+"""
+
+
+def test_another_thread_is_refused_before_it_captures_again(bundles: dict[str, Bundle]) -> None:
+    """It changes nothing, and the first thread goes on."""
+    said = run_on_stand_in("-c", THREADS, bundles["bf16"].folder).splitlines()
+    assert len(said) == 3
+    for number, line in enumerate(said):
+        assert line.startswith(f"This bundle was loaded in the thread MainThread, and is used in worker-{number}. ")
+        assert line.endswith("in one thread: ThreadPoolExecutor(max_workers=1)")
 
 
 FORBIDDEN = """

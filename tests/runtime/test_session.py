@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,12 @@ def test_slots_and_batches_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(SlotError, match=message):
         Runtime(tiny_bundle, **options)
+
+
+def test_the_processor_may_be_used_from_any_thread(one: Runtime, alone: Heard) -> None:
+    """One thread after the other; a GPU may be bound to a thread: see test_ort_cuda.py."""
+    with ThreadPoolExecutor(1) as pool, pool.submit(one.open, "NATF0", PERSONA, seed=7).result() as session:
+        assert pool.submit(talk, session, PCM[0, :3]).result() == alone.start(3)
 
 
 def test_load_opens_a_folder_with_options(tiny_bundle: Bundle) -> None:

@@ -1,5 +1,8 @@
-"""The scheduler, if the event loop changes an inbox that it has just checked."""
+"""The scheduler: its thread, and an inbox that the event loop changes just after it was checked."""
 
+import threading
+from collections.abc import Generator
+from queue import Queue
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,3 +45,36 @@ def test_a_client_that_leaves_as_its_frame_is_due_does_no_harm() -> None:
     scheduler._sessions = [scheduled(Leaving(FRAME))]
     scheduler._step_whole_frames()
     assert len(replies) == 1
+
+
+class Watched:
+    """A runtime that notes the threads which use it."""
+
+    def __init__(self) -> None:
+        self.stages = SimpleNamespace(seconds={})
+        self.threads = [threading.current_thread().name]
+
+    def begin(self, *_: object) -> Generator[None, None, object]:
+        self.threads.append(threading.current_thread().name)
+        yield
+        return object()
+
+    def step(self, frames: dict[object, object]) -> dict[object, None]:
+        self.threads.append(threading.current_thread().name)
+        return dict.fromkeys(frames)
+
+
+def test_one_thread_loads_the_runtime_opens_sessions_and_steps_them() -> None:
+    """ONNX Runtime keeps CUDA graphs by thread."""
+    replies, ready = Queue[Work](), threading.Event()
+    scheduler = Scheduler(Watched, 0.0, Metrics(), replies, ready.set, print)  # type: ignore[arg-type]
+    scheduler.start()
+    assert ready.wait(10)
+    new = scheduled(Inbox(FRAME))
+    new.session = None
+    scheduler.open(new)
+    new.primed.result(10)
+    scheduler.wake()
+    replies.get(timeout=10)
+    assert set(scheduler.runtime.threads) == {"scheduler"}  # type: ignore[union-attr]
+    scheduler.stop()
