@@ -278,11 +278,17 @@ def _judged(code: int | None, step: Step, remaining_s: float, tries: int, last: 
         return SKIPPED, last[-1] if last else "its command found nothing to do"
     if code is not None:
         what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return FAILED, f"{what}: {last[-1] if last else 'it printed nothing'}"
+        return FAILED, f"{what}: {_error_line(last)}"
     if step.limit_s <= remaining_s:
         return TIMED_OUT, f"it took more than {step.limit_s:g} s"
     reason = f"the call ended after {remaining_s:.0f} s of this step"
     return (CUT_OFF, reason) if tries < TRIES else (TIMED_OUT, f"{reason}, in try {tries}")
+
+
+def _error_line(last: Sequence[str]) -> str:
+    """The line with the error: `pplex-export` begins it with a word, and may print a hint after it."""
+    errors = [line for line in last if line.startswith("Error: ")]
+    return (errors or list(last) or ["it printed nothing"])[-1]
 
 
 def _result(step: Step, printed: str) -> Any:
