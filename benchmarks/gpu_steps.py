@@ -13,10 +13,8 @@ WAV = REPOSITORY / "tests/golden/tiny/checkpoint/voices/synthetic.wav"
 FIRST, MORE = ("bf16", "int4", "fp8"), ("fp16", "int8")
 MOST_SLOTS = 64  # measured with 1, 2, 4, ... and this many slots
 GOLDEN = "tests/validate/test_golden_gpu.py"
-BF16 = "ONNX Runtime does not compute in bf16 on the processor"
 REHEARSED_S = 60  # any step takes less with a small checkpoint
-SHORT_COLUMNS = "the tiny checkpoint's columns are too short for int8 on ONNX Runtime's CUDA provider: --size small"
-CANDIDATES = 256  # of TopK, in the pair with the exported number
+CANDIDATES = 256  # of TopK, compared with the number that graphs are exported with
 # TensorRT-RTX's engines for this GPU, for no named architecture, and for sm_80.
 RTX = {"rtx": "own", "rtx-any": "any", "rtx-sm_80": "sm_80"}
 
@@ -58,11 +56,11 @@ def pairs(run: GpuRun) -> Iterator[Step]:
     sides = (("mask", run.bundle("wide-mask")), ("lengths", bf16))
     yield pair(run, "mask", sides, ("temporal",), (1, 8, 64), contexts=2, needs=("wide-mask", "wide-bf16"))
     int4, fpa = run.bundle("wide-int4"), "ep.cuda.fpa_intb_gemm"
-    sides = (("off", int4, f"{fpa}=0"), ("on", int4, f"{fpa}=1"))
-    yield pair(run, "fpa_intb", sides, ("temporal", "depth"), (1, 8, 32), needs=("wide-int4",))
+    switched = (("off", int4, f"{fpa}=0"), ("on", int4, f"{fpa}=1"))
+    yield pair(run, "fpa_intb", switched, ("temporal", "depth"), (1, 8, 32), needs=("wide-int4",))
     fewer = wide_build(run, "topk", "--precision", "bf16")
     yield replace(fewer, command=run.probe("candidates", CANDIDATES, *fewer.command[4:]))
-    sides = (("512", bf16), (str(CANDIDATES), run.bundle("wide-topk")))
+    sides = (("as exported", bf16), (str(CANDIDATES), run.bundle("wide-topk")))
     yield pair(run, "topk", sides, ("temporal", "depth"), (1, 64), needs=("wide-topk", "wide-bf16"))
 
 
@@ -172,9 +170,19 @@ def validate(run: GpuRun, side: str, of: str) -> Step:
 
 
 def of_bundle(run: GpuRun, side: str, step: Step) -> Step:
-    unsupported = {("bf16", "cpu", run.size): BF16, ("int8", "stand-in", "tiny"): SHORT_COLUMNS}
-    lacks = unsupported.get((side, run.device, run.size)) or run.lacks_provider
+    lacks = lacks_precision(run, side) or run.lacks_provider
     return replace(step, needs=(f"build.{side}", *step.needs), lacks=lacks)
+
+
+def lacks_precision(run: GpuRun, side: str) -> str | None:
+    """Why a rehearsal cannot run a bundle's precision."""
+    if (side, run.device) == ("bf16", "cpu"):
+        return "ONNX Runtime does not compute in bf16 on the processor"
+    if (side, run.device, run.size) == ("int8", "stand-in", "tiny"):
+        return (
+            "the tiny checkpoint's columns are too short for int8 on ONNX Runtime's CUDA provider: choose --size small"
+        )
+    return None
 
 
 def pair(
