@@ -10,8 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpu_results import FAILED, TIMED_OUT, ResultStore, StepPlan, lock, run_steps
+from gpu_results import FAILED, TIMED_OUT, ResultStore, StepPlan
 from gpu_run import DEVICES, GpuRun, found_sm, has_provider
+from gpu_runner import lock, run_steps
 from gpu_steps import all_steps, without_wheels
 from gpu_table import to_markdown
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gpu_results
+import gpu_runner
 import pytest
-from gpu_results import ResultStore, Step, StepPlan, run_steps
+from gpu_results import ResultStore, Step, StepPlan
+from gpu_runner import run_steps
 from gpu_steps import REPOSITORY
 from gpu_table import to_markdown
 
@@ -37,7 +38,7 @@ def times(path: Path) -> int:
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultStore]:
     """A call with a time limit in seconds, after earlier calls; it has read the store again."""
-    monkeypatch.setattr(gpu_results, "GRACE_S", 0.2)
+    monkeypatch.setattr(gpu_runner, "GRACE_S", 0.2)
 
     def run(*steps: Step, seconds: float = 20.0, names: list[str] | None = None) -> ResultStore:
         store = ResultStore(tmp_path / "results")
@@ -171,18 +172,18 @@ def test_a_call_locks_out_others_and_its_step_dies_with_it(tmp_path: Path) -> No
 import sys
 sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
 from pathlib import Path
-import gpu_results
-assert gpu_results.lock(Path({str(tmp_path)!r}))
-gpu_results._execute((sys.executable, "-c", {child!r}), 60, sys.stdout.buffer, sys.stderr.buffer)
+import gpu_runner
+assert gpu_runner.lock(Path({str(tmp_path)!r}))
+gpu_runner._execute((sys.executable, "-c", {child!r}), 60, sys.stdout.buffer, sys.stderr.buffer)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         step_id = int(process.stdout.readline())
-        assert not gpu_results.lock(tmp_path)
+        assert not gpu_runner.lock(tmp_path)
         process.kill()
     while Path(f"/proc/{step_id}").exists():
         time.sleep(0.01)
-    assert gpu_results.lock(tmp_path)
+    assert gpu_runner.lock(tmp_path)
 
 
 def test_results_of_a_killed_call_are_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
@@ -209,6 +210,19 @@ def test_products_are_removed_after_their_last_user_and_rebuilt_on_demand(
     assert times(tmp_path / "log") == 2, "no step needs it any more"
 
 
+def test_nothing_is_made_for_steps_that_cannot_run_here(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+    """It would be deleted at once, and made again when a library has arrived."""
+    first, second = tmp_path / "work/first/a", tmp_path / "work/second/b"
+    code = "import os; os.makedirs({!r})"
+    raw, made = step("raw", code.format(str(first)), makes=first), step("made", code.format(str(second)), makes=second)
+    made, use = replace(made, needs=("raw",)), step("use", needs=("made",))
+    store = call(raw, made, replace(use, lacks="the library is not here"))
+    assert [store.outcome(name) for name in ("raw", "made", "use")] == ["skipped"] * 3
+    assert store.steps["raw"]["reason"] == store.steps["made"]["reason"] == "no step that needs it can run here"
+    store = call(raw, made, use)
+    assert [store.outcome(name) for name in ("raw", "made", "use")] == ["ok"] * 3
+
+
 def test_leftovers_of_other_results_are_rebuilt(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     made = tmp_path / "work" / "a" / "bundle"
     made.mkdir(parents=True)
@@ -221,7 +235,8 @@ def test_results_are_complete_when_the_call_is_killed(tmp_path: Path) -> None:
 import sys, time
 sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
 from pathlib import Path
-from gpu_results import ResultStore, StepPlan, Step, run_steps
+from gpu_results import ResultStore, StepPlan, Step
+from gpu_runner import run_steps
 steps = [Step(f"step {{i}}", ("true",), 5.0, 0.0) for i in range(400)]
 store = ResultStore(Path({str(tmp_path)!r}))
 store.facts = {{"long": "x" * 1_000_000}}
