@@ -99,7 +99,8 @@ lint: .venv/test
 	for package in $(PACKAGES); do ln -s ../../../$$package .cache/types/pplex/$$package; done
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml $(PACKAGES:%=-p pplex.%)
 	PYTHONPATH=.cache/types $(BIN)/lint-imports --cache-dir .cache/imports
-	cd benchmarks && MYPYPATH=../.cache/types ../$(BIN)/mypy --config-file ../pyproject.toml gpu.py gpu_probes.py gpu_wheels.py
+	cd benchmarks && MYPYPATH=../.cache/types:../tests ../$(BIN)/mypy --config-file ../pyproject.toml \
+		gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py
 
 clean:
 	rm -rf .venv $(NEWEST) .cache demo build *.egg-info

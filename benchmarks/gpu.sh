@@ -2,10 +2,10 @@
 # What is true of our engines on a machine with one NVIDIA GPU, Python and torch, and no network: docs/gpu_run.md.
 #
 #   benchmarks/gpu.sh [--work DIR] [--results DIR] [--wheels DIR] [--minutes 9] [--size full|small|tiny]
-#                     [--device cuda|cpu] [--again STEP] [--list] [--table] [STEP ...]
+#                     [--device cuda|cpu|stand-in] [--again STEP] [--list] [--table] [STEP ...|load-0]
 #
 # Nothing is installed: links make our folders the package pplex, wheels are unpacked beside it. With --wheels it takes in
-# what was carried, and while some of it is still to come runs only the steps that are named.
+# what was carried. While some of it is still to come, it runs only the steps that are named, or those that need no wheel.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3} work=${TMPDIR:-/tmp}/pplex-gpu results=gpu-results wheels="" rest=() named=""
@@ -24,7 +24,8 @@ if [ -n "$wheels" ]; then
   "$python" "$repository/benchmarks/gpu_wheels.py" "$wheels" "$work/wheels" || {
     code=$?
     [ "$code" = 3 ] || exit "$code"
-    [ -n "$named" ] || { echo "Call it again with the next load." && exit 0; }
+    [ -n "$named" ] || rest+=(load-0)
+    echo "Call it again with the next load." >&2
   }
 fi
 

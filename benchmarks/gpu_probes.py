@@ -3,6 +3,7 @@
 python gpu_probes.py machine DEVICE            print hardware and software as JSON; exit code 1 if the device does not work
 python gpu_probes.py speak BUNDLE DEVICE WAV   print level and text of the agent's answer as JSON; exit code 1 if silent
 python gpu_probes.py tests OUT ARGUMENT...     run pytest, write each outcome to OUT at once; exit code 77 if all are skipped
+python gpu_probes.py candidates COUNT ARGUMENT...   run pplex-export with another number of TopK's candidates in its graphs
 """
 
 import importlib
@@ -166,7 +167,17 @@ def tests(out: str, *arguments: str) -> int:
     return code
 
 
-PROBES: dict[str, Callable[..., int]] = {"machine": machine, "speak": speak, "tests": tests}
+def candidates(count: str, *arguments: str) -> int:
+    from pplex.cli import main
+    from pplex.export import layers
+
+    assert isinstance(layers.MAX_CANDIDATES, int)  # what a graph is traced with
+    layers.MAX_CANDIDATES = int(count)
+    main(arguments)
+    return 0
+
+
+PROBES: dict[str, Callable[..., int]] = {"machine": machine, "speak": speak, "tests": tests, "candidates": candidates}
 
 if __name__ == "__main__":
     sys.exit(PROBES[sys.argv[1]](*sys.argv[2:]))

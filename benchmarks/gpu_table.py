@@ -9,10 +9,14 @@ from gpu_results import ResultStore
 BUDGET_MS = 80.0  # a frame of sound
 COLUMNS = ("stage", "slots", "context steps", "frames", "p50 ms", "p95 ms", "p99 ms", "floor ms", "of floor", "kernels")
 
+PAIR_COLUMNS = (
+    "pair", "graph", "slots", "context steps", "variant", "p50 ms", "ratio", "kernels", "load s", "first calls s",
+)  # fmt: skip
+
 
 def to_markdown(store: ResultStore) -> str:
     sides = dict(_sides(store))
-    blocks = [_heading(store), *(_block(side, rows) for side, rows in sides.items()), _outcomes(store)]
+    blocks = [_heading(store), _pairs(store), *(_block(side, rows) for side, rows in sides.items()), _outcomes(store)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -24,7 +28,8 @@ def _heading(store: ResultStore) -> str:
         if isinstance(gpus, list)
         else "no GPU"
     )
-    return f"# {where}: {store.facts.get('size')} checkpoint on {store.facts.get('device')}"
+    told = " (a rehearsal: no figure means anything)" if store.facts.get("device") == "stand-in" else ""
+    return f"# {where}: {store.facts.get('size')} checkpoint on {store.facts.get('device')}{told}"
 
 
 def _sides(store: ResultStore) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -38,6 +43,31 @@ def _sides(store: ResultStore) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             cells = {(row["slots"], row["context_steps"], row["stage"]): row | frames for row in result["rows"]}
             found[side] = cells | found.get(side, {})
     yield from ((side, list(cells.values())) for side, cells in found.items())
+
+
+def _pairs(store: ResultStore) -> str:
+    """Variants that took turns in one process: times, and the ratio to the first variant of the same point."""
+    lines = [
+        line
+        for name, record in store.steps.items()
+        if isinstance(result := record.get("result"), dict) and "pairs" in result
+        for line in _pair(name, result)
+    ]
+    return (
+        f"## Pairs: a ratio below 1 is faster than the first variant\n\n{_table(PAIR_COLUMNS, lines)}" if lines else ""
+    )
+
+
+def _pair(step: str, result: dict[str, Any]) -> Iterator[list[str]]:
+    first: dict[Any, float] = {}
+    for row in result["pairs"]:
+        point = row["graph"], row["slots"], row["context_steps"]
+        base = first.setdefault(point, row["p50_ms"])
+        ratio = f"{row['p50_ms'] / base:.3f}" if base else ""
+        facts = result["variants"][row["variant"]]
+        kernels = str((facts.get("kernels") or {}).get(row["graph"], ""))
+        seconds = [f"{facts[name]:.1f}" for name in ("load_s", "first_calls_s")]
+        yield [step, *map(str, point), row["variant"], _number(row["p50_ms"]), ratio, kernels, *seconds]
 
 
 def _block(side: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -20,9 +20,9 @@ from pplex.runtime.precision import PRECISIONS, parse_precision
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--size",
-    type=click.Choice(["tiny", "small", "full"]),
+    type=click.Choice(["tiny", "small", "wide", "full"]),
     default="tiny",
-    help="full: the released model's size, 17 GB; small: 0.4 GB.",
+    help="full: the released model's size, 17 GB; wide: its widths, but two layers, 2.8 GB; small: 0.4 GB.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the weights.")
 @click.option(

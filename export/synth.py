@@ -77,9 +77,13 @@ SMALL_ARGUMENTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# The released widths and heads, so that libraries choose the released model's kernels, and two layers of each transformer.
+WIDE_ARGUMENTS: dict[str, dict[str, Any]] = {**TINY_ARGUMENTS, "lm": {"num_layers": 2, "depformer_num_layers": 2}}
+
 SIZES = {
     "tiny": Size(TINY_ARGUMENTS, voice_frames=29),
     "small": Size(SMALL_ARGUMENTS, voice_frames=29),
+    "wide": Size(WIDE_ARGUMENTS, voice_frames=29),
     "full": Size({}, voice_frames=50),
 }
 
@@ -102,7 +106,7 @@ def synthesize(
     depth_sets: int = 2 * CODEBOOKS,
     outliers: bool = False,
 ) -> Path:
-    """Write a random checkpoint of `size` ("tiny", "small" or "full") into the folder `out` and return `out`.
+    """Write a random checkpoint of `size` (a name in SIZES) into the folder `out` and return `out`.
 
     The same seed gives the same bytes. `outliers` adds heavy channels: see `synth_outliers`. `progress` gets the bytes
     written since its last call; their sum is `checkpoint_nbytes`.

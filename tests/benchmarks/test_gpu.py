@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gpu_results
+import gpu_runner
 import pytest
-from gpu_results import ResultStore, Step, StepPlan, run_steps
+from gpu_results import ResultStore, Step, StepPlan
+from gpu_runner import run_steps
 from gpu_steps import REPOSITORY
 from gpu_table import to_markdown
 
@@ -37,7 +38,7 @@ def times(path: Path) -> int:
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultStore]:
     """A call with a time limit in seconds, after earlier calls; it has read the store again."""
-    monkeypatch.setattr(gpu_results, "GRACE_S", 0.2)
+    monkeypatch.setattr(gpu_runner, "GRACE_S", 0.2)
 
     def run(*steps: Step, seconds: float = 20.0, names: list[str] | None = None) -> ResultStore:
         store = ResultStore(tmp_path / "results")
@@ -65,6 +66,17 @@ def test_a_failure_keeps_its_last_lines_and_stops_nothing(call: Callable[..., Re
     assert store.outcome("next") == "ok"
     assert store.steps["killed"]["reason"].startswith("signal SIGSEGV")
     assert "no such kernel" in store.log_path.read_text()
+
+
+def test_the_reason_of_a_failed_command_is_its_error_and_not_the_hint_below(call: Callable[..., ResultStore]) -> None:
+    def failing(name: str, *lines: str) -> Step:
+        return step(name, f"import sys; print(*{lines!r}, sep='\\n', file=sys.stderr); sys.exit(1)")
+
+    store = call(
+        failing("hinted", "Error: no such bundle", "To check this machine: pplex-export doctor"), failing("mute")
+    )
+    assert store.steps["hinted"]["reason"] == "exit code 1: Error: no such bundle"
+    assert store.steps["mute"]["reason"] == "exit code 1: it printed nothing"
 
 
 def test_json_is_found_after_output_of_libraries(call: Callable[..., ResultStore]) -> None:
@@ -160,18 +172,18 @@ def test_a_call_locks_out_others_and_its_step_dies_with_it(tmp_path: Path) -> No
 import sys
 sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
 from pathlib import Path
-import gpu_results
-assert gpu_results.lock(Path({str(tmp_path)!r}))
-gpu_results._execute((sys.executable, "-c", {child!r}), 60, sys.stdout.buffer, sys.stderr.buffer)
+import gpu_runner
+assert gpu_runner.lock(Path({str(tmp_path)!r}))
+gpu_runner._execute((sys.executable, "-c", {child!r}), 60, sys.stdout.buffer, sys.stderr.buffer)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         step_id = int(process.stdout.readline())
-        assert not gpu_results.lock(tmp_path)
+        assert not gpu_runner.lock(tmp_path)
         process.kill()
     while Path(f"/proc/{step_id}").exists():
         time.sleep(0.01)
-    assert gpu_results.lock(tmp_path)
+    assert gpu_runner.lock(tmp_path)
 
 
 def test_results_of_a_killed_call_are_resumed(call: Callable[..., ResultStore], tmp_path: Path) -> None:
@@ -198,6 +210,19 @@ def test_products_are_removed_after_their_last_user_and_rebuilt_on_demand(
     assert times(tmp_path / "log") == 2, "no step needs it any more"
 
 
+def test_nothing_is_made_for_steps_that_cannot_run_here(call: Callable[..., ResultStore], tmp_path: Path) -> None:
+    """It would be deleted at once, and made again when a library has arrived."""
+    first, second = tmp_path / "work/first/a", tmp_path / "work/second/b"
+    code = "import os; os.makedirs({!r})"
+    raw, made = step("raw", code.format(str(first)), makes=first), step("made", code.format(str(second)), makes=second)
+    made, use = replace(made, needs=("raw",)), step("use", needs=("made",))
+    store = call(raw, made, replace(use, lacks="the library is not here"))
+    assert [store.outcome(name) for name in ("raw", "made", "use")] == ["skipped"] * 3
+    assert store.steps["raw"]["reason"] == store.steps["made"]["reason"] == "no step that needs it can run here"
+    store = call(raw, made, use)
+    assert [store.outcome(name) for name in ("raw", "made", "use")] == ["ok"] * 3
+
+
 def test_leftovers_of_other_results_are_rebuilt(call: Callable[..., ResultStore], tmp_path: Path) -> None:
     made = tmp_path / "work" / "a" / "bundle"
     made.mkdir(parents=True)
@@ -210,7 +235,8 @@ def test_results_are_complete_when_the_call_is_killed(tmp_path: Path) -> None:
 import sys, time
 sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
 from pathlib import Path
-from gpu_results import ResultStore, StepPlan, Step, run_steps
+from gpu_results import ResultStore, StepPlan, Step
+from gpu_runner import run_steps
 steps = [Step(f"step {{i}}", ("true",), 5.0, 0.0) for i in range(400)]
 store = ResultStore(Path({str(tmp_path)!r}))
 store.facts = {{"long": "x" * 1_000_000}}
@@ -256,11 +282,55 @@ def test_table_has_a_block_for_each_side_and_the_outcome_of_every_step(tmp_path:
     assert "| `test_a` | failed | EngineError: no |" in table
 
 
+def test_table_shows_pairs_as_ratios_to_the_first_variant_of_the_same_point(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    store.facts = {"size": "full", "device": "cuda"}
+    facts = {"load_s": 2.0, "first_calls_s": 0.5}
+    variants = {"mask": {**facts, "kernels": {"temporal": 90}}, "lengths": facts, "third": facts}
+    times = ((1, "mask", 4.0), (1, "lengths", 3.0), (1, "third", 8.0), (8, "mask", 10.0), (8, "lengths", 11.0))
+    rows = [
+        {"graph": "temporal", "slots": slots, "context_steps": 3000, "variant": name, "p50_ms": p50_ms, "p95_ms": 9.0}
+        for slots, name, p50_ms in times
+    ]
+    store.record("ab.mask", outcome="ok", tries=1, seconds=9.0, result={"variants": variants, "pairs": rows})
+    lines = [line for line in to_markdown(store).splitlines() if line.startswith("| ab.mask | temporal")]
+    assert lines[0] == "| ab.mask | temporal | 1 | 3000 | mask | 4.00 | 1.000 | 90 | 2.0 | 0.5 |"
+    assert [line.split(" | ")[6] for line in lines] == ["1.000", "0.750", "2.000", "1.000", "1.100"]
+
+
+def test_while_wheels_are_missing_the_script_runs_what_needs_none(tmp_path: Path) -> None:
+    """The rehearsal on the processor: of load 0 only two steps need no GPU. The table is there after the first step."""
+    (tmp_path / "load").mkdir()
+    (tmp_path / "load/SHA256SUMS").write_text(f"{'0' * 64}  some.whl\n")
+    (tmp_path / "load/some.whl.part000").write_bytes(b"a part")
+    options = ("--size", "tiny", "--device", "cpu", "--wheels", tmp_path / "load")
+    folders = ("--work", tmp_path / "work", "--results", tmp_path / "results")
+    with subprocess.Popen(
+        [REPOSITORY / "benchmarks/gpu.sh", *folders, *options],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "machine" in process.stdout.readline()
+        while not (tmp_path / "results/table.md").exists() and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, "the next step is running"
+        printed, warned = process.communicate()
+    assert process.returncode == 0 and "some.whl: parts after 000 are missing" in warned
+    assert "Call it again with the next load." in warned and "These steps are done." in printed
+    assert set(ResultStore(tmp_path / "results").steps) == {
+        "machine", "checkpoint.wide", "tests.cuda_device", "torch.graphs.wide", "tests.torch_backend"
+    }  # fmt: skip
+    assert "| checkpoint.wide | ok |" in (tmp_path / "results/table.md").read_text()
+
+
 def test_the_script_lists_its_steps_and_needs_nothing_installed(tmp_path: Path) -> None:
     command = [REPOSITORY / "benchmarks/gpu.sh", "--work", tmp_path / "work", "--results", tmp_path / "results"]
     environment = {**os.environ, "PYTHON": sys.executable}
     listed = subprocess.run([*command, "--list"], env=environment, capture_output=True, text=True, check=True).stdout
-    assert listed.split()[:4] == ["-", "machine", "-", "golden.onnxruntime"]
+    assert listed.split()[:4] == ["-", "machine", "-", "tests.cuda_device"]
     refused = subprocess.run([*command, "--again", "dance"], env=environment, capture_output=True, text=True)
     assert refused.returncode == 2 and "Unknown step dance" in refused.stderr
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())

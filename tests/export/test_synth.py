@@ -4,15 +4,18 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click import Context
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
+from pplex.cli import main
 from pplex.export import synth
 from pplex.export.checkpoint import (
     CONFIG_FILE,
@@ -121,6 +124,21 @@ def test_released_size_is_announced_without_writing() -> None:
     assert 16.5e9 < checkpoint_nbytes("full") < 18e9
 
 
+def test_wide_has_the_released_widths_and_two_layers(tmp_path: Path) -> None:
+    """Too large to build here. Its libraries choose the kernels of the released model."""
+    synth._write_config(tmp_path, "wide")
+    wide = ModelConfig.from_checkpoint(tmp_path / CONFIG_FILE)
+    assert wide.temporal == replace(RELEASED.temporal, layers=2) and wide.depth == replace(RELEASED.depth, layers=2)
+    assert (wide.text_card, wide.delays) == (RELEASED.text_card, RELEASED.delays)
+    assert wide.mimi == synth._config("tiny").mimi
+    assert 2.7e9 < checkpoint_nbytes("wide") < 2.8e9
+
+
+def test_every_size_is_a_choice_of_the_command() -> None:
+    size = next(option for option in main.get_command(Context(main), "synth").params if option.name == "size")
+    assert list(size.type.choices) == list(synth.SIZES)
+
+
 def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="Choose a new folder"):
@@ -151,7 +169,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monk
 
 @pytest.mark.parametrize(("size", "depth_sets"), [("huge", 16), ("tiny", 12)])
 def test_an_unknown_size_lists_the_choices(tmp_path: Path, size: str, depth_sets: int) -> None:
-    with pytest.raises(CheckpointError, match=r"tiny, small, full, with 8 or 16"):
+    with pytest.raises(CheckpointError, match=r"tiny, small, wide, full, with 8 or 16"):
         synthesize(tmp_path / "checkpoint", size, depth_sets=depth_sets)
 
 
