@@ -31,7 +31,7 @@ def test_table_in_the_documentation_is_the_output_of_the_command() -> None:
 def test_plan_has_a_row_for_each_gpu_precision_and_capacity() -> None:
     rows = json.loads(run("plan", "--json", "--precision", "fp16", "--precision", "temporal=int4").stdout)
     assert len(rows) == len(GPUS) * 2 * 3
-    assert {row["capacity"] for row in rows} == {3000, 1500, 750}
+    assert {row["capacity"] for row in rows} == {3000, 1536, 768}
     assert {row["precision"]["depth"] for row in rows} == {"fp16", "fp32"}
 
 
