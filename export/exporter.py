@@ -49,7 +49,8 @@ def export_graph(
     """
     needs_calibration({name: precision[name]}, calibration is not None, compiled)
     spec, stored = graph_specs(config, precision)[name], storages(name, config, precision, compiled)
-    model = _traced(spec, config, weights.activations(name, precision), compiled).clone()
+    masked = compiled and name == "temporal"  # the other graphs are the same for engines
+    model = _traced(spec, config, weights.activations(name, precision), masked).clone()
     for parameter, storage in stored.items():
         dequantize_in_graph(model, parameter, storage)
         if storage.dtype == "float8_e4m3fn":
@@ -77,9 +78,12 @@ def export_graph(
 
 
 @cache
-def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype, compiled: bool) -> ir.Model:
-    """The graph without its weights. It is the same for all precisions with the same activation dtype."""
-    module = partial(Temporal, masked=compiled) if spec.name == "temporal" else weights.MODULES[spec.name]
+def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype, masked: bool) -> ir.Model:
+    """The graph without its weights. It is the same for all precisions with the same activation dtype.
+
+    `masked`: see `Temporal`.
+    """
+    module = partial(Temporal, masked=True) if masked else weights.MODULES[spec.name]
     return graph.trace(spec, module, config, dtype)
 
 
