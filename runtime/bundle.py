@@ -18,7 +18,7 @@ from pplex.runtime.files import check_readable, is_file, read_text
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import check_precision
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 VOICES_FILE = "voices.safetensors"
