@@ -31,12 +31,12 @@ def device() -> QueueDevice:
 
 @pytest.fixture
 def compiled(
-    tiny_bundle: Bundle, tmp_path: Path, device: QueueDevice, monkeypatch: pytest.MonkeyPatch
+    engine_bundle: Bundle, tmp_path: Path, device: QueueDevice, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Bundle, Backend]:
-    for path in tiny_bundle.folder.iterdir():
+    for path in engine_bundle.folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    manifest = {**tiny_bundle.manifest, "engines": write_plans(tiny_bundle, tmp_path, slots=4)}
-    bundle = replace(tiny_bundle, folder=tmp_path, manifest=manifest)
+    manifest = {**engine_bundle.manifest, "engines": write_plans(engine_bundle, tmp_path, slots=4)}
+    bundle = replace(engine_bundle, folder=tmp_path, manifest=manifest)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_in(bundle, device))
     return bundle, Backend(device, gpu_loader(device))  # type: ignore[arg-type]
 

@@ -24,7 +24,10 @@ from pplex.validate.golden import (
 )
 
 each_golden = pytest.mark.parametrize("golden", golden_folders(), ids=lambda folder: folder.name)
-BundleOf = Callable[[Path], Bundle]
+BundleOf = Callable[..., Bundle]
+
+
+each_kind = pytest.mark.parametrize("for_engines", [False, True], ids=["for ONNX Runtime", "for engines"])
 
 
 def all_pass(checks: Iterable[Check]) -> bool:
@@ -40,17 +43,21 @@ def test_codec_equals_the_golden_data_frame_by_frame(bundle_of: BundleOf, golden
 
 
 @each_golden
-def test_forced_steps_equal_the_golden_data_past_the_end_of_the_ring(bundle_of: BundleOf, golden: Path) -> None:
-    bundle = bundle_of(golden)
+@each_kind
+def test_forced_steps_equal_the_golden_data_past_the_end_of_the_ring(
+    bundle_of: BundleOf, golden: Path, for_engines: bool
+) -> None:
+    bundle = bundle_of(golden, for_engines=for_engines)
     steps = load_file(golden / "expected" / "lm_teacher_forced.safetensors")["steps"]
     assert steps.max() > bundle.config.temporal.capacity
     assert all_pass(check_teacher_forced(bundle, golden))
 
 
 @each_golden
+@each_kind
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_conversation_equals_the_golden_data(bundle_of: BundleOf, golden: Path, name: str) -> None:
-    assert all_pass(check_conversation(bundle_of(golden), golden, name))
+def test_conversation_equals_the_golden_data(bundle_of: BundleOf, golden: Path, for_engines: bool, name: str) -> None:
+    assert all_pass(check_conversation(bundle_of(golden, for_engines=for_engines), golden, name))
 
 
 @pytest.mark.slow

@@ -69,7 +69,8 @@ LIBRARIES = {
 def test_golden_checks_pass_on_a_gpu(request: pytest.FixtureRequest, tmp_path: Path, library: str) -> None:
     device = gpu_device()
     target = LIBRARIES[library](device.gpu.sm)
-    bundle: Bundle = request.getfixturevalue("tiny_bundle")  # slow to build: not for a skipped test
+    own = "tiny_bundle" if target is None else "engine_bundle"  # slow to build: not for a skipped test
+    bundle: Bundle = request.getfixturevalue(own)
     if target is not None:
         bundle = with_engines(bundle, tmp_path, *target)
     checks = list(check_golden(bundle, TINY, Backend(device, gpu_loader(device))))
