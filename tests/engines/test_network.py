@@ -5,6 +5,7 @@ Each test changes one place of a graph of the tiny bundle. The parser accepts ev
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -27,12 +28,13 @@ Change = Callable[[onnx.GraphProto], None]
 class Parsed:
     """A graph parsed by TensorRT-RTX, to compare with its spec."""
 
-    def __init__(self, bundle: Bundle, graph: str, path: Path):
+    def __init__(self, bundle: Bundle, graph: str, path: Path, limited: bool = True):
         self.spec, self.library = bundle.specs[graph], open_library(parse_gpu("rtx-4090"))
         self.builder, self.logger = None, trt.Logger(trt.ILogger.INTERNAL_ERROR)
         self.builder = trt.Builder(self.logger)
         self.network, self.model = network.parse(self.library, self.builder, self.logger, path, 96)
-        network.limit_attention(trt, self.network, self.model)
+        if limited:
+            network.limit_attention(trt, self.network, self.model)
 
     def problems(self) -> list[str]:
         try:
@@ -66,6 +68,15 @@ def test_lost_attention_lengths_are_reported(engine_bundle: Bundle) -> None:
     next(iter(network.attentions(trt, parsed.network).values())).key_value_lengths = None
     (problem,) = parsed.problems()
     assert "lost its lengths" in problem
+
+
+def test_a_library_without_lengths_keeps_the_mask(engine_bundle: Bundle) -> None:
+    """TensorRT's attention may have none. The mask gives the same result."""
+    parsed = Parsed(engine_bundle, "temporal", engine_bundle.graph_path("temporal"), limited=False)
+    attention = next(iter(network.attentions(trt, parsed.network).values()))
+    older = SimpleNamespace(IAttention=object)
+    network.limit_attention(older, parsed.network, parsed.model)
+    assert attention.key_value_lengths is None and attention.mask is not None
 
 
 def test_an_unread_input_is_reported(problems: Any) -> None:

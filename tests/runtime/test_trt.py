@@ -19,7 +19,7 @@ from pplex.runtime.pipeline import BESIDE
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
 from pplex.runtime.trt import LoadedEngine, Scratch, TensorRTExecutor
-from pplex.runtime.trt_library import TENSORRT_LIBRARIES
+from pplex.runtime.trt_library import TENSORRT_LIBRARIES, RuntimeErrors
 
 PCM = np.random.default_rng(1).normal(0, 0.1, (10, 1920)).astype(np.float32)
 
@@ -125,6 +125,27 @@ def test_a_read_only_bundle_runs_without_cached_kernels(compiled: tuple[Bundle, 
     bundle, backend = compiled
     (bundle.folder / "caches").write_text("in the way")
     assert talk(Runtime(bundle, 1, device=backend))
+
+
+def test_kernels_that_the_library_does_not_return_are_not_cached(
+    compiled: tuple[Bundle, Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, backend = compiled
+    monkeypatch.setattr("tensorrt_stand_in.Kernels.serialize", lambda self: None)
+    assert talk(Runtime(bundle, 1, device=backend))
+    assert not (bundle.folder / "caches").exists()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_only_the_newest_errors_are_kept() -> None:
+    errors = RuntimeErrors(sys.modules["tensorrt_rtx"])
+    assert errors.last() == "no reason given"
+    for i in range(1000):
+        assert errors.recorder.report_error("code", f"error {i}")
+    assert errors.last() == "error 999" and errors.recorder.num_errors() == 16
+    assert [errors.recorder.get_error_desc(i) for i in (0, 15)] == ["error 984", "error 999"]
+    errors.recorder.clear()
+    assert errors.last() == "no reason given"
 
 
 def test_tensorrt_caches_no_kernels(compiled: tuple[Bundle, Backend], device: QueueDevice) -> None:
