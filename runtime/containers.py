@@ -273,6 +273,8 @@ def _sized(data: bytes, layout: Layout, start: int, claimed: int) -> tuple[list[
         return [Part(layout.resized(data, start, len(data)), "", True)], b""
     says_nothing = claimed <= layout.lead
     for tail_at in (layout.padded(end), end):  # some programs do not write the padding
+        if any(data[end:tail_at]):  # padding is zeros: these are samples, and the size is wrong
+            continue
         tail = data[tail_at:]
         if _is_recording(tail):
             return [Part(layout.resized(data, start, end), "", True)], tail

@@ -87,6 +87,14 @@ class TestSizes:
         data = encoded(noise(), container)
         np.testing.assert_array_equal(read(data[:-10_000]), noise()[:7000])
 
+    @pytest.mark.parametrize("container, size", [("W64", size) for size in range(4016, 4025)] + [("WAV", 3999)])
+    def test_samples_where_padding_would_be_are_read(self, container: str, size: int) -> None:
+        """A size that is a few bytes too small, as if these were padding; padding is zeros."""
+        pcm = noise(2000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioWarning)
+            np.testing.assert_array_equal(read(with_size(encoded(pcm, container), size, None)), pcm)
+
     @settings(max_examples=150, deadline=None)
     @given(
         size=st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 5000)),
