@@ -176,11 +176,8 @@ def elu(x: Tensor) -> Tensor:
     return torch.maximum(x, torch.exp(x.clamp(max=0)) - 1)
 
 
-Count = int | Tensor  # entries of a ring that are in use: a number, or [1]
-
-
-def ring_index(position: Tensor, in_use: Count) -> Tensor:
-    """The ring entry that the step at `position` is written to."""
+def ring_index(position: Tensor, in_use: int | Tensor) -> Tensor:
+    """The ring entry that the step at `position` is written to. `in_use`: entries of the ring that are in use, n or [1]."""
     return position % in_use
 
 
