@@ -18,7 +18,7 @@ from pplex.runtime.files import check_readable, is_file, read_text
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import check_precision
 
-SCHEMA = 4
+SCHEMA = 5
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 VOICES_FILE = "voices.safetensors"

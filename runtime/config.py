@@ -18,6 +18,8 @@ SILENCE_CODES = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
 SINE_CODES = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 SILENCE_FRAMES = 6
 
+# A PersonaPlex model begins a conversation with a prompt: a voice, a persona, silence. A Moshi model begins with nothing.
+PERSONAPLEX, MOSHI = FAMILIES = ("personaplex", "moshi")
 CODEBOOKS = 8  # codebooks per speaker in a conversation
 MIN_CAPACITY = 32  # the fewest context steps of the temporal transformer: enough for a prompt
 MAX_CANDIDATES = 512  # the largest top-k
@@ -88,6 +90,7 @@ class ModelConfig:
     text_padding: int
     delays: tuple[int, ...]
     stored_depth_sets: int  # sets of depth weights, one per step, by config.json; the file may have only CODEBOOKS
+    family: str = PERSONAPLEX  # a name in FAMILIES
     depth_steps: int = CODEBOOKS  # steps of the exported depth graph: CODEBOOKS, or all for teacher-forced checks
 
     @property
@@ -300,6 +303,7 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
         == 2 * CODEBOOKS + 1
         and min(config.delays) >= 0
         and max(config.delays) <= 2 * SILENCE_FRAMES - 1,
+        f"the family must be {' or '.join(FAMILIES)}": config.family in FAMILIES,
         f"dep_q must be {CODEBOOKS} or {2 * CODEBOOKS}": config.stored_depth_sets in (CODEBOOKS, 2 * CODEBOOKS),
         f"every size must be a whole number ({', '.join(uneven)})": not uneven,
         f"card must be more than the codes of silence and tone need ({max(SILENCE_CODES + SINE_CODES)})": config.audio_card
@@ -333,7 +337,7 @@ def _sizes(config: Any) -> Iterator[tuple[str, Any]]:
             yield from _sizes(value)
         elif isinstance(value, tuple):
             yield from ((field.name, item) for item in value)
-        elif field.name != "max_period":
+        elif field.name not in ("max_period", "family"):
             yield field.name, value
 
 
