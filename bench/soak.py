@@ -163,6 +163,8 @@ class _LongConversation:
         self._speech = speech_like(SPEECH_FRAMES, size, seed=0).reshape(-1, size)  # [F, 1920]
         self._session = runtime.open(next(iter(runtime.bundle.voices), None), PERSONA, seed=0)
         self._first_step = int(runtime.ring.step[self._session.row])
+        # Opening a session decodes the prompt's last frame.
+        self._first_decoded = self._codec_frames("mimi_decode")
         self.frames = self._heard = self._said = 0
 
     def step(self) -> float:
@@ -190,7 +192,7 @@ class _LongConversation:
             # The position of the last step is one less than the token ring's step before it.
             "temporal transformer": int(stages.position[row]) + 2 - self._first_step,
             "encoder": self._codec_frames("mimi_encode"),
-            "decoder": self._codec_frames("mimi_decode"),
+            "decoder": self._codec_frames("mimi_decode") - self._first_decoded,
         }
         samples = {"samples of the user": self._heard, "finite samples of the agent": self._said}
         off = [count - self.frames for count in counts.values()] + [n / size - self.frames for n in samples.values()]

@@ -15,7 +15,6 @@ from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryErro
 from pplex.runtime.gpus import ONNXRUNTIME, ONNXRUNTIME_SM, FoundGpu
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
-from pplex.runtime.pipeline import BESIDE
 from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
 from pplex.runtime.trt import LoadedEngine, Scratch, TensorRTExecutor
 from pplex.runtime.trt_library import TENSORRT_LIBRARIES
@@ -145,19 +144,17 @@ def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor
 
     def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
         plans = _load_plans(bundle, device, slots)
-        shared = Scratch(device, _shared_scratch_nbytes(plans))
+        scratch = Scratch(device, max([1, *(plan.scratch_nbytes for plan in plans.values())]))
         executors: dict[str, Executor] = {}
         for name, spec in bundle.specs.items():
             if name in plans:
                 cache = cache_path(bundle.folder, name, device.gpu)
-                own = name == BESIDE  # it runs at the same time as the graphs that share memory
-                scratch = Scratch(device, max(1, plans[name].scratch_nbytes)) if own else shared
                 executors[name] = TensorRTExecutor(plans[name], device, slots, scratch, cache)
             else:
                 path = bundle.graph_path(name)
                 fused = has_wide_matrices(bundle.config)
                 executors[name] = OnnxRuntimeCudaExecutor(
-                    path, spec, device, bundle.precision[name], bundle.folder, fused, beside=name == BESIDE
+                    path, spec, device, bundle.precision[name], bundle.folder, fused
                 )
         return executors
 
@@ -183,14 +180,9 @@ def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Loa
         name: LoadedEngine(modules[kind], TENSORRT_LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
         for name, kind in kinds.items()
     }
-    scratch_nbytes = _shared_scratch_nbytes(plans) + (plans[BESIDE].scratch_nbytes if BESIDE in plans else 0)
+    scratch_nbytes = max((plan.scratch_nbytes for plan in plans.values()), default=0)
     check_memory(device.free_nbytes(), per_slot, scratch_nbytes, slots, capacity)
     return plans
-
-
-def _shared_scratch_nbytes(plans: Mapping[str, LoadedEngine]) -> int:
-    """Bytes of the scratch memory of all engines that run in turn."""
-    return max([1, *(plan.scratch_nbytes for name, plan in plans.items() if name != BESIDE)])
 
 
 def check_engines(

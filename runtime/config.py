@@ -304,6 +304,8 @@ def _check(config: ModelConfig, widths: tuple[int, ...]) -> None:
         and min(config.delays) >= 0
         and max(config.delays) <= 2 * SILENCE_FRAMES - 1,
         f"the family must be {' or '.join(FAMILIES)}": config.family in FAMILIES,
+        "delays must be 0 or 1 in a Moshi model, which begins without a prompt": config.family != MOSHI
+        or max(config.delays) <= 1,
         f"dep_q must be {CODEBOOKS} or {2 * CODEBOOKS}": config.stored_depth_sets in (CODEBOOKS, 2 * CODEBOOKS),
         f"every size must be a whole number ({', '.join(uneven)})": not uneven,
         f"card must be more than the codes of silence and tone need ({max(SILENCE_CODES + SINE_CODES)})": config.audio_card

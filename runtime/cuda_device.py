@@ -24,7 +24,7 @@ class _Memory:
 
 
 class _Event:
-    """A place in a stream's work; the driver frees it with the last reference."""
+    """A timestamp on the stream; the driver frees it with the last reference."""
 
     def __init__(self, handle: Any, destroy: Any):
         self.handle = handle
@@ -32,7 +32,7 @@ class _Event:
 
 
 class CudaDevice:
-    """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses). All work is on one stream, except for `beside`.
+    """The first GPU that is visible (CUDA_VISIBLE_DEVICES chooses), and one stream that all work goes through.
 
     Raises LibraryError if cuda-bindings cannot be loaded, GpuError if no GPU or no driver answers.
     """
@@ -45,21 +45,8 @@ class CudaDevice:
         self.gpu = self._describe()
         self.name = self.gpu.name
         # Not the default stream: it waits for all other streams.
-        self._first, self._second = (
-            self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking) for _ in range(2)
-        )
-        self._stream = self._first  # work is enqueued on it now
-        self._before, self._after = (self._event(self._cuda.cudaEventDisableTiming) for _ in range(2))
-
-    @property
-    def stream(self) -> int:
-        """The address of the stream on which work is enqueued now."""
-        return int(self._stream)
-
-    @property
-    def stream_beside(self) -> int:
-        """The address of the stream of `aside` in `beside`."""
-        return int(self._second)
+        self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+        self.stream = int(self._stream)  # its address
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         nbytes = buffer_nbytes(shape, dtype)
@@ -90,23 +77,6 @@ class CudaDevice:
         else:
             self._enqueue("cudaMemset2DAsync", target.address, target.pitch, 0, target.width, target.height)
 
-    def beside(self, aside: Call, work: Call) -> None:
-        # Events, not waits of the host: a capture of the first stream then records the second one's work, too.
-        assert self._stream is self._first, "the second stream is in use"
-        self._wait(self._second, self._before, self._first)
-        self._stream = self._second
-        try:
-            aside()
-        finally:
-            self._stream = self._first
-        work()
-        self._wait(self._first, self._after, self._second)
-
-    def _wait(self, waiting: Any, event: _Event, other: Any) -> None:
-        """Later work on the stream `waiting` runs after everything that was enqueued on `other`."""
-        self._do("cudaEventRecord", event.handle, other)
-        self._do("cudaStreamWaitEvent", waiting, event.handle, 0)
-
     def capture(self, work: Call) -> Call:
         # Relaxed: the capture must not fail if a buffer of an earlier runtime is freed at the same time.
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
@@ -128,12 +98,9 @@ class CudaDevice:
         return replay
 
     def mark(self) -> Mark:
-        event = self._event(self._cuda.cudaEventDefault)
+        event = _Event(self._call("cudaEventCreate"), self._cuda.cudaEventDestroy)
         self._do("cudaEventRecord", event.handle, self._stream)
         return event
-
-    def _event(self, flags: int) -> _Event:
-        return _Event(self._call("cudaEventCreateWithFlags", flags), self._cuda.cudaEventDestroy)
 
     def elapsed_ms(self, first: Mark, last: Mark) -> float:
         return float(self._call("cudaEventElapsedTime", first.handle, last.handle))

@@ -16,17 +16,18 @@ FREE = -1  # a target that is sampled, not forced
 class DelayRing:
     """Four columns of tokens per slot (with a delay of 1); column t % 4 holds step t.
 
-    A stream with delay 1 has frame f in column f + 1. A token provided for step t goes to column t + delay:
+    A stream with delay 1 has frame f in column f + 1. In step 5, with user's codes h of frame 4:
 
         step 5    column   3  4  5  6
-        delay 0            .  i  P  .    i  the model's input: column t - 1
-        delay 1            .  i  t  P    t  the target: column t, forced if provided (now or at step t - 1), else sampled
-                                         P  tokens provided now
+        delay 0            .  i  t  .    i  the model's input: column t - 1
+        delay 1            .  i  t  .    t  the target: column t, forced if it was provided, else sampled
+        delay 0, user      .  h  .  .    h  the codes heard now, of frame t - 1: column t - 1 + delay
+        delay 1, user      .  i  h  .
 
-    The frame that step t completes is column t - 1 + delay of each stream. Source: the reference's LMGen.
+    The frame that step t completes is column t - 1 + delay of each stream. Source: the reference's LMGen and Kyutai's.
 
-    The model reads column t - 1, and tokens provided now go to column t or later. So a step can begin before its tokens
-    are provided, but they must be provided before the step is committed.
+    PersonaPlex's own loop hears frame t in step t, where the model does not read it yet. The columns are the same, so the
+    tokens are the same, too; but here the model reads a frame in the call that brings it, and answers 80 ms earlier.
 
     Rows are slots, and every method works on all given rows together. A frame needs a dozen small lookups, so the indices of
     the columns above are computed in advance for every row and every t % 4.
@@ -35,14 +36,15 @@ class DelayRing:
     def __init__(self, slots: int, delays: tuple[int, ...], initial_tokens: tuple[int, ...]):
         self.delays = np.array(delays, np.int64)  # [K]
         self.initial = np.array(initial_tokens, np.int64)  # [K]
-        self.max_delay = int(self.delays.max())
-        self.columns = self.max_delay + 3
+        self.late = max(1, int(self.delays.max()))  # step t completes frame t - late
+        self.columns = int(self.delays.max()) + 3
         self.tokens = np.zeros((slots, len(delays), self.columns), np.int64)
         self.provided = np.zeros(self.tokens.shape, np.bool_)
         self.step = np.zeros(slots, np.int64)  # the next step
         self._flat_tokens, self._flat_provided = self.tokens.reshape(-1), self.provided.reshape(-1)  # views
         self._input, self._target = self._places(-1), self._places(0)
-        self._given, self._complete = self._places(self.delays), self._places(self.delays - self.max_delay)
+        self._given, self._heard = self._places(self.delays), self._places(self.delays - 1)
+        self._complete = self._places(self.delays - self.late)
         for row in range(slots):
             self.reset(row)
 
@@ -68,9 +70,18 @@ class DelayRing:
         self.provided[row] = waiting & (column > 0)
         self.step[row] = 1
 
-    def provide(self, rows: Rows, first_stream: int, tokens: Tokens) -> None:
-        """Provide tokens [n, k] of streams first_stream, ..., first_stream + k - 1 for the next step."""
-        places = self._given[self._now(rows), first_stream : first_stream + tokens.shape[1]]  # [n, k]
+    def provide(self, rows: Rows, tokens: Tokens) -> None:
+        """Provide the frame [n, K] of the next step: all its targets, now or `delay` steps later, are forced."""
+        places = self._given[self._now(rows)]
+        self._flat_tokens[places] = tokens
+        self._flat_provided[places] = True
+
+    def hear(self, rows: Rows, first_stream: int, tokens: Tokens) -> None:
+        """Add tokens [n, k] of streams first_stream, ... that the next step reads: frame t - 1, before `commit`.
+
+        `begin` may come first if its caller adds the streams without a delay to the model's input.
+        """
+        places = self._heard[self._now(rows), first_stream : first_stream + tokens.shape[1]]  # [n, k]
         self._flat_tokens[places] = tokens
         self._flat_provided[places] = True
 
@@ -84,7 +95,7 @@ class DelayRing:
     def commit(self, rows: Rows, tokens: Tokens) -> Tokens:
         """Store the step's tokens [n, k] of the first k streams unless they were provided; returns the completed frame.
 
-        The frame is valid once the step is above `max_delay`; priming takes more steps than that.
+        The frame is valid once the step is above `late`.
         """
         now = self._now(rows)
         target = self._target[now, : tokens.shape[1]]
@@ -102,7 +113,7 @@ class DelayRing:
     def force(self, row: int, frame: Tokens) -> Tokens:
         """Step one slot with every stream provided, frame [K]; returns the model's input [K]."""
         rows = np.array([row])
-        self.provide(rows, 0, frame[None])
+        self.provide(rows, frame[None])
         model_input, forced = self.begin(rows)
         self.commit(rows, forced)
         return model_input[0]

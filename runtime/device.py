@@ -76,7 +76,7 @@ class Device(Protocol):
     """Buffers and a queue of work on them.
 
     Work runs in the order in which it is enqueued, and is done when `synchronize` returns. Until then, the source array of a
-    copy must keep its values. Only `beside` uses a second queue.
+    copy must keep its values.
     """
 
     name: str  # for reports
@@ -93,12 +93,6 @@ class Device(Protocol):
 
     def clear(self, target: Block) -> None:
         """Enqueue zeros."""
-
-    def beside(self, aside: Call, work: Call) -> None:
-        """Enqueue `aside` and `work` so that they may run at the same time.
-
-        Both run after everything that was enqueued before; everything that is enqueued later runs after both.
-        """
 
     def capture(self, work: Call) -> Call:
         """Record the operations that `work` enqueues, without running them. Each call enqueues all of them at once."""
@@ -139,10 +133,6 @@ class HostDevice:
 
     def clear(self, target: Block) -> None:
         self.enqueue(partial(_bytes(target).fill, 0))
-
-    def beside(self, aside: Call, work: Call) -> None:
-        aside()
-        work()
 
     def capture(self, work: Call) -> Call:
         return work

@@ -4,7 +4,7 @@ Called by `runtime.stages`.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 
@@ -16,7 +16,7 @@ from pplex.runtime.buffers import FrameBuffers
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.device import Call, Device
 from pplex.runtime.engine import Engine, Executor, in_turn
-from pplex.runtime.pipeline import BESIDE, GRAPH_NAMES
+from pplex.runtime.pipeline import GRAPH_NAMES
 
 Key = tuple[tuple[str, ...], int, int]  # graphs, batch, first row
 
@@ -38,7 +38,8 @@ class FrameRunner:
         delays: tuple[int, ...],
     ):
         self._executors, self._engines, self._device, self._buffers = executors, engines, device, buffers
-        self._agent_delays, self._max_delay = delays[1 : 1 + CODEBOOKS], max(delays)
+        self._agent_delays, self._user_delays = delays[1 : 1 + CODEBOOKS], delays[1 + CODEBOOKS :]
+        self._late = max(1, *delays)
         self.seconds = dict.fromkeys([DEVICE] if device.captures else GRAPH_NAMES, 0.0)  # spent in calls until now
         self._bound: dict[tuple[str, int], Call] = {}
         self._prepared: dict[Key, Call] = {}
@@ -64,7 +65,7 @@ class FrameRunner:
         The host's arrays are uploaded now. The graphs' outputs stay on the device.
         """
         in_turn(self._buffers.transfers(GRAPH_NAMES, 0, batch)[0])
-        calls = {graph: self._in_order([(graph, self._bind_frame(graph, batch))]) for graph in GRAPH_NAMES}
+        calls = {graph: partial(in_turn, self._work(graph, batch, GRAPH_NAMES)) for graph in GRAPH_NAMES}
         in_turn(list(calls.values()))  # libraries initialise in a first call
         self._device.synchronize()
         return {
@@ -95,19 +96,19 @@ class FrameRunner:
 
     def _prepare(self, graphs: tuple[str, ...], batch: int, row: int) -> Call:
         uploads, downloads = self._buffers.transfers(graphs, row, batch)
-        work = list[tuple[str, Call]]()
-        for graph in graphs:
-            if graph == "mimi_decode" and len(graphs) > 1:
-                work += [(graph, copy) for copy in self._just_sampled(batch)]
-            bound = self._bind_frame(graph, batch) if len(graphs) > 1 else self._bind(graph, batch, row, False)
-            work.append((graph, bound))
-        return partial(in_turn, [*uploads, self._in_order(work), *downloads])
+        if len(graphs) == 1:
+            return partial(in_turn, [*uploads, self._bind(graphs[0], batch, row, False), *downloads])
+        work = [call for graph in graphs for call in self._work(graph, batch, graphs)]
+        return partial(in_turn, [*uploads, *work, *downloads])
 
-    def _in_order(self, work: Sequence[tuple[str, Call]]) -> Call:
-        """One call for calls of graphs: BESIDE at the same time as the others, and these one after the other."""
-        aside = [call for graph, call in work if graph == BESIDE]
-        others = partial(in_turn, [call for graph, call in work if graph != BESIDE])
-        return partial(self._device.beside, partial(in_turn, aside), others) if aside else others
+    def _work(self, graph: str, batch: int, graphs: tuple[str, ...]) -> list[Call]:
+        """A graph of a frame, and the copies of its outputs to later graphs of the frame."""
+        passed_on = list[Call]()
+        if graph == "mimi_encode":
+            passed_on += self._just_heard(batch)
+        elif graph == "depth" and "mimi_decode" in graphs:
+            passed_on += self._just_sampled(batch)
+        return [self._bind_frame(graph, batch), *passed_on]
 
     def _bind_frame(self, graph: str, batch: int) -> Call:
         """A graph's call in a frame. Whole frames and frames without the codec share it."""
@@ -120,6 +121,16 @@ class FrameRunner:
         # Not a method: a call that refers to its runner would keep it and its engines in memory.
         return call if DEVICE in self.seconds else partial(_time, self.seconds, graph, call)
 
+    def _just_heard(self, batch: int) -> Iterator[Call]:
+        """Copy the user's codes to the temporal transformer in the same frame that encodes them.
+
+        These are the streams without a delay. The model reads other streams in later frames: see DelayRing.
+        """
+        heard = self._buffers.by_graph["mimi_encode"]["codes"].rows(0, batch)  # [B, 8]
+        codes = self._buffers.by_graph["temporal"]["codes"].rows(0, batch)  # [B, 1, 17]
+        for first, count in _runs(delay == 0 for delay in self._user_delays):
+            yield self._device.copy(codes.part(2, 1 + CODEBOOKS + first, count), heard.part(1, first, count))
+
     def _just_sampled(self, batch: int) -> Iterator[Call]:
         """Copy audio tokens to the decoder in the same frame that samples them, for all slots at once.
 
@@ -127,10 +138,16 @@ class FrameRunner:
         """
         codes = self._buffers.by_graph["mimi_decode"]["codes"].rows(0, batch)  # [B, 8]
         tokens = self._buffers.by_graph["depth"]["audio_tokens"].rows(0, batch)  # [B, K]
-        for last, streams in groupby(range(CODEBOOKS), lambda stream: self._agent_delays[stream] == self._max_delay):
-            if last:
-                first, *others = streams
-                yield self._device.copy(codes.part(1, first, 1 + len(others)), tokens.part(1, first, 1 + len(others)))
+        for first, count in _runs(delay == self._late for delay in self._agent_delays):
+            yield self._device.copy(codes.part(1, first, count), tokens.part(1, first, count))
+
+
+def _runs(wanted: Iterable[bool]) -> Iterator[tuple[int, int]]:
+    """The first index and the length of each run of wanted items."""
+    for is_wanted, items in groupby(enumerate(wanted), lambda item: item[1]):
+        if is_wanted:
+            run = [i for i, _ in items]
+            yield run[0], len(run)
 
 
 def _time(seconds: dict[str, float], graph: str, call: Call) -> None:

@@ -96,17 +96,14 @@ class OnnxRuntimeCudaExecutor:
         precision: str = "fp32",
         weights: Path | None = None,
         fused_blocks: bool = False,
-        beside: bool = False,
     ):
-        """`beside`: the graph runs on the device's second stream, because a session cannot change its stream."""
         self.spec, self._device = spec, device
         fused_blocks = fused_blocks and PRECISIONS[precision].block > 0
-        self._stream = device.stream_beside if beside else device.stream
         self._graph_ids = count(1)
         provider = {
             "device_id": str(GPU),
             "has_user_compute_stream": "1",
-            "user_compute_stream": str(self._stream),
+            "user_compute_stream": str(device.stream),
             "arena_extend_strategy": "kSameAsRequested",  # the default doubles the memory, most of which is weights
             "use_tf32": "0",  # TF32's 10-bit mantissas sometimes change a greedy choice
             "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm of every convolution at load
@@ -129,7 +126,6 @@ class OnnxRuntimeCudaExecutor:
         options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)) if repeated else NO_CUDA_GRAPH)
 
         def call() -> None:
-            assert self._stream == self._device.stream, f"{self.spec.name} is enqueued on the wrong stream"
             try:
                 self._session.run_with_iobinding(binding, options)
             except Exception as error:  # ONNX Runtime's exceptions have no common base class

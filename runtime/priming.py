@@ -16,10 +16,10 @@ import numpy.typing as npt
 from pplex.runtime.arrays import Array, Pcm, Tokens
 from pplex.runtime.audio import frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Bundle, Voice
-from pplex.runtime.config import CODEBOOKS
+from pplex.runtime.config import CODEBOOKS, MOSHI
 from pplex.runtime.delays import DelayRing, RingRow
 from pplex.runtime.errors import PromptError
-from pplex.runtime.prompt import Prompt, make_prompt
+from pplex.runtime.prompt import NO_PROMPT, Prompt, make_prompt
 from pplex.runtime.stages import Stages
 
 VoiceName = str | os.PathLike[str] | None
@@ -64,12 +64,13 @@ class Primer:
             return
         if recording is not None:
             spoken = frames(recording, self.config.frame_size)
-            make_prompt(self.config, np.zeros((len(spoken), CODEBOOKS), np.int64), persona)  # raises if it is too long
+            make_prompt(self.config, np.zeros((len(spoken), CODEBOOKS), np.int64), persona)  # raises if it does not fit
             prompt = make_prompt(self.config, (yield from self._encode(row, spoken)), persona)
         else:
             prompt = make_prompt(self.config, self._recorded(voice_key), persona)
         yield from self._run_prompt(row, prompt)
-        self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row)))
+        if prompt.steps:
+            self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row)))
 
     def check(self, voice: VoiceName, persona: list[int]) -> None:
         """Raise PromptError if `prime` would. A recording is not checked, because it is not encoded yet."""
@@ -109,9 +110,11 @@ class Primer:
         if name.removesuffix(".pt") in self.bundle.voices:
             return name.removesuffix(".pt"), None
         if Path(name).suffix.lower() not in VOICE_SUFFIXES:
+            if self.config.family == MOSHI:
+                raise PromptError(NO_PROMPT)
+            known = f"has {', '.join(self.bundle.voices)}" if self.bundle.voices else "has no voices"
             raise PromptError(
-                f"Unknown voice {name!r}. This bundle has {', '.join(self.bundle.voices)}; "
-                f"or name an audio file ({', '.join(VOICE_SUFFIXES)})."
+                f"Unknown voice {name!r}. This bundle {known}; or name an audio file ({', '.join(VOICE_SUFFIXES)})."
             )
         recording = normalize_loudness(read_audio(name))
         return hashlib.sha256(recording.tobytes()).hexdigest(), recording

@@ -7,8 +7,10 @@ import numpy as np
 
 from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Voice
-from pplex.runtime.config import CODEBOOKS, SILENCE_CODES, SILENCE_FRAMES, SINE_CODES, ModelConfig
+from pplex.runtime.config import CODEBOOKS, MOSHI, SILENCE_CODES, SILENCE_FRAMES, SINE_CODES, ModelConfig
 from pplex.runtime.errors import PromptError
+
+NO_PROMPT = "This is a Moshi model: it has one voice, and takes neither a voice nor a persona. Leave both out."
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequ
         agent   voice     0.5 s silence   silence     0.5 s silence
         user    440 Hz tone in all steps
 
-    Raises PromptError if it does not fit into the ring, or the model does not have a token.
+    A Moshi model has none: its conversation begins at once. Raises PromptError if the prompt does not fit into the ring, or
+    the model does not have a token, or no prompt.
     """
+    if config.family == MOSHI:
+        return _no_prompt(voice, persona)
     wrong = [token for token in persona if not 0 <= token <= config.text_card]
     if wrong:
         raise PromptError(f"The persona holds token {wrong[0]}; this model's text tokens are 0 to {config.text_card}.")
@@ -54,6 +59,12 @@ def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequ
     prompt = Prompt(recorded, np.array(frames, np.int64).reshape(-1, 1 + 2 * CODEBOOKS))
     _check_length(config, prompt.steps, len(persona))
     return prompt
+
+
+def _no_prompt(voice: Voice | Tokens | None, persona: Sequence[int]) -> Prompt:
+    if voice is not None or len(persona):
+        raise PromptError(NO_PROMPT)
+    return Prompt(None, np.zeros((0, 1 + 2 * CODEBOOKS), np.int64))
 
 
 def _frame(text: int, agent: Sequence[int]) -> tuple[int, ...]:

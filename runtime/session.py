@@ -5,7 +5,7 @@ Called by `bench`, `runtime`, `server` and `validate`.
 
 import os
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,6 @@ from pplex.runtime.arrays import Array, Pcm, Tokens
 from pplex.runtime.backend import Backend, open_to_run
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle
 from pplex.runtime.config import CODEBOOKS
-from pplex.runtime.delays import DelayRing
 from pplex.runtime.errors import AudioError, PromptError, SlotError
 from pplex.runtime.gpus import ONNXRUNTIME
 from pplex.runtime.graphs import batch_sizes
@@ -27,8 +26,7 @@ from pplex.runtime.samples import check_frame, check_samples
 from pplex.runtime.sampling import DEFAULT_SAMPLING, GREEDY, Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.text import TextStream, Tokenizer
-
-AGENT, USER = 1, 1 + CODEBOOKS  # first stream of each speaker
+from pplex.runtime.token_path import TokenPath
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Session:
     def __init__(self, runtime: "Runtime", row: int, seed: int, sampling: Sampling):
         self.runtime, self.row, self.seed, self.sampling = runtime, row, seed, sampling
         self.frame = 0  # frames stepped so far
+        self.prompt_end: Tokens | None = None  # the last frame [17] before the first one
         self.text = TextStream(runtime.tokenizer)
         self.is_open = True
 
@@ -112,8 +111,8 @@ class Runtime:
         self.tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE))
         self.logits = logits
         self.stages = Stages(bundle, self.batches[-1], threads, device, logits)
-        self.ring = DelayRing(self.batches[-1], self.config.delays, self.config.initial_tokens)
-        self.noise = self.stages.make_noise()
+        self.tokens = TokenPath(self.stages, self.config)
+        self.ring = self.tokens.ring
         self._sessions: list[Session | None] = [None] * slots
         self.primer = Primer(bundle, self.stages, self.ring, prefix_bytes)
         self.stages.warm_up(self.batches)
@@ -138,15 +137,16 @@ class Runtime:
         if not pcm:
             return {}
         stages, batch = self.stages, self._batch()
-        self._hear(pcm, batch)
+        self._take(pcm, batch)
         stages.active[:batch] = False
         stages.active[rows] = True
-        self._read_ring(rows, batch)
-        self._draw_noise(pcm, rows)
+        self.tokens.begin(rows, batch)
 
         stages.run_frame(batch)
 
-        tokens = self._write_ring(rows, stages.user_codes[rows])  # [n, 17]
+        self.tokens.hear(rows, stages.user_codes[rows])
+        tokens = self.tokens.finish(rows)  # [n, 17]
+        _count(pcm)
         said = zip(pcm, tokens, tokens[:, 0].tolist(), strict=True)
         return {s: Reply(stages.pcm_out[s.row, 0].copy(), s.text.push(text), frame) for s, frame, text in said}
 
@@ -165,18 +165,15 @@ class Runtime:
             frame_noise.check(self.config)
         checked = np.stack([_checked_codes(frame, self.config.audio_card) for frame in codes.values()])
         batch = self._batch()
-        self._read_ring(rows, batch)
-        self._draw_noise(codes, rows)
-        self.noise.replay({session.row: frame for session, frame in recorded.items()}, self.config)
-        try:
+        self.tokens.hear(rows, checked)
+        self.tokens.begin(rows, batch)
+        with self.tokens.replayed({session.row: frame for session, frame in recorded.items()}):
             self.stages.run_language(batch)
-        finally:
-            self.noise.restore()
-
-        tokens = self._write_ring(rows, checked)
+        tokens = self.tokens.finish(rows)
+        _count(codes)
         return {session: tokens[i] for i, session in enumerate(codes)}
 
-    def _hear(self, pcm: Mapping[Session, Pcm], batch: int) -> None:
+    def _take(self, pcm: Mapping[Session, Pcm], batch: int) -> None:
         """Copy the user's frames into their slots' rows. If one is refused, all rows become zeros."""
         heard = self.stages.pcm_in[:batch, 0]  # [batch, 1920]
         try:
@@ -187,25 +184,6 @@ class Runtime:
         except AudioError:
             heard[...] = 0
             raise
-
-    def _read_ring(self, rows: Array, batch: int) -> None:
-        """Read the token ring: the model's input, its forced outputs, and the codes that the agent says now."""
-        stages, audio = self.stages, slice(AGENT, AGENT + self.config.depth_steps)
-        stages.codes[rows, 0], forced = self.ring.begin(rows)
-        stages.forced_text[rows], stages.forced_audio[rows] = forced[:, 0], forced[:, audio]
-        stages.position[:batch] = self.ring.step[:batch] - 1
-        stages.agent_codes[rows] = self.ring.completing(rows)[:, AGENT:USER]
-
-    def _write_ring(self, rows: Array, user_codes: Tokens) -> Tokens:
-        """Store the user's codes [n, 8] and the sampled tokens; returns the frame [n, 17] that this step completes."""
-        self.ring.provide(rows, USER, user_codes)
-        sampled = np.concatenate([self.stages.text_token[rows, None], self.stages.audio_tokens[rows]], axis=1)
-        return self.ring.commit(rows, sampled)
-
-    def _draw_noise(self, sessions: Mapping[Session, Any], rows: Array) -> None:
-        self.noise.draw(rows)
-        for session in sessions:
-            session.frame += 1
 
     def _rows(self, sessions: Mapping[Session, Any]) -> Array:
         self.stages.check_thread()
@@ -227,14 +205,16 @@ class Runtime:
         persona: str | Sequence[int] = "",
         seed: int | None = None,
         sampling: Sampling = DEFAULT_SAMPLING,
+        recorded: FrameNoise | None = None,
     ) -> Session:
         """Open a session in the lowest free slot and prime it.
 
         voice: one of the bundle's names, an audio file of the voice to imitate, or None. persona: text, or its tokens.
-        seed: of the sampling noise; random if None. Raises SlotError if every slot is taken, PromptError for an invalid
-        voice or persona, AudioError for an unreadable voice file.
+        seed: of the sampling noise; random if None. recorded: noise for the first draw instead of the session's own.
+        Raises SlotError if every slot is taken, PromptError for an invalid voice or persona, AudioError for an unreadable
+        voice file, NoiseError for invalid recorded noise.
         """
-        opening = self.begin(voice, persona, seed, sampling)
+        opening = self.begin(voice, persona, seed, sampling, recorded)
         try:
             while True:
                 next(opening)
@@ -255,6 +235,7 @@ class Runtime:
         persona: str | Sequence[int] = "",
         seed: int | None = None,
         sampling: Sampling = DEFAULT_SAMPLING,
+        recorded: FrameNoise | None = None,
     ) -> Generator[None, None, Session]:
         """`open` as a generator: it yields between chunks of the priming (prefill), and returns the session.
 
@@ -270,8 +251,9 @@ class Runtime:
         try:
             self._set_sampling(row, sampling)
             if not sampling.is_greedy:
-                self.noise.open(row, session.seed)
+                self.tokens.noise.open(row, session.seed)
             yield from self.primer.prime(row, voice, tokens)
+            session.prompt_end = self.tokens.lead(row, recorded)
         except BaseException:
             session.close()
             raise
@@ -286,7 +268,7 @@ class Runtime:
             self.stages.reset(session.row, int(self.ring.step[session.row]))
             self.ring.reset(session.row)
             self._set_sampling(session.row, GREEDY)
-            self.noise.close(session.row)
+            self.tokens.noise.close(session.row)
             self._sessions[session.row] = None
 
     def _set_sampling(self, row: int, sampling: Sampling) -> None:
@@ -295,6 +277,11 @@ class Runtime:
             sampling.audio_temperature,
             sampling.audio_top_k,
         )
+
+
+def _count(sessions: Iterable[Session]) -> None:
+    for session in sessions:
+        session.frame += 1
 
 
 def _checked_seed(seed: int) -> int:

@@ -115,7 +115,8 @@ class Stages:
             for _ in range(2 if self.device.captures else 1):
                 self.run_frame(batch)
         if self.device.captures:
-            self.run("mimi_encode", 1)
+            for graph in GRAPH_NAMES:
+                self.run(graph, 1)
             forced = self.buffers.forced_arrays
             self.run_forced(0, 0, forced["codes"][:2], forced["embedding"][:2])
             self.reset(0, 2)

@@ -3,7 +3,7 @@ missing copy or wait."""
 
 from unittest.mock import patch
 
-from delayed_cuda import Capture, DelayedCuda
+from delayed_cuda import DelayedCuda
 
 from pplex.runtime.cuda_device import CudaDevice
 from pplex.runtime.device import Call, HostDevice
@@ -45,6 +45,6 @@ class QueueDevice(CudaDevice, HostDevice):
         return self._delayed.copied
 
     @property
-    def recording(self) -> Capture | None:
+    def recording(self) -> list[Call] | None:
         """The capture that is being made."""
         return self._delayed.capture

@@ -13,7 +13,7 @@ from pplex.validate.standings import Standings, standings
 
 def with_standings(session: Session, codes: Tokens) -> TokenTrace:
     """Steps a session of a runtime with logits through codes [F, 8]."""
-    tokens, drawn = list[Tokens](), list[Standings]()
+    tokens, drawn = list[Tokens](), [standings(session)]
     for frame in codes:
         tokens.append(session.step_codes(frame))
         drawn.append(standings(session))

@@ -90,26 +90,29 @@ def check_teacher_forced(bundle: Bundle, golden: Path, device: Where = None) -> 
 def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = None) -> Iterator[Check]:
     """Step a primed session with the recorded user codes, and with the recorded noise if tokens were sampled.
 
-    Its tokens must equal the recorded tokens until a near tie, because the conversations differ after a near tie.
+    The original code returns a frame in the call after ours, so its first frame is the end of the prompt. All others must
+    be equal until a near tie, because the conversations differ after a near tie.
     """
     expected = load_file(golden / "expected" / f"conversation_{name}.safetensors")
     voice, sampling = CONVERSATIONS[name]
     if "." in voice:
         voice = str(golden / "checkpoint" / "voices" / voice)
     runtime = Runtime(bundle, slots=1, device=device, logits=True)
-    session = runtime.open(voice, expected["prompt_text_tokens"].tolist(), seed=0, sampling=sampling)
-    steps = int(runtime.ring.step[session.row])
+    persona, noise = expected["prompt_text_tokens"].tolist(), _recorded_noise(expected)
+    session = runtime.open(voice, persona, seed=0, sampling=sampling, recorded=noise[0])
+    steps = int(runtime.ring.step[session.row]) - 1  # the last one draws the first tokens
     yield Check(f"{name}: prompt steps", abs(steps - int(expected["prompt_steps"][0])), 0, 1)
-    tokens, drawn = list[Tokens](), list[Standings]()
-    for frame, codes in enumerate(expected["user_codes"].T):
-        noise = _recorded_noise(expected, frame)
-        tokens.append(session.step_codes(codes.astype(np.int64), noise))
-        drawn.append(standings(session, noise))
+    assert session.prompt_end is not None
+    yield Check(f"{name}: end of the prompt", int((session.prompt_end != expected["tokens"][0]).sum()), 0, 17)
+    tokens, drawn = list[Tokens](), [standings(session, noise[0])]
+    for codes, draws in zip(expected["user_codes"].T[:-1], noise[1:], strict=True):
+        tokens.append(session.step_codes(codes.astype(np.int64), draws))
+        drawn.append(standings(session, draws))
     got = TokenTrace(name, np.stack(tokens), Standings.stack(drawn))
     judge = Judge(open_checkpoint(golden / "checkpoint"), bundle.config, bundle.specs)
-    parting = judge.parting(TokenTrace(name, expected["tokens"].astype(np.int64)), got)
+    parting = judge.parting(TokenTrace(name, expected["tokens"][1:].astype(np.int64)), got)
     frames = parting.equal_frames if parting and parting.explained else len(tokens)
-    wrong = int((got.tokens != expected["tokens"])[:frames].sum())
+    wrong = int((got.tokens != expected["tokens"][1:])[:frames].sum())
     tied = f", until a tie in frame {frames}" if frames < len(tokens) else ""
     yield Check(f"{name}: tokens{tied}", wrong, 0, got.tokens[:frames].size)
     pcm = decode(Stages(bundle, slots=1, device=device), expected["tokens"][:, 1 : 1 + CODEBOOKS])
@@ -165,10 +168,12 @@ def force_step(stages: Stages, codes: Tokens, step: int) -> None:
     stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + stages.forced_audio.shape[1]]
 
 
-def _recorded_noise(expected: dict[str, Any], frame: int) -> FrameNoise | None:
+def _recorded_noise(expected: dict[str, Any]) -> list[FrameNoise | None]:
+    """The noise of every frame; None if the tokens were not sampled."""
     if "text_noise" not in expected:
-        return None
-    return FrameNoise(*(expected[name][frame] for name in ("text_noise", "audio_noise", "text_ids", "audio_ids")))
+        return [None] * len(expected["tokens"])
+    names = "text_noise", "audio_noise", "text_ids", "audio_ids"
+    return [FrameNoise(*frame) for frame in zip(*(expected[name] for name in names), strict=True)]
 
 
 def _close(name: str, got: Floats, expected: Floats, tolerance: float, scale: float | None = None) -> Check:

@@ -19,7 +19,7 @@ from pplex.runtime.arrays import Floats, Pcm, Tokens
 from pplex.runtime.audio import frames
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.graphs import GraphSpec
-from pplex.runtime.session import USER
+from pplex.runtime.token_path import USER
 from pplex.validate.boundaries import boundary_distances
 from pplex.validate.offline_codec import latents_at_once
 from pplex.validate.standings import Standings
@@ -35,7 +35,10 @@ CHANCE = 1e-3
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """Tokens [F, 17] of a conversation, the standings of their draws [F, 1 + 8, ...], and the user's sound [samples]."""
+    """Tokens [F, 17] of a conversation, and the user's sound [samples].
+
+    standings [1 + F, 1 + 8, ...] of the draws: the first ones are made before the first frame, see TokenPath.lead.
+    """
 
     name: str
     tokens: Tokens
@@ -92,26 +95,33 @@ class Judge:
             return None
         frame, stream = min(map(tuple, differs.tolist()), key=lambda place: self._when(*place))
         expected, got = (int(side.tokens[frame, stream]) for side in (theirs, ours))
-        call, _ = self._when(frame, stream)
+        step, _ = self._when(frame, stream)
         if stream < USER:
-            distance, allowed, unit = *self._of_draw(theirs, call, stream, got), "logits"
+            distance, allowed, unit = *self._of_draw(theirs, step, stream, got), "logits"
             name = "text" if stream == 0 else f"agent {stream - 1}"
         else:
-            distance, allowed, unit = self._of_code(ours, call, stream - USER), self._latent, "of a latent's length"
+            distance, allowed, unit = self._of_code(ours, step - 1, stream - USER), self._latent, "of a latent's length"
             name = f"user {stream - USER}"
         return Parting(ours.name, frame, name, expected, got, distance, allowed, unit, int(differs[:, 0].min()))
 
     def _when(self, frame: int, stream: int) -> tuple[int, int]:
-        """The call that computed a token, and the token's place in that call. User codes have an effect in the next call."""
-        delay, latest = self._config.delays[stream], self._config.max_delay
-        return (frame - latest + delay, stream) if stream < USER else (frame - latest, stream)
+        """The step that computed a token, and the token's place in that step. Step i + 1 returns frame i.
 
-    def _of_draw(self, theirs: TokenTrace, call: int, stream: int, got: int) -> tuple[float, float]:
+        A step reads the user's codes before it draws.
+        """
+        delay, late = self._config.delays[stream], max(1, self._config.max_delay)
+        return (
+            (frame + 1 - late + delay, stream)
+            if stream < USER
+            else (frame + 2 - late, stream - len(self._config.delays))
+        )
+
+    def _of_draw(self, theirs: TokenTrace, step: int, stream: int, got: int) -> tuple[float, float]:
         found = theirs.standings
         assert found is not None, "a conversation without standings"
-        if not 0 <= call < len(found.tokens):  # forced, because it was primed
+        if not 0 <= step < len(found.tokens):  # forced, because it was primed
             return math.inf, 0.0
-        return found.distance((call, stream), got), self._allowed(float(found.spread[call, stream]))
+        return found.distance((step, stream), got), self._allowed(float(found.spread[step, stream]))
 
     def _allowed(self, spread: float | Floats) -> float:
         return SPREADS * self._rounding * spread  # type: ignore[return-value]
@@ -121,7 +131,7 @@ class Judge:
             return math.inf
         encoder = load("mimi_encode", self._checkpoint)
         assert isinstance(encoder, MimiEncoder)
-        heard = ours.tokens[self._config.max_delay :, USER : USER + CODEBOOKS]  # [F, 8] in each call but the last
+        heard = ours.tokens[max(1, self._config.max_delay) - 1 :, USER : USER + CODEBOOKS]  # [F, 8] in each call
         latents = latents_at_once(encoder, self._config, frames(ours.user, self._config.frame_size)[: len(heard)])
         return float(boundary_distances(encoder.quantizer, latents, heard)[call, codebook])
 

@@ -42,7 +42,7 @@ def make_runs(seeds: Iterable[int]) -> tuple[SamplingRun, ...]:
 class ScenarioRecording:
     """An agent's recording in a scenario: pcm [F * 1920] float32 at 24 kHz, tokens [F, 17] (text, agent, user).
 
-    `standings` [F, 1 + 8, ...] of the draws in each frame's step, if the runtime has logits.
+    `standings` [1 + F, 1 + 8, ...] of the draws before and in each frame's step, if the runtime has logits.
     """
 
     scenario: Scenario
@@ -109,6 +109,8 @@ def _converse(
     drawn: list[list[Standings]] = [[] for _ in batch]
     with ExitStack() as opened:
         sessions = [opened.enter_context(runtime.open(voice, persona, run.seed, run.sampling)) for _, run in batch]
+        for session, draws in zip(sessions, drawn, strict=True):
+            draws += [standings(session)] if runtime.logits else []
         for frame in range(max(map(len, user))):
             speaking = [i for i, pcm in enumerate(user) if frame < len(pcm)]
             answers = _timed_step(runtime, {sessions[i]: user[i][frame] for i in speaking}, steps)

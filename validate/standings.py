@@ -45,7 +45,7 @@ class Standings:
 
 
 def standings(session: Session, recorded: FrameNoise | None = None) -> Standings:
-    """Standings [1 + K, ...] of a session's last step; `recorded` is its noise if it had recorded noise.
+    """Standings [1 + K, ...] of a session's last step, at first the one that opened it; `recorded` is its recorded noise.
 
     The runtime must have logits.
     """

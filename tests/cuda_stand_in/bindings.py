@@ -27,9 +27,6 @@ class ErrorCode(IntEnum):
     cudaErrorSystemDriverMismatch = 803
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
-    cudaErrorStreamCaptureUnjoined = 904
-    cudaErrorStreamCaptureIsolation = 905
-    cudaErrorCapturedEvent = 907
 
 
 # Argument types of each function; functions in _GIVING return a handle or an address through a first pointer argument.
@@ -38,7 +35,7 @@ _GIVING = {
     "cudaHostAlloc": (_SIZE, _FLAGS),
     "cudaStreamCreateWithFlags": (_FLAGS,),
     "cudaGraphInstantiate": (_POINTER, ctypes.c_ulonglong),
-    "cudaEventCreateWithFlags": (_FLAGS,),
+    "cudaEventCreate": (),
 }
 _DOING = {
     "cudaSetDevice": (_INT,),
@@ -54,7 +51,6 @@ _DOING = {
     "cudaGraphExecDestroy": (_POINTER,),
     "cudaGraphLaunch": (_POINTER, _POINTER),
     "cudaEventRecord": (_POINTER, _POINTER),
-    "cudaStreamWaitEvent": (_POINTER, _POINTER, _FLAGS),
     "cudaEventDestroy": (_POINTER,),
 }
 
@@ -91,8 +87,6 @@ def bindings(library: ctypes.CDLL) -> SimpleNamespace:
         cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeRelaxed=2),
         cudaStreamNonBlocking=1,
         cudaHostAllocDefault=0,
-        cudaEventDefault=0,
-        cudaEventDisableTiming=2,
     )
 
 

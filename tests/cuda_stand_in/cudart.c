@@ -44,23 +44,17 @@ static cudaError_t give_handle(void *target)
     return give(target, malloc(1));
 }
 
-/* Captures: one at a time, as there is one thread that makes them. A second stream joins a capture when it waits for one of its
- * events; the first stream must wait for it before the capture ends. */
-
-struct mark { /* a cudaEvent_t */
-    int capture; /* the number of the capture that it was recorded in, or 0 */
-    const void *stream;
-};
+/* Captures: one at a time, as there is one thread that makes them. */
 
 static struct {
-    int active, broken, number, joined;
+    int active, broken;
     enum cudaStreamCaptureMode mode;
-    const void *stream, *second;
+    const void *stream;
 } capture;
 
 static int is_captured(const void *stream)
 {
-    return capture.active && (capture.stream == stream || (capture.second && capture.second == stream));
+    return capture.active && capture.stream == stream;
 }
 
 static cudaError_t refuse(const char *function)
@@ -82,7 +76,6 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
         return refuse(__func__);
     stand_in_note(CAPTURE, __func__, stream);
     capture.active = 1, capture.broken = 0, capture.mode = mode, capture.stream = stream;
-    capture.number++, capture.second = NULL;
     return cudaSuccess;
 }
 
@@ -92,8 +85,6 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
     if (!is_captured(stream))
         return fail(cudaErrorIllegalState);
     capture.active = 0;
-    if (capture.second && !capture.joined)
-        return fail(cudaErrorStreamCaptureUnjoined);
     return capture.broken ? fail(cudaErrorStreamCaptureInvalidated) : give_handle(graph);
 }
 
@@ -133,7 +124,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable)
 static struct event *events;
 static size_t event_count, event_room;
 
-static void note(enum kind kind, const char *name, const void *stream, const void *mark)
+void stand_in_note(enum kind kind, const char *name, const void *stream)
 {
     pthread_mutex_lock(&lock);
     if (event_count == event_room) {
@@ -142,13 +133,8 @@ static void note(enum kind kind, const char *name, const void *stream, const voi
         if (!events)
             abort();
     }
-    events[event_count++] = (struct event){kind, is_captured(stream), name, stream, mark};
+    events[event_count++] = (struct event){kind, is_captured(stream), name};
     pthread_mutex_unlock(&lock);
-}
-
-void stand_in_note(enum kind kind, const char *name, const void *stream)
-{
-    note(kind, name, stream, NULL);
 }
 
 int stand_in_call(const char *name)
@@ -550,53 +536,42 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
     return cudaSuccess;
 }
 
-static cudaError_t wait(const char *function, int forbidden, const void *stream)
+static cudaError_t wait(const char *function, int forbidden)
 {
     if (forbidden)
         return refuse(function);
-    stand_in_note(WAIT, function, stream);
+    stand_in_note(WAIT, function, capture.stream);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    return wait(__func__, is_captured(stream) || is_unsafe(), stream);
+    return wait(__func__, is_captured(stream) || is_unsafe());
 }
 
 cudaError_t cudaDeviceSynchronize(void)
 {
-    return wait(__func__, capture.active, NULL);
+    return wait(__func__, capture.active);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    return wait(__func__, is_unsafe(), NULL);
+    return wait(__func__, is_unsafe());
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
-    const struct mark *mark = (void *)event;
-    int inside = capture.active && mark->capture == capture.number;
-    if (mark->capture && !inside)
-        return fail(cudaErrorCapturedEvent);
-    if (is_captured(stream) && !inside)
-        return fail(cudaErrorStreamCaptureIsolation);
-    if (inside && stream != capture.stream)
-        capture.second = stream, capture.joined = 0;
-    if (inside && stream == capture.stream && mark->stream == capture.second)
-        capture.joined = 1;
-    note(AWAIT, __func__, stream, event);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event)
 {
-    return give((void **)event, calloc(1, sizeof(struct mark)));
+    return give_handle(event);
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
 {
-    return cudaEventCreate(event);
+    return give_handle(event);
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event)
@@ -607,14 +582,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
-    *(struct mark *)event = (struct mark){is_captured(stream) ? capture.number : 0, stream};
-    note(RECORD, __func__, stream, event);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags)
 {
-    return cudaEventRecord(event, stream);
+    return cudaSuccess;
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to)

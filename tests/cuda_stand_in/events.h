@@ -2,13 +2,12 @@
 #include <stddef.h>
 
 /* HOST is a copy from the host's memory that is captured, so that it is read there again, whatever is there then. */
-enum kind { KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED, HOST, RECORD, AWAIT };
+enum kind { KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED, HOST };
 
 struct event {
     enum kind kind;
     int captured; /* into a CUDA graph, so that nothing ran */
     const char *name;
-    const void *stream, *mark; /* mark: the event that is recorded, or waited for by the stream */
 };
 
 /* Writes down a call on `stream`; `name` must stay where it is. */

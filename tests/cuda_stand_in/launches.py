@@ -37,7 +37,7 @@ def main() -> None:
 
 def measure(stand_in: StandIn, bundle: Path, batches: Sequence[int]) -> dict[str, Any]:
     """The result for a bundle: captured graphs, calls refused in captures, and for each number of slots the nodes of a
-    frame's graphs ("graphs"), and the calls of its next run: their counts ("again"), and each in order ("order")."""
+    frame's graphs ("graphs"), and the calls of its next run: their counts ("again"), and their names ("order")."""
     from pplex.runtime.bundle import open_bundle
     from pplex.runtime.stages import Stages
 
@@ -52,8 +52,7 @@ def measure(stand_in: StandIn, bundle: Path, batches: Sequence[int]) -> dict[str
         again = stand_in.take()
         in_order = [name for name in captured if captured[name]]
         graphs = {name: _counts(held) for name, held in zip(in_order, _captures(first), strict=True)}
-        order = [(event.kind.name, event.name, event.stream, event.mark) for event in again]
-        result["frames"][str(batch)] = {"graphs": graphs, "again": _counts(again), "order": order}
+        result["frames"][str(batch)] = {"graphs": graphs, "again": _counts(again), "order": [e.name for e in again]}
         result["refused"] += [event.name for event in (*first, *again) if event.kind is Kind.REFUSED]
     return result
 

@@ -12,28 +12,20 @@ from cuda_stand_in.build import FOLDER, LIBRARIES, build
 class Kind(IntEnum):
     """The same as `enum kind` in events.h."""
 
-    KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED, HOST, RECORD, AWAIT = range(11)
+    KERNEL, LIBRARY, COPY, CAPTURE, REPLAY, MEMORY, WAIT, REFUSED, HOST = range(9)
 
 
 @dataclass(frozen=True)
 class Event:
-    """One call. `captured`: it went into a CUDA graph and did not run. `name`: of a kernel (mangled) or a function.
-
-    `stream` and `mark` are addresses: the CUDA event that the stream records, or waits for.
-    """
+    """One call. `captured`: it went into a CUDA graph and did not run. `name`: of a kernel (mangled) or a function."""
 
     kind: Kind
     captured: bool
     name: str
-    stream: int | None = None
-    mark: int | None = None
 
 
 class _Event(ctypes.Structure):
-    _fields_ = (
-        ("kind", ctypes.c_int), ("captured", ctypes.c_int), ("name", ctypes.c_char_p), ("stream", ctypes.c_void_p),
-        ("mark", ctypes.c_void_p),
-    )  # fmt: skip
+    _fields_ = (("kind", ctypes.c_int), ("captured", ctypes.c_int), ("name", ctypes.c_char_p))
 
 
 class StandIn:
@@ -56,8 +48,6 @@ class StandIn:
         """The calls since the last time."""
         count = ctypes.c_size_t()
         events = self._runtime.stand_in_events(ctypes.byref(count))
-        taken = [
-            Event(Kind(e.kind), bool(e.captured), e.name.decode(), e.stream, e.mark) for e in events[: count.value]
-        ]
+        taken = [Event(Kind(e.kind), bool(e.captured), e.name.decode()) for e in events[: count.value]]
         self._runtime.stand_in_forget()
         return taken

@@ -64,7 +64,6 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "copy of rows": lambda device: device.copy(ROWS, ROWS)(),
     "clear": lambda device: device.clear(BLOCK),
     "clear of rows": lambda device: device.clear(ROWS),
-    "beside": lambda device: device.beside(lambda: None, lambda: None),
     "wait of a stream": lambda device: device._do("cudaStreamWaitEvent", device._second, EVENT.handle, 0),
     "capture": lambda device: device.capture(lambda: None),
     "mark": lambda device: device.mark(),
@@ -149,32 +148,6 @@ def test_a_capture_does_nothing_until_it_is_replayed(gpu: CudaDevice) -> None:
         replay()
         gpu.synchronize()
         assert (result == value).all()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("captured", [False, True])
-def test_work_beside_runs_between_earlier_and_later_work(gpu: CudaDevice, captured: bool) -> None:
-    """Copies that take a while: aside from what was just uploaded, and what comes out is downloaded just after."""
-    buffers = [gpu.zeros((1 << 26,), "uint8") for _ in range(4)]
-    given, *results = (gpu.staging(buffer) for buffer in buffers[:3])
-    hosts = [Buffer.of(array) for array in (given, *results)]
-    source, aside, work, other = buffers
-
-    def frame() -> None:
-        gpu.copy(source.whole, hosts[0].whole)()
-        gpu.beside(gpu.copy(aside.whole, source.whole), gpu.copy(work.whole, source.whole))
-        gpu.copy(other.whole, aside.whole)()
-        gpu.copy(hosts[1].whole, other.whole)()
-        gpu.copy(hosts[2].whole, work.whole)()
-
-    frame()
-    gpu.synchronize()
-    call = gpu.capture(frame) if captured else frame
-    for value in (1, 2, 3):
-        given[:] = value
-        call()
-        gpu.synchronize()
-        assert all((result == value).all() for result in results)
 
 
 @pytest.mark.gpu

@@ -21,9 +21,10 @@ class Columns:
         self.delays, self.initial, self.step = delays, initial, 1
         self.tokens = {(stream, 0): token for stream, token in enumerate(initial)}
         self.provided: set[tuple[int, int]] = set()
+        self.has_heard = False
 
-    def provide(self, stream: int, token: int) -> None:
-        place = stream, self.step + self.delays[stream]
+    def provide(self, stream: int, token: int, frames_ago: int = 0) -> None:
+        place = stream, self.step - frames_ago + self.delays[stream]
         self.tokens[place] = token
         self.provided.add(place)
 
@@ -44,10 +45,10 @@ class Columns:
         places = {(stream, self.step): token for stream, token in enumerate(tokens)}
         self.tokens |= {place: token for place, token in places.items() if place not in self.provided}
         self.step += 1
-        longest = max(self.delays)
-        if self.step - 1 <= longest:
+        late = max(1, *self.delays)
+        if self.step - 1 <= late:
             return None
-        return [self.tokens[stream, self.step - 1 - longest + delay] for stream, delay in enumerate(self.delays)]
+        return [self.tokens[stream, self.step - 1 - late + delay] for stream, delay in enumerate(self.delays)]
 
 
 def initial_tokens(delays: Sequence[int]) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ def new_ring(delays: Sequence[int], slots: int = SLOTS) -> DelayRing:
 def whole_step(ring: DelayRing, rows: Sequence[int], frame: Sequence[int]) -> np.ndarray:
     """A step with `frame` provided for every stream of every given row."""
     index = np.array(rows)
-    ring.provide(index, 0, np.array([frame] * len(index)))
+    ring.provide(index, np.array([frame] * len(index)))
     _, forced = ring.begin(index)
     return ring.commit(index, forced)
 
@@ -69,7 +70,10 @@ def whole_step(ring: DelayRing, rows: Sequence[int], frame: Sequence[int]) -> np
 @settings(deadline=None)
 @given(st.data())
 def test_rows_follow_the_rules_for_any_tokens(data: st.DataObject) -> None:
-    """Rows step in any order and combination; some are reset or copied over others in between."""
+    """Rows step in any order and combination; some are reset or copied over others in between.
+
+    As in a prompt, every token of a step is provided; later, as in a conversation, the last streams are heard.
+    """
     delays = data.draw(st.lists(st.integers(0, 2), min_size=2, max_size=6), "delays")
     sampled = data.draw(st.integers(1, len(delays)), "streams that can be sampled, the first ones")
     ring, expected = new_ring(delays), [Columns(delays, initial_tokens(delays)) for _ in range(SLOTS)]
@@ -89,36 +93,31 @@ def test_rows_follow_the_rules_for_any_tokens(data: st.DataObject) -> None:
             expected[target].tokens = dict(expected[source].tokens)
             expected[target].provided = set(expected[source].provided)
             expected[target].step = expected[source].step
+            expected[target].has_heard = expected[source].has_heard
             continue
         rows = data.draw(st.permutations(range(SLOTS)))[: data.draw(st.integers(1, SLOTS))]
-        index = np.array(rows)
-        parts = [(sampled, len(delays) - sampled)]  # streams that are never sampled are always provided
-        if data.draw(st.booleans(), "some of the others too"):
-            first = data.draw(st.integers(0, sampled - 1))
-            parts.append((first, data.draw(st.integers(1, sampled - first))))
-
-        def provide(first: int, count: int, rows: Sequence[int] = rows, index: np.ndarray = index) -> None:
-            tokens = np.array([[next(fresh) for _ in range(count)] for _ in rows], np.int64).reshape(len(rows), count)
-            ring.provide(index, first, tokens)
-            for i, row in enumerate(rows):
-                for stream in range(count):
-                    expected[row].provide(first + stream, int(tokens[i, stream]))
-
-        known = data.draw(
-            st.integers(0, len(parts)), "parts provided before the step begins, the others before it ends"
+        whole = data.draw(st.booleans(), "every token is provided")
+        rows = [row for row in rows if (not expected[row].has_heard if whole else expected[row].step > 1)]
+        index = np.array(rows, np.intp)
+        first = 0 if whole else sampled
+        tokens = np.array([[next(fresh) for _ in delays[first:]] for _ in rows], np.int64).reshape(
+            len(rows), len(delays) - first
         )
-        for part in parts[:known]:
-            provide(*part)
+        ring.provide(index, tokens) if whole else ring.hear(index, first, tokens)
+        for i, row in enumerate(rows):
+            expected[row].has_heard = not whole
+            for stream in range(first, len(delays)):
+                expected[row].provide(stream, int(tokens[i, stream - first]), frames_ago=0 if whole else 1)
         model_input, forced = ring.begin(index)
         for i, row in enumerate(rows):
             assert (model_input[i].tolist(), forced[i].tolist()) == expected[row].begin()
-        for part in parts[known:]:
-            provide(*part)
 
         committed = data.draw(st.sampled_from([sampled, len(delays)]), "streams stored")
-        drawn = np.array([[next(fresh) for _ in range(committed)] for _ in rows], np.int64)
+        drawn = np.array([[next(fresh) for _ in range(committed)] for _ in rows], np.int64).reshape(
+            len(rows), committed
+        )
         drawn = np.where(forced[:, :committed] == FREE, drawn, forced[:, :committed])
-        has_output = ring.step[index] > ring.max_delay
+        has_output = ring.step[index] > ring.late
         output = ring.commit(index, drawn)
         for i, row in enumerate(rows):
             frame = expected[row].commit(drawn[i].tolist())
@@ -133,9 +132,9 @@ def test_first_frame_waits_for_the_longest_delay(delays: tuple[int, ...]) -> Non
     frames = [[100 * step + stream for stream in range(len(delays))] for step in range(20)]
     ready, outputs = [], []
     for frame in frames:
-        ready.append(bool(ring.step[0] > ring.max_delay))
+        ready.append(bool(ring.step[0] > ring.late))
         outputs.append(whole_step(ring, [0], frame)[0].tolist())
-    wait = max(delays)
+    wait = max(1, *delays)
     assert ready == [False] * wait + [True] * (len(frames) - wait)
     assert outputs[wait:] == frames[: len(frames) - wait]
 
@@ -149,7 +148,7 @@ def test_model_reads_a_stream_one_step_after_its_delay(delays: tuple[int, ...]) 
     ring, row = new_ring(delays, slots=1), np.array([0])
     heard = []
     for step in range(12):
-        ring.provide(row, 0, np.full((1, len(delays)), step))
+        ring.provide(row, np.full((1, len(delays)), step))
         model_input, forced = ring.begin(row)
         ring.commit(row, forced)
         heard.append(model_input[0])
@@ -158,15 +157,17 @@ def test_model_reads_a_stream_one_step_after_its_delay(delays: tuple[int, ...]) 
         assert [int(frame[stream]) for frame in heard] == expected[:12]
 
 
-def test_a_sampled_token_is_read_in_the_next_step() -> None:
+def test_a_sampled_token_is_read_in_the_next_step_and_a_heard_one_at_once() -> None:
     ring, rows = new_ring((0, 1, 0)), np.array([2, 0])
     for step in range(1, 10):
-        ring.provide(rows, 2, np.array([[7], [8]]))
+        if step > 1:
+            ring.hear(rows, 2, np.array([[70 + step], [80 + step]]))
         model_input, forced = ring.begin(rows)
         assert (forced[:, 0] == FREE).all()
         assert (forced[:, 1] == (initial_tokens((0, 1, 0))[1] if step == 1 else FREE)).all()
         if step > 2:
-            assert model_input.tolist() == [[10 * (step - 1), -step + 1, 7], [10 * (step - 1) + 1, -step + 1, 8]]
+            own = [[10 * (step - 1), -step + 1], [10 * (step - 1) + 1, -step + 1]]
+            assert model_input.tolist() == [[*own[0], 70 + step], [*own[1], 80 + step]]
         sampled = np.array([[10 * step, -step], [10 * step + 1, -step]])
         ring.commit(rows, np.where(forced[:, :2] == FREE, sampled, forced[:, :2]))
 

@@ -55,8 +55,9 @@ def test_first_and_last_seed_can_be_used(only: Runtime, seed: int) -> None:
 def test_recorded_noise_replaces_the_seed(one: Runtime) -> None:
     with one.open("NATF0", PERSONA, seed=7) as session:
         expected = talk_codes(session, CODES[0, :30])
-    with one.open("NATF0", PERSONA, seed=1) as session:
-        pairs = zip(CODES[0], recorded(7, 15), strict=False)
+    first, *others = recorded(7, 16)
+    with one.open("NATF0", PERSONA, seed=1, recorded=first) as session:
+        pairs = zip(CODES[0], others, strict=False)
         np.testing.assert_array_equal([session.step_codes(*pair) for pair in pairs], expected[:15])
         assert (talk_codes(session, CODES[0, 15:30]) != expected[15:]).any()
 
@@ -81,18 +82,20 @@ def test_recorded_noise_shifts_no_other_frame(one: Runtime) -> None:
     """A session's own draws, recorded for some frames, change nothing in the other frames."""
     with one.open("NATF0", PERSONA, seed=7) as session:
         expected = talk_codes(session, CODES[0, :30])
-    with one.open("NATF0", PERSONA, seed=7) as session:
-        given = [drawn if frame in (0, 5, 6, 20) else None for frame, drawn in enumerate(recorded(7, 30))]
+    first, *given = [drawn if frame in (0, 1, 5, 6, 20) else None for frame, drawn in enumerate(recorded(7, 31))]
+    with one.open("NATF0", PERSONA, seed=7, recorded=first) as session:
         pairs = zip(CODES[0], given, strict=False)
         np.testing.assert_array_equal([session.step_codes(*pair) for pair in pairs], expected)
 
 
 def test_refused_noise_leaves_all_sessions_untouched(tiny_bundle: Bundle) -> None:
-    runtime = small_runtime(tiny_bundle, 2)
+    runtime = small_runtime(tiny_bundle, 3)
     first, second = runtime.open("NATF0", PERSONA, seed=1), runtime.open("NATM1", PERSONA, seed=2)
     before = [runtime.ring.save(session.row) for session in (first, second)]
     draws, ids = np.ones((8, 9), np.float32), np.full((8, 9), 5000)
     wide = FrameNoise(draws[0], draws, ids[0], ids)
+    with pytest.raises(NoiseError):
+        runtime.open(seed=3, recorded=wide)
     with pytest.raises(NoiseError):
         runtime.step_codes({first: CODES[0, 0], second: CODES[0, 1]}, {second: wide})
     assert (first.frame, second.frame) == (0, 0)

@@ -89,7 +89,7 @@ def conversation(runtime: Runtime) -> list[tuple[int, list[int], bytes, str]]:
 def test_golden_checks_pass_on_every_backend(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     checks = list(check_golden(bundle, TINY, backend))
-    assert len(checks) == 14 and all(check.passed for check in checks), checks
+    assert len(checks) == 17 and all(check.passed for check in checks), checks
 
 
 def test_conversations_equal_those_on_the_host(place: Place, tiny_bundle: Bundle) -> None:
@@ -176,7 +176,7 @@ def test_ring_lengths_waste_a_third_at_most(capacity: int) -> None:
 def test_growing_rings_pass_the_golden_checks(place: Place, tiny_bundle: Bundle) -> None:
     bundle, backend = place(tiny_bundle)
     checks = list(check_golden(bundle, TINY, backend))
-    assert len(checks) == 14 and all(check.passed for check in checks), checks
+    assert len(checks) == 17 and all(check.passed for check in checks), checks
 
 
 def test_growing_rings_change_no_token(tiny_bundle: Bundle, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def checks_of(file: str, bundle: Bundle, golden: Path) -> Iterable[Check]:
 def test_program_prints_every_check(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(str(tiny_bundle.folder), str(TINY)) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert len(lines) == 14 and all(line.startswith("ok ") for line in lines)
+    assert len(lines) == 17 and all(line.startswith("ok ") for line in lines)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_golden_checks_pass_on_a_gpu(request: pytest.FixtureRequest, tmp_path: P
     if target is not None:
         bundle = with_engines(bundle, tmp_path, *target)
     checks = list(check_golden(bundle, TINY, Backend(device, gpu_loader(device))))
-    assert len(checks) == 14 and all(check.passed for check in checks), checks
+    assert len(checks) == 17 and all(check.passed for check in checks), checks
 
 
 def with_engines(bundle: Bundle, folder: Path, gpu: Gpu, options: EngineOptions) -> Bundle:

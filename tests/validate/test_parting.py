@@ -14,7 +14,8 @@ from pplex.export.checkpoint import open_checkpoint
 from pplex.runtime.arrays import Floats, Tokens
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.graphs import graph_specs
-from pplex.runtime.session import USER, Runtime
+from pplex.runtime.session import Runtime
+from pplex.runtime.token_path import USER
 from pplex.validate.golden import check_golden
 from pplex.validate.parting import Judge, TokenTrace, poisson_limit
 from pplex.validate.recording import make_runs, record
@@ -88,9 +89,9 @@ def test_fewer_tokens_than_kept_candidates_are_padded() -> None:
 def spoken(distance: float = 1.0) -> TokenTrace:
     """All tokens are 5; every draw becomes 6 if logits move by `distance`."""
     tokens = np.full((FRAMES, 17), 5)
-    nearest = np.tile(np.array([5, 6, 7, 8]), (FRAMES, 9, 1))
-    distances = np.tile(np.array([0, distance, 2.0, 3.0]), (FRAMES, 9, 1))
-    return TokenTrace("planted", tokens, Standings(nearest, distances, np.full((FRAMES, 9), SPREAD)))
+    nearest = np.tile(np.array([5, 6, 7, 8]), (1 + FRAMES, 9, 1))
+    distances = np.tile(np.array([0, distance, 2.0, 3.0]), (1 + FRAMES, 9, 1))
+    return TokenTrace("planted", tokens, Standings(nearest, distances, np.full((1 + FRAMES, 9), SPREAD)))
 
 
 def changed(conversation: TokenTrace, *places: tuple[int, int], token: int = 6) -> TokenTrace:
@@ -127,8 +128,9 @@ def test_first_difference_follows_the_order_of_sampling() -> None:
         ([(4, 1), (3, 2)], (3, 2)),  # the same step: the text's is made in frame 4's reply; codebook 0 comes first
         ([(3, 1), (3, 2)], (3, 1)),
         ([(4, 0), (4, 2)], (4, 0)),
-        ([(4, USER), (3, 8)], (3, 8)),  # user codes of a step count from the next step on
-        ([(3, USER + 2), (4, 0)], (3, USER + 2)),
+        ([(4, USER), (4, 0)], (4, 0)),  # drawn in frame 3's reply, before the user's codes of frame 4
+        ([(4, USER), (5, 0)], (4, USER)),  # a reply hears the codes of its own frame
+        ([(4, USER + 2), (4, 8)], (4, USER + 2)),
     ):
         parting = JUDGE.parting(changed(theirs, *places), theirs)
         assert parting is not None
@@ -145,10 +147,17 @@ def test_frames_after_a_near_tie_are_not_compared() -> None:
     assert (parting.frame, parting.stream, parting.equal_frames) == (4, "text", 3)
 
 
-def test_a_different_prompt_is_not_explained() -> None:
-    theirs = spoken(1e-9)
-    parting = JUDGE.parting(changed(theirs, (0, 0)), theirs)
-    assert parting is not None and not parting.explained
+@pytest.mark.parametrize("share, explained", [(0.9, True), (1.1, False)])
+def test_the_first_draws_are_explained_by_the_step_before_the_first_frame(share: float, explained: bool) -> None:
+    """Only these draws are near a tie; text and the first codebook of frame 0 come from them."""
+    far = spoken()
+    assert far.standings is not None
+    near = far.standings.distances.copy()
+    near[0, :, 1] = share * ALLOWED
+    theirs = replace(far, standings=replace(far.standings, distances=near))
+    for place, is_explained in (((0, 0), explained), ((0, 1), explained), ((0, 2), False), ((1, 0), False)):
+        parting = JUDGE.parting(changed(theirs, place), theirs)
+        assert parting is not None and parting.explained is is_explained, place
 
 
 def test_a_user_code_is_explained_at_a_boundary_only() -> None:
@@ -163,15 +172,15 @@ def test_a_user_code_is_explained_at_a_boundary_only() -> None:
     assert isinstance(encoder, MimiEncoder)
     latents = latents_at_once(encoder, CHECKPOINT.config, frames(user, 1920))
     codes = encoder.quantizer.encode(latents).numpy()
-    theirs = TokenTrace("heard", np.full((len(codes) + 1, 17), 5), spoken().standings, user)
-    theirs.tokens[1:, USER:] = codes
+    theirs = TokenTrace("heard", np.full((len(codes), 17), 5), spoken().standings, user)
+    theirs.tokens[:, USER:] = codes
     other = codes.copy()
     other[5, 0] = (other[5, 0] + 1) % 2048
     far = boundary_distances(encoder.quantizer, latents, other)[5, 0]
-    ours = changed(theirs, (6, USER), token=int(other[5, 0]))
+    ours = changed(theirs, (5, USER), token=int(other[5, 0]))
     parting = JUDGE.parting(ours, theirs)
     assert parting is not None and not parting.is_of_a_draw
-    assert (parting.frame, parting.stream) == (6, "user 0")
+    assert (parting.frame, parting.stream) == (5, "user 0")
     assert parting.distance == pytest.approx(far, rel=1e-4) and not parting.explained
 
 
@@ -225,6 +234,6 @@ def test_standings_are_sorted_by_distance(tiny_bundle: Bundle) -> None:
         reference, make_scenarios(synthetic_speech(), 0.1)[:1], make_runs([])[:1], None, ""
     ).recordings
     found = recording.standings
-    assert found is not None and found.tokens.shape == (len(recording.tokens), 9, NEAREST)
-    np.testing.assert_array_equal(found.tokens[:-1, :2, 0], recording.tokens[1:, :2])
-    np.testing.assert_array_equal(found.tokens[1:, 2:, 0], recording.tokens[1:, 2:9])  # the first are primed
+    assert found is not None and found.tokens.shape == (1 + len(recording.tokens), 9, NEAREST)
+    np.testing.assert_array_equal(found.tokens[:-1, :2, 0], recording.tokens[:, :2])
+    np.testing.assert_array_equal(found.tokens[1:, 2:, 0], recording.tokens[:, 2:9])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.precision import FP32
-from pplex.runtime.session import USER
+from pplex.runtime.token_path import USER
 from pplex.validate.parting import Judge, Parting
 from pplex.validate.recording import ScenarioRecording
 from pplex.validate.report.schema import Measure, Plot, Section, Series, Table, Tolerance

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from pplex.runtime.arrays import Pcm, Tokens
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.session import AGENT, USER
 from pplex.runtime.text import RESERVED
+from pplex.runtime.token_path import AGENT, USER
 from pplex.validate.recording import ScenarioRecording
 from pplex.validate.report.schema import Measure, Section, Table, Tolerance
 

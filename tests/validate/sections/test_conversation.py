@@ -85,8 +85,8 @@ def test_a_near_tie_is_listed_and_starts_another_conversation(
     found, tokens = reference[3].standings, engine[3].tokens.copy()
     assert found is not None
     near = replace(found, distances=found.distances.copy())
-    near.distances[7, 4, 1] = 1e-9  # the frame's step draws its delayed codebooks
-    tokens[7, 4] = near.tokens[7, 4, 1]
+    near.distances[8, 4, 1] = 1e-9  # the frame's step draws its delayed codebooks
+    tokens[7, 4] = near.tokens[8, 4, 1]
     tokens[8, 5:9] = tokens[9:, :9] = 0  # the tokens of later draws
     ours = [*engine[:3], replace(engine[3], tokens=tokens), *engine[4:]]
     theirs = [*reference[:3], replace(reference[3], standings=near), *reference[4:]]

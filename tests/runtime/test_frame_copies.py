@@ -1,4 +1,4 @@
-"""The copies of a frame on a device, and its waits: mimi_encode runs at the same time as the other graphs."""
+"""The copies of a frame on a device: one up, one down, and those that pass codes from graph to graph."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,8 @@ from devices import QueueDevice
 
 from pplex.runtime.backend import host_backend
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.cuda_device import CudaDevice
-from pplex.runtime.device import Buffer, host_view
-from pplex.runtime.errors import GpuError
+from pplex.runtime.device import host_view
+from pplex.runtime.frame import FrameRunner
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
 
@@ -84,57 +83,27 @@ def test_a_conversation_equals_that_on_the_host(
     assert list(talk(runtime)) == expected
 
 
-@pytest.mark.parametrize("missing", ["before", "after"])
-def test_a_missing_wait_changes_a_token(
+@pytest.mark.parametrize("missing", ["_just_heard", "_just_sampled"])
+def test_a_missing_copy_changes_the_reply(
     tiny_bundle: Bundle, expected: list[tuple[list[int], bytes]], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the codes that were just encoded to the model, or of those just sampled to the decoder."""
+    monkeypatch.setattr(FrameRunner, missing, lambda runner, batch: iter(()))
     runtime = Runtime(tiny_bundle, 1, device=host_backend(UncapturedDevice(), threads=1))
-    leave_out(missing, monkeypatch)
-    assert [tokens for tokens, _ in talk(runtime)] != [tokens for tokens, _ in expected]
+    assert list(talk(runtime)) != expected
 
 
-@pytest.mark.parametrize("missing", ["before", "after"])
-def test_a_capture_without_a_wait_is_refused(
-    tiny_bundle: Bundle, missing: str, monkeypatch: pytest.MonkeyPatch
+def test_codes_are_copied_after_the_graph_that_computes_them_and_before_the_graph_that_reads_them(
+    tiny_bundle: Bundle,
 ) -> None:
-    leave_out(missing, monkeypatch)
-    with pytest.raises(GpuError, match=r"cudaErrorStreamCapture(Isolation|Unjoined)"):
-        Runtime(tiny_bundle, 1, device=host_backend(QueueDevice(), threads=1))
-
-
-def leave_out(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out one of the two waits of `beside`: of the second stream before its work, of the first one after it."""
-    wait = CudaDevice._wait
-
-    def some(device: CudaDevice, waiting: object, event: object, other: object) -> None:
-        if (waiting is device._second) != (missing == "before"):
-            wait(device, waiting, event, other)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(CudaDevice, "_wait", some)
-
-
-def test_work_runs_at_the_same_time_between_earlier_and_later_work() -> None:
-    """What runs beside neither waits for the other work nor is waited for by it."""
-    device, orders = QueueDevice(), set[str]()
-    for _ in range(2):
-        order = list[str]()
-        device.enqueue(lambda order=order: order.append("before"))
-        device.beside(
-            lambda order=order: device.enqueue(lambda: order.append("aside")),
-            lambda order=order: device.enqueue(lambda: order.append("work")),
-        )
-        device.enqueue(lambda order=order: order.append("after"))
-        device.synchronize()
-        orders.add(" ".join(order))
-    assert orders == {"before aside work after", "before work aside after"}
-
-
-def test_copies_go_to_the_queue_that_is_in_use_when_they_are_called() -> None:
-    """A copy is prepared once, and may be called beside other work."""
+    """The model's input of this frame has the codes of this frame, in every row."""
     device = QueueDevice()
-    buffer, array = device.zeros((4,), "int64"), np.arange(4)
-    upload = device.copy(buffer.whole, Buffer.of(array).whole)
-    device.beside(upload, lambda: device.enqueue(lambda: None))
-    device.clear(buffer.part(0, 0, 2))
-    device.synchronize()
-    assert host_view(buffer).tolist() == [0, 0, 2, 3]
+    runtime = Runtime(tiny_bundle, 3, device=host_backend(device, threads=1))
+    sessions = [runtime.open(None, "Hello", seed=i) for i in range(3)]
+    read = runtime.stages.buffers.by_graph["temporal"]["codes"]
+    for frame in range(4):
+        replies = runtime.step({session: PCM[(frame + i) % FRAMES] for i, session in enumerate(sessions)})
+        for session in sessions:
+            codes = host_view(read)[session.row, 0]
+            assert codes[9] == runtime.stages.user_codes[session.row, 0] == replies[session].tokens[9]
+    assert len(set(host_view(read)[:, 0, 9].tolist())) > 1
