@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pplex.export import weights
-from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
+from pplex.export.checkpoint import Checkpoint
 from pplex.export.synth_codec import stream_codec
 from pplex.export.threads import in_threads
 from pplex.runtime.arrays import Pcm, Tokens
@@ -121,7 +121,7 @@ def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
 
     The speech repeats `pieces` [n, F, 1920]: one piece for the user, the next for the agent.
     """
-    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer)
     codes = _encoded(checkpoint, config, pieces)  # [n, F, 8]
     rounds = -(-frames // codes.shape[1])
     said, heard = (codes[np.arange(side, side + 2 * rounds, 2) % len(codes)] for side in (0, 1))

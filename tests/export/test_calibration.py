@@ -12,7 +12,7 @@ from safetensors.torch import save
 from pplex.export import weights
 from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration, weights_mark
-from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
+from pplex.export.checkpoint import VOICES_FILE, Checkpoint, open_checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, CalibrationSet, default_conversations
 from pplex.export.layers import Linear, even_noise
 from pplex.export.source import CheckpointSource
@@ -34,12 +34,12 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def voices(checkpoint: Checkpoint) -> dict[str, Voice]:
-    return read_voices(checkpoint.path(VOICES_FILE), checkpoint.config)
+    return read_voices(checkpoint.folder / VOICES_FILE, checkpoint.config)
 
 
 @pytest.fixture(scope="module")
 def conversations(checkpoint: Checkpoint, voices: dict[str, Voice]) -> CalibrationSet:
-    tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    tokenizer = Tokenizer(checkpoint.tokenizer)
     return default_conversations(checkpoint, tokenizer, voices)
 
 

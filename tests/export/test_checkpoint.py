@@ -12,7 +12,7 @@ from folders import TINY
 from safetensors.torch import load_file, save_file
 
 from pplex.export import weights
-from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, MIMI_FILE, VOICES_FILE, open_checkpoint
+from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE, open_checkpoint
 from pplex.runtime.errors import CheckpointError, ConfigError
 
 
@@ -61,9 +61,9 @@ def test_a_truncated_file_is_refused(checkpoint: Path, name: str, keep: int) -> 
 
 def test_missing_files_are_all_named(checkpoint: Path) -> None:
     (checkpoint / MIMI_FILE).unlink()
-    (checkpoint / VOICES_FILE).unlink()
+    (checkpoint / TEXT_TOKENIZER_FILE).unlink()
     message = refusal(checkpoint)
-    assert MIMI_FILE in message and VOICES_FILE in message and LM_FILE not in message
+    assert MIMI_FILE in message and TEXT_TOKENIZER_FILE in message and LM_FILE not in message
 
 
 @pytest.mark.parametrize(
