@@ -96,11 +96,8 @@ def build(
     with whole_folder(out, is_bundle, resumable=True) as folder:
         _check_space(folder, plan)
         # The small parts first: their faults show before the long work.
-        voices = (
-            read_voices(checkpoint.folder / VOICES_ARCHIVE, plan.config)
-            if VOICES_ARCHIVE in checkpoint.layout.files
-            else {}
-        )
+        archive = checkpoint.layout.files.get(VOICES_ARCHIVE)
+        voices = {} if archive is None else read_voices(archive, plan.config)
         Tokenizer(checkpoint.tokenizer)
         steps = Steps(folder, _identity(plan))
         write_voices(voices, folder / VOICES_FILE)

@@ -29,10 +29,13 @@ from pplex.measure.tables import aligned
 from pplex.runtime.config import CODEBOOKS, MOSHI, PERSONAPLEX, ModelConfig
 from pplex.runtime.config_file import CONFIG_FILE, LORA_NAME, ConfigFile, read_config
 from pplex.runtime.errors import CheckpointError
-from pplex.runtime.files import check_readable
+from pplex.runtime.files import check_readable, is_file
 
 __all__ = ["CONFIG_FILE", "LM_FILE", "MIMI_FILE", "REQUIRED_FILES", "TEXT_TOKENIZER_FILE", "VOICES_FILE", "Checkpoint",
            "open_checkpoint"]  # fmt: skip
+
+
+SHOWN = 30  # tensors in a message
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,9 @@ def _differences(file: str, found: Mapping[str, Source], expected: Shapes) -> li
 
 
 def _table(folder: Path, rows: list[Row]) -> str:
-    header = ("file", "tensor", "expected", "found")
-    return (
-        f"{folder} does not fit its configuration ({len(rows)} tensors):\n{aligned([header, *rows])}\n"
-        f"Check {CONFIG_FILE}, or download the checkpoint again."
-    )
+    table = aligned([("file", "tensor", "expected", "found"), *rows[:SHOWN]])
+    more = f"\nand {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    advice = f"Check {CONFIG_FILE}, or download the checkpoint again."
+    if not is_file(folder / CONFIG_FILE):
+        advice = f"Without {CONFIG_FILE} the sizes are those of the released models. For other sizes, add that file."
+    return f"{folder} does not fit its configuration ({len(rows)} tensors):\n{table}{more}\n{advice}"

@@ -178,10 +178,13 @@ def _conversations(
 ) -> CalibrationSet:
     """S conversations from pcm [2 S, F, 1920]: the first S pieces are the user, the others the agent."""
     config = checkpoint.config  # independent of the bundle's capacity
+    speakers: list[Voice | None] = [*voices] or [None]
     codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
     persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config, SPEECH_FRAMES)
     items = [
-        _conversation(config, voices[i % len(voices)], persona, np.concatenate([text, codes[count + i], codes[i]], 1))
+        _conversation(
+            config, speakers[i % len(speakers)], persona, np.concatenate([text, codes[count + i], codes[i]], 1)
+        )
         for i in range(count)
     ]
     return CalibrationSet(items, source)

@@ -25,7 +25,8 @@ ADAPTER_FILE = "lora.safetensors"
 REQUIRED_FILES = (LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE, VOICES_FILE)  # of the released repository
 
 _SUFFIX, _INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".mlx")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_OTHER_LIBRARIES = (".gguf", ".npz", ".mlx")
 _ADVICE = (
     "Name a folder with the files of nvidia/personaplex-7b-v1, a hub repository, or make one: pplex-export synth OUT"
 )
@@ -135,9 +136,12 @@ def _voices(folder: Path) -> tuple[Path, ...]:
 
 def _advice(folder: Path, found: list[str]) -> str:
     names = sorted(path.name for path in folder.glob("*"))
-    if not found and ADAPTER_FILE in names:
+    if found:
+        return "A fine-tune has the codec and the text tokenizer of its base model: copy these files from there into this folder."
+    if ADAPTER_FILE in names:
         return f"It has an adapter. Name the folder of the base model, and add --lora {folder / ADAPTER_FILE}"
-    other = [name for name in names if name.endswith(_OTHER_WEIGHTS)]
-    if not found and other:
-        return f"Weights are read from safetensors files only: convert {', '.join(other)} with safetensors.torch.save_file."
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        return f"Weights are read from safetensors files only: convert {', '.join(pickles)} with safetensors.torch.save_file."
+    if other := [name for name in names if name.endswith(_OTHER_LIBRARIES)]:
+        return f"The weights in {', '.join(other)} are for another library: use the checkpoint for PyTorch."
     return _ADVICE

@@ -16,6 +16,7 @@ from pplex.export.layout import Layout, read_weight_map
 from pplex.export.tensors import FLOATS, Dequantized, Joined, Source, Stored
 from pplex.runtime.errors import CheckpointError
 
+_LFS = b"version https://git-lfs"
 _SCALE = "_scb"  # moshi's package adds this to the key of an int8 tensor
 _STEP = re.compile(r"(?P<attention>.*self_attn)\.(?P<side>in|out)_projs\.(?P<step>\d+)\.weight")
 _UNITED = re.compile(r"(.*self_attn)\.in_proj\.weight")
@@ -106,11 +107,20 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if _starts_with(path, _LFS):
+            raise CheckpointError(
+                f"{path} is a pointer of Git LFS, not the file. Fetch the file: git lfs pull"
+            ) from error
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file: {error}\nDownload or copy it again."
         ) from error
     with file:
         yield file
+
+
+def _starts_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def _listed(problems: list[str], shown: int = 20) -> str:

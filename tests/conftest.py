@@ -23,7 +23,7 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "export/test_precision.py", "test_readme.py", "export/test_build.py", "validate/test_validation.py",
     "engines/test_compile.py", "validate/test_short.py", "export/test_other_sizes.py",
     "validate/sections/test_graphs.py", "runtime/test_stages.py", "runtime/test_ort_cuda.py",
-    "runtime/test_prepared.py", "cli/test_cli.py", "validate/sections/test_window.py", "bench/test_soak.py",
+    "runtime/test_prepared.py", "cli/test_cli.py", "cli/test_build_layouts.py", "validate/sections/test_window.py", "bench/test_soak.py",
     "validate/sections/test_streaming.py", "validate/test_reference.py", "validate/sections/test_codec.py",
     "export/test_synth.py", "validate/sections/test_conversation.py", "validate/report/test_plots.py",
     "bench/test_floor.py", "benchmarks/test_gpu.py", "export/test_awq.py", "export/test_calibration.py",

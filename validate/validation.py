@@ -259,7 +259,8 @@ def _changed(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[str]:
         yield "sizes"
     if file_sha256(bundle.path(TOKENIZER_FILE)) != file_sha256(checkpoint.tokenizer):
         yield "tokenizer"
-    spoken = read_voices(checkpoint.folder / VOICES_FILE, theirs) if VOICES_FILE in checkpoint.layout.files else {}
+    archive = checkpoint.layout.files.get(VOICES_FILE)
+    spoken = {} if archive is None else read_voices(archive, theirs)
     if spoken.keys() != bundle.voices.keys() or not all(
         np.array_equal(voice.embeddings, spoken[name].embeddings) and np.array_equal(voice.cache, spoken[name].cache)
         for name, voice in bundle.voices.items()

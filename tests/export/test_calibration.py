@@ -161,3 +161,9 @@ def test_fp8_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"fp8 \(depth\) needs"):
         build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_without_voices_is_calibrated_without_a_voice(checkpoint: Checkpoint) -> None:
+    found = default_conversations(checkpoint, Tokenizer(checkpoint.tokenizer), {})
+    assert found.items and all((item.codes >= 0).all() and not item.embedding.any() for item in found.items)
+    assert found.source["voices"] == ""

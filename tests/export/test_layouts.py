@@ -193,6 +193,11 @@ CASES: dict[str, Change] = {
     "a scale of another shape": lm(text_linear__weight=INT8, text_linear__weight_scb=torch.ones(401)),
     "8-bit floating point weights": lm(text_linear__weight=INT8.to(torch.float8_e4m3fn)),
     "weights that MLX quantized": lm(text_linear__scales=torch.ones(400, 1), text_linear__biases=torch.ones(400, 1)),
+    "a pointer of Git LFS": lambda folder: (folder / MIMI_FILE).write_text(
+        "version https://git-lfs.github.com/spec/v1\n"
+    ),
+    "weights of a fine-tune alone": without(MIMI_FILE, TEXT_TOKENIZER_FILE),
+    "weights for another library": lambda folder: (folder / LM_FILE).rename(folder / "moshi.gguf"),
     "a pickle": lambda folder: (folder / LM_FILE).rename(folder / "pytorch_model.bin"),
     "a missing shard": missing_shard,
     "a tensor in two shards": twice_in_shards,
@@ -201,6 +206,7 @@ CASES: dict[str, Change] = {
     ),
     "an index that names a tensor twice": twice_in_the_index,
     "an index that leads out of the folder": index(lambda placed: placed.update(x="../other.safetensors")),
+    "other sizes without `config.json`": without(CONFIG_FILE),
     "a depth step is missing": missing_step,
     "tensors of conditions": lm(condition_provider__conditioners__description__embed__weight=torch.ones(1)),
     "tensors of extra heads": lm(extra_heads__0__weight=torch.ones(6, 32)),
@@ -262,11 +268,12 @@ def _same_model(name: str, checkpoint: Any) -> None:
             torch.testing.assert_close(found[key], expected[key], rtol=0, atol=limit)
 
 
-def test_a_layout_without_config_has_the_released_sizes(tmp_path: Path) -> None:
+def test_a_long_list_of_wrong_tensors_is_cut(tmp_path: Path) -> None:
     folder = copied(tmp_path / "checkpoint")
     (folder / CONFIG_FILE).unlink()
-    with pytest.raises(PplexError, match=r"text_emb\.weight +\(32001, 4096\) +\(401, 32\)"):
+    with pytest.raises(PplexError) as caught:
         open_checkpoint(folder)
+    assert 30 < len(str(caught.value).splitlines()) < 40 and re.search(r"\nand \d{3} more\n", str(caught.value))
 
 
 def test_the_first_of_several_weights_is_read_and_the_others_are_named(tmp_path: Path) -> None:
