@@ -137,11 +137,15 @@ def _voices(folder: Path) -> tuple[Path, ...]:
 def _advice(folder: Path, found: list[str]) -> str:
     names = sorted(path.name for path in folder.glob("*"))
     if found:
-        return "A fine-tune has the codec and the text tokenizer of its base model: copy these files from there into this folder."
+        return (
+            "A fine-tune has the codec and the text tokenizer of its base model: copy these files from there into this "
+            "folder."
+        )
     if ADAPTER_FILE in names:
         return f"It has an adapter. Name the folder of the base model, and add --lora {folder / ADAPTER_FILE}"
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return f"Weights are read from safetensors files only: convert {', '.join(pickles)} with safetensors.torch.save_file."
+        named = ", ".join(pickles)
+        return f"Weights are read from safetensors files only: convert {named} with safetensors.torch.save_file."
     if other := [name for name in names if name.endswith(_OTHER_LIBRARIES)]:
         return f"The weights in {', '.join(other)} are for another library: use the checkpoint for PyTorch."
     return _ADVICE

@@ -137,8 +137,8 @@ class Merged:
 
     def rows(self, start: int, stop: int) -> Tensor:
         up, down = self.up.rows(start, stop), self.down.rows(0, self.down.shape[0])
-        change = up.to(torch.float32) @ down.to(torch.float32)
-        return self.base.rows(start, stop).to(torch.float32) + self.scaling * change
+        change = (up.to(torch.float32) @ down.to(torch.float32)).mul_(self.scaling)
+        return change.add_(self.base.rows(start, stop).to(torch.float32))  # in place: a matrix may take 0.4 GB
 
     def stored(self) -> Iterator[Stored]:
         for part in (self.base, self.down, self.up):
