@@ -89,7 +89,7 @@ def build(
     lora = None if options.lora is None else Path(options.lora)
     plan = plan_build(open_checkpoint(source.folder, lora, options.lora_scaling), options)
     if unused := plan.checkpoint.layout.unused:
-        tell(f"The weights are those of {plan.checkpoint.layout.weights_name}; {', '.join(unused)} is not used.")
+        tell(f"The weights come from {plan.checkpoint.layout.weights_name}. Not used: {', '.join(unused)}.")
     if options.gpu is not None:
         tell(_check_gpu(plan, options.gpu))
     checkpoint, total = plan.checkpoint, plan.progress_nbytes

@@ -77,22 +77,27 @@ def open_checkpoint(folder: Path, lora: Path | None = None, lora_scaling: float 
             f"{folder / CONFIG_FILE} says lora: true, so the weights need their adapter. Name it: "
             f"--lora {folder / described.names.get(LORA_NAME, ADAPTER_FILE)}"
         )
-    stored, codec = stored_weights(layout), read_header(layout.codec)
-    check_native(stored, layout.weights_name)
-    weights, mimi = united(stored, layout.weights_name), united(codec, layout.name(layout.codec))
-    depth_sets = _depth_sets(weights.sources)
-    expected = _expected(described.config, depth_sets, weights.sources)
-    problems = weights.problems + _differences(layout.weights_name, weights.sources, expected)
-    problems += mimi.problems + _differences(layout.name(layout.codec), mimi.sources, mimi_tensors(described.config))
-    if problems:
-        raise CheckpointError(_table(folder, problems))
-    _check_quantized(layout, described, any(tensor.dtype == "I8" for tensor in stored.values()), lora)
+    weights, codec = _read(layout, described, lora)
+    depth_sets = _depth_sets(weights)
     config = replace(described.config, family=_family(described, depth_sets, layout))
-    adapter, sources = None, weights.sources
-    if lora is not None:
-        adapter, changes = read_lora(lora, lora_scaling)
-        sources = merge(weights.sources, adapter, changes, depth_sets)
-    return Checkpoint(config, depth_sets, {**sources, **mimi.sources}, layout, adapter)
+    if lora is None:
+        return Checkpoint(config, depth_sets, {**weights, **codec}, layout)
+    adapter, changes = read_lora(lora, lora_scaling)
+    return Checkpoint(config, depth_sets, {**merge(weights, adapter, changes, depth_sets), **codec}, layout, adapter)
+
+
+def _read(layout: Layout, described: ConfigFile, lora: Path | None) -> tuple[dict[str, Source], dict[str, Source]]:
+    """The tensors of the language model and of the codec, which fit the configuration."""
+    stored, config = stored_weights(layout), described.config
+    check_native(stored, layout.weights_name)
+    weights, codec = united(stored, layout.weights_name), united(read_header(layout.codec), layout.name(layout.codec))
+    expected = _expected(config, _depth_sets(weights.sources), weights.sources)
+    problems = [*weights.problems, *_differences(layout.weights_name, weights.sources, expected), *codec.problems]
+    problems += _differences(layout.name(layout.codec), codec.sources, mimi_tensors(config))
+    if problems:
+        raise CheckpointError(_table(layout.folder, problems))
+    _check_quantized(layout, described, any(tensor.dtype == "I8" for tensor in stored.values()), lora)
+    return weights.sources, codec.sources
 
 
 def _depth_sets(keys: Iterable[str]) -> int:
