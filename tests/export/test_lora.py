@@ -14,6 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pplex.export.build import BuildOptions, _identity
+from pplex.export.build_plan import plan_build
+from pplex.export.calibration import weights_mark
 from pplex.export.checkpoint import LM_FILE, Checkpoint, open_checkpoint
 from pplex.export.layout import CONSOLIDATED_FILE, Q8_FILE
 from pplex.runtime.errors import CheckpointError, ConfigError, PplexError
@@ -193,3 +196,13 @@ def test_quantized_weights_take_no_adapter(tmp_path: Path) -> None:
     rename_lm(folder, Q8_FILE, int8(weights_of(folder)))
     with pytest.raises(CheckpointError, match=r"(?s)is quantized.*Name the base model that is not quantized"):
         open_checkpoint(folder, adapter(tmp_path / "adapter"))
+
+
+def test_a_build_does_not_resume_or_reuse_a_calibration_with_another_adapter(tmp_path: Path) -> None:
+    shapes = {"linears.0.lora_A.weight": (RANK, 16), "linears.0.lora_B.weight": (2048, RANK)}
+    first, second = adapter(tmp_path / "a", matrices(shapes, seed=1)), adapter(tmp_path / "b", matrices(shapes, seed=2))
+    given: list[tuple[Path | None, float | None]] = [(None, None), (first, None), (second, None), (first, 1.0)]
+    checkpoints = [open_checkpoint(TINY / "checkpoint", *one) for one in given]
+    options = [BuildOptions(lora=path, lora_scaling=scaling) for path, scaling in given]
+    plans = [plan_build(checkpoint, option) for checkpoint, option in zip(checkpoints, options, strict=True)]
+    assert len({_identity(plan) for plan in plans}) == len({weights_mark(one) for one in checkpoints}) == len(given)
