@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pplex.export import weights
-from pplex.export.checkpoint import MIMI_FILE, Checkpoint, open_checkpoint
+from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
 from pplex.measure.conversation import WARM_UP_FRAMES
 from pplex.measure.machine import machine
@@ -91,7 +91,7 @@ def _peer_steps(checkpoint: Checkpoint) -> tuple[Step, Step]:
     """rustymimi's encode and decode of a frame."""
     import rustymimi
 
-    codec = rustymimi.Tokenizer(str(checkpoint.folder / MIMI_FILE), num_codebooks=CODEBOOKS)
+    codec = rustymimi.Tokenizer(str(checkpoint.layout.codec), num_codebooks=CODEBOOKS)
 
     def encode(frame: Array) -> Array:
         codes: Array = codec.encode_step(frame[None])  # [1, 1, 1920] -> [1, 8, 1]

@@ -24,7 +24,7 @@ def bench_frame(
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=sessions, threads=threads, device=device)
     loaded = time.perf_counter()
-    voice = next(iter(runtime.bundle.voices))
+    voice = next(iter(runtime.bundle.voices), None)
     opened = [runtime.open(voice, PERSONA, seed=0)]
     primed = time.perf_counter()
     opened += [runtime.open(voice, PERSONA, seed=i) for i in range(1, sessions)]

@@ -1,6 +1,5 @@
 """The PyPI package moshi as a backend of a sweep (see sweep.py): PersonaPlex has the same architecture."""
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from pplex.bench.torch_device import TorchDevice, gpu_memory
 from pplex.export.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from pplex.measure.machine import machine
 from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SAMPLE_RATE_HZ
+from pplex.runtime.config_file import read_config
 from pplex.runtime.device import Call
 from pplex.runtime.environment import TORCH_CACHES, temporary_cache
 from pplex.runtime.errors import EngineError, LibraryError
@@ -162,9 +162,8 @@ def _package() -> tuple[Any, Any]:
 
 def _arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the language model, with eight depth steps, and of the codec: checkpoints use the package's names."""
-    path = checkpoint.path(CONFIG_FILE)
-    given = json.loads(path.read_text()) if path.exists() else {}
-    language = {**RELEASED_ARGUMENTS["lm"], **given.get("lm", {}), "dep_q": CODEBOOKS}
-    parts = {part: {**RELEASED_ARGUMENTS[part], **given.get("mimi", {}).get(part, {})} for part in MIMI_PARTS}
+    given = read_config(checkpoint.folder / CONFIG_FILE)
+    language = {**RELEASED_ARGUMENTS["lm"], **given.lm, "dep_q": CODEBOOKS}
+    parts = {part: {**RELEASED_ARGUMENTS[part], **given.mimi.get(part, {})} for part in MIMI_PARTS}
     frame_rate_hz = SAMPLE_RATE_HZ / checkpoint.config.frame_size
     return language, {**parts, "sample_rate": SAMPLE_RATE_HZ, "channels": 1, "frame_rate": frame_rate_hz}

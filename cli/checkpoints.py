@@ -10,6 +10,7 @@ import click
 
 from pplex.cli.command import command
 from pplex.cli.engines import engine_options
+from pplex.cli.options import lora_options
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.gpus import TENSORRT_RTX, parse_gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS, MAX_SLOTS
@@ -76,6 +77,7 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     is_flag=True,
     help="Without --gpu: make the graphs that engines are compiled from, to validate them on the processor.",
 )
+@lora_options
 @click.option("--no-validate", is_flag=True, help="Skip the short validation at the end; the manifest records that.")
 @engine_options
 def build(
@@ -89,6 +91,8 @@ def build(
     gpu: str | None,
     slots: int,
     for_engines: bool,
+    lora: Path | None,
+    lora_scaling: float | None,
     no_validate: bool,
     engine_options: Any,
 ) -> None:
@@ -119,6 +123,8 @@ def build(
         slots,
         engine_options,
         for_engines,
+        lora,
+        lora_scaling,
     )
     checkpoint = resolve(source, revision)
     try:

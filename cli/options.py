@@ -1,7 +1,9 @@
 """Options of several commands, each declared once, and the printing of reports."""
 
 import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import click
@@ -34,6 +36,31 @@ def device_option(
 ) -> Option:
     """`--device`, None by default: a GPU if there is one."""
     return click.option("--device", type=click.Choice(["cpu", "cuda"]), help=text)
+
+
+def lora_options(command: Any) -> Any:
+    """`--lora` and `--lora-scaling`, None by default."""
+    scaling = click.option(
+        "--lora-scaling",
+        type=float,
+        callback=_scaling,
+        help="The adapter's scaling.  [default: lora_scaling of the config.json beside it]",
+    )
+    lora = click.option(
+        "--lora",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        help="A LoRA adapter of moshi-finetune, merged into the weights: lora.safetensors, or its folder.",
+    )
+    return lora(scaling(command))
+
+
+def _scaling(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and context.params.get("lora") is None:
+        raise click.UsageError("--lora-scaling is for an adapter: add --lora FILE.")
+    if value is not None and (value == 0 or not math.isfinite(value)):
+        raise click.BadParameter(f"{value} is not a number other than 0.")
+    return value
 
 
 def echo_report(report: Printable, as_json: bool) -> None:

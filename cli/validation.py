@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pplex.cli.command import command
-from pplex.cli.options import device_option, echo_report, json_option, threads_option
+from pplex.cli.options import device_option, echo_report, json_option, lora_options, threads_option
 
 FOLDER = click.Path(path_type=Path)
 SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
@@ -32,6 +32,7 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
     "--reference",
     help="The checkpoint the bundle was built from: a folder, or a hub repository.  [default: the manifest's repository]",
 )
+@lora_options
 @click.option("--wavs", type=FOLDER, help="Folder of speech recordings to validate with.  [default: synthetic speech]")
 @click.option("--report", "out", type=FOLDER, help="Folder for report.html, report.md, report.json and the recordings.")
 @click.option(
@@ -58,6 +59,8 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
 def validate(
     bundle: Path | None,
     reference: str | None,
+    lora: Path | None,
+    lora_scaling: float | None,
     wavs: Path | None,
     out: Path | None,
     frames: int | None,
@@ -76,7 +79,7 @@ def validate(
         raise click.UsageError("Name a bundle to validate, or two reports to --compare.")
     if bundle is None:
         assert compare is not None
-        if reference or wavs or frames or only or limits or threads or device:
+        if lora or reference or wavs or frames or only or limits or threads or device:
             raise click.UsageError("--compare shows two finished reports: it works with --report and --json only.")
         _compare(*compare, out, as_json)
         return
@@ -92,7 +95,7 @@ def validate(
     if out:
         check_folder(out)
     opened = open_bundle(bundle)
-    checkpoint = open_checkpoint(resolve(*reference_of(opened, reference)).folder)
+    checkpoint = open_checkpoint(resolve(*reference_of(opened, reference)).folder, lora, lora_scaling)
     options = ValidateOptions(frames, wavs, only or SECTIONS, limits, device, threads)
     with names_bar("validate") as progress:
         done = run(opened, checkpoint, options, progress)

@@ -13,6 +13,7 @@ from pplex.measure.tables import markdown, readable
 from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
 from pplex.runtime.config import MIN_CAPACITY, RELEASED, ModelConfig
+from pplex.runtime.config_file import read_config
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import is_file, is_folder
 from pplex.runtime.gpus import GPUS, Gpu, parse_gpu
@@ -112,7 +113,7 @@ def open_model(source: Path | None) -> Model:
         raise ConfigError(
             f"{source} is neither a bundle nor a checkpoint. Name one of these, or leave it out for the released model."
         )
-    return Model(ModelConfig.from_checkpoint(source / "config.json"))
+    return Model(read_config(source / "config.json").config)
 
 
 def _gpu_row(gpu: Gpu, plans: Iterable[Sequence[MemoryPlan]]) -> tuple[str, ...]:

@@ -25,9 +25,11 @@ from pplex.export.calibration import (
     find_calibration,
     weights_mark,
 )
-from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
 from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
+from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
+from pplex.export.finite import check_finite
+from pplex.export.lora import Lora
 from pplex.export.source import CheckpointSource
 from pplex.export.staging import Steps, may_take, whole_folder
 from pplex.export.voices import read_voices, write_voices
@@ -84,18 +86,24 @@ def build(
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
     _check_target(out)
-    plan = plan_build(open_checkpoint(source.folder), options)
+    lora = None if options.lora is None else Path(options.lora)
+    plan = plan_build(open_checkpoint(source.folder, lora, options.lora_scaling), options)
+    if unused := plan.checkpoint.layout.unused:
+        tell(f"The weights come from {plan.checkpoint.layout.weights_name}. Not used: {', '.join(unused)}.")
     if options.gpu is not None:
         tell(_check_gpu(plan, options.gpu))
     checkpoint, total = plan.checkpoint, plan.progress_nbytes
     with whole_folder(out, is_bundle, resumable=True) as folder:
         _check_space(folder, plan)
         # The small parts first: their faults show before the long work.
-        voices = read_voices(checkpoint.path(VOICES_ARCHIVE), plan.config)
-        Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+        archive = checkpoint.layout.files.get(VOICES_ARCHIVE)
+        voices = {} if archive is None else read_voices(archive, plan.config)
+        Tokenizer(checkpoint.tokenizer)
         steps = Steps(folder, _identity(plan))
         write_voices(voices, folder / VOICES_FILE)
-        shutil.copyfile(checkpoint.path(TEXT_TOKENIZER_FILE), folder / TOKENIZER_FILE)
+        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER_FILE)
+        progress("check", 0, total)
+        check_finite(checkpoint.tensors.values(), lambda nbytes: progress("check", nbytes, total))
         _make_graphs(plan, voices, steps, progress)
         progress("hash", 0, total)
         manifest = _manifest(folder, source, plan, sorted(voices))
@@ -150,7 +158,8 @@ def _make_graphs(plan: BuildPlan, voices: Mapping[str, Voice], steps: Steps, pro
 def _identity(plan: BuildPlan) -> str:
     """Fingerprint of a build: an interrupted build resumes only if it matches."""
     checkpoint, options = plan.checkpoint, plan.options
-    files = [checkpoint.path(name).resolve() for name in REQUIRED_FILES]
+    files = [path.resolve() for path in checkpoint.layout.files.values()]
+    files += [] if checkpoint.lora is None else [checkpoint.lora.path.resolve()]
     if options.calibration not in (None, DEFAULT_CALIBRATION):
         given = Path(options.calibration).resolve()
         files += [given] if is_file(given) else files_below(given)
@@ -181,7 +190,8 @@ def _manifest(folder: Path, source: CheckpointSource, plan: BuildPlan, voices: l
         "checkpoint": {
             "repo": source.repo,
             "revision": source.revision,
-            "files": {name: file_sha256(checkpoint.path(name)) for name in REQUIRED_FILES},
+            "files": {name: file_sha256(path) for name, path in checkpoint.layout.files.items()},
+            "lora": _lora(checkpoint.lora),
         },
         "config": plan.config.to_dict(),
         "precision": dict(plan.options.precision),
@@ -193,6 +203,12 @@ def _manifest(folder: Path, source: CheckpointSource, plan: BuildPlan, voices: l
         "parity": dict(NOT_CHECKED),
         "files": files,
     }
+
+
+def _lora(lora: Lora | None) -> dict[str, Any] | None:
+    if lora is None:
+        return None
+    return {"file": lora.path.name, "sha256": file_sha256(lora.path), "rank": lora.rank, "scaling": lora.scaling}
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pplex.engines.library import DEFAULT_OPTIONS, EngineOptions
 from pplex.export.calibration import DEFAULT_CALIBRATION, calibration_nbytes, needs_calibration, stored_calibration
 from pplex.export.checkpoint import Checkpoint
+from pplex.export.finite import stored_tensors
 from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
 from pplex.runtime.errors import CalibrationError, ConfigError
 from pplex.runtime.gpus import Gpu
@@ -25,6 +26,7 @@ class BuildOptions:
     capacity: steps of context of the temporal transformer; None for the checkpoint's.
     gpu: the GPU to compile engines for, with up to `slots` conversations at once. Without it, ONNX Runtime runs the graphs.
     for_engines: without a GPU, make the graphs that engines are compiled from. ONNX Runtime runs them too, but more slowly.
+    lora: an adapter to merge into the weights, with its scaling if the config.json beside it does not name that.
     """
 
     depth_steps: int = CODEBOOKS
@@ -35,6 +37,8 @@ class BuildOptions:
     slots: int = DEFAULT_SLOTS
     engine: EngineOptions = DEFAULT_OPTIONS
     for_engines: bool = False
+    lora: os.PathLike[str] | None = None
+    lora_scaling: float | None = None
 
     @property
     def compiled(self) -> bool:
@@ -67,7 +71,7 @@ class BuildPlan:
     weights_nbytes: int  # of all graphs
     disk_nbytes: int
     calibrated: bool
-    progress_nbytes: int  # weights written, and weights read for calibration
+    progress_nbytes: int  # weights checked, weights written, and weights read for calibration
 
 
 def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
@@ -81,5 +85,6 @@ def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
     weights = sum(weights_nbytes(config, precision, options.compiled).values())
     disk = build_nbytes(config, precision, compiled=options.gpu is not None)
     calibrates = calibrated and options.calibration is not None and stored_calibration(options.calibration) is None
-    progress = weights + (calibration_nbytes(config) if calibrates else 0)
+    checked = sum(tensor.nbytes for tensor in stored_tensors(checkpoint.tensors.values()))
+    progress = checked + weights + (calibration_nbytes(config) if calibrates else 0)
     return BuildPlan(checkpoint, options, config, weights, disk, calibrated, progress)

@@ -18,12 +18,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pplex.export import weights
-from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
+from pplex.export.checkpoint import Checkpoint
 from pplex.export.conversations import CalibrationSet, default_conversations, recorded_conversations
 from pplex.export.depth import Depth
 from pplex.export.layers import Linear, even_noise
 from pplex.export.temporal import Temporal, TemporalLayer, ring_places
-from pplex.runtime.bundle import Voice
+from pplex.runtime.bundle import Voice, file_sha256
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CalibrationError
 from pplex.runtime.files import check_readable, is_file, is_folder
@@ -115,7 +115,7 @@ def find_calibration(
     stored = stored_calibration(given)
     if stored is not None:
         return Calibration.load(stored, config, weights_mark(checkpoint))
-    tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    tokenizer = Tokenizer(checkpoint.tokenizer)
     if given == DEFAULT_CALIBRATION:
         conversations = default_conversations(checkpoint, tokenizer, voices)
     else:
@@ -142,9 +142,12 @@ def calibrate(
 
 
 def weights_mark(checkpoint: Checkpoint) -> str:
-    """Identifies a checkpoint's weights: the SHA-256 of its text head."""
+    """Identifies a checkpoint's weights: the SHA-256 of its text head, and of its adapter if it has one."""
     head = checkpoint.read("text_linear.weight").contiguous().view(torch.uint8).numpy()
-    return hashlib.sha256(head.data).hexdigest()
+    found = hashlib.sha256(head.data)
+    if checkpoint.lora is not None:
+        found.update(f"{checkpoint.lora.scaling} {file_sha256(checkpoint.lora.path)}".encode())
+    return found.hexdigest()
 
 
 def calibration_nbytes(config: ModelConfig) -> int:

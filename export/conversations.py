@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pplex.export import weights
-from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, Checkpoint
+from pplex.export.checkpoint import Checkpoint
 from pplex.export.synth_codec import stream_codec
 from pplex.export.threads import in_threads
 from pplex.runtime.arrays import Pcm, Tokens
@@ -121,7 +121,7 @@ def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
 
     The speech repeats `pieces` [n, F, 1920]: one piece for the user, the next for the agent.
     """
-    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer)
     codes = _encoded(checkpoint, config, pieces)  # [n, F, 8]
     rounds = -(-frames // codes.shape[1])
     said, heard = (codes[np.arange(side, side + 2 * rounds, 2) % len(codes)] for side in (0, 1))
@@ -178,10 +178,13 @@ def _conversations(
 ) -> CalibrationSet:
     """S conversations from pcm [2 S, F, 1920]: the first S pieces are the user, the others the agent."""
     config = checkpoint.config  # independent of the bundle's capacity
+    speakers: list[Voice | None] = [*voices] or [None]
     codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
     persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config, SPEECH_FRAMES)
     items = [
-        _conversation(config, voices[i % len(voices)], persona, np.concatenate([text, codes[count + i], codes[i]], 1))
+        _conversation(
+            config, speakers[i % len(speakers)], persona, np.concatenate([text, codes[count + i], codes[i]], 1)
+        )
         for i in range(count)
     ]
     return CalibrationSet(items, source)

@@ -33,15 +33,13 @@ from pplex.export.checkpoint import (
     MIMI_FILE,
     TEXT_TOKENIZER_FILE,
     VOICES_FILE,
-    Shapes,
-    lm_tensors,
-    mimi_tensors,
 )
 from pplex.export.staging import whole_folder
 from pplex.export.synth_codec import write_codec
 from pplex.export.synth_outliers import Outliers
 from pplex.export.synth_tensors import Array, Progress, ahead, generator, write_tensors
 from pplex.export.synth_tokenizer import write_tokenizer
+from pplex.export.tensor_tables import Shapes, lm_tensors, mimi_tensors
 from pplex.runtime.config import CODEBOOKS, MIMI_PARTS, RELEASED_ARGUMENTS, SINE_CODES, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.files import is_folder

@@ -6,7 +6,7 @@ Speech-like sound runs through its encoder, and the codebooks are drawn around t
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplex.export.checkpoint import Checkpoint, mimi_tensors
+from pplex.export.checkpoint import Checkpoint
+from pplex.export.layout import NO_FILES
 from pplex.export.mimi import MimiEncoder, Quantizer
 from pplex.export.synth_tensors import Progress, generator, normal, write_tensors
+from pplex.export.tensor_tables import mimi_tensors
+from pplex.export.tensors import Stored
 from pplex.export.threads import one_thread
 from pplex.export.weights import load
 from pplex.runtime.config import CODEBOOKS, ModelConfig
@@ -75,7 +78,8 @@ def _calibrate(tensors: dict[str, Tensor], config: ModelConfig, seed: int) -> No
     """Draw the codebooks around their inputs, then scale the last convolution so that the sound has a known peak."""
     signals = [speech_like(CALIBRATION_FRAMES, config.frame_size, seed=i) for i in range(CALIBRATION_SIGNALS)]
     pcm = torch.from_numpy(np.stack(signals)).reshape(CALIBRATION_SIGNALS, CALIBRATION_FRAMES, 1, -1)
-    checkpoint = Checkpoint(Path(), config, config.stored_depth_sets, dict.fromkeys(tensors, _InMemory(tensors)))
+    sources = {key: _InMemory(tensors, key) for key in tensors}
+    checkpoint = Checkpoint(config, config.stored_depth_sets, sources, NO_FILES)
     encoder = load("mimi_encode", checkpoint)
     assert isinstance(encoder, MimiEncoder)
     latents = stream_codec("mimi_encode", config, encoder.latent, pcm)  # [B, F, dim]
@@ -87,12 +91,20 @@ def _calibrate(tensors: dict[str, Tensor], config: ModelConfig, seed: int) -> No
 
 @dataclass(frozen=True)
 class _InMemory:
-    """Tensors by key, with the interface of an open safetensors file."""
+    """The tensor that has a key when it is read."""
 
     tensors: dict[str, Tensor]
+    key: str
 
-    def get_tensor(self, key: str) -> Tensor:
-        return self.tensors[key]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensors[self.key].shape)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.tensors[self.key][start:stop]
+
+    def stored(self) -> Iterator[Stored]:
+        return iter(())
 
 
 def stream_codec(graph: str, config: ModelConfig, step: Callable[..., Any], inputs: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplex.export.checkpoint import Shapes
+from pplex.export.tensor_tables import Shapes
 from pplex.runtime.arrays import Array
 from pplex.runtime.cgroup import available_processors
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pplex.export.checkpoint import Checkpoint, depth_embedding
+from pplex.export.checkpoint import Checkpoint
 from pplex.export.depth import Depth
 from pplex.export.mimi import MimiDecoder, MimiEncoder
 from pplex.export.temporal import Temporal
+from pplex.export.tensor_tables import depth_embedding
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.graphs import Seanet, downsample, seanet_decoder, seanet_encoder, upsample
@@ -28,14 +29,18 @@ MODULES: dict[str, type[nn.Module]] = {
 
 @dataclass(frozen=True)
 class ParameterSource:
-    """A parameter's checkpoint keys, and the function that computes the parameter from their tensors."""
+    """A parameter's checkpoint keys, and the function that computes the parameter from their tensors.
+
+    part: which part of how many equal parts of each tensor's rows is read.
+    """
 
     keys: tuple[str, ...]
     make: Callable[..., Tensor]
+    part: tuple[int, int] = (0, 1)
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
         """The parameter in float32, contiguous."""
-        return self.make(*(checkpoint.read(key) for key in self.keys)).to(torch.float32).contiguous()
+        return self.make(*(checkpoint.read(key, *self.part) for key in self.keys)).to(torch.float32).contiguous()
 
 
 ParameterSources = Iterator[tuple[str, ParameterSource]]
@@ -50,7 +55,7 @@ def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str
         "mimi_decode": _mimi_decode(config),
     }
     found = dict(table[graph])
-    missing = sorted(key for source in found.values() for key in source.keys if key not in checkpoint.files)
+    missing = sorted(key for source in found.values() for key in source.keys if key not in checkpoint.tensors)
     if missing:
         raise CheckpointError(
             f"The checkpoint holds {checkpoint.depth_sets} depth steps; {config.depth_steps} cannot be exported, "
@@ -122,7 +127,7 @@ def _linear(key: str) -> ParameterSource:
 
 
 def _linear_part(key: str, part: int, parts: int) -> ParameterSource:
-    return ParameterSource((key,), lambda tensor: tensor.chunk(parts)[part].t())
+    return ParameterSource((key,), torch.t, (part, parts))
 
 
 def _pointwise(key: str) -> ParameterSource:

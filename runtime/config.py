@@ -1,14 +1,11 @@
 """The model's sizes: one frozen description, read by the exporter, the engines and the runtime."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from pplex.runtime.errors import ConfigError
-from pplex.runtime.files import is_there, read_text
 
 SAMPLE_RATE_HZ = 24_000
 
@@ -130,25 +127,6 @@ class ModelConfig:
         return _from_dict(cls, data)
 
     @classmethod
-    def from_checkpoint(cls, config_path: Path) -> "ModelConfig":
-        """Sizes from a checkpoint's config.json; sizes that it does not name are those of the released model.
-
-        Raises ConfigError for a file that is not JSON or describes another architecture, AccessError for an unreadable file.
-        """
-        if not is_there(config_path):
-            return RELEASED
-        try:
-            data = json.loads(read_text(config_path))
-        except ValueError as error:
-            raise ConfigError(f"{config_path} is not readable as JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{config_path} must hold a JSON object.")
-        try:
-            return cls.from_arguments(data.get("lm", {}), data.get("mimi", {}))
-        except ConfigError as error:
-            raise ConfigError(f"{config_path}: {error}") from None
-
-    @classmethod
     def from_arguments(cls, lm: Mapping[str, Any], mimi: Mapping[str, Mapping[str, Any]]) -> "ModelConfig":
         """Sizes from the reference's arguments, those of the codec by part. Missing arguments have the released values.
 
@@ -257,7 +235,9 @@ def _from_arguments(
             layers=lm["depformer_num_layers"],
             heads=lm["depformer_num_heads"],
             hidden=_swiglu_hidden(lm["depformer_dim"], lm["depformer_dim_feedforward"]),
-            capacity=lm["dep_q"],  # the reference ignores depformer_context: its ring has one entry per step
+            # The reference ignores depformer_context: it makes 16 steps of any checkpoint, with a ring of 16 entries. A full
+            # ring hides its oldest entry. With 8 entries, step 7 would not see entry 0, which it sees in Kyutai's code.
+            capacity=2 * CODEBOOKS,
             max_period=lm["depformer_max_period"],
         ),
         mimi=MimiConfig(

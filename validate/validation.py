@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pplex.export.checkpoint import LM_FILE, REQUIRED_FILES, TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint
+from pplex.export.checkpoint import VOICES_FILE, Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
 from pplex.export.threads import suited_threads
 from pplex.export.voices import read_voices
@@ -223,15 +223,31 @@ def _file_name(recording: str, side: str) -> str:
 def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
     """Raise ReportError unless the bundle has the checkpoint's sizes, tokenizer and voices, which the reference uses."""
     made_of = bundle.manifest["checkpoint"]["files"]
-    other = [name for name in REQUIRED_FILES if file_sha256(checkpoint.path(name)) != made_of.get(name)]
+    found = {name: file_sha256(path) for name, path in checkpoint.layout.files.items()}
+    other = [name for name in {**made_of, **found} if found.get(name) != made_of.get(name)]
     if other:
         raise ReportError(
             f"{bundle.folder} was built from another checkpoint than {checkpoint.folder}: {', '.join(other)} "
             "differ. Name its own checkpoint with --reference, or build a bundle from this one."
         )
+    _check_lora(bundle, checkpoint)
     if changed := [*_changed(bundle, checkpoint)]:
         raise ReportError(
             f"{bundle.folder} does not have its checkpoint's {', '.join(changed)}. Rebuild it: pplex-export build"
+        )
+
+
+def _check_lora(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Raise ReportError unless bundle and checkpoint have the same adapter, or none."""
+    built, given = bundle.manifest["checkpoint"]["lora"], checkpoint.lora
+    if built is None and given is not None:
+        raise ReportError(f"{bundle.folder} was built without an adapter. Leave --lora out.")
+    if built is not None and given is None:
+        raise ReportError(f"{bundle.folder} was built with the adapter {built['file']}. Name it: --lora FILE")
+    if built and given and (file_sha256(given.path), given.scaling) != (built["sha256"], built["scaling"]):
+        raise ReportError(
+            f"{bundle.folder} was built with another adapter than {given.path} with scaling {given.scaling:g}: with "
+            f"{built['file']} (SHA-256 {built['sha256'][:16]}) and scaling {built['scaling']:g}. Name that one."
         )
 
 
@@ -241,9 +257,10 @@ def _changed(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[str]:
     stack = replace(ours.temporal, capacity=theirs.temporal.capacity)
     if replace(ours, depth_steps=theirs.depth_steps, temporal=stack) != theirs:
         yield "sizes"
-    if file_sha256(bundle.path(TOKENIZER_FILE)) != file_sha256(checkpoint.path(TEXT_TOKENIZER_FILE)):
+    if file_sha256(bundle.path(TOKENIZER_FILE)) != file_sha256(checkpoint.tokenizer):
         yield "tokenizer"
-    spoken = read_voices(checkpoint.path(VOICES_FILE), theirs)
+    archive = checkpoint.layout.files.get(VOICES_FILE)
+    spoken = {} if archive is None else read_voices(archive, theirs)
     if spoken.keys() != bundle.voices.keys() or not all(
         np.array_equal(voice.embeddings, spoken[name].embeddings) and np.array_equal(voice.cache, spoken[name].cache)
         for name, voice in bundle.voices.items()
@@ -310,7 +327,8 @@ def _checkpoint_name(origin: Mapping[str, Any]) -> str:
     """The repository and commit. For a folder: the hash of the weights, so that reports can be compared."""
     if origin["repo"]:
         return f"{origin['repo']} at {origin['revision']}"
-    return f"{LM_FILE} with SHA-256 {origin['files'][LM_FILE][:16]}"
+    name, digest = next(iter(origin["files"].items()))  # the language model's
+    return f"{name} with SHA-256 {digest[:16]}"
 
 
 def _with_tolerances(sections: tuple[Section, ...], limits: Mapping[str, float]) -> tuple[Section, ...]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pplex.export import weights
 from pplex.export.awq import Folding
 from pplex.export.calibration import Calibration, calibrate
-from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
+from pplex.export.checkpoint import VOICES_FILE, Checkpoint, open_checkpoint
 from pplex.export.conversations import default_conversations
 from pplex.export.quantize import to_int
 from pplex.export.storage import storages
@@ -28,8 +28,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def calibration(checkpoint: Checkpoint) -> Calibration:
-    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
-    voices = read_voices(checkpoint.path(VOICES_FILE), config)
+    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer)
+    voices = read_voices(checkpoint.folder / VOICES_FILE, config)
     return calibrate(checkpoint, config, default_conversations(checkpoint, tokenizer, voices), lambda nbytes: None)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from pplex.export import weights
 from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration, weights_mark
-from pplex.export.checkpoint import TEXT_TOKENIZER_FILE, VOICES_FILE, Checkpoint, open_checkpoint
+from pplex.export.checkpoint import VOICES_FILE, Checkpoint, open_checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, CalibrationSet, default_conversations
 from pplex.export.layers import Linear, even_noise
 from pplex.export.source import CheckpointSource
@@ -34,12 +34,12 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def voices(checkpoint: Checkpoint) -> dict[str, Voice]:
-    return read_voices(checkpoint.path(VOICES_FILE), checkpoint.config)
+    return read_voices(checkpoint.folder / VOICES_FILE, checkpoint.config)
 
 
 @pytest.fixture(scope="module")
 def conversations(checkpoint: Checkpoint, voices: dict[str, Voice]) -> CalibrationSet:
-    tokenizer = Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
+    tokenizer = Tokenizer(checkpoint.tokenizer)
     return default_conversations(checkpoint, tokenizer, voices)
 
 
@@ -161,3 +161,9 @@ def test_fp8_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"fp8 \(depth\) needs"):
         build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_without_voices_is_calibrated_without_a_voice(checkpoint: Checkpoint) -> None:
+    found = default_conversations(checkpoint, Tokenizer(checkpoint.tokenizer), {})
+    assert found.items and all((item.codes >= 0).all() and not item.embedding.any() for item in found.items)
+    assert found.source["voices"] == ""

@@ -1,33 +1,24 @@
 """Unfit checkpoints are refused with a list of all problems."""
 
 import json
-import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from folders import TINY
-from safetensors.torch import load_file, save_file
+from layouts import copied, edit_lm, halved, rename_lm, weights_of
+from safetensors.torch import load_file
 
 from pplex.export import weights
-from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, MIMI_FILE, VOICES_FILE, open_checkpoint
+from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE, open_checkpoint
+from pplex.export.layers import even_noise
 from pplex.runtime.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint that tests may damage."""
-    return Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
-
-
-def edit_lm(folder: Path, **changes: torch.Tensor | None) -> None:
-    """Replace tensors of the language model's file, or remove them with None."""
-    tensors = load_file(folder / LM_FILE)
-    for key, tensor in changes.items():
-        tensors.pop(key) if tensor is None else tensors.__setitem__(key, tensor)
-    save_file(tensors, folder / LM_FILE)
+    return copied(tmp_path / "checkpoint")
 
 
 def refusal(folder: Path) -> str:
@@ -40,7 +31,7 @@ def test_all_differences_are_in_one_table(checkpoint: Path) -> None:
     text_emb = load_file(checkpoint / LM_FILE)["text_emb.weight"]
     edit_lm(
         checkpoint,
-        **{"text_emb.weight": None, "text_embedding.weight": text_emb, "out_norm.alpha": torch.ones(1, 1, 31)},
+        {"text_emb.weight": None, "text_embedding.weight": text_emb, "out_norm.alpha": torch.ones(1, 1, 31)},
     )
     lines = refusal(checkpoint).splitlines()
     rows = {line.split()[1]: line for line in lines if line.startswith(LM_FILE)}
@@ -61,9 +52,9 @@ def test_a_truncated_file_is_refused(checkpoint: Path, name: str, keep: int) -> 
 
 def test_missing_files_are_all_named(checkpoint: Path) -> None:
     (checkpoint / MIMI_FILE).unlink()
-    (checkpoint / VOICES_FILE).unlink()
+    (checkpoint / TEXT_TOKENIZER_FILE).unlink()
     message = refusal(checkpoint)
-    assert MIMI_FILE in message and VOICES_FILE in message and LM_FILE not in message
+    assert MIMI_FILE in message and TEXT_TOKENIZER_FILE in message and LM_FILE not in message
 
 
 @pytest.mark.parametrize(
@@ -102,15 +93,7 @@ def test_a_configuration_that_is_not_json_is_refused(checkpoint: Path) -> None:
 
 
 def halve(folder: Path, last_table: bool) -> None:
-    """Leave 8 of the 16 depth sets, with or without the table that embeds codebook 7 for step 8."""
-    kept = {}
-    for key, tensor in load_file(folder / LM_FILE).items():
-        numbered = re.match(r"(depformer_in|depformer_emb|linears|depformer\.layers\.\d+\.gating)\.(\d+)\.", key)
-        last = 7 if last_table or numbered is None or numbered[1] != "depformer_emb" else 6
-        if numbered is None or int(numbered[2]) <= last:
-            shared = key.startswith("depformer.") and "self_attn" in key
-            kept[key] = tensor.chunk(2)[0].contiguous() if shared else tensor
-    save_file(kept, folder / LM_FILE)
+    rename_lm(folder, LM_FILE, halved(weights_of(folder), last_table))
 
 
 @pytest.mark.parametrize("last_table", [False, True])
@@ -140,3 +123,28 @@ def test_sixteen_steps_need_the_table_of_the_eighth(checkpoint: Path) -> None:
     eight = open_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match=r"lacks depformer_emb\.7\.weight"):
         weights.load("depth", eight, replace(eight.config, depth_steps=16))
+
+
+def depth_logits(folder: Path) -> torch.Tensor:
+    """Logits of 8 depth steps with forced tokens: [2, 8, 2048]."""
+    checkpoint = open_checkpoint(folder)
+    tokens = torch.arange(18).reshape(2, 9)
+    hidden = torch.linspace(-1, 1, 2 * checkpoint.config.temporal.dim).reshape(2, -1)
+    ones, noise = torch.ones(2), even_noise(2, checkpoint.config.num_streams)
+    _, logits = weights.load("depth", checkpoint)(hidden, tokens[:, 0], tokens[:, 1:], *noise, ones, ones.long())
+    return torch.as_tensor(logits)
+
+
+@pytest.mark.parametrize("sizes", [{"dep_q": 8}, {"dep_q": 8, "depformer_context": 4}, {"depformer_context": 2}])
+@pytest.mark.parametrize("form", ["lm", "flat"])
+def test_the_last_depth_step_sees_the_first_whatever_config_says(
+    checkpoint: Path, sizes: dict[str, int], form: str
+) -> None:
+    """The reference makes 16 steps of any checkpoint. A ring of 8 would be full at step 7 and hide entry 0."""
+    expected = depth_logits(checkpoint)
+    halve(checkpoint, last_table=False)
+    data = json.loads((checkpoint / CONFIG_FILE).read_text())
+    lm = {**data["lm"], **sizes}
+    parts = {"lm": lm} if form == "lm" else lm
+    (checkpoint / CONFIG_FILE).write_text(json.dumps({"mimi": data["mimi"], **parts}))
+    assert torch.equal(depth_logits(checkpoint), expected)

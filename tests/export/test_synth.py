@@ -32,7 +32,8 @@ from pplex.export.synth_codec import stream_codec
 from pplex.export.synth_tensors import write_tensors
 from pplex.export.synth_tokenizer import write_tokenizer
 from pplex.export.weights import load
-from pplex.runtime.config import CODEBOOKS, RELEASED, SINE_CODES, ModelConfig
+from pplex.runtime.config import CODEBOOKS, RELEASED, SINE_CODES
+from pplex.runtime.config_file import read_config
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.synthetic_speech import speech_like
@@ -97,7 +98,7 @@ def test_progress_adds_up_to_the_announced_bytes(eight_sets: tuple[Path, int]) -
 
 def test_full_config_leaves_the_sizes_to_the_preset(tmp_path: Path) -> None:
     synth._write_config(tmp_path, "full")
-    assert synth._config("full") == ModelConfig.from_checkpoint(tmp_path / CONFIG_FILE) == RELEASED
+    assert synth._config("full") == read_config(tmp_path / CONFIG_FILE).config == RELEASED
     assert json.loads((tmp_path / CONFIG_FILE).read_text()) == {"model_type": "personaplex"}
 
 
@@ -127,7 +128,7 @@ def test_released_size_is_announced_without_writing() -> None:
 def test_wide_has_the_released_widths_and_two_layers(tmp_path: Path) -> None:
     """Too large to build here. Its libraries choose the kernels of the released model."""
     synth._write_config(tmp_path, "wide")
-    wide = ModelConfig.from_checkpoint(tmp_path / CONFIG_FILE)
+    wide = read_config(tmp_path / CONFIG_FILE).config
     assert wide.temporal == replace(RELEASED.temporal, layers=2) and wide.depth == replace(RELEASED.depth, layers=2)
     assert (wide.text_card, wide.delays) == (RELEASED.text_card, RELEASED.delays)
     assert wide.mimi == synth._config("tiny").mimi
@@ -190,7 +191,7 @@ def test_decoded_codes_are_audible_and_bounded(checkpoint: Checkpoint, codes: Te
 
 
 def test_every_codebook_has_usage_counts(checkpoint: Checkpoint) -> None:
-    books = [key.removesuffix("._initialized") for key in checkpoint.files if key.endswith("._initialized")]
+    books = [key.removesuffix("._initialized") for key in checkpoint.tensors if key.endswith("._initialized")]
     usage = torch.stack([checkpoint.read(f"{book}.cluster_usage") for book in books])
     assert len(books) == checkpoint.config.mimi.stored_codebooks
     assert usage.min() > 0 and usage.std() > 1

@@ -17,11 +17,11 @@ import torch
 
 from pplex.export.voices import MAX_VOICE_FRAMES, read_voices, write_voices
 from pplex.runtime.bundle import Voice
-from pplex.runtime.config import ModelConfig
+from pplex.runtime.config_file import read_config
 from pplex.runtime.errors import CheckpointError
 
 CHECKPOINT = Path(__file__).parents[1] / "golden/tiny/checkpoint"
-CONFIG = ModelConfig.from_checkpoint(CHECKPOINT / "config.json")
+CONFIG = read_config(CHECKPOINT / "config.json").config
 DIM, FRAMES = CONFIG.temporal.dim, 5
 RING = (1, CONFIG.num_streams, CONFIG.max_delay + 3)
 

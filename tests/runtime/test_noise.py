@@ -9,11 +9,12 @@ from torch import from_numpy, tensor
 
 from pplex.export.layers import sample
 from pplex.runtime.arrays import Tokens
-from pplex.runtime.config import CODEBOOKS, MIN_NOISE, ModelConfig
+from pplex.runtime.config import CODEBOOKS, MIN_NOISE
+from pplex.runtime.config_file import read_config
 from pplex.runtime.errors import NoiseError
 from pplex.runtime.noise import FRAMES, PIECES, FrameNoise, Noise, Noise32, noise_of
 
-CONFIG = ModelConfig.from_checkpoint(TINY / "checkpoint" / "config.json")
+CONFIG = read_config(TINY / "checkpoint" / "config.json").config
 STREAMS = CONFIG.num_streams
 
 

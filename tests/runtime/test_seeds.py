@@ -8,7 +8,7 @@ from conversations import CODES, PCM, PERSONA, Heard, refused, small_runtime, ta
 from folders import TINY
 
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.config import ModelConfig
+from pplex.runtime.config_file import read_config
 from pplex.runtime.errors import NoiseError, PromptError
 from pplex.runtime.noise import FrameNoise, Noise, noise_of
 from pplex.runtime.session import Runtime
@@ -64,7 +64,7 @@ def test_recorded_noise_replaces_the_seed(one: Runtime) -> None:
 
 def recorded(seed: int, frames: int) -> list[FrameNoise]:
     """The draws of a session with this seed."""
-    config = ModelConfig.from_checkpoint(TINY / "checkpoint" / "config.json")
+    config = read_config(TINY / "checkpoint" / "config.json").config
     tables = np.empty((1, config.noise_entries), np.float32)
     offset, stride = np.zeros((2, 1, 17), np.int64)
     noise, drawn = Noise(tables, offset, stride, lambda row, start, count: None), []

@@ -12,7 +12,8 @@ from folders import TINY, golden_folders
 from safetensors.numpy import load_file, save_file
 
 from pplex.export.build import export_graph
-from pplex.export.checkpoint import depth_embedding, open_checkpoint
+from pplex.export.checkpoint import open_checkpoint
+from pplex.export.tensor_tables import depth_embedding
 from pplex.runtime.bundle import Bundle
 from pplex.validate.golden import (
     CONVERSATIONS,
@@ -70,7 +71,7 @@ def test_all_sixteen_depth_steps_equal_the_golden_data(bundle_of: BundleOf, gold
         if not path.name.startswith("depth."):
             os.symlink(path, tmp_path / path.name)
     checkpoint = open_checkpoint(golden / "checkpoint")
-    if checkpoint.depth_sets < config.depth_steps and depth_embedding(7) not in checkpoint.files:
+    if checkpoint.depth_sets < config.depth_steps and depth_embedding(7) not in checkpoint.tensors:
         pytest.skip("this checkpoint holds 8 depth steps, and lacks the table that the reference's 9th needs")
     export_graph("depth", checkpoint, config, tmp_path)
     sixteen = replace(eight, folder=tmp_path, config=config)

@@ -60,6 +60,8 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
 def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Iterator[Measure]:
     """Measures that forced steps cannot give: sampling, and the embeddings of a voice."""
     yield sampling_measure(stages, codes)
+    if not bundle.voices:
+        return
     name, voice = next(iter(bundle.voices.items()))
     limit = round(VOICE_MARGIN * bundle.specs["temporal"].tolerances["hidden"], 12)
     try:
