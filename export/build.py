@@ -5,7 +5,6 @@ target, and renames that folder when the bundle is complete.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,7 +41,7 @@ from pplex.runtime.bundle import (
     Voice,
     file_sha256,
     is_bundle,
-    manifest_digest,
+    manifest_bytes,
     open_bundle,
 )
 from pplex.runtime.errors import BuildError
@@ -196,8 +195,7 @@ def _manifest(folder: Path, source: CheckpointSource, plan: BuildPlan, voices: l
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    signed = {**manifest, "digest": manifest_digest(manifest)}
-    (folder / MANIFEST_FILE).write_text(json.dumps(signed, indent=2) + "\n")
+    (folder / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
 
 
 def _engine(graph: str, folder: Path, options: BuildOptions) -> dict[str, Any]:
