@@ -25,11 +25,10 @@ from pplex.export.calibration import (
     weights_mark,
 )
 from pplex.export.checkpoint import REQUIRED_FILES, TEXT_TOKENIZER_FILE, Checkpoint, open_checkpoint
-from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
 from pplex.export.exporter import export_graph
 from pplex.export.source import CheckpointSource
 from pplex.export.staging import Steps, may_take, whole_folder
-from pplex.export.voices import read_voices, write_voices
+from pplex.export.voices import find_voices, write_voices
 from pplex.runtime.bundle import (
     LOCK_FILE,
     MANIFEST_FILE,
@@ -78,7 +77,8 @@ def build(
 
     A new bundle replaces an existing one with one rename, when it is complete and opens. Weights are read and written one
     tensor at a time. An interrupted build keeps its finished graphs and engines, and the same build resumes from them.
-    `tell` gets a line about how many slots fit the GPU. The manifest stores the result of `check` as `parity`.
+    `tell` gets a line about how many slots fit the GPU, and about each voice that is left out. The manifest stores the
+    result of `check` as `parity`.
     Raises CheckpointError for a damaged or wrong checkpoint; CalibrationError, ConfigError and GpuError for options that do
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
@@ -90,7 +90,7 @@ def build(
     with whole_folder(out, is_bundle, resumable=True) as folder:
         _check_space(folder, plan)
         # The small parts first: their faults show before the long work.
-        voices = read_voices(checkpoint.path(VOICES_ARCHIVE), plan.config)
+        voices = _find_voices(plan, tell)
         Tokenizer(checkpoint.path(TEXT_TOKENIZER_FILE))
         steps = Steps(folder, _identity(plan))
         write_voices(voices, folder / VOICES_FILE)
@@ -111,6 +111,14 @@ def _check_gpu(plan: BuildPlan, gpu: Gpu) -> str:
     fit.check(options.slots)
     check_options(open_library(gpu), options.engine)
     return fit.to_text()
+
+
+def _find_voices(plan: BuildPlan, tell: Callable[[str], None]) -> dict[str, Voice]:
+    """The checkpoint's voices. `tell` gets a line about each one that is left out."""
+    found = find_voices(plan.checkpoint.folder, plan.config)
+    for warning in found.warnings:
+        tell(f"Warning: a voice cannot be used and is left out. {warning}")
+    return found.voices
 
 
 def _make_graphs(plan: BuildPlan, voices: Mapping[str, Voice], steps: Steps, progress: BuildProgress) -> None:

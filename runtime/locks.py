@@ -1,4 +1,4 @@
-"""A lock between processes on one machine, or on one network drive. Called by `runtime.voice_changes` and `export.staging`."""
+"""A lock between processes, by a file. Called by `runtime.voice_changes` and `export.staging`."""
 
 import fcntl
 import os

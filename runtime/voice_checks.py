@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from pplex.runtime.arrays import Pcm, Tokens
+from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import VOICE_LUFS, frames, normalize_loudness
 from pplex.runtime.config import CODEBOOKS, MOSHI, SAMPLE_RATE_HZ, ModelConfig
 from pplex.runtime.errors import AudioError, PromptError
@@ -19,7 +19,10 @@ ADVISED_S = (3, 15)
 MIN_SPEECH_S = 2.0
 QUIET_LUFS = -45.0  # below it, priming raises the recording's noise by more than 21 dB
 MIN_RANGE_DB = 15.0  # between the speech and the quietest parts; clean speech has 30 to 60
-CLIPPED, CLIPPED_SHARE = 3.5, 1e-3  # so many times more samples at one level than just below it; speech has fewer, not more
+CLIPPED, CLIPPED_SHARE = (
+    3.5,
+    1e-3,
+)  # so many times more samples at one level than just below it; speech has fewer, not more
 NARROW_HZ = 5000  # a telephone call ends at 3400 or 4000 Hz
 HEARD_DB = -60.0  # relative to the loudest frequency; clean speech has more up to 8000 Hz
 _BLOCK = SAMPLE_RATE_HZ // 50  # 20 ms
@@ -35,22 +38,25 @@ def prepared(pcm: Pcm, config: ModelConfig, name: str) -> Pcm:
     to choose.
     """
     if config.family == MOSHI:
-        raise PromptError("This bundle holds a Moshi model, which has its own voice only. Voices need a PersonaPlex model.")
+        raise PromptError(
+            "This bundle holds a Moshi model, which has its own voice only. Voices need a PersonaPlex model."
+        )
     try:
         spoken = frames(normalize_loudness(pcm), config.frame_size)
     except AudioError as error:
         raise AudioError(f"{name} cannot be a voice. {error}") from error
     longest = config.temporal.capacity - 2 - make_prompt(config, np.zeros((0, CODEBOOKS), np.int64), ()).steps
     if len(spoken) > longest:
+        longest_s = longest * config.frame_ms / 1000
         raise AudioError(
-            f"{name} lasts {len(pcm) / SAMPLE_RATE_HZ:.1f} s, but the model remembers {longest * config.frame_ms / 1000:.1f} s "
-            f"beside a prompt.\nCut it to {ADVISED_S[0]} to {ADVISED_S[1]} s."
+            f"{name} lasts {len(pcm) / SAMPLE_RATE_HZ:.1f} s, but the model has room for {longest_s:.1f} s at most.\n"
+            f"Cut it to {ADVISED_S[0]} to {ADVISED_S[1]} s: the persona and the conversation need room, too."
         )
     return spoken
 
 
 def faults(pcm: Pcm) -> Iterator[str]:
-    """What is doubtful about a recording [samples] at 24 kHz as a voice, a sentence for each fault. It must not be silent."""
+    """What is doubtful about a voice recording [samples] at 24 kHz, which must not be silent: sentences for each fault."""
     seconds = len(pcm) / SAMPLE_RATE_HZ
     levels_db = _levels_db(pcm)
     loud_db, quiet_db = np.percentile(levels_db, 95), np.percentile(levels_db, 10)
