@@ -57,6 +57,7 @@ def list_voices(bundle: Path, as_json: bool) -> None:
 @click.option("--reply", is_flag=True, help="Let the model speak, also if the voice is a recording.")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help=f"How long the model speaks.  [default: {SECONDS:g}]")
 @click.option("--seed", type=click.IntRange(min=0), help=f"Seed of what it says.  [default: {SEED}]")
+@click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona of the model that speaks.")
 @threads_option()
 @device_option()
 def listen(
@@ -66,6 +67,7 @@ def listen(
     reply: bool,
     seconds: float | None,
     seed: int | None,
+    text_prompt: str,
     threads: int | None,
     device: str | None,
 ) -> None:
@@ -93,7 +95,7 @@ def listen(
     else:
         if not reply:
             click.echo(f"{name} comes without a recording, so the model speaks in this voice.", err=True)
-        settings = OfflineSettings(name, DEFAULT_PERSONA, SEED if seed is None else seed)
+        settings = OfflineSettings(name, text_prompt, SEED if seed is None else seed)
         pcm = speak(bundle, settings, seconds or SECONDS, threads, device, frames_bar)
     write_files({out: encode_audio(out, pcm)})
 

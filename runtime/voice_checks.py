@@ -16,13 +16,11 @@ from pplex.runtime.errors import AudioError, PromptError
 from pplex.runtime.prompt import make_prompt
 
 ADVISED_S = (3, 15)
-MIN_SPEECH_S = 2.0
+MIN_SPEECH_S = 1.5
 QUIET_LUFS = -45.0  # below it, priming raises the recording's noise by more than 21 dB
 MIN_RANGE_DB = 15.0  # between the speech and the quietest parts; clean speech has 30 to 60
-CLIPPED, CLIPPED_SHARE = (
-    3.5,
-    1e-3,
-)  # so many times more samples at one level than just below it; speech has fewer, not more
+CLIPPED = 2.0  # times as many samples at one level as just below it; speech has fewer
+CLIPPED_SHARE = 1e-3  # of all samples are at that level
 NARROW_HZ = 5000  # a telephone call ends at 3400 or 4000 Hz
 HEARD_DB = -60.0  # relative to the loudest frequency; clean speech has more up to 8000 Hz
 _BLOCK = SAMPLE_RATE_HZ // 50  # 20 ms
@@ -49,7 +47,7 @@ def prepared(pcm: Pcm, config: ModelConfig, name: str) -> Pcm:
     if len(spoken) > longest:
         longest_s = longest * config.frame_ms / 1000
         raise AudioError(
-            f"{name} lasts {len(pcm) / SAMPLE_RATE_HZ:.1f} s, but the model has room for {longest_s:.1f} s at most.\n"
+            f"{name} lasts {len(pcm) / SAMPLE_RATE_HZ:.2f} s, but the model has room for {longest_s:.2f} s at most.\n"
             f"Cut it to {ADVISED_S[0]} to {ADVISED_S[1]} s: the persona and the conversation need room, too."
         )
     return spoken
@@ -90,12 +88,12 @@ def _levels_db(pcm: Pcm) -> Levels:
 
 
 def _is_clipped(pcm: Pcm) -> bool:
-    """Whether many samples have one level in the upper half, also if the recording was resampled or made quieter since.
+    """Whether many samples have one high level, also if the recording was resampled or made quieter since.
 
-    Resampling moves the peak above the level at which a recording was clipped. So all levels of the upper half are searched.
+    Resampling moves the peak above the level at which a recording was clipped. So all levels above 40 % are searched.
     """
     size = np.abs(pcm)
-    counts, _ = np.histogram(size / size.max(), np.linspace(0.5, 1, 26))
+    counts, _ = np.histogram(size / size.max(), np.linspace(0.4, 1, 31))
     share = counts / len(size)
     below = np.array([share[i - 3 : i].mean() for i in range(3, len(share))])
     return bool((share[3:] > np.maximum(CLIPPED_SHARE, CLIPPED * below)).any())

@@ -68,7 +68,9 @@ def voices_bytes(voices: Mapping[str, AnyVoice], sources: Mapping[str, str]) -> 
     """
     tensors: dict[str, Array] = {}
     for name, voice in voices.items():
-        parts = {"embeddings": voice.embeddings, "cache": voice.cache} if isinstance(voice, Voice) else {"codes": voice}
+        parts: dict[str, Array] = (
+            {"embeddings": voice.embeddings, "cache": voice.cache} if isinstance(voice, Voice) else {"codes": voice}
+        )
         tensors |= {f"{name}.{part}": array for part, array in parts.items()}
     return save(tensors, {_SOURCES: json.dumps(dict(sources), sort_keys=True)} if sources else None)
 

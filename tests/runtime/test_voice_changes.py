@@ -19,51 +19,45 @@ from pplex.runtime.voice_changes import Voices, change_voices, check_changeable,
 CODES = np.random.default_rng(0).integers(0, 2048, (30, 8))
 OLD = ["NATF0", "NATM1", "VARF2"]
 
-# Changes a copy of the bundle once for each system call of a change, and kills the process before or after that call.
+# Changes one copy of the bundle after the other. Each process is killed one moment later: before a system call, or after it.
 KILLED = """
-import os, signal, sys
+import itertools, os, signal, sys
 from pathlib import Path
 import numpy as np
 from pplex.runtime import voice_changes
 
-CALLS = ("open", "replace", "unlink", "fsync", "close")
 source, target = map(Path, sys.argv[1:])
 
 def change(voices):
     return voices.with_recording("Ann", np.ones((30, 8), np.int64), "ann.wav").without("NATF0")
 
-def killed(at, folder):
-    count = 0
-    def counted(call):
+def change_until(last, folder):
+    moments = itertools.count()
+    def pass_moment():
+        if next(moments) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def watched(call):
         def run(*arguments, **rest):
-            nonlocal count
-            count += 1
-            if count == 2 * at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            pass_moment()
             result = call(*arguments, **rest)
-            if count == at * 2 - 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            count += 1
+            pass_moment()
             return result
         return run
-    for name in CALLS:
-        setattr(os, name, counted(getattr(os, name)))
+    for name in ("open", "replace", "unlink", "fsync", "close"):
+        setattr(os, name, watched(getattr(os, name)))
     voice_changes.change_voices(folder, change)
 
-at, status = 0, 9
-while status:
-    at += 1
-    for when in (0, 1):
-        folder = target / f"{at}-{when}"
-        folder.mkdir()
-        for path in source.iterdir():
-            (folder / path.name).symlink_to(path)
-        child = os.fork()
-        if not child:
-            killed(at + when / 2, folder)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-print(at)
+for moment in itertools.count():
+    folder = target / str(moment)
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).symlink_to(path)
+    child = os.fork()
+    if not child:
+        change_until(moment, folder)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != signal.SIGKILL:
+        break
 """
 
 
@@ -117,7 +111,7 @@ def test_a_change_killed_at_any_moment_leaves_a_whole_bundle(tiny_bundle: Bundle
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     outcomes = []
-    for folder in sorted(tmp_path.iterdir(), key=lambda path: [int(part) for part in path.name.split("-")]):
+    for folder in sorted(tmp_path.iterdir(), key=lambda path: int(path.name)):
         outcomes.append(list(open_bundle(folder).voices))
         assert is_bundle(folder), os.listdir(folder)
         change_voices(folder, lambda voices: voices.without("VARF2"))
