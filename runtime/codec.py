@@ -10,6 +10,7 @@ from pplex.runtime.backend import choose_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import Buffer
 from pplex.runtime.engine import Engine, fixed_shape, in_turn
+from pplex.runtime.errors import EngineError
 from pplex.runtime.graphs import GraphSpec
 
 ENCODE, DECODE = "mimi_encode", "mimi_decode"
@@ -61,8 +62,11 @@ def _loaded(
     engines = {graph: bundle.manifest["engines"][graph]}
     manifest = {**bundle.manifest, "engines": engines}
     alone = _OneGraph(bundle.folder, manifest, bundle.config, bundle.precision, bundle.voices, graph)
-    backend = choose_backend(alone, device, threads)
-    queue, executor = backend.device, backend.load(alone, 1)[graph]
+    try:
+        backend = choose_backend(alone, device, threads)
+        queue, executor = backend.device, backend.load(alone, 1)[graph]
+    except EngineError as error:
+        raise EngineError(f"This command runs the bundle's {graph}, which cannot run here.\n{error}") from error
     spec = executor.spec
     buffers = {t.name: queue.zeros(fixed_shape(t.shape, {"B": 1}), t.dtype) for t in spec.inputs + spec.outputs}
     arrays = {name: queue.staging(buffer) for name, buffer in buffers.items()}
