@@ -1,7 +1,7 @@
 """The `pplex-export` command. Each subcommand parses its options, calls one function of the package and prints the result.
 
-`checkpoints` has synth and build, `talk` run, `serving` serve and load, `validation` validate, `benches` bench, `engines`
-inspect and plan, `doctor` doctor. Heavy imports are inside the commands, so --help is fast.
+`checkpoints` has synth and build, `talk` run, `voices` voices, `serving` serve and load, `validation` validate, `benches`
+bench, `engines` inspect and plan, `doctor` doctor. Heavy imports are inside the commands, so --help is fast.
 """
 
 import signal
@@ -24,6 +24,7 @@ _MODULES = {
     "synth": "checkpoints",
     "build": "checkpoints",
     "run": "talk",
+    "voices": "voices",
     "serve": "serving",
     "load": "serving",
     "validate": "validation",

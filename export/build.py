@@ -5,7 +5,6 @@ target, and renames that folder when the bundle is complete.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,14 +24,13 @@ from pplex.export.calibration import (
     find_calibration,
     weights_mark,
 )
-from pplex.export.checkpoint import VOICES_FILE as VOICES_ARCHIVE
 from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
 from pplex.export.finite import check_finite
 from pplex.export.lora import Lora
 from pplex.export.source import CheckpointSource
 from pplex.export.staging import Steps, may_take, whole_folder
-from pplex.export.voices import read_voices, write_voices
+from pplex.export.voices import find_voices, write_voices
 from pplex.runtime.bundle import (
     LOCK_FILE,
     MANIFEST_FILE,
@@ -44,7 +42,7 @@ from pplex.runtime.bundle import (
     Voice,
     file_sha256,
     is_bundle,
-    manifest_digest,
+    manifest_bytes,
     open_bundle,
 )
 from pplex.runtime.errors import BuildError
@@ -81,7 +79,8 @@ def build(
 
     A new bundle replaces an existing one with one rename, when it is complete and opens. Weights are read and written one
     tensor at a time. An interrupted build keeps its finished graphs and engines, and the same build resumes from them.
-    `tell` gets a line about how many slots fit the GPU. The manifest stores the result of `check` as `parity`.
+    `tell` gets a line about how many slots fit the GPU, and about each voice that is left out. The manifest stores the
+    result of `check` as `parity`.
     Raises CheckpointError for a damaged or wrong checkpoint; CalibrationError, ConfigError and GpuError for options that do
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
@@ -96,8 +95,7 @@ def build(
     with whole_folder(out, is_bundle, resumable=True) as folder:
         _check_space(folder, plan)
         # The small parts first: their faults show before the long work.
-        archive = checkpoint.layout.files.get(VOICES_ARCHIVE)
-        voices = {} if archive is None else read_voices(archive, plan.config)
+        voices = _find_voices(plan, tell)
         Tokenizer(checkpoint.tokenizer)
         steps = Steps(folder, _identity(plan))
         write_voices(voices, folder / VOICES_FILE)
@@ -120,6 +118,14 @@ def _check_gpu(plan: BuildPlan, gpu: Gpu) -> str:
     fit.check(options.slots)
     check_options(open_library(gpu), options.engine)
     return fit.to_text()
+
+
+def _find_voices(plan: BuildPlan, tell: Callable[[str], None]) -> dict[str, Voice]:
+    """The checkpoint's voices. `tell` gets a line about each one that is left out."""
+    found = find_voices(plan.checkpoint.folder, plan.config)
+    for warning in found.warnings:
+        tell(f"Warning: a voice cannot be used and is left out. {warning}")
+    return found.voices
 
 
 def _make_graphs(plan: BuildPlan, voices: Mapping[str, Voice], steps: Steps, progress: BuildProgress) -> None:
@@ -212,8 +218,7 @@ def _lora(lora: Lora | None) -> dict[str, Any] | None:
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    signed = {**manifest, "digest": manifest_digest(manifest)}
-    (folder / MANIFEST_FILE).write_text(json.dumps(signed, indent=2) + "\n")
+    (folder / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
 
 
 def _engine(graph: str, folder: Path, options: BuildOptions) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Writes a folder under another name and renames it when it is complete: called by `export.build` and `export.synth`."""
 
-import fcntl
 import json
 import os
 import secrets
@@ -13,6 +12,7 @@ from pathlib import Path
 from pplex.runtime.bundle import CACHES_FOLDER, LOCK_FILE, STEPS_FILE
 from pplex.runtime.errors import OutputError
 from pplex.runtime.files import is_folder
+from pplex.runtime.locks import take_lock
 
 
 class Steps:
@@ -90,7 +90,7 @@ def whole_folder(out: Path, may_replace: Callable[[Path], bool], resumable: bool
         _clean_up_after_killed(out)
         folder = partial_folder(out) if resumable else out.with_name(f".{out.name}.building-{secrets.token_hex(4)}")
         folder.mkdir(exist_ok=resumable)
-        lock = _locked(folder)
+        lock = take_lock(folder / LOCK_FILE)
         if lock is None:
             raise OutputError(f"{out} is being built by another process. Wait for it, or choose another folder.")
         try:
@@ -156,24 +156,10 @@ def _is_abandoned(folder: Path) -> bool:
     """Whether no running process fills the folder."""
     if not folder.exists():
         return True
-    lock = _locked(folder)
+    lock = take_lock(folder / LOCK_FILE)
     if lock is not None:
         os.close(lock)
     return lock is not None
-
-
-def _locked(folder: Path) -> int | None:
-    """The open lock of a folder, None if another process holds it. The system releases it when the process ends."""
-    path = folder / LOCK_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):  # locked, or renamed since it was opened
-        pass
-    os.close(descriptor)
-    return None
 
 
 def _sync(path: Path) -> None:

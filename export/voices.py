@@ -1,6 +1,7 @@
-"""Reads a checkpoint's voices.tgz, an archive of pickles, without running their code, and writes them as safetensors.
+"""Reads a checkpoint's voices, which are pickles, without running their code, and writes them as safetensors.
 
-Called by `export.build` and `validate`; the runtime reads the result with numpy.
+A checkpoint has its voices in an archive, in a folder, in both, or has none. Called by `export.build` and `validate`; the
+runtime reads the result with numpy.
 """
 
 import gzip
@@ -11,65 +12,123 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.numpy import save
 from torch import Tensor
 
-from pplex.runtime.bundle import Voice
+from pplex.export.layout import VOICES_FILE, VOICES_FOLDER
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import CheckpointError
+from pplex.runtime.files import is_file, is_folder
+from pplex.runtime.voice_file import Voice, name_problem, voices_bytes
 
 MAX_UNPACKED_NBYTES = 1 << 30  # the released voices take a few megabytes each
 MAX_MEMBERS = 1000
 MAX_VOICE_FRAMES = 7500  # ten minutes, several times what the released model remembers
 SUFFIX = ".pt"
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _ADVICE = "Download the checkpoint again from its publisher."
+
+# A file's name for messages, and a function that returns a voice's name and pickle. It returns None for another file, and
+# raises _Unfit.
+_Entry = tuple[str, Callable[[], tuple[str, bytes] | None]]
 
 
 class _Unfit(Exception):
     """The reason why a voice cannot be used. Reasons are collected and reported together."""
 
 
-def read_voices(
-    tgz: Path, config: ModelConfig, max_nbytes: int = MAX_UNPACKED_NBYTES, max_members: int = MAX_MEMBERS
-) -> dict[str, Voice]:
-    """Every `NAME.pt` of the archive, by NAME in alphabetical order; other files in it are ignored.
+@dataclass(frozen=True)
+class FoundVoices:
+    """Voices by name, in alphabetical order, and a line for each voice that cannot be used: its file, and why."""
 
-    A voice's pickle holds `embeddings` [T, 1, 1, dim], any float type, and `cache` [1, 17, 4], any integer type; other
-    keys are ignored. Members are read one by one in memory and nothing is written, so their paths can do no harm.
-    Raises CheckpointError that names every unusable member, or if the archive unpacks to more than the limits.
+    voices: dict[str, Voice]
+    warnings: list[str]
+
+
+def find_voices(folder: Path, config: ModelConfig) -> FoundVoices:
+    """The voices of the checkpoint in `folder`: in voices.tgz, in the folder voices, or in both; it may have neither.
+
+    If both have a voice of the same name, the folder's is used. A voice that cannot be used is left out with a warning. A
+    voice's pickle NAME.pt holds `embeddings` [T, 1, 1, dim], any float type, and `cache` [1, 17, 4], any integer type; other
+    keys are ignored. Raises CheckpointError if no voice can be used, or if the archive cannot be read: see `read_voices`.
     """
+    archive = _archived(folder / VOICES_FILE, config) if is_file(folder / VOICES_FILE) else FoundVoices({}, [])
+    loose = _usable(_loose(folder / VOICES_FOLDER), config) if is_folder(folder / VOICES_FOLDER) else FoundVoices({}, [])
+    found = FoundVoices(_by_name({**archive.voices, **loose.voices}), archive.warnings + loose.warnings)
+    if found.warnings and not found.voices:
+        raise _none_usable(folder, found.warnings)
+    return found
+
+
+def read_voices(
+    source: Path, config: ModelConfig, max_nbytes: int = MAX_UNPACKED_NBYTES, max_members: int = MAX_MEMBERS
+) -> dict[str, Voice]:
+    """The voices of a checkpoint's folder as in `find_voices`, or of one archive; those that cannot be used are left out.
+
+    Members of the archive are read one by one in memory and nothing is written, so their paths can do no harm. Raises
+    CheckpointError if it has no usable voice, is damaged, or unpacks to more than the limits.
+    """
+    if is_folder(source):
+        return find_voices(source, config).voices
+    found = _archived(source, config, max_nbytes, max_members)
+    if found.warnings and not found.voices:
+        raise _none_usable(source, found.warnings)
+    return found.voices
+
+
+def _archived(
+    tgz: Path, config: ModelConfig, max_nbytes: int = MAX_UNPACKED_NBYTES, max_members: int = MAX_MEMBERS
+) -> FoundVoices:
+    members = _members(tgz, max_nbytes, max_members)
+    found = _usable(
+        ((f"{tgz.name}: {member.name}", partial(_packed, member, data)) for member, data in members), config
+    )
+    if not found.voices and not found.warnings:
+        raise CheckpointError(f"{tgz} holds no voice (no file NAME{SUFFIX}). {_ADVICE}")
+    return found
+
+
+def _loose(folder: Path) -> Iterator[_Entry]:
+    for path in sorted(folder.iterdir()):
+        yield f"{folder.name}/{path.name}", partial(_on_disk, path)
+
+
+def _usable(entries: Iterable[_Entry], config: ModelConfig) -> FoundVoices:
     voices: dict[str, Voice] = {}
     problems: list[str] = []
-    for member, data in _members(tgz, max_nbytes, max_members):
+    for file, read in entries:
         try:
-            name = _voice_name(member)
-            if name is None:
+            entry = read()
+            if entry is None:
                 continue
+            name, data = entry
             if name in voices:
                 raise _Unfit(f"another voice is also named {name}")
             voices[name] = _voice(data, config)
         except _Unfit as problem:
-            problems.append(f"{member.name}: {problem}")
-    if problems:
-        raise CheckpointError(f"{tgz} holds voices that cannot be used:\n  " + "\n  ".join(problems) + f"\n{_ADVICE}")
-    if not voices:
-        raise CheckpointError(f"{tgz} holds no voice (no file NAME{SUFFIX}). {_ADVICE}")
+            problems.append(f"{file}: {problem}")
+    return FoundVoices(_by_name(voices), problems)
+
+
+def _by_name(voices: Mapping[str, Voice]) -> dict[str, Voice]:
     return dict(sorted(voices.items()))
 
 
+def _none_usable(source: Path, problems: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{source} holds only voices that cannot be used:\n  " + "\n  ".join(problems) + f"\n{_ADVICE}"
+    )
+
+
 def write_voices(voices: Mapping[str, Voice], path: Path) -> None:
-    """Write `voices` as safetensors, under the keys "NAME.embeddings" and "NAME.cache"."""
-    tensors = {
-        f"{name}.{part}": getattr(voice, part) for name, voice in voices.items() for part in ("embeddings", "cache")
-    }
-    path.write_bytes(save(tensors))  # not save_file, whose file only its owner can read
+    """Write `voices` as a bundle has them: see `voices_bytes`."""
+    path.write_bytes(voices_bytes(voices, {}))  # not save_file, whose file only its owner can read
 
 
 class _Limited(io.BufferedIOBase):
@@ -113,8 +172,8 @@ def _members(tgz: Path, max_nbytes: int, max_members: int) -> Iterator[tuple[tar
         raise CheckpointError(f"{tgz} is damaged or not a tar.gz: {error}. {_ADVICE}") from error
 
 
-def _voice_name(member: tarfile.TarInfo) -> str | None:
-    """NAME of `voices/NAME.pt`, None for a folder or another kind of file. Raises _Unfit for a suspicious member."""
+def _packed(member: tarfile.TarInfo, data: bytes) -> tuple[str, bytes] | None:
+    """A voice `voices/NAME.pt` of an archive; None for a folder or another kind of file. Refuses suspicious members."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise _Unfit("its path leads out of the archive")
@@ -122,10 +181,31 @@ def _voice_name(member: tarfile.TarInfo) -> str | None:
         return None
     if not member.isreg() or member.issparse():
         raise _Unfit("it is a link or a device, not a file")
+    name = _voice_name(path)
+    return None if name is None else (name, data)
+
+
+def _on_disk(path: Path) -> tuple[str, bytes] | None:
+    """A voice NAME.pt of a folder; None for a folder or another kind of file. Links are followed: a hub's cache has them."""
+    name = _voice_name(path)
+    if name is None or path.is_dir():
+        return None
+    try:
+        if not path.is_file():
+            raise _Unfit("it is a device, or a link to a file that does not exist")
+        if path.stat().st_size > MAX_UNPACKED_NBYTES:
+            raise _Unfit(f"it has {path.stat().st_size / 1e9:.1f} GB, too much for a voice")
+        return name, path.read_bytes()
+    except OSError as error:
+        raise _Unfit(f"it cannot be read: {error.strerror}") from error
+
+
+def _voice_name(path: PurePath) -> str | None:
+    """NAME of a file NAME.pt, None for another file."""
     if path.suffix != SUFFIX or path.name.startswith("."):  # macOS packs a hidden ._NAME.pt beside each file
         return None
-    if not _NAME.fullmatch(path.stem):
-        raise _Unfit("a voice's name may contain letters, digits, _, - and . only")
+    if problem := name_problem(path.stem):
+        raise _Unfit(problem)
     return path.stem
 
 

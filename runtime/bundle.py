@@ -2,28 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import load_file
-
+from pplex.runtime.arrays import Tokens
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.errors import BundleError, ConfigError
+from pplex.runtime.errors import BundleError, ConfigError, PplexError
 from pplex.runtime.files import check_readable, is_file, read_text
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import check_precision
+from pplex.runtime.voice_file import VOICES_FILE as VOICES_FILE
+from pplex.runtime.voice_file import Voice, is_voices_file, read_voices_file, voices_file
 
 SCHEMA = 5
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
-VOICES_FILE = "voices.safetensors"
-# Files of an unfinished build. A build that is killed in its last moment may leave them behind.
-LOCK_FILE, STEPS_FILE = ".lock", ".steps.json"
+# Files of an unfinished build or change of the voices. If it is killed in its last moment, they may stay.
+LOCK_FILE, STEPS_FILE, NEW_MANIFEST_FILE = ".lock", ".steps.json", "manifest.json.new"
 CACHES_FOLDER = "caches"  # kernels compiled where the bundle was used; not part of the bundle
 CACHE_SUFFIX = ".cache"
 
@@ -34,14 +32,6 @@ _KEYS = {
 
 
 @dataclass(frozen=True)
-class Voice:
-    """A recorded voice prompt: embeddings [T, dim] float32, and the token ring [17, 4] int64 to continue from."""
-
-    embeddings: npt.NDArray[np.float32]
-    cache: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class Bundle:
     """A bundle with a valid manifest and checked files."""
 
@@ -49,7 +39,7 @@ class Bundle:
     manifest: Mapping[str, Any]
     config: ModelConfig
     precision: Mapping[str, str]  # graph -> name in PRECISIONS
-    voices: Mapping[str, Voice] = field(repr=False)  # by name, in alphabetical order
+    voices: Mapping[str, Voice | Tokens] = field(repr=False)  # by name, in alphabetical order; Tokens: codes [F, 8]
 
     @property
     def specs(self) -> dict[str, GraphSpec]:
@@ -73,8 +63,8 @@ def is_bundle(folder: Path) -> bool:
         manifest = json.loads(read_text(folder / MANIFEST_FILE))
         if manifest.keys() != _KEYS:
             return False
-        own = {*manifest["files"], MANIFEST_FILE, LOCK_FILE, STEPS_FILE}
-        return all(path.name in own or _is_caches(path) for path in folder.iterdir())
+        own = {*manifest["files"], MANIFEST_FILE, LOCK_FILE, STEPS_FILE, NEW_MANIFEST_FILE}
+        return all(path.name in own or is_voices_file(path.name) or _is_caches(path) for path in folder.iterdir())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
@@ -88,10 +78,22 @@ def open_bundle(
 ) -> Bundle:
     """Read a bundle's manifest and check every file's size and, with `verify`, its SHA-256.
 
-    `unread` gets the manifest and returns the names of files that will not be read: their SHA-256 is not checked. Raises
-    BundleError that names every mismatch, AccessError that names every file this user may not read.
+    `unread` gets the manifest and returns the names of files that will not be read: their SHA-256 is not checked. If the
+    bundle is changed or replaced meanwhile, the new one is opened. Raises BundleError that names every mismatch, AccessError
+    that names every file this user may not read.
     """
-    manifest = _read_manifest(folder / MANIFEST_FILE)
+    while True:
+        manifest = read_manifest(folder)
+        try:
+            return _open(folder, manifest, verify, unread)
+        except (PplexError, OSError):
+            if read_manifest(folder)["digest"] == manifest["digest"]:
+                raise
+
+
+def _open(
+    folder: Path, manifest: Mapping[str, Any], verify: bool, unread: Callable[[Mapping[str, Any]], Collection[str]]
+) -> Bundle:
     check_readable(*(folder / name for name in manifest["files"]))
     hashed = set(manifest["files"]) - set(unread(manifest)) if verify else set()
     problems = [problem for problem in _file_problems(folder, manifest["files"], hashed) if problem]
@@ -104,13 +106,10 @@ def open_bundle(
         precision = check_precision(manifest["precision"])
     except (ConfigError, AttributeError, TypeError) as error:
         raise BundleError(f"{folder / MANIFEST_FILE}: {error}") from error
-    return Bundle(folder, manifest, config, precision, _read_voices(folder / VOICES_FILE, manifest["voices"]))
-
-
-def _read_voices(path: Path, names: Sequence[str]) -> dict[str, Voice]:
-    """Read all voices now, so that a loaded runtime does not need the folder."""
-    tensors = load_file(path)
-    return {name: Voice(tensors[f"{name}.embeddings"], tensors[f"{name}.cache"]) for name in names}
+    name = voices_file(manifest["files"])
+    # All voices are read now, so that a loaded runtime does not need the folder.
+    voices = read_voices_file(folder / name, manifest["voices"])[0] if name else {}
+    return Bundle(folder, manifest, config, precision, voices)
 
 
 def parity_text(parity: Mapping[str, Any] | None) -> str:
@@ -128,12 +127,19 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The content of a manifest's file, with the right digest."""
+    return (json.dumps({**manifest, "digest": manifest_digest(manifest)}, indent=2) + "\n").encode()
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle. Raises BundleError if it is missing, damaged or of another version, AccessError."""
+    path = folder / MANIFEST_FILE
     if not is_file(path):
         raise BundleError(f"{path.parent} is not a bundle: it has no {MANIFEST_FILE}. Make one: pplex-export build")
     try:

@@ -1,9 +1,10 @@
 """Offline runs, like the reference's offline script: a recording in, the agent's recording and text out.
 
-Called by `cli.talk` and by programs.
+Called by `cli.talk`, `cli.voices` and by programs.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -85,6 +86,21 @@ def run_offline(
     text = json.dumps(pieces, ensure_ascii=False) + "\n"
     write_files({output_wav: encode_audio(output_wav, heard[: len(pcm)]), output_text: text.encode()})
     return OfflineReport(len(pcm) / SAMPLE_RATE_HZ, seconds)
+
+
+def speak(
+    bundle: Path,
+    settings: OfflineSettings,
+    seconds: float,
+    threads: int | None = None,
+    device: str | None = None,
+    bar: FrameBar = lambda total: nullcontext(lambda: None),
+) -> Pcm:
+    """What the agent says to a silent user, [F * 1920]: at least `seconds`. Arguments and errors as in `run_offline`."""
+    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
+    session = runtime.open(settings.voice, settings.persona, settings.seed, settings.sampling)
+    silence = np.zeros(math.ceil(seconds * SAMPLE_RATE_HZ), np.float32)
+    return _converse(runtime, session, frames(silence, runtime.config.frame_size), bar)[0]
 
 
 def _converse(runtime: Runtime, session: Session, user: Pcm, bar: FrameBar) -> tuple[Pcm, list[str]]:

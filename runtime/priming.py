@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from pplex.runtime.arrays import Array, Pcm, Tokens
 from pplex.runtime.audio import frames, normalize_loudness, read_audio
-from pplex.runtime.bundle import Bundle, Voice
+from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import CODEBOOKS, MOSHI
 from pplex.runtime.delays import DelayRing, RingRow
 from pplex.runtime.errors import PromptError
 from pplex.runtime.prompt import NO_PROMPT, Prompt, make_prompt
 from pplex.runtime.stages import Stages
+from pplex.runtime.voice_file import AnyVoice
 
 VoiceName = str | os.PathLike[str] | None
 PrefixKey = tuple[str | int | None, ...]  # voice, then the persona's tokens
@@ -78,7 +79,7 @@ class Primer:
         if recording is None:
             make_prompt(self.config, self._recorded(voice_key), persona)
 
-    def _recorded(self, voice_key: str | None) -> Voice | None:
+    def _recorded(self, voice_key: str | None) -> AnyVoice | None:
         return None if voice_key is None else self.bundle.voices[voice_key]
 
     def _run_prompt(self, row: int, prompt: Prompt) -> Generator[None, None, None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pplex.export.checkpoint import VOICES_FILE, Checkpoint
+from pplex.export.checkpoint import Checkpoint
 from pplex.export.conversations import SPEECH_FRAMES, recorded_pieces, token_history, unheard_pieces
 from pplex.export.threads import suited_threads
 from pplex.export.voices import read_voices
@@ -25,6 +25,7 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
+from pplex.runtime.voice_file import Voice
 from pplex.validate.memory import lacking_memory
 from pplex.validate.parting import Judge
 from pplex.validate.probes import RewrittenBundle, can_be_probed
@@ -252,18 +253,25 @@ def _check_lora(bundle: Bundle, checkpoint: Checkpoint) -> None:
 
 
 def _changed(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[str]:
-    """Parts that a build copies from the checkpoint and that differ; builds may change the depth steps and the ring."""
+    """Parts that a build copies from the checkpoint and that differ.
+
+    Builds may change the depth steps and the ring, and `pplex-export voices` removes and adds voices.
+    """
     ours, theirs = bundle.config, checkpoint.config
     stack = replace(ours.temporal, capacity=theirs.temporal.capacity)
     if replace(ours, depth_steps=theirs.depth_steps, temporal=stack) != theirs:
         yield "sizes"
     if file_sha256(bundle.path(TOKENIZER_FILE)) != file_sha256(checkpoint.tokenizer):
         yield "tokenizer"
-    archive = checkpoint.layout.files.get(VOICES_FILE)
-    spoken = {} if archive is None else read_voices(archive, theirs)
-    if spoken.keys() != bundle.voices.keys() or not all(
-        np.array_equal(voice.embeddings, spoken[name].embeddings) and np.array_equal(voice.cache, spoken[name].cache)
-        for name, voice in bundle.voices.items()
+    spoken = read_voices(checkpoint.folder, theirs)
+    copied = {
+        name: voice for name, voice in bundle.voices.items() if isinstance(voice, Voice)
+    }  # others were added later
+    if not all(
+        name in spoken
+        and np.array_equal(voice.embeddings, spoken[name].embeddings)
+        and np.array_equal(voice.cache, spoken[name].cache)
+        for name, voice in copied.items()
     ):
         yield "voices"
 

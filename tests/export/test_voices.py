@@ -1,9 +1,10 @@
-"""Reading voices.tgz: the golden archive, and hostile archives."""
+"""Reading voices.tgz and the folder voices: the golden ones, and hostile archives."""
 
 import gzip
 import io
 import os
 import pickle
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -15,10 +16,13 @@ import pytest
 import safetensors.numpy
 import torch
 
-from pplex.export.voices import MAX_VOICE_FRAMES, read_voices, write_voices
-from pplex.runtime.bundle import Voice
+from pplex.export.build import _find_voices
+from pplex.export.build_plan import DEFAULT_BUILD, plan_build
+from pplex.export.checkpoint import open_checkpoint
+from pplex.export.voices import MAX_VOICE_FRAMES, find_voices, read_voices, write_voices
 from pplex.runtime.config_file import read_config
 from pplex.runtime.errors import CheckpointError
+from pplex.runtime.voice_file import Voice, read_voices_file
 
 CHECKPOINT = Path(__file__).parents[1] / "golden/tiny/checkpoint"
 CONFIG = read_config(CHECKPOINT / "config.json").config
@@ -57,6 +61,13 @@ def refusal(tgz: Path, **limits: int) -> str:
         read_voices(tgz, CONFIG, **limits)
     assert str(tgz) in str(error.value)
     return str(error.value)
+
+
+def warned(tgz: Path) -> list[str]:
+    """What is said about a checkpoint with this archive, whose only usable voice is B."""
+    found = find_voices(tgz.parent, CONFIG)
+    assert list(found.voices) == ["B"] == list(read_voices(tgz, CONFIG))
+    return found.warnings
 
 
 @pytest.fixture
@@ -129,8 +140,8 @@ class TestHostile:
 
     @pytest.mark.parametrize("name", ["../A.pt", "voices/../../A.pt", "/A.pt", "../note.txt"])
     def test_paths_out_of_the_archive_are_refused(self, tmp_path: Path, tgz: Path, name: str) -> None:
-        message = refusal(packed(tgz, {name: GOOD, "voices/B.pt": GOOD}))
-        assert f"{name}: its path leads out of the archive" in message
+        packed(tgz, {name: GOOD, "voices/B.pt": GOOD})
+        assert warned(tgz) == [f"voices.tgz: {name}: its path leads out of the archive"]
         assert os.listdir(tmp_path) == ["voices.tgz"]
 
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
@@ -225,17 +236,19 @@ class TestUnfit:
 
     def test_every_problem_of_every_voice_is_listed(self, tgz: Path) -> None:
         both = saved(state(embeddings=torch.ones(1), cache=torch.ones(1)))
-        message = refusal(
-            packed(tgz, {"voices/A.pt": both, "voices/B.pt": GOOD, "other/B.pt": GOOD, "voices/ü.pt": GOOD})
-        )
-        assert message.count("\n  ") == 3
+        members = {"voices/A.pt": both, "voices/ü.pt": GOOD, "voices/none.pt": GOOD, "voices/C.pt.pt": GOOD}
+        message = refusal(packed(tgz, members))
+        assert message.count("\n  ") == 4
         for problem in (
             "A.pt: embeddings are",
             "; cache is",
-            "other/B.pt: another voice is also named B",
             "ü.pt: a voice's name",
+            "none.pt: none means",
+            "C.pt.pt: a",
         ):
             assert problem in message
+        packed(tgz, {**members, "voices/B.pt": GOOD, "other/B.pt": GOOD})
+        assert len(warned(tgz)) == 5 and "other/B.pt: another voice is also named B" in warned(tgz)[-1]
 
     def test_an_archive_without_voices_is_refused(self, tgz: Path) -> None:
         assert "holds no voice" in refusal(packed(tgz, {"voices/A.wav": b"RIFF"}))
@@ -257,6 +270,78 @@ class TestUnfit:
         assert "is damaged or not a tar.gz" in refusal(packed(tgz, [(entry, GOOD)]))
 
 
+def loose(checkpoint: Path, **voices: bytes) -> Path:
+    """A checkpoint's folder with loose voices."""
+    (checkpoint / "voices").mkdir(exist_ok=True)
+    for name, data in voices.items():
+        (checkpoint / f"voices/{name}.pt").write_bytes(data)
+    return checkpoint
+
+
+class TestFolder:
+    def test_a_folder_of_voices_equals_its_archive(self, tmp_path: Path) -> None:
+        shutil.copytree(CHECKPOINT / "voices", tmp_path / "voices")
+        shutil.copy(CHECKPOINT / "voices.tgz", tmp_path / "other.tgz")
+        found, packed = find_voices(tmp_path, CONFIG), read_voices(tmp_path / "other.tgz", CONFIG)
+        assert list(found.voices) == list(packed) and not found.warnings
+        for name, voice in packed.items():
+            np.testing.assert_array_equal(found.voices[name].embeddings, voice.embeddings)
+            np.testing.assert_array_equal(found.voices[name].cache, voice.cache)
+
+    def test_both_are_read_and_the_folder_is_used_for_a_name_in_both(self, tmp_path: Path, tgz: Path) -> None:
+        packed(tgz, {"voices/A.pt": GOOD, "voices/C.pt": GOOD})
+        changed = saved(state(embeddings=torch.full((FRAMES, 1, 1, DIM), 2.0)))
+        found = find_voices(loose(tmp_path, B=GOOD, C=changed), CONFIG)
+        assert {name: voice.embeddings[0, 0] for name, voice in found.voices.items()} == {"A": 1, "B": 1, "C": 2}
+        assert not found.warnings
+
+    def test_neither_is_no_voice(self, tmp_path: Path) -> None:
+        assert find_voices(tmp_path, CONFIG).voices == read_voices(tmp_path, CONFIG) == {}
+        assert find_voices(loose(tmp_path), CONFIG).voices == {}
+
+    def test_one_unusable_voice_is_left_out_with_a_warning(self, tmp_path: Path) -> None:
+        """Damaged, of another model, and a broken link: the hub's cache has links."""
+        loose(tmp_path, A=GOOD, B=GOOD[:100], C=saved(state(embeddings=torch.ones(FRAMES, 1, 1, DIM + 1))))
+        (tmp_path / "voices/D.pt").symlink_to("nowhere")
+        (tmp_path / "voices/E.pt").symlink_to("A.pt")
+        (tmp_path / "voices/F.pt").mkdir()
+        (tmp_path / "voices/G.wav").write_bytes(b"RIFF")
+        found = find_voices(tmp_path, CONFIG)
+        assert list(found.voices) == ["A", "E"]
+        for warning, start in zip(
+            found.warnings, ("B.pt: it is damaged", "C.pt: embeddings are", "D.pt: it is a"), strict=True
+        ):
+            assert warning.startswith(f"voices/{start}")
+
+    def test_a_voice_in_the_archive_replaces_an_unusable_one_of_the_folder(self, tmp_path: Path, tgz: Path) -> None:
+        packed(tgz, {"voices/A.pt": GOOD})
+        found = find_voices(loose(tmp_path, A=b"no voice"), CONFIG)
+        assert list(found.voices) == ["A"] and "voices/A.pt: " in found.warnings[0]
+
+    def test_only_unusable_voices_are_refused(self, tmp_path: Path) -> None:
+        loose(tmp_path, A=GOOD[:100], B=saved([1, 2]))
+        with pytest.raises(
+            CheckpointError, match=r"only voices that cannot be used:\n  voices/A.*\n  voices/B.*\nDownload"
+        ):
+            find_voices(tmp_path, CONFIG)
+
+    def test_code_in_a_folder_is_not_run(self, tmp_path: Path) -> None:
+        target = tmp_path / "was run"
+        found = find_voices(loose(tmp_path, A=saved(TestHostile.Evil(target)), B=GOOD), CONFIG)
+        assert list(found.voices) == ["B"] and "calls posix.mkdir; it was refused" in found.warnings[0]
+        assert not target.exists()
+
+
+def test_a_build_leaves_an_unusable_voice_out_and_says_so(tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    (checkpoint / "voices.tgz").write_bytes((CHECKPOINT / "voices.tgz").read_bytes())
+    loose(checkpoint, Broken=GOOD[:100])
+    said = list[str]()
+    plan = plan_build(open_checkpoint(checkpoint), DEFAULT_BUILD)
+    assert list(_find_voices(plan, said.append)) == ["NATF0", "NATM1", "VARF2"]
+    assert said[0].startswith("Warning: a voice cannot be used and is left out. voices/Broken.pt: it is damaged")
+
+
 def test_written_voices_are_read_without_torch(tmp_path: Path) -> None:
     voices = read_voices(CHECKPOINT / "voices.tgz", CONFIG)
     write_voices(voices, tmp_path / "voices.safetensors")
@@ -271,4 +356,6 @@ def test_written_voices_do_not_depend_on_their_order(tmp_path: Path) -> None:
     a, b = (Voice(np.full((3, DIM), value, np.float32), np.zeros(RING[1:], np.int64)) for value in (1.0, 2.0))
     write_voices({"A": a, "B": b}, tmp_path / "ab")
     write_voices({"B": b, "A": a}, tmp_path / "ba")
+    write_voices({}, tmp_path / "none")
+    assert read_voices_file(tmp_path / "none", ()) == ({}, {})
     assert (tmp_path / "ab").read_bytes() == (tmp_path / "ba").read_bytes()

@@ -21,7 +21,7 @@ from pplex.runtime.errors import ReportError
 from pplex.validate.report.schema import read_report
 from pplex.validate.sections.conversation import METRICS
 from pplex.validate.sections.names import LEAST, SECTIONS, TOLERATED
-from pplex.validate.validation import reference_of, validate
+from pplex.validate.validation import _changed, reference_of, validate
 
 CHECKPOINT = TINY / "checkpoint"
 FEW_SEEDS = (0,)
@@ -205,6 +205,14 @@ def test_shared_files_must_equal_those_of_the_checkpoint(tiny_bundle: Bundle) ->
     ):
         with pytest.raises(ReportError, match=f"does not have its checkpoint's {what}"):
             validate(other, checkpoint)
+
+
+@pytest.mark.parametrize("name", ["Ann", "Zoe"])
+def test_added_and_removed_voices_are_not_a_difference(tiny_bundle: Bundle, name: str) -> None:
+    """The recording is the first voice, or the last; a removed voice is only missing."""
+    kept = {name: voice for name, voice in tiny_bundle.voices.items() if name != "NATM1"}
+    voices = dict(sorted({**kept, name: np.ones((30, 8), np.int64)}.items()))
+    assert list(_changed(replace(tiny_bundle, voices=voices), open_checkpoint(CHECKPOINT))) == []
 
 
 def test_a_bundle_built_from_a_folder_needs_the_reference_option(tiny_bundle: Bundle) -> None:

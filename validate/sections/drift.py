@@ -15,6 +15,7 @@ from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.sampling import Sampling
 from pplex.runtime.stages import Stages
 from pplex.runtime.tolerances import tolerances
+from pplex.runtime.voice_file import Voice
 from pplex.validate.drift import Drift, Numbers, drift, engine_blocks, reference_blocks, voice_distance
 from pplex.validate.report.schema import Measure, Plot, Section, Series, Table, Tolerance
 from pplex.validate.sections.sampling import sampling_measure
@@ -60,9 +61,9 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
 def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Iterator[Measure]:
     """Measures that forced steps cannot give: sampling, and the embeddings of a voice."""
     yield sampling_measure(stages, codes)
-    if not bundle.voices:
+    name, voice = next(((name, one) for name, one in bundle.voices.items() if isinstance(one, Voice)), ("", None))
+    if voice is None:
         return
-    name, voice = next(iter(bundle.voices.items()))
     limit = round(VOICE_MARGIN * bundle.specs["temporal"].tolerances["hidden"], 12)
     try:
         distance = voice_distance(stages, checkpoint, bundle.config, voice)
