@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan, shorter_capacity
+from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan
+from pplex.engines.plan import capacities as all_capacities
 from pplex.measure.tables import markdown, readable
 from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
-from pplex.runtime.config import MIN_CAPACITY, RELEASED, ModelConfig
+from pplex.runtime.config import RELEASED, ModelConfig
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import is_file, is_folder
 from pplex.runtime.gpus import GPUS, Gpu, parse_gpu
@@ -80,7 +81,7 @@ def report_plans(
     as_built = model.precision is not None and not precisions
     names = ("as built",) if as_built else tuple(precisions) or DEFAULT_PRECISIONS
     chosen = tuple(parse_gpu(name) for name in gpus or GPUS)
-    steps = tuple(capacities) or _capacities(config.temporal.capacity)
+    steps = tuple(capacities) or all_capacities(config.temporal.capacity)
     parsed = [model.precision] if as_built else [parse_precision(name) for name in names]
     weights = [model.weights_nbytes if as_built else None] * len(names)
     plans = tuple(
@@ -91,10 +92,6 @@ def report_plans(
         for gpu in chosen
     )
     return PlanReport(chosen, names, steps, plans)
-
-
-def _capacities(full: int) -> tuple[int, ...]:
-    return (full, *(max(MIN_CAPACITY, shorter_capacity(full, part)) for part in (2, 4)))
 
 
 def open_model(source: Path | None) -> Model:

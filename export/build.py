@@ -79,12 +79,15 @@ def build(
 
     A new bundle replaces an existing one with one rename, when it is complete and opens. Weights are read and written one
     tensor at a time. An interrupted build keeps its finished graphs and engines, and the same build resumes from them.
-    `tell` gets a line about how many slots fit the GPU. The manifest stores the result of `check` as `parity`.
+    `tell` gets lines about the chosen precision, and how many slots fit the GPU. The manifest stores the result of `check` as
+    `parity`.
     Raises CheckpointError for a damaged or wrong checkpoint; CalibrationError, ConfigError and GpuError for options that do
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
     _check_target(out)
     plan = plan_build(open_checkpoint(source.folder), options)
+    for note in plan.notes:
+        tell(note)
     if options.gpu is not None:
         tell(_check_gpu(plan, options.gpu))
     checkpoint, total = plan.checkpoint, plan.progress_nbytes
@@ -185,6 +188,7 @@ def _manifest(folder: Path, source: CheckpointSource, plan: BuildPlan, voices: l
         },
         "config": plan.config.to_dict(),
         "precision": dict(plan.options.precision),
+        "choice": None if plan.choice is None else plan.choice.to_dict(),
         "calibration": dict(Calibration.load(calibration, plan.config, weights_mark(checkpoint)).source)
         if plan.calibrated
         else None,
