@@ -110,7 +110,7 @@ class Choice:
         title, frame_ms = self.target.title, self.plan.config.frame_ms
         less = (self.slots, self.capacity) != self.asked
         lines = (
-            f"Chose --precision {self.precision} for {title}: it needs {readable(self.needed_nbytes)} of "
+            f"--precision auto chooses {self.precision} for {title}: it needs {readable(self.needed_nbytes)} of "
             f"{readable(self.target.memory_nbytes)} for {_conversations(self.slots, self.capacity, frame_ms)}.",
             f"  {self.plan.parts}; {readable(RESERVE_NBYTES)} stay free.",
             f"  No precision has room for {_conversations(*self.asked, frame_ms)}." if less else "",

@@ -11,6 +11,7 @@ from typing import Any
 from pplex.engines.plan import RESERVE_NBYTES, session_nbytes
 from pplex.measure.tables import readable
 from pplex.runtime.config import ModelConfig
+from pplex.runtime.graphs import MAX_SLOTS
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32, PRECISIONS, Precision
 
@@ -58,6 +59,12 @@ class ProcessorPlan:
     def needed_nbytes(self, slots: int) -> int:
         """Memory of a machine that loads the bundle and holds `slots` conversations, with RESERVE_NBYTES for all else."""
         return RESERVE_NBYTES + max(self.first_nbytes, self.loaded_nbytes + slots * self.session_nbytes)
+
+    def fitting(self, memory_nbytes: int) -> int:
+        """Conversations that a machine with this memory can hold, up to MAX_SLOTS; 0 if it cannot load the bundle."""
+        room = memory_nbytes - RESERVE_NBYTES
+        slots = max(0, room - self.loaded_nbytes) // self.session_nbytes
+        return min(MAX_SLOTS, slots) if room >= self.first_nbytes else 0
 
     @property
     def parts(self) -> str:

@@ -79,8 +79,8 @@ def build(
 
     A new bundle replaces an existing one with one rename, when it is complete and opens. Weights are read and written one
     tensor at a time. An interrupted build keeps its finished graphs and engines, and the same build resumes from them.
-    `tell` gets lines about the chosen precision, and how many slots fit the GPU. The manifest stores the result of `check` as
-    `parity`.
+    `tell` gets lines about the chosen precision and about how many slots fit the GPU. The manifest stores the result of
+    `check` as `parity`.
     Raises CheckpointError for a damaged or wrong checkpoint; CalibrationError, ConfigError and GpuError for options that do
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
