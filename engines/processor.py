@@ -12,14 +12,14 @@ from pplex.engines.plan import RESERVE_NBYTES, session_nbytes
 from pplex.measure.tables import readable
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.graphs import MAX_SLOTS
-from pplex.runtime.parameters import weights_nbytes
+from pplex.runtime.parameters import prepared_nbytes, weights_nbytes
 from pplex.runtime.precision import FP32, PRECISIONS, Precision
 
 BASE_NBYTES = 10**8  # Python and its libraries, beside the weights
-# Bytes in memory for a byte of weights, as docs/performance.md measured them. ONNX Runtime converts weights in blocks (int8,
-# int4) at the first load and caches them; later loads read the cache. It stores float32 weights once, in its own layout.
-# It computes float16 (and fp8) in float32, and keeps both copies: this ratio is for a byte of the same weights in float32.
-FIRST_BLOCKS, BLOCKS, FLOAT32, SIXTEEN_BITS = 2.1, 1.25, 1.15, 1.4
+# Bytes in memory for a byte of weights, as docs/performance.md measured them. Weights in blocks (int8, int4) and in float32
+# are stored once, in ONNX Runtime's own layout. It computes float16 (and fp8) in float32, and keeps both copies: that ratio
+# is for a byte of the same weights in float32.
+BLOCKS, FLOAT32, SIXTEEN_BITS = 1.25, 1.1, 1.4
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,17 @@ class ProcessorPlan:
     @property
     def loaded_nbytes(self) -> int:
         """After a load, without conversations."""
-        return self._in_memory(BLOCKS)
+        exact = weights_nbytes(self.config, FP32)
+        named = {graph: PRECISIONS[name] for graph, name in self.precision.items()}
+        weights = {graph: exact[graph] if _is_widened(one) else self.weights[graph] for graph, one in named.items()}
+        return BASE_NBYTES + sum(int(_ratio(one) * weights[graph]) for graph, one in named.items())
 
     @property
     def first_nbytes(self) -> int:
-        """The largest size during the first load."""
-        return self._in_memory(FIRST_BLOCKS)
+        """The largest size during the first load. It converts weights in blocks, and holds both forms until it ends."""
+        in_blocks = {graph: name for graph, name in self.precision.items() if PRECISIONS[name].block}
+        converted = prepared_nbytes(self.config, in_blocks, self.compiled)
+        return max(self.loaded_nbytes, BASE_NBYTES + self.weights_nbytes + sum(converted.values()))
 
     def needed_nbytes(self, slots: int) -> int:
         """Memory of a machine that loads the bundle and holds `slots` conversations, with RESERVE_NBYTES for all else."""
@@ -75,18 +80,11 @@ class ProcessorPlan:
         figures = ("capacity", "weights_nbytes", "first_nbytes", "loaded_nbytes", "session_nbytes")
         return {"precision": dict(self.precision), **{name: getattr(self, name) for name in figures}}
 
-    def _in_memory(self, blocks: float) -> int:
-        exact = weights_nbytes(self.config, FP32)
-        return BASE_NBYTES + sum(
-            int(_ratio(PRECISIONS[name], blocks) * (exact if _is_widened(PRECISIONS[name]) else self.weights)[graph])
-            for graph, name in self.precision.items()
-        )
-
 
 def _is_widened(precision: Precision) -> bool:
     """Whether ONNX Runtime keeps a float32 copy of the weights beside them on the processor."""
     return precision.activations != "float32" and not precision.block
 
 
-def _ratio(precision: Precision, blocks: float) -> float:
-    return blocks if precision.block else SIXTEEN_BITS if _is_widened(precision) else FLOAT32
+def _ratio(precision: Precision) -> float:
+    return BLOCKS if precision.block else SIXTEEN_BITS if _is_widened(precision) else FLOAT32
