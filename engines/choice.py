@@ -141,26 +141,27 @@ def choose(config: ModelConfig, target: Target, slots: int | None = None, shorte
     for count, capacity in (asked, *((slots or 1, length) for length in lengths)):
         found = _fitting(config, target, count, capacity)
         if found is not None:
-            return _with_more_slots(replace(found, asked=asked))
+            return _with_more_slots(config, replace(found, asked=asked))
     raise _nothing_fits(config, target, slots or 1, lengths[-1])
 
 
 def _fitting(config: ModelConfig, target: Target, slots: int, capacity: int) -> Choice | None:
-    better: tuple[str, int] | None = None
+    needs: dict[str, int] = {}
     for name in target.precisions:
         sizes = target.plan(config, name, capacity)
-        needed = sizes.needed_nbytes(slots)
-        if needed <= target.memory_nbytes:
+        if sizes.needed_nbytes(slots) <= target.memory_nbytes:
+            better = min(needs.items(), key=lambda item: item[1], default=None)
             return Choice(target, name, sizes, slots, (slots, capacity), better)
-        if better is None or needed < better[1]:
-            better = name, needed
+        needs[name] = sizes.needed_nbytes(slots)
     return None
 
 
-def _with_more_slots(found: Choice) -> Choice:
+def _with_more_slots(config: ModelConfig, found: Choice) -> Choice:
     """The same precision with as many slots as fit, up to those asked for."""
-    counts = range(found.slots, max(found.slots, found.asked[0]) + 1)
-    return replace(found, slots=max(n for n in counts if found.plan.needed_nbytes(n) <= found.target.memory_nbytes))
+    target, counts = found.target, range(found.slots, max(found.slots, found.asked[0]) + 1)
+    slots = max(n for n in counts if found.plan.needed_nbytes(n) <= target.memory_nbytes)
+    most = _fitting(config, target, slots, found.capacity)
+    return replace(most, asked=found.asked) if most else found
 
 
 def _nothing_fits(config: ModelConfig, target: Target, slots: int, capacity: int) -> BuildError:

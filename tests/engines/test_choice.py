@@ -48,7 +48,7 @@ def test_the_table_of_the_documentation_is_what_is_chosen() -> None:
         better = f"{choice.better[0]}: {readable(choice.better[1])}" if choice.better else ""
         row = f"| {label} | {choice.precision} ({readable(choice.needed_nbytes)}) | {better} |".replace("|  |", "| |")
         assert row in page
-    for name, words in (("rtx-4060", "int8: 10.8 GB"), ("rtx-4080", "fp16: 18.9 GB")):
+    for name, words in (("rtx-4060", "int8: 10.8 GB"), ("rtx-4080", "fp16: 22.1 GB")):
         choice = on_gpu(name)
         assert f"| {choice.precision} for {choice.slots} conversation" in page and choice.better
         assert f"{choice.better[0]}: {readable(choice.better[1])}" == words and words in page
