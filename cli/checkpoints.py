@@ -1,6 +1,5 @@
 """Commands that make checkpoints and bundles: synth and build."""
 
-import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,11 @@ import click
 
 from pplex.cli.command import command
 from pplex.cli.engines import engine_options
-from pplex.cli.options import lora_options
+from pplex.cli.options import lora_options, memory_option
 from pplex.runtime.config import CODEBOOKS
-from pplex.runtime.gpus import TENSORRT_RTX, parse_gpu
+from pplex.runtime.gpus import TENSORRT_RTX, Gpu, parse_gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS, MAX_SLOTS
-from pplex.runtime.precision import PRECISIONS, parse_precision
+from pplex.runtime.precision import AUTO, FP32, PRECISIONS, parse_precision
 
 
 @command()
@@ -53,9 +52,11 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
 )
 @click.option(
     "--precision",
-    default="fp32",
-    help=f"{', '.join(PRECISIONS)} for the language model; or per graph: temporal=int4,depth=int8,mimi_decode=fp16.",
+    default=AUTO,
+    help=f"auto: the most faithful that fits the target; {', '.join(PRECISIONS)} for the language model; or per graph: "
+    "temporal=int4,depth=int8,mimi_decode=fp16.",
 )
+@memory_option("Memory of the target, such as 16GB.  [default: the GPU's; without --gpu this machine's]")
 @click.option(
     "--calibration",
     default="default",
@@ -69,8 +70,7 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
 @click.option(
     "--slots",
     type=click.IntRange(1, MAX_SLOTS),
-    default=DEFAULT_SLOTS,
-    help="Conversations that an engine takes at most.",
+    help=f"Conversations that an engine takes at most.  [default: {DEFAULT_SLOTS}, or fewer with --precision auto]",
 )
 @click.option(
     "--for-engines",
@@ -86,10 +86,11 @@ def build(
     revision: str | None,
     depth_steps: str,
     precision: str,
+    memory: int | None,
     calibration: str,
     capacity: int | None,
     gpu: str | None,
-    slots: int,
+    slots: int | None,
     for_engines: bool,
     lora: Path | None,
     lora_scaling: float | None,
@@ -101,9 +102,10 @@ def build(
     An interrupted build keeps its finished graphs: run the same command to resume. A build ends with a short validation, if
     the bundle can run here. If it exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
     """
-    from pplex.cli.progress import build_progress
-    from pplex.export.build import BuildOptions, unchecked
+    from pplex.cli.progress import build_progress, tell
     from pplex.export.build import build as build_bundle
+    from pplex.export.build import unchecked
+    from pplex.export.build_plan import Auto, BuildOptions
     from pplex.export.source import resolve
     from pplex.export.staging import partial_folder
     from pplex.runtime.bundle import STEPS_FILE, open_bundle, parity_text
@@ -111,25 +113,25 @@ def build(
     from pplex.validate.short import check_build
 
     _check_gpu_options(gpu, slots, engine_options, for_engines)
-    target = None if gpu is None else parse_gpu(gpu)
-    if target is not None and engine_options.compiled_for is not None:
-        target = replace(target, kind=TENSORRT_RTX)  # even if TensorRT is the library for this GPU
+    auto = precision == AUTO
+    if memory is not None and gpu is None and not auto:
+        raise click.UsageError("--memory is for --precision auto and for --gpu: leave out --memory or --precision.")
     options = BuildOptions(
         int(depth_steps),
-        parse_precision(precision),
+        FP32 if auto else parse_precision(precision),
         None if calibration == "none" else calibration,
         capacity,
-        target,
-        slots,
+        None if gpu is None else _target(gpu, memory, engine_options),
+        slots or DEFAULT_SLOTS,
         engine_options,
         for_engines,
         lora,
         lora_scaling,
+        Auto(slots, memory) if auto else None,
     )
     checkpoint = resolve(source, revision)
     try:
         with build_progress() as progress:
-            tell = functools.partial(click.echo, err=True)
             build_bundle(checkpoint, out, options, progress, tell, unchecked if no_validate else check_build)
     except (KeyboardInterrupt, BuildError, OutputError):
         if os.path.exists(partial_folder(out) / STEPS_FILE):
@@ -142,11 +144,19 @@ def build(
         raise SystemExit(1)
 
 
-def _check_gpu_options(gpu: str | None, slots: int, engine_options: Any, for_engines: bool) -> None:
+def _target(name: str, memory_nbytes: int | None, engine_options: Any) -> Gpu:
+    """The GPU to build for, with its memory if the user named it."""
+    gpu = parse_gpu(name)
+    if engine_options.compiled_for is not None:
+        gpu = replace(gpu, kind=TENSORRT_RTX)  # even if TensorRT is the library for this GPU
+    return gpu if memory_nbytes is None else replace(gpu, memory_nbytes=memory_nbytes)
+
+
+def _check_gpu_options(gpu: str | None, slots: int | None, engine_options: Any, for_engines: bool) -> None:
     """Raises UsageError for options that have no effect with, or without, --gpu."""
     from pplex.engines.library import DEFAULT_OPTIONS
 
-    if gpu is None and (engine_options != DEFAULT_OPTIONS or slots != DEFAULT_SLOTS):
+    if gpu is None and (engine_options != DEFAULT_OPTIONS or slots is not None):
         raise click.UsageError(
             "--slots, --tf32, --workspace-mb, --optimization-level and --compiled-for apply to engines only: add --gpu."
         )

@@ -19,7 +19,7 @@ _IRRELEVANT = {"build": ("device", *_FOR_SERVE), "run": (*_FOR_BUILD, *_FOR_SERV
 @click.argument("aim", required=False, metavar="[build|run|serve]")
 @click.argument("source", required=False)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bundle"), help="Folder of the planned bundle.")
-@click.option("--precision", help="Precision of the planned bundle.  [default: list what fits]")
+@click.option("--precision", help="Precision of the planned bundle.  [default: auto, and list what fits]")
 @click.option("--gpu", help="GPU to compile engines for, as for build.")
 @click.option("--hub", is_flag=True, help="Also ask the hub: login, and access to the repository.")
 @device_option("Where ONNX graphs would run, as for run.")
@@ -41,13 +41,15 @@ def doctor(context: click.Context, /, aim: str | None, source: str | None, as_js
     from pplex.doctor.examination import diagnose
     from pplex.doctor.report import to_dict, to_text
     from pplex.runtime.gpus import parse_gpu
-    from pplex.runtime.precision import parse_precision
+    from pplex.runtime.precision import AUTO, parse_precision
 
     if aim is not None and aim not in AIMS:  # a bundle or a checkpoint alone
         if source is not None:
             raise click.UsageError(f"{aim} is not one of {', '.join(AIMS)}.")
         aim, source = None, aim
     _refuse_irrelevant(context, aim)
+    if options["precision"] == AUTO:
+        options["precision"] = None
     if options["precision"] is not None:
         parse_precision(options["precision"])
     if options["gpu"] not in (None, "local"):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import command
-from pplex.cli.options import echo_report, json_option
+from pplex.cli.options import echo_report, json_option, memory_option
 from pplex.runtime.config import MIN_CAPACITY
 
 
@@ -70,11 +70,24 @@ def inspect(bundle: Path, as_json: bool) -> None:
     multiple=True,
     help="Steps of context, 80 ms each.",
 )
+@memory_option("Memory of the GPU, such as 16GB; without --gpu, that of a processor's machine.  [default: each GPU's]")
 @json_option()
 def plan(
-    source: Path | None, gpus: tuple[str, ...], precisions: tuple[str, ...], capacities: tuple[int, ...], as_json: bool
+    source: Path | None,
+    gpus: tuple[str, ...],
+    precisions: tuple[str, ...],
+    capacities: tuple[int, ...],
+    memory: int | None,
+    as_json: bool,
 ) -> None:
-    """Show how many conversations fit each GPU, for the bundle or checkpoint SOURCE or for the released model."""
-    from pplex.engines.plan_report import report_plans
+    """Show how many conversations fit each GPU, for the bundle or checkpoint SOURCE or for the released model.
 
-    echo_report(report_plans(source, gpus, precisions, capacities), as_json)
+    With --memory and without --gpu, show it for a processor with this memory.
+    """
+    from pplex.engines.plan_report import report_plans
+    from pplex.engines.processor_report import report_processor
+
+    if memory is not None and not gpus:
+        echo_report(report_processor(source, memory, precisions, capacities), as_json)
+    else:
+        echo_report(report_plans(source, gpus, precisions, capacities, memory), as_json)

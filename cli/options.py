@@ -2,15 +2,20 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 
+from pplex.cli.command import checked
+from pplex.runtime.errors import ConfigError
+
 Option = Callable[[Any], Any]  # a decorator of a command
 
 MAX_THREADS = 256
+_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 class Printable(Protocol):
@@ -61,6 +66,20 @@ def _scaling(context: click.Context, parameter: click.Parameter, value: float | 
     if value is not None and (value == 0 or not math.isfinite(value)):
         raise click.BadParameter(f"{value} is not a number other than 0.")
     return value
+
+
+def memory_option(text: str) -> Option:
+    """`--memory`, a size such as 16GB, passed in bytes; None by default."""
+    return click.option("--memory", metavar="SIZE", callback=checked(parse_memory), help=text)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size with its unit: 8GB, 7.5 GiB, 512MB. Raises ConfigError."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]i?B)", text.strip(), re.ASCII | re.IGNORECASE)
+    nbytes = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if not nbytes:
+        raise ConfigError(f"{text!r} is not a size of memory. Give a number and its unit: 8GB, 7.5GiB or 512MB.")
+    return nbytes
 
 
 def echo_report(report: Printable, as_json: bool) -> None:

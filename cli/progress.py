@@ -1,9 +1,11 @@
 """Progress bars on standard error."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import click
 from tqdm import tqdm
 
 
@@ -25,6 +27,12 @@ def build_progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(done)
 
         yield progress
+
+
+def tell(text: str) -> None:
+    """Print text to standard error, above a bar."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        click.echo(text, err=True)
 
 
 @contextmanager

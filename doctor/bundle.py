@@ -52,7 +52,7 @@ def check_engines_run(
     on_gpu = bool(driver.gpus) and question.device != "cpu" and not ort.error and CUDA in ort.value["providers"]
     if state["in_bfloat16"] and not compiled and not on_gpu and not ort.error:
         fact = f"{', '.join(state['in_bfloat16'])}: in bf16, which ONNX Runtime cannot compute on the processor."
-        advice = "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
+        advice = "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --out BUNDLE"
         yield Finding("bundle", PROBLEM, fact, advice, stops)
     if not compiled:
         return

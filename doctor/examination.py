@@ -11,7 +11,7 @@ from pplex.doctor import bundle, checkpoint, engines, machine, packages, serving
 from pplex.doctor.driver import Driver, ask_driver
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Check, Finding, Question, gigabytes, guarded
 from pplex.doctor.probe import Probe, probe
-from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX
+from pplex.runtime.gpus import TENSORRT, TENSORRT_RTX, parse_gpu
 
 _SIZES = """
 import json
@@ -22,6 +22,11 @@ _SLOTS = """
 import json
 from pplex.doctor.sizes import slots_by_precision
 found = slots_by_precision(**json.loads(arguments[0]))
+"""
+_CHOICE = """
+import json
+from pplex.doctor.sizes import auto_choice
+found = auto_choice(**json.loads(arguments[0]))
 """
 RUNNING = {"run", "serve"}
 
@@ -72,11 +77,9 @@ class Diagnosis:
     def _build(self) -> str:
         question = self.question
         gpu = question.gpu or ("local" if self.gpu_precision else None)
-        precision = question.precision or self.gpu_precision or "int4"
+        precision = f" --precision {question.precision}" if question.precision else ""
         source = question.checkpoint or machine.RELEASED
-        return (
-            f"pplex-export build {source} --precision {precision}{f' --gpu {gpu}' if gpu else ''} --out {question.out}"
-        )
+        return f"pplex-export build {source}{precision}{f' --gpu {gpu}' if gpu else ''} --out {question.out}"
 
 
 def diagnose(question: Question) -> Diagnosis:
@@ -113,6 +116,8 @@ class Examination:
         yield "processors", partial(machine.check_processors, question)
         yield "memory", lambda: machine.check_memory(question, self._sizes, self._bundle)
         yield "gpu memory", self._check_gpu_memory
+        if "build" in aims and question.bundle is None and question.precision is None:
+            yield "precision", self._check_choice
         yield "disk", lambda: machine.check_disk(question, self._sizes, self._bundle, self._cache)
         if "build" in aims and question.bundle is None:
             yield "checkpoint", partial(checkpoint.check_checkpoint, question)
@@ -130,7 +135,7 @@ class Examination:
     def gpu_precision(self) -> str | None:
         """The best precision whose weights and one conversation fit the GPU; None if none fits."""
         slots = self._slots.value if self._slots and not self._slots.error else {}
-        return next((name for name in ("bf16", "fp16", "fp8", "int8", "int4") if slots.get(name)), None)
+        return next((name for name in slots if name != "fp32" and slots[name]), None)
 
     def _check_engines(self) -> Iterator[Finding]:
         if self._bundle is not None:
@@ -147,6 +152,23 @@ class Examination:
             yield Finding("gpu memory", OK, fact, details=slots)
         else:
             yield Finding("gpu memory", WARNING, fact, "To see what fits each GPU: pplex-export plan", details=slots)
+
+    def _check_choice(self) -> Iterator[Finding]:
+        """What a build would choose, as the suggested command has no --precision."""
+        named, wanted = self._question.gpu, self._question.gpu or ("local" if self.gpu_precision else None)
+        gpu = engines.local_gpu(self._driver) if wanted == "local" else parse_gpu(wanted) if wanted else None
+        if wanted and (gpu is None or gpu.memory_nbytes is None):
+            advice = "Name a --precision, or give the GPU's memory to build: --memory 16GB"
+            yield Finding("precision", WARNING, f"The memory of {named} is not known here.", advice)
+            return
+        answer = probe(_CHOICE, json.dumps({"source": self._folder, "gpu": gpu and asdict(gpu)}))
+        if answer.error:
+            return  # the check of packages has the reason
+        reason, _, advice = answer.value["reason"].partition("\n")
+        if answer.value["precision"]:
+            yield Finding("precision", OK, reason, details=answer.value)
+        else:
+            yield Finding("precision", PROBLEM, reason, advice.strip() or None, ("build",), answer.value)
 
     @property
     def _needs_onnxruntime(self) -> bool:

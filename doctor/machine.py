@@ -11,12 +11,9 @@ from pplex.doctor.findings import OK, PROBLEM, WARNING, Finding, Question, gigab
 from pplex.runtime import cgroup
 
 RUNNING = ("run", "serve")
-# Memory, measured at the released size (docs/performance.md). The first load of a bundle takes 2.05 times its weights;
-# later loads use cached graphs and take 1.25 times.
-LOADED, FIRST_LOADED = 1.25, 2.05
 # A build takes this share of the model's bytes in 16 bits: 3.7 of 15.7 GB without engines, all 15.7 GB with them.
 BUILT, COMPILED = 0.25, 1.0
-BASE_NBYTES = 10**8  # Python and its libraries, beside the weights
+BESIDE_NBYTES = 5 * 10**8  # Python, torch and one matrix, beside that
 CHECKPOINT_NBYTES = 17_134_000_000  # the files of nvidia/personaplex-7b-v1 that a build fetches
 RELEASED = "nvidia/personaplex-7b-v1"
 
@@ -69,7 +66,7 @@ def _memory_to_run(
         return
     model = sizes[str(smallest)] if bundle is None else bundle
     name = f"The released model in {smallest}" if bundle is None else "This bundle"
-    loaded, first = (int(times * model["weights"]) + BASE_NBYTES for times in (LOADED, FIRST_LOADED))
+    loaded, first = model["loaded"], model["first"]
     fitting = (free - loaded) // model["session"]
     taken = (
         f"{name} needs about {gigabytes(loaded)} on the processor, {gigabytes(first)} during the first load, and "
@@ -94,7 +91,7 @@ def _memory_to_run(
 def _memory_to_build(question: Question, free: int, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
     name = question.precision or min(sizes, key=lambda each: sizes[each]["weights"])
     size, share = sizes[name], COMPILED if question.gpu else BUILT
-    needed = int(share * size["sixteen_bits"]) + 5 * BASE_NBYTES
+    needed = int(share * size["sixteen_bits"]) + BESIDE_NBYTES
     what = f"A build in {name}{' with engines' if question.gpu else ''} needs about {gigabytes(needed)}"
     details = {"build_nbytes": needed, "validation_nbytes": size["validation"]}
     if free < needed:

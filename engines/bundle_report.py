@@ -45,11 +45,15 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """All graphs of a bundle, with rings of `capacity` steps; `parity` is the manifest's record of the validation."""
+    """All graphs of a bundle, with rings of `capacity` steps.
+
+    From the manifest: `parity` is the record of the validation, `choice` of what `--precision auto` chose for which target.
+    """
 
     capacity: int
     graphs: tuple[GraphReport, ...]
     parity: Mapping[str, Any] | None
+    choice: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,7 +63,14 @@ class BundleReport:
         sizes = ((report.nbytes, report.session_nbytes) for report in self.graphs)
         total = ("all", "", "", "", "", "", *(readable(sum(column)) for column in zip(*sizes, strict=True)))
         table = markdown(_HEADERS, [*(_row(report) for report in self.graphs), total])
-        return "\n\n".join((table, parity_text(self.parity), *(_layers_text(report) for report in self.graphs)))
+        return "\n\n".join(
+            (
+                table,
+                _choice_text(self.choice),
+                parity_text(self.parity),
+                *(_layers_text(report) for report in self.graphs),
+            )
+        )
 
 
 _FACTS = ("layers", "weights", "held_nbytes", "scratch_nbytes")
@@ -72,7 +83,7 @@ def report_bundle(folder: Path) -> BundleReport:
     capacity = bundle.config.temporal.capacity
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
     graphs = tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items())
-    return BundleReport(capacity, graphs, bundle.manifest["parity"])
+    return BundleReport(capacity, graphs, bundle.manifest["parity"], bundle.manifest["choice"])
 
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
@@ -108,6 +119,13 @@ def _of_onnx(path: Path) -> dict[str, Any]:
         return dict.fromkeys(_FACTS)
     model = onnx.load(path, load_external_data=False)
     return dict.fromkeys(_FACTS) | {"layers": node_counts(model), "weights": weights_by_dtype(model)}
+
+
+def _choice_text(choice: Mapping[str, Any] | None) -> str:
+    if choice is None:
+        return "The precision was named by the user."
+    needed, memory = readable(choice["needed_nbytes"]), readable(choice["memory_nbytes"])
+    return f"--precision auto chose {choice['precision']} for {choice['target']}: {needed} of {memory}."
 
 
 def _row(report: GraphReport) -> tuple[str, ...]:

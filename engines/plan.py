@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pplex.measure.tables import readable
-from pplex.runtime.config import ModelConfig
+from pplex.runtime.config import MIN_CAPACITY, ModelConfig
 from pplex.runtime.errors import GpuError
 from pplex.runtime.gpus import Gpu
 from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, graph_specs
@@ -63,8 +63,12 @@ class MemoryPlan:
         """Slots that fit, at most a graph's limit; None if the GPU's memory is unknown."""
         if self.gpu.memory_nbytes is None:
             return None
-        room = self.gpu.memory_nbytes - RESERVE_NBYTES - self.weights_nbytes - self.scratch_nbytes
+        room = self.gpu.memory_nbytes - self.needed_nbytes(0)
         return min(MAX_SLOTS, max(0, room // self.session_nbytes)) if self.possible else 0
+
+    def needed_nbytes(self, slots: int) -> int:
+        """Memory of a GPU that holds `slots` conversations, with RESERVE_NBYTES for all else."""
+        return RESERVE_NBYTES + self.weights_nbytes + self.scratch_nbytes + slots * self.session_nbytes
 
     def check(self, slots: int) -> None:
         """Raises GpuError if `slots` do not fit, and says what would fit, or if the GPU lacks the precision."""
@@ -81,13 +85,16 @@ class MemoryPlan:
     def to_text(self) -> str:
         """One line, for `build` to print before it starts."""
         slots = "an unknown number of slots" if self.slots is None else f"{self.slots} slots"
+        gpu = f"{self.gpu.title} (sm_{self.gpu.sm}, {self.gpu.kind})"
+        return f"{gpu}: {slots} at {self.capacity} steps of context; {self.parts}"
+
+    @property
+    def parts(self) -> str:
+        """What the memory is for."""
         weights, session, scratch = (
             readable(nbytes) for nbytes in (self.weights_nbytes, self.session_nbytes, self.scratch_nbytes)
         )
-        return (
-            f"{self.gpu.title} (sm_{self.gpu.sm}, {self.gpu.kind}): {slots} at {self.capacity} steps of context; "
-            f"{weights} of weights, {session} a session, {scratch} of scratch"
-        )
+        return f"{weights} of weights, {session} a session, {scratch} of scratch"
 
     def to_dict(self) -> dict[str, Any]:
         figures = ("capacity", "weights_nbytes", "session_nbytes", "scratch_nbytes", "slots")
@@ -115,6 +122,11 @@ def session_nbytes(config: ModelConfig, precision: Mapping[str, str], capacity: 
     """Bytes of a slot, by graph."""
     specs = graph_specs(config, precision)
     return {graph: slot_nbytes([spec], capacity) for graph, spec in specs.items()}
+
+
+def capacities(full: int) -> tuple[int, ...]:
+    """Lengths of the rings to consider: the full one, about half of it and a quarter."""
+    return (full, *(max(MIN_CAPACITY, shorter_capacity(full, part)) for part in (2, 4)))
 
 
 def shorter_capacity(capacity: int, part: int) -> int:

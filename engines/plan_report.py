@@ -4,17 +4,19 @@ Called by `cli.engines` and `doctor.sizes`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan, shorter_capacity
+from pplex.engines.choice import choose, target_of
+from pplex.engines.plan import RESERVE_NBYTES, MemoryPlan, plan
+from pplex.engines.plan import capacities as all_capacities
 from pplex.measure.tables import markdown, readable
 from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
-from pplex.runtime.config import MIN_CAPACITY, RELEASED, ModelConfig
+from pplex.runtime.config import RELEASED, ModelConfig
 from pplex.runtime.config_file import read_config
-from pplex.runtime.errors import ConfigError
+from pplex.runtime.errors import BuildError, ConfigError
 from pplex.runtime.files import is_file, is_folder
 from pplex.runtime.gpus import GPUS, Gpu, parse_gpu
 from pplex.runtime.precision import parse_precision
@@ -33,21 +35,29 @@ class Model:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Plans by [GPU][precision][capacity]; precisions keep the user's names."""
+    """Plans by [GPU][precision][capacity]; precisions keep the user's names.
+
+    choices: for each GPU what a build chooses; None if the model is a bundle.
+    """
 
     gpus: tuple[Gpu, ...]
     precisions: tuple[str, ...]
     capacities: tuple[int, ...]
     plans: tuple[tuple[tuple[MemoryPlan, ...], ...], ...]
+    choices: tuple[str | None, ...]
 
     def to_dict(self) -> list[dict[str, Any]]:
         return [one.to_dict() for of_gpu in self.plans for of_precision in of_gpu for one in of_precision]
 
     def to_text(self) -> str:
         """Two Markdown tables: slots by GPU, and sizes by precision."""
+        slots_of, auto = [f"{name} slots" for name in self.precisions], ["auto"] if self.choices[0] else []
         slots = markdown(
-            ("GPU", "--gpu", "sm", "memory", "engine", "precisions", *(f"{name} slots" for name in self.precisions)),
-            [_gpu_row(gpu, plans) for gpu, plans in zip(self.gpus, self.plans, strict=True)],
+            ("GPU", "--gpu", "sm", "memory", "engine", "precisions", *slots_of, *auto),
+            [
+                (*_gpu_row(gpu, plans), *([choice] if choice else []))
+                for gpu, plans, choice in zip(self.gpus, self.plans, self.choices, strict=True)
+            ],
         )
         sizes = markdown(
             ("precision", "weights", "a session", "scratch"),
@@ -69,11 +79,16 @@ def _minutes(seconds: float) -> str:
 
 
 def report_plans(
-    source: Path | None, gpus: Sequence[str] = (), precisions: Sequence[str] = (), capacities: Sequence[int] = ()
+    source: Path | None,
+    gpus: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    capacities: Sequence[int] = (),
+    memory_nbytes: int | None = None,
 ) -> PlanReport:
     """Plans for a bundle, a checkpoint or, without a source, the released model.
 
-    Defaults: all known GPUs; a bundle's own precisions, or some; the ring's full capacity, half and a quarter of it.
+    `memory_nbytes`: that of every GPU, instead of its own. Defaults: all known GPUs; a bundle's own precisions, or some; the
+    ring's full capacity, half and a quarter of it.
     Raises GpuError, ConfigError or BundleError for unknown names, AccessError for unreadable files.
     """
     model = open_model(source)
@@ -81,7 +96,9 @@ def report_plans(
     as_built = model.precision is not None and not precisions
     names = ("as built",) if as_built else tuple(precisions) or DEFAULT_PRECISIONS
     chosen = tuple(parse_gpu(name) for name in gpus or GPUS)
-    steps = tuple(capacities) or _capacities(config.temporal.capacity)
+    if memory_nbytes is not None:
+        chosen = tuple(replace(gpu, memory_nbytes=memory_nbytes) for gpu in chosen)
+    steps = tuple(capacities) or all_capacities(config.temporal.capacity)
     parsed = [model.precision] if as_built else [parse_precision(name) for name in names]
     weights = [model.weights_nbytes if as_built else None] * len(names)
     plans = tuple(
@@ -91,11 +108,26 @@ def report_plans(
         )
         for gpu in chosen
     )
-    return PlanReport(chosen, names, steps, plans)
+    shorten, asked = not capacities, with_capacity(config, steps[0])
+    choices = tuple(None if as_built else _choice(asked, gpu, shorten) for gpu in chosen)
+    return PlanReport(chosen, names, steps, plans, choices)
 
 
-def _capacities(full: int) -> tuple[int, ...]:
-    return (full, *(max(MIN_CAPACITY, shorter_capacity(full, part)) for part in (2, 4)))
+def with_capacity(config: ModelConfig, capacity: int) -> ModelConfig:
+    """The same model with other rings."""
+    return replace(config, temporal=replace(config.temporal, capacity=capacity))
+
+
+def _choice(config: ModelConfig, gpu: Gpu, shorten: bool) -> str:
+    """What a build without --precision chooses, as in: int8, 8 slots."""
+    try:
+        choice = choose(config, target_of(gpu), shorten=shorten)
+    except ConfigError:
+        return "?"  # the GPU's memory is not known
+    except BuildError:
+        return "-"
+    steps = "" if choice.capacity == config.temporal.capacity else f", {choice.capacity} steps"
+    return f"{choice.precision}, {choice.slots} slot{'' if choice.slots == 1 else 's'}{steps}"
 
 
 def open_model(source: Path | None) -> Model:

@@ -79,8 +79,8 @@ def build(
 
     A new bundle replaces an existing one with one rename, when it is complete and opens. Weights are read and written one
     tensor at a time. An interrupted build keeps its finished graphs and engines, and the same build resumes from them.
-    `tell` gets a line about how many slots fit the GPU, and about each voice that is left out. The manifest stores the
-    result of `check` as `parity`.
+    `tell` gets lines about the chosen precision, about how many slots fit the GPU, and about each voice that is left out.
+    The manifest stores the result of `check` as `parity`.
     Raises CheckpointError for a damaged or wrong checkpoint; CalibrationError, ConfigError and GpuError for options that do
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
@@ -89,6 +89,8 @@ def build(
     plan = plan_build(open_checkpoint(source.folder, lora, options.lora_scaling), options)
     if unused := plan.checkpoint.layout.unused:
         tell(f"The weights come from {plan.checkpoint.layout.weights_name}. Not used: {', '.join(unused)}.")
+    for note in plan.notes:
+        tell(note)
     if options.gpu is not None:
         tell(_check_gpu(plan, options.gpu))
     checkpoint, total = plan.checkpoint, plan.progress_nbytes
@@ -201,6 +203,7 @@ def _manifest(folder: Path, source: CheckpointSource, plan: BuildPlan, voices: l
         },
         "config": plan.config.to_dict(),
         "precision": dict(plan.options.precision),
+        "choice": None if plan.choice is None else plan.choice.to_dict(),
         "calibration": dict(Calibration.load(calibration, plan.config, weights_mark(checkpoint)).source)
         if plan.calibrated
         else None,

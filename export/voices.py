@@ -59,7 +59,9 @@ def find_voices(folder: Path, config: ModelConfig) -> FoundVoices:
     keys are ignored. Raises CheckpointError if no voice can be used, or if the archive cannot be read: see `read_voices`.
     """
     archive = _archived(folder / VOICES_FILE, config) if is_file(folder / VOICES_FILE) else FoundVoices({}, [])
-    loose = _usable(_loose(folder / VOICES_FOLDER), config) if is_folder(folder / VOICES_FOLDER) else FoundVoices({}, [])
+    loose = (
+        _usable(_loose(folder / VOICES_FOLDER), config) if is_folder(folder / VOICES_FOLDER) else FoundVoices({}, [])
+    )
     found = FoundVoices(_by_name({**archive.voices, **loose.voices}), archive.warnings + loose.warnings)
     if found.warnings and not found.voices:
         raise _none_usable(folder, found.warnings)

@@ -26,8 +26,8 @@ CACHES_FOLDER = "caches"  # kernels compiled where the bundle was used; not part
 CACHE_SUFFIX = ".cache"
 
 _KEYS = {
-    "schema", "made_by", "checkpoint", "config", "precision", "calibration", "engines", "voices", "parity", "files",
-    "digest",
+    "schema", "made_by", "checkpoint", "config", "precision", "choice", "calibration", "engines", "voices", "parity",
+    "files", "digest",
 }  # fmt: skip
 
 

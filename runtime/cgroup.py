@@ -41,6 +41,16 @@ def memory_limit_nbytes() -> int | None:
     return min((limit for limit in limits if physical is None or limit < physical), default=None)
 
 
+def total_memory() -> int | None:
+    """Bytes that this process can have if nothing else runs; None if the system does not report them.
+
+    The smallest of the machine's memory, each cgroup's limit and `ulimit -v`. It does not change with what else runs now.
+    """
+    return min(
+        (limit for limit in (_physical_memory(), memory_limit_nbytes(), _address_limit()) if limit), default=None
+    )
+
+
 def available_memory() -> int | None:
     """Bytes that this process can still get without swapping; None if the system does not report them.
 
@@ -117,17 +127,34 @@ def _meminfo(name: str) -> int | None:
     return None
 
 
-def _address_room() -> int | None:
-    """Bytes up to `ulimit -v`; None without one."""
+def _physical_memory() -> int | None:
+    """Bytes of the machine's memory."""
+    if (total := _meminfo("MemTotal")) is not None:
+        return total
+    with suppress(AttributeError, ValueError, OSError):  # macOS has no /proc; Windows has no sysconf
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _address_limit() -> int | None:
+    """`ulimit -v` in bytes; None without one."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _address_room() -> int | None:
+    """Bytes up to `ulimit -v`; None without one."""
+    limit = _address_limit()
+    if limit is None:
         return None
+    import resource
+
     taken = next(iter(_lines("proc/self/statm")), "0").split()[0]
-    return max(0, soft - int(taken) * resource.getpagesize())
+    return max(0, limit - int(taken) * resource.getpagesize())
 
 
 def _numbers(path: Path, count: int) -> list[int | None]:

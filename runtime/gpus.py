@@ -133,9 +133,14 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
     dict(
         (
             _gpu("rtx-2080-ti", "GeForce RTX 2080 Ti", 75, 11),
+            _gpu("rtx-3060", "GeForce RTX 3060", 86, 12),
             _gpu("rtx-3090", "GeForce RTX 3090", 86, 24),
+            _gpu("rtx-4060", "GeForce RTX 4060", 89, 8),
+            _gpu("rtx-4070", "GeForce RTX 4070", 89, 12),
             _gpu("rtx-4080", "GeForce RTX 4080", 89, 16),
             _gpu("rtx-4090", "GeForce RTX 4090", 89, 24),
+            _gpu("rtx-5060", "GeForce RTX 5060", 120, 8),
+            _gpu("rtx-5070", "GeForce RTX 5070", 120, 12),
             _gpu("rtx-5080", "GeForce RTX 5080", 120, 16),
             _gpu("rtx-5090", "GeForce RTX 5090", 120, 32),
             _gpu("rtx-a6000", "RTX A6000", 86, 48),

@@ -55,7 +55,7 @@ class OnnxRuntimeExecutor:
         if PRECISIONS[precision].activations == "bfloat16":
             raise EngineError(
                 f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
-                "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --precision fp16 --out BUNDLE"
+                "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --out BUNDLE"
             )
         options = partial(_options, precision, threads, profiles and profiles / spec.name)
         mapped = (weights or path.parent) / f"{spec.name}.data"

@@ -53,6 +53,13 @@ def weights_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: 
     return {graph: table[graph].nbytes(PRECISIONS[name], compiled) for graph, name in precision.items()}
 
 
+def prepared_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool = False) -> dict[str, int]:
+    """Bytes of weights as `runtime.prepared` caches them for a processor: scales and embeddings become float32."""
+    table = parameters(config)
+    wide = {graph: replace(PRECISIONS[name], activations="float32") for graph, name in precision.items()}
+    return {graph: table[graph].nbytes(one, compiled) for graph, one in wide.items()}
+
+
 def build_nbytes(config: ModelConfig, precision: Mapping[str, str], compiled: bool) -> int:
     """Bytes of disk that a build takes: engines are as large as their graphs, and one graph is on disk beside them."""
     weights = weights_nbytes(config, precision, compiled).values()

@@ -54,6 +54,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         )
     }
 )
+AUTO = "auto"  # the precision that `build` chooses: see engines/choice.py
 CODEC_PRECISIONS = ("fp32", "fp16")  # TensorRT-RTX does not support a transposed convolution in bfloat16
 FP32: Mapping[str, str] = MappingProxyType(dict.fromkeys(GRAPH_NAMES, "fp32"))
 

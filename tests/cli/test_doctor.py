@@ -94,6 +94,25 @@ def test_a_full_disk_stops_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 1 and "has 1.0 MB free" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("gpu, precision", [("rtx-4090", "int8"), ("rtx-4060", "int4")])
+def test_it_says_what_a_build_without_a_precision_chooses(gpu: str, precision: str) -> None:
+    result = CliRunner().invoke(main, ["doctor", "build", "--precision", "auto", "--gpu", gpu, "--json"])
+    report = json.loads(result.stdout)
+    (finding,) = (finding for finding in report["findings"] if finding["check"] == "precision")
+    assert finding["level"] == "ok" and finding["fact"].startswith(f"--precision auto chooses {precision} for GeForce ")
+    assert report["stopped"]["build"] or report["next"].endswith(f"personaplex-7b-v1 --gpu {gpu} --out bundle")
+
+
+@pytest.mark.parametrize(
+    "gpu, level, words", [("t4", "problem", "No precision fits"), ("sm_86", "warning", "not known")]
+)
+def test_it_says_if_a_build_without_a_precision_would_choose_none(gpu: str, level: str, words: str) -> None:
+    report = json.loads(CliRunner().invoke(main, ["doctor", "build", "--gpu", gpu, "--json"]).stdout)
+    (finding,) = (finding for finding in report["findings"] if finding["check"] == "precision")
+    assert (finding["level"], finding["stops"]) == (level, ["build"] if level == "problem" else [])
+    assert words in finding["fact"]
+
+
 class TestUsage:
     @pytest.mark.parametrize(
         "arguments, words",

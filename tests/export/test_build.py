@@ -33,7 +33,7 @@ def source(folder: Path) -> CheckpointSource:
 def start_build(checkpoint: Path, out: Path) -> tuple[subprocess.Popen[bytes], Path]:
     """A build in its own process, and its staging folder after the first graph is written."""
     code = "from pplex.cli import main; main()"
-    command = [sys.executable, "-c", code, "build", str(checkpoint), "--out", str(out)]
+    command = [sys.executable, "-c", code, "build", str(checkpoint), "--precision", "fp32", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     staging, deadline = partial_folder(out), time.monotonic() + 120
     while time.monotonic() < deadline:

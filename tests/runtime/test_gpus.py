@@ -66,7 +66,7 @@ def test_an_unsupported_precision_is_refused_with_the_supported_ones() -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("rtx-4070", r"Unknown GPU 'rtx-4070'. Known: rtx-2080-ti, .*jetson-thor\. .*sm_89 for 8\.9"),
+        ("rtx-4065", r"Unknown GPU 'rtx-4065'. Known: rtx-2080-ti, .*jetson-thor\. .*sm_89 for 8\.9"),
         ("sm_70", r"cannot be built for sm_70, only for sm_75, sm_80"),
         ("sm_", r"Unknown GPU 'sm_'"),
         ("", r"Unknown GPU ''"),
