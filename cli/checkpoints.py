@@ -98,9 +98,11 @@ def build(
     the bundle can run here. If it exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
     """
     from pplex.cli.progress import build_progress
+    from pplex.cli.waiting import ends_at_once
     from pplex.export.build import BuildOptions, unchecked
     from pplex.export.build import build as build_bundle
-    from pplex.export.source import resolve
+    from pplex.export.early import check_before_download, check_out
+    from pplex.export.source import download, find
     from pplex.export.staging import partial_folder
     from pplex.runtime.bundle import STEPS_FILE, open_bundle, parity_text
     from pplex.runtime.errors import BuildError, OutputError
@@ -120,10 +122,14 @@ def build(
         engine_options,
         for_engines,
     )
-    checkpoint = resolve(source, revision)
+    tell = functools.partial(click.echo, err=True)
+    check_out(out)
+    with ends_at_once():
+        found = find(source, revision)
+        check_before_download(found, out, options)
+        checkpoint = download(found, tell)
     try:
         with build_progress() as progress:
-            tell = functools.partial(click.echo, err=True)
             build_bundle(checkpoint, out, options, progress, tell, unchecked if no_validate else check_build)
     except (KeyboardInterrupt, BuildError, OutputError):
         if os.path.exists(partial_folder(out) / STEPS_FILE):
