@@ -45,11 +45,15 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """All graphs of a bundle, with rings of `capacity` steps; `parity` is the manifest's record of the validation."""
+    """All graphs of a bundle, with rings of `capacity` steps; `parity` is the manifest's record of the validation.
+
+    verified: the number of files whose SHA-256 was checked; None if none was.
+    """
 
     capacity: int
     graphs: tuple[GraphReport, ...]
     parity: Mapping[str, Any] | None
+    verified: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,20 +63,24 @@ class BundleReport:
         sizes = ((report.nbytes, report.session_nbytes) for report in self.graphs)
         total = ("all", "", "", "", "", "", *(readable(sum(column)) for column in zip(*sizes, strict=True)))
         table = markdown(_HEADERS, [*(_row(report) for report in self.graphs), total])
-        return "\n\n".join((table, parity_text(self.parity), *(_layers_text(report) for report in self.graphs)))
+        files = [f"verified: {self.verified} files, all as they were built"] if self.verified is not None else []
+        return "\n\n".join((table, *files, parity_text(self.parity), *(_layers_text(report) for report in self.graphs)))
 
 
 _FACTS = ("layers", "weights", "held_nbytes", "scratch_nbytes")
 _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file", "a session")
 
 
-def report_bundle(folder: Path) -> BundleReport:
-    """Report a bundle without hashing it. Raises BundleError if it is damaged or not a bundle, AccessError if unreadable."""
-    bundle = open_bundle(folder, verify=False)
+def report_bundle(folder: Path, verify: bool = False) -> BundleReport:
+    """Report a bundle; with `verify`, check the SHA-256 of each file first.
+
+    Raises BundleError if it is damaged or not a bundle, AccessError if unreadable.
+    """
+    bundle = open_bundle(folder, verify)
     capacity = bundle.config.temporal.capacity
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
     graphs = tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items())
-    return BundleReport(capacity, graphs, bundle.manifest["parity"])
+    return BundleReport(capacity, graphs, bundle.manifest["parity"], len(bundle.manifest["files"]) if verify else None)
 
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:

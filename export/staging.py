@@ -116,6 +116,12 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def is_partial_folder(folder: Path) -> bool:
+    """Whether a folder is that of an unfinished build."""
+    name = folder.resolve().name
+    return name.startswith(".") and name.endswith(".partial")
+
+
 def is_being_built(out: Path) -> bool:
     """Whether a running process is building `out`."""
     return not _is_abandoned(partial_folder(out))

@@ -35,6 +35,9 @@ for line in sys.stdin:
             answer = {"error": str(error)}
     print(json.dumps(answer, default=str), flush=True)
 """
+OF_THE_LIBRARY = (
+    "ignore:Use 'content=<...>':DeprecationWarning"  # the hub's library uploads with httpx2's older argument
+)
 COMMAND = [sys.executable, "-c", "from pplex.cli import main; main()"]
 
 
@@ -70,7 +73,7 @@ class Hub:
     @property
     def client(self) -> subprocess.Popen[str]:
         if self._client is None:
-            command = [sys.executable, "-W", "error", "-c", CLIENT]
+            command = [sys.executable, "-W", "error", "-W", OF_THE_LIBRARY, "-c", CLIENT]
             pipe = subprocess.PIPE
             self._client = subprocess.Popen(command, env=self.environment, stdin=pipe, stdout=pipe, text=True)
         return self._client
