@@ -79,12 +79,12 @@ def find(source: str | os.PathLike[str], revision: str | None = None) -> Found:
     # By its name, and the smallest file first: the cache then knows the commit, and a refusal comes before the weights.
     first = CONFIG_FILE if CONFIG_FILE in files.nbytes else min(_needed(files, None, {}), key=lambda n: files.nbytes[n])
     folder = hub.fetch_files(files, [first], _silent, by_name=files.unreachable is None)
-    found = Found(CheckpointSource(folder, name, folder.name), files)
-    config = found.config and _read_json(folder / CONFIG_FILE)  # raises ConfigError for another model
+    ModelConfig.from_checkpoint(folder / CONFIG_FILE)  # raises ConfigError for another model
+    config = _read_json(folder / CONFIG_FILE)
     if INDEX_FILE in wanted_files(files.nbytes, config):
         hub.fetch_files(files, [INDEX_FILE], _silent)
     names = _needed(files, folder, config)
-    return Found(found.source, files, names, files.uncached(names))
+    return Found(CheckpointSource(folder, name, folder.name), files, names, files.uncached(names))
 
 
 def download(found: Found, tell: hub.Tell = lambda line: None) -> CheckpointSource:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,10 @@ class TestUpload:
         stored = len(repo.stored)
         assert push()["code"] == 0
         assert sum(line.startswith("PUT") for line in repo.asked) == len(repo.stored) - stored
+
+    def test_needs_no_torch(self) -> None:
+        code = "import sys, pplex.export.push, pplex.cli.hub; assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class TestRefusals:
