@@ -99,7 +99,9 @@ def download(found: Found, tell: hub.Tell = lambda line: None) -> CheckpointSour
 
 def check_access(repo: str, revision: str | None = None) -> None:
     """Ask the hub for the size of a repository's weights. Raises CheckpointError, with advice, if the hub refuses."""
-    hub.check_access(repo, LM_FILE, revision)
+    files = _list(repo, revision)
+    weights = next((name for name in wanted_files(files.nbytes, {}) if name in WEIGHTS_FILES), LM_FILE)
+    hub.check_access(repo, weights, revision)
 
 
 def wanted_files(

@@ -14,6 +14,8 @@ from hub_client import Hub, wait_until
 from hub_stand_in import Repo
 
 from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE
+from pplex.export.staging import whole_folder
+from pplex.runtime.bundle import is_bundle
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,12 @@ class TestBeforeTheDownload:
     ) -> None:
         done = hub.command("build", repo.name, "--out", out)
         assert done["code"] == 1 and f"{out} cannot be written" in done["error"] and repo.asked == []
+
+    def test_a_bundle_that_another_process_builds(self, hub: Hub, repo: Repo, tmp_path: Path) -> None:
+        with whole_folder(tmp_path / "bundle", is_bundle, resumable=True) as folder:
+            done = hub.command("build", repo.name, "--out", tmp_path / "bundle")
+            (folder / "x").touch()
+        assert done["code"] == 1 and "is being built by another process" in done["error"] and repo.asked == []
 
     @pytest.mark.parametrize(
         "options, words",
