@@ -1,7 +1,7 @@
 """The `pplex-export` command. Each subcommand parses its options, calls one function of the package and prints the result.
 
 `checkpoints` has synth and build, `talk` run, `voices` voices, `serving` serve and load, `validation` validate, `benches`
-bench, `engines` inspect and plan, `doctor` doctor. Heavy imports are inside the commands, so --help is fast.
+bench, `engines` inspect and plan, `hub` push, `doctor` doctor. Heavy imports are inside the commands, so --help is fast.
 """
 
 import signal
@@ -31,6 +31,7 @@ _MODULES = {
     "bench": "benches",
     "inspect": "engines",
     "plan": "engines",
+    "push": "hub",
     "doctor": "doctor",
 }
 

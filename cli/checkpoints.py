@@ -103,10 +103,12 @@ def build(
     the bundle can run here. If it exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
     """
     from pplex.cli.progress import build_progress, tell
+    from pplex.cli.waiting import ends_at_once
     from pplex.export.build import build as build_bundle
     from pplex.export.build import unchecked
     from pplex.export.build_plan import Auto, BuildOptions
-    from pplex.export.source import resolve
+    from pplex.export.early import check_before_download, check_out
+    from pplex.export.source import download, find
     from pplex.export.staging import partial_folder
     from pplex.runtime.bundle import STEPS_FILE, open_bundle, parity_text
     from pplex.runtime.errors import BuildError, OutputError
@@ -129,7 +131,11 @@ def build(
         lora_scaling,
         Auto(slots, memory) if auto else None,
     )
-    checkpoint = resolve(source, revision)
+    check_out(out)
+    with ends_at_once():
+        found = find(source, revision)
+        check_before_download(found, out, options)
+        checkpoint = download(found, tell)
     try:
         with build_progress() as progress:
             build_bundle(checkpoint, out, options, progress, tell, unchecked if no_validate else check_build)

@@ -51,12 +51,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @command(prints=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="First compare every file's SHA-256 with the manifest.")
 @json_option()
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     """Show the contents of BUNDLE: engines, GPU, precisions, layers, and memory per session."""
     from pplex.engines.bundle_report import report_bundle
 
-    echo_report(report_bundle(bundle), as_json)
+    echo_report(report_bundle(bundle, verify), as_json)
 
 
 @command(prints=True)

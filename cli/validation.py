@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import click
@@ -84,6 +85,7 @@ def validate(
         _compare(*compare, out, as_json)
         return
     from pplex.cli.progress import names_bar
+    from pplex.cli.waiting import ends_at_once
     from pplex.export.checkpoint import open_checkpoint
     from pplex.export.source import resolve
     from pplex.runtime.bundle import open_bundle
@@ -95,7 +97,9 @@ def validate(
     if out:
         check_folder(out)
     opened = open_bundle(bundle)
-    checkpoint = open_checkpoint(resolve(*reference_of(opened, reference)).folder, lora, lora_scaling)
+    with ends_at_once():
+        source = resolve(*reference_of(opened, reference), partial(click.echo, err=True))
+    checkpoint = open_checkpoint(source.folder, lora, lora_scaling)
     options = ValidateOptions(frames, wavs, only or SECTIONS, limits, device, threads)
     with names_bar("validate") as progress:
         done = run(opened, checkpoint, options, progress)

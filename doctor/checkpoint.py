@@ -14,8 +14,10 @@ found = open_checkpoint(Path(arguments[0])).depth_sets
 """
 _CACHE = """
 from huggingface_hub import constants, try_to_load_from_cache
-from pplex.export.checkpoint import LM_FILE
-found = {"folder": constants.HF_HUB_CACHE, "whole": isinstance(try_to_load_from_cache(arguments[0], LM_FILE), str)}
+from pplex.export.layout import WEIGHTS_FILES
+found = {name for name in WEIGHTS_FILES if isinstance(try_to_load_from_cache(arguments[0], name), str)}
+whole = any(name.endswith(".safetensors") for name in found)
+found = {"folder": constants.HF_HUB_CACHE, "whole": whole}
 """
 _HUB = """
 from huggingface_hub import constants, get_token
@@ -73,7 +75,7 @@ def check_checkpoint(question: Question) -> Iterator[Finding]:
 
 
 def check_hub(question: Question) -> Iterator[Finding]:
-    """Check the login, and whether the hub gives it the repository's weights. Sends one request."""
+    """Check the login, and whether the hub gives it the repository's weights. Sends two requests."""
     name = question.checkpoint or RELEASED
     if not question.hub or _is_folder(name):
         return

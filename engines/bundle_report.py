@@ -48,12 +48,14 @@ class BundleReport:
     """All graphs of a bundle, with rings of `capacity` steps.
 
     From the manifest: `parity` is the record of the validation, `choice` of what `--precision auto` chose for which target.
+    verified: the number of files whose SHA-256 was checked; None if none was.
     """
 
     capacity: int
     graphs: tuple[GraphReport, ...]
     parity: Mapping[str, Any] | None
     choice: Mapping[str, Any] | None
+    verified: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,27 +65,26 @@ class BundleReport:
         sizes = ((report.nbytes, report.session_nbytes) for report in self.graphs)
         total = ("all", "", "", "", "", "", *(readable(sum(column)) for column in zip(*sizes, strict=True)))
         table = markdown(_HEADERS, [*(_row(report) for report in self.graphs), total])
-        return "\n\n".join(
-            (
-                table,
-                _choice_text(self.choice),
-                parity_text(self.parity),
-                *(_layers_text(report) for report in self.graphs),
-            )
-        )
+        files = [f"verified: {self.verified} files, all as they were built"] if self.verified is not None else []
+        layers = (_layers_text(report) for report in self.graphs)
+        return "\n\n".join((table, *files, _choice_text(self.choice), parity_text(self.parity), *layers))
 
 
 _FACTS = ("layers", "weights", "held_nbytes", "scratch_nbytes")
 _HEADERS = ("graph", "precision", "engine", "made with", "GPU", "slots", "file", "a session")
 
 
-def report_bundle(folder: Path) -> BundleReport:
-    """Report a bundle without hashing it. Raises BundleError if it is damaged or not a bundle, AccessError if unreadable."""
-    bundle = open_bundle(folder, verify=False)
+def report_bundle(folder: Path, verify: bool = False) -> BundleReport:
+    """Report a bundle; with `verify`, check the SHA-256 of each file first.
+
+    Raises BundleError if it is damaged or not a bundle, AccessError if unreadable.
+    """
+    bundle = open_bundle(folder, verify)
     capacity = bundle.config.temporal.capacity
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
     graphs = tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items())
-    return BundleReport(capacity, graphs, bundle.manifest["parity"], bundle.manifest["choice"])
+    verified = len(bundle.manifest["files"]) if verify else None
+    return BundleReport(capacity, graphs, bundle.manifest["parity"], bundle.manifest["choice"], verified)
 
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:

@@ -84,7 +84,7 @@ def build(
     Raises CheckpointError for a damaged or wrong checkpoint; CalibrationError, ConfigError and GpuError for options that do
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
-    _check_target(out)
+    check_target(out)
     lora = None if options.lora is None else Path(options.lora)
     plan = plan_build(open_checkpoint(source.folder, lora, options.lora_scaling), options)
     if unused := plan.checkpoint.layout.unused:
@@ -92,7 +92,7 @@ def build(
     for note in plan.notes:
         tell(note)
     if options.gpu is not None:
-        tell(_check_gpu(plan, options.gpu))
+        tell(check_gpu(plan, options.gpu))
     checkpoint, total = plan.checkpoint, plan.progress_nbytes
     with whole_folder(out, is_bundle, resumable=True) as folder:
         _check_space(folder, plan)
@@ -113,7 +113,7 @@ def build(
     return out
 
 
-def _check_gpu(plan: BuildPlan, gpu: Gpu) -> str:
+def check_gpu(plan: BuildPlan, gpu: Gpu) -> str:
     """A line about how many slots fit the GPU. Raises GpuError if the options do not fit, BuildError without its library."""
     options, capacity = plan.options, plan.config.temporal.capacity
     fit = plan_gpu(plan.config, options.precision, gpu, capacity, plan.weights_nbytes)
@@ -232,7 +232,8 @@ def _engine(graph: str, folder: Path, options: BuildOptions) -> dict[str, Any]:
     return engine_entry(folder / f"{graph}.engine", options.gpu, options.slots)
 
 
-def _check_target(out: Path) -> None:
+def check_target(out: Path) -> None:
+    """Raise BuildError if `out` exists and is not a bundle."""
     if not may_take(out, is_bundle):
         raise BuildError(
             f"{out} exists and is not a bundle, so it is not overwritten. Choose another --out, or remove it."

@@ -1,15 +1,25 @@
 """Finds a checkpoint: a folder, or a Hugging Face repository downloaded into the hub's cache at one commit.
 
-Called by the command line. The manifest records the result.
+Called by the command line. `find` reads what decides a build, and `download` fetches the weights. The manifest records the
+result.
 """
 
+import json
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
+from pplex.export import hub
+from pplex.export.layout import INDEX_FILE, LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE, VOICES_FILE, WEIGHTS_FILES
+from pplex.runtime.config import ModelConfig
+from pplex.runtime.config_file import CODEC_NAME, CONFIG_FILE, TOKENIZER_NAME, WEIGHTS_NAME, read_config
 from pplex.runtime.errors import CheckpointError
-from pplex.runtime.files import is_file, is_folder, is_there
+from pplex.runtime.files import is_folder, is_there, read_text
+
+_VOICE = re.compile(r"voices/[^/]+\.pt")
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,40 @@ class CheckpointSource:
     revision: str | None
 
 
-def resolve(source: str | os.PathLike[str], revision: str | None = None) -> CheckpointSource:
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that `find` found. Its weights may not be here yet.
+
+    `names`: the needed files of a repository. `missing`: those that the cache lacks, with their sizes in bytes.
+    """
+
+    source: CheckpointSource
+    files: hub.RepoFiles | None = None
+    names: Collection[str] = ()
+    missing: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The sizes in its config.json. Raises ConfigError."""
+        return read_config(self.source.folder / CONFIG_FILE).config
+
+
+def resolve(
+    source: str | os.PathLike[str], revision: str | None = None, tell: hub.Tell = lambda line: None
+) -> CheckpointSource:
     """The folder `source` if it exists, otherwise the repository of that name, downloaded at `revision`.
 
-    `revision` is a branch, tag or commit. Files in the hub's cache are not downloaded again, and also work offline. Raises
-    CheckpointError if neither exists, access is refused, or a needed file is missing or incomplete.
+    Raises the errors of `find` and `download`.
+    """
+    return download(find(source, revision), tell)
+
+
+def find(source: str | os.PathLike[str], revision: str | None = None) -> Found:
+    """The folder `source` if it exists, otherwise the repository of that name, without its weights.
+
+    `revision` is a branch, tag or commit. Of a repository, only config.json and an index of shards are downloaded. Files in
+    the hub's cache are not downloaded again, and also work offline. Raises CheckpointError if neither exists, access is
+    refused, or the repository lacks a needed file; ConfigError for a config.json of another model.
     """
     name = os.fspath(source)
     if name and is_folder(Path(name)):  # Path("") is the working folder
@@ -33,72 +72,101 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Chec
             raise CheckpointError(
                 f"{name} is a folder, so --revision {revision} does not apply. Leave it out, or name a repository."
             )
-        return CheckpointSource(Path(name), None, None)
-    folder = _fetch(name, revision)
-    missing = [file for file in REQUIRED_FILES if not is_file(folder / file)]
-    if missing:
-        raise CheckpointError(
-            f"{name} at revision {folder.name} is not a checkpoint of this model: it lacks {', '.join(missing)}.\n"
-            "Name a repository with the files of nvidia/personaplex-7b-v1, or another revision."
-        )
-    return CheckpointSource(folder, name, folder.name)
+        return Found(CheckpointSource(Path(name), None, None))
+    files = _list(name, revision)
+    # By its name, and the smallest file first: the cache then knows the commit, and a refusal comes before the weights.
+    first = CONFIG_FILE if CONFIG_FILE in files.nbytes else min(_needed(files, None, {}), key=lambda n: files.nbytes[n])
+    folder = hub.fetch_files(files, [first], _silent, by_name=files.unreachable is None)
+    read_config(folder / CONFIG_FILE)  # raises ConfigError for another model
+    config = _read_json(folder / CONFIG_FILE)
+    if INDEX_FILE in wanted_files(files.nbytes, config):
+        hub.fetch_files(files, [INDEX_FILE], _silent)
+    names = _needed(files, folder, config)
+    return Found(CheckpointSource(folder, name, folder.name), files, names, files.uncached(names))
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
-    """The hub's cache folder for the current commit of `revision`; the folder's name is the commit."""
-    from huggingface_hub import snapshot_download
+def download(found: Found, tell: hub.Tell = lambda line: None) -> CheckpointSource:
+    """Fetch the files of a repository that the cache lacks. `tell` gets a line if a signal stops it.
+
+    Raises CheckpointError with advice if the hub refuses, or the connection breaks.
+    """
+    if found.files is not None and found.missing:
+        hub.fetch_files(found.files, found.missing, tell)
+    return found.source
+
+
+def check_access(repo: str, revision: str | None = None) -> None:
+    """Ask the hub for the size of a repository's weights. Raises CheckpointError, with advice, if the hub refuses."""
+    files = _list(repo, revision)
+    weights = next((name for name in wanted_files(files.nbytes, {}) if name in WEIGHTS_FILES), LM_FILE)
+    hub.check_access(repo, weights, revision)
+
+
+def wanted_files(
+    names: Collection[str], config: Mapping[str, Any], index: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The files of a repository that a build needs, and of its optional files those in `names`.
+
+    names: the repository's files. config: its config.json, which may name the weights (`moshi_name`), the codec
+    (`mimi_name`) and the tokenizer (`tokenizer_name`). index: its index of shards, if it is known. A needed file is in the
+    result even if `names` lacks it.
+    """
+    candidates = _named(config, WEIGHTS_NAME) or list(WEIGHTS_FILES)
+    weights = next((name for name in candidates if name in names), candidates[0])
+    map_of_shards = (index or {}).get("weight_map")
+    listed = map_of_shards.values() if weights == INDEX_FILE and isinstance(map_of_shards, dict) else ()
+    shards = sorted({str(name) for name in listed})
+    codec = [*_named(config, CODEC_NAME), MIMI_FILE][0]
+    tokenizer = [*_named(config, TOKENIZER_NAME), TEXT_TOKENIZER_FILE][0]
+    voices = [VOICES_FILE] if VOICES_FILE in names else sorted(name for name in names if _VOICE.fullmatch(name))
+    return [*([CONFIG_FILE] if CONFIG_FILE in names else []), weights, *shards, codec, tokenizer, *voices]
+
+
+def _named(config: Mapping[str, Any], key: str) -> list[str]:
+    return [config[key]] if isinstance(config.get(key), str) else []
+
+
+def _silent(line: str) -> None:
+    """Small files: nothing worth a line is lost if a signal stops their download."""
+
+
+def _list(repo: str, revision: str | None) -> hub.RepoFiles:
     from huggingface_hub.errors import HFValidationError
 
     try:
         if repo.count("/") != 1 or is_there(Path(repo)):  # not ORGANISATION/NAME, or a file
             raise HFValidationError
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[CONFIG_FILE, *REQUIRED_FILES]))
+        return hub.list_files(repo, revision, (CONFIG_FILE, TEXT_TOKENIZER_FILE, *WEIGHTS_FILES))
     except HFValidationError as error:
         raise CheckpointError(
             f"{repo} is neither a folder nor a repository name.\n"
             "Give a checkpoint's folder, a repository as ORGANISATION/NAME, or make one: pplex-export synth OUT"
         ) from error
-    except Exception as error:  # the base class of the hub's errors depends on its version
-        raise CheckpointError(_advice(repo, revision, error)) from error
 
 
-def check_access(repo: str, revision: str | None = None) -> None:
-    """Ask the hub for the size of a repository's weights. A gated repository needs an accepted licence and a login.
+def _needed(files: hub.RepoFiles, folder: Path | None, config: Mapping[str, Any]) -> list[str]:
+    """The names of `wanted_files`. Raises CheckpointError if the repository, or the cache without a hub, lacks one."""
+    index = _read_json(folder / INDEX_FILE) if folder else {}
+    names = wanted_files(files.nbytes, config, index)
+    missing = [name for name in names if name not in files.nbytes]
+    if missing and files.unreachable is not None:
+        raise CheckpointError(hub.advice(files.repo, files.revision, files.unreachable)) from files.unreachable
+    if missing:
+        raise CheckpointError(
+            f"{files.repo} at revision {files.commit} is not a checkpoint of this model: it lacks {', '.join(missing)}.\n"
+            "Name a repository with the files of nvidia/personaplex-7b-v1, or another revision."
+        )
+    return names
 
-    Raises CheckpointError, with advice, if the hub refuses.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object, {} if it does not exist. Raises CheckpointError if it is something else."""
+    if not is_there(path):
+        return {}
     try:
-        get_hf_file_metadata(hf_hub_url(repo, LM_FILE, revision=revision))
-    except Exception as error:
-        raise CheckpointError(_advice(repo, revision, error)) from error
-
-
-def _advice(repo: str, revision: str | None, error: BaseException) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # the hub's reason; the error itself only says that the cache is empty
-    page = f"{constants.ENDPOINT}/{repo}"
-    login = "log in (hf auth login, or set HF_TOKEN)"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, GatedRepoError) or status == 403:
-        return f"Access to {repo} is restricted. Accept its licence on {page}, then {login} and run this again."
-    if isinstance(error, RepositoryNotFoundError) or status == 401:
-        advice = f"Check {page}; if it is private, or your token has expired, {login}."
-        return f"No folder {repo} here, and no repository of this name that your login can see. {advice}"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo} has no revision {revision}. See its branches and commits on {page}/tree/main."
-    reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-    return (
-        f"No folder {repo} here. The repository could not be downloaded from {constants.ENDPOINT}, and the cache has no "
-        f"complete copy of it.\n{reason}\n"
-        "Check the connection and free disk space, then run this again: complete files are kept."
-    )
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable as JSON: {error}. Name another revision.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold a JSON object. Name another revision.")
+    return found

@@ -116,6 +116,17 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def is_partial_folder(folder: Path) -> bool:
+    """Whether a folder is that of an unfinished build."""
+    name = folder.resolve().name
+    return name.startswith(".") and name.endswith(".partial")
+
+
+def is_being_built(out: Path) -> bool:
+    """Whether a running process is building `out`."""
+    return not _is_abandoned(partial_folder(out))
+
+
 def may_take(out: Path, may_replace: Callable[[Path], bool]) -> bool:
     """Whether a new folder may replace `out`."""
     return not os.path.lexists(out) or (is_folder(out) and not any(out.iterdir())) or may_replace(out)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import click
@@ -60,6 +61,18 @@ def test_inspect_as_table_and_json(tiny_bundle: Bundle) -> None:
     assert table.exit_code == 0 and table.stdout.startswith("| graph ") and "\ntemporal: weights FLOAT" in table.stdout
     report = json.loads(run("inspect", str(tiny_bundle.folder), "--json").stdout)
     assert report["capacity"] == 96 and len(report["graphs"]) == 4
+
+
+@pytest.mark.parametrize("file", ["temporal.data", "tokenizer.model"])
+def test_inspect_verifies_every_file_if_asked(tiny_bundle: Bundle, tmp_path: Path, file: str) -> None:
+    folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
+    done = run("inspect", str(folder), "--verify")
+    assert done.exit_code == 0 and f"verified: {len(tiny_bundle.manifest['files'])} files" in done.stdout
+    data = bytearray((folder / file).read_bytes())
+    data[-1] ^= 1
+    (folder / file).write_bytes(data)
+    done = run("inspect", str(folder), "--verify", "--json")
+    assert done.exit_code == 1 and f"{file} does not have the SHA-256 of the manifest" in done.stderr
 
 
 def test_inspect_refuses_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:

@@ -1,94 +1,17 @@
 """Finding a checkpoint: folders, and repositories of a stand-in for the hub."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hub_stand_in import COMMIT, NEEDED, TOKEN, Answer, Repo, Server
+from hub_client import Hub
+from hub_stand_in import COMMIT, NEEDED, TOKEN, Repo
 
-from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, REQUIRED_FILES
-from pplex.export.source import CheckpointSource, resolve
+from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE, VOICES_FILE
+from pplex.export.source import INDEX_FILE, CheckpointSource, resolve, wanted_files
 from pplex.runtime.errors import CheckpointError
-
-# The hub's client reads its environment once, on import, so it runs in a separate process for all tests.
-CLIENT = """
-import json, os, sys
-from dataclasses import asdict
-from huggingface_hub import constants
-from pplex.export.source import resolve
-from pplex.runtime.errors import CheckpointError
-for line in sys.stdin:
-    asked = json.loads(line)
-    os.environ["HF_TOKEN"] = asked["token"]
-    constants.HF_HUB_OFFLINE = asked["offline"]
-    try:
-        answer = asdict(resolve(asked["source"], asked["revision"]))
-    except CheckpointError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer, default=str), flush=True)
-"""
-
-
-class Hub:
-    """The stand-in, which can stop and restart at the same address, and its client."""
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.repos, self.port, self.server = home, dict[str, Repo](), 0, None
-        self.up()
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            "HF_HUB_CACHE": str(home / "hub"),
-            "HF_TOKEN_PATH": str(home / "token"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        self.client = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", CLIENT],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    server: Server | None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def up(self) -> None:
-        if self.server is None:
-            self.server = Server(("127.0.0.1", self.port), Answer)
-            self.server.repos, self.port = self.repos, self.server.server_port
-            threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-
-    def down(self) -> None:
-        if self.server is not None:
-            self.server.shutdown()
-            self.server.server_close()
-            self.server = None
-
-    def ask(self, source: str, revision: str | None = None, token: str = "", offline: bool = False) -> dict[str, Any]:
-        """The result of `resolve` in the client as a dict, or its "error"."""
-        assert self.client.stdin is not None and self.client.stdout is not None
-        asked = {"source": source, "revision": revision, "token": token, "offline": offline}
-        print(json.dumps(asked), file=self.client.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self.client.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        self.client.communicate()
-        self.down()
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +143,137 @@ class TestRefusals:
         repo.broken["revision"] = 418
         assert "could not be downloaded" in hub.ask(repo.name)["error"]
 
-    @pytest.mark.parametrize("file", REQUIRED_FILES)
+    @pytest.mark.parametrize("file", [LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE])
     def test_repository_without_a_needed_file(self, hub: Hub, repo: Repo, file: str) -> None:
         del repo.files[file]
         assert f"is not a checkpoint of this model: it lacks {file}." in hub.ask(repo.name)["error"]
+        assert repo.sent() <= {CONFIG_FILE}, "the list of files is enough to know"
+
+
+class TestWantedFiles:
+    """Which files of a repository are downloaded."""
+
+    PARTS = (MIMI_FILE, TEXT_TOKENIZER_FILE)
+
+    @pytest.mark.parametrize(
+        "weights",
+        [
+            (LM_FILE, INDEX_FILE, "consolidated.safetensors", "model.q8.safetensors"),
+            (INDEX_FILE, "consolidated.safetensors", "model.q8.safetensors"),
+            ("consolidated.safetensors", "model.q8.safetensors"),
+            ("model.q8.safetensors",),
+        ],
+    )
+    def test_the_best_form_of_the_weights_is_chosen(self, weights: tuple[str, ...]) -> None:
+        assert wanted_files({*weights, *self.PARTS, "lora.safetensors"}, {}) == [weights[0], *self.PARTS]
+
+    def test_an_index_brings_its_shards(self) -> None:
+        index = {"weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}}
+        wanted = wanted_files({INDEX_FILE, *self.PARTS}, {}, index)
+        assert wanted == [INDEX_FILE, "model-1.safetensors", "model-2.safetensors", *self.PARTS]
+
+    def test_the_configuration_may_name_files(self) -> None:
+        config = {"moshi_name": "hiki.safetensors", "mimi_name": "mimi.safetensors", "tokenizer_name": "t.model"}
+        names = [*config.values()]
+        assert wanted_files([*names, LM_FILE, *self.PARTS], config) == names
+        assert wanted_files([LM_FILE, *names[1:]], config) == [LM_FILE, *names[1:]], "its weights have another name"
+        assert wanted_files([], config) == names, "what a repository lacks is named too"
+
+    def test_voices_are_an_archive_or_a_folder_or_missing(self) -> None:
+        folder = ["voices/A.pt", "voices/B.pt"]
+        others = ["voices/A.wav", "voices/deep/C.pt"]
+        assert wanted_files([*folder, *others, VOICES_FILE], {})[3:] == [VOICES_FILE]
+        assert wanted_files([*folder, *others], {})[3:] == folder
+        assert wanted_files(self.PARTS, {})[3:] == []
+
+    def test_shards_and_voices_in_a_folder_are_fetched(self, hub: Hub, repo: Repo) -> None:
+        for file in (LM_FILE, VOICES_FILE):
+            del repo.files[file]
+        shards = ["model-1.safetensors", "model-2.safetensors"]
+        repo.files[INDEX_FILE] = json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}).encode()
+        repo.files |= {name: b"x" for name in (*shards, "model-3.safetensors", "voices/A.pt")}
+        folder = Path(hub.ask(repo.name)["folder"])
+        assert all((folder / name).is_file() for name in (INDEX_FILE, *shards, "voices/A.pt"))
+        assert "model-3.safetensors" not in repo.sent()
+
+    def test_a_missing_shard_is_named_before_the_others_are_fetched(self, hub: Hub, repo: Repo) -> None:
+        del repo.files[LM_FILE]
+        repo.files |= {INDEX_FILE: b'{"weight_map": {"a": "one", "b": "two"}}', "one": b"x"}
+        assert "it lacks two." in hub.ask(repo.name)["error"]
+        assert "one" not in repo.sent()
+
+    @pytest.mark.parametrize(
+        "file, content", [(CONFIG_FILE, b"{"), (CONFIG_FILE, b'{"lm": {"dim": -1}}'), (INDEX_FILE, b"[]")]
+    )
+    def test_a_damaged_description_is_refused_before_the_weights(
+        self, hub: Hub, repo: Repo, file: str, content: bytes
+    ) -> None:
+        if file == INDEX_FILE:
+            del repo.files[LM_FILE]
+        repo.files[file] = content
+        assert file in hub.ask(repo.name)["error"]
+        assert LM_FILE not in repo.sent()
+
+
+class TestHubsOwnWords:
+    """The hub says why it refuses: in a header, or in the body of its answer."""
+
+    REVIEW = "Your request to access model someone/model is awaiting a review from the repo authors."
+    TOKEN_RIGHTS = "Please enable access to public gated repositories in your fine-grained token settings."
+
+    @pytest.mark.parametrize("sentence", [REVIEW, TOKEN_RIGHTS])
+    def test_of_a_gated_repository_come_before_our_advice(self, hub: Hub, repo: Repo, sentence: str) -> None:
+        repo.licence_accepted, repo.sentence = False, sentence
+        error = hub.ask(repo.name, token=TOKEN)["error"]
+        assert error.index(f"The hub says: {sentence}") < error.index("Accept its licence on")
+        assert "fine-grained token" in error
+
+    @pytest.mark.parametrize("in_body", [False, True])
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_of_the_list_of_files_are_shown(self, hub: Hub, repo: Repo, status: int, in_body: bool) -> None:
+        repo.broken["revision"], repo.sentence, repo.in_body = status, "Invalid user token.", in_body
+        assert "The hub says: Invalid user token." in hub.ask(repo.name, token="hf_old")["error"]
+
+
+class TestBrokenServer:
+    def test_a_cut_connection_continues_where_it_broke(self, hub: Hub, repo: Repo) -> None:
+        repo.files[LM_FILE] = bytes(range(256)) * (24 << 12)  # the library writes pieces of 10 MB
+        repo.cut.add(LM_FILE)
+        repo.resumable = True
+        assert Path(hub.ask(repo.name)["folder"], LM_FILE).read_bytes() == repo.files[LM_FILE]
+        assert f"RANGE {LM_FILE} {10 << 20}" in repo.asked
+
+    @pytest.mark.parametrize("what", [LM_FILE, VOICES_FILE])
+    def test_a_server_error_that_passes_is_tried_again(self, hub: Hub, repo: Repo, what: str) -> None:
+        repo.failures[what] = 1
+        assert Path(hub.ask(repo.name)["folder"], what).read_bytes() == repo.files[what]
+
+    def test_a_server_error_of_the_list_is_reported_or_the_cache_used(self, hub: Hub, repo: Repo) -> None:
+        repo.broken["revision"] = 500
+        assert "HfHubHTTPError" in hub.ask(repo.name)["error"]
+        repo.broken.clear()
+        first = hub.ask(repo.name)
+        repo.broken["revision"] = 500
+        assert hub.ask(repo.name) == first
+
+    @pytest.mark.parametrize("file", [LM_FILE, VOICES_FILE])
+    def test_a_file_of_a_wrong_length_is_refused_and_not_kept(self, hub: Hub, repo: Repo, file: str) -> None:
+        repo.short.add(file)
+        error = hub.ask(repo.name)["error"]
+        assert "should be of size" in error and "run this again" in error and "force_download" not in error
+        repo.short.clear()
+        assert Path(hub.ask(repo.name)["folder"], file).read_bytes() == repo.files[file]
+
+    def test_a_file_at_another_address_is_fetched(self, hub: Hub, repo: Repo) -> None:
+        repo.elsewhere |= {LM_FILE, CONFIG_FILE}
+        assert Path(hub.ask(repo.name)["folder"], LM_FILE).read_bytes() == repo.files[LM_FILE]
+
+    def test_a_cache_that_cannot_be_written_is_named(self, hub: Hub, repo: Repo) -> None:
+        (hub.home / "hub").mkdir(exist_ok=True)
+        blocked = hub.home / "hub" / f"models--{repo.name.replace('/', '--')}"
+        blocked.write_text("not a folder")
+        error = hub.ask(repo.name)["error"]
+        assert "cannot be written" in error and "HF_HOME" in error
 
 
 class TestCutShort:
@@ -245,6 +295,5 @@ class TestCutShort:
         assert "the cache has no complete copy of it" in hub.ask(cut.name)["error"]
 
         hub.up()
-        cut.cut.clear()
         cut.broken.clear()
         assert Path(hub.ask(cut.name)["folder"], LM_FILE).read_bytes() == cut.files[LM_FILE]
