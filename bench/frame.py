@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pplex.measure.conversation import PERSONA, WARM_UP_FRAMES
+from pplex.measure.conversation import WARM_UP_FRAMES, usual_prompt
 from pplex.measure.machine import machine
 from pplex.measure.memory import peak_memory_mb
 from pplex.measure.report import BenchReport, Timing
@@ -24,10 +24,10 @@ def bench_frame(
     began = time.perf_counter()
     runtime = Runtime.load(bundle, slots=sessions, threads=threads, device=device)
     loaded = time.perf_counter()
-    voice = next(iter(runtime.bundle.voices), None)
-    opened = [runtime.open(voice, PERSONA, seed=0)]
+    prompt = usual_prompt(runtime.bundle)
+    opened = [runtime.open(*prompt, seed=0)]
     primed = time.perf_counter()
-    opened += [runtime.open(voice, PERSONA, seed=i) for i in range(1, sessions)]
+    opened += [runtime.open(*prompt, seed=i) for i in range(1, sessions)]
     noise = np.random.default_rng(0).normal(0, 0.05, (frames, runtime.config.frame_size)).astype(np.float32)
     stages: dict[str, list[float]] = {name: [] for name in runtime.stages.seconds}
     whole = []

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pplex.bench.frame import ENGINES
-from pplex.measure.conversation import PERSONA
+from pplex.measure.conversation import usual_prompt
 from pplex.measure.machine import machine
 from pplex.measure.memory import peak_memory_mb, status_mb
 from pplex.measure.report import BenchReport, Timing
@@ -136,7 +136,7 @@ def load_and_speak(options: LoadOptions, spawned_s: float) -> dict[str, Any]:
     imported_s = time.monotonic()
     runtime = Runtime.load(options.bundle, slots=options.slots, threads=options.threads, device=options.device)
     loaded_s, loaded = time.monotonic(), status_mb()
-    session = runtime.open(next(iter(runtime.bundle.voices), None), PERSONA, seed=0)
+    session = runtime.open(*usual_prompt(runtime.bundle), seed=0)
     opened_s = time.monotonic()
     session.step(np.zeros(runtime.config.frame_size, np.float32))
     moments = imported_s, loaded_s, opened_s, time.monotonic()

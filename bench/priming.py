@@ -68,6 +68,8 @@ def bench_priming(
 
 
 def _checked_steps(config: ModelConfig, steps: int | None) -> int:
+    if not config.takes_prompt:
+        raise PromptError("This bundle is of a Moshi model, which takes no prompt: nothing is primed.")
     room = config.temporal.capacity - 2  # as in make_prompt
     if steps is not None and steps > room:
         raise PromptError(

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pplex.bench.frame import ENGINES, PERSONA
-from pplex.measure.conversation import WARM_UP_FRAMES
+from pplex.bench.frame import ENGINES
+from pplex.measure.conversation import WARM_UP_FRAMES, usual_prompt
 from pplex.measure.machine import machine
 from pplex.measure.memory import resident_mb
 from pplex.measure.report import BenchReport, Timing
@@ -161,7 +161,7 @@ class _LongConversation:
         self.runtime, self._progress = runtime, progress
         size = runtime.config.frame_size
         self._speech = speech_like(SPEECH_FRAMES, size, seed=0).reshape(-1, size)  # [F, 1920]
-        self._session = runtime.open(next(iter(runtime.bundle.voices), None), PERSONA, seed=0)
+        self._session = runtime.open(*usual_prompt(runtime.bundle), seed=0)
         self._first_step = int(runtime.ring.step[self._session.row])
         # Opening a session decodes the prompt's last frame.
         self._first_decoded = self._codec_frames("mimi_decode")

@@ -28,10 +28,9 @@ DEFAULT_PERSONA = (  # the reference's
 @click.option(
     "--voice",
     "--voice-prompt",
-    default=DEFAULT_VOICE,
-    help="A voice of the bundle, an audio file of the voice to imitate, or none.",
+    help=f"A voice of the bundle, an audio file of the voice to imitate, or none.  [default: {DEFAULT_VOICE}, or the first]",
 )
-@click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona.")
+@click.option("--text-prompt", help="The persona.  [default: a friendly teacher, as in the original code]")
 @click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Seed of the sampling; -1: a new one each time.")
 @click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")
 @click.option(
@@ -62,8 +61,8 @@ def run(
     input_wav: str,
     output_wav: str,
     output_text: str,
-    voice: str,
-    text_prompt: str,
+    voice: str | None,
+    text_prompt: str | None,
     seed: int,
     greedy: bool,
     temp_audio: float,
@@ -76,11 +75,18 @@ def run(
 ) -> None:
     """Run BUNDLE on a recording: write what the agent says, as audio and as text."""
     from pplex.cli.progress import frames_bar
+    from pplex.runtime.bundle import open_bundle
     from pplex.runtime.offline import OfflineSettings, run_offline
     from pplex.runtime.sampling import GREEDY, Sampling
+    from pplex.runtime.voice_file import default_voice
 
     if output_wav == output_text == "-":
         raise click.UsageError("Only one of --output-wav and --output-text can be standard output.")
+    opened = open_bundle(bundle, verify=False)
+    if voice is None:
+        voice = default_voice(opened.voices, DEFAULT_VOICE)
+    if text_prompt is None:
+        text_prompt = DEFAULT_PERSONA if opened.config.takes_prompt else ""
     settings = OfflineSettings(
         voice=None if voice == "none" else voice,
         persona=text_prompt,

@@ -89,6 +89,8 @@ def build(
     plan = plan_build(open_checkpoint(source.folder, lora, options.lora_scaling), options)
     if unused := plan.checkpoint.layout.unused:
         tell(f"The weights come from {plan.checkpoint.layout.weights_name}. Not used: {', '.join(unused)}.")
+    if not plan.config.takes_prompt:
+        tell("This is a Moshi model: its conversations begin without a voice and without a persona.")
     for note in plan.notes:
         tell(note)
     if options.gpu is not None:

@@ -5,7 +5,7 @@ Called by `export`, `bench`, `validate` and `doctor`. docs/checkpoints.md lists 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -79,7 +79,8 @@ def open_checkpoint(folder: Path, lora: Path | None = None, lora_scaling: float 
         )
     weights, codec = _read(layout, described, lora)
     depth_sets = _depth_sets(weights)
-    config = replace(described.config, family=_family(described, depth_sets, layout))
+    is_moshi = _family(described, depth_sets, layout) == MOSHI
+    config = described.config.as_moshi() if is_moshi else described.config
     if lora is None:
         return Checkpoint(config, depth_sets, {**weights, **codec}, layout)
     adapter, changes = read_lora(lora, lora_scaling)
@@ -115,9 +116,8 @@ def _expected(config: ModelConfig, depth_sets: int, keys: Mapping[str, Source]) 
 
 
 def _family(described: ConfigFile, depth_sets: int, layout: Layout) -> str:
-    """Moshi has 8 depth sets and no voices."""
-    named = described.model_type == PERSONAPLEX
-    return PERSONAPLEX if named or depth_sets > CODEBOOKS or layout.voices else MOSHI
+    """What config.json says; otherwise, Moshi has 8 depth sets and no voices."""
+    return described.model_type or (PERSONAPLEX if depth_sets > CODEBOOKS or layout.voices else MOSHI)
 
 
 def _check_quantized(layout: Layout, described: ConfigFile, quantized: bool, lora: Path | None) -> None:

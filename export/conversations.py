@@ -128,7 +128,7 @@ def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
     spoken = np.concatenate(
         [_text(tokenizer, config, rounds * codes.shape[1]), *(_joined(x) for x in (said, heard))], 1
     )
-    return _history(config, None, tokenizer.encode_persona(_PERSONA), spoken[:frames]).codes.numpy()
+    return _history(config, None, _persona(config, tokenizer), spoken[:frames]).codes.numpy()
 
 
 def voice_history(config: ModelConfig, voice: Voice) -> ForcedHistory:
@@ -180,7 +180,7 @@ def _conversations(
     config = checkpoint.config  # independent of the bundle's capacity
     speakers: list[Voice | None] = [*voices] or [None]
     codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
-    persona, text = tokenizer.encode_persona(_PERSONA), _text(tokenizer, config, SPEECH_FRAMES)
+    persona, text = _persona(config, tokenizer), _text(tokenizer, config, SPEECH_FRAMES)
     items = [
         _conversation(
             config, speakers[i % len(speakers)], persona, np.concatenate([text, codes[count + i], codes[i]], 1)
@@ -188,6 +188,10 @@ def _conversations(
         for i in range(count)
     ]
     return CalibrationSet(items, source)
+
+
+def _persona(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode_persona(_PERSONA) if config.takes_prompt else []
 
 
 def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:

@@ -201,13 +201,14 @@ def first_entries(count: Tensor, entries: Tensor) -> Tensor:
     return (entries < count[..., None])[:, None]
 
 
-def codec_mask(position: Tensor, steps: Tensor, entries: Tensor, in_use: int) -> Tensor:
+def codec_mask(position: Tensor, steps: Tensor, entries: Tensor, in_use: int, window: int) -> Tensor:
     """Which entries of a codec's ring the queries at position[b] + steps[0], ... may read: [B, 1, T, entries] bool.
 
     `steps` are 0, 1, ..., T - 1, `entries` 0, 1, ..., one for each entry of the ring. The first `in_use`, C, are in use.
+    `window`: how many steps before the end of the frame are read; C - 1 in PersonaPlex, C in Moshi.
 
-    The reference writes the T steps of a frame at once. After a write that ends at step E (exclusive), it reads entry E % C,
-    the oldest, as step E itself. Step E lies in the future, so it is masked. C = 4, E = 6:
+    PersonaPlex's code writes the T steps of a frame at once. After a write that ends at step E (exclusive), it reads entry
+    E % C, the oldest, as step E itself. Step E lies in the future, so it is masked. C = 4, E = 6:
 
         entry       0   1   2   3
         holds step  4   5   2   3
@@ -216,7 +217,7 @@ def codec_mask(position: Tensor, steps: Tensor, entries: Tensor, in_use: int) ->
     query = position[:, None] + steps  # [B, T]
     last = query[:, -1:]  # [B, 1]
     held = last - ring_index(last - entries, in_use)  # [B, entries] the step that each entry holds; below 0: empty
-    visible = (held >= 0) & (held > last + 1 - in_use) & (entries < in_use)
+    visible = (held >= 0) & (held > last - window) & (entries < in_use)
     return (visible[:, None] & (held[:, None] <= query[:, :, None]))[:, None]
 
 

@@ -170,15 +170,16 @@ class CodecLayer(nn.Module):
 class CodecTransformer(nn.Module):
     """The 25 Hz transformer: [B, dim, T] -> [B, dim, T] with its rings."""
 
-    def __init__(self, stack: TransformerConfig):
+    def __init__(self, mimi: MimiConfig):
         super().__init__()
-        self.stack = stack
+        self.stack, self.window = mimi.transformer, mimi.window
+        stack = self.stack
         self.layers = nn.ModuleList(CodecLayer(stack) for _ in range(stack.layers))
 
     def forward(self, x: Tensor, position: Tensor, rings: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         in_use, sizes = self.stack.capacity, (x.shape[-1], codec_ring_length(self.stack))
         steps, entries = (torch.arange(n, device=x.device) for n in sizes)
-        mask = codec_mask(position, steps, entries, in_use)
+        mask = codec_mask(position, steps, entries, in_use, self.window)
         present: list[Tensor] = []
         where = (ring_index(position, in_use), mask, *rope(position, steps, self.stack))
         x = x.transpose(1, 2)
@@ -233,7 +234,7 @@ class MimiEncoder(nn.Module):
         layout, down = seanet_encoder(mimi), downsample(mimi)
         self.steps_per_frame = mimi.steps_per_frame
         self.keys = _carried_keys((*layout.convs(), down))
-        self.seanet, self.transformer = SeanetStack(layout, EncoderStage), CodecTransformer(mimi.transformer)
+        self.seanet, self.transformer = SeanetStack(layout, EncoderStage), CodecTransformer(mimi)
         self.downsample, self.quantizer = RepeatStartConv(down), Quantizer(mimi, encode=True)
         self.dtype = store_in(self, dtype)
 
@@ -262,7 +263,7 @@ class MimiDecoder(nn.Module):
         self.steps_per_frame = mimi.steps_per_frame
         self.keys = _carried_keys((up, *layout.convs()))
         self.quantizer, self.upsample = Quantizer(mimi, encode=False), TransposedConv(up)
-        self.transformer, self.seanet = CodecTransformer(mimi.transformer), SeanetStack(layout, DecoderStage)
+        self.transformer, self.seanet = CodecTransformer(mimi), SeanetStack(layout, DecoderStage)
         self.dtype = store_in(self, dtype)
 
     def forward(self, codes: Tensor, active: Tensor, *state: Tensor) -> tuple[Tensor, ...]:

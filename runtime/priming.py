@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pplex.runtime.arrays import Array, Pcm, Tokens
 from pplex.runtime.audio import frames, normalize_loudness, read_audio
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.config import CODEBOOKS, MOSHI
+from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.delays import DelayRing, RingRow
 from pplex.runtime.errors import PromptError
 from pplex.runtime.prompt import NO_PROMPT, Prompt, make_prompt
@@ -107,12 +107,12 @@ class Primer:
         """A voice's key, and its recording [samples] unless it is one of the bundle's."""
         if voice is None:
             return None, None
+        if not self.config.takes_prompt:
+            raise PromptError(NO_PROMPT)
         name = os.fspath(voice)
         if name.removesuffix(".pt") in self.bundle.voices:
             return name.removesuffix(".pt"), None
         if Path(name).suffix.lower() not in VOICE_SUFFIXES:
-            if self.config.family == MOSHI:
-                raise PromptError(NO_PROMPT)
             known = f"has {', '.join(self.bundle.voices)}" if self.bundle.voices else "has no voices"
             raise PromptError(
                 f"Unknown voice {name!r}. This bundle {known}; or name an audio file ({', '.join(VOICE_SUFFIXES)})."

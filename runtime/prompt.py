@@ -7,7 +7,7 @@ import numpy as np
 
 from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Voice
-from pplex.runtime.config import CODEBOOKS, MOSHI, SILENCE_CODES, SILENCE_FRAMES, SINE_CODES, ModelConfig
+from pplex.runtime.config import CODEBOOKS, SILENCE_CODES, SILENCE_FRAMES, SINE_CODES, ModelConfig
 from pplex.runtime.errors import PromptError
 
 NO_PROMPT = "This is a Moshi model: it has one voice, and takes neither a voice nor a persona. Leave both out."
@@ -44,7 +44,7 @@ def make_prompt(config: ModelConfig, voice: Voice | Tokens | None, persona: Sequ
     A Moshi model has none: its conversation begins at once. Raises PromptError if the prompt does not fit into the ring, or
     the model does not have a token, or no prompt.
     """
-    if config.family == MOSHI:
+    if not config.takes_prompt:
         return _no_prompt(voice, persona)
     wrong = [token for token in persona if not 0 <= token <= config.text_card]
     if wrong:

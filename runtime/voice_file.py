@@ -46,6 +46,12 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def default_voice(voices: Iterable[str], preferred: str) -> str | None:
+    """The voice of a conversation that names none: `preferred` or else the first of `voices`; None if there are none."""
+    names = list(voices)
+    return preferred if preferred in names else next(iter(names), None)
+
+
 def voice_steps(voice: AnyVoice) -> int:
     """Steps of the temporal transformer that a voice takes, one for each frame."""
     return len(voice.embeddings) if isinstance(voice, Voice) else len(voice)

@@ -235,6 +235,7 @@ class Server:
         return web.json_response(
             {
                 "voices": list(self._bundle.voices),
+                "takes_prompt": self._bundle.config.takes_prompt,
                 "sample_rate": SAMPLE_RATE_HZ,
                 "frame_size": self._bundle.config.frame_size,
                 "token_required": not self._access.has_token(request),
@@ -245,7 +246,7 @@ class Server:
         """The request, and the conversation that it resumes, if any. Raises RequestError if it is refused."""
         self._access.check_origin(request)
         self._access.check_token(request)
-        chat = parse_query(request.query.items(), self._bundle.voices)
+        chat = parse_query(request.query.items(), self._bundle.voices, self._bundle.config.takes_prompt)
         resumed = self._resumable(chat.resume) if chat.resume else None
         if resumed is None:
             self._check_prompt(chat)

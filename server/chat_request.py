@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pplex.runtime.errors import PromptError
 from pplex.runtime.sampling import Sampling
+from pplex.runtime.voice_file import default_voice
 from pplex.server.request import ConversationRequest, RequestError
 
 AUDIO_FORMATS = ("opus", "s16", "f32")
@@ -22,11 +23,12 @@ SAMPLING = {  # the query's name, and Sampling's
     "audio_topk": "audio_top_k",
 }
 # Parameters without effect, with the defaults of the official client.
+PROMPT = ("voice_prompt", "text_prompt")  # a Moshi model takes neither
 UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}
 SEEDS = ("seed", "text_seed", "audio_seed")
 CREDENTIALS = ("token", "worker_auth_id")
 EARLY = "early_metadata"
-KNOWN = ("voice_prompt", "text_prompt", *SAMPLING, *SEEDS, *UNUSED, "audio", EARLY, "resume", "email", *CREDENTIALS)
+KNOWN = (*PROMPT, *SAMPLING, *SEEDS, *UNUSED, "audio", EARLY, "resume", "email", *CREDENTIALS)
 BESIDE_RESUME = {"resume", "audio", EARLY, "email", *CREDENTIALS}
 IGNORED_MOST = 16  # names of ignored parameters that a client gets back
 
@@ -45,14 +47,18 @@ class ChatRequest(ConversationRequest):
         return self.early_metadata or self.audio != AUDIO_FORMATS[0]
 
 
-def parse_query(query: Iterable[tuple[str, str]], voices: Mapping[str, object]) -> ChatRequest:
+def parse_query(
+    query: Iterable[tuple[str, str]], voices: Mapping[str, object], takes_prompt: bool = True
+) -> ChatRequest:
     """The request from (name, value) pairs, for a bundle's `voices`. Raises RequestError that lists all faults.
 
-    As in the reference, unknown parameters are ignored, and so is the second value of a known parameter.
+    As in the reference, unknown parameters are ignored, and so is the second value of a known parameter. `takes_prompt`:
+    whether the model begins with a prompt. If not, voice and persona are ignored, too.
     """
     given, ignored, wrong = dict[str, str](), list[str](), list[str]()
+    known = KNOWN if takes_prompt else set(KNOWN).difference(PROMPT)
     for name, value in query:
-        if name not in KNOWN or name in given:
+        if name not in known or name in given:
             ignored.append(name)
         else:
             given[name] = value
@@ -118,12 +124,14 @@ class _Reader:
     def voice(self, voices: Mapping[str, object]) -> str | None:
         name = self._given.get("voice_prompt")
         if name is None:
-            return DEFAULT_VOICE if DEFAULT_VOICE in voices else next(iter(voices), None)
+            return default_voice(voices, DEFAULT_VOICE)
         if name == NO_VOICE:
             return None
         if name.removesuffix(".pt") not in voices:
-            known = ", ".join([*voices, NO_VOICE])
-            self._wrong.append(f"Unknown voice {_shown(name)}. This server has {known}.")
+            known = f"This server has {', '.join([*voices, NO_VOICE])}."
+            if not voices:
+                known = f"This server has no voices: leave voice_prompt out, or send {NO_VOICE}."
+            self._wrong.append(f"Unknown voice {_shown(name)}. {known}")
             return None
         return name.removesuffix(".pt")
 

@@ -5,7 +5,9 @@ import numpy as np
 from pplex.runtime.session import Runtime
 
 
-def expected(runtime: Runtime, frames: np.ndarray, voice: str, persona: str, seed: int) -> tuple[np.ndarray, str]:
+def expected(
+    runtime: Runtime, frames: np.ndarray, voice: str | None, persona: str, seed: int
+) -> tuple[np.ndarray, str]:
     """The agent's reply to frames [n, 1920] without a server: frames [n, 1920] and text."""
     with runtime.open(voice, persona, seed) as session:
         replies = [session.step(frame) for frame in frames]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import TINY
+from folders import GOLDEN, MOSHI, TINY
 
 from pplex.export.build import BuildOptions, build
 from pplex.export.source import CheckpointSource
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.precision import parse_precision
+from pplex.runtime.voice_changes import change_voices
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -87,7 +88,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
     @cache
     def make(golden: Path, precision: str = "fp32", for_engines: bool = False) -> Bundle:
         name = f"{golden.name}-{precision}{'-for-engines' if for_engines else ''}"
-        out = (kept if golden == TINY else shared / "bundles") / name
+        out = (kept if golden.parent == GOLDEN else shared / "bundles") / name
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.with_name(f"{out.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -103,6 +104,23 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
 def tiny_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
     """The bundle of tests/golden/tiny; read only."""
     return bundle_of(TINY)
+
+
+@pytest.fixture(scope="session")
+def moshi_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
+    """The bundle of tests/golden/moshi, a Moshi model: without voices and without a prompt; read only."""
+    return bundle_of(MOSHI)
+
+
+@pytest.fixture(scope="session")
+def voiceless_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny bundle, a PersonaPlex model, without its voices; read only."""
+    folder = tmp_path_factory.mktemp("voiceless") / "bundle"
+    folder.mkdir()
+    for path in tiny_bundle.folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    change_voices(folder, lambda voices: type(voices)({}, {}))
+    return open_bundle(folder)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny"
+MOSHI = GOLDEN / "moshi"
 CASES = Path(__file__).parent / "cases"  # small inputs that once broke something
 
 

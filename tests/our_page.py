@@ -30,7 +30,13 @@ def serve_folder(tab: Tab, origin: str, info: dict[str, Any] | None = None) -> N
     tab.route(f"{origin}/**", answer)
 
 
-INFO = {"voices": ["NATF0", "VARM2", "mine"], "sample_rate": 24000, "frame_size": 1920, "token_required": True}
+INFO = {
+    "voices": ["NATF0", "VARM2", "mine"],
+    "sample_rate": 24000,
+    "frame_size": 1920,
+    "takes_prompt": True,
+    "token_required": True,
+}
 
 
 def expect(locator: Any) -> Any:

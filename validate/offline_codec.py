@@ -55,7 +55,7 @@ def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -
     """All steps of x [1, dim, T] at once: [1, dim, T]. The ring is as long as the recording, and a mask limits it."""
     stack, steps = transformer.stack, x.shape[-1]
     start = torch.zeros(1, dtype=torch.int64)
-    mask = _window(steps, steps_per_frame, stack.capacity)
+    mask = _window(steps, steps_per_frame, transformer.window)
     where = (start, mask, *rope(start, torch.arange(steps), stack))
     x = x.transpose(1, 2)
     for layer in transformer.layers:
@@ -64,11 +64,11 @@ def _transform(transformer: CodecTransformer, x: Tensor, steps_per_frame: int) -
     return x.transpose(1, 2)
 
 
-def _window(steps: int, steps_per_frame: int, capacity: int) -> Tensor:
-    """Which steps each step reads: [1, 1, T, T] bool. It reads from capacity - 1 steps before the end of its frame on.
+def _window(steps: int, steps_per_frame: int, window: int) -> Tensor:
+    """Which steps each step reads: [1, 1, T, T] bool. It reads from `window` steps before the end of its frame on.
 
     `codec_mask` masks a ring's entries by the same rule, and explains it.
     """
     step = torch.arange(steps)
     end = (step // steps_per_frame + 1) * steps_per_frame  # exclusive
-    return ((step <= step[:, None]) & (step > end[:, None] - capacity))[None, None]
+    return ((step <= step[:, None]) & (step >= end[:, None] - window))[None, None]

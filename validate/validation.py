@@ -25,7 +25,7 @@ from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import FP32
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
-from pplex.runtime.voice_file import Voice
+from pplex.runtime.voice_file import Voice, default_voice
 from pplex.validate.memory import lacking_memory
 from pplex.validate.parting import Judge
 from pplex.validate.probes import RewrittenBundle, can_be_probed
@@ -207,7 +207,7 @@ class _ValidationRun:
 
 def _prompt(runtime: Runtime) -> tuple[str | None, str]:
     """Voice and persona of the conversations; each is left out if it does not fit in the context."""
-    voice = VOICE if VOICE in runtime.bundle.voices else next(iter(runtime.bundle.voices), None)
+    voice = default_voice(runtime.bundle.voices, VOICE)
     for persona in (PERSONA, ""):
         try:
             runtime.check_prompt(voice, persona)

@@ -189,14 +189,21 @@ async function load() {
   try {
     const response = await fetch(new URL("api/info", document.baseURI), { cache: "no-store" });
     if (!response.ok) return partProblem(response.status);
-    const { voices, token_required: needsToken } = await response.json();
+    const { voices, takes_prompt: takesPrompt, token_required: needsToken } = await response.json();
     fillVoices(voices);
+    if (takesPrompt === false) leaveOutPrompt();
     askForToken(needsToken);
     $("token").value = new URLSearchParams(location.search).get("token") ?? "";
     return null;
   } catch {
     return NOT_LOADED;
   }
+}
+
+/** A model without a prompt has one voice and no persona. */
+function leaveOutPrompt() {
+  for (const id of ["voice-field", "persona-field"]) $(id).hidden = true;
+  for (const id of ["voice", "persona-field"]) $(id).disabled = true;
 }
 
 function askForToken(needed) {

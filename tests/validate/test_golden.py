@@ -16,11 +16,11 @@ from pplex.export.checkpoint import open_checkpoint
 from pplex.export.tensor_tables import depth_embedding
 from pplex.runtime.bundle import Bundle
 from pplex.validate.golden import (
-    CONVERSATIONS,
     Check,
     check_codec,
     check_conversation,
     check_teacher_forced,
+    conversations,
     main,
 )
 
@@ -54,9 +54,15 @@ def test_forced_steps_equal_the_golden_data_past_the_end_of_the_ring(
     assert all_pass(check_teacher_forced(bundle, golden))
 
 
-@each_golden
 @each_kind
-@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize(
+    "golden, name",
+    [
+        pytest.param(golden, name, id=f"{golden.name}-{name}")
+        for golden in golden_folders()
+        for name in conversations(golden)
+    ],
+)
 def test_conversation_equals_the_golden_data(bundle_of: BundleOf, golden: Path, for_engines: bool, name: str) -> None:
     assert all_pass(check_conversation(bundle_of(golden, for_engines=for_engines), golden, name))
 

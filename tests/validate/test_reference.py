@@ -10,7 +10,7 @@ from pplex.export.checkpoint import open_checkpoint
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.stages import Stages
 from pplex.validate.drift import reference_hidden
-from pplex.validate.golden import CONVERSATIONS, check_conversation, check_teacher_forced
+from pplex.validate.golden import VOICES, check_conversation, check_teacher_forced
 from pplex.validate.reference import as_float32, torch_backend
 
 CHECKPOINT = open_checkpoint(TINY / "checkpoint")
@@ -28,7 +28,7 @@ def test_all_steps_at_once_equal_the_recording_past_the_end_of_the_ring() -> Non
     np.testing.assert_allclose(text[steps].numpy(), expected["text_logits"], atol=5e-5)
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("name", VOICES)
 def test_conversations_equal_the_recorded_ones(tiny_bundle: Bundle, name: str) -> None:
     bundle, backend = as_float32(tiny_bundle), torch_backend(CHECKPOINT, tiny_bundle.config)
     assert all(check.passed for check in check_conversation(bundle, TINY, name, backend))
