@@ -26,4 +26,4 @@ def lacking_memory(needed: int) -> str | None:
     free = available_memory()
     if free is None or free >= needed:
         return None
-    return f"that needs about {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free here"
+    return f"that needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free here"

@@ -121,7 +121,7 @@ class TestMemory:
         kernel.group("/", WHOLE)
         kernel.limits("sys/fs/cgroup", memory_max=str(8 * GB), memory_current="0")
         assert lacking_memory(4 * GB) is None
-        assert lacking_memory(16 * GB) == "that needs about 17 GB of memory, and 9 GB are free here"
+        assert lacking_memory(16 * GB) == "that needs about 17.2 GB of memory, and 8.6 GB are free here"
 
 
 JOINED = """
