@@ -211,7 +211,7 @@ class TorchBackend:
                         host.fill_(1)
                     case "k":
                         host.fill_(250)
-                    case "text" | "audio":
+                    case "text" | "audio" | "replacement":
                         host.fill_(-1)
 
 

@@ -129,7 +129,7 @@ def frame_input(
             return np.full(shape, context_steps, np.int64)
         case "k":
             return np.full(shape, CANDIDATES, np.int64)
-        case "text" | "audio":
+        case "text" | "audio" | "replacement":
             return np.full(shape, -1, np.int64)
         case "active" | "temperature":
             return np.ones(shape, spec.dtype)

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor, nn
 
-from pplex.export.layers import Linear, RMSNorm, SwiGLU, attention, embed, one_by_one, sample, store_in
+from pplex.export.layers import Linear, RMSNorm, SwiGLU, attention, embed, forced_or, one_by_one, sample, store_in
 from pplex.runtime.config import ModelConfig
 
 
@@ -58,7 +58,7 @@ class Depth(nn.Module):
                 x = x + self.attend(step, layer, self.norm1[layer](x), past[layer])
                 x = x + step.gating[layer](self.norm2[layer](x))
             logits = step.output(x.squeeze(1)).float()
-            token = sample(logits, (noise, offset, stride), audio_temperature, audio_top_k, forced)
+            token = forced_or(sample(logits, (noise, offset, stride), audio_temperature, audio_top_k), forced)
             tokens.append(token)
             all_logits.append(logits)
         return torch.stack(tokens, 1), torch.stack(all_logits, 1)

@@ -275,10 +275,10 @@ class RingAttention(nn.Module):
 TokenNoise = tuple[Tensor, Tensor, Tensor]  # noise of one draw: a table [B, N], offset and stride (see `sample`)
 
 
-def sample(logits: Tensor, noise: TokenNoise, temperature: Tensor, top_k: Tensor, forced: Tensor) -> Tensor:
-    """Draw a token from softmax(logits / temperature) cut to the top k, or take the forced one: [B] int64.
+def sample(logits: Tensor, noise: TokenNoise, temperature: Tensor, top_k: Tensor) -> Tensor:
+    """Draw a token from softmax(logits / temperature) cut to the top k: [B] int64.
 
-    logits [B, card] float32; temperature, top_k, forced [B]. noise: draws of Exp(1) [B, N], an offset [B, 1] and an odd
+    logits [B, card] float32; temperature, top_k [B]. noise: draws of Exp(1) [B, N], an offset [B, 1] and an odd
     stride [B, 1]. Token i uses entry (offset + stride * i) mod N, see runtime/noise.py. argmax(p / noise) draws exactly
     from p (the exponential race). Only the ratios of p count, so the softmax's denominator is left out.
     """
@@ -289,7 +289,12 @@ def sample(logits: Tensor, noise: TokenNoise, temperature: Tensor, top_k: Tensor
     race = weight / table.gather(1, (tokens * stride + offset) % table.shape[-1])
     race = torch.where(torch.arange(candidates, device=race.device) < top_k[:, None], race, -1.0)
     winner = torch.argmax(race, dim=-1, keepdim=True)
-    return torch.where(forced >= 0, forced, tokens.gather(1, winner).squeeze(1))
+    return tokens.gather(1, winner).squeeze(1)
+
+
+def forced_or(token: Tensor, forced: Tensor) -> Tensor:
+    """`forced` [B] where it is a token, otherwise `token` [B]."""
+    return torch.where(forced >= 0, forced, token)
 
 
 def even_noise(rows: int, streams: int) -> TokenNoise:

@@ -14,6 +14,7 @@ from pplex.export.layers import (
     embed,
     exporting,
     first_entries,
+    forced_or,
     indices,
     readable,
     ring_index,
@@ -21,7 +22,7 @@ from pplex.export.layers import (
     sample,
     store_in,
 )
-from pplex.runtime.config import ModelConfig, TransformerConfig
+from pplex.runtime.config import END_OF_PADDING, ModelConfig, TransformerConfig
 from pplex.runtime.graphs import MAX_STEPS
 
 
@@ -63,7 +64,7 @@ class Temporal(nn.Module):
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, masked: bool = False):
         super().__init__()
         stack, self.masked = config.temporal, masked
-        self.stack, self.audio_rows = stack, config.audio_card + 1
+        self.stack, self.audio_rows, self.padding = stack, config.audio_card + 1, config.text_padding
         self.text_emb = nn.Parameter(torch.empty(config.text_card + 1, stack.dim))
         self.audio_emb = nn.Parameter(torch.empty((config.num_streams - 1) * self.audio_rows, stack.dim))
         self.layers = nn.ModuleList(TemporalLayer(stack) for _ in range(stack.layers))
@@ -77,6 +78,7 @@ class Temporal(nn.Module):
         embedding: Tensor,
         position: Tensor,
         forced_text: Tensor,
+        replacement: Tensor,
         noise: Tensor,
         noise_offset: Tensor,
         noise_stride: Tensor,
@@ -94,8 +96,14 @@ class Temporal(nn.Module):
         hidden = self.out_norm(x[:, -1].float())  # [B, dim] float32
         logits = self.text_linear(hidden.to(self.dtype)).float()
         own = (noise, noise_offset[:, :1], noise_stride[:, :1])
-        token = sample(logits, own, text_temperature, text_top_k, forced_text)
-        return hidden, token, logits, *present
+        draw = sample(logits, own, text_temperature, text_top_k)
+        token = forced_or(self.replaced(draw, replacement), forced_text)
+        return hidden, token, draw, logits, *present
+
+    def replaced(self, draw: Tensor, replacement: Tensor) -> Tensor:
+        """`replacement` [B] in place of a drawn word's token; padding stays, and so does a draw without a replacement."""
+        is_word = (draw != self.padding) & (draw != END_OF_PADDING)
+        return torch.where(is_word, forced_or(draw, replacement), draw)
 
     def embed_streams(self, codes: Tensor) -> Tensor:
         """Sum of the embeddings of all streams: [B, T, 17] -> [B, T, dim] float32."""

@@ -73,7 +73,7 @@ class FrameBuffers:
             array[...] = given
             buffers[name] = replace(chunk, shape=(1, *chunk.shape))
             uploads += self._transfer(chunk, array, up=True)
-        for name in ("position", "forced_text", "text_temperature", "text_top_k"):
+        for name in ("position", "forced_text", "replacement", "text_temperature", "text_top_k"):
             uploads += self._copy("temporal", name, row, 1, up=True)
         return buffers, uploads
 
@@ -126,7 +126,7 @@ class FrameBuffers:
         return self._by_graph(made)
 
     def _make_arrays(self) -> dict[str, dict[str, Array]]:
-        """Zeros, or ones where a graph divides by them: valid values for a slot that is not in use."""
+        """Zeros, ones where a graph divides by them, and no replacement: valid values for a slot that is not in use."""
         made: dict[Key, Array] = {**self._up.arrays, **self._down.arrays}
         for graph, tensor in self._tensors():
             key = _first(graph, tensor.name)
@@ -134,6 +134,8 @@ class FrameBuffers:
                 made[key] = self._device.staging(self.by_graph[graph][tensor.name])
             if tensor.name == "noise" or tensor.name.endswith("temperature"):
                 made[key][...] = 1
+            elif tensor.name == "replacement":
+                made[key][...] = -1
         return self._by_graph(made)
 
     def _by_graph(self, made: Mapping[Key, Any]) -> dict[str, dict[str, Any]]:

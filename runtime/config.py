@@ -18,6 +18,7 @@ SILENCE_FRAMES = 6
 # A PersonaPlex model begins a conversation with a prompt: a voice, a persona, silence. A Moshi model begins with nothing.
 PERSONAPLEX, MOSHI = FAMILIES = ("personaplex", "moshi")
 CODEBOOKS = 8  # codebooks per speaker in a conversation
+END_OF_PADDING = 0  # the text token that a model may put before a word (EPAD)
 MIN_CAPACITY = 32  # the fewest context steps of the temporal transformer: enough for a prompt
 MAX_CANDIDATES = 512  # the largest top-k
 MIN_NOISE = 1 << 16  # draws of noise that each session has: see runtime/noise.py

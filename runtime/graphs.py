@@ -220,11 +220,17 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
                 TensorSpec("embedding", "float32", ("B", "T", config.temporal.dim)),
                 TensorSpec("position", "int64", ("B",)),
                 TensorSpec("forced_text", "int64", ("B",)),
+                TensorSpec("replacement", "int64", ("B",)),
                 *noise,
                 TensorSpec("text_temperature", "float32", ("B",)),
                 TensorSpec("text_top_k", "int64", ("B",)),
             ),
-            (hidden, text_token, TensorSpec("text_logits", "float32", ("B", text_card))),
+            (
+                hidden,
+                text_token,
+                TensorSpec("draw", "int64", ("B",)),
+                TensorSpec("text_logits", "float32", ("B", text_card)),
+            ),
             _rings(config.temporal, "C", dtype["temporal"]),
         ),
         GraphSpec(

@@ -62,6 +62,7 @@ class Stages:
         self.codes, self.position, self.forced_text = temporal["codes"], temporal["position"], temporal["forced_text"]
         self.noise, self.noise_offset, self.noise_stride = (temporal[name] for name in NOISE)
         self.text_temperature, self.text_top_k = temporal["text_temperature"], temporal["text_top_k"]
+        self.replacement, self.draw = temporal["replacement"], temporal["draw"]
         self.hidden, self.text_token = temporal["hidden"], temporal["text_token"]
         self.audio_temperature, self.audio_top_k = depth["audio_temperature"], depth["audio_top_k"]
         self.forced_audio, self.audio_tokens = depth["forced_audio"], depth["audio_tokens"]

@@ -113,8 +113,8 @@ def frames(spec: GraphSpec, config: ModelConfig, steps: int) -> Iterator[list[Te
                 inputs[name][...] = torch.tensor([True, True, step % 2 == 0])
             elif name == "position":
                 inputs[name][...] = torch.tensor([step, step + 5, 2 * step])
-            elif name.startswith(("forced", "text_top_k")):
-                inputs[name].fill_(-1 if name.startswith("forced") else 50)
+            elif name.startswith(("forced", "replacement", "text_top_k")):
+                inputs[name].fill_(50 if name == "text_top_k" else -1)
         yield list(inputs.values())
 
 

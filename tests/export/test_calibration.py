@@ -74,7 +74,8 @@ def test_calibration_records_the_inputs_of_the_whole_module(
     for item in conversations.items:
         ones = torch.ones(1)
         start = torch.zeros(1, dtype=torch.int64)
-        module(item.codes[None], item.embedding[None], start, start - 1, *even_noise(1, 17), ones, start + 1, *rings)
+        free = start - 1
+        module(item.codes[None], item.embedding[None], start, free, free, *even_noise(1, 17), ones, start + 1, *rings)
     for name in ("layers.0.attention.in_proj", "layers.2.gating.linear_out"):
         x = torch.cat(seen[name])
         key = f"temporal.{name}.weight"

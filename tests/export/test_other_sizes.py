@@ -124,6 +124,7 @@ INPUTS: dict[str, Callable[..., Any]] = {
     "text_token": tokens(0, 600),
     "forced_text": tokens(0, 600),
     "forced_audio": tokens(0, 2048),
+    "replacement": tokens(-1, 600),
     "position": positions,
     "noise": lambda random, array, step: random.exponential(size=array.shape) + 1e-6,
     "noise_offset": tokens(0, 1 << 16),

@@ -218,7 +218,8 @@ def _generate(checkpoint: Checkpoint, user: Tensor, top_k: int) -> Tensor:
         table = torch.empty(1, config.noise_entries).exponential_(generator=generator)
         noise = table, torch.arange(17)[None] * 3000, torch.ones(1, 17, dtype=torch.int64)
         none = torch.zeros(1, 1, config.temporal.dim)
-        hidden, text, _, *state = temporal(column[None, None], none, torch.tensor([t]), free, *noise, *settings, *state)
+        given = column[None, None], none, torch.tensor([t]), free, free
+        hidden, text, _, _, *state = temporal(*given, *noise, *settings, *state)
         audio, _ = depth(hidden, text, free.expand(1, CODEBOOKS), *noise, *settings)
         generated.append(torch.cat([text, audio[0]]))
         column = torch.cat([generated[-1], heard])

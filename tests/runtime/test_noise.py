@@ -228,7 +228,7 @@ def test_reordered_candidates_keep_their_noise() -> None:
     for _ in range(200):
         slots.draw()
         keys = (tensor([[int(key[0, 3])]]) for key in (slots.offset, slots.stride))
-        given = (from_numpy(slots.tables), *keys), tensor([0.8]), tensor([250]), tensor([-1])
+        given = (from_numpy(slots.tables), *keys), tensor([0.8]), tensor([250])
         drawn.append([int(sample(from_numpy(x[None]), *given)) for x in (logits, swapped)])
         race = np.where(logits >= np.sort(logits)[-250], np.exp(logits / 0.8) / slots.of(3, tokens), 0)
         assert drawn[-1] == [int(race.argmax())] * 2

@@ -60,7 +60,7 @@ def drift_section(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes:
 
 def _prompt_measures(bundle: Bundle, checkpoint: Checkpoint, stages: Stages, codes: Tokens) -> Iterator[Measure]:
     """Measures that forced steps cannot give: sampling, and the embeddings of a voice."""
-    yield sampling_measure(stages, codes)
+    yield sampling_measure(stages, codes, bundle.config.text_padding)
     name, voice = next(((name, one) for name, one in bundle.voices.items() if isinstance(one, Voice)), ("", None))
     if voice is None:
         return

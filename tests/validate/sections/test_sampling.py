@@ -25,7 +25,7 @@ CODES = token_history(CHECKPOINT, unheard_pieces(CHECKPOINT.config, 2), 64)
 
 
 def measure(bundle: Bundle) -> Measure:
-    return sampling_measure(Stages(bundle, 1, logits=True), CODES)
+    return sampling_measure(Stages(bundle, 1, logits=True), CODES, bundle.config.text_padding)
 
 
 def no_noise(model: onnx.ModelProto, step: int) -> None:
@@ -49,6 +49,21 @@ def nothing_forced(model: onnx.ModelProto, step: int) -> None:
     choice.input[1] = choice.input[2]
 
 
+def nothing_replaced(model: onnx.ModelProto, step: int) -> None:
+    choice = next(node for node in nodes(model, "Where") if node.output[0] == "text_token")
+    choice.input[2] = "draw"
+
+
+def another_draw(model: onnx.ModelProto, step: int) -> None:
+    """The output `draw` is the token after replacing."""
+    choice = next(node for node in nodes(model, "Where") if node.output[0] == "text_token")
+    (drawn,) = (node for node in model.graph.node if "draw" in node.output)
+    drawn.output[0] = "own.draw"
+    for node in model.graph.node:
+        node.input[:] = ["own.draw" if name == "draw" else name for name in node.input]
+    model.graph.node.append(onnx.helper.make_node("Identity", [choice.input[2]], ["draw"]))
+
+
 FAULTS: dict[str, tuple[str, Callable[[onnx.ModelProto, int], None], int, str]] = {
     "text noise": ("temporal", no_noise, 0, "text"),
     "audio noise": ("depth", no_noise, 3, "codebook 3"),
@@ -56,6 +71,8 @@ FAULTS: dict[str, tuple[str, Callable[[onnx.ModelProto, int], None], int, str]] 
     "audio temperature": ("depth", no_temperature, 5, "codebook 5"),
     "text top-k": ("temporal", no_top_k, 0, "text"),
     "forced text": ("temporal", nothing_forced, 0, "text"),
+    "replaced text": ("temporal", nothing_replaced, 0, "text"),
+    "draw": ("temporal", another_draw, 0, "text"),
 }
 
 
@@ -73,8 +90,16 @@ def test_a_sampling_fault_is_named_by_its_stream(tiny_bundle: Bundle, tmp_path: 
 
 def test_section_leaves_the_slot_as_new(tiny_bundle: Bundle) -> None:
     stages, new = Stages(tiny_bundle, 1, logits=True), Stages(tiny_bundle, 1, logits=True)
-    sampling_measure(stages, CODES)
-    for name in ("noise_offset", "noise_stride", "text_temperature", "audio_temperature", "text_top_k", "audio_top_k"):
+    sampling_measure(stages, CODES, 3)
+    for name in (
+        "noise_offset",
+        "noise_stride",
+        "text_temperature",
+        "audio_temperature",
+        "text_top_k",
+        "audio_top_k",
+        "replacement",
+    ):
         np.testing.assert_array_equal(getattr(stages, name), getattr(new, name))
 
 
@@ -87,7 +112,6 @@ def test_tokens_of_the_torch_module_count_as_drawable(seed: int, temperature: fl
         (from_numpy(noise[None]), tensor([[0]]), tensor([[1]])),
         tensor([temperature]),
         tensor([top_k]),
-        tensor([-1]),
     )
     token, noise = int(sample(from_numpy(logits[None]), *settings)[0]), noise[:60]
     assert may_be_drawn(logits, noise, temperature, top_k, -1, token)
