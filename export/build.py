@@ -174,7 +174,7 @@ def _identity(plan: BuildPlan) -> str:
         given = Path(options.calibration).resolve()
         files += [given] if is_file(given) else files_below(given)
     library = "" if options.gpu is None else str(open_library(options.gpu))
-    parts = [_made_by(), _made_with(), library, repr(plan.config), repr(options)]
+    parts = [_made_by(), _made_with(), library, repr(plan.config), repr(options), repr(checkpoint.lora)]
     parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
