@@ -126,6 +126,10 @@ def check_gpu(plan: BuildPlan, gpu: Gpu) -> str:
 
 def _find_voices(plan: BuildPlan, tell: Callable[[str], None]) -> dict[str, Voice]:
     """The checkpoint's voices. `tell` gets a line about each one that is left out."""
+    if not plan.config.takes_prompt:
+        if plan.checkpoint.layout.voices:
+            tell("Its voices are left out: a Moshi model takes none.")
+        return {}
     found = find_voices(plan.checkpoint.folder, plan.config)
     for warning in found.warnings:
         tell(f"Warning: a voice cannot be used and is left out. {warning}")
