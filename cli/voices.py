@@ -11,10 +11,6 @@ from pplex.cli.options import device_option, json_option, threads_option
 from pplex.cli.talk import DEFAULT_PERSONA
 
 SECONDS, SEED = 5.0, 0
-CONSENT = (
-    "Use a real person's voice only with that person's consent, and only as the weights' licence and your law allow. "
-    "Tell listeners that the voice is synthetic."
-)
 RESTART = "A server that is running keeps the voices it has loaded: restart it."
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -121,7 +117,7 @@ def add(bundle: Path, name: str, file: str, threads: int | None, device: str | N
     from pplex.runtime.codec import ENCODE, encode
     from pplex.runtime.errors import AudioWarning
     from pplex.runtime.voice_changes import Voices, change_voices, check_changeable, check_new, open_voices
-    from pplex.runtime.voice_checks import check_takes_voices, faults, prepared
+    from pplex.runtime.voice_checks import CONSENT, check_takes_voices, faults, prepared
 
     def with_it(voices: Voices) -> Voices:
         check_new(bundle, voices, name)

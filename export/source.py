@@ -106,9 +106,12 @@ def download(found: Found, tell: hub.Tell = lambda line: None) -> CheckpointSour
 
 def check_access(repo: str, revision: str | None = None) -> None:
     """Ask the hub for the size of a repository's weights. Raises CheckpointError, with advice, if the hub refuses."""
-    files = _list(repo, revision)
-    weights = next((name for name in wanted_files(files.nbytes, {}) if name in WEIGHTS_FILES), LM_FILE)
-    hub.check_access(repo, weights, revision)
+    nbytes = _list(repo, revision).nbytes
+    named = [name for name in WEIGHTS_FILES if name in nbytes]
+    others = [
+        name for name in nbytes if name.endswith(".safetensors")
+    ]  # config.json may name them; it is not read here
+    hub.check_access(repo, named[0] if named else max(others, key=lambda name: nbytes[name], default=LM_FILE), revision)
 
 
 def wanted_files(

@@ -30,6 +30,10 @@ _SPEECH_DB = -30.0  # relative to the loud blocks
 Levels = npt.NDArray[np.float64]
 
 
+CONSENT = (
+    "Use a real person's voice only with that person's consent, and only as the weights' licence and your law allow. "
+    "Tell listeners that the voice is synthetic."
+)
 OWN_VOICE = "holds a Moshi model, which has its own voice only. Voices need a PersonaPlex model."
 
 

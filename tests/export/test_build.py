@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from adapters import RANK, matrices, write_adapter
-from folders import TINY
-from layouts import copied, shard
+from folders import MOSHI, TINY
+from layouts import copied, halved, rename_lm, shard, weights_of
 
 from pplex.export.build import BuildOptions, _identity, build
 from pplex.export.build_plan import plan_build
@@ -148,6 +148,17 @@ def test_a_capacity_out_of_range_is_refused(tmp_path: Path, capacity: int) -> No
     with pytest.raises(ConfigError, match=r"32 to 96"):
         build(source(TINY / "checkpoint"), tmp_path / "bundle", BuildOptions(capacity=capacity))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["moshi", "personaplex"])
+def test_depth_steps_that_the_checkpoint_lacks_are_refused_at_once(tmp_path: Path, kind: str) -> None:
+    folder = MOSHI / "checkpoint"
+    if kind == "personaplex":
+        folder = copied(tmp_path / "checkpoint")
+        rename_lm(folder, LM_FILE, halved(weights_of(folder)))
+    with pytest.raises(CheckpointError, match=r"lacks depformer_emb\.7\.weight\.\nLeave --depth-steps out"):
+        build(source(folder), tmp_path / "bundle", BuildOptions(depth_steps=16))
+    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint"}
 
 
 RTX_4090 = parse_gpu("rtx-4090")
