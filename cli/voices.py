@@ -11,10 +11,6 @@ from pplex.cli.options import device_option, json_option, threads_option
 from pplex.cli.talk import DEFAULT_PERSONA
 
 SECONDS, SEED = 5.0, 0
-CONSENT = (
-    "Use a real person's voice only with that person's consent, and only as the weights' licence and your law allow. "
-    "Tell listeners that the voice is synthetic."
-)
 RESTART = "A server that is running keeps the voices it has loaded: restart it."
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -32,6 +28,7 @@ def list_voices(bundle: Path, as_json: bool) -> None:
     """List the voices of BUNDLE: seconds, steps of the model's memory, and where each comes from."""
     from pplex.measure.tables import aligned
     from pplex.runtime.voice_changes import open_voices
+    from pplex.runtime.voice_checks import OWN_VOICE
     from pplex.runtime.voice_file import voice_steps
 
     opened, found = open_voices(bundle)
@@ -43,6 +40,8 @@ def list_voices(bundle: Path, as_json: bool) -> None:
             for name in found.voices
         ]
         click.echo(json.dumps(rows, indent=2))
+    elif not opened.config.takes_prompt:
+        click.echo(f"{bundle} {OWN_VOICE}")
     elif not steps:
         click.echo(f"{bundle} has no voices. To add one: pplex-export voices add {bundle} NAME FILE")
     else:
@@ -82,10 +81,12 @@ def listen(
     from pplex.runtime.files import write_files
     from pplex.runtime.offline import OfflineSettings, speak
     from pplex.runtime.voice_changes import check_voice, open_voices
+    from pplex.runtime.voice_checks import check_takes_voices
     from pplex.runtime.voice_file import Voice
 
     check_audio_target(out)
     opened, found = open_voices(bundle, DECODE)
+    check_takes_voices(bundle, opened.config)
     check_voice(bundle, found, name)
     voice = found.voices[name]
     if not isinstance(voice, Voice) and not reply:
@@ -116,13 +117,14 @@ def add(bundle: Path, name: str, file: str, threads: int | None, device: str | N
     from pplex.runtime.codec import ENCODE, encode
     from pplex.runtime.errors import AudioWarning
     from pplex.runtime.voice_changes import Voices, change_voices, check_changeable, check_new, open_voices
-    from pplex.runtime.voice_checks import faults, prepared
+    from pplex.runtime.voice_checks import CONSENT, check_takes_voices, faults, prepared
 
     def with_it(voices: Voices) -> Voices:
         check_new(bundle, voices, name)
         return voices.with_recording(name, codes, source)
 
     opened, found = open_voices(bundle, ENCODE)
+    check_takes_voices(bundle, opened.config)
     check_new(bundle, found, name)
     check_changeable(bundle)
     pcm = read_audio(file)
@@ -141,11 +143,13 @@ def add(bundle: Path, name: str, file: str, threads: int | None, device: str | N
 @click.argument("name")
 def remove(bundle: Path, name: str) -> None:
     """Remove the voice NAME from BUNDLE. Only a new build brings a voice of the checkpoint back."""
-    from pplex.runtime.voice_changes import Voices, change_voices, check_voice
+    from pplex.runtime.voice_changes import Voices, change_voices, check_voice, open_voices
+    from pplex.runtime.voice_checks import check_takes_voices
 
     def without_it(voices: Voices) -> Voices:
         check_voice(bundle, voices, name)
         return voices.without(name)
 
+    check_takes_voices(bundle, open_voices(bundle)[0].config)
     change_voices(bundle, without_it)
     click.echo(f"{name} is removed.\n{RESTART}", err=True)

@@ -12,7 +12,7 @@ from typing import Any
 from pplex.engines.library import layers_path
 from pplex.engines.plan import session_nbytes
 from pplex.measure.tables import markdown, readable
-from pplex.runtime.bundle import Bundle, open_bundle, parity_text
+from pplex.runtime.bundle import Bundle, open_bundle, origin_text, parity_text
 from pplex.runtime.files import is_file, read_text
 from pplex.runtime.gpus import ONNXRUNTIME
 
@@ -47,12 +47,15 @@ class GraphReport:
 class BundleReport:
     """All graphs of a bundle, with rings of `capacity` steps.
 
-    From the manifest: `parity` is the record of the validation, `choice` of what `--precision auto` chose for which target.
+    From the manifest: `checkpoint` is what the bundle was made from, `voices` are names, `parity` is the record of the
+    validation, `choice` of what `--precision auto` chose for which target.
     verified: the number of files whose SHA-256 was checked; None if none was.
     """
 
     capacity: int
     graphs: tuple[GraphReport, ...]
+    checkpoint: Mapping[str, Any]
+    voices: list[str]
     parity: Mapping[str, Any] | None
     choice: Mapping[str, Any] | None
     verified: int | None = None
@@ -67,7 +70,9 @@ class BundleReport:
         table = markdown(_HEADERS, [*(_row(report) for report in self.graphs), total])
         files = [f"verified: {self.verified} files, all as they were built"] if self.verified is not None else []
         layers = (_layers_text(report) for report in self.graphs)
-        return "\n\n".join((table, *files, _choice_text(self.choice), parity_text(self.parity), *layers))
+        voices = f"voices: {', '.join(self.voices) or 'none'}"
+        origin = f"made from {origin_text({'checkpoint': self.checkpoint})}\n{voices}"
+        return "\n\n".join((table, *files, origin, _choice_text(self.choice), parity_text(self.parity), *layers))
 
 
 _FACTS = ("layers", "weights", "held_nbytes", "scratch_nbytes")
@@ -84,7 +89,8 @@ def report_bundle(folder: Path, verify: bool = False) -> BundleReport:
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
     graphs = tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items())
     verified = len(bundle.manifest["files"]) if verify else None
-    return BundleReport(capacity, graphs, bundle.manifest["parity"], bundle.manifest["choice"], verified)
+    recorded = (bundle.manifest[name] for name in ("checkpoint", "voices", "parity", "choice"))
+    return BundleReport(capacity, graphs, *recorded, verified)
 
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:

@@ -126,6 +126,10 @@ def check_gpu(plan: BuildPlan, gpu: Gpu) -> str:
 
 def _find_voices(plan: BuildPlan, tell: Callable[[str], None]) -> dict[str, Voice]:
     """The checkpoint's voices. `tell` gets a line about each one that is left out."""
+    if not plan.config.takes_prompt:
+        if plan.checkpoint.layout.voices:
+            tell("Its voices are left out: a Moshi model takes none.")
+        return {}
     found = find_voices(plan.checkpoint.folder, plan.config)
     for warning in found.warnings:
         tell(f"Warning: a voice cannot be used and is left out. {warning}")
@@ -174,7 +178,7 @@ def _identity(plan: BuildPlan) -> str:
         given = Path(options.calibration).resolve()
         files += [given] if is_file(given) else files_below(given)
     library = "" if options.gpu is None else str(open_library(options.gpu))
-    parts = [_made_by(), _made_with(), library, repr(plan.config), repr(options)]
+    parts = [_made_by(), _made_with(), library, repr(plan.config), repr(options), repr(checkpoint.lora)]
     parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

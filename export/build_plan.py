@@ -9,6 +9,7 @@ from pplex.engines.library import DEFAULT_OPTIONS, EngineOptions
 from pplex.export.calibration import DEFAULT_CALIBRATION, calibration_nbytes, needs_calibration, stored_calibration
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.finite import stored_tensors
+from pplex.export.weights import sources
 from pplex.runtime.config import CODEBOOKS, MIN_CAPACITY, ModelConfig
 from pplex.runtime.errors import CalibrationError, ConfigError
 from pplex.runtime.gpus import Gpu
@@ -97,11 +98,14 @@ class BuildPlan:
 def plan_build(checkpoint: Checkpoint, options: BuildOptions) -> BuildPlan:
     """The plan for these options.
 
-    Raises ConfigError and CalibrationError for options that do not fit, BuildError if no precision fits the target.
+    Raises CheckpointError, ConfigError and CalibrationError for options that do not fit, BuildError if no precision fits
+    the target.
     """
     options, choice = _complete(options, checkpoint)
     notes = [] if choice is None else [choice.to_text()]
     config, precision = options.config(checkpoint), options.precision
+    if checkpoint.tensors:  # before a download there are none
+        sources("depth", config, checkpoint)
     calibrated = needs_calibration(precision, options.calibration is not None, options.compiled)
     if options.calibration not in (None, DEFAULT_CALIBRATION) and not calibrated:
         if choice is None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pplex.measure.tables import markdown, readable
-from pplex.runtime.bundle import Bundle, parity_text
+from pplex.runtime.bundle import Bundle, Voice, origin_text, parity_text
 from pplex.runtime.gpus import ONNXRUNTIME
 from pplex.runtime.precision import PRECISIONS
+from pplex.runtime.voice_checks import CONSENT
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ CC_BY = Licence({"license": "cc-by-4.0"}, f"The weights are under [CC-BY-4.0]({_
 _BY_PREFIX = {"nvidia/personaplex": NVIDIA, "kyutai/moshi": CC_BY}  # of the repository's name
 _MIMI = f"Mimi, the codec, is by Kyutai, under [CC-BY-4.0]({_CC_BY_LINK})."
 _QUANTIZED = {"int4", "int8", "float8_e4m3fn"}
+_OF_ADAPTER = " The licence of the adapter applies too."
 _CHANGED = "The weights were converted to other files and, where the table says so, to another precision."
 
 
@@ -64,7 +66,7 @@ A bundle of pplex-export: a full-duplex speech-to-speech model that listens whil
 {facts}
 
 {_figures(bundle.manifest["parity"])}
-
+{_recorded(bundle)}
 ## Run it
 
 ```sh
@@ -76,8 +78,19 @@ pplex-export serve bundle
 
 ## Licence
 
-{licence.text} {_CHANGED} {_MIMI}
+{licence.text} {_CHANGED} {_MIMI}{_OF_ADAPTER if bundle.manifest["checkpoint"].get("lora") else ""}
 """
+
+
+def recorded_voices(bundle: Bundle) -> list[str]:
+    """The names of the voices that were added from recordings."""
+    return [name for name, voice in bundle.voices.items() if not isinstance(voice, Voice)]
+
+
+def _recorded(bundle: Bundle) -> str:
+    """A section about the voices that were added from recordings, if there are any."""
+    names = recorded_voices(bundle)
+    return f"\n## Voices\n\nAdded from recordings: {', '.join(names)}. {CONSENT}\n" if names else ""
 
 
 def _metadata(bundle: Bundle, licence: Licence) -> str:
@@ -93,8 +106,7 @@ def _metadata(bundle: Bundle, licence: Licence) -> str:
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest, capacity = bundle.manifest, bundle.config.temporal.capacity
-    source = manifest["checkpoint"]
-    yield "made from", f"{source['repo']} at commit {source['revision']}" if source["repo"] else "a local checkpoint"
+    yield "made from", origin_text(manifest)
     yield "made by", manifest["made_by"]
     yield "precision", ", ".join(f"{graph} {name}" for graph, name in bundle.precision.items())
     yield "runs on", "; ".join(dict.fromkeys(_engine(entry) for entry in manifest["engines"].values()))

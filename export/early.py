@@ -12,12 +12,14 @@ from pplex.export.calibration import DEFAULT_CALIBRATION, stored_calibration
 from pplex.export.checkpoint import Checkpoint
 from pplex.export.conversations import AUDIO_SUFFIXES
 from pplex.export.hub import cache_folder
-from pplex.export.layout import NO_FILES
-from pplex.export.source import Found
+from pplex.export.layout import ADAPTER_FILE, NO_FILES
+from pplex.export.lora import read_lora
+from pplex.export.source import Found, adapter_advice
 from pplex.export.staging import is_being_built, partial_folder
 from pplex.measure.tables import readable
-from pplex.runtime.config import CODEBOOKS
-from pplex.runtime.errors import BuildError, CalibrationError, OutputError
+from pplex.runtime.config import CODEBOOKS, MOSHI
+from pplex.runtime.config_file import CONFIG_FILE, LORA_NAME, ConfigFile
+from pplex.runtime.errors import BuildError, CalibrationError, CheckpointError, OutputError
 from pplex.runtime.files import files_below
 
 
@@ -39,15 +41,29 @@ def check_out(out: Path) -> None:
 def check_before_download(found: Found, out: Path, options: BuildOptions) -> None:
     """Check the options and the disks before the weights of a repository are downloaded.
 
-    Raises CalibrationError, ConfigError, GpuError or BuildError, as `build` would after the download.
+    Raises CalibrationError, CheckpointError, ConfigError, GpuError or BuildError, as `build` would after the download.
     """
     if not found.missing:
         return  # `build` checks the same, and the tensors too
-    plan = plan_build(Checkpoint(found.config, CODEBOOKS, {}, NO_FILES), options)
+    described = found.described
+    _check_adapter(found, described, options)
+    config = described.config.as_moshi() if described.model_type == MOSHI else described.config
+    plan = plan_build(Checkpoint(config, CODEBOOKS, {}, NO_FILES), options)
     if options.gpu is not None:
         check_gpu(plan, options.gpu)
     _check_recordings(options)
     _check_disks(found.missing, out, plan)
+
+
+def _check_adapter(found: Found, described: ConfigFile, options: BuildOptions) -> None:
+    """Raise CheckpointError or ConfigError for an adapter that cannot be used, or is missing."""
+    if options.lora is not None:
+        read_lora(Path(options.lora), options.lora_scaling)
+    elif described.lora:
+        advice = adapter_advice(str(found.source.repo), described.names.get(LORA_NAME, ADAPTER_FILE))
+        raise CheckpointError(
+            f"{CONFIG_FILE} of {found.source.repo} says lora: true, so the weights need their adapter. Add {advice}"
+        )
 
 
 def _check_recordings(options: BuildOptions) -> None:

@@ -4,7 +4,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -77,7 +77,9 @@ def find_layout(folder: Path, names: Mapping[str, str]) -> Layout:
     missing = [] if found else [wanted[0]]
     missing += [name for name in (codec, tokenizer) if not is_file(folder / name)]
     if missing:
-        raise CheckpointError(f"{folder} is not a checkpoint: it lacks {', '.join(missing)}.\n{_advice(folder, found)}")
+        names_here = [path.name for path in folder.glob("*")]
+        advice = missing_advice(names_here, bool(found), "folder", f"--lora {folder / ADAPTER_FILE}") or _ADVICE
+        raise CheckpointError(f"{folder} is not a checkpoint: it lacks {', '.join(missing)}.\n{advice}")
     for name, suffixes in ((found[0], (_SUFFIX, _INDEX_SUFFIX)), (codec, (_SUFFIX,))):
         if not name.endswith(suffixes):
             raise CheckpointError(
@@ -134,18 +136,23 @@ def _voices(folder: Path) -> tuple[Path, ...]:
     return (*((archive,) if is_file(archive) else ()), *loose)
 
 
-def _advice(folder: Path, found: list[str]) -> str:
-    names = sorted(path.name for path in folder.glob("*"))
-    if found:
+def missing_advice(names: Iterable[str], has_weights: bool, kind: str, adapter: str) -> str:
+    """What to do about a folder or a repository (`kind`) with the files `names` that lacks files of a checkpoint; "" if
+    nothing is known.
+
+    adapter: the option, or the commands, that name its adapter beside a base.
+    """
+    names = sorted(names)
+    if has_weights:
         return (
             "A fine-tune has the codec and the text tokenizer of its base model: copy these files from there into this "
-            "folder."
+            f"{kind}."
         )
     if ADAPTER_FILE in names:
-        return f"It has an adapter. Name the folder of the base model, and add --lora {folder / ADAPTER_FILE}"
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        return f"It has an adapter. Name the {kind} of the base model, and add {adapter}"
+    if pickles := [name for name in names if name.endswith(_PICKLES) and "/" not in name]:
         named = ", ".join(pickles)
         return f"Weights are read from safetensors files only: convert {named} with safetensors.torch.save_file."
     if other := [name for name in names if name.endswith(_OTHER_LIBRARIES)]:
         return f"The weights in {', '.join(other)} are for another library: use the checkpoint for PyTorch."
-    return _ADVICE
+    return ""

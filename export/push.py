@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pplex.export.background import in_background
-from pplex.export.card import licence_of, model_card
+from pplex.export.card import licence_of, model_card, recorded_voices
 from pplex.export.hub import LOGIN, Tell, hub_sentence
 from pplex.export.staging import is_partial_folder
 from pplex.measure.tables import readable
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle, open_bundle, parity_text
 from pplex.runtime.errors import BundleError, OutputError
+from pplex.runtime.voice_checks import CONSENT
 
 CARD_FILE, NOTICE_FILE = "README.md", "Notice"
 _OF_ANY_REPO = {CARD_FILE, ".gitattributes", ".gitignore", "LICENSE", NOTICE_FILE}
@@ -37,6 +38,10 @@ def push(folder: Path, repo: str, public: bool, tell: Tell) -> str:
     tell(f"Checking {folder}")
     bundle = _complete_bundle(folder)
     tell(f"{parity_text(bundle.manifest['parity'])}. The model card says so.")
+    if names := recorded_voices(bundle):
+        tell(
+            f"Whoever gets the bundle gets these voices, which were added from recordings: {', '.join(names)}. {CONSENT}"
+        )
     api = HfApi()
     try:
         info = _look(api, repo)

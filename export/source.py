@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from pplex.export import hub
-from pplex.export.layout import INDEX_FILE, LM_FILE, MIMI_FILE, TEXT_TOKENIZER_FILE, VOICES_FILE, WEIGHTS_FILES
-from pplex.runtime.config import ModelConfig
-from pplex.runtime.config_file import CODEC_NAME, CONFIG_FILE, TOKENIZER_NAME, WEIGHTS_NAME, read_config
+from pplex.export.layout import (
+    ADAPTER_FILE,
+    INDEX_FILE,
+    LM_FILE,
+    MIMI_FILE,
+    TEXT_TOKENIZER_FILE,
+    VOICES_FILE,
+    WEIGHTS_FILES,
+    missing_advice,
+)
+from pplex.runtime.config_file import CODEC_NAME, CONFIG_FILE, TOKENIZER_NAME, WEIGHTS_NAME, ConfigFile, read_config
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.files import is_folder, is_there, read_text
 
 _VOICE = re.compile(r"voices/[^/]+\.pt")
+_ADVICE = "Name a repository with the files of nvidia/personaplex-7b-v1, or another revision."
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,9 @@ class Found:
     missing: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def config(self) -> ModelConfig:
-        """The sizes in its config.json. Raises ConfigError."""
-        return read_config(self.source.folder / CONFIG_FILE).config
+    def described(self) -> ConfigFile:
+        """What its config.json says. Raises ConfigError."""
+        return read_config(self.source.folder / CONFIG_FILE)
 
 
 def resolve(
@@ -97,9 +106,12 @@ def download(found: Found, tell: hub.Tell = lambda line: None) -> CheckpointSour
 
 def check_access(repo: str, revision: str | None = None) -> None:
     """Ask the hub for the size of a repository's weights. Raises CheckpointError, with advice, if the hub refuses."""
-    files = _list(repo, revision)
-    weights = next((name for name in wanted_files(files.nbytes, {}) if name in WEIGHTS_FILES), LM_FILE)
-    hub.check_access(repo, weights, revision)
+    nbytes = _list(repo, revision).nbytes
+    named = [name for name in WEIGHTS_FILES if name in nbytes]
+    others = [
+        name for name in nbytes if name.endswith(".safetensors")
+    ]  # config.json may name them; it is not read here
+    hub.check_access(repo, named[0] if named else max(others, key=lambda name: nbytes[name], default=LM_FILE), revision)
 
 
 def wanted_files(
@@ -116,10 +128,12 @@ def wanted_files(
     map_of_shards = (index or {}).get("weight_map")
     listed = map_of_shards.values() if weights == INDEX_FILE and isinstance(map_of_shards, dict) else ()
     shards = sorted({str(name) for name in listed})
-    codec = [*_named(config, CODEC_NAME), MIMI_FILE][0]
-    tokenizer = [*_named(config, TOKENIZER_NAME), TEXT_TOKENIZER_FILE][0]
-    voices = [VOICES_FILE] if VOICES_FILE in names else sorted(name for name in names if _VOICE.fullmatch(name))
-    return [*([CONFIG_FILE] if CONFIG_FILE in names else []), weights, *shards, codec, tokenizer, *voices]
+    voices = [*([VOICES_FILE] if VOICES_FILE in names else []), *sorted(filter(_VOICE.fullmatch, names))]
+    return [*([CONFIG_FILE] if CONFIG_FILE in names else []), weights, *shards, *_codec_and_tokenizer(config), *voices]
+
+
+def _codec_and_tokenizer(config: Mapping[str, Any]) -> tuple[str, str]:
+    return [*_named(config, CODEC_NAME), MIMI_FILE][0], [*_named(config, TOKENIZER_NAME), TEXT_TOKENIZER_FILE][0]
 
 
 def _named(config: Mapping[str, Any], key: str) -> list[str]:
@@ -152,11 +166,17 @@ def _needed(files: hub.RepoFiles, folder: Path | None, config: Mapping[str, Any]
     if missing and files.unreachable is not None:
         raise CheckpointError(hub.advice(files.repo, files.revision, files.unreachable)) from files.unreachable
     if missing:
+        has_weights = not set(missing).difference(_codec_and_tokenizer(config))
         raise CheckpointError(
             f"{files.repo} at revision {files.commit} is not a checkpoint of this model: it lacks {', '.join(missing)}.\n"
-            "Name a repository with the files of nvidia/personaplex-7b-v1, or another revision."
+            + (missing_advice(files.nbytes, has_weights, "repository", adapter_advice(files.repo)) or _ADVICE)
         )
     return names
+
+
+def adapter_advice(repo: str, name: str = ADAPTER_FILE) -> str:
+    """How to build with the adapter of a repository: adapters are read from local files."""
+    return f"its adapter:\n  hf download {repo} {name} {CONFIG_FILE} --local-dir adapter\n  --lora adapter/{name}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def sources(graph: str, config: ModelConfig, checkpoint: Checkpoint) -> dict[str
     if missing:
         raise CheckpointError(
             f"The checkpoint holds {checkpoint.depth_sets} depth steps; {config.depth_steps} cannot be exported, "
-            f"for it lacks {', '.join(missing)}."
+            f"because it lacks {', '.join(missing)}.\nLeave --depth-steps out: conversations need {CODEBOOKS} steps."
         )
     return found
 

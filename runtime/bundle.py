@@ -112,6 +112,16 @@ def _open(
     return Bundle(folder, manifest, config, precision, voices)
 
 
+def origin_text(manifest: Mapping[str, Any]) -> str:
+    """What a bundle was made from: the repository and its commit, or a local checkpoint, and its adapter."""
+    source = manifest["checkpoint"]
+    origin = f"{source['repo']} at commit {source['revision']}" if source["repo"] else "a local checkpoint"
+    lora = source.get("lora")
+    if lora is None:
+        return origin
+    return f"{origin}, with the LoRA adapter {lora['file']} (rank {lora['rank']}, scaling {lora['scaling']:g})"
+
+
 def parity_text(parity: Mapping[str, Any] | None) -> str:
     """The result of the short validation, as the manifest has it."""
     if parity is None or not parity["checked"]:

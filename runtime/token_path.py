@@ -7,7 +7,7 @@ import numpy as np
 
 from pplex.runtime.arrays import Rows, Tokens
 from pplex.runtime.config import CODEBOOKS, ModelConfig
-from pplex.runtime.delays import DelayRing
+from pplex.runtime.delays import FREE, DelayRing
 from pplex.runtime.noise import FrameNoise
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
@@ -69,8 +69,11 @@ class TokenPath:
             for graph in LANGUAGE_GRAPHS:
                 stages.run(graph, 1, row)
         frame = self.finish(rows)
-        stages.agent_codes[rows] = frame[:, AGENT:USER]
-        if self.ring.step[row] > self.ring.late + 1:  # otherwise no frame is complete
-            stages.active[row] = True
+        if self.ring.step[row] > self.ring.late + 1:
+            stages.agent_codes[rows], stages.active[row] = frame[:, AGENT:USER], True
             stages.run("mimi_decode", 1, row)
+        else:
+            # No frame is complete: these rows hold initial tokens, which the decoder refuses. It reads them while this slot
+            # waits and others step.
+            stages.agent_codes[rows], stages.forced_audio[rows] = 0, FREE
         return frame[0]

@@ -5,13 +5,14 @@ from such speech, and near the faults that they name.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import VOICE_LUFS, frames, normalize_loudness
-from pplex.runtime.config import CODEBOOKS, MOSHI, SAMPLE_RATE_HZ, ModelConfig
+from pplex.runtime.config import CODEBOOKS, SAMPLE_RATE_HZ, ModelConfig
 from pplex.runtime.errors import AudioError, PromptError
 from pplex.runtime.prompt import make_prompt
 
@@ -29,16 +30,24 @@ _SPEECH_DB = -30.0  # relative to the loud blocks
 Levels = npt.NDArray[np.float64]
 
 
+CONSENT = (
+    "Use a real person's voice only with that person's consent, and only as the weights' licence and your law allow. "
+    "Tell listeners that the voice is synthetic."
+)
+OWN_VOICE = "holds a Moshi model, which has its own voice only. Voices need a PersonaPlex model."
+
+
+def check_takes_voices(folder: Path, config: ModelConfig) -> None:
+    """Raise PromptError if the model of the bundle `folder` has no voices to choose."""
+    if not config.takes_prompt:
+        raise PromptError(f"{folder} {OWN_VOICE}")
+
+
 def prepared(pcm: Pcm, config: ModelConfig, name: str) -> Pcm:
     """The frames [F, 1920] of a recording [samples] at 24 kHz, with the loudness of a voice: the same as at run time.
 
-    Raises AudioError that names the recording if it is too short, too long or silent, PromptError if the model has no voices
-    to choose.
+    Raises AudioError that names the recording if it is too short, too long or silent.
     """
-    if config.family == MOSHI:
-        raise PromptError(
-            "This bundle holds a Moshi model, which has its own voice only. Voices need a PersonaPlex model."
-        )
     try:
         spoken = frames(normalize_loudness(pcm), config.frame_size)
     except AudioError as error:

@@ -69,9 +69,9 @@ def on_the_processor() -> Iterator[None]:
 
 
 def made_of() -> str:
-    """A hash of the inputs of a bundle: our code, the checkpoint, the versions of packages."""
+    """A hash of the inputs of a bundle: our code, the checkpoints, the versions of packages."""
     code = (path for package in ("export", "engines", "runtime", "validate") for path in (ROOT / package).rglob("*.py"))
-    checkpoint = (path for path in (TINY / "checkpoint").rglob("*") if path.is_file())
+    checkpoint = (path for path in GOLDEN.glob("*/checkpoint/**/*") if path.is_file())
     found = hashlib.sha256()
     for path in sorted((*code, *checkpoint, *(ROOT / "requirements").iterdir())):
         found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode() + path.read_bytes())

@@ -41,6 +41,11 @@ def test_the_manifest_lists_the_files_there_are_and_the_adapter(tuned: Path) -> 
     expected = {"file": "lora.safetensors", "sha256": file_sha256(adapter), "rank": 4, "scaling": 2.0}
     assert origin["lora"] == expected
     assert bundle.manifest["voices"] == [] and not bundle.voices
+    shown = run("inspect", tuned / "bundle").output
+    assert (
+        "made from a local checkpoint, with the LoRA adapter lora.safetensors (rank 4, scaling 2)\nvoices: none"
+        in shown
+    )
     assert bundle.manifest["parity"]["passed"]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from adapters import write_adapter
 from hub_client import Hub, wait_until
 from hub_stand_in import Repo
 
@@ -72,6 +74,31 @@ class TestBeforeTheDownload:
     ) -> None:
         done = hub.command("build", repo.name, "--out", tmp_path / "bundle", *options)
         assert done["code"] == 1 and words in done["error"], done
+        assert_no_weights_were_sent(repo)
+
+    @pytest.mark.parametrize(
+        "tensor, options, words",
+        [
+            (None, [], "does not exist. Name a safetensors file with --lora"),
+            ("text_linear.lora_A.weight", [], "The scaling of"),
+            ("text_linear.weight", ["--lora-scaling", "2"], "is not an adapter"),
+        ],
+    )
+    def test_an_adapter_that_cannot_be_used(
+        self, hub: Hub, repo: Repo, tmp_path: Path, tensor: str | None, options: list[str], words: str
+    ) -> None:
+        adapter = tmp_path / "lora.safetensors"
+        if tensor:
+            write_adapter(adapter, {tensor: torch.zeros(4, 32)})
+        done = hub.command("build", repo.name, "--out", tmp_path / "bundle", "--lora", adapter, *options)
+        assert done["code"] == 1 and words in done["error"], done
+        assert_no_weights_were_sent(repo)
+
+    def test_an_adapter_that_the_configuration_asks_for(self, hub: Hub, repo: Repo, tmp_path: Path) -> None:
+        repo.files |= {CONFIG_FILE: b'{"lora": true, "lora_name": "mine.safetensors"}', "mine.safetensors": b"x"}
+        done = hub.command("build", repo.name, "--out", tmp_path / "bundle")
+        advice = f"hf download {repo.name} mine.safetensors config.json --local-dir adapter\n  --lora adapter/mine"
+        assert done["code"] == 1 and "says lora: true" in done["error"] and advice in done["error"], done
         assert_no_weights_were_sent(repo)
         assert not list(tmp_path.iterdir())
 

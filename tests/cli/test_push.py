@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hub_client import Hub, wait_until
 from hub_stand_in import TOKEN, Repo
 
 from pplex.export.card import model_card
 from pplex.runtime.bundle import MANIFEST_FILE, VOICES_FILE, Bundle, manifest_digest, open_bundle
+from pplex.runtime.voice_changes import change_voices
 
 NAME = "me/bundle"
 
@@ -215,6 +217,28 @@ class TestCard:
         bundle = Bundle(bundle.folder, {**bundle.manifest, "parity": parity}, bundle.config, bundle.precision, {})
         card = model_card(bundle, NAME)
         assert "over 128 frames, within tolerance" in card and "| drift.text | 0.00123 | 0.01  |" in card
+
+    def test_says_that_it_carries_voices_from_recordings(
+        self, hub: Hub, push: Push, tiny_bundle: Bundle, tmp_path: Path
+    ) -> None:
+        bundle = bundle_from(tmp_path / "bundle", tiny_bundle, None)
+        assert "from recordings" not in model_card(bundle, NAME)
+        codes = np.zeros((20, 8), np.int64)
+        for name in ("Ann", "Ben"):
+            change_voices(bundle.folder, lambda voices, name=name: voices.with_recording(name, codes, "x.wav"))
+        done = push(bundle=bundle.folder)
+        assert "these voices, which were added from recordings: Ann, Ben. Use a real" in done["error"]
+        card = hub.repos[NAME].files["README.md"].decode()
+        assert "\n## Voices\n\nAdded from recordings: Ann, Ben. Use a real person's voice only" in card
+
+    def test_names_its_adapter(self, tiny_bundle: Bundle, tmp_path: Path) -> None:
+        bundle = bundle_from(tmp_path / "bundle", tiny_bundle, "kyutai/moshiko-pytorch-bf16")
+        assert "adapter" not in model_card(bundle, NAME)
+        lora = {"file": "lora.safetensors", "sha256": "0" * 64, "rank": 4, "scaling": 2.0}
+        bundle.manifest["checkpoint"]["lora"] = lora
+        card = model_card(bundle, NAME)
+        assert f"at commit {'0' * 40}, with the LoRA adapter lora.safetensors (rank 4, scaling 2) |" in card
+        assert "Their author is Kyutai" in card and "The licence of the adapter applies too." in card
 
     def test_the_notice_that_nvidia_asks_for_is_sent(
         self, hub: Hub, push: Push, tiny_bundle: Bundle, tmp_path: Path

@@ -31,6 +31,16 @@ def test_run_answers_without_options(kind: str, moshi_bundle: Bundle, voiceless_
     assert len(json.loads((tmp_path / "agent.json").read_text())) == 13
 
 
+@pytest.mark.parametrize(
+    "arguments", [("add", "Ann", "no-such.wav"), ("listen", "Ann", "--out", "a.wav"), ("remove", "Ann"), ("list",)]
+)
+def test_no_voices_command_advises_to_add_one_to_moshi(moshi_bundle: Bundle, arguments: tuple[str, ...]) -> None:
+    command, *others = arguments
+    result = CliRunner().invoke(main, ["voices", command, str(moshi_bundle.folder), *others])
+    assert result.exit_code == (0 if command == "list" else 1)
+    assert "holds a Moshi model, which has its own voice only" in result.output and "voices add" not in result.output
+
+
 @pytest.mark.parametrize("option", [("--voice", "NATF2"), ("--text-prompt", "You are kind.")])
 def test_run_refuses_a_prompt_for_moshi(moshi_bundle: Bundle, tmp_path: Path, option: tuple[str, str]) -> None:
     result = run(moshi_bundle, tmp_path, *option)

@@ -69,9 +69,9 @@ class TestHub:
         assert finding.level == OK and "A login is set" in finding.fact
         assert repo.sent() == set(), "the weights were only asked about"
 
-    @pytest.mark.parametrize("weights", ["consolidated.safetensors", "model.q8.safetensors"])
+    @pytest.mark.parametrize("weights", ["consolidated.safetensors", "model.q8.safetensors", "named.safetensors"])
     def test_gives_weights_of_another_form(self, repo: Repo, ask: Callable[[], Finding], weights: str) -> None:
-        repo.files[weights] = repo.files.pop("model.safetensors")
+        repo.files[weights] = repo.files.pop("model.safetensors") * 100
         assert ask().level == OK and f"HEAD {weights}" in repo.asked
 
     def test_refuses_without_one(self, repo: Repo, ask: Callable[[], Finding], monkeypatch: pytest.MonkeyPatch) -> None:

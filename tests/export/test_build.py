@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import TINY
+from adapters import RANK, matrices, write_adapter
+from folders import MOSHI, TINY
+from layouts import copied, halved, rename_lm, shard, weights_of
 
 from pplex.export.build import BuildOptions, _identity, build
 from pplex.export.build_plan import plan_build
-from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, open_checkpoint
+from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, VOICES_FILE, open_checkpoint
+from pplex.export.layout import INDEX_FILE, VOICES_FOLDER
 from pplex.export.source import CheckpointSource
 from pplex.export.staging import partial_folder
 from pplex.runtime.bundle import STEPS_FILE, Bundle, is_bundle, open_bundle
@@ -86,6 +89,26 @@ def test_a_build_resumes_only_with_the_same_inputs(tmp_path: Path) -> None:
     assert identity() != first
 
 
+def test_a_build_resumes_only_with_the_same_adapter_shards_and_voices(tmp_path: Path) -> None:
+    folder, adapter = copied(tmp_path / "checkpoint"), tmp_path / "lora.safetensors"
+    shapes = {"text_linear.lora_A.weight": (RANK, 32), "text_linear.lora_B.weight": (400, RANK)}
+    shard(folder)
+    write_adapter(adapter, matrices(shapes), {"lora_scaling": 2.0})
+
+    def identity() -> str:
+        return _identity(plan_build(open_checkpoint(folder, adapter), BuildOptions(lora=adapter)))
+
+    known = {identity()}
+    adapter.with_name(CONFIG_FILE).write_text('{"lora_scaling": 1.0}')  # the adapter's file is the same
+    known.add(identity())
+    for path in (adapter, folder / "model-00002-of-00003.safetensors", folder / INDEX_FILE, folder / VOICES_FILE):
+        os.utime(path, (1, 1))
+        known.add(identity())
+    shutil.copyfile(next((folder / VOICES_FOLDER).glob("*.pt")), folder / VOICES_FOLDER / "Another.pt")
+    known.add(identity())
+    assert len(known) == 7 and identity() in known
+
+
 def test_a_truncated_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     broken = Path(shutil.copytree(TINY / "checkpoint", tmp_path / "checkpoint"))
     os.truncate(broken / LM_FILE, 1_000_000)
@@ -125,6 +148,17 @@ def test_a_capacity_out_of_range_is_refused(tmp_path: Path, capacity: int) -> No
     with pytest.raises(ConfigError, match=r"32 to 96"):
         build(source(TINY / "checkpoint"), tmp_path / "bundle", BuildOptions(capacity=capacity))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["moshi", "personaplex"])
+def test_depth_steps_that_the_checkpoint_lacks_are_refused_at_once(tmp_path: Path, kind: str) -> None:
+    folder = MOSHI / "checkpoint"
+    if kind == "personaplex":
+        folder = copied(tmp_path / "checkpoint")
+        rename_lm(folder, LM_FILE, halved(weights_of(folder)))
+    with pytest.raises(CheckpointError, match=r"lacks depformer_emb\.7\.weight\.\nLeave --depth-steps out"):
+        build(source(folder), tmp_path / "bundle", BuildOptions(depth_steps=16))
+    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint"}
 
 
 RTX_4090 = parse_gpu("rtx-4090")

@@ -179,10 +179,10 @@ class TestWantedFiles:
         assert wanted_files([LM_FILE, *names[1:]], config) == [LM_FILE, *names[1:]], "its weights have another name"
         assert wanted_files([], config) == names, "what a repository lacks is named too"
 
-    def test_voices_are_an_archive_or_a_folder_or_missing(self) -> None:
+    def test_voices_are_an_archive_a_folder_both_or_missing(self) -> None:
         folder = ["voices/A.pt", "voices/B.pt"]
         others = ["voices/A.wav", "voices/deep/C.pt"]
-        assert wanted_files([*folder, *others, VOICES_FILE], {})[3:] == [VOICES_FILE]
+        assert wanted_files([*folder, *others, VOICES_FILE], {})[3:] == [VOICES_FILE, *folder]
         assert wanted_files([*folder, *others], {})[3:] == folder
         assert wanted_files(self.PARTS, {})[3:] == []
 
@@ -201,6 +201,25 @@ class TestWantedFiles:
         repo.files |= {INDEX_FILE: b'{"weight_map": {"a": "one", "b": "two"}}', "one": b"x"}
         assert "it lacks two." in hub.ask(repo.name)["error"]
         assert "one" not in repo.sent()
+
+    @pytest.mark.parametrize(
+        "names, words",
+        [
+            (["lora.safetensors"], "It has an adapter. Name the repository of the base model, and add its adapter:"),
+            (["moshi.gguf"], "The weights in moshi.gguf are for another library"),
+            (["pytorch_model.bin", "voices/A.pt"], "convert pytorch_model.bin with safetensors"),
+            (["consolidated.safetensors"], "copy these files from there into this repository"),
+            ([INDEX_FILE], "Name a repository with the files of nvidia/personaplex-7b-v1, or another revision"),
+            (["notes.txt"], "Name a repository with the files of nvidia/personaplex-7b-v1, or another revision"),
+        ],
+    )
+    def test_a_repository_that_is_no_checkpoint_gets_the_advice_that_a_folder_gets(
+        self, hub: Hub, repo: Repo, names: list[str], words: str
+    ) -> None:
+        index = b'{"weight_map": {"a": "one.safetensors"}}'
+        repo.files = {CONFIG_FILE: b"{}", **{name: index if name == INDEX_FILE else b"x" for name in names}}
+        error = hub.ask(repo.name)["error"]
+        assert "is not a checkpoint of this model: it lacks " in error and words in error, error
 
     @pytest.mark.parametrize(
         "file, content", [(CONFIG_FILE, b"{"), (CONFIG_FILE, b'{"lm": {"dim": -1}}'), (INDEX_FILE, b"[]")]

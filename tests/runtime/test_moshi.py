@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversations import CODES, WAV, assert_same, is_clear, ring_of, small_runtime, talk_codes
+from conversations import CODES, PCM, WAV, assert_same, heard, is_clear, ring_of, small_runtime, talk, talk_codes
 from folders import MOSHI
 
 from pplex.export.checkpoint import open_checkpoint
@@ -52,6 +52,23 @@ def test_a_conversation_does_not_depend_on_the_others(moshi: Runtime) -> None:
         assert session.row == 1
         got = [moshi.step_codes({other: CODES[1, i], session: CODES[0, i]})[session] for i in range(120)]
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["waits", "leaves"])
+def test_a_conversation_that_has_not_begun_does_not_stop_the_others(moshi: Runtime, leaves: bool) -> None:
+    with moshi.open(seed=3) as alone:
+        expected = talk(alone, PCM[0, :6])
+    with moshi.open(seed=3) as session:
+        said = [session.step(frame) for frame in PCM[0, :2]]
+        waiting = moshi.open(seed=4)
+        if leaves:
+            waiting.close()
+            waiting = moshi.open(seed=5)
+        said += [session.step(frame) for frame in PCM[0, 2:6]]
+        waiting.step(PCM[1, 0])
+        waiting.close()
+    assert heard(said) == expected
+    assert is_clear(moshi)
 
 
 def test_a_second_conversation_equals_the_first(moshi: Runtime) -> None:

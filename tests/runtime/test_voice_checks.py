@@ -1,5 +1,6 @@
 """Recordings that make a bad voice are named with the fault, and clean ones pass."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import MOSHI
 from pplex.runtime.errors import AudioError, PromptError
 from pplex.runtime.synthetic_speech import speech_like
-from pplex.runtime.voice_checks import faults, prepared
+from pplex.runtime.voice_checks import check_takes_voices, faults, prepared
 
 
 def words(seconds: float, seed: int = 0) -> Pcm:
@@ -94,5 +95,6 @@ def test_a_silent_or_very_short_recording_is_refused_by_name(tiny_bundle: Bundle
 
 
 def test_a_moshi_model_takes_no_voices(tiny_bundle: Bundle) -> None:
-    with pytest.raises(PromptError, match="Moshi model"):
-        prepared(words(4), replace(tiny_bundle.config, family=MOSHI), "ann.wav")
+    check_takes_voices(tiny_bundle.folder, tiny_bundle.config)
+    with pytest.raises(PromptError, match=f"{re.escape(str(tiny_bundle.folder))} holds a Moshi model"):
+        check_takes_voices(tiny_bundle.folder, replace(tiny_bundle.config, family=MOSHI))
