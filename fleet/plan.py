@@ -15,7 +15,7 @@ from pplex.runtime.errors import ConfigError
 # Of one simulation, unless the user names its length: enough clients, and enough times the mean length of a conversation.
 CLIENTS, LENGTHS, MOST_CLIENTS = 100_000, 100, 400_000
 MOST_CONVERSATIONS = 50_000  # at once; more would take minutes to simulate
-MORE = 2  # times the replicas of the formula: the simulation tries no more
+MORE = 4  # times the replicas of the formula: the simulation tries no more
 
 
 @dataclass(frozen=True)
