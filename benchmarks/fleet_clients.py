@@ -1,4 +1,4 @@
-"""Clients that arrive at random, talk in real time and hang up; counted like those of the simulation. Called by fleet.py."""
+"""Clients that arrive at random, talk in real time and hang up, counted as in the simulation. Called by fleet_run.py."""
 
 import asyncio
 import random

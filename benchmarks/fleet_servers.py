@@ -1,4 +1,4 @@
-"""Server processes of one bundle on this machine, as the replicas of a small fleet. Called by fleet.py."""
+"""Server processes of one bundle on this machine, as the replicas of a small fleet. Called by fleet_run.py."""
 
 import asyncio
 import signal

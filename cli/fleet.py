@@ -49,9 +49,15 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {  # by flag; the defaults are those
     "--measured": {"type": click.Path(path_type=Path), "help": "Report of bench stages: it limits the slots."},
     "--waiting": {"metavar": "SHARE", "callback": _SHARE, "help": "Clients that may wait.  [default: 1%]"},
     "--replicas": {"type": click.IntRange(1, 10_000), "help": "Judge this number of replicas."},
-    "--queue": {"type": click.IntRange(0), "help": "As for serve, like the next two."},
+    "--queue": {"type": click.IntRange(0), "help": "As for serve, like the next three."},
     "--queue-seconds": {"type": _POSITIVE},
     "--drain-seconds": {"type": _FROM_0},
+    "--resume-seconds": {"type": _FROM_0},
+    "--lost": {
+        "metavar": "SHARE",
+        "callback": _SHARE,
+        "help": "Conversations that end without a goodbye.  [default: 0]",
+    },
     "--priming-seconds": {"type": _FROM_0, "help": "[default: 1]"},
     "--start-seconds": {"type": _FROM_0, "help": "Until a new replica is ready.  [default: 120]"},
     "--mtbf-hours": {"type": _FROM_0, "help": "Mean time until a replica fails; 0: never.  [default: 1000]"},
@@ -62,6 +68,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {  # by flag; the defaults are those
     "--seed": {"type": click.IntRange(0), "help": "Of the simulation.  [default: 0]"},
 }
 _RULES = {"--queue": "queue", "--queue-seconds": "queue_s", "--drain-seconds": "drain_s", "--balance": "balance"}
+_RULES |= {"--resume-seconds": "resume_s", "--lost": "lost"}
 _RULES |= {"--priming-seconds": "priming_s", "--start-seconds": "start_s"}
 _QUESTION = {"--waiting": "probability", "--replicas": "replicas", "--hours": "hours", "--seed": "seed"}
 _QUESTION |= {"--price-per-hour": "price_per_hour"}

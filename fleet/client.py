@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +62,20 @@ class Client:
             self.begins_s = env.now + self._world.rules.priming_s
             yield env.timeout(self.begins_s + self._left_s - env.now)
             tally.talked(self._left_s, env.now)
+            yield from self._keep_slot()
             return True
         except simpy.Interrupt as end:
             self._cut(asked_s, str(end.cause))
             return False
         finally:
             replica.leave(ticket)
+
+    def _keep_slot(self) -> Generator[simpy.Event, Any, None]:
+        """After a lost connection the slot is kept for a client that does not come back, unless its replica ends."""
+        rules = self._world.rules
+        if rules.lost and self._world.numbers.random() < rules.lost:
+            with suppress(simpy.Interrupt):
+                yield self._world.env.timeout(rules.resume_s)
 
     def _cut(self, asked_s: float, cause: str) -> None:
         """Count a visit that ended from outside, and what is left to say."""

@@ -37,8 +37,8 @@ class FleetQuestion:
 
     @property
     def load(self) -> float:
-        """Slots that are held at once if nobody waits: conversations, and those that are being primed."""
-        return self.demand.arrivals_per_s * (self.demand.seconds + self.rules.priming_s)
+        """Slots that are held at once if nobody waits: in a conversation, being primed, or kept for a lost client."""
+        return self.demand.arrivals_per_s * (self.demand.seconds + self.rules.overhead_s)
 
 
 @dataclass(frozen=True)

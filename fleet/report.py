@@ -114,6 +114,7 @@ class FleetReport:
             for text, is_assumed in (
                 (f"priming takes {PRIMING_S:g} s (--priming-seconds)", rules.priming_s == PRIMING_S),
                 (f"a replica starts in {START_S:g} s (--start-seconds)", rules.start_s == START_S),
+                ("every client says goodbye (--lost)", not rules.lost),
                 (f"a replica fails every {MTBF_H:g} h (--mtbf-hours)", rules.mtbf_s == 3600 * MTBF_H),
             )
             if is_assumed

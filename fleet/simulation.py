@@ -1,6 +1,6 @@
 """A discrete-event simulation of a fleet: clients, the server's admission, failures, drains and an autoscaler.
 
-Called by `fleet.plan` and `benchmarks/fleet.py`. SimPy keeps the clock and the events.
+Called by `fleet.plan` and `benchmarks/fleet_run.py`. SimPy keeps the clock and the events.
 
     arrival -> a replica's slot -> priming -> conversation -> end
             -> a replica's queue -> slot, or gives up after queue_s

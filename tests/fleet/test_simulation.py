@@ -66,6 +66,18 @@ def test_priming_holds_a_slot() -> None:
     assert outcome.used == pytest.approx(8 * (1 - outcome.waiting) / 12, rel=0.05)
 
 
+def test_lost_connections_keep_their_slots() -> None:
+    outcome = run(6.0, 3, replace(PURE, slots=4, queue=0, lost=0.5, resume_s=60.0))
+    assert near(outcome, erlang_b(12, 6.0 * 1.3))
+    assert outcome.talk_s == pytest.approx(LENGTH_S * outcome.at_once, rel=0.05), "nobody talks in a kept slot"
+
+
+def test_a_client_that_was_lost_does_not_come_back_when_its_replica_fails() -> None:
+    rules = replace(PURE, slots=1, lost=0.999999, resume_s=50.0)
+    outcome = replay([Arrival(0.0, 5.0)], rules, fixed(1, 1), 100.0, failures=[(20.0, 0)])
+    assert (outcome.asked, outcome.cut["failure"], outcome.failures) == (1, 0, 1)
+
+
 def test_with_a_queue_each_fewer_clients_wait_than_in_one_queue() -> None:
     """A slot that becomes free while others queue elsewhere goes to the next newcomer."""
     outcome = run(42.0, 12, replace(PURE, slots=4))
@@ -87,7 +99,7 @@ def test_clients_leave_the_queue_after_its_limit() -> None:
 def test_failures_cut_the_share_that_the_formula_expects(mtbf_s: float) -> None:
     outcome = run(30.0, 10, replace(PURE, slots=6, mtbf_s=mtbf_s, start_s=10.0))
     expected = LENGTH_S / (LENGTH_S + mtbf_s)
-    assert outcome.failures > 80 and outcome.cut["drain"] == 0
+    assert outcome.failures > 50 and outcome.cut["drain"] == 0
     assert outcome.cut["failure"] / outcome.conversations == pytest.approx(expected, rel=0.4)
 
 

@@ -1,6 +1,6 @@
 """A small fleet of real servers under random arrivals, one of them killed, beside the simulation of the same clients.
 
-    python benchmarks/fleet.py demo/bundle --out results.json
+    python benchmarks/fleet_run.py demo/bundle --out results.json
 
 Shows how far `pplex-export plan --fleet` can be trusted: docs/fleet.md has the figures. Conversations are seconds long here,
 so that a run takes minutes.
@@ -97,7 +97,9 @@ async def compare(bundle: Path, setting: Setting, log: Path) -> Comparison:
     """Run the servers and the clients, then simulate the same arrivals with the measured times."""
     rules = setting.rules
     limits = ["--slots", str(rules.slots), "--queue", str(rules.queue), "--queue-seconds", str(rules.queue_s)]
-    async with running(bundle, setting.replicas, [*limits, "--device", "cpu", "--threads", "1"], log) as servers:
+    # On a busy machine, a goodbye may come too late. Its slot would be kept for a client that has left.
+    limits += ["--resume-seconds", "0", "--device", "cpu", "--threads", "1"]
+    async with running(bundle, setting.replicas, limits, log) as servers:
         visits = Visits(servers, rules, Tally(0.0, setting.seconds), random.Random(setting.seed + 1))
         accident = asyncio.create_task(_accident(servers, setting, visits))
         await arrive(visits, setting.arrivals)
@@ -127,7 +129,7 @@ async def _accident(servers: Servers, setting: Setting, visits: Visits) -> float
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="fleet.py", description="Compare a real small fleet with its simulation.")
+    parser = argparse.ArgumentParser(prog="fleet_run.py", description="Compare a real small fleet with its simulation.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--slots", type=int, default=4)
