@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := $(patsubst %/py.typed,%,$(sort $(wildcard */py.typed)))
-EXTRAS := export,cpu,rtx,serve,validate,test
+EXTRAS := export,cpu,rtx,serve,fleet,validate,test
 NEWEST := .venv-newest
 
 # torch has a line of its own, pinned: a looser request would fetch another build of it, and its file, and so its hash, may
@@ -81,9 +81,9 @@ LOCK := .cache/lock/bin/uv pip compile --quiet --universal --upgrade --fork-stra
 lock:
 	$(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet --upgrade uv
-	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra validate --extra test \
-		pyproject.toml --output-file requirements/test.txt
-	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra serve --extra validate \
+	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra fleet --extra validate \
+		--extra test pyproject.toml --output-file requirements/test.txt
+	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra serve --extra fleet --extra validate \
 		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt
 	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
 	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) --constraints requirements/test.txt \
@@ -100,7 +100,7 @@ lint: .venv/test
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml $(PACKAGES:%=-p pplex.%)
 	PYTHONPATH=.cache/types $(BIN)/lint-imports --cache-dir .cache/imports
 	cd benchmarks && MYPYPATH=../.cache/types:../tests ../$(BIN)/mypy --config-file ../pyproject.toml \
-		gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py
+		fleet_run.py gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py
 
 clean:
 	rm -rf .venv $(NEWEST) .cache demo build *.egg-info

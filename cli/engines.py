@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import command
+from pplex.cli.fleet import Given, fleet_options, report_fleet
 from pplex.cli.options import echo_report, json_option, memory_option
 from pplex.runtime.config import MIN_CAPACITY
 
@@ -73,6 +74,7 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
 )
 @memory_option("Memory of the GPU, such as 16GB; without --gpu, that of a processor's machine.  [default: each GPU's]")
 @json_option()
+@fleet_options
 def plan(
     source: Path | None,
     gpus: tuple[str, ...],
@@ -80,15 +82,22 @@ def plan(
     capacities: tuple[int, ...],
     memory: int | None,
     as_json: bool,
+    fleet: Given | None,
 ) -> None:
     """Show how many conversations fit each GPU, for the bundle or checkpoint SOURCE or for the released model.
 
-    With --memory and without --gpu, show it for a processor with this memory.
+    With --memory and without --gpu, show it for a processor with this memory. With --fleet, show how many replicas a load
+    needs; exit code 1 if --replicas are not enough.
     """
     from pplex.engines.plan_report import report_plans
     from pplex.engines.processor_report import report_processor
 
-    if memory is not None and not gpus:
+    if fleet is not None:
+        report = report_fleet(source, gpus, precisions, capacities, memory, fleet)
+        echo_report(report, as_json)
+        if not report.plan.enough:
+            raise SystemExit(1)
+    elif memory is not None and not gpus:
         echo_report(report_processor(source, memory, precisions, capacities), as_json)
     else:
         echo_report(report_plans(source, gpus, precisions, capacities, memory), as_json)

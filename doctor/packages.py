@@ -22,7 +22,13 @@ from pplex.doctor.requirements import (
 TESTED_PYTHON = ((3, 11), (3, 13))
 TESTED_MACHINES = ("x86_64", "aarch64")
 # Which commands need the packages of an extra. Packages for engines have their own checks.
-NEEDED_BY: Mapping[str, tuple[str, ...]] = {"": AIMS, "export": ("build",), "serve": ("serve",), "validate": ()}
+NEEDED_BY: Mapping[str, tuple[str, ...]] = {
+    "": AIMS,
+    "export": ("build",),
+    "serve": ("serve",),
+    "fleet": (),
+    "validate": (),
+}
 FASTER_WITH = ("uvloop",)  # optional
 _CURES = {
     "soundfile": "pip install --force-reinstall soundfile (its wheel brings libsndfile), or apt-get install libsndfile1",

@@ -95,9 +95,7 @@ def report_plans(
     config = model.config
     as_built = model.precision is not None and not precisions
     names = ("as built",) if as_built else tuple(precisions) or DEFAULT_PRECISIONS
-    chosen = tuple(parse_gpu(name) for name in gpus or GPUS)
-    if memory_nbytes is not None:
-        chosen = tuple(replace(gpu, memory_nbytes=memory_nbytes) for gpu in chosen)
+    chosen = named_gpus(gpus or tuple(GPUS), memory_nbytes)
     steps = tuple(capacities) or all_capacities(config.temporal.capacity)
     parsed = [model.precision] if as_built else [parse_precision(name) for name in names]
     weights = [model.weights_nbytes if as_built else None] * len(names)
@@ -111,6 +109,12 @@ def report_plans(
     shorten, asked = not capacities, with_capacity(config, steps[0])
     choices = tuple(None if as_built else _choice(asked, gpu, shorten) for gpu in chosen)
     return PlanReport(chosen, names, steps, plans, choices)
+
+
+def named_gpus(names: Sequence[str], memory_nbytes: int | None) -> tuple[Gpu, ...]:
+    """The GPUs that a user named, with the memory that the user gave instead of their own. Raises GpuError."""
+    gpus = tuple(parse_gpu(name) for name in names)
+    return gpus if memory_nbytes is None else tuple(replace(gpu, memory_nbytes=memory_nbytes) for gpu in gpus)
 
 
 def with_capacity(config: ModelConfig, capacity: int) -> ModelConfig:
