@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_a_defect_is_logged_with_its_conversation(breakable: Running, flag: Path
     async def visit() -> None:
         async with call(breakable.url, audio="opus" if place.endswith("prepare") else "f32") as caller:
             await caller.until(lambda: caller.messages or errors(), "an answer")
-            await caller.say(*speech(2))
+            with suppress(ConnectionError):  # the defect may have ended the connection
+                await caller.say(*speech(2))
             if not place.endswith("close"):
                 await asyncio.to_thread(breakable.wait_for, errors)
 
