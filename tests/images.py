@@ -120,7 +120,11 @@ class Image:
         with log.open("w") as stream:
             process = subprocess.Popen(
                 ["unshare", *namespaces, "sh", "-c", ENTER, "sh", *command],
-                env={**os.environ, "LOOPBACK_UP": LOOPBACK_UP, **{name: str(value) for name, value in variables.items()}},
+                env={
+                    **os.environ,
+                    "LOOPBACK_UP": LOOPBACK_UP,
+                    **{name: str(value) for name, value in variables.items()},
+                },
                 stdout=stream,
                 stderr=stream,
                 text=True,
