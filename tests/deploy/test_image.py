@@ -1,6 +1,5 @@
 """The image for serving: built by a real builder from the Dockerfile, run as process 1 with a read-only root."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -30,11 +29,9 @@ def container(image: Image, tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Con
 
 
 def _talk(container: Container, minutes: float) -> "subprocess.Popen[str]":
-    """One conversation from this machine: a client that measures its replies."""
+    """One conversation with a client of this machine. Its exit code is 1 if a frame gets no reply."""
     url = "http://127.0.0.1:8998"
-    return container.beside(
-        sys.executable, "-c", LOAD, "load", url, "--sessions", "1", "--minutes", str(minutes), "--json"
-    )
+    return container.beside(sys.executable, "-c", LOAD, "load", url, "--sessions", "1", "--minutes", str(minutes))
 
 
 def _health(container: Container) -> "subprocess.CompletedProcess[str]":
@@ -52,7 +49,6 @@ def test_it_serves_and_ends_with_its_conversation(container: Container) -> None:
     container.wait_for_event("draining")
     said, _ = client.communicate(timeout=60)
     assert client.returncode == 0, f"{said}\n{container.log.read_text()}"
-    assert json.loads(said[said.index("{") :])["frames"]["unanswered"] == 0
     assert container.process.wait(20) == 0
 
 
