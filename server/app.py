@@ -28,7 +28,7 @@ from pplex.server.conversation import ServerContext, ServerConversation
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
 from pplex.server.limits import MAX_MESSAGE
-from pplex.server.logs import LOGGER
+from pplex.server.logs import LOGGER, log_as
 from pplex.server.metrics import Metrics
 from pplex.server.options import ServeOptions
 from pplex.server.pages import Pages
@@ -282,6 +282,7 @@ class Server:
         if not ws.can_prepare(request):
             raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
         conversation = resumed or self._enter(asked, wire)
+        log_as(conversation.id)
         why = None
         try:
             try:

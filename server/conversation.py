@@ -54,7 +54,7 @@ class ServerConversation:
         self._request, self._ticket, self._on_over = request, ticket, on_over
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(context.frame_size, context.limits.backlog_frames)
-        self._outgoing = OutgoingAudio(self._inbox)
+        self._outgoing = OutgoingAudio(self.id, self._inbox)
         self._scheduled = ScheduledSession(self._inbox, request, self._outgoing.answer)
         self._admitted_s = self._began_s = now_s()
         self._forgotten: asyncio.TimerHandle | None = None  # while a client may return
@@ -146,7 +146,7 @@ class ServerConversation:
         self._context.scheduler.close(self._scheduled)
         self._ticket.release()
         if self._outgoing.recording is not None:
-            self._context.speech.put(self._outgoing.recording.close)
+            self._context.speech.put(self._outgoing.close)
         self._on_over(self)
         seconds = round(now_s() - self._admitted_s, 3)
         facts = {"conversation": self.id, "cause": cause, "seconds": seconds, "dropped_frames": self._inbox.dropped}

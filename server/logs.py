@@ -1,12 +1,18 @@
-"""Logs as JSON: one object in each line on standard error. Called by `cli.serving`."""
+"""Logs as JSON: one object in each line on standard error. Called by `cli.serving`.
+
+After `log_as`, every line of a task has the conversation's id, also lines of the tasks and timers that it starts, and of the
+work that it gives to a `Worker`.
+"""
 
 import json
 import logging
 import sys
 import time
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 LOGGER = logging.getLogger("pplex.server")
+_CONVERSATION = ContextVar("conversation", default="")
 _STANDARD = {*logging.LogRecord("", 0, "", 0, "", None, None).__dict__, "message", "asctime", "taskName"}
 
 
@@ -26,6 +32,18 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def log_as(conversation: str) -> None:
+    """From now on, add the id of a conversation to every line of this task, or of this work of a `Worker`."""
+    _CONVERSATION.set(conversation)
+
+
+def _name_conversation(record: logging.LogRecord) -> bool:
+    """Add the id to a line that does not name a conversation itself."""
+    if (identity := _CONVERSATION.get()) and not hasattr(record, "conversation"):
+        record.conversation = identity
+    return True
+
+
 def _is_ours(record: logging.LogRecord) -> bool:
     """False for errors from invalid HTTP requests: anyone can send these, and each would log a traceback."""
     from aiohttp.http_exceptions import HttpProcessingError
@@ -40,5 +58,6 @@ def start_logging(stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     handler.addFilter(_is_ours)
+    handler.addFilter(_name_conversation)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     LOGGER.setLevel(logging.INFO)

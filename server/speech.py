@@ -7,6 +7,7 @@ import asyncio
 
 from pplex.server.connection import Connection
 from pplex.server.inbox import Inbox
+from pplex.server.logs import log_as
 from pplex.server.recording import Recording
 from pplex.server.scheduler import FrameReply
 
@@ -14,14 +15,16 @@ from pplex.server.scheduler import FrameReply
 class OutgoingAudio:
     """One conversation's replies, from frames to the messages of its connection."""
 
-    def __init__(self, inbox: Inbox):
+    def __init__(self, conversation: str, inbox: Inbox):
+        """`conversation` is the conversation's id, for the log."""
         self.connection: Connection | None = None  # set by the event loop; None while the client is away
         self.recording: Recording | None = None
         self.is_over = False
-        self._inbox, self._loop = inbox, asyncio.get_running_loop()
+        self._id, self._inbox, self._loop = conversation, inbox, asyncio.get_running_loop()
 
     def answer(self, reply: FrameReply) -> None:
         """Record and encode a reply. The reply to a frame of an earlier connection is not sent."""
+        log_as(self._id)  # the scheduler gives this work, and it works for all conversations
         connection = self.connection
         if self.is_over:
             return
@@ -31,3 +34,9 @@ class OutgoingAudio:
             return
         messages = connection.wire.encode(reply.reply.pcm, reply.reply.text)
         self._loop.call_soon_threadsafe(connection.deliver, messages, reply)
+
+    def close(self) -> None:
+        """Finish the recording, if the conversation has one."""
+        log_as(self._id)  # a shutdown gives this work too
+        if self.recording is not None:
+            self.recording.close()

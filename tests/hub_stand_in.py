@@ -53,6 +53,13 @@ class Repo:
     def sent(self) -> set[str]:
         return {line.removeprefix("GET ") for line in self.asked if line.startswith("GET ")} - {"revision"}
 
+    def tree(self) -> bytes:
+        """The list of files that `hf download` asks for."""
+        files = [
+            {"type": "file", "path": name, "size": len(data), "oid": sha1(data)} for name, data in self.files.items()
+        ]
+        return json.dumps(files).encode()
+
     def info(self) -> bytes:
         siblings = [
             {"rfilename": name, "size": self.announced.get(name, len(data)), "blobId": sha1(data)}
@@ -79,14 +86,14 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        api = re.fullmatch(r"/api/models/(?P<repo>\w+/\w+)(?:/(?P<what>revision)/(?P<revision>\w+))?", path)
+        api = re.fullmatch(r"/api/models/(?P<repo>\w+/\w+)(?:/(?P<what>revision|tree)/(?P<revision>\w+))?", path)
         file = re.fullmatch(r"/(?P<repo>\w+/\w+)/(?P<how>resolve|elsewhere)/(?P<revision>\w+)/(?P<what>.+)", path)
         asked = api or file
         self.repo = repo = self.server.repos.get(asked["repo"]) if asked else None
         if asked is None or repo is None:
             self.reply(404, error="RepoNotFound")
             return
-        what = "revision" if api else asked["what"]
+        what = asked["what"] or "revision"
         repo.asked.append(f"{self.command} {what}")
         if what in repo.broken:
             self.reply(repo.broken[what])
@@ -98,7 +105,7 @@ class Answer(BaseHTTPRequestHandler):
         elif api:
             if what in repo.stalled:
                 time.sleep(STALL_S)
-            self.reply(200, repo.info())
+            self.reply(200, repo.tree() if what == "tree" else repo.info())
         else:
             self.reply_file(repo, what, asked["how"] == "elsewhere")
 
