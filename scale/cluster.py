@@ -5,6 +5,7 @@ The variables of `scale.environment` must be set before this module is imported.
 
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from ray import serve
 from pplex.runtime.errors import ConfigError, EngineError
 from pplex.scale.application import NAME, application
 from pplex.scale.environment import PROXY, environment
-from pplex.scale.options import TOKEN_VARIABLE, ScaleOptions
+from pplex.scale.options import TOKENS, ScaleOptions
 
+UNFINISHED = ("STARTING", "UPDATING", "RECOVERING")  # states of replicas that are not ready, or not up to date
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")  # states of the application
+LOOK_S = 0.5
 END_S = 5.0  # for an answer of the replicas
 STORE_BYTES = 100 << 20  # of Ray's object store, which we do not use; Ray's least
 MUST_MATCH = (PROXY, "RAY_SERVE_HAPROXY_RETRY_ON", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD")
@@ -26,9 +30,10 @@ def start_here(options: ScaleOptions, folder: Path) -> str:
     """Start Ray on this machine, with its files in `folder`; returns its address. Raises ConfigError."""
     _quiet()
     context = ray.init(
-        num_cpus=options.most * options.replica.threads + 1,
+        num_cpus=2 * options.most * options.replica.threads,  # in an update, old and new replicas
         include_dashboard=False,
         log_to_driver=False,
+        logging_level=logging.ERROR,
         _temp_dir=str(folder),
         _node_ip_address="127.0.0.1",
         object_store_memory=STORE_BYTES,
@@ -40,7 +45,7 @@ def connect(address: str) -> None:
     """Connect to a cluster. Raises ConfigError."""
     _quiet()
     try:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"Ray at {address} cannot be reached: {' '.join(str(error).split())[:500]}") from error
 
@@ -78,13 +83,25 @@ def differences(options: ScaleOptions, found: dict[str, str]) -> list[str]:
 
 
 def deploy(options: ScaleOptions, tokens: tuple[str, ...] = ()) -> None:
-    """Start or update the application; returns when every replica is ready. Raises EngineError."""
+    """Start or update the application; returns when the new replicas are ready. Raises EngineError.
+
+    After an update, older replicas may still finish their conversations.
+    """
     serve.start(http_options={"host": options.host, "port": options.port}, proxy_location="HeadOnly")
-    variables = {TOKEN_VARIABLE: " ".join(tokens)} if tokens else {}
-    try:
-        serve.run(application(options, variables), name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        raise EngineError(f"The replicas did not start: {error}") from error
+    variables = {TOKENS: " ".join(tokens)} if tokens else {}
+    serve.run_many([serve.RunTarget(application(options, variables), NAME, "/")], wait_for_applications_running=False)
+    while not _is_ready(options.least):
+        time.sleep(LOOK_S)
+
+
+def _is_ready(least: int) -> bool:
+    """Whether enough replicas are ready, and all of them up to date. Raises EngineError if they cannot start."""
+    found = serve.status().applications[NAME]
+    if found.status in FAILED:
+        reasons = [found.message, *(one.message for one in found.deployments.values())]
+        raise EngineError("The replicas did not start. " + "\n".join(filter(None, reasons)))
+    states = next((one.replica_states for one in found.deployments.values()), {})
+    return states.get("RUNNING", 0) >= least and not any(states.get(state) for state in UNFINISHED)
 
 
 def drain(seconds: float) -> None:

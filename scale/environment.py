@@ -10,7 +10,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-from pplex.scale.options import SPARE_S, ScaleOptions
+from pplex.scale.options import HOST, LOGS, SPARE_S, ScaleOptions
 
 PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # 1: HAProxy in front of the replicas, not Serve's proxy in Python
 MAX_REQUEST = 98304  # bytes of an address and headers: a persona of any length that `serve` takes
@@ -43,7 +43,7 @@ def has_haproxy() -> bool:
 
 
 def own_paths(folder: Path) -> dict[str, str]:
-    """Variables that keep Ray's and HAProxy's files in our folder, and their ports free for others."""
+    """Variables for a Ray of our own: its files, HAProxy's and the logs are in `folder`, and the usual ports stay free."""
     proxy = folder / "proxy"
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
@@ -54,6 +54,8 @@ def own_paths(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        HOST: "127.0.0.1",
+        LOGS: str(folder / "logs"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(_token_file(folder)),
     }

@@ -8,24 +8,27 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from pplex.runtime.errors import ConfigError
+from pplex.runtime.errors import ConfigError, EngineError
 from pplex.runtime.libraries import load_library
 from pplex.scale.environment import PROXY, environment, has_haproxy, own_paths
 from pplex.scale.follow import Follower
-from pplex.scale.options import TOKEN_VARIABLE, ScaleOptions
+from pplex.scale.options import TOKENS, ScaleOptions
 from pplex.scale.signals import Signals
+from pplex.server.addresses import EVERYWHERE
 from pplex.server.options import ServeOptions
 from pplex.server.sockets import listen
 
 FOLDER_PREFIX = "scale-"
 SHORT = 4  # characters: the path of a socket of HAProxy may have 97, and 76 of them are below our folder
+PROXY_S, LOOK_S = 30.0, 0.2  # until it answers; between looks
 PYTHON_PROXY_MOST = 32  # conversations
 
 
@@ -42,16 +45,16 @@ def run_here(options: ScaleOptions, tokens: tuple[str, ...], drain_s: float, sta
     asyncio.run(_check_address(options))
     with _folder() as folder:
         os.environ.update({**environment(options), PROXY: os.environ.get(PROXY, str(int(has_haproxy())))})
-        os.environ.update(own_paths(folder) | {TOKEN_VARIABLE: " ".join(tokens)})
+        os.environ.update(own_paths(folder) | {TOKENS: " ".join(tokens)})
         check_proxy(options, os.environ[PROXY] == "1")
         cluster = load_library("pplex.scale.cluster", "")
-        local = replace(options.replica, host="127.0.0.1", logs=str(folder / "logs"))
         try:
             address = cluster.start_here(options, folder)
-            cluster.deploy(cluster.with_gpus(replace(options, replica=local)))
+            cluster.deploy(cluster.with_gpus(options))
             with Signals() as signals, Follower(folder / "logs", sys.stderr):
+                _wait_for_proxy(_url(options))
                 click.echo(_how_to_update(address, folder), err=True)
-                started(f"http://{options.host}:{options.port}")
+                started(_url(options))
                 signals.wait(1)
                 signals.during(lambda: cluster.drain(drain_s), 2)
         finally:
@@ -71,7 +74,7 @@ def run_there(options: ScaleOptions, tokens: tuple[str, ...], address: str) -> s
         cluster.deploy(cluster.with_gpus(options), tokens)
     finally:
         cluster.stop()
-    return f"http://{options.host}:{options.port}"
+    return _url(options)
 
 
 def check_proxy(options: ScaleOptions, has_proxy: bool) -> None:
@@ -82,6 +85,24 @@ def check_proxy(options: ScaleOptions, has_proxy: bool) -> None:
             f"Serve's proxy in Python carries at most {PYTHON_PROXY_MOST} in time: with 128, the slowest 1% of the "
             f"frames come 350 ms late. Use HAProxy: install the extra scale, and set {PROXY}=1 on every node."
         )
+
+
+def _url(options: ScaleOptions) -> str:
+    host = "localhost" if options.host in EVERYWHERE else options.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
+
+
+def _wait_for_proxy(url: str) -> None:
+    """Wait until the proxy passes requests on to the replicas. Raises EngineError."""
+    end_s = time.monotonic() + PROXY_S
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=PROXY_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end_s:
+                raise EngineError(f"The replicas are ready, but the proxy at {url} does not answer: {error}") from error
+        time.sleep(LOOK_S)
 
 
 def _how_to_start(variables: list[str]) -> str:

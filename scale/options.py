@@ -9,7 +9,10 @@ from typing import Any
 from pplex.server.limits import Limits
 from pplex.server.options import ServeOptions
 
-TOKEN_VARIABLE = "PPLEX_TOKEN"  # not an option: Ray's dashboard shows options
+# Of each node, and therefore variables. Ray's dashboard shows options, so a token is not an option either.
+TOKENS = "PPLEX_TOKEN"
+HOST = "PPLEX_REPLICA_HOST"  # address for connections from other replicas; without it, the node's
+LOGS = "PPLEX_REPLICA_LOGS"  # folder for a log file of each replica; without it, they log to standard error
 SPARE_S = 60.0  # between the end of the longest conversation and the end of its replica
 SPARE_REQUESTS = 128  # for pages and metrics, beside conversations
 
@@ -19,7 +22,6 @@ class ReplicaOptions:
     """One replica's options. All values are those of JSON, so that a config file of Ray Serve can hold them."""
 
     bundle: str
-    host: str | None = None  # for connections from other replicas; None: the node's address
     slots: int = 8
     threads: int = 1
     device: str | None = None
@@ -28,7 +30,6 @@ class ReplicaOptions:
     recordings: str | None = None
     log_prompts: bool = False
     one_batch_size: bool = False
-    logs: str | None = None  # folder for a log file of each replica; None: standard error
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -48,7 +49,7 @@ class ReplicaOptions:
             host=host,
             port=0,
             slots=self.slots,
-            tokens=tuple(os.environ.get(TOKEN_VARIABLE, "").split()),
+            tokens=tuple(os.environ.get(TOKENS, "").split()),
             origins=tuple(self.origins),
             static=Path(self.static) if self.static else None,
             recordings=Path(self.recordings) if self.recordings else None,

@@ -1,6 +1,7 @@
 """A replica: one server of a bundle, as a deployment of Ray Serve. `scale.application` binds it to its options."""
 
 import asyncio
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from pplex.runtime.backend import open_to_run
 from pplex.scale.bridge import Bridge
 from pplex.scale.keys import Keys
 from pplex.scale.metrics import merge
-from pplex.scale.options import ReplicaOptions
+from pplex.scale.options import HOST, LOGS, ReplicaOptions
 from pplex.scale.sockets import use_replica_sockets
 from pplex.server.app import SWITCH_S, Server
 from pplex.server.logs import start_logging
@@ -35,7 +36,7 @@ class Replica:
         self._options = ReplicaOptions(**options)
         self._keys = Keys(_shared_secret())
         self._server: Server | None = None
-        start_logging(_log_file(self._options.logs, self.name), replica=self.name)
+        start_logging(_log_file(os.environ.get(LOGS), self.name), replica=self.name)
         use_replica_sockets()
 
     def __serve_build_asgi_app__(self) -> Bridge:
@@ -47,7 +48,7 @@ class Replica:
         """Listen on this node, and load the bundle. Raises PplexError."""
         sys.setswitchinterval(SWITCH_S)
         bundle = await asyncio.to_thread(open_to_run, Path(self._options.bundle), self._options.device)
-        options = self._options.of_server(self._options.host or get_node_ip_address())
+        options = self._options.of_server(os.environ.get(HOST) or get_node_ip_address())
         self._server = Server(bundle, options, lambda: self._keys.make(self.own))
         self.own = (await self._server.start()).partition("://")[2]
         await self._server.wait_until_ready()
