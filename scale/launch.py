@@ -10,8 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -21,13 +20,14 @@ from pplex.runtime.libraries import load_library
 from pplex.scale.environment import PROXY, environment, has_haproxy, own_paths
 from pplex.scale.follow import Follower
 from pplex.scale.options import TOKENS, ScaleOptions
-from pplex.scale.signals import Signals
+from pplex.scale.signals import Signals, ignored_signals
 from pplex.server.addresses import EVERYWHERE
 from pplex.server.options import ServeOptions
 from pplex.server.sockets import listen
 
 FOLDER_PREFIX = "scale-"
 SHORT = 4  # characters: the path of a socket of HAProxy may have 97, and 76 of them are below our folder
+CLEAN_S = 10.0  # for the processes of Ray to end
 PROXY_S, LOOK_S = 30.0, 0.2  # until it answers; between looks
 PYTHON_PROXY_MOST = 32  # conversations
 
@@ -43,22 +43,42 @@ def run_here(options: ScaleOptions, tokens: tuple[str, ...], drain_s: float, sta
     Raises PplexError.
     """
     asyncio.run(_check_address(options))
-    with _folder() as folder:
-        os.environ.update({**environment(options), PROXY: os.environ.get(PROXY, str(int(has_haproxy())))})
-        os.environ.update(own_paths(folder) | {TOKENS: " ".join(tokens)})
-        check_proxy(options, os.environ[PROXY] == "1")
-        cluster = load_library("pplex.scale.cluster", "")
-        try:
-            address = cluster.start_here(options, folder)
-            cluster.deploy(cluster.with_gpus(options))
-            with Signals() as signals, Follower(folder / "logs", sys.stderr):
-                _wait_for_proxy(_url(options))
-                click.echo(_how_to_update(address, folder), err=True)
-                started(_url(options))
-                signals.wait(1)
-                signals.during(lambda: cluster.drain(drain_s), 2)
-        finally:
-            cluster.stop()
+    place = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place if len(place) <= SHORT else "/tmp"))
+    try:
+        _run(options, tokens, drain_s, started, folder)
+    finally:
+        with ignored_signals():  # what was started must end, whatever the user presses
+            _clean_up(folder)
+
+
+def _run(
+    options: ScaleOptions, tokens: tuple[str, ...], drain_s: float, started: Callable[[str], None], folder: Path
+) -> None:
+    """Serve until a signal. All files are in `folder`."""
+    (folder / "logs").mkdir()
+    os.environ.update({**environment(options), PROXY: os.environ.get(PROXY, str(int(has_haproxy())))})
+    os.environ.update(own_paths(folder) | {TOKENS: " ".join(tokens)})
+    check_proxy(options, os.environ[PROXY] == "1")
+    cluster = load_library("pplex.scale.cluster", "")
+    address = cluster.start_here(options, folder)
+    cluster.deploy(cluster.with_gpus(options))
+    with Signals() as signals, Follower(folder / "logs", sys.stderr):
+        _wait_for_proxy(_url(options))
+        click.echo(_how_to_update(address, folder), err=True)
+        started(_url(options))
+        signals.wait(1)
+        signals.during(lambda: cluster.drain(drain_s), 2)
+
+
+def _clean_up(folder: Path) -> None:
+    """End Ray, and remove the folder. Some processes of Ray still write while they end."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    end_s = time.monotonic() + CLEAN_S
+    while folder.exists() and time.monotonic() < end_s:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(LOOK_S)
 
 
 def run_there(options: ScaleOptions, tokens: tuple[str, ...], address: str) -> str:
@@ -122,15 +142,3 @@ async def _check_address(options: ScaleOptions) -> None:
     """Raises ConfigError if HAProxy could not listen on the address: its own message would be in a log."""
     server, _ = await listen(asyncio.Protocol, ServeOptions(host=options.host, port=options.port), 1.0)
     server.close()
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder for everything that this run writes. It is removed at the end."""
-    place = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place if len(place) <= SHORT else "/tmp"))
-    (folder / "logs").mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
