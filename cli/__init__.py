@@ -1,7 +1,8 @@
 """The `pplex-export` command. Each subcommand parses its options, calls one function of the package and prints the result.
 
-`checkpoints` has synth and build, `talk` run, `voices` voices, `serving` serve and load, `validation` validate, `benches`
-bench, `engines` inspect and plan, `hub` push, `doctor` doctor. Heavy imports are inside the commands, so --help is fast.
+`checkpoints` has synth and build, `talk` run, `voices` voices, `serving` serve and load, `scaling` scale, `validation`
+validate, `benches` bench, `engines` inspect and plan, `hub` push, `doctor` doctor. Heavy imports are inside the commands, so
+--help is fast.
 """
 
 import signal
@@ -27,6 +28,7 @@ _MODULES = {
     "voices": "voices",
     "serve": "serving",
     "load": "serving",
+    "scale": "scaling",
     "validate": "validation",
     "bench": "benches",
     "inspect": "engines",

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from aiohttp import web
@@ -24,7 +25,7 @@ from pplex.server.chat_messages import PATH
 from pplex.server.chat_protocol import ChatProtocol
 from pplex.server.chat_request import ChatRequest, parse_query
 from pplex.server.connection import CloseReason, Connection
-from pplex.server.conversation import ServerContext, ServerConversation
+from pplex.server.conversation import ServerContext, ServerConversation, random_key
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
 from pplex.server.limits import MAX_MESSAGE
@@ -47,10 +48,11 @@ SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up in this time, slo
 
 
 class Server:
-    """One bundle, served from one event loop. Callers use only `run`."""
+    """One bundle, served from one event loop: `run` until a signal, or `start`, `wait_until_ready`, `drain` and `stop`."""
 
-    def __init__(self, bundle: Bundle, options: ServeOptions):
-        self._bundle, self._options, self._limits = bundle, options, options.limits
+    def __init__(self, bundle: Bundle, options: ServeOptions, make_key: Callable[[], str] = random_key):
+        """`make_key` makes the key with which a client can resume a conversation."""
+        self._bundle, self._options, self._limits, self._make_key = bundle, options, options.limits, make_key
         self._metrics = Metrics()
         self._admission = Admission(options.slots, options.limits.queue, self._metrics)
         self._hearing, self._speech = Worker("hearing"), Worker("speech")
@@ -71,6 +73,8 @@ class Server:
         self._is_ready = self._is_draining = False
         self._failure: BaseException | None = None
         self._signals = 0
+        self._listener: asyncio.Server | None = None
+        self._lag: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # a conversation ended, a signal came, or the scheduler failed
         self._loop = asyncio.get_running_loop()
         self._access = Access(options.tokens, options.origins, options.trusted_proxies)
@@ -82,23 +86,39 @@ class Server:
 
     async def run(self, listening: Callable[[str], None]) -> None:
         """Serve until a signal, then drain. `listening` gets the address. Raises ConfigError or the scheduler's error."""
-        await self._runner.setup()
-        server, url = await listen(self._gate, self._options, self._limits.header_s)
-        lag = asyncio.create_task(self._watch_lag())
         try:
-            for thread in (self._hearing, self._speech, self._scheduler):
-                thread.start()
+            url = await self.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._on_signal)
             listening(url)
             await self._wait(lambda: bool(self._signals or self._failure))
-            self._is_draining = True
-            await self._drain()
+            await self.drain()
         finally:
-            lag.cancel()
-            await self._stop(server)
+            await self.stop()
+        self.check()
+
+    async def start(self) -> str:
+        """Listen, and load the bundle; returns the URL. Raises ConfigError if the server cannot listen."""
+        await self._runner.setup()
+        self._listener, url = await listen(self._gate, self._options, self._limits.header_s)
+        self._lag = asyncio.create_task(self._watch_lag())
+        for thread in (self._hearing, self._speech, self._scheduler):
+            thread.start()
+        return url
+
+    async def wait_until_ready(self) -> None:
+        """Wait until the bundle is loaded. Raises the scheduler's error."""
+        await self._wait(lambda: self._is_ready or self._failure is not None)
+        self.check()
+
+    def check(self) -> None:
+        """Raise the error with which the scheduler failed, if it did."""
         if self._failure is not None:
             raise self._failure
+
+    def metrics_page(self) -> str:
+        """The metrics in Prometheus' format."""
+        return self._metrics.text().decode()
 
     @property
     def is_loading(self) -> bool:
@@ -116,11 +136,16 @@ class Server:
         gc.collect()
         gc.freeze()
         self._is_ready = True
+        self._report_change()
         LOGGER.info("ready", extra={"slots": self._options.slots, "voices": len(self._bundle.voices)})
 
     def _on_failed(self, error: BaseException) -> None:
         self._is_ready, self._failure = False, error
-        self._loop.call_soon_threadsafe(self._changed.set)
+        self._report_change()
+
+    def _report_change(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server ended while the bundle was loaded
+            self._loop.call_soon_threadsafe(self._changed.set)
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -131,15 +156,19 @@ class Server:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _drain(self) -> None:
-        """Let conversations finish. End them after the deadline, a second signal or a failure of the scheduler."""
+    async def drain(self, seconds: float | None = None) -> None:
+        """Refuse newcomers, and let conversations finish for `seconds`, by default the limit's.
+
+        A second signal or a failure of the scheduler ends them earlier.
+        """
+        self._is_draining = True
         going = CloseReason(Close.GOING_AWAY, "The server is shutting down.", "shutdown")
         if self._failure is not None:
             going = CloseReason(Close.INTERNAL, "The model stopped with an error.", "engine")
         for conversation in list(self._conversations):
             if not conversation.is_begun:
                 conversation.dismiss(going)
-        seconds = self._limits.drain_s
+        seconds = self._limits.drain_s if seconds is None else seconds
         LOGGER.info("draining", extra={"conversations": len(self._conversations), "seconds": seconds})
         try:
             async with asyncio.timeout(seconds):
@@ -149,8 +178,12 @@ class Server:
         for conversation in list(self._conversations):
             conversation.dismiss(going)
 
-    async def _stop(self, server: asyncio.Server) -> None:
-        server.close()
+    async def stop(self) -> None:
+        """End all connections and threads."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._lag is not None:
+            self._lag.cancel()
         await self._runner.shutdown()
         await self._runner.cleanup()  # waits for the handlers, which hang up
         for thread in (self._hearing, self._scheduler, self._speech):
@@ -315,7 +348,7 @@ class Server:
             raise RequestError(400, str(error)) from error
 
     def _enter(self, asked: ConversationRequest, wire: WireProtocol) -> ServerConversation:
-        conversation = ServerConversation(self._context, asked, self._admission.enter(), self._forget)
+        conversation = ServerConversation(self._context, asked, self._admission.enter(), self._make_key(), self._forget)
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
         facts: dict[str, object] = {"conversation": conversation.id, "voice": asked.voice, "audio": wire.audio}

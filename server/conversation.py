@@ -37,6 +37,11 @@ class ServerContext:
     recordings: Path | None
 
 
+def random_key() -> str:
+    """A key that nobody can guess."""
+    return secrets.token_urlsafe(24)
+
+
 class ServerConversation:
     """The slot, the session, and the key to resume with. It stays when a connection is lost."""
 
@@ -45,10 +50,11 @@ class ServerConversation:
         context: ServerContext,
         request: ConversationRequest,
         ticket: Ticket,
+        key: str,
         on_over: Callable[["ServerConversation"], None],
     ):
-        """`on_over` is called once, when the conversation is over."""
-        self.id, self.key = secrets.token_hex(6), secrets.token_urlsafe(24)
+        """`key`: with it a client can resume. `on_over` is called once, when the conversation is over."""
+        self.id, self.key = secrets.token_hex(6), key
         self.connection: Connection | None = None
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
         self._request, self._ticket, self._on_over = request, ticket, on_over

@@ -8,7 +8,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TextIO
 
 LOGGER = logging.getLogger("pplex.server")
@@ -17,7 +19,11 @@ _STANDARD = {*logging.LogRecord("", 0, "", 0, "", None, None).__dict__, "message
 
 
 class JsonFormatter(logging.Formatter):
-    """Time (UTC), level, event and the fields of `extra`; an exception with its traceback."""
+    """Time (UTC), level, event and the fields of `extra`; an exception with its traceback. `facts` are in every line."""
+
+    def __init__(self, facts: Mapping[str, str] = MappingProxyType({})):
+        super().__init__()
+        self._facts = facts
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -25,8 +31,9 @@ class JsonFormatter(logging.Formatter):
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
+            **self._facts,
         }
-        line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD and name[0] != "_"}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -53,10 +60,10 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], strangers))
 
 
-def start_logging(stream: TextIO | None = None) -> None:
-    """Send our events, and warnings of the libraries, to `stream` or standard error."""
+def start_logging(stream: TextIO | None = None, **facts: str) -> None:
+    """Send our events, and warnings of the libraries, to `stream` or standard error, with `facts` in every line."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(facts))
     handler.addFilter(_is_ours)
     handler.addFilter(_name_conversation)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

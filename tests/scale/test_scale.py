@@ -1,0 +1,129 @@
+"""The command: its options, and what it leaves behind."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from callers import ask, call, run, speech
+from click.testing import CliRunner
+from scaled import COMMAND, OPTIONS, end, free_port, scaling, start
+
+from pplex.cli import main
+from pplex.runtime.bundle import Bundle
+
+
+def _processes(marker: str) -> list[str]:
+    """The commands of running processes with `marker` in their command or environment."""
+    found = []
+    for path in Path("/proc").iterdir():
+        try:
+            command, variables = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if path.name != str(os.getpid()) and marker.encode() in command + variables and command:
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def test_ctrl_c_lets_conversations_finish_and_leaves_nothing_behind(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """The name of a variable finds every process that the command starts."""
+    marker, before = f"PPLEX_MARKER_{os.getpid()}", set(Path("/tmp").iterdir())
+    process = start(tiny_bundle.folder, tmp_path / "log", "--port", str(free_port()), **{marker: "1"})
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url, (tmp_path / "log").read_text()
+        (folder,) = {path for path in set(Path("/tmp").iterdir()) - before if path.name.startswith("scale-")}
+
+        async def visit() -> int:
+            async with call(url) as caller:
+                await caller.handshake()
+                os.killpg(process.pid, signal.SIGINT)
+                await caller.talk(speech(30))
+                return caller.ws.close_code or 0
+
+        assert run(visit()) == 0  # still open: the client ended it
+        assert process.wait(60) == 0
+    finally:
+        end(process)
+    assert not folder.exists()
+    deadline = time.monotonic() + 10
+    while _processes(marker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _processes(marker) == []
+
+
+def test_a_start_that_is_stopped_or_fails_leaves_nothing_behind(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    before = set(Path("/tmp").glob("scale-*"))
+    process = start(tiny_bundle.folder, tmp_path / "log", "--port", str(free_port()))
+    time.sleep(6)  # somewhere in the start of Ray
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 1
+    port = str(free_port())
+    with subprocess.Popen(
+        ["python3", "-m", "http.server", "--bind", "127.0.0.1", port], stderr=subprocess.DEVNULL
+    ) as taken:
+        time.sleep(1)
+        other = start(tiny_bundle.folder, tmp_path / "log", "--port", port)
+        assert other.wait(30) == 1
+        assert f"Cannot listen on 127.0.0.1:{port}" in (tmp_path / "log").read_text()
+        taken.kill()
+    assert set(Path("/tmp").glob("scale-*")) <= before
+
+
+def test_serves_without_haproxy_for_a_few_conversations(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    async def visit(url: str) -> None:
+        async with call(url) as caller:
+            await (await caller.handshake()).talk(speech(3))
+            caller.drop()
+        async with call(url, resume=caller.session["resume"]) as again:
+            await again.handshake()
+            await again.ws.send_bytes(b"\1" + bytes(3))
+            assert await again.closed() == 1007
+
+    with scaling(tiny_bundle.folder, tmp_path / "log", RAY_SERVE_ENABLE_HA_PROXY="0") as running:
+        run(visit(running.url))
+        status, text, _ = ask(running, "/api/chat?audio=mp3", method="POST")
+        assert (status, text) == (400, "audio is 'mp3', but must be opus, s16 or f32.\n")
+        assert running.get("/")[0] == 200
+
+
+def test_many_conversations_without_haproxy_are_refused_with_the_reason(tiny_bundle: Bundle) -> None:
+    command = [*COMMAND, str(tiny_bundle.folder), *OPTIONS, "--port", str(free_port()), "--replicas", "1..17"]
+    refused = subprocess.run(
+        command, env={**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "0"}, capture_output=True, text=True, timeout=60
+    )
+    assert refused.returncode == 2
+    assert "17 replicas with 2 slots are 34 conversations" in refused.stderr
+    assert "at most 32 in time" in refused.stderr
+
+
+@pytest.mark.parametrize("replicas", ["0", "3..2", "three", "1..", "-1", "1...3"])
+def test_a_number_of_replicas_that_cannot_be_is_refused(replicas: str) -> None:
+    result = CliRunner().invoke(main, ["scale", "bundle", "--replicas", replicas])
+    assert result.exit_code == 2
+    assert "is not a number of replicas" in result.output
+
+
+def test_config_is_for_serve_deploy_and_names_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    monkeypatch.setenv("PPLEX_TOKEN", "secret")
+    path = tmp_path / "serve.yaml"
+    arguments = ["scale", "/models/bundle", "--replicas", "1..8", "--slots", "32", "--max-minutes", "90"]
+    result = CliRunner().invoke(main, [*arguments, "--config", str(path)])
+    assert result.exit_code == 0, result.output
+    content = yaml.safe_load(path.read_text())
+    ServeDeploySchema.model_validate(content)
+    (application,) = content["applications"]
+    assert application["args"]["bundle"] == "/models/bundle"
+    (deployment,) = application["deployments"]
+    assert deployment["graceful_shutdown_timeout_s"] > 90 * 60
+    assert deployment["max_ongoing_requests"] > 32
+    assert deployment["autoscaling_config"]["max_replicas"] == 8
+    assert "secret" not in path.read_text() + result.output
+    assert f"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S='{90 * 60 + 30 + 120 + 60}'" in result.output
