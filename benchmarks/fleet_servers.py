@@ -56,7 +56,7 @@ class Servers:
         self._all.append(server)
         while not url or not await asyncio.to_thread(is_ready, url):
             if not url or process.returncode is not None or time.monotonic() > began + START_S:
-                raise SystemExit(f"A server did not start. Its log: {self._log}")
+                raise SystemExit(f"A server did not start:\n{self._log.read_text()[-2000:]}")
             await asyncio.sleep(0.05)
         self.ready.append(server)
         return time.monotonic() - began

@@ -31,6 +31,7 @@ class Replica:
         )
         self._env, self._admission = env, Admission(slots, queue, metrics)
         self._turns: dict[Ticket, simpy.Event] = {}  # of the clients in the queue, in its order
+        self._emptied: simpy.Event | None = None  # while it drains
 
     def enter(self, guest: Guest) -> Ticket:
         """Take a slot or a place in the queue. Raises RequestError, a 503, if both are full."""
@@ -44,6 +45,13 @@ class Replica:
         self._turns[ticket] = event = self._env.event()
         return event
 
+    def emptied(self) -> simpy.Event:
+        """What happens when the last client has left."""
+        self._emptied = event = self._env.event()
+        if not self.guests:
+            event.succeed()
+        return event
+
     def leave(self, ticket: Ticket) -> None:
         """Free the slot, or the place in the queue."""
         del self.guests[ticket]
@@ -55,6 +63,8 @@ class Replica:
                 break
             del self._turns[following]
             event.succeed()
+        if self._emptied is not None and not self.guests:
+            self._emptied.succeed()
 
 
 def find_place(

@@ -87,9 +87,7 @@ class Scaler:
         world.env.process(self._finish(replica))
 
     def _finish(self, replica: Replica) -> Steps:
-        deadline_s = self._world.env.now + self._world.rules.drain_s
-        while replica in self._since_s and replica.guests and self._world.env.now < deadline_s:
-            yield self._world.env.timeout(min(1.0, deadline_s - self._world.env.now))
+        yield replica.emptied() | self._world.env.timeout(self._world.rules.drain_s)
         if replica in self._since_s:
             self._end(replica, "drain")
 

@@ -40,9 +40,13 @@ def replay(
     scaling: Scaling,
     seconds: float,
     failures: Sequence[tuple[float, int]] = (),
+    seed: int = 0,
 ) -> Outcome:
-    """Figures of given arrivals from the first moment on. failures: when, and which of the first replicas by its number."""
-    run = _Run(rules, scaling, Tally(0.0, seconds), seed=0)
+    """Figures of given arrivals from the first moment on. failures: when, and which of the first replicas by its number.
+
+    seed: of the balancer's choices and of the clients' pauses.
+    """
+    run = _Run(rules, scaling, Tally(0.0, seconds), seed)
     run.begin(scaling.fewest, (), arrivals, failures)
     return run.outcome()
 

@@ -125,6 +125,7 @@ def test_a_missing_simulator_is_named_with_the_extra() -> None:
     assert "needs simpy, which is not installed: pip install 'pplex-export[fleet]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_of_the_documentation_gives_the_figures_of_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
     command, printed = re.search(

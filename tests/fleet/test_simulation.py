@@ -155,3 +155,13 @@ def test_costs_follow_from_the_price_and_the_minutes_of_talk() -> None:
     outcome = run(6.0, 3, replace(PURE, slots=4), clients=5_000)
     assert outcome.replicas == pytest.approx(3.0)
     assert outcome.cost_per_minute(1.20) == pytest.approx(3 * 1.20 / (60 * 6.0), rel=0.1)
+
+
+def test_a_draining_replica_is_paid_until_its_last_client_has_left() -> None:
+    demand, scaling = Demand(0.02, 1000.0, quiet=0.2), Scaling(2, 8, 2.5)
+    patient, hasty = (
+        simulate(demand, replace(PURE, slots=4, drain_s=drain_s), scaling, 86_400, 0) for drain_s in (1e6, 1)
+    )
+    assert patient.drains > 10 and hasty.drains > 10
+    assert 0.1 < patient.replicas - hasty.replicas < 3
+    assert patient.cut["drain"] == 0 < hasty.cut["drain"]
