@@ -119,10 +119,16 @@ class TorchBackend:
         outputs = [tensors.get(tensor.name) for tensor in spec.outputs]
         carried = [None if state.ring else tensors[state.past] for state in spec.state]
         step = partial(self._advance, self._modules[graph], inputs, [*outputs, *carried])
-        return partial(in_turn, [step, partial(self._pass_on, slots)]) if graph == "depth" else step
+        passed_on = {"mimi_encode": self._pass_heard, "depth": self._pass_sampled}.get(graph)
+        return step if passed_on is None else partial(in_turn, [step, partial(passed_on, slots)])
 
-    def _pass_on(self, slots: int) -> None:
-        """Pass the audio tokens with the longest delay to the decoder in the frame that samples them: see Stages."""
+    def _pass_heard(self, slots: int) -> None:
+        """Pass the user's codes without a delay to the model in the frame that encodes them: see FrameRunner."""
+        codes, heard = self._tensors["temporal"]["codes"][:slots, 0], self._tensors["mimi_encode"]["codes"][:slots]
+        codes[:, 1 + CODEBOOKS :].copy_(torch.where(self._undelayed, heard, codes[:, 1 + CODEBOOKS :]))
+
+    def _pass_sampled(self, slots: int) -> None:
+        """Pass the audio tokens with the longest delay to the decoder in the frame that samples them: see FrameRunner."""
         codes, tokens = self._tensors["mimi_decode"]["codes"][:slots], self._tensors["depth"]["audio_tokens"][:slots]
         codes.copy_(torch.where(self._latest, tokens[:, :CODEBOOKS], codes))
 
@@ -153,8 +159,10 @@ class TorchBackend:
             (g, t.name) for g, spec in specs.items() for t in (*spec.inputs, *spec.outputs) if t.name not in LOGITS
         )
         self._hosts = {id(tensor): device.host(tensor) for tensor in (self._tensors[g][name] for g, name in exchanged)}
-        late = [delay == self._config.max_delay for delay in self._config.delays[1 : 1 + CODEBOOKS]]
+        late = [delay == max(1, self._config.max_delay) for delay in self._config.delays[1 : 1 + CODEBOOKS]]
         self._latest = torch.tensor(late, device=device.torch)
+        undelayed = [delay == 0 for delay in self._config.delays[1 + CODEBOOKS :]]
+        self._undelayed = torch.tensor(undelayed, device=device.torch)
         self._filled = torch.zeros(self.slots, dtype=torch.int64)
         self._transfers: dict[int, tuple[list[Copy], list[Copy]]] = {}
         self._calls: dict[int, dict[str, Call]] = {}

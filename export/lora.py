@@ -51,7 +51,10 @@ def read_lora(path: Path, scaling: float | None) -> tuple[Lora, dict[str, Stored
     """
     path = path / ADAPTER_FILE if is_folder(path) else path
     if not is_file(path):
-        raise CheckpointError(f"The adapter {path} does not exist. Name a safetensors file with --lora.")
+        raise CheckpointError(
+            f"The adapter {path} does not exist. Name a safetensors file with --lora. To fetch one from the hub:\n"
+            f"  hf download REPO {ADAPTER_FILE} {CONFIG_FILE} --local-dir adapter"
+        )
     check_readable(path)
     tensors = read_header(path)
     downs = [tensor for key, tensor in tensors.items() if key.endswith(".lora_A.weight")]

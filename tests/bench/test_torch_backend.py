@@ -69,6 +69,9 @@ def test_stages_pass_their_outputs_on(config: ModelConfig) -> None:
     tensors, late = backend._tensors, backend._latest
     assert tensors["mimi_encode"]["past.position"].tolist() == [12, 12]  # two for every frame, including the last one
     assert torch.equal(tensors["mimi_decode"]["codes"][:, late], tensors["depth"]["audio_tokens"][:, late])
+    heard, read = tensors["mimi_encode"]["codes"], tensors["temporal"]["codes"][:, 0, 9:]
+    undelayed = [delay == 0 for delay in config.delays[9:]]
+    assert any(undelayed) and torch.equal(read[:, undelayed], heard[:, undelayed])
     pcm, tokens = tensors["mimi_decode"]["pcm"], tensors["depth"]["audio_tokens"]
     for made in (pcm, tokens):
         assert made.any() and torch.equal(backend._hosts[id(made)], made)

@@ -1,5 +1,6 @@
 """Building a bundle: complete or not at all."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,16 +13,18 @@ from typing import Any
 
 import pytest
 from adapters import RANK, matrices, write_adapter
-from folders import MOSHI, TINY
+from folders import MOSHI as GOLDEN_MOSHI
+from folders import TINY
 from layouts import copied, halved, rename_lm, shard, weights_of
 
-from pplex.export.build import BuildOptions, _identity, build
+from pplex.export.build import BuildOptions, _find_voices, _identity, build
 from pplex.export.build_plan import plan_build
 from pplex.export.checkpoint import CONFIG_FILE, LM_FILE, VOICES_FILE, open_checkpoint
 from pplex.export.layout import INDEX_FILE, VOICES_FOLDER
 from pplex.export.source import CheckpointSource
 from pplex.export.staging import partial_folder
 from pplex.runtime.bundle import STEPS_FILE, Bundle, is_bundle, open_bundle
+from pplex.runtime.config import MOSHI
 from pplex.runtime.errors import BuildError, CheckpointError, ConfigError, EngineError, GpuError, OutputError
 from pplex.runtime.gpus import Gpu, parse_gpu
 from pplex.runtime.pipeline import GRAPH_NAMES
@@ -152,13 +155,25 @@ def test_a_capacity_out_of_range_is_refused(tmp_path: Path, capacity: int) -> No
 
 @pytest.mark.parametrize("kind", ["moshi", "personaplex"])
 def test_depth_steps_that_the_checkpoint_lacks_are_refused_at_once(tmp_path: Path, kind: str) -> None:
-    folder = MOSHI / "checkpoint"
+    folder = GOLDEN_MOSHI / "checkpoint"
     if kind == "personaplex":
         folder = copied(tmp_path / "checkpoint")
         rename_lm(folder, LM_FILE, halved(weights_of(folder)))
     with pytest.raises(CheckpointError, match=r"lacks depformer_emb\.7\.weight\.\nLeave --depth-steps out"):
         build(source(folder), tmp_path / "bundle", BuildOptions(depth_steps=16))
     assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint"}
+
+
+@pytest.mark.parametrize("place", [VOICES_FILE, VOICES_FOLDER])
+def test_voices_of_a_moshi_model_are_left_out(tmp_path: Path, place: str) -> None:
+    folder, told = copied(tmp_path / "checkpoint"), list[str]()
+    (folder / CONFIG_FILE).write_text(
+        json.dumps({**json.loads((folder / CONFIG_FILE).read_text()), "model_type": MOSHI})
+    )
+    shutil.rmtree(folder / VOICES_FOLDER) if place == VOICES_FILE else (folder / VOICES_FILE).unlink()
+    plan = plan_build(open_checkpoint(folder), BuildOptions())
+    assert not plan.config.takes_prompt and _find_voices(plan, told.append) == {}
+    assert told == ["Its voices are left out: a Moshi model takes none."]
 
 
 RTX_4090 = parse_gpu("rtx-4090")
