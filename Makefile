@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := $(patsubst %/py.typed,%,$(sort $(wildcard */py.typed)))
-EXTRAS := export,cpu,rtx,serve,fleet,validate,test
+EXTRAS := export,cpu,rtx,serve,scale,fleet,otel,validate,test
 NEWEST := .venv-newest
 
 # torch has a line of its own, pinned: a looser request would fetch another build of it, and its file, and so its hash, may
@@ -28,9 +28,10 @@ BUILT := --no-build-isolation
 
 # ONNX Runtime for GPUs is the same module as for the processor, so it gets a folder of its own, with CUDA's headers:
 # tests/cuda_stand_in runs it without a GPU.
-.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt requirements/clients.txt requirements/package-lock.json
+.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt requirements/clients.txt requirements/package-lock.json requirements/deploy.txt
 	$(BIN)/pip $(LOCKED) $(BUILT) --requirement requirements/test.txt
 	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/cuda --upgrade --requirement requirements/cuda.txt
+	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/deploy --upgrade --requirement requirements/deploy.txt
 	$(call install_clients,.venv)
 	@touch $@
 
@@ -72,6 +73,7 @@ test-newest:
 	$(NEWEST)/bin/pip install --quiet $(TORCH)
 	$(NEWEST)/bin/pip install --quiet --editable '.[$(EXTRAS)]'
 	$(NEWEST)/bin/pip install --quiet --no-deps --only-binary :all: --target $(NEWEST)/cuda --requirement requirements/cuda.in
+	$(NEWEST)/bin/pip install --quiet --only-binary :all: --target $(NEWEST)/deploy --requirement requirements/deploy.in
 	$(call install_clients,$(NEWEST))
 	$(call run_tests,$(NEWEST)/bin)
 
@@ -81,10 +83,13 @@ LOCK := .cache/lock/bin/uv pip compile --quiet --universal --upgrade --fork-stra
 lock:
 	$(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet --upgrade uv
-	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra fleet --extra validate \
-		--extra test pyproject.toml --output-file requirements/test.txt
+	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra scale --extra fleet --extra otel \
+		--extra validate --extra test pyproject.toml --output-file requirements/test.txt
 	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra serve --extra fleet --extra validate \
 		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt
+	for variant in cpu cuda; do $(LOCK) --extra $$variant --extra serve --extra otel --constraints requirements/test.txt \
+		pyproject.toml requirements/image.in --output-file requirements/image-$$variant.txt; done
+	$(LOCK) --constraints requirements/test.txt requirements/deploy.in --output-file requirements/deploy.txt
 	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
 	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) --constraints requirements/test.txt \
 		requirements/clients.in --output-file requirements/clients.txt
@@ -100,7 +105,7 @@ lint: .venv/test
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml $(PACKAGES:%=-p pplex.%)
 	PYTHONPATH=.cache/types $(BIN)/lint-imports --cache-dir .cache/imports
 	cd benchmarks && MYPYPATH=../.cache/types:../tests ../$(BIN)/mypy --config-file ../pyproject.toml \
-		fleet_run.py gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py
+		fleet_run.py gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py otel_cost.py
 
 clean:
 	rm -rf .venv $(NEWEST) .cache demo build *.egg-info

@@ -106,6 +106,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     is_flag=True,
     help="Step all slots in every call: a seed then gives a bit-identical conversation, also beside other clients.",
 )
+@click.option(
+    "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
+)
 def serve(
     bundle: Path,
     slots: int,
@@ -122,6 +125,7 @@ def serve(
     threads: int | None,
     device: str | None,
     one_batch_size: bool,
+    otel: bool,
     **limits: Any,
 ) -> None:
     """Serve BUNDLE to many clients at once: a web page, and the original server's WebSocket protocol at /api/chat.
@@ -155,6 +159,7 @@ def serve(
         device,
         Limits(**limits),
         one_batch_size,
+        otel,
     )
     opened = open_to_run(bundle, device)
     start_logging()

@@ -17,6 +17,7 @@ from aiohttp.typedefs import Middleware
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.errors import PplexError
+from pplex.runtime.libraries import load_library
 from pplex.runtime.session import Runtime
 from pplex.server import metrics
 from pplex.server.access import Access
@@ -37,6 +38,7 @@ from pplex.server.refusals import HEADERS, Handler, Refusals
 from pplex.server.request import ConversationRequest, RequestError
 from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.sockets import listen
+from pplex.server.tracing import Tracing
 from pplex.server.wire import Close, WireProtocol
 from pplex.server.worker import Worker
 
@@ -54,6 +56,7 @@ class Server:
         """`make_key` makes the key with which a client can resume a conversation."""
         self._bundle, self._options, self._limits, self._make_key = bundle, options, options.limits, make_key
         self._metrics = Metrics()
+        self._tracing = open_tracing() if options.otel else Tracing()
         self._admission = Admission(options.slots, options.limits.queue, self._metrics)
         self._hearing, self._speech = Worker("hearing"), Worker("speech")
         self._scheduler = Scheduler(
@@ -67,6 +70,7 @@ class Server:
             self._metrics,
             bundle.config.frame_size,
             options.recordings,
+            self._tracing,
         )
         self._conversations: set[ServerConversation] = set()
         self._by_key: dict[str, ServerConversation] = {}
@@ -189,6 +193,7 @@ class Server:
         for thread in (self._hearing, self._scheduler, self._speech):
             if thread.is_running:
                 await asyncio.to_thread(thread.stop)
+        await asyncio.to_thread(self._tracing.close)
         LOGGER.info("stopped")
 
     def _http_handler(self) -> asyncio.Protocol:
@@ -314,6 +319,7 @@ class Server:
         )
         if not ws.can_prepare(request):
             raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
+        self._tracing.accept(request.headers)
         conversation = resumed or self._enter(asked, wire)
         log_as(conversation.id)
         why = None
@@ -348,13 +354,17 @@ class Server:
             raise RequestError(400, str(error)) from error
 
     def _enter(self, asked: ConversationRequest, wire: WireProtocol) -> ServerConversation:
-        conversation = ServerConversation(self._context, asked, self._admission.enter(), self._make_key(), self._forget)
+        conversation = ServerConversation(
+            self._context, asked, self._admission.enter(), self._make_key(), self._forget, wire.audio
+        )
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
         facts: dict[str, object] = {"conversation": conversation.id, "voice": asked.voice, "audio": wire.audio}
         if asked.ignored:
             self._metrics.ignored.labels("parameter").inc(len(asked.ignored))
             facts["ignored"] = asked.ignored
+        if conversation.trace.identity:
+            facts["trace"] = conversation.trace.identity
         if self._options.log_prompts:
             facts["text_prompt"] = asked.persona
         LOGGER.info("conversation admitted", extra=facts)
@@ -373,6 +383,16 @@ def _transport(request: web.Request) -> asyncio.Transport:
     listener: socket.socket = transport.get_extra_info("socket")
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     return transport
+
+
+def open_tracing() -> Tracing:
+    """Traces for OpenTelemetry. Raises LibraryError if its SDK is missing, and ConfigError for a wrong variable."""
+    missing = "--otel needs OpenTelemetry's SDK. Install it: pip install 'pplex-export[otel]'"
+    load_library("opentelemetry.exporter.otlp.proto.http.trace_exporter", missing)
+    load_library("opentelemetry.sdk.trace.export", missing)
+    from pplex.server.otel import OtelTracing
+
+    return OtelTracing()
 
 
 def serve(bundle: Bundle, options: ServeOptions, listening: Callable[[str], None]) -> bool:

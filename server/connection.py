@@ -68,6 +68,7 @@ class Connection:
         self._filled = asyncio.Event()
         self._ignored = set[str]()  # kinds of messages
         self.conversation = ""  # whose connection it is, for the log
+        self.frames = self.late_frames = 0  # answered, for the trace
         self._bytes_in, self._bytes_out = metrics.bytes.labels("in"), metrics.bytes.labels("out")
         self._encode_s, self._total_s = (metrics.frame_seconds.labels(stage) for stage in ("encode", "total"))
         self._sent_s = now = now_s()
@@ -205,10 +206,12 @@ class Connection:
     def _count_reply(self, reply: FrameReply) -> None:
         now = now_s()
         self._metrics.frames.inc()
+        self.frames += 1
         self._encode_s.observe(now - reply.ready_s)
         self._total_s.observe(now - reply.due_s)
         if now - reply.due_s > FRAME_S:
             self._metrics.late_frames.inc()
+            self.late_frames += 1
 
     async def hang_up(self, why: CloseReason) -> None:
         """Close the socket. Before that, send the reason as an error message."""

@@ -18,6 +18,7 @@ from pplex.server.recording import Recording
 from pplex.server.request import ConversationRequest, session_facts
 from pplex.server.scheduler import ScheduledSession, Scheduler, now_s
 from pplex.server.speech import OutgoingAudio
+from pplex.server.tracing import Tracing
 from pplex.server.wire import FRAME_S, Close, ProtocolError
 from pplex.server.worker import Worker
 
@@ -35,6 +36,7 @@ class ServerContext:
     metrics: Metrics
     frame_size: int
     recordings: Path | None
+    tracing: Tracing
 
 
 def random_key() -> str:
@@ -52,10 +54,15 @@ class ServerConversation:
         ticket: Ticket,
         key: str,
         on_over: Callable[["ServerConversation"], None],
+        audio: str,
     ):
-        """`key`: with it a client can resume. `on_over` is called once, when the conversation is over."""
+        """`key`: with it a client can resume. `on_over` is called once, when the conversation is over.
+
+        `audio` is the format on the wire, for the trace.
+        """
         self.id, self.key = secrets.token_hex(6), key
         self.connection: Connection | None = None
+        self.trace = context.tracing.begin(self.id, audio)
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
         self._request, self._ticket, self._on_over = request, ticket, on_over
         self._loop = asyncio.get_running_loop()
@@ -99,7 +106,7 @@ class ServerConversation:
             for work in (connection.read(incoming), connection.write(), self._talk(connection, incoming))
         ]
         try:
-            return await connection.ended
+            return await self._converse(connection)
         finally:  # also if the server cancels its handlers
             incoming.close()
             if self.connection is connection:
@@ -107,6 +114,16 @@ class ServerConversation:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _converse(self, connection: Connection) -> CloseReason:
+        """Wait for the connection's end."""
+        with self.trace.stage("connection") as facts:
+            try:
+                why = await connection.ended
+                facts["cause"] = why.cause
+                return why
+            finally:
+                facts |= {"frames": connection.frames, "late_frames": connection.late_frames}
 
     def _incoming(self, connection: Connection) -> IncomingAudio:
         context = self._context
@@ -154,6 +171,7 @@ class ServerConversation:
         if self._outgoing.recording is not None:
             self._context.speech.put(self._outgoing.close)
         self._on_over(self)
+        self.trace.end(cause)
         seconds = round(now_s() - self._admitted_s, 3)
         facts = {"conversation": self.id, "cause": cause, "seconds": seconds, "dropped_frames": self._inbox.dropped}
         LOGGER.info("conversation ended", extra=facts)
@@ -168,8 +186,10 @@ class ServerConversation:
         """
         resumed = self._is_begun
         if not resumed:
-            await self._wait_for_slot(connection)
-            await self._prime()
+            with self.trace.stage("queue"):
+                await self._wait_for_slot(connection)
+            with self.trace.stage("prime"):
+                await self._prime()
             self._began_s = now_s()  # waiting does not count towards the maximum duration
         await connection.client_can_hear()
         await asyncio.sleep(-now_s() % FRAME_S)

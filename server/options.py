@@ -37,6 +37,7 @@ class ServeOptions:
     device: str | None = None
     limits: Limits = field(default_factory=Limits)
     one_batch_size: bool = False  # step all slots in every call, see Runtime
+    otel: bool = False  # send traces to OpenTelemetry
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))

@@ -23,6 +23,11 @@ from manifests import Object, containers, pods, rendered
 from pplex.runtime.bundle import MANIFEST_FILE, Bundle
 
 TOKEN = "a-token-of-the-secret"
+# The commands of the image, by the Python of the tests.
+COMMANDS = {
+    "pplex-export": "from pplex.cli import main; main()",
+    "hf": "from huggingface_hub.cli.hf import main; main()",
+}
 
 
 def container(folder: str, name: str) -> Object:
@@ -33,7 +38,12 @@ def container(folder: str, name: str) -> Object:
 
 def begin(found: Object, folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run an init container in a folder, with our commands in the path as in the image."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    commands = folder.parent / "commands"
+    commands.mkdir(exist_ok=True)
+    for name, code in COMMANDS.items():
+        (commands / name).write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+        (commands / name).chmod(0o755)
+    path = f"{commands}:{os.environ['PATH']}"
     own = {each["name"]: each["value"] for each in found.get("env", []) if "value" in each}
     command = [*found["command"], *found["args"]]
     environment = {**os.environ, **own, **variables, "PATH": path}
@@ -49,8 +59,8 @@ def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_bundle.folder, tmp_path / "copy")
 
 
-def test_a_whole_bundle_is_verified(tiny_bundle: Bundle) -> None:
-    done = begin(container("base", "verify"), tiny_bundle.folder, BUNDLE_SHA256=sha256(tiny_bundle.folder))
+def test_a_whole_bundle_is_verified(copy: Path) -> None:
+    done = begin(container("base", "verify"), copy, BUNDLE_SHA256=sha256(copy))
     assert done.returncode == 0, done.stderr
 
 
@@ -128,7 +138,7 @@ def serving(bundle: Path, log: Path, *more: str) -> Iterator[Pod]:
     found = container("base", "pplex")
     given = {"/bundle": str(bundle), "--host=0.0.0.0": "--host=127.0.0.1"}
     arguments = [given.get(argument, argument) for argument in found["args"]]
-    command = [Path(sys.executable).parent / "pplex-export", *arguments, "--port", "0", "--device", "cpu", *more]
+    command = [sys.executable, "-c", COMMANDS["pplex-export"], *arguments, "--port", "0", "--device", "cpu", *more]
     environment = {**os.environ, **{each["name"]: TOKEN for each in found["env"]}}
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
