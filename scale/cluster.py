@@ -17,7 +17,6 @@ from pplex.scale.application import NAME, application
 from pplex.scale.environment import PROXY, environment
 from pplex.scale.options import TOKENS, ScaleOptions
 
-UNFINISHED = ("STARTING", "UPDATING", "RECOVERING")  # states of replicas that are not ready, or not up to date
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")  # states of the application
 LOOK_S = 0.5
 END_S = 5.0  # for an answer of the replicas
@@ -90,18 +89,22 @@ def deploy(options: ScaleOptions, tokens: tuple[str, ...] = ()) -> None:
     serve.start(http_options={"host": options.host, "port": options.port}, proxy_location="HeadOnly")
     variables = {TOKENS: " ".join(tokens)} if tokens else {}
     serve.run_many([serve.RunTarget(application(options, variables), NAME, "/")], wait_for_applications_running=False)
-    while not _is_ready(options.least):
+    while not _is_ready(options):
         time.sleep(LOOK_S)
 
 
-def _is_ready(least: int) -> bool:
-    """Whether enough replicas are ready, and all of them up to date. Raises EngineError if they cannot start."""
+def _is_ready(options: ScaleOptions) -> bool:
+    """Whether the right number of replicas take clients, all with our options. Raises EngineError if they cannot start."""
     found = serve.status().applications[NAME]
     if found.status in FAILED:
         reasons = [found.message, *(one.message for one in found.deployments.values())]
         raise EngineError("The replicas did not start. " + "\n".join(filter(None, reasons)))
-    states = next((one.replica_states for one in found.deployments.values()), {})
-    return states.get("RUNNING", 0) >= least and not any(states.get(state) for state in UNFINISHED)
+    if not any(one.replica_states.get("RUNNING") for one in found.deployments.values()):
+        return False
+    # Serve's own state changes only a moment after an update, and is not final before all older replicas have ended.
+    asked = serve.get_app_handle(NAME).broadcast("describe")
+    answers = asked.results(timeout_s=END_S, return_exceptions=True)
+    return options.least <= len(answers) <= options.most and all(one == options.replica.to_dict() for one in answers)
 
 
 def drain(seconds: float) -> None:

@@ -20,7 +20,7 @@ from pplex.runtime.libraries import load_library
 from pplex.scale.environment import PROXY, environment, has_haproxy, own_paths
 from pplex.scale.follow import Follower
 from pplex.scale.options import TOKENS, ScaleOptions
-from pplex.scale.signals import Signals, ignored_signals
+from pplex.scale.signals import Signals
 from pplex.server.addresses import EVERYWHERE
 from pplex.server.options import ServeOptions
 from pplex.server.sockets import listen
@@ -45,15 +45,21 @@ def run_here(options: ScaleOptions, tokens: tuple[str, ...], drain_s: float, sta
     asyncio.run(_check_address(options))
     place = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place if len(place) <= SHORT else "/tmp"))
+    signals = Signals()
     try:
-        _run(options, tokens, drain_s, started, folder)
+        _run(options, tokens, drain_s, started, folder, signals)
     finally:
-        with ignored_signals():  # what was started must end, whatever the user presses
-            _clean_up(folder)
+        signals.ignore()
+        _clean_up(folder)
 
 
 def _run(
-    options: ScaleOptions, tokens: tuple[str, ...], drain_s: float, started: Callable[[str], None], folder: Path
+    options: ScaleOptions,
+    tokens: tuple[str, ...],
+    drain_s: float,
+    started: Callable[[str], None],
+    folder: Path,
+    signals: Signals,
 ) -> None:
     """Serve until a signal. All files are in `folder`."""
     (folder / "logs").mkdir()
@@ -63,7 +69,8 @@ def _run(
     cluster = load_library("pplex.scale.cluster", "")
     address = cluster.start_here(options, folder)
     cluster.deploy(cluster.with_gpus(options))
-    with Signals() as signals, Follower(folder / "logs", sys.stderr):
+    signals.listen()
+    with Follower(folder / "logs", sys.stderr):
         _wait_for_proxy(_url(options))
         click.echo(_how_to_update(address, folder), err=True)
         started(_url(options))

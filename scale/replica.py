@@ -71,6 +71,10 @@ class Replica:
 
     # For Serve, and for other replicas.
 
+    def describe(self) -> dict[str, Any]:
+        """This replica's options."""
+        return self._options.to_dict()
+
     def page(self) -> tuple[str, str]:
         """This replica's name and metrics."""
         assert self._server is not None

@@ -3,8 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -12,18 +11,20 @@ LOOK_S = 0.2  # between looks
 
 
 class Signals:
-    """Counts signals while it is open; after that they have their former meaning."""
+    """Counts signals after `listen`, and ignores them after `ignore`. The process ends without its former handlers."""
 
     def __init__(self) -> None:
         self._count = 0
 
-    def __enter__(self) -> "Signals":
-        self._former = {number: signal.signal(number, self._on_signal) for number in NUMBERS}
-        return self
+    def listen(self) -> None:
+        """Replace the handlers, also Ray's, which would end the process."""
+        for number in NUMBERS:
+            signal.signal(number, self._on_signal)
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+    def ignore(self) -> None:
+        """From now on, signals do nothing: what was started must end, whatever the user presses."""
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
@@ -39,14 +40,3 @@ class Signals:
         thread.start()
         while thread.is_alive() and self._count < count:
             thread.join(LOOK_S)
-
-
-@contextmanager
-def ignored_signals() -> Iterator[None]:
-    """Ignore SIGTERM and Ctrl-C."""
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in NUMBERS}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
