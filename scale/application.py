@@ -20,7 +20,7 @@ HEALTH_S = 2.0  # between checks of a replica
 def build(options: dict[str, Any]) -> Application:
     """The application, from the options of a replica. Raises ConfigError."""
     ReplicaOptions(**options).of_server("127.0.0.1")  # a wrong option is an error now, not in a replica
-    return Replica.bind(options)  # type: ignore[attr-defined,no-any-return]
+    return Replica.bind(options)  # type: ignore[attr-defined]
 
 
 def deployment(options: ScaleOptions) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def config(options: ScaleOptions) -> dict[str, Any]:
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
                 "args": options.replica.to_dict(),
-                "deployments": [{"name": Replica.name, **deployment(options)}],  # type: ignore[attr-defined]
+                "deployments": [{"name": Replica.name, **deployment(options)}],  # type: ignore[misc]
             }
         ],
     }
@@ -70,4 +70,4 @@ def application(options: ScaleOptions, variables: dict[str, str]) -> Application
     found = deployment(options)
     if variables:
         found["ray_actor_options"]["runtime_env"] = {"env_vars": variables}
-    return Replica.options(**found).bind(options.replica.to_dict())  # type: ignore[attr-defined,no-any-return]
+    return Replica.options(**found).bind(options.replica.to_dict())  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.serve.schema import ReplicaState
 
 from pplex.runtime.errors import ConfigError, EngineError
 from pplex.scale.application import NAME, application
@@ -37,7 +38,7 @@ def start_here(options: ScaleOptions, folder: Path) -> str:
         _node_ip_address="127.0.0.1",
         object_store_memory=STORE_BYTES,
     )
-    return str(context.address_info["gcs_address"])
+    return str(context.address_info["gcs_address"])  # type: ignore[attr-defined]
 
 
 def connect(address: str) -> None:
@@ -99,7 +100,7 @@ def _is_ready(options: ScaleOptions) -> bool:
     if found.status in FAILED:
         reasons = [found.message, *(one.message for one in found.deployments.values())]
         raise EngineError("The replicas did not start. " + "\n".join(filter(None, reasons)))
-    if not any(one.replica_states.get("RUNNING") for one in found.deployments.values()):
+    if not any(one.replica_states.get(ReplicaState.RUNNING) for one in found.deployments.values()):
         return False
     # Serve's own state changes only a moment after an update, and is not final before all older replicas have ended.
     asked = serve.get_app_handle(NAME).broadcast("describe")
