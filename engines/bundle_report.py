@@ -89,8 +89,8 @@ def report_bundle(folder: Path, verify: bool = False) -> BundleReport:
     sessions = session_nbytes(bundle.config, bundle.precision, capacity)
     graphs = tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items())
     verified = len(bundle.manifest["files"]) if verify else None
-    recorded = (bundle.manifest[name] for name in ("checkpoint", "voices", "parity", "choice"))
-    return BundleReport(capacity, graphs, *recorded, verified)
+    recorded = {name: bundle.manifest[name] for name in ("checkpoint", "voices", "parity", "choice")}
+    return BundleReport(capacity, graphs, **recorded, verified=verified)
 
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
