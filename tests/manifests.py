@@ -25,8 +25,22 @@ def skip_without_tools() -> None:
 @cache
 def rendered(name: str) -> tuple[Object, ...]:
     """The objects of a folder of deploy/kubernetes, by kustomize."""
+    return render(FOLDER / name)
+
+
+def combined(folder: Path, *components: str) -> tuple[Object, ...]:
+    """The objects of the base with components, as in a kustomization of a user in `folder`."""
+    paths = {name: os.path.relpath(FOLDER / name, folder) for name in ("base", *components)}
+    base = paths.pop("base")
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": [base], "components": list(paths.values())})
+    )
+    return render(folder)
+
+
+def render(folder: Path) -> tuple[Object, ...]:
     skip_without_tools()
-    done = subprocess.run([KUBECTL, "kustomize", FOLDER / name], capture_output=True, text=True)
+    done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
 

@@ -105,7 +105,8 @@ async def _use(server: Running, url: str) -> None:
     async with call(server.url, no_such_parameter="1") as caller:
         await (await caller.handshake()).talk(speech(25))
     server.wait_for(lambda: server.state()["used"] == 0)
-    server.wait_for(lambda: _answers(url, "pplex_partings_total > 0"), 30)
+    # The last counter to appear. A rate needs two samples.
+    server.wait_for(lambda: _answers(url, "rate(pplex_partings_total[1m])"), 30)
 
 
 def _answers(url: str, query: str) -> list[Any]:

@@ -70,7 +70,7 @@ def test_it_has_a_user_of_its_own_and_no_torch(image: Image, container: Containe
     assert container.execute("hf", "version").returncode == 0
 
 
-def test_the_health_check_fails_once_the_engine_has_failed(container: Container) -> None:
+def test_the_health_check_fails_if_the_server_hangs(container: Container) -> None:
     container.wait_for_event("ready")
-    container.signal(signal.SIGSTOP)  # a server that hangs
+    container.signal(signal.SIGSTOP)
     assert _health(container).returncode != 0

@@ -2,11 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from manifests import Object, checked, containers, one, option, pods, rendered
+from manifests import Object, checked, combined, containers, one, option, pods, rendered
 
 from pplex.server.limits import Limits
 from pplex.server.metrics import Metrics
@@ -109,6 +110,14 @@ def test_one_gpu_a_server(name: str) -> None:
         container["resources"]["limits"].get("nvidia.com/gpu", 0) for container in containers(_pod(name, "pplex"))
     ]
     assert limits[-1] == 1 and sum(limits) == 1
+
+
+def test_the_component_for_processors_asks_for_no_gpu(tmp_path: Path) -> None:
+    objects = combined(tmp_path, "processor")
+    ((_, template),) = pods(objects)
+    assert "nvidia" not in json.dumps(objects)
+    assert {container["image"] for container in containers(template)} == {"pplex-export:cpu"}
+    assert "memory" in template["spec"]["containers"][0]["resources"]["limits"]
 
 
 def test_the_grace_is_above_the_longest_conversation() -> None:
