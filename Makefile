@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := $(patsubst %/py.typed,%,$(sort $(wildcard */py.typed)))
-EXTRAS := export,cpu,rtx,serve,validate,test
+EXTRAS := export,cpu,rtx,serve,scale,validate,test
 NEWEST := .venv-newest
 
 # torch has a line of its own, pinned: a looser request would fetch another build of it, and its file, and so its hash, may
@@ -81,7 +81,7 @@ LOCK := .cache/lock/bin/uv pip compile --quiet --universal --upgrade --fork-stra
 lock:
 	$(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet --upgrade uv
-	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra validate --extra test \
+	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra scale --extra validate --extra test \
 		pyproject.toml --output-file requirements/test.txt
 	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra serve --extra validate \
 		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt

@@ -67,9 +67,10 @@ def _run(
     os.environ.update(own_paths(folder) | {TOKENS: " ".join(tokens)})
     check_proxy(options, os.environ[PROXY] == "1")
     cluster = load_library("pplex.scale.cluster", "")
+    signals.listen()  # Ray cannot end its processes before all have started
     address = cluster.start_here(options, folder)
-    cluster.deploy(cluster.with_gpus(options))
-    signals.listen()
+    signals.listen()  # Ray has replaced the handlers
+    cluster.deploy(cluster.with_gpus(options), check=signals.check)
     with Follower(folder / "logs", sys.stderr):
         _wait_for_proxy(_url(options))
         click.echo(_how_to_update(address, folder), err=True)
