@@ -41,7 +41,7 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "server/test_conversation.py", "server/test_limits.py", "server/test_queue.py", "server/test_resume.py",
     "server/test_start_and_end.py", "server/test_metrics.py", "server/test_recording.py", "server/test_real_clients.py",
     "server/test_proxies.py", "server/test_voices.py", "cli/test_voices.py", "cli/test_download.py", "cli/test_push.py",
-    "cli/test_read_only.py",
+    "cli/test_read_only.py", "scale/test_replicas.py", "scale/test_changes.py", "scale/test_scale.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, above all on a busy machine.
