@@ -6,6 +6,7 @@ The variables of `scale.environment` must be set before this module is imported.
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,8 +83,10 @@ def differences(options: ScaleOptions, found: dict[str, str]) -> list[str]:
     return [f"{name}={needed[name]}" for name in (*wrong, *low)]
 
 
-def deploy(options: ScaleOptions, tokens: tuple[str, ...] = ()) -> None:
+def deploy(options: ScaleOptions, tokens: tuple[str, ...] = (), check: Callable[[], None] = lambda: None) -> None:
     """Start or update the application; returns when the new replicas are ready. Raises EngineError.
+
+    `check` is called while it waits, and may raise.
 
     After an update, older replicas may still finish their conversations.
     """
@@ -91,6 +94,7 @@ def deploy(options: ScaleOptions, tokens: tuple[str, ...] = ()) -> None:
     variables = {TOKENS: " ".join(tokens)} if tokens else {}
     serve.run_many([serve.RunTarget(application(options, variables), NAME, "/")], wait_for_applications_running=False)
     while not _is_ready(options):
+        check()
         time.sleep(LOOK_S)
 
 

@@ -6,11 +6,13 @@ Ray is imported inside the functions, because it reads its environment variables
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -67,9 +69,13 @@ def _run(
     os.environ.update(own_paths(folder) | {TOKENS: " ".join(tokens)})
     check_proxy(options, os.environ[PROXY] == "1")
     cluster = load_library("pplex.scale.cluster", "")
-    address = cluster.start_here(options, folder)
-    cluster.deploy(cluster.with_gpus(options))
-    signals.listen()
+    signals.listen()  # Ray cannot end its processes before all have started
+    try:
+        address = cluster.start_here(options, folder)
+    except SystemExit:  # Ray's handler of SIGTERM
+        raise KeyboardInterrupt from None
+    signals.listen()  # Ray has replaced the handlers
+    cluster.deploy(cluster.with_gpus(options), check=signals.check)
     with Follower(folder / "logs", sys.stderr):
         _wait_for_proxy(_url(options))
         click.echo(_how_to_update(address, folder), err=True)
@@ -83,9 +89,24 @@ def _clean_up(folder: Path) -> None:
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
     end_s = time.monotonic() + CLEAN_S
-    while folder.exists() and time.monotonic() < end_s:
+    while (folder.exists() or _processes_of(folder)) and time.monotonic() < end_s:
+        for process in _processes_of(
+            folder
+        ):  # such as a HAProxy that finishes the connections of an older configuration
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(LOOK_S)
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """The processes with our folder in their command. Nothing else has its name."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended, or belongs to another user
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return [process for process in found if process != os.getpid()]
 
 
 def run_there(options: ScaleOptions, tokens: tuple[str, ...], address: str) -> str:

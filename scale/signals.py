@@ -21,6 +21,11 @@ class Signals:
         for number in NUMBERS:
             signal.signal(number, self._on_signal)
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if there was a signal."""
+        if self._count:
+            raise KeyboardInterrupt
+
     def ignore(self) -> None:
         """From now on, signals do nothing: what was started must end, whatever the user presses."""
         for number in NUMBERS:

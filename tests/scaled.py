@@ -100,3 +100,5 @@ def end(process: "subprocess.Popen[str]") -> None:
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
     process.wait(60)
+    if process.stdout is not None:
+        process.stdout.close()

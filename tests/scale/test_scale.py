@@ -63,6 +63,7 @@ def test_a_start_that_is_stopped_or_fails_leaves_nothing_behind(tiny_bundle: Bun
     time.sleep(6)  # somewhere in the start of Ray
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 1
+    end(process)
     port = str(free_port())
     with subprocess.Popen(
         ["python3", "-m", "http.server", "--bind", "127.0.0.1", port], stderr=subprocess.DEVNULL
@@ -70,6 +71,7 @@ def test_a_start_that_is_stopped_or_fails_leaves_nothing_behind(tiny_bundle: Bun
         time.sleep(1)
         other = start(tiny_bundle.folder, tmp_path / "log", "--port", port)
         assert other.wait(30) == 1
+        end(other)
         assert f"Cannot listen on 127.0.0.1:{port}" in (tmp_path / "log").read_text()
         taken.kill()
     assert set(Path("/tmp").glob("scale-*")) <= before
