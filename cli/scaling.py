@@ -108,7 +108,7 @@ def scale(
     try:
         if address is None:
             open_to_run(bundle, device)
-            run_here(options, tokens, drain_s, click.echo)
+            raise SystemExit(run_here(options, tokens, drain_s))
         else:
             click.echo(run_there(options, tokens, address))
     except TooManyError as error:

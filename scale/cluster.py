@@ -113,9 +113,14 @@ def _is_ready(options: ScaleOptions) -> bool:
 
 
 def drain(seconds: float) -> None:
-    """Let conversations finish for `seconds`; then they end with 1001."""
-    asked = serve.get_app_handle(NAME).broadcast("drain", seconds)
-    asked.results(timeout_s=seconds + END_S, return_exceptions=True)
+    """Refuse newcomers, and let conversations finish for `seconds`; then they end with 1001. Does not wait for them."""
+    serve.get_app_handle(NAME).broadcast("drain", seconds).results(timeout_s=END_S, return_exceptions=True)
+
+
+def is_drained() -> bool:
+    """Whether all conversations have ended after `drain`. Not in a thread: Ray cannot end while a thread waits for it."""
+    asked = serve.get_app_handle(NAME).broadcast("is_drained")
+    return False not in asked.results(timeout_s=END_S, return_exceptions=True)
 
 
 def stop() -> None:

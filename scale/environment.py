@@ -15,7 +15,7 @@ from pplex.scale.options import HOST, LOGS, SPARE_S, ScaleOptions
 PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # 1: HAProxy in front of the replicas, not Serve's proxy in Python
 MAX_REQUEST = 98304  # bytes of an address and headers: a persona of any length that `serve` takes
 DRAIN_S = 5.0  # until HAProxy knows that a replica ends
-MAX_RETRIES = 8
+MAX_RETRIES = 16  # of a request that a replica refuses; HAProxy may choose the same replica again
 
 
 def environment(options: ScaleOptions) -> dict[str, str]:
@@ -26,7 +26,7 @@ def environment(options: ScaleOptions) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(hard_stop_s),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(hard_stop_s),
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure 503",
-        "RAY_SERVE_HAPROXY_RETRIES": str(min(MAX_RETRIES, max(1, options.most - 1))),
+        "RAY_SERVE_HAPROXY_RETRIES": str(min(MAX_RETRIES, 3 * options.most)),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(MAX_REQUEST),
         "RAY_SERVE_HAPROXY_MAXCONN": str(4 * options.conversations + 1024),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pplex.server.addresses import EVERYWHERE
 from pplex.server.limits import Limits
 from pplex.server.options import ServeOptions
 
@@ -81,6 +82,11 @@ class ScaleOptions:
     gpus: int = 0  # of each replica
     host: str = "127.0.0.1"
     port: int = 8998
+
+    @property
+    def url(self) -> str:
+        host = "localhost" if self.host in EVERYWHERE else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def conversations(self) -> int:

@@ -36,6 +36,7 @@ class Replica:
         self._options = ReplicaOptions(**options)
         self._keys = Keys(_shared_secret())
         self._server: Server | None = None
+        self._draining: asyncio.Task[None] | None = None
         start_logging(_log_file(os.environ.get(LOGS), self.name), replica=self.name)
         use_replica_sockets()
 
@@ -81,9 +82,13 @@ class Replica:
         return self.name, self._server.metrics_page()
 
     async def drain(self, seconds: float) -> None:
-        """Refuse newcomers, and let conversations finish for at most `seconds`."""
+        """Refuse newcomers, and let conversations finish for at most `seconds`. Does not wait for them."""
         if self._server is not None:
-            await self._server.drain(seconds)
+            self._draining = asyncio.create_task(self._server.drain(seconds))
+
+    def is_drained(self) -> bool:
+        """Whether all conversations have ended after `drain`."""
+        return self._draining is None or self._draining.done()
 
     def check_health(self) -> None:
         """Raises the engine's error: Serve then starts another replica."""

@@ -1,6 +1,8 @@
 """The command: its options, and what it leaves behind."""
 
+import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -55,6 +57,37 @@ def test_ctrl_c_lets_conversations_finish_and_leaves_nothing_behind(tiny_bundle:
     while _processes(marker) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert _processes(marker) == []
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGKILL,)], ids=["twice", "killed"])
+def test_an_impatient_end_leaves_no_process(
+    tiny_bundle: Bundle, tmp_path: Path, numbers: tuple[signal.Signals, ...]
+) -> None:
+    """Two signals in a conversation; and the command itself is killed, so that nobody can remove its folder."""
+    marker = f"PPLEX_MARKER_{os.getpid()}_{len(numbers)}"
+    process = start(tiny_bundle.folder, tmp_path / "log", "--port", str(free_port()), **{marker: "1"})
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    assert url, (tmp_path / "log").read_text()
+
+    async def visit() -> int:
+        async with call(url) as caller:
+            await caller.handshake()
+            for number in numbers:
+                process.send_signal(number)
+                await asyncio.sleep(0.7)
+            return await caller.closed()
+
+    assert run(visit()) in (1001, 1006)
+    assert process.wait(60) == (0 if len(numbers) == 2 else -signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while _processes(marker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _processes(marker) == []
+    end(process)
+    for folder in Path("/tmp").glob("scale-*/token"):
+        if numbers == (signal.SIGKILL,) and str(folder.parent) in (tmp_path / "log").read_text():
+            shutil.rmtree(folder.parent)
 
 
 def test_a_start_that_is_stopped_or_fails_leaves_nothing_behind(tiny_bundle: Bundle, tmp_path: Path) -> None:
