@@ -42,7 +42,6 @@ def deployment(options: ScaleOptions) -> dict[str, Any]:
             "target_ongoing_requests": max(1.0, BUSY * replica.slots),
             "upscale_delay_s": UPSCALE_S,
             "downscale_delay_s": DOWNSCALE_S,
-            "look_back_period_s": 5.0,
         }
     }
 

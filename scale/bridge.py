@@ -25,12 +25,14 @@ BODY_BYTES = 65536  # of a request: a login has less
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 OVER = b"The conversation with this key is over. Start a new one.\n"
 ENDING = b"This replica is ending. Try again.\n"
+REPLICA = "x-pplex-replica"  # header of answers that are not WebSockets: the replica that answered
 PLAIN = ("content-type", "text/plain; charset=utf-8")
 
 
 class Host(Protocol):
     """What the bridge needs of its replica."""
 
+    name: str
     own: str  # the address of its server, host:port
 
     async def start(self) -> None:
@@ -96,7 +98,7 @@ class Bridge:
             )
             async with asked as answer:
                 kept = [(name, value) for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP]
-                await send(_start("http.response.start", answer.status, kept))
+                await send(_start("http.response.start", answer.status, [*kept, (REPLICA, self._host.name)]))
                 async for chunk in answer.content.iter_any():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pplex.runtime.errors import EngineError, PplexError
 from pplex.scale import cluster
+from pplex.scale.bridge import REPLICA
 from pplex.scale.follow import Follower
 from pplex.scale.options import ReplicaOptions, ScaleOptions
 
@@ -43,7 +44,7 @@ def serve(options: ScaleOptions, folder: Path, drain_s: float, orders: Orders) -
     address = cluster.start_here(options, folder)
     cluster.deploy(cluster.with_gpus(options), check=orders.check)
     with Follower(folder / "logs", sys.stderr):
-        _wait_for_proxy(options.url, orders)
+        _wait_for_proxy(options, orders)
         print(_how_to_update(address, folder), file=sys.stderr, flush=True)
         print(options.url, flush=True)
         while not orders.count():
@@ -53,18 +54,21 @@ def serve(options: ScaleOptions, folder: Path, drain_s: float, orders: Orders) -
             time.sleep(LOOK_S)
 
 
-def _wait_for_proxy(url: str, orders: Orders) -> None:
-    """Wait until the proxy passes requests on to the replicas. Raises EngineError."""
-    end_s = time.monotonic() + PROXY_S
-    while True:
+def _wait_for_proxy(options: ScaleOptions, orders: Orders) -> None:
+    """Wait until the proxy passes requests on to all replicas. Raises EngineError."""
+    end_s, seen, reason = time.monotonic() + PROXY_S, set[str](), ""
+    while len(seen) < options.least:
         try:
-            urllib.request.urlopen(f"{url}/health", timeout=PROXY_S).close()
-            return
+            with urllib.request.urlopen(f"{options.url}/health", timeout=PROXY_S) as answer:
+                seen.add(answer.headers[REPLICA])
         except OSError as error:
-            if time.monotonic() > end_s:
-                raise EngineError(f"The replicas are ready, but the proxy at {url} does not answer: {error}") from error
+            reason = str(error)
+        if time.monotonic() > end_s:
+            raise EngineError(
+                f"{options.least} replicas are ready, but the proxy at {options.url} reaches {len(seen)} of them. {reason}"
+            )
         orders.check()
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S / 4)
 
 
 def _how_to_update(address: str, folder: Path) -> str:

@@ -83,7 +83,7 @@ def test_an_update_cuts_no_conversation_and_keys_stay_valid(scaled: Scaled) -> N
         async with call(scaled.url) as away:
             key = (await away.handshake()).session["resume"]
             async with Talking(scaled.url, 3) as talking:
-                update = scaled.update("--replicas", "2", "--slots", "3")
+                update = scaled.update("--replicas", "3", "--slots", "3")
                 output, _ = await asyncio.to_thread(update.communicate, None, 180)
                 assert (update.returncode, output) == (0, f"{scaled.url}\n")
                 after = scaled.metrics("pplex_slots")
@@ -95,7 +95,7 @@ def test_an_update_cuts_no_conversation_and_keys_stay_valid(scaled: Scaled) -> N
                     await back.talk(speech(2))
 
     run(visit(), 240)
-    scaled.wait_for(lambda: len(scaled.replicas()) == 2, 60)  # the old ones end with their conversations
+    scaled.wait_for(lambda: len(scaled.replicas()) == 3, 60)  # the old ones end with their conversations
 
 
 def test_fewer_replicas_cut_no_conversation(scaled: Scaled) -> None:
