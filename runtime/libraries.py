@@ -16,7 +16,14 @@ _EXTRAS = dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_
 _EXTRAS |= dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "silero_vad"), "validate")
 _EXTRAS |= dict.fromkeys(("aiohttp", "av", "cryptography", "prometheus_client", "uvloop", "yarl"), "serve")
 _EXTRAS |= dict.fromkeys(("ray", "uvicorn", "websockets", "yaml"), "scale")
-_EXTRAS |= {"simpy": "fleet", "onnxruntime": "cpu", "tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "cuda"}
+_EXTRAS |= {
+    "simpy": "fleet",
+    "opentelemetry": "otel",
+    "onnxruntime": "cpu",
+    "tensorrt_rtx": "rtx",
+    "tensorrt": "tensorrt",
+    "cuda": "cuda",
+}
 _EXTRAS |= dict.fromkeys(("numpy", "pyloudnorm", "safetensors", "sentencepiece", "soundfile", "soxr", "tqdm"), "")
 _NAMESPACES = ("cuda", "google")  # folders that several packages share; they have no __init__.py
 _SYSTEM = {"soundfile": "If that does not help, the system's libsndfile is missing: apt-get install libsndfile1"}

@@ -5,7 +5,7 @@ from conversations import PCM, PERSONA, Heard, heard, talk_codes
 
 from pplex.bench.host import IdleHost
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.config import SINE_CODES
+from pplex.runtime.config import SILENCE_CODES
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
 from pplex.validate.golden import decode
@@ -34,24 +34,24 @@ def test_a_reply_is_not_changed_by_later_frames(three: Runtime) -> None:
 
 
 def test_frame_by_frame_equals_the_codec_on_the_whole(tiny_bundle: Bundle, alone: Heard) -> None:
-    pcm = decode(Stages(tiny_bundle, slots=1), alone.tokens[:, 1:9])
-    np.testing.assert_allclose(alone.pcm.reshape(-1), pcm, rtol=0, atol=1e-6)
+    """The codec's first frame is the prompt's last one, as in the original code."""
+    pcm = decode(Stages(tiny_bundle, slots=1), np.vstack([SILENCE_CODES, alone.tokens[:, 1:9]]))
+    np.testing.assert_allclose(alone.pcm.reshape(-1), pcm[1920:], rtol=0, atol=1e-6)
     assert np.abs(pcm).max() > 0.01
 
 
-def test_user_codes_come_out_one_frame_later_unchanged(tiny_bundle: Bundle, alone: Heard) -> None:
+def test_user_codes_come_out_in_their_own_frame_unchanged(tiny_bundle: Bundle, alone: Heard) -> None:
     stages, codes = Stages(tiny_bundle, slots=8), []
     stages.active[0] = True
     for stages.pcm_in[0, 0] in PCM[0]:
         stages.run("mimi_encode", 8)
         codes.append(stages.user_codes[0].copy())
-    np.testing.assert_array_equal(alone.tokens[1:, 9:], codes[:-1])
-    np.testing.assert_array_equal(alone.tokens[0, 9:], SINE_CODES)
+    np.testing.assert_array_equal(alone.tokens[:, 9:], codes)
 
 
 def test_step_codes_gives_the_tokens_of_step(eight: Runtime, alone: Heard) -> None:
     with eight.open("NATF0", PERSONA, seed=7) as session:
-        np.testing.assert_array_equal(talk_codes(session, alone.tokens[1:121, 9:]), alone.tokens[:120])
+        np.testing.assert_array_equal(talk_codes(session, alone.tokens[:120, 9:]), alone.tokens[:120])
 
 
 def test_text_pieces_are_those_of_the_text_tokens(one: Runtime, alone: Heard) -> None:
