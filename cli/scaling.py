@@ -122,5 +122,5 @@ def _write_config(options: "ScaleOptions", path: Path) -> None:
     from pplex.scale.application import config
     from pplex.scale.environment import environment
 
-    write_files({path: yaml.safe_dump(config(options), sort_keys=False).encode()})
+    write_files({str(path): yaml.safe_dump(config(options), sort_keys=False).encode()})
     click.echo("\n".join(f"export {name}={value!r}" for name, value in environment(options).items()))

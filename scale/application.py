@@ -8,6 +8,7 @@ from typing import Any
 from ray.serve import Application
 
 from pplex.scale.options import SPARE_S, ReplicaOptions, ScaleOptions
+from pplex.scale.replica import NAME as DEPLOYMENT
 from pplex.scale.replica import Replica
 
 NAME = "pplex"  # of the application
@@ -20,7 +21,7 @@ HEALTH_S = 2.0  # between checks of a replica
 def build(options: dict[str, Any]) -> Application:
     """The application, from the options of a replica. Raises ConfigError."""
     ReplicaOptions(**options).of_server("127.0.0.1")  # a wrong option is an error now, not in a replica
-    return Replica.bind(options)  # type: ignore[attr-defined,no-any-return]
+    return Replica.bind(options)  # type: ignore[attr-defined]
 
 
 def deployment(options: ScaleOptions) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def config(options: ScaleOptions) -> dict[str, Any]:
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
                 "args": options.replica.to_dict(),
-                "deployments": [{"name": Replica.name, **deployment(options)}],  # type: ignore[attr-defined]
+                "deployments": [{"name": DEPLOYMENT, **deployment(options)}],
             }
         ],
     }
@@ -68,4 +69,4 @@ def application(options: ScaleOptions, variables: dict[str, str]) -> Application
     found = deployment(options)
     if variables:
         found["ray_actor_options"]["runtime_env"] = {"env_vars": variables}
-    return Replica.options(**found).bind(options.replica.to_dict())  # type: ignore[attr-defined,no-any-return]
+    return Replica.options(**found).bind(options.replica.to_dict())  # type: ignore[attr-defined]

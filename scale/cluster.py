@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.serve._private.common import ReplicaState
 
 from pplex.runtime.errors import ConfigError, EngineError
 from pplex.scale.application import NAME, application
@@ -29,7 +30,7 @@ AT_LEAST = ("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "RAY_SERVE_HAPROXY_TUNE_BUFSI
 def start_here(options: ScaleOptions, folder: Path) -> str:
     """Start Ray on this machine, with its files in `folder`; returns its address. Raises ConfigError."""
     _quiet()
-    context = ray.init(
+    ray.init(
         num_cpus=2 * options.most * options.replica.threads,  # in an update, old and new replicas
         include_dashboard=False,
         log_to_driver=False,
@@ -38,7 +39,7 @@ def start_here(options: ScaleOptions, folder: Path) -> str:
         _node_ip_address="127.0.0.1",
         object_store_memory=STORE_BYTES,
     )
-    return str(context.address_info["gcs_address"])
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def connect(address: str) -> None:
@@ -103,7 +104,7 @@ def _is_ready(options: ScaleOptions) -> bool:
     if found.status in FAILED:
         reasons = [found.message, *(one.message for one in found.deployments.values())]
         raise EngineError("The replicas did not start. " + "\n".join(filter(None, reasons)))
-    if not any(one.replica_states.get("RUNNING") for one in found.deployments.values()):
+    if not any(one.replica_states.get(ReplicaState.RUNNING) for one in found.deployments.values()):
         return False
     # Serve's own state changes only a moment after an update, and is not final before all older replicas have ended.
     asked = serve.get_app_handle(NAME).broadcast("describe")

@@ -59,7 +59,7 @@ async def open_tunnel(address: str, scope: Any) -> ClientConnection:
         )
     except InvalidStatus as error:
         answer = error.response
-        raise Refused(answer.status_code, list(answer.headers.raw_items()), answer.body or b"") from error
+        raise Refused(answer.status_code, list(answer.headers.raw_items()), bytes(answer.body or b"")) from error
     except InvalidURI as error:
         raise Refused(400, [], b"This request has no valid Host header.\n") from error
     except (OSError, WebSocketException, EOFError) as error:
