@@ -117,7 +117,7 @@ def scale(
 
 def _write_config(options: "ScaleOptions", path: Path) -> None:
     """Write the config file of Ray Serve, and say with which variables Ray must run."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     from pplex.scale.application import config
     from pplex.scale.environment import environment

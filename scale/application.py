@@ -8,6 +8,7 @@ from typing import Any
 from ray.serve import Application
 
 from pplex.scale.options import SPARE_S, ReplicaOptions, ScaleOptions
+from pplex.scale.replica import NAME as DEPLOYMENT
 from pplex.scale.replica import Replica
 
 NAME = "pplex"  # of the application
@@ -57,7 +58,7 @@ def config(options: ScaleOptions) -> dict[str, Any]:
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
                 "args": options.replica.to_dict(),
-                "deployments": [{"name": Replica.name, **deployment(options)}],  # type: ignore[misc]
+                "deployments": [{"name": DEPLOYMENT, **deployment(options)}],
             }
         ],
     }

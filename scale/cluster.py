@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
-from ray.serve.schema import ReplicaState
+from ray.serve._private.common import ReplicaState
 
 from pplex.runtime.errors import ConfigError, EngineError
 from pplex.scale.application import NAME, application
@@ -30,7 +30,7 @@ AT_LEAST = ("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "RAY_SERVE_HAPROXY_TUNE_BUFSI
 def start_here(options: ScaleOptions, folder: Path) -> str:
     """Start Ray on this machine, with its files in `folder`; returns its address. Raises ConfigError."""
     _quiet()
-    context = ray.init(
+    ray.init(
         num_cpus=2 * options.most * options.replica.threads,  # in an update, old and new replicas
         include_dashboard=False,
         log_to_driver=False,
@@ -39,7 +39,7 @@ def start_here(options: ScaleOptions, folder: Path) -> str:
         _node_ip_address="127.0.0.1",
         object_store_memory=STORE_BYTES,
     )
-    return str(context.address_info["gcs_address"])  # type: ignore[attr-defined]
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def connect(address: str) -> None:
