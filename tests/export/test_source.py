@@ -176,7 +176,7 @@ class TestWantedFiles:
         config = {"moshi_name": "hiki.safetensors", "mimi_name": "mimi.safetensors", "tokenizer_name": "t.model"}
         names = [*config.values()]
         assert wanted_files([*names, LM_FILE, *self.PARTS], config) == names
-        assert wanted_files([LM_FILE, *names[1:]], config) == [LM_FILE, *names[1:]], "its weights have another name"
+        assert wanted_files([LM_FILE, *names[1:]], config) == names, "as in a folder, no other file takes its place"
         assert wanted_files([], config) == names, "what a repository lacks is named too"
 
     def test_voices_are_an_archive_a_folder_both_or_missing(self) -> None:
