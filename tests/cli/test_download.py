@@ -65,7 +65,7 @@ class TestBeforeTheDownload:
             (["--capacity", "3001"], "--capacity 3001 is out of range"),
             (["--precision", "fp8", "--calibration", "none"], "needs a calibration"),
             (["--precision", "int4", "--calibration", "no-recordings"], "no-recordings does not exist"),
-            (["--calibration", "no-recordings"], "Only fp8, int4"),
+            (["--precision", "fp32", "--calibration", "no-recordings"], "Only fp8, int4"),
             (["--gpu", "rtx-4080", "--precision", "fp16"], "RTX 4080"),
         ],
     )
