@@ -157,5 +157,5 @@ def test_audio_sent_while_priming_is_answered_without_a_burst(server: Running, a
     heard, others, times = run(converse())
     pcm, _ = expected(alone, user, "NATF0", "New.", 5)
     assert is_close(np.frombuffer(b"".join(heard), "<f4").reshape(-1, FRAME), pcm)
-    assert times[5] - times[0] > 0.1  # five pauses of 60 ms; a busy machine may shorten the first
+    assert times[5] - times[0] > 0.15  # five pauses of 60 ms; a busy machine may shorten the first
     assert not any(b"dropped" in message for message in others)
