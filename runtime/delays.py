@@ -76,6 +76,13 @@ class DelayRing:
         self._flat_tokens[places] = tokens
         self._flat_provided[places] = True
 
+    def decide(self, row: int, first_stream: int, tokens: Tokens) -> None:
+        """`provide` for one slot and streams first_stream, ..., tokens [k]; FREE leaves a stream as it is."""
+        decided = tokens != FREE
+        places = self._given[self._now(np.array([row]))[0], first_stream : first_stream + len(tokens)][decided]
+        self._flat_tokens[places] = tokens[decided]
+        self._flat_provided[places] = True
+
     def hear(self, rows: Rows, first_stream: int, tokens: Tokens) -> None:
         """Add tokens [n, k] of streams first_stream, ... that the next step reads: frame t - 1, before `commit`.
 
@@ -117,6 +124,27 @@ class DelayRing:
         model_input, forced = self.begin(rows)
         self.commit(rows, forced)
         return model_input[0]
+
+    def renumber(self, row: int, step: int) -> None:
+        """Let a slot's next step be `step`; its tokens stay."""
+        shift = step - int(self.step[row])
+        self.tokens[row], self.provided[row] = (
+            np.roll(ring[row], shift, axis=1) for ring in (self.tokens, self.provided)
+        )
+        self.step[row] = step
+
+    def go_back(self, row: int, steps: int, frames: Tokens) -> None:
+        """Undo the newest `steps` steps of a slot.
+
+        `frames` [columns + late, K]: the conversation's frames up to the one after the newest step that stays: `late` more
+        than that step completed. Frames from before the conversation may be anything: they are not read again.
+        """
+        step = int(self.step[row]) - steps
+        self.provided[row] = False
+        for back in range(1, self.columns + 1):  # column step - back
+            newest = len(frames) - back - self.delays  # of each stream, the frame in this column
+            self.tokens[row, :, (step - back) % self.columns] = frames[newest, np.arange(len(newest))]
+        self.step[row] = step
 
     def save(self, row: int) -> RingRow:
         """A copy of one slot's row."""

@@ -139,6 +139,33 @@ class Engine:
             self._device.copy(ring.part(2, 0, kept), Buffer.of(saved[state.name]).part(1, 0, kept))()
         self._device.synchronize()
 
+    def copy(self, source: int, target: int, steps: int) -> None:
+        """Copy the first `steps` ring entries of slot `source` to slot `target`."""
+        for state in self._rings():
+            old, new = (self.state[state.name].rows(row, 1) for row in (source, target))
+            self._device.copy(new.part(2, 0, steps), old.part(2, 0, steps))()
+        self._device.synchronize()
+
+    def truncate(self, row: int, steps: int, written: int) -> None:
+        """Clear the ring entries of a slot after the first `steps`, of `written`."""
+        for state in self._rings() if written > steps else ():
+            self._device.clear(self.state[state.name].rows(row, 1).part(2, steps, written - steps))
+
+    def save_state(self, row: int) -> dict[str, Array]:
+        """A copy of all state of a slot, host arrays by state name."""
+        saved = {}
+        for state in self.spec.state:
+            saved[state.name] = np.empty(self.state[state.name].shape[1:], storage_dtype(state.dtype))
+            self._device.copy(Buffer.of(saved[state.name]).whole, self.state[state.name].rows(row, 1).whole)()
+        self._device.synchronize()
+        return saved
+
+    def restore_state(self, row: int, saved: Mapping[str, Array]) -> None:
+        """Write back what `save_state` gave, into any slot."""
+        for state in self.spec.state:
+            self._device.copy(self.state[state.name].rows(row, 1).whole, Buffer.of(saved[state.name]).whole)()
+        self._device.synchronize()
+
     def _rings(self) -> list[StateSpec]:
         return [state for state in self.spec.state if state.ring]
 

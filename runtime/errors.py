@@ -41,6 +41,14 @@ class SlotError(PplexError):
     """No free slot for a session, or a session that is used after it was closed."""
 
 
+class SteeringError(PplexError):
+    """An order to a running session that cannot be followed, such as a text that nobody can say."""
+
+
+class SnapshotError(PplexError):
+    """A saved session that is damaged, or was saved by another bundle or version."""
+
+
 class CalibrationError(PplexError):
     """Calibration recordings or statistics that are missing, damaged or from another model."""
 

@@ -47,6 +47,16 @@ class KvCache:
         self._grow()
         self._engine.restore(row, saved)
 
+    def copy(self, source: int, target: int, steps: int) -> None:
+        """Replace a slot's entries by the first `steps` of another slot."""
+        self._engine.copy(source, target, min(steps, self.ring_length))
+        self.truncate(target, steps)
+
+    def truncate(self, row: int, steps: int) -> None:
+        """Keep the first `steps` entries of a slot."""
+        self._engine.truncate(row, steps, min(int(self._written[row]), self.ring_length))
+        self._written[row] = steps
+
     def _grow(self) -> None:
         needed = self._length_for(int(self._written.max()))
         if needed > self.ring_length:

@@ -10,11 +10,12 @@ distinct entries. The probability of a candidate does not change its noise. Call
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pplex.runtime.arrays import Rows, Tokens
+from pplex.runtime.arrays import Array, Rows, Tokens
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import NoiseError
 
@@ -98,6 +99,17 @@ class Noise:
         self._offset[rows], self._stride[rows] = keys[:, 0], keys[:, 1]
         self._next[rows] += 1
 
+    def save(self, row: int) -> tuple[dict[str, Any], dict[str, Array]]:
+        """A slot's noise as facts for JSON and arrays."""
+        facts = {"seed": self._seeds[row], "block": self._blocks[row], "next": int(self._next[row])}
+        return facts, {"noise_table": self._tables[row].copy(), "noise_keys": self._keys[row].copy()}
+
+    def restore(self, row: int, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        """Write back what `save` gave, into any slot."""
+        self._seeds[row], self._blocks[row], self._next[row] = facts["seed"], facts["block"], facts["next"]
+        self._tables[row], self._keys[row] = arrays["noise_table"], arrays["noise_keys"]
+        self._upload(row, 0, len(self._tables[row]))
+
     def _make_block(self, row: int) -> None:
         seed, block, table, keys = self._seeds[row], self._blocks[row], self._tables[row], self._keys[row]
         assert seed is not None
@@ -112,7 +124,7 @@ class Noise:
         keys[:, 1] |= 1
 
     def replay(self, recorded: Mapping[int, FrameNoise], config: ModelConfig) -> None:
-        """Give slots recorded draws for this frame; tokens without a draw get 1. `restore` brings the tables back."""
+        """Give slots recorded draws for this frame; tokens without a draw get 1. `end_replay` brings the tables back."""
         first = np.append(0, config.text_card + config.audio_card * np.arange(config.num_streams - 1))  # of each stream
         for row, frame in recorded.items():
             table = self._tables[row]
@@ -125,7 +137,7 @@ class Noise:
             self._offset[row], self._stride[row] = first, 1
             self._upload(row, 0, len(table))
 
-    def restore(self) -> None:
+    def end_replay(self) -> None:
         """Bring back the tables that `replay` replaced: other frames need their own draws."""
         for row, table in self._replaced.items():
             self._tables[row] = table

@@ -10,3 +10,4 @@ The language graphs also run without the codec.
 
 GRAPH_NAMES = ("mimi_encode", "temporal", "depth", "mimi_decode")
 LANGUAGE_GRAPHS = ("temporal", "depth")
+CODEC_GRAPHS = ("mimi_encode", "mimi_decode")

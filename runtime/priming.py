@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,15 @@ from pplex.runtime.stages import Stages
 from pplex.runtime.voice_file import AnyVoice
 
 VoiceName = str | os.PathLike[str] | None
+
+
+class EncodedVoice(NamedTuple):
+    """A recorded voice after its first use: its key, and its codes [F, 8]."""
+
+    key: str
+    codes: Tokens
+
+
 PrefixKey = tuple[str | int | None, ...]  # voice, then the persona's tokens
 
 PRIMING_STEPS = 64  # forced steps in one call: the work of a few frames. Other sessions can step between two calls
@@ -32,10 +42,11 @@ VOICE_SUFFIXES = (".wav", ".flac", ".ogg")
 
 @dataclass(frozen=True)
 class _Prefix:
-    """A primed slot, ready to be copied: the temporal transformer's ring entries, and the row of the token ring."""
+    """A primed slot, ready to be copied: the temporal transformer's ring entries, the row of the token ring, the voice."""
 
     rings: Mapping[str, Array]
     ring_row: RingRow
+    voice: str | EncodedVoice | None
 
     @property
     def nbytes(self) -> int:
@@ -50,31 +61,39 @@ class Primer:
         self._prefixes: OrderedDict[PrefixKey, _Prefix] = OrderedDict()  # the most recently used is last
         self._prefix_bytes = prefix_bytes
 
-    def prime(self, row: int, voice: VoiceName, persona: list[int]) -> Generator[None, None, None]:
-        """Run a new slot through its prompt, yielding between chunks.
+    def prime(
+        self, row: int, voice: VoiceName | EncodedVoice, persona: list[int]
+    ) -> Generator[None, None, str | EncodedVoice | None]:
+        """Run a new slot through its prompt, yielding between chunks; returns the voice, a recording as its codes.
 
         For a cached voice and persona, the primed state is copied bit for bit. Raises PromptError, AudioError.
         """
-        voice_key, recording = self._find_voice(voice)
+        voice_key, recording = (voice.key, None) if isinstance(voice, EncodedVoice) else self._find_voice(voice)
         key: PrefixKey = (voice_key, *persona)
         prefix = self._prefixes.get(key)
         if prefix is not None:
             self._prefixes.move_to_end(key)
             self.stages.restore(row, prefix.rings)
             self.ring.restore(row, prefix.ring_row)
-            return
+            return prefix.voice
+        found: str | EncodedVoice | None = voice if isinstance(voice, EncodedVoice) else voice_key
         if recording is not None:
             spoken = frames(recording, self.config.frame_size)
             make_prompt(self.config, np.zeros((len(spoken), CODEBOOKS), np.int64), persona)  # raises if it does not fit
-            prompt = make_prompt(self.config, (yield from self._encode(row, spoken)), persona)
-        else:
-            prompt = make_prompt(self.config, self._recorded(voice_key), persona)
+            assert voice_key is not None
+            found = EncodedVoice(voice_key, (yield from self._encode(row, spoken)))
+        codes = found.codes if isinstance(found, EncodedVoice) else self._recorded(found)
+        prompt = make_prompt(self.config, codes, persona)
         yield from self._run_prompt(row, prompt)
         if prompt.steps:
-            self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row)))
+            self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row), found))
+        return found
 
-    def check(self, voice: VoiceName, persona: list[int]) -> None:
+    def check(self, voice: VoiceName | EncodedVoice, persona: list[int]) -> None:
         """Raise PromptError if `prime` would. A recording is not checked, because it is not encoded yet."""
+        if isinstance(voice, EncodedVoice):
+            make_prompt(self.config, voice.codes, persona)
+            return
         voice_key, recording = self._find_voice(voice)
         if recording is None:
             make_prompt(self.config, self._recorded(voice_key), persona)

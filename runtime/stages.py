@@ -16,7 +16,7 @@ from pplex.runtime.errors import EngineError
 from pplex.runtime.frame import FrameRunner
 from pplex.runtime.kv_cache import KvCache, ring_lengths
 from pplex.runtime.noise import Noise
-from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
+from pplex.runtime.pipeline import CODEC_GRAPHS, GRAPH_NAMES, LANGUAGE_GRAPHS
 
 
 class Stages:
@@ -38,11 +38,16 @@ class Stages:
         threads: int | None = None,
         device: str | Backend | None = None,
         logits: bool = False,
+        spare: int = 0,
     ):
-        """`device` as in `choose_backend`, or a backend. `logits`: the arrays include the logits."""
+        """`device` as in `choose_backend`, or a backend. `logits`: the arrays include the logits.
+
+        `spare`: slots after the others, which run alone only.
+        """
         backend = device if isinstance(device, Backend) else choose_backend(bundle, device, threads)
-        self.slots, self.device, self._thread = slots, backend.device, threading.current_thread()
         self.executors = backend.load(bundle, slots)
+        slots += spare
+        self.slots, self.device, self._thread = slots, backend.device, threading.current_thread()
         capacity = bundle.config.temporal.capacity
         lengths = [capacity] if self.executors["temporal"].fixed_rings else ring_lengths(capacity)
         self.engines = {
@@ -139,6 +144,17 @@ class Stages:
     def restore(self, row: int, saved: Mapping[str, Array]) -> None:
         """Write back what `save` gave, into any slot."""
         self.kv_cache.restore(row, saved)
+
+    def save_codec(self, row: int) -> dict[str, Array]:
+        """A copy of the codec's state of a slot, by graph and state."""
+        saved = {graph: self.engines[graph].save_state(row) for graph in CODEC_GRAPHS}
+        return {f"{graph}.{name}": array for graph, state in saved.items() for name, array in state.items()}
+
+    def restore_codec(self, row: int, saved: Mapping[str, Array]) -> None:
+        """Write back what `save_codec` gave, into any slot."""
+        for graph in CODEC_GRAPHS:
+            states = self.engines[graph].spec.state
+            self.engines[graph].restore_state(row, {s.name: saved[f"{graph}.{s.name}"] for s in states})
 
     def make_noise(self) -> Noise:
         """The writer of the noise of all slots. Only one such object may be in use."""

@@ -82,6 +82,18 @@ class TextStream:
             return self._decoder.decode(byte)
         return self.flush() + self._tokenizer.piece(token)
 
+    def save(self) -> str:
+        """The bytes of an unfinished character, as hexadecimal digits."""
+        return self._decoder.getstate()[0].hex()
+
+    def restore(self, saved: str) -> None:
+        """Write back what `save` gave."""
+        self._decoder.setstate((bytes.fromhex(saved), 0))
+
+    def reset(self) -> None:
+        """Drop an unfinished character."""
+        self._decoder.reset()
+
     def flush(self) -> str:
         """At the end of a conversation: U+FFFD if a character is unfinished, else ""."""
         return self._decoder.decode(b"", final=True)

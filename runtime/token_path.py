@@ -12,7 +12,7 @@ from pplex.runtime.noise import FrameNoise
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
 
-AGENT, USER = 1, 1 + CODEBOOKS  # first stream of each speaker
+TEXT, AGENT, USER = 0, 1, 1 + CODEBOOKS  # the text's stream, and the first one of each speaker
 
 
 class TokenPath:
@@ -26,6 +26,10 @@ class TokenPath:
     def hear(self, rows: Rows, codes: Tokens) -> None:
         """Store the user's codes [n, 8] of this frame."""
         self.ring.hear(rows, USER, codes)
+
+    def force(self, row: int, first_stream: int, tokens: Tokens) -> None:
+        """Decide tokens of streams first_stream, ... in the frame that the next step samples. FREE: sampled."""
+        self.ring.decide(row, first_stream, tokens)
 
     def begin(self, rows: Rows, batch: int) -> None:
         """Set the inputs of a step of slots `rows`: tokens, forced outputs, noise, and the codes that the agent says now.
@@ -52,7 +56,7 @@ class TokenPath:
         try:
             yield
         finally:
-            self.noise.restore()
+            self.noise.end_replay()
 
     def lead(self, row: int, recorded: FrameNoise | None = None) -> Tokens:
         """Draw a slot's first tokens, which depend on its prompt alone: see DelayRing.

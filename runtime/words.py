@@ -1,0 +1,97 @@
+"""Text that an agent is to say, as words of tokens: called by `runtime.session`.
+
+Numbers are spelled in English. Text that has no certain pronunciation is refused, because the model would guess it.
+"""
+
+import re
+import unicodedata
+from functools import cache
+from typing import Any
+
+from pplex.runtime.errors import SteeringError
+from pplex.runtime.text import RESERVED, Tokenizer
+
+MAX_CHARACTERS, MAX_WORDS = 2000, 300  # of one text: about two minutes of speech
+Words = tuple[tuple[int, ...], ...]
+
+_PUNCTUATION = set(".,;:!?'\"-()\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00a1\u00bf\u3001\u3002")
+_COINS = {"$": ("dollar", "cent"), "\u20ac": ("euro", "cent"), "\u00a3": ("pound", "penny")}
+_NUMBER = re.compile(
+    r"(?<![\w.,:/+-])(?P<coin>[$\u20ac\u00a3])?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?P<decimals>\.\d+)?"
+    r"(?P<suffix>%|st|nd|rd|th)?(?![\w:/%$\u20ac\u00a3+-]|[.,]\d)"
+)
+_MAX_DIGITS = 12
+
+
+def words_of(text: str, tokenizer: Tokenizer) -> Words:
+    """The tokens of each word of `text`, in order. Raises SteeringError."""
+    if len(text) > MAX_CHARACTERS:
+        raise SteeringError(f"The text has {len(text)} characters, but may have {MAX_CHARACTERS}. Say it in parts.")
+    spelled = " ".join(_NUMBER.sub(_spelled, text).split())
+    _check_characters(spelled)
+    words = list[tuple[int, ...]]()
+    for word in _joined(spelled.split(" ")):
+        tokens = tuple(tokenizer.encode(word))
+        if any(token < len(RESERVED) for token in tokens):
+            raise SteeringError(f"This model's tokenizer cannot write {word!r}. Choose another word.")
+        words.append(tokens)
+    if len(words) > MAX_WORDS:
+        raise SteeringError(f"The text has {len(words)} words, but may have {MAX_WORDS}. Say it in parts.")
+    return tuple(words)
+
+
+def _check_characters(text: str) -> None:
+    odd = dict.fromkeys(
+        c for c in text if c not in _PUNCTUATION and c != " " and unicodedata.category(c)[0] not in "LM"
+    )
+    if odd:
+        shown = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in list(odd)[:8])
+        raise SteeringError(
+            f"The text holds {shown}, which can be said in several ways. Write it as words: ten thirty, twelve and a "
+            "half, five five five. These are spelled: 42, 1,200, 3.5, 3rd, 5%, $40."
+        )
+    if not any(c.isalpha() for c in text):
+        raise SteeringError("The text has no words. Give the agent something to say.")
+
+
+def _joined(parts: list[str]) -> list[str]:
+    """The words, each with the punctuation marks that stand alone after it, or before the first one."""
+    words = list[str]()
+    for part in parts:
+        if words and not (any(c.isalpha() for c in part) and any(c.isalpha() for c in words[-1])):
+            words[-1] += f" {part}"
+        else:
+            words.append(part)
+    return words
+
+
+def _spelled(match: re.Match[str]) -> str:
+    """A number as words; unchanged if it can be read in several ways, such as 007."""
+    coin, whole, suffix = match["coin"], match["whole"].replace(",", ""), match["suffix"]
+    decimals = match["decimals"] or ""
+    if len(whole) > _MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
+        return match[0]
+    if coin:
+        return match[0] if suffix or len(decimals) not in (0, 3) else _money(*_COINS[coin], int(whole), decimals[1:])
+    if suffix and suffix != "%":
+        right = not decimals and _inflect().ordinal(int(whole)) == f"{int(whole)}{suffix}"
+        return _in_words(f"{whole}{suffix}") if right else match[0]
+    return _in_words(whole + decimals) + (" percent" if suffix else "")
+
+
+def _money(major: str, minor: str, whole: int, decimals: str) -> str:
+    counts = [(whole, major)] if whole or not int(decimals or 0) else []
+    counts += [(int(decimals), minor)] if int(decimals or 0) else []
+    return " and ".join(f"{_in_words(str(count))} {_inflect().plural(coin, count)}" for count, coin in counts)
+
+
+def _in_words(number: str) -> str:
+    words: str = _inflect().number_to_words(number, andword="", comma="")
+    return words
+
+
+@cache
+def _inflect() -> Any:
+    import inflect  # here: it takes 0.2 s, and most conversations say no number
+
+    return inflect.engine()
