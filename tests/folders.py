@@ -6,12 +6,19 @@ from pathlib import Path
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny"
 MOSHI = GOLDEN / "moshi"
+STEER = GOLDEN / "steer"
 CASES = Path(__file__).parent / "cases"  # small inputs that once broke something
 
 
 def golden_folders() -> list[Path]:
-    """The folders in PPLEX_GOLDEN (a path list), or those in tests/golden."""
-    named = os.environ.get("PPLEX_GOLDEN")
-    return (
-        [Path(name) for name in named.split(os.pathsep)] if named else sorted(p for p in GOLDEN.iterdir() if p.is_dir())
-    )
+    """The folders in PPLEX_GOLDEN (a path list), or those in tests/golden that have a checkpoint."""
+    return _named("PPLEX_GOLDEN") or sorted(p.parent for p in GOLDEN.glob("*/checkpoint"))
+
+
+def steer_folders() -> list[Path]:
+    """The folders of steered recordings in PPLEX_GOLDEN_STEER (a path list), or that in tests/golden."""
+    return _named("PPLEX_GOLDEN_STEER") or [STEER]
+
+
+def _named(variable: str) -> list[Path]:
+    return [Path(name) for name in os.environ.get(variable, "").split(os.pathsep) if name]

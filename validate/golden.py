@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,8 @@ def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = 
     if voice and "." in voice:
         voice = str(golden / "checkpoint" / "voices" / voice)
     runtime = Runtime(bundle, slots=1, device=device, logits=True)
-    persona, noise = expected["prompt_text_tokens"].tolist(), _recorded_noise(expected)
-    session = runtime.open(voice, persona, seed=0, sampling=_sampling(noise[0]), recorded=noise[0])
+    persona, noise = expected["prompt_text_tokens"].tolist(), recorded_noise(expected)
+    session = runtime.open(voice, persona, seed=0, sampling=sampling_of(noise[0]), recorded=noise[0])
     steps = int(runtime.ring.step[session.row]) - 1  # the last one draws the first tokens
     yield Check(f"{name}: prompt steps", abs(steps - int(expected["prompt_steps"][0])), 0, 1)
     assert session.prompt_end is not None
@@ -111,15 +111,20 @@ def check_conversation(bundle: Bundle, golden: Path, name: str, device: Where = 
         tokens.append(session.step_codes(codes.astype(np.int64), draws))
         drawn.append(standings(session, draws))
     got = TokenTrace(name, np.stack(tokens), Standings.stack(drawn))
-    judge = Judge(open_checkpoint(golden / "checkpoint"), bundle.config, bundle.specs)
-    parting = judge.parting(TokenTrace(name, expected["tokens"][1:].astype(np.int64)), got)
-    frames = parting.equal_frames if parting and parting.explained else len(tokens)
-    wrong = int((got.tokens != expected["tokens"][1:])[:frames].sum())
-    tied = f", until a tie in frame {frames}" if frames < len(tokens) else ""
-    yield Check(f"{name}: tokens{tied}", wrong, 0, got.tokens[:frames].size)
+    yield equal_tokens(bundle, golden / "checkpoint", expected["tokens"][1:], got)
     said = expected["tokens"] if bundle.config.takes_prompt else expected["tokens"][1:]  # initial tokens have no sound
     pcm = decode(Stages(bundle, slots=1, device=device), said[:, 1 : 1 + CODEBOOKS])
     yield _close(f"{name}: pcm", pcm, expected["pcm_out"], PCM_TOLERANCE, scale=1.0)
+
+
+def equal_tokens(bundle: Bundle, checkpoint: Path, expected: Tokens, got: TokenTrace) -> Check:
+    """Compare all tokens [F, 17] of a conversation, until a near tie that rounding explains."""
+    judge = Judge(open_checkpoint(checkpoint), bundle.config, bundle.specs)
+    parting = judge.parting(TokenTrace(got.name, expected.astype(np.int64)), got)
+    frames = parting.equal_frames if parting and parting.explained else len(expected)
+    wrong = int((got.tokens != expected)[:frames].sum())
+    tied = f", until a tie in frame {frames}" if frames < len(expected) else ""
+    return Check(f"{got.name}: tokens{tied}", wrong, 0, got.tokens[:frames].size)
 
 
 def encode(stages: Stages, pcm: Floats) -> Tokens:
@@ -171,7 +176,7 @@ def force_step(stages: Stages, codes: Tokens, step: int) -> None:
     stages.forced_text[0], stages.forced_audio[0] = target[0], target[1 : 1 + stages.forced_audio.shape[1]]
 
 
-def _recorded_noise(expected: dict[str, Any]) -> list[FrameNoise | None]:
+def recorded_noise(expected: dict[str, Any]) -> list[FrameNoise | None]:
     """The noise of every frame; None if the tokens were not sampled."""
     if "text_noise" not in expected:
         return [None] * len(expected["tokens"])
@@ -179,7 +184,7 @@ def _recorded_noise(expected: dict[str, Any]) -> list[FrameNoise | None]:
     return [FrameNoise(*frame) for frame in zip(*(expected[name] for name in names), strict=True)]
 
 
-def _sampling(noise: FrameNoise | None) -> Sampling:
+def sampling_of(noise: FrameNoise | None) -> Sampling:
     """The sampling of a recording: as many candidates as have noise."""
     return GREEDY if noise is None else Sampling(text_top_k=len(noise.text), audio_top_k=noise.audio.shape[1])
 
@@ -217,15 +222,20 @@ def _tied(x: Floats, book: Floats, first: int, second: int) -> bool:
     return abs(near - far) <= TIE_TOLERANCE * max(near, far, 1e-12)
 
 
-def main(bundle: str, golden: str) -> int:
+def print_checks(checks: Iterable[Check]) -> int:
     """Print a table of all checks; returns 0 if all pass, else 1."""
     failed = 0
     print(f"{'':<6} {'worst':>9} {'tolerance':>9} {'compared':>9}")
-    for check in check_golden(open_bundle(Path(bundle)), Path(golden)):
+    for check in checks:
         failed += not check.passed
         verdict = "ok" if check.passed else "FAILED"
         print(f"{verdict:<6} {check.worst:>9.1e} {check.tolerance:>9.0e} {check.compared:>9}  {check.name}")
     return min(failed, 1)
+
+
+def main(bundle: str, golden: str) -> int:
+    """Print all checks; returns 0 if all pass, else 1."""
+    return print_checks(check_golden(open_bundle(Path(bundle)), Path(golden)))
 
 
 if __name__ == "__main__":
