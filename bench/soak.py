@@ -10,6 +10,7 @@ The machine itself may be slower in one window than in the other. So both window
 import gc
 import time
 import tracemalloc
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,13 +68,14 @@ def bench_soak(
     threads: int | None = None,
     device: str | None = None,
     progress: Progress = lambda: None,
+    memory_window: int | None = None,
 ) -> BenchReport:
     """Step one session for `frames` frames of synthetic speech at the default settings; calls `progress` after each.
 
-    `threads` and `device` as in `Runtime`.
+    `threads`, `device` and `memory_window` as in `Runtime`. The chunks of rebuilds run between the frames.
     """
     windows = Windows.of(frames, window)
-    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
+    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device, memory_window=memory_window)
     talk, yardstick = _LongConversation(runtime, progress), _Yardstick(runtime)
     talk.step_to(windows.first)
     early = _timed(talk, yardstick, windows.early_end)
@@ -101,6 +103,7 @@ def bench_soak(
             "resident MB at the end": last.resident_mb,
             "bytes allocated between the windows and not freed": more,
             **talk.clock(),
+            **talk.rebuilds(),
         },
         machine(threads, *ENGINES, "numpy"),
     )
@@ -165,7 +168,9 @@ class _LongConversation:
         self._first_step = int(runtime.ring.step[self._session.row])
         # Opening a session decodes the prompt's last frame.
         self._first_decoded = self._codec_frames("mimi_decode")
-        self.frames = self._heard = self._said = 0
+        self.frames = self._heard = self._said = self._steps = 0
+        self._rebuilt = 0
+        self._chunks = array("d")  # seconds of each chunk of a rebuild
 
     def step(self) -> float:
         """Step one frame; returns its seconds."""
@@ -176,8 +181,30 @@ class _LongConversation:
         self.frames += 1
         self._heard += pcm.size
         self._said += int(np.isfinite(reply.pcm).sum())
+        self._rebuild_between_frames()
         self._progress()
         return seconds
+
+    def _rebuild_between_frames(self) -> None:
+        self._steps = max(self._steps, int(self.runtime.ring.step[self._session.row]) - 1)
+        began, more = time.perf_counter(), self.runtime.work()
+        if more or self.runtime.memory.rebuilt > self._rebuilt:
+            self._rebuilt = self.runtime.memory.rebuilt
+            self._chunks.append(time.perf_counter() - began)
+
+    def rebuilds(self) -> dict[str, float]:
+        """Of the memory window: the number of rebuilds, the chunks, and the most steps that the session has had."""
+        if self.runtime.memory.window is None:
+            return {}
+        chunks = Timing.of(list(self._chunks))
+        return {
+            "memory window": self.runtime.memory.window,
+            "most steps": self._steps,
+            "rebuilds": self.runtime.memory.rebuilt,
+            "chunks of rebuilds": len(self._chunks),
+            "median chunk ms": round(chunks.median_ms, 3),
+            "longest chunk ms": round(1000 * max(self._chunks), 3),
+        }
 
     def step_to(self, end: int) -> None:
         while self.frames < end:
@@ -186,11 +213,19 @@ class _LongConversation:
     def clock(self) -> dict[str, float]:
         """Samples in and out, the frame count of each part, and the largest deviation from the number of steps."""
         stages, row, size = self.runtime.stages, self._session.row, self.runtime.config.frame_size
+        # A rebuild renumbers the steps.
+        steps = (
+            {}
+            if self.runtime.memory.rebuilt
+            else {
+                "token ring": int(self.runtime.ring.step[row]) - self._first_step,
+                # The position of the last step is one less than the token ring's step before it.
+                "temporal transformer": int(stages.position[row]) + 2 - self._first_step,
+            }
+        )
         counts = {
             "session": self._session.frame,
-            "token ring": int(self.runtime.ring.step[row]) - self._first_step,
-            # The position of the last step is one less than the token ring's step before it.
-            "temporal transformer": int(stages.position[row]) + 2 - self._first_step,
+            **steps,
             "encoder": self._codec_frames("mimi_encode"),
             "decoder": self._codec_frames("mimi_decode") - self._first_decoded,
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pplex.cli.command import Group
-from pplex.cli.options import device_option, echo_report, json_option, threads_option
+from pplex.cli.options import device_option, echo_report, json_option, memory_window_option, threads_option
 
 if TYPE_CHECKING:
     from pplex.bench.sweep import SweepOptions
@@ -214,16 +214,25 @@ def floor(bundle: Path, steps: int, torch_layers: int, threads: int | None, as_j
     default=1_000,
     help="Frames timed at the start and at the end, at most a quarter of all.",
 )
+@memory_window_option()
 @threads_option()
 @device_option()
 @json_option()
-def soak(bundle: Path, frames: int, window: int, threads: int | None, device: str | None, as_json: bool) -> None:
+def soak(
+    bundle: Path,
+    frames: int,
+    window: int,
+    memory_window: int | None,
+    threads: int | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
     """Run a long conversation with BUNDLE at full speed. Compare frame times and memory at its start and at its end."""
     from pplex.bench.soak import bench_soak
     from pplex.cli.progress import frames_bar
 
     with frames_bar(frames) as progress:
-        echo_report(bench_soak(bundle, frames, window, threads, device, progress), as_json)
+        echo_report(bench_soak(bundle, frames, window, threads, device, progress, memory_window), as_json)
 
 
 @bench.command(prints=True)

@@ -43,6 +43,26 @@ def device_option(
     return click.option("--device", type=click.Choice(["cpu", "cuda"]), help=text)
 
 
+def memory_window_option() -> Option:
+    """`--memory-window`, off (None) or steps; off by default."""
+    return click.option(
+        "--memory-window",
+        metavar="off|STEPS",
+        default="off",
+        callback=_parse_window,
+        help="Rebuild a conversation's memory before it has this many steps (12.5 a second, and the prompt's), so that it "
+        "keeps its persona; the model was trained on 2048.",
+    )
+
+
+def _parse_window(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    if value == "off":
+        return None
+    if not value.isdecimal() or not value.isascii():
+        raise click.BadParameter(f"{value!r} is neither off nor a number of steps, such as 2048.")
+    return int(value)
+
+
 def lora_options(command: Any) -> Any:
     """`--lora` and `--lora-scaling`, None by default."""
     scaling = click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pplex.cli.command import command
-from pplex.cli.options import device_option, json_option, threads_option
+from pplex.cli.options import device_option, json_option, memory_window_option, threads_option
 from pplex.runtime.config import MAX_CANDIDATES
 from pplex.runtime.sampling import DEFAULT_SAMPLING
 
@@ -31,6 +31,8 @@ DEFAULT_PERSONA = (  # the reference's
     help=f"A voice of the bundle, an audio file of the voice to imitate, or none.  [default: {DEFAULT_VOICE}, or the first]",
 )
 @click.option("--text-prompt", help="The persona.  [default: a friendly teacher, as in the original code]")
+@click.option("--greeting", help="What the agent says first, word for word.")
+@memory_window_option()
 @click.option("--seed", type=click.IntRange(min=-1), default=-1, help="Seed of the sampling; -1: a new one each time.")
 @click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")
 @click.option(
@@ -63,6 +65,8 @@ def run(
     output_text: str,
     voice: str | None,
     text_prompt: str | None,
+    greeting: str | None,
+    memory_window: int | None,
     seed: int,
     greedy: bool,
     temp_audio: float,
@@ -92,6 +96,8 @@ def run(
         persona=text_prompt,
         seed=None if seed == -1 else seed,
         sampling=GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio),
+        greeting=greeting,
+        memory_window=memory_window,
     )
     report = run_offline(bundle, input_wav, output_wav, output_text, settings, threads, device, frames_bar)
     as_dict = {**report.to_dict(), "warnings": warnings}

@@ -26,12 +26,14 @@ FrameBar = Callable[[int], AbstractContextManager[Callable[[], Any]]]
 
 @dataclass(frozen=True)
 class OfflineSettings:
-    """The agent and its sampling: the arguments of `Runtime.open`."""
+    """The agent and its sampling: the arguments of `Runtime.open`, and the memory window of `Runtime`."""
 
     voice: str | None = None
     persona: str = ""
     seed: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    greeting: str | None = None
+    memory_window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def run_offline(
     check_distinct(input_wav, output_wav, output_text)
     pcm = read_audio(input_wav)
     began = time.perf_counter()
-    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
+    runtime = Runtime.load(bundle, slots=1, threads=threads, device=device, memory_window=settings.memory_window)
     loaded = time.perf_counter()
-    session = runtime.open(settings.voice, settings.persona, settings.seed, settings.sampling)
+    session = _open(runtime, settings)
     primed = time.perf_counter()
     before = dict(runtime.stages.seconds)
     heard, pieces = _converse(runtime, session, frames(pcm, runtime.config.frame_size), bar)
@@ -98,9 +100,13 @@ def speak(
 ) -> Pcm:
     """What the agent says to a silent user, [F * 1920]: at least `seconds`. Arguments and errors as in `run_offline`."""
     runtime = Runtime.load(bundle, slots=1, threads=threads, device=device)
-    session = runtime.open(settings.voice, settings.persona, settings.seed, settings.sampling)
+    session = _open(runtime, settings)
     silence = np.zeros(math.ceil(seconds * SAMPLE_RATE_HZ), np.float32)
     return _converse(runtime, session, frames(silence, runtime.config.frame_size), bar)[0]
+
+
+def _open(runtime: Runtime, settings: OfflineSettings) -> Session:
+    return runtime.open(settings.voice, settings.persona, settings.seed, settings.sampling, greeting=settings.greeting)
 
 
 def _converse(runtime: Runtime, session: Session, user: Pcm, bar: FrameBar) -> tuple[Pcm, list[str]]:
@@ -109,6 +115,7 @@ def _converse(runtime: Runtime, session: Session, user: Pcm, bar: FrameBar) -> t
     with bar(len(user)) as advance:
         for frame in user:
             reply = session.step(frame)
+            runtime.work()
             heard.append(reply.pcm)
             pieces.append(runtime.tokenizer.piece(int(reply.tokens[0])))
             advance()

@@ -15,10 +15,14 @@ MAX_CHARACTERS, MAX_WORDS = 2000, 300  # of one text: about two minutes of speec
 Words = tuple[tuple[int, ...], ...]
 
 _PUNCTUATION = set(".,;:!?'\"-()\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00a1\u00bf\u3001\u3002")
-_COINS = {"$": ("dollar", "cent"), "\u20ac": ("euro", "cent"), "\u00a3": ("pound", "penny")}
+_COINS = {  # one, several, one hundredth, several hundredths
+    "$": ("dollar", "dollars", "cent", "cents"),
+    "\u20ac": ("euro", "euros", "cent", "cents"),
+    "\u00a3": ("pound", "pounds", "penny", "pence"),
+}
 _NUMBER = re.compile(
-    r"(?<![\w.,:/+-])(?P<coin>[$\u20ac\u00a3])?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?P<decimals>\.\d+)?"
-    r"(?P<suffix>%|st|nd|rd|th)?(?![\w:/%$\u20ac\u00a3+-]|[.,]\d)"
+    r"(?<![\w.,:/+-])(?P<coin>[$\u20ac\u00a3])?(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+    r"(?P<decimals>\.[0-9]+)?(?P<suffix>%|st|nd|rd|th)?(?![\w:/%$\u20ac\u00a3+-]|[.,]\d)"
 )
 _MAX_DIGITS = 12
 
@@ -27,17 +31,28 @@ def words_of(text: str, tokenizer: Tokenizer) -> Words:
     """The tokens of each word of `text`, in order. Raises SteeringError."""
     if len(text) > MAX_CHARACTERS:
         raise SteeringError(f"The text has {len(text)} characters, but may have {MAX_CHARACTERS}. Say it in parts.")
-    spelled = " ".join(_NUMBER.sub(_spelled, text).split())
+    spelled = " ".join(spell_numbers(text).split())
     _check_characters(spelled)
-    words = list[tuple[int, ...]]()
-    for word in _joined(spelled.split(" ")):
-        tokens = tuple(tokenizer.encode(word))
-        if any(token < len(RESERVED) for token in tokens):
-            raise SteeringError(f"This model's tokenizer cannot write {word!r}. Choose another word.")
-        words.append(tokens)
+    words = [_tokens(word, tokenizer) for word in _joined(spelled.split(" "))]
     if len(words) > MAX_WORDS:
         raise SteeringError(f"The text has {len(words)} words, but may have {MAX_WORDS}. Say it in parts.")
     return tuple(words)
+
+
+def spell_numbers(text: str) -> str:
+    """Numbers in English words, but those that can be read in several ways: times, telephone numbers, versions."""
+    return _NUMBER.sub(_spelled, text)
+
+
+def _tokens(word: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """A word's tokens. Punctuation marks that the tokenizer does not have are left out; letters may not be."""
+    tokens = tokenizer.encode(word)
+    if any(token < len(RESERVED) for token in tokens):
+        kept = "".join(c for c in word if c not in _PUNCTUATION or min(tokenizer.encode(c)) >= len(RESERVED))
+        tokens = tokenizer.encode(kept)
+    if any(token < len(RESERVED) for token in tokens):
+        raise SteeringError(f"This model's tokenizer cannot write {word!r}. Choose another word.")
+    return tuple(tokens)
 
 
 def _check_characters(text: str) -> None:
@@ -79,10 +94,11 @@ def _spelled(match: re.Match[str]) -> str:
     return _in_words(whole + decimals) + (" percent" if suffix else "")
 
 
-def _money(major: str, minor: str, whole: int, decimals: str) -> str:
-    counts = [(whole, major)] if whole or not int(decimals or 0) else []
-    counts += [(int(decimals), minor)] if int(decimals or 0) else []
-    return " and ".join(f"{_in_words(str(count))} {_inflect().plural(coin, count)}" for count, coin in counts)
+def _money(one: str, several: str, hundredth: str, hundredths: str, whole: int, decimals: str) -> str:
+    small = int(decimals or 0)
+    parts = [f"{_in_words(str(whole))} {one if whole == 1 else several}"] if whole or not small else []
+    parts += [f"{_in_words(str(small))} {hundredth if small == 1 else hundredths}"] if small else []
+    return " and ".join(parts)
 
 
 def _in_words(number: str) -> str:

@@ -3,7 +3,9 @@
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pplex.runtime.voice_changes import change_voices
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+ROOMY = 512  # steps of the ring of `roomy_bundle`
 KEPT = "PPLEX_TEST_BUNDLES"  # a folder that keeps bundles for the next run; `make check` sets it
 SLOW = (  # `make check` skips these files, and tests marked slow; the slowest file is first
     "export/test_precision.py", "test_readme.py", "export/test_build.py", "validate/test_validation.py",
@@ -106,6 +109,20 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
 def tiny_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
     """The bundle of tests/golden/tiny; read only."""
     return bundle_of(TINY)
+
+
+@pytest.fixture(scope="session")
+def roomy_bundle(bundle_of: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny bundle with a ring of ROOMY steps instead of 96, so that a long history fits behind a prompt; read only."""
+    base = tmp_path_factory.getbasetemp()
+    golden = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "roomy"
+    fresh = tmp_path_factory.mktemp("roomy")
+    shutil.copytree(TINY / "checkpoint", fresh / "checkpoint")
+    config = fresh / "checkpoint" / "config.json"
+    config.write_text(config.read_text().replace('"context": 96', f'"context": {ROOMY}'))
+    with suppress(OSError):  # another test process has made it
+        fresh.rename(golden)
+    return bundle_of(golden)
 
 
 @pytest.fixture(scope="session")
