@@ -7,6 +7,7 @@
 The token ring, the codec and the noise stay: the caller hears no gap. What was forgotten was said before the kept history.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -169,7 +170,8 @@ class Memory:
         """The first frame of the history to keep: after silence, if there is any in its first third."""
         kept = self._kept(prompt_steps)
         if keep_s is not None:
-            kept, most = round(keep_s / self._frame_s), self.limit - prompt_steps - PRIMING_STEPS
+            most = self.limit - prompt_steps - PRIMING_STEPS
+            kept = self._frames(keep_s)
             if not 0 <= kept <= most:
                 raise SteeringError(
                     f"{keep_s:g} s cannot be kept: the prompt leaves room for 0 to {max(0, most) * self._frame_s:g} s."
@@ -181,6 +183,10 @@ class Memory:
             return start
         found = np.flatnonzero(sliding_window_view(quiet, QUIET_FRAMES).all(axis=-1))
         return start + (int(found[0]) if len(found) else 0)
+
+    def _frames(self, seconds: float) -> int:
+        """The number of frames, rounded; -1 for a number that is none."""
+        return round(seconds / self._frame_s) if math.isfinite(seconds) else -1
 
     def _replay(self, row: int, spare: int, start: int, patient: bool) -> Generator[None, None, None]:
         """Force the history of slot `row` from frame `start` into slot `spare`, until it has caught up."""
@@ -283,7 +289,7 @@ class Memory:
 
         The sound goes on: the codec keeps its state, and so does the noise.
         """
-        late, frames = self._ring.late, round(seconds / self._frame_s)
+        late, frames = self._ring.late, self._frames(seconds)
         most = int(self.log.count[row]) - 1 - self.log.first(row)
         if not late <= frames <= most:
             raise SteeringError(
