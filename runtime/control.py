@@ -46,8 +46,9 @@ class Control:
 
     def remember(self, rows: Rows, frames: Tokens, has_audio: bool) -> None:
         """Log the completed frames. has_audio: whether the codec has run."""
-        quiet = is_quiet(self._stages.pcm_in[rows, 0], self._stages.pcm_out[rows, 0]) if has_audio else False
-        self.memory.add(rows, frames, quiet)
+        end = int(rows.max()) + 1  # views of these rows: a choice of rows would copy the sound
+        sound = self._stages.pcm_in[:end, 0], self._stages.pcm_out[:end, 0]
+        self.memory.add(rows, frames, is_quiet(*sound)[rows] if has_audio else False)
 
     # Orders. Errors as in `Session`.
 

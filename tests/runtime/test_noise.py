@@ -262,7 +262,7 @@ def test_recorded_draws_replace_the_noise_for_one_frame(steps: int, text: int, a
         np.testing.assert_array_equal(slots.of(1 + step, given.audio_ids[step]), given.audio[step])
         assert (slots.of(1 + step, others) == 1).all()
     np.testing.assert_array_equal(slots.uploaded, slots.tables)
-    slots.noise.restore()
+    slots.noise.end_replay()
     np.testing.assert_array_equal(slots.uploaded, slots.tables)
     expected = frames(9, 2)
     assert own == expected[0]
