@@ -12,9 +12,10 @@ from pplex.runtime.errors import AudioError
 from pplex.runtime.samples import check_samples
 from pplex.server.foreign_audio import LONGEST_MARK, container_of
 from pplex.server.opus import OpusReceiver, OpusSender
+from pplex.server.pcm16 import FULL_SCALE, quantized
 from pplex.server.wire import Close, ProtocolError, Received
 
-RAW = {"s16": ("<i2", 32768.0), "f32": ("<f4", 1.0)}  # numpy's type, and full scale in this type
+RAW = {"s16": ("<i2", FULL_SCALE), "f32": ("<f4", 1.0)}  # numpy's type, and full scale in this type
 
 
 class Receiver(Protocol):
@@ -74,15 +75,11 @@ class RawSender:
     """Little-endian samples, one message for each frame."""
 
     def __init__(self, name: str):
-        dtype, self._full_scale = RAW[name]
-        self._dtype = np.dtype(dtype)
+        self._dtype = np.dtype(RAW[name][0])
 
     def frame(self, pcm: Pcm) -> list[bytes]:
-        pcm = np.nan_to_num(np.clip(pcm, -1, 1))
-        if self._dtype.kind == "f":
-            return [pcm.astype(self._dtype).tobytes()]
-        scaled = np.rint(pcm * self._full_scale)
-        return [np.clip(scaled, -self._full_scale, self._full_scale - 1).astype(self._dtype).tobytes()]
+        samples = np.nan_to_num(np.clip(pcm, -1, 1)) if self._dtype.kind == "f" else quantized(pcm)
+        return [samples.astype(self._dtype).tobytes()]
 
 
 def make_receiver(audio: str) -> Receiver:
