@@ -89,8 +89,8 @@ def serving(
 ) -> Iterator[Running]:
     """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must still run at the end.
 
-    `limits`: limits without a command line option; the server then has 4 slots, allows control, and takes no arguments. `prelude`: Python code
-    that the process runs first.
+    `limits`: limits without a command line option; the server then has 4 slots, allows control, and takes no arguments.
+    `prelude`: Python code that the process runs first.
     """
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [sys.executable, "-c", prelude + MAIN, "serve", str(bundle), "--port", "0", "--device", "cpu", *arguments]

@@ -251,3 +251,13 @@ def test_an_order_before_the_conversation_begins_is_refused(steered: Running) ->
             await done(caller, "hold")
 
     run(visit())
+
+
+def test_a_memory_window_rebuilds_a_long_conversation(serve: Serve) -> None:
+    async def visit(url: str) -> None:
+        async with call(url, voice_prompt="none", text_prompt="You enjoy salad.", seed="1") as caller:
+            assert len(await (await caller.handshake()).talk(speech(55))) == 55
+
+    with serve("--slots", "1", "--memory-window", "90") as server:
+        run(visit(server.url))
+        server.wait_for(lambda: server.metric('pplex_rebuilds_total{cause="window"}') >= 1)

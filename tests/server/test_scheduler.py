@@ -36,7 +36,9 @@ def test_a_client_that_leaves_as_its_frame_is_due_does_no_harm() -> None:
     speech = SimpleNamespace(put=replies.append)
     scheduler = Scheduler(lambda: runtime, 0.0, Metrics(), speech, lambda: None, lambda error: None)  # type: ignore[arg-type]
     runtime = scheduler.runtime = SimpleNamespace(  # type: ignore[assignment]
-        stages=SimpleNamespace(seconds={}), memory=SimpleNamespace(rebuilt=0), step=lambda frames: {session: None for session in frames}
+        stages=SimpleNamespace(seconds={}),
+        memory=SimpleNamespace(rebuilt=0),
+        step=lambda frames: {session: None for session in frames},
     )
     stays, leaves = scheduled(Inbox(FRAME)), scheduled(Leaving(FRAME))
     scheduler._sessions = [stays, leaves]
