@@ -52,7 +52,7 @@ class Control:
         self._context, self._scheduled, self._conversation = context, scheduled, conversation
         self._answer, self._defect, self.request = answer, defect, scheduled.request
         self._loop = asyncio.get_running_loop()
-        self._steered = Steered(partial(self._loop.call_soon_threadsafe, answer))
+        self._steered = Steered(self._tell)
         scheduled.look = self._steered.look
         limits, now = context.limits, now_s()
         self._orders = Bucket(limits.orders, limits.orders_per_s, now)
@@ -96,6 +96,10 @@ class Control:
             raise _of(order, f"More than {rate} of {', '.join(OF_MEMORY)}. Send them more slowly.")
 
     # The answer.
+
+    def _tell(self, content: Mapping[str, object]) -> None:
+        """Scheduler thread: what became of a text."""
+        self._loop.call_soon_threadsafe(self._answer, content)
 
     def _report(self, order: Order, future: "Future[Followed]") -> None:
         """Scheduler thread."""
