@@ -100,7 +100,7 @@ def prometheus(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 async def _use(server: Running, url: str) -> None:
-    """A conversation with an order, a refusal, and input without effect: a counter with a label exists once it has counted."""
+    """An order, a refusal, and input without effect: a counter with a label exists once it has counted."""
     server.wait_for(lambda: _answers(url, "up == 1"), 60)
     server.get("/api/chat?seed=x")
     async with call(server.url, control="1", no_such_parameter="1") as caller:

@@ -86,6 +86,36 @@ def test_a_flood_of_orders_is_refused_and_a_worse_one_ends_the_connection(
     attacked(target, unharmed, heavy)
 
 
+def test_only_an_order_may_be_above_64_kib(target: Running, unharmed: np.ndarray) -> None:
+    async def attack() -> None:
+        for message in (b"\1" + bytes(70_000), b"\2" + bytes(70_000), b"\4" + bytes(3 << 20)):
+            async with call(target.url, control="1") as caller:
+                await caller.handshake()
+                with suppress(ConnectionError):
+                    await caller.ws.send_bytes(message)
+                assert await caller.closed() in (1009, 1006)
+
+    attacked(target, unharmed, attack)
+
+
+def test_our_own_mistake_in_an_order_ends_that_conversation_only(serve: Serve) -> None:
+    prelude = "from pplex.runtime.orders import Orders\nOrders.hold = lambda self: 1 // 0\n"
+
+    async def visit(url: str) -> None:
+        async with call(url, control="1") as one, call(url, control="1") as other:
+            await one.handshake()
+            await other.handshake()
+            assert "has a defect" in await refused(one, {"type": "hold"})
+            assert await one.closed() == 1011
+            await done(other, "release")
+            assert len(await other.talk(speech(2))) == 2
+
+    with serve("--slots", "2", "--allow", "control", prelude=prelude) as server:
+        run(visit(server.url))
+        assert [event["event"] for event in server.events() if event["level"] == "error"] == ["an order failed"]
+        server.wait_for(lambda: server.state()["used"] == 0)
+
+
 def test_a_client_that_orders_and_does_not_read_is_dropped(patient: Running) -> None:
     """It reads nothing: the answers that wait for it are bounded."""
     before = patient.metric('pplex_partings_total{cause="slow"}')
