@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OF_SERVE = (  # options that each replica takes as `serve` does
     "tokens", "origins", "static", "queue_s", "batch_wait_s", "backlog_frames", "idle_s", "duration_s", "resume_s",
-    "drain_s", "recordings", "log_prompts", "device", "one_batch_size",
+    "drain_s", "recordings", "log_prompts", "device", "one_batch_size", "allowed", "control_tokens", "memory_window",
 )  # fmt: skip
 
 
@@ -74,6 +74,9 @@ def scale(
     log_prompts: bool,
     device: str | None,
     one_batch_size: bool,
+    allowed: tuple[str, ...],
+    control_tokens: tuple[str, ...],
+    memory_window: int | None,
     drain_s: float,
     **limits: Any,
 ) -> None:
@@ -85,7 +88,7 @@ def scale(
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads
     from pplex.scale.launch import TooManyError, run_here, run_there
-    from pplex.scale.options import ReplicaOptions, ScaleOptions
+    from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
     from pplex.server.options import check_folders
 
     least, most = replicas
@@ -100,17 +103,20 @@ def scale(
         recordings=str(recordings.absolute()) if recordings else None,
         log_prompts=log_prompts,
         one_batch_size=one_batch_size,
+        allow_control="control" in allowed,
+        memory_window=memory_window,
         limits=limits,
     )
+    secrets = secret_variables(tokens, control_tokens)
     options = ScaleOptions(replica=replica, least=least, most=most, host=host, port=port)
     if config_file is not None:
         return _write_config(options, config_file)
     try:
         if address is None:
             open_to_run(bundle, device)
-            raise SystemExit(run_here(options, tokens, drain_s))
+            raise SystemExit(run_here(options, secrets, drain_s))
         else:
-            click.echo(run_there(options, tokens, address))
+            click.echo(run_there(options, secrets, address))
     except TooManyError as error:
         raise click.UsageError(str(error)) from error
 

@@ -10,10 +10,20 @@ import click
 
 from pplex.cli.command import checked, command
 from pplex.cli.options import device_option, json_option, threads_option
+from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import check_writable, write_files
 from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def parse_window(text: str) -> int | None:
+    """The steps of a memory window; None for "off". Raises ConfigError."""
+    if text.strip() == "off":
+        return None
+    if not (text.strip().isascii() and text.strip().isdigit() and len(text) <= 9):
+        raise ConfigError(f"{text!r} is not a memory window. Give a number of steps, such as 2000, or off.")
+    return int(text)
 
 
 @command()
@@ -51,6 +61,22 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     metavar="ADDRESS",
     callback=checked(parse_network),
     help="IP address or network of a proxy whose X-Forwarded-Host and -Proto are trusted; can be repeated.",
+)
+@click.option(
+    "--allow",
+    "allowed",
+    type=click.Choice(["control"]),
+    multiple=True,
+    help="What every client may do. control: say words in the agent's place, change its persona, save and go back.",
+)
+@click.option(
+    "--control-token",
+    "control_tokens",
+    multiple=True,
+    envvar="PPLEX_CONTROL_TOKEN",
+    show_envvar=True,
+    callback=checked(parse_token),
+    help="Token that admits a client and lets it control its conversation; can be repeated.",
 )
 @click.option("--static", type=FOLDER, help="Folder to serve at / instead of our page.")
 @click.option("--queue", type=click.IntRange(0), default=16, help="Clients that may wait for a slot.")
@@ -107,6 +133,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Step all slots in every call: a seed then gives a bit-identical conversation, also beside other clients.",
 )
 @click.option(
+    "--memory-window",
+    metavar="off|STEPS",
+    default="off",
+    callback=checked(parse_window),
+    help="Rebuild the agent's memory before it has this many steps, 12.5 a second, so that it keeps its persona.",
+)
+@click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
 )
 def serve(
@@ -126,6 +159,9 @@ def serve(
     device: str | None,
     one_batch_size: bool,
     otel: bool,
+    allowed: tuple[str, ...],
+    control_tokens: tuple[str, ...],
+    memory_window: int | None,
     **limits: Any,
 ) -> None:
     """Serve BUNDLE to many clients at once: a web page, and the original server's WebSocket protocol at /api/chat.
@@ -160,6 +196,9 @@ def serve(
         Limits(**limits),
         one_batch_size,
         otel,
+        control_tokens,
+        "control" in allowed,
+        memory_window,
     )
     opened = open_to_run(bundle, device)
     start_logging()

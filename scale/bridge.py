@@ -22,8 +22,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_BYTES = 65536  # of a request: a login has less
+KEYS = ("resume", "snapshot")  # parameters with a key
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
-OVER = b"The conversation with this key is over. Start a new one.\n"
+OVER = b"The conversation with this key is over. Start a new one.\n"  # also if it has the snapshot
 ENDING = b"This replica is ending. Try again.\n"
 REPLICA = "x-pplex-replica"  # header of answers that are not WebSockets: the replica that answered
 PLAIN = ("content-type", "text/plain; charset=utf-8")
@@ -106,8 +107,9 @@ class Bridge:
             await _answer(send, *self._unreachable(query))
 
     def _address(self, query: str) -> str:
-        """The server for a request: the one that holds the conversation to resume, or our own."""
-        key = next(iter(parse_qs(query).get("resume", [])), None)
+        """The server for a request: the one that holds the conversation to resume or the snapshot, or our own."""
+        given = parse_qs(query)
+        key = next((given[name][0] for name in KEYS if name in given), None)
         return (key and self._host.find(key)) or self._host.own
 
     def _unreachable(self, query: str) -> tuple[int, Iterable[tuple[str, str]], bytes]:

@@ -17,7 +17,7 @@ from ray.serve._private.common import ReplicaState
 from pplex.runtime.errors import ConfigError, EngineError
 from pplex.scale.application import NAME, application
 from pplex.scale.environment import PROXY, environment
-from pplex.scale.options import TOKENS, ScaleOptions
+from pplex.scale.options import ScaleOptions
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")  # states of the application
 LOOK_S = 0.5
@@ -83,16 +83,19 @@ def differences(options: ScaleOptions, found: dict[str, str]) -> list[str]:
     return [f"{name}={needed[name]}" for name in (*wrong, *low)]
 
 
-def deploy(options: ScaleOptions, tokens: tuple[str, ...] = (), check: Callable[[], None] = lambda: None) -> None:
+def deploy(
+    options: ScaleOptions, secrets: dict[str, str] | None = None, check: Callable[[], None] = lambda: None
+) -> None:
     """Start or update the application; returns when the new replicas are ready. Raises EngineError.
 
-    `check` is called while it waits, and may raise.
+    secrets: variables with tokens, for the replicas. `check` is called while it waits, and may raise.
 
     After an update, older replicas may still finish their conversations.
     """
     serve.start(http_options={"host": options.host, "port": options.port}, proxy_location="HeadOnly")
-    variables = {TOKENS: " ".join(tokens)} if tokens else {}
-    serve.run_many([serve.RunTarget(application(options, variables), NAME, "/")], wait_for_applications_running=False)
+    serve.run_many(
+        [serve.RunTarget(application(options, secrets or {}), NAME, "/")], wait_for_applications_running=False
+    )
     while not _is_ready(options):
         check()
         time.sleep(LOOK_S)

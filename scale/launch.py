@@ -19,7 +19,7 @@ from pathlib import Path
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.libraries import load_library
 from pplex.scale.environment import PROXY, environment, has_haproxy, own_paths
-from pplex.scale.options import TOKENS, ScaleOptions
+from pplex.scale.options import ScaleOptions
 from pplex.server.options import ServeOptions
 from pplex.server.sockets import listen
 
@@ -35,7 +35,7 @@ class TooManyError(ConfigError):
     """More conversations than the proxy can carry in time."""
 
 
-def run_here(options: ScaleOptions, tokens: tuple[str, ...], drain_s: float) -> int:
+def run_here(options: ScaleOptions, secrets: dict[str, str], drain_s: float) -> int:
     """Serve until a signal; then conversations may finish for `drain_s`, or until a second signal. Returns the exit code.
 
     The URL is printed when every replica is ready. All processes that were started end, and no file stays.
@@ -48,7 +48,7 @@ def run_here(options: ScaleOptions, tokens: tuple[str, ...], drain_s: float) -> 
     place = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place if len(place) <= SHORT else "/tmp"))
     (folder / "logs").mkdir()
-    variables = {**os.environ, **environment(options), **own_paths(folder), PROXY: has_proxy, TOKENS: " ".join(tokens)}
+    variables = {**os.environ, **environment(options), **own_paths(folder), PROXY: has_proxy, **secrets}
     try:
         return _run({"options": asdict(options), "folder": str(folder), "drain_s": drain_s}, variables)
     finally:
@@ -103,7 +103,7 @@ def _processes_of(folder: Path) -> list[int]:
     return [process for process in found if process != os.getpid()]
 
 
-def run_there(options: ScaleOptions, tokens: tuple[str, ...], address: str) -> str:
+def run_there(options: ScaleOptions, secrets: dict[str, str], address: str) -> str:
     """Start the replicas on the cluster at `address`, or update them; returns the URL. Raises PplexError."""
     os.environ.update(environment(options))
     cluster = load_library("pplex.scale.cluster", "")
@@ -113,7 +113,7 @@ def run_there(options: ScaleOptions, tokens: tuple[str, ...], address: str) -> s
         check_proxy(options, found.get(PROXY) == "1")
         if found.get(PROXY) == "1" and (lacking := cluster.differences(options, found)):
             raise ConfigError(_how_to_start(lacking))
-        cluster.deploy(cluster.with_gpus(options), tokens)
+        cluster.deploy(cluster.with_gpus(options), secrets)
     finally:
         cluster.stop()
     return options.url

@@ -1,7 +1,7 @@
 """The options of a replica, and of all replicas together. Called by `cli.scaling` and most modules of `scale`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from pplex.server.limits import Limits
 from pplex.server.options import ServeOptions
 
 # Of each node, and therefore variables. Ray's dashboard shows options, so a token is not an option either.
-TOKENS = "PPLEX_TOKEN"
+TOKENS, CONTROL_TOKENS = "PPLEX_TOKEN", "PPLEX_CONTROL_TOKEN"
 HOST = "PPLEX_REPLICA_HOST"  # address for connections from other replicas; without it, the node's
 LOGS = "PPLEX_REPLICA_LOGS"  # folder for a log file of each replica; without it, they log to standard error
 SPARE_S = 60.0  # between the end of the longest conversation and the end of its replica
@@ -31,6 +31,8 @@ class ReplicaOptions:
     recordings: str | None = None
     log_prompts: bool = False
     one_batch_size: bool = False
+    allow_control: bool = False
+    memory_window: int | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -59,6 +61,9 @@ class ReplicaOptions:
             device=self.device,
             limits=Limits(**{**self.limits, "drain_s": self.longest_s}),  # type: ignore[arg-type]
             one_batch_size=self.one_batch_size,
+            control_tokens=tuple(os.environ.get(CONTROL_TOKENS, "").split()),
+            allow_control=self.allow_control,
+            memory_window=self.memory_window,
         )
 
     def _limits(self) -> Limits:
@@ -70,6 +75,12 @@ class ReplicaOptions:
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         default["origins"] = []
         return {name: value for name, value in values.items() if value != default[name]}
+
+
+def secret_variables(tokens: Iterable[str], control_tokens: Iterable[str]) -> dict[str, str]:
+    """The variables that hold tokens, for the replicas."""
+    given = {TOKENS: " ".join(tokens), CONTROL_TOKENS: " ".join(control_tokens)}
+    return {name: value for name, value in given.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,15 +23,26 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Access:
-    """The rules from the command line: tokens (a client needs one of them), origins of other pages, trusted proxies."""
+    """The rules from the command line: tokens (a client needs one of them), origins of other pages, trusted proxies.
 
-    def __init__(self, tokens: tuple[str, ...], origins: tuple[str, ...], trusted_proxies: tuple[Network, ...]):
-        self._tokens, self._origins, self._trusted_proxies = tokens, origins, trusted_proxies
-        self._cookies = tuple(_cookie_of(token) for token in tokens)
+    control_tokens: admit a client, too, and let it control its conversation. everyone_controls: so may every client.
+    """
+
+    def __init__(
+        self,
+        tokens: tuple[str, ...],
+        origins: tuple[str, ...],
+        trusted_proxies: tuple[Network, ...],
+        control_tokens: tuple[str, ...] = (),
+        everyone_controls: bool = False,
+    ):
+        self._origins, self._trusted_proxies = origins, trusted_proxies
+        self._needs_token, self._everyone_controls = bool(tokens), everyone_controls
+        self._tokens, self._control_tokens = (*tokens, *control_tokens), control_tokens
 
     @property
     def asks_for_token(self) -> bool:
-        return bool(self._tokens)
+        return self._needs_token
 
     # Origin.
 
@@ -88,12 +99,28 @@ class Access:
 
     def has_token(self, request: web.Request) -> bool:
         """Whether the request has a token or the cookie of a token. True if the server needs no token."""
-        if not self._tokens:
-            return True
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        given = [bearer.strip()] if scheme.lower() == "bearer" else []
-        given += [value for name in CREDENTIALS for value in request.query.getall(name, [])]
-        return _matches(given, self._tokens) or _matches(_cookies_of(request), self._cookies)
+        return not self._needs_token or _has_one(request, self._tokens)
+
+    def check_control(self, request: web.Request) -> None:
+        """Raises RequestError if the client may not control its conversation."""
+        if self.may_control(request):
+            return
+        if self._control_tokens:
+            raise RequestError(
+                403,
+                "Only some tokens may control a conversation. Send one of those: the person who runs the server has it.",
+            )
+        raise RequestError(
+            403,
+            "This server lets no client control its conversation. The person who runs it can allow it: --allow control, or "
+            "--control-token.",
+        )
+
+    def may_control(self, request: web.Request) -> bool:
+        """Whether the client may send orders to its conversation, and choose the agent's first words."""
+        if self._everyone_controls:
+            return self.has_token(request)
+        return _has_one(request, self._control_tokens)
 
     def is_token(self, value: str) -> bool:
         """Whether a typed value is a token."""
@@ -109,6 +136,14 @@ class Access:
         value = _cookie_of(token)
         name = f"{COOKIE}{value[:COOKIE_NAME_DIGITS]}"
         response.headers.add("Set-Cookie", f"{name}={value}; HttpOnly; SameSite=Lax{secure}")
+
+
+def _has_one(request: web.Request, tokens: tuple[str, ...]) -> bool:
+    """Whether the request has one of the tokens, or its cookie."""
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    given = [bearer.strip()] if scheme.lower() == "bearer" else []
+    given += [value for name in CREDENTIALS for value in request.query.getall(name, [])]
+    return _matches(given, tokens) or _matches(_cookies_of(request), tuple(map(_cookie_of, tokens)))
 
 
 def _parts(origin: str) -> SplitResult:

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import cast
 
 from aiohttp import web
@@ -26,10 +27,11 @@ from pplex.server.chat_messages import PATH
 from pplex.server.chat_protocol import ChatProtocol
 from pplex.server.chat_request import ChatRequest, parse_query
 from pplex.server.connection import CloseReason, Connection
+from pplex.server.control import ControlContext
 from pplex.server.conversation import ServerContext, ServerConversation, random_key
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
-from pplex.server.limits import MAX_MESSAGE
+from pplex.server.limits import MAX_MESSAGE, MAX_ORDER_MESSAGE
 from pplex.server.logs import LOGGER, log_as
 from pplex.server.metrics import Metrics
 from pplex.server.options import ServeOptions
@@ -37,6 +39,7 @@ from pplex.server.pages import Pages
 from pplex.server.refusals import HEADERS, Handler, Refusals
 from pplex.server.request import ConversationRequest, RequestError
 from pplex.server.scheduler import Scheduler, now_s
+from pplex.server.snapshots import KeptSnapshot, Snapshots
 from pplex.server.sockets import listen
 from pplex.server.tracing import Tracing
 from pplex.server.wire import Close, WireProtocol
@@ -53,7 +56,7 @@ class Server:
     """One bundle, served from one event loop: `run` until a signal, or `start`, `wait_until_ready`, `drain` and `stop`."""
 
     def __init__(self, bundle: Bundle, options: ServeOptions, make_key: Callable[[], str] = random_key):
-        """`make_key` makes the key with which a client can resume a conversation."""
+        """`make_key` makes the keys with which a client can resume a conversation, or continue a snapshot."""
         self._bundle, self._options, self._limits, self._make_key = bundle, options, options.limits, make_key
         self._metrics = Metrics()
         self._tracing = open_tracing() if options.otel else Tracing()
@@ -62,6 +65,7 @@ class Server:
         self._scheduler = Scheduler(
             self._load, options.limits.batch_wait_s, self._metrics, self._speech, self._on_ready, self._on_failed
         )
+        self._snapshots = Snapshots(options.limits, self._metrics, make_key)
         self._context = ServerContext(
             self._scheduler,
             self._hearing,
@@ -71,6 +75,7 @@ class Server:
             bundle.config.frame_size,
             options.recordings,
             self._tracing,
+            ControlContext(self._scheduler, self._snapshots, bundle.voices, self._limits, self._metrics),
         )
         self._conversations: set[ServerConversation] = set()
         self._by_key: dict[str, ServerConversation] = {}
@@ -81,7 +86,9 @@ class Server:
         self._lag: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # a conversation ended, a signal came, or the scheduler failed
         self._loop = asyncio.get_running_loop()
-        self._access = Access(options.tokens, options.origins, options.trusted_proxies)
+        self._access = Access(
+            options.tokens, options.origins, options.trusted_proxies, options.control_tokens, options.allow_control
+        )
         self._refusals = Refusals(self._metrics, now_s())
         self._pages = Pages(options.static, self._access, self._on_refused, options.limits.header_s)
         most = 2 * (options.slots + options.limits.queue) + options.limits.spare_connections
@@ -133,7 +140,20 @@ class Server:
     def _load(self) -> Runtime:
         options = self._options
         batches = [options.slots] if options.one_batch_size else None
-        return Runtime(self._bundle, options.slots, threads=options.threads, batches=batches, device=options.device)
+        runtime = Runtime(
+            self._bundle,
+            options.slots,
+            threads=options.threads,
+            batches=batches,
+            device=options.device,
+            memory_window=options.memory_window,
+            spare=options.lets_control,
+        )
+        if options.lets_control:
+            runtime.check_prompt(
+                greeting="1"
+            )  # loads the library that spells numbers: 0.2 s, too long between two frames
+        return runtime
 
     def _on_ready(self) -> None:
         """Scheduler thread. The loaded bundle stays, so the garbage collector need not scan it again."""
@@ -190,6 +210,7 @@ class Server:
             self._lag.cancel()
         await self._runner.shutdown()
         await self._runner.cleanup()  # waits for the handlers, which hang up
+        self._snapshots.clear()
         for thread in (self._hearing, self._scheduler, self._speech):
             if thread.is_running:
                 await asyncio.to_thread(thread.stop)
@@ -277,6 +298,7 @@ class Server:
                 "sample_rate": SAMPLE_RATE_HZ,
                 "frame_size": self._bundle.config.frame_size,
                 "token_required": not self._access.has_token(request),
+                "control": self._access.may_control(request),
             }
         )
 
@@ -285,9 +307,15 @@ class Server:
         self._access.check_origin(request)
         self._access.check_token(request)
         chat = parse_query(request.query.items(), self._bundle.voices, self._bundle.config.takes_prompt)
+        if chat.control or chat.greeting is not None or chat.snapshot:
+            self._access.check_control(request)
         resumed = self._resumable(chat.resume) if chat.resume else None
         if resumed is None:
-            self._check_prompt(chat)
+            self._check_ready()
+            if chat.snapshot:
+                self._kept(chat.snapshot)
+            else:
+                self._check_prompt(chat)
             self._admission.check_room()
         return chat, resumed
 
@@ -313,7 +341,7 @@ class Server:
             timeout=2.0,
             compress=False,
             autoping=False,  # the connection answers pings itself: aiohttp would not limit or count them
-            max_msg_size=MAX_MESSAGE,
+            max_msg_size=MAX_ORDER_MESSAGE if wire.controls else MAX_MESSAGE,
             heartbeat=self._limits.heartbeat_s,
             writer_limit=SEND_BUFFER // 4,
         )
@@ -344,29 +372,50 @@ class Server:
             raise RequestError(404, "The conversation with this key is over. Start a new one.")
         return conversation
 
-    def _check_prompt(self, asked: ConversationRequest) -> None:
+    def _kept(self, key: str) -> KeptSnapshot:
+        kept = self._snapshots.get(key)
+        if kept is None:
+            raise RequestError(
+                404, "The snapshot with this key was dropped, or never existed. Start a new conversation."
+            )
+        return kept
+
+    def _check_ready(self) -> None:
         if not self._is_ready or self._scheduler.runtime is None or self._is_draining:
             state = "shutting down" if self._is_draining else "still loading"
             raise RequestError(503, f"The server is {state}. Try again later.", RETRY_AFTER_S)
+
+    def _check_prompt(self, asked: ConversationRequest) -> None:
+        assert self._scheduler.runtime is not None
         try:
-            self._scheduler.runtime.check_prompt(asked.voice, asked.persona)
+            self._scheduler.runtime.check_prompt(asked.voice, asked.persona, asked.greeting)
         except PplexError as error:
             raise RequestError(400, str(error)) from error
 
     def _enter(self, asked: ConversationRequest, wire: WireProtocol) -> ServerConversation:
+        kept = self._kept(asked.snapshot) if asked.snapshot else None  # not longer than this call: it is large
+        request = replace(kept.request, ignored=asked.ignored) if kept else asked
         conversation = ServerConversation(
-            self._context, asked, self._admission.enter(), self._make_key(), self._forget, wire.audio
+            self._context,
+            request,
+            self._admission.enter(),
+            self._make_key(),
+            self._forget,
+            wire.audio,
+            kept.snapshot if kept else None,
         )
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
-        facts: dict[str, object] = {"conversation": conversation.id, "voice": asked.voice, "audio": wire.audio}
+        facts: dict[str, object] = {"conversation": conversation.id, "voice": request.voice, "audio": wire.audio}
+        if wire.controls:
+            facts["control"] = True
         if asked.ignored:
             self._metrics.ignored.labels("parameter").inc(len(asked.ignored))
             facts["ignored"] = asked.ignored
         if conversation.trace.identity:
             facts["trace"] = conversation.trace.identity
         if self._options.log_prompts:
-            facts["text_prompt"] = asked.persona
+            facts["text_prompt"] = request.persona
         LOGGER.info("conversation admitted", extra=facts)
         return conversation
 

@@ -17,6 +17,7 @@ from pplex.server.wire import (
     IgnoredMessage,
     Message,
     NoEffectMessage,
+    OrderMessage,
     Received,
     WireProtocol,
 )
@@ -33,7 +34,7 @@ class ChatProtocol(WireProtocol):
 
     def __init__(self, request: ChatRequest):
         self.audio = request.audio
-        self.early_metadata = request.early_metadata
+        self.early_metadata, self.controls = request.early_metadata, request.control
         self.hears_after_s = 0.0 if request.knows_us else DECODER_STARTS_S
 
     # Event loop.
@@ -44,7 +45,9 @@ class ChatProtocol(WireProtocol):
         kind, payload = unpack(message)
         if kind is None:
             return IgnoredMessage("unknown kind" if message else "empty message")
-        return AudioMessage(payload) if kind is Kind.AUDIO else NoEffectMessage()
+        if kind is Kind.AUDIO:
+            return AudioMessage(payload)
+        return OrderMessage(payload) if kind is Kind.METADATA and self.controls else NoEffectMessage()
 
     def handshake(self) -> Message:
         return pack(Kind.HANDSHAKE)

@@ -27,9 +27,13 @@ PROMPT = ("voice_prompt", "text_prompt")  # a Moshi model takes neither
 UNUSED = {"pad_mult": 0.0, "repetition_penalty": 1.0, "repetition_penalty_context": 64.0}
 SEEDS = ("seed", "text_seed", "audio_seed")
 CREDENTIALS = ("token", "worker_auth_id")
-EARLY = "early_metadata"
-KNOWN = (*PROMPT, *SAMPLING, *SEEDS, *UNUSED, "audio", EARLY, "resume", "email", *CREDENTIALS)
-BESIDE_RESUME = {"resume", "audio", EARLY, "email", *CREDENTIALS}
+EARLY, CONTROL = "early_metadata", "control"
+CONTINUED = {  # keys of what goes on with its own settings
+    "resume": "A conversation that is resumed keeps its settings",
+    "snapshot": "A snapshot has its own settings",
+}
+OF_CONNECTION = ("audio", EARLY, CONTROL, "email", *CREDENTIALS)
+KNOWN = (*PROMPT, *SAMPLING, *SEEDS, *UNUSED, "greeting", *CONTINUED, *OF_CONNECTION)
 IGNORED_MOST = 16  # names of ignored parameters that a client gets back
 
 
@@ -40,11 +44,12 @@ class ChatRequest(ConversationRequest):
     audio: str = AUDIO_FORMATS[0]
     resume: str | None = None
     early_metadata: bool = False
+    control: bool = False  # whether the client wants to send orders
 
     @property
     def knows_us(self) -> bool:
         """Whether the client was written for this server, and not only for the reference's protocol."""
-        return self.early_metadata or self.audio != AUDIO_FORMATS[0]
+        return self.early_metadata or self.control or self.audio != AUDIO_FORMATS[0]
 
 
 def parse_query(
@@ -67,17 +72,23 @@ def parse_query(
     audio = given.get("audio", AUDIO_FORMATS[0])
     if audio not in AUDIO_FORMATS:
         wrong.append(f"audio is {_shown(audio)}, but must be {', '.join(AUDIO_FORMATS[:-1])} or {AUDIO_FORMATS[-1]}.")
-    if "resume" in given:
-        if others := sorted(set(given) - BESIDE_RESUME):
-            wrong.append(f"A conversation that is resumed keeps its settings: leave out {', '.join(others)}.")
-        request = ChatRequest(audio=audio, resume=given["resume"])
+    continued = next((name for name in CONTINUED if name in given), None)
+    if continued:
+        if others := sorted(set(given) - {continued, *OF_CONNECTION}):
+            wrong.append(f"{CONTINUED[continued]}: leave out {', '.join(others)}.")
+        request = ChatRequest(audio=audio, resume=given.get("resume"), snapshot=given.get("snapshot"))
     else:
         ignored += [name for name, default in UNUSED.items() if read.number(name, default) != default]
         persona = given.get("text_prompt", "")
         request = ChatRequest(
-            voice=read.voice(voices), persona=persona, seed=read.seed(), sampling=read.sampling(), audio=audio
+            voice=read.voice(voices),
+            persona=persona,
+            seed=read.seed(),
+            sampling=read.sampling(),
+            greeting=given.get("greeting"),
+            audio=audio,
         )
-    request = replace(request, early_metadata=read.flag(EARLY), ignored=_names(ignored))
+    request = replace(request, early_metadata=read.flag(EARLY), control=read.flag(CONTROL), ignored=_names(ignored))
     if wrong:
         raise RequestError(400, " ".join(wrong[:8]))
     return request

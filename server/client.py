@@ -8,11 +8,11 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ssl import SSLContext
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from pplex.runtime.audio import frames
 from pplex.runtime.errors import AudioError, PplexError
 from pplex.runtime.samples import check_samples
 from pplex.server.chat_messages import Kind
+from pplex.server.chat_request import CONTROL
+from pplex.server.client_codec import make_codec
 from pplex.server.client_link import (
     ClosedError,
     Link,
@@ -31,6 +33,7 @@ from pplex.server.client_link import (
     ServerError,
     UnreachableError,
 )
+from pplex.server.client_orders import OrderedText, Orders, RefusedOrderError, Said, SavedSnapshot
 
 __all__ = [
     "Audio",
@@ -40,8 +43,12 @@ __all__ = [
     "Dropped",
     "Event",
     "LostError",
+    "OrderedText",
     "Queued",
     "RefusedError",
+    "RefusedOrderError",
+    "Said",
+    "SavedSnapshot",
     "ServerError",
     "Text",
     "UnreachableError",
@@ -50,7 +57,6 @@ __all__ = [
 
 AudioFormat = Literal["opus", "s16", "f32"]
 
-MAX_SAMPLES = 12_000  # in one message: 48 kB of f32; the server accepts 64 KiB
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 4.0  # between attempts to reconnect
 
 
@@ -82,7 +88,7 @@ class Queued:
     position: int
 
 
-Event = Audio | Text | Dropped | Queued
+Event = Audio | Text | Dropped | Queued | Said
 
 
 @asynccontextmanager
@@ -97,6 +103,9 @@ async def connect(
     text_topk: int | None = None,
     audio_topk: int | None = None,
     audio: AudioFormat = "f32",
+    greeting: str | None = None,
+    control: bool = False,
+    snapshot: str | None = None,
     resume: str | None = None,
     reconnect: bool = False,
     on_queued: OnQueued | None = None,
@@ -107,6 +116,8 @@ async def connect(
 
     url: the server's address, http(s) or ws(s). voice: "none" for no voice. Settings of None are the server's defaults.
     audio: the format on the wire. "opus" takes less than a tenth of the bytes of "f32" and needs PyAV.
+    greeting: what the agent says first. control: the client may send orders (`say`, `hold`, ...); these three need the
+    server's permission. snapshot: the key of a snapshot to continue.
     resume: the key of a conversation whose connection was lost; it keeps its voice, persona and sampling.
     reconnect: connect again after a lost connection, while the conversation is iterated.
     on_queued: called with the position in the queue, whenever it changes before the client has a slot.
@@ -124,16 +135,22 @@ async def connect(
         "audio_temperature": audio_temperature,
         "text_topk": text_topk,
         "audio_topk": audio_topk,
+        "greeting": greeting,
     }
     given = {name: str(value) for name, value in settings.items() if value is not None}
-    if resume and given:
-        raise PplexError(f"A resumed conversation keeps its settings: leave out {', '.join(given)}.")
+    if (resume or snapshot) and given:
+        continued = "A resumed conversation keeps" if resume else "A snapshot has"
+        raise PplexError(f"{continued} its settings: leave out {', '.join(given)}.")
+    if resume and snapshot:
+        raise PplexError("Resume a conversation or continue a snapshot: leave out one of them.")
+    given |= {"snapshot": snapshot} if snapshot else {}
 
     async def open_link(key: str | None) -> Link:
         query = {"resume": key} if key else given
-        return await Link.open(url, {**query, "audio": audio}, token, ssl)
+        asked = {CONTROL: "1"} if control else {}
+        return await Link.open(url, {**query, **asked, "audio": audio}, token, ssl)
 
-    conversation = Conversation(open_link, reconnect)
+    conversation = Conversation(open_link, reconnect, control)
     await conversation.begin(resume, on_queued)
     try:
         yield conversation
@@ -141,43 +158,7 @@ async def connect(
         await conversation.close()
 
 
-class Codec(Protocol):
-    """Converts samples to payloads of audio messages and back, for one connection."""
-
-    def encode(self, pcm: Pcm) -> Iterable[bytes]: ...
-
-    def decode(self, payload: bytes) -> Iterable[Pcm]:
-        """Whole frames [1920]."""
-
-
-class RawCodec:
-    """`s16` and `f32`."""
-
-    def __init__(self, audio: str, frame_size: int):
-        self._dtype: np.dtype[Any] = np.dtype("<i2" if audio == "s16" else "<f4")
-        self._scale = 32768 if audio == "s16" else 1
-        self._frame_size = frame_size
-
-    def encode(self, pcm: Pcm) -> Iterable[bytes]:
-        if self._dtype.kind == "i":
-            pcm = np.clip(np.rint(pcm * self._scale), -self._scale, self._scale - 1)
-        for start in range(0, len(pcm), MAX_SAMPLES):
-            yield pcm[start : start + MAX_SAMPLES].astype(self._dtype).tobytes()
-
-    def decode(self, payload: bytes) -> Iterable[Pcm]:
-        pcm = np.frombuffer(payload, self._dtype).astype(np.float32) / self._scale
-        return list(pcm.reshape(-1, self._frame_size))
-
-
-def make_codec(audio: str, frame_size: int) -> Codec:
-    if audio != "opus":
-        return RawCodec(audio, frame_size)
-    from pplex.server.client_opus import OpusCodec  # here, because it imports PyAV
-
-    return OpusCodec(frame_size)
-
-
-class Conversation:
+class Conversation(Orders):
     """A conversation that listens: `send` the user's samples, and iterate over the agent's answers.
 
     Do both at once, in two tasks: the server disconnects a client that stops reading. The iteration ends after `close`. It
@@ -185,11 +166,14 @@ class Conversation:
     LostError; if reconnecting fails, it raises the last attempt's error.
 
     Its facts: `id`, `resume` (the key to continue after a loss, or None), `resume_seconds` (how long the key is valid),
-    `resumed`, `voice` (or None), `seed`, `audio`, `sample_rate`, `frame_size`, `ignored` (settings without effect).
+    `resumed`, `voice` (or None), `seed`, `audio`, `sample_rate`, `frame_size`, `ignored` (settings without effect), `frame`
+    (with control: the number of the next reply when it connected).
     """
 
-    def __init__(self, open_link: Callable[[str | None], Awaitable[Link]], reconnect: bool):
-        self._open_link, self._reconnect = open_link, reconnect
+    def __init__(self, open_link: Callable[[str | None], Awaitable[Link]], reconnect: bool, controls: bool = False):
+        super().__init__()
+        self._open_link, self._reconnect, self._controls = open_link, reconnect, controls
+        self._reading = asyncio.Lock()  # one task reads at a time: it iterates, or waits for the answer to an order
         self._events: deque[Event] = deque()
         self._closing = False
         self._dropped = 0  # frames, as last reported
@@ -208,6 +192,7 @@ class Conversation:
         self.id, self.voice, self.seed, self.ignored = facts.id, facts.voice, facts.seed, facts.ignored
         self.resume, self.resume_seconds, self.resumed = facts.resume, facts.resume_seconds, facts.resumed
         self.audio, self.sample_rate, self.frame_size = facts.audio, facts.sample_rate, facts.frame_size
+        self.frame = facts.frame
         self._codec = make_codec(facts.audio, facts.frame_size)
 
     async def send(self, pcm: npt.NDArray[np.floating]) -> None:
@@ -255,21 +240,36 @@ class Conversation:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._events:
-            if self._closing:
-                raise StopAsyncIteration
+        await self._read_until(lambda: bool(self._events or self._closing))
+        if not self._events:
+            raise StopAsyncIteration
+        return self._events.popleft()
+
+    async def _read_until(self, is_done: Callable[[], bool]) -> None:
+        """Take messages until `is_done()`. Raises the error that ended the conversation."""
+        while not is_done():
             if self._end:
                 raise self._end
-            try:
-                self._take(*await self._link.receive())
-            except LostError as error:
-                if self._closing:
-                    raise StopAsyncIteration from None
+            async with self._reading:
+                if not is_done() and not self._end:
+                    await self._read_one()
+
+    async def _read_one(self) -> None:
+        try:
+            self._take(*await self._link.receive())
+        except LostError as error:
+            self._give_up(error)
+            if not self._closing:
                 await self._resume_after(error)
-            except ClosedError as error:
-                self._end = error
-                raise
-        return self._events.popleft()
+        except ClosedError as error:
+            self._give_up(error)
+            self._end = error
+            raise
+
+    async def _send_order(self, content: Mapping[str, Any]) -> None:
+        if self._end:
+            raise self._end
+        await self._link.send_metadata(content)
 
     def _take(self, kind: int, payload: bytes) -> None:
         if kind == Kind.AUDIO:
@@ -278,9 +278,15 @@ class Conversation:
             self._events.append(Text(payload.decode()))
         elif kind == Kind.METADATA:
             metadata = json.loads(payload)
-            if metadata.get("type") == "dropped":
-                self._dropped = metadata["frames"]
-                self._events.append(Dropped(self._dropped))
+            match metadata.get("type"):
+                case "dropped":
+                    self._dropped = metadata["frames"]
+                    self._events.append(Dropped(self._dropped))
+                case "said":
+                    said = (metadata[name] for name in ("id", "state", "words", "frame"))
+                    self._events.append(Said(*said))
+                case "done" | "refused":
+                    self._answered(metadata)
 
     async def _resume_after(self, loss: LostError) -> None:
         """Try to reconnect until it works, or until `resume_seconds` are over."""

@@ -14,7 +14,7 @@ from yarl import URL
 
 from pplex.runtime.errors import PplexError
 from pplex.server.addresses import parse_token
-from pplex.server.chat_messages import PATH, Kind, pack
+from pplex.server.chat_messages import PATH, Kind, pack, pack_metadata
 from pplex.server.chat_request import EARLY
 from pplex.server.wire import Close
 
@@ -73,10 +73,11 @@ class Facts:
     sample_rate: int
     frame_size: int
     ignored: tuple[str, ...]
+    frame: int | None = None  # the next reply's number, if the connection has control
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Self:
-        known = {name: metadata[name] for name in cls.__dataclass_fields__}
+        known = {name: metadata[name] for name in cls.__dataclass_fields__ if name in metadata}
         return cls(**{**known, "ignored": tuple(known["ignored"])})
 
 
@@ -153,8 +154,15 @@ class Link:
 
     async def send_audio(self, payload: bytes) -> None:
         """Raises LostError."""
+        await self._send(pack(Kind.AUDIO, payload))
+
+    async def send_metadata(self, content: Mapping[str, Any]) -> None:
+        """Raises LostError."""
+        await self._send(pack_metadata(content))
+
+    async def _send(self, message: bytes) -> None:
         try:
-            await self._socket.send_bytes(pack(Kind.AUDIO, payload))
+            await self._socket.send_bytes(message)
         except (aiohttp.ClientError, OSError) as error:
             raise LostError("The connection to the server is lost.") from error
 

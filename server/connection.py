@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
 from aiohttp import WSMsgType, web
 
 from pplex.server.hearing import IncomingAudio
-from pplex.server.limits import Bucket, Limits
+from pplex.server.limits import MAX_MESSAGE, Bucket, Limits
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.scheduler import FrameReply, now_s
@@ -19,6 +20,7 @@ from pplex.server.wire import (
     IgnoredMessage,
     Message,
     NoEffectMessage,
+    OrderMessage,
     ProtocolError,
     WireProtocol,
 )
@@ -36,6 +38,9 @@ class CloseReason:
     reason: str
     cause: str
     resumable: bool = False
+
+
+NOT_READING = CloseReason(Close.NOT_READING, "The client does not read.", "slow", resumable=True)
 
 
 class ConnectionEnd(Exception):
@@ -60,7 +65,7 @@ class Connection:
         self._ws, self._transport, self.wire, self._limits, self._metrics = ws, transport, wire, limits, metrics
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[CloseReason] = self._loop.create_future()
-        self._has_begun = False  # whether the handshake was sent
+        self.has_begun = False  # whether the handshake was sent
         self._can_hear = asyncio.Event()  # whether the client's decoder is ready: an estimate
         self._ready_timer = self._loop.call_later(wire.hears_after_s, self._can_hear.set)
         self._outbox: deque[tuple[Message, FrameReply | None]] = deque()
@@ -89,12 +94,12 @@ class Connection:
 
     # In.
 
-    async def read(self, incoming: IncomingAudio) -> None:
-        """Take messages until the client leaves."""
+    async def read(self, incoming: IncomingAudio, order: Callable[[bytes], None]) -> None:
+        """Take messages until the client leaves. `order` gets those with an order to the conversation."""
         while True:
             message = await self._ws.receive()
             if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
-                self._take(message.data, incoming)
+                self._take(message.data, incoming, order)
             elif message.type in (WSMsgType.PING, WSMsgType.PONG):
                 self._count_message(len(message.data))
                 if message.type is WSMsgType.PING:
@@ -103,10 +108,15 @@ class Connection:
                 return self.end(self._gone(message.type, self._ws.close_code))
             await asyncio.sleep(0)  # other clients must not wait for a client with many messages
 
-    def _take(self, data: Message, incoming: IncomingAudio) -> None:
+    def _take(self, data: Message, incoming: IncomingAudio, order: Callable[[bytes], None]) -> None:
         self._bytes_in.inc(len(data))
         self._count_message(len(data))
-        match self.wire.parse(data):
+        message = self.wire.parse(data)
+        if len(data) > MAX_MESSAGE and not isinstance(message, OrderMessage):
+            raise ProtocolError(Close.TOO_LARGE, f"A message above {MAX_MESSAGE:,} bytes.")
+        match message:
+            case OrderMessage(payload):
+                order(payload)
             case AudioMessage(payload):
                 self._can_hear.set()
                 incoming.put(payload, now_s())
@@ -147,12 +157,20 @@ class Connection:
 
     def begin(self) -> None:
         """Tell the client that the conversation listens."""
-        self._has_begun = True
+        self.has_begun = True
         self.post(self.wire.handshake())
 
     def tell(self, **content: object) -> None:
         """Send metadata."""
         self.post(self.wire.metadata(content))
+
+    def answer(self, content: Mapping[str, object]) -> None:
+        """Send metadata that a client can cause. If too much of it waits, the client does not read, and is disconnected."""
+        if self.ended.done():
+            return
+        if len(self._outbox) >= self._limits.answers:
+            return self.end(NOT_READING)
+        self.tell(**content)
 
     def post(self, message: Message | None, reply: FrameReply | None = None) -> None:
         """Put a message into the outbox. None puts nothing."""
@@ -167,7 +185,7 @@ class Connection:
             return
         if self._frames >= self._limits.outbox_frames:
             self._metrics.dropped_frames.labels("outbox").inc(self._frames + 1)
-            return self.end(CloseReason(Close.NOT_READING, "The client does not read.", "slow", resumable=True))
+            return self.end(NOT_READING)
         *others, last = messages
         for message in others:
             self.post(message)
@@ -198,7 +216,7 @@ class Connection:
         Before the handshake only clients that ask for it get a ping: other clients take any first message for the handshake.
         """
         silence_s = now_s() - self._sent_s
-        if silence_s >= PING_S and not self._outbox and (self._has_begun or self.wire.early_metadata):
+        if silence_s >= PING_S and not self._outbox and (self.has_begun or self.wire.early_metadata):
             self.post(self.wire.ping())
             silence_s = 0.0
         self._ping_timer = self._loop.call_later(max(PING_S - silence_s, PING_S / 8), self._ping)

@@ -2,13 +2,15 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pplex.runtime.errors import PplexError
+from pplex.runtime.snapshot import Snapshot
 from pplex.server.admission import Ticket
 from pplex.server.connection import CloseReason, Connection, ConnectionEnd
+from pplex.server.control import Control, ControlContext
 from pplex.server.hearing import IncomingAudio
 from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
@@ -37,6 +39,7 @@ class ServerContext:
     frame_size: int
     recordings: Path | None
     tracing: Tracing
+    control: ControlContext
 
 
 def random_key() -> str:
@@ -55,20 +58,22 @@ class ServerConversation:
         key: str,
         on_over: Callable[["ServerConversation"], None],
         audio: str,
+        snapshot: Snapshot | None = None,
     ):
         """`key`: with it a client can resume. `on_over` is called once, when the conversation is over.
 
-        `audio` is the format on the wire, for the trace.
+        `audio` is the format on the wire, for the trace. `snapshot`: what the conversation continues.
         """
         self.id, self.key = secrets.token_hex(6), key
         self.connection: Connection | None = None
         self.trace = context.tracing.begin(self.id, audio)
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
-        self._request, self._ticket, self._on_over = request, ticket, on_over
+        self._ticket, self._on_over = ticket, on_over
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(context.frame_size, context.limits.backlog_frames)
         self._outgoing = OutgoingAudio(self.id, self._inbox)
-        self._scheduled = ScheduledSession(self._inbox, request, self._outgoing.answer)
+        self._scheduled = ScheduledSession(self._inbox, request, self._outgoing.answer, snapshot=snapshot)
+        self._control = Control(context.control, self._scheduled, self.id, self._answer, self._stop_for_defect)
         self._admitted_s = self._began_s = now_s()
         self._forgotten: asyncio.TimerHandle | None = None  # while a client may return
         self._dropped = 0  # frames, as reported and counted
@@ -101,9 +106,13 @@ class ServerConversation:
         if self._forgotten is not None:
             self._remember(self._forgotten)
         incoming = self._incoming(connection)
+
+        def order(payload: bytes) -> None:
+            self._control.take(payload, connection.has_begun)
+
         tasks = [
             asyncio.create_task(_guarded(work, connection))
-            for work in (connection.read(incoming), connection.write(), self._talk(connection, incoming))
+            for work in (connection.read(incoming, order), connection.write(), self._talk(connection, incoming))
         ]
         try:
             return await self._converse(connection)
@@ -137,6 +146,14 @@ class ServerConversation:
             refuse=connection.refuse,
             is_admitted=lambda: self._ticket.granted,
         )
+
+    def _answer(self, content: Mapping[str, object]) -> None:
+        """Answer an order, or report what came of it. A client that is away, or has no control any more, gets nothing."""
+        if self.connection is not None and self.connection.wire.controls:
+            self.connection.answer(content)
+
+    def _stop_for_defect(self) -> None:
+        self.dismiss(CloseReason(Close.INTERNAL, "The server has a defect; it was logged.", "defect"))
 
     def _leave(self, connection: Connection) -> None:
         """After the connection's end: wait for its client to return if it may, otherwise end."""
@@ -192,9 +209,10 @@ class ServerConversation:
                 await self._prime()
             self._began_s = now_s()  # waiting does not count towards the maximum duration
         await connection.client_can_hear()
+        position = await self._control.position() if connection.wire.controls else None
         await asyncio.sleep(-now_s() % FRAME_S)
         connection.begin()
-        self._tell_session(connection, resumed)
+        self._tell_session(connection, resumed, position)
         self._inbox.start()
         self._context.scheduler.wake()
         self._is_begun, incoming.heard_s = True, now_s()
@@ -228,9 +246,11 @@ class ServerConversation:
         await asyncio.wrap_future(self._scheduled.primed)
         self._metrics.priming_seconds.observe(now_s() - began)
 
-    def _tell_session(self, connection: Connection, resumed: bool) -> None:
+    def _tell_session(self, connection: Connection, resumed: bool, position: int | None) -> None:
         resume_s = self._resume_s(connection)
-        facts = session_facts(self._request, self.id, self._context.frame_size)
+        facts = session_facts(self._control.request, self.id, self._context.frame_size)
+        if position is not None:
+            facts["frame"] = position
         facts |= {"audio": connection.wire.audio, "resumed": resumed}
         connection.tell(**facts, resume=self.key if resume_s else None, resume_seconds=resume_s)
 

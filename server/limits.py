@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pplex.runtime.config import SAMPLE_RATE_HZ
 
 MAX_MESSAGE = 65536  # bytes
+MAX_ORDER_MESSAGE = 2 << 20  # bytes: an order that is too large is refused, and the conversation goes on
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ class Limits:
     wire_bytes_per_s: float = 512 << 10
     samples: float = 12.0 * SAMPLE_RATE_HZ
     samples_per_s: float = 2.0 * SAMPLE_RATE_HZ  # decoded; audio cannot be faster than real time for long
+
+    # Orders to a running conversation. What a client may do to its memory takes longer than other orders.
+    orders: float = 20
+    orders_per_s: float = 5
+    memory_orders: float = 4
+    memory_orders_per_s: float = 0.5
+    waiting_orders: int = 8
+    order_bytes: int = 32768
+    answers: int = 256  # that a client has not read
+    snapshots: int = 16  # of all conversations
+    snapshot_bytes: int = 4 << 30  # of all snapshots
+    snapshot_s: float = 600.0  # until a snapshot is dropped
 
 
 class Bucket:

@@ -65,6 +65,14 @@ class Metrics:
         self.ignored = counter(
             "ignored", "Input from clients without effect: parameters, and messages by kind.", "what"
         )
+        self.orders = counter(
+            "orders", "Orders of clients to their conversations, by order and result: done, refused.", "order", "result"
+        )
+        self.rebuilds = counter(
+            "rebuilds", "Memories that were rebuilt, by cause: order, window (--memory-window).", "cause"
+        )
+        self.snapshots = gauge("snapshots", "Snapshots that are kept.")
+        self.snapshot_bytes = gauge("snapshot_bytes", "Bytes of the snapshots that are kept.")
         self.bytes = counter("bytes", "Bytes of messages, by direction: in, out.", "direction")
         self.conversations = counter("conversations", "Conversations begun.")
         self.resumed = counter("resumed", "Conversations resumed over a new connection.")

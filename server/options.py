@@ -18,7 +18,8 @@ class ServeOptions:
     """The options of a server.
 
     tokens: a client needs one of them; without tokens everyone may connect. origins: other pages that may connect.
-    trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted.
+    trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted. control_tokens: they admit a client, too, and
+    let it control its conversation. allow_control: every client may. memory_window: as in Runtime.
 
     Raises ConfigError for an invalid host, token or origin.
     """
@@ -38,11 +39,20 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     one_batch_size: bool = False  # step all slots in every call, see Runtime
     otel: bool = False  # send traces to OpenTelemetry
+    control_tokens: tuple[str, ...] = ()
+    allow_control: bool = False
+    memory_window: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))
         object.__setattr__(self, "tokens", tuple(map(parse_token, self.tokens)))
+        object.__setattr__(self, "control_tokens", tuple(map(parse_token, self.control_tokens)))
         object.__setattr__(self, "origins", tuple(map(parse_origin, self.origins)))
+
+    @property
+    def lets_control(self) -> bool:
+        """Whether some client may control its conversation."""
+        return self.allow_control or bool(self.control_tokens)
 
 
 def check_folders(static: Path | None, recordings: Path | None, certificate: Path | None = None) -> None:

@@ -23,6 +23,8 @@ class ConversationRequest:
     persona: str = ""
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    greeting: str | None = None  # what the agent says first
+    snapshot: str | None = None  # key of the snapshot to continue
     ignored: tuple[str, ...] = ()  # parameters without effect: unknown, repeated, or not of this model
 
 

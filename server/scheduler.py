@@ -1,7 +1,7 @@
-"""Scheduler thread: steps every session with a whole frame together, and primes newcomers in between.
+"""Scheduler thread: steps every session with a whole frame together. In between it primes newcomers and rebuilds sessions.
 
-Only this thread uses the Runtime, except for `Runtime.check_prompt`. The event loop orders it to open and close sessions;
-its replies go to the speech thread.
+Only this thread uses the Runtime, except for `Runtime.check_prompt`. The event loop orders it to open and close sessions,
+and passes on what clients order their sessions to do; its replies go to the speech thread.
 """
 
 import threading
@@ -11,9 +11,12 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
-from pplex.runtime.errors import PplexError
+from pplex.runtime.errors import PplexError, SlotError
 from pplex.runtime.session import Reply, Runtime, Session
+from pplex.runtime.snapshot import Snapshot
+from pplex.server.background import Background, Work
 from pplex.server.inbox import Frame, Inbox
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
@@ -22,6 +25,7 @@ from pplex.server.wire import FRAME_S
 from pplex.server.worker import Worker
 
 now_s = time.monotonic
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class ScheduledSession:
     primed: "Future[None]" = field(default_factory=Future)  # done after priming, or has its error
     session: Session | None = None
     expected_s: float = 0.0  # due time of its next frame: 80 ms after the last one
+    snapshot: Snapshot | None = None  # that the session continues, until it is open
+    look: Callable[[], None] | None = None  # called in the scheduler's thread after each step and each order
 
 
 class Scheduler:
@@ -69,7 +75,7 @@ class Scheduler:
         self._stopping = False
         self._woken, self._awaited = 0, 1  # frames since the last check; the number of frames that wakes the thread
         self._sessions: list[ScheduledSession] = []  # primed
-        self._priming: deque[tuple[ScheduledSession, Generator[None, None, Session]]] = deque()
+        self._background = Background(metrics)
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self.runtime: Runtime | None = None
 
@@ -85,6 +91,17 @@ class Scheduler:
     def open(self, scheduled: ScheduledSession) -> None:
         """Prime a session. After that its `primed` is done."""
         self._order(lambda: self._begin(scheduled))
+
+    def order(self, scheduled: ScheduledSession, follow: Callable[[Session], Generator[None, None, T]]) -> "Future[T]":
+        """Do something with a session between two frames; returns the future result of `follow`.
+
+        What `follow` does before its first yield is done at once. The rest needs the runtime's spare slot: it waits for
+        its turn, and runs in chunks. The future gets a SlotError if the session is not open, or is closed meanwhile.
+        Errors other than PplexError end the thread.
+        """
+        future = Future[T]()
+        self._order(lambda: self._follow(scheduled, follow, future))
+        return future
 
     def close(self, scheduled: ScheduledSession) -> None:
         """Free a session's slot, or stop priming it."""
@@ -120,9 +137,7 @@ class Scheduler:
                 for order in self._take_orders():
                     order()
                 wait_s = self._step_whole_frames()
-                if self._priming:
-                    self._prime_one_chunk()
-                else:
+                if not self._background.run_one_chunk(self.runtime):
                     self._sleep(wait_s)
         except BaseException as error:
             LOGGER.error("the scheduler failed", exc_info=not isinstance(error, PplexError))
@@ -181,39 +196,46 @@ class Scheduler:
         for each in frames:
             each.expected_s = due[each] + FRAME_S
             observe("wait").observe(began_s - due[each])
+            if each.look is not None:
+                each.look()
         self._metrics.batch_size.observe(len(frames))
+        self._background.count_rebuilt(self.runtime)
 
     def _begin(self, scheduled: ScheduledSession) -> None:
         assert self.runtime is not None
         if not scheduled.primed.set_running_or_notify_cancel():
             return  # its client has left
-        request = scheduled.request
-        opening = self.runtime.begin(request.voice, request.persona, request.seed, request.sampling)
-        self._priming.append((scheduled, opening))
+        self._background.prime(Work(scheduled, self._open(scheduled), scheduled.primed, None))
 
-    def _prime_one_chunk(self) -> None:
-        """Prime one chunk of the next new session."""
-        scheduled, opening = self._priming.popleft()
-        try:
-            next(opening)
-            self._priming.append((scheduled, opening))
-        except StopIteration as end:
-            scheduled.session = end.value
-            self._sessions.append(scheduled)
-            scheduled.primed.set_result(None)
-        except PplexError as error:
-            scheduled.primed.set_exception(error)
+    def _open(self, scheduled: ScheduledSession) -> Generator[None, None, None]:
+        """Open a new session: primed in chunks, or from a snapshot in one."""
+        assert self.runtime is not None
+        request, snapshot = scheduled.request, scheduled.snapshot
+        if snapshot is None:
+            settings = request.voice, request.persona, request.seed, request.sampling
+            scheduled.session = yield from self.runtime.begin(*settings, greeting=request.greeting)
+        else:
+            scheduled.session, scheduled.snapshot = self.runtime.open(snapshot=snapshot), None
+        self._sessions.append(scheduled)
+
+    def _follow(
+        self, scheduled: ScheduledSession, follow: Callable[[Session], Generator[None, None, T]], future: "Future[T]"
+    ) -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # nobody waits for it any more
+        if scheduled.session is None:
+            return future.set_exception(SlotError("The conversation has not begun, or is over."))
+        work = Work(scheduled, follow(scheduled.session), future, scheduled.look)
+        if not work.advance():
+            self._background.rebuild(work)
 
     def _end(self, scheduled: ScheduledSession) -> None:
-        for priming in self._priming:
-            if priming[0] is scheduled:
-                self._priming.remove(priming)
-                priming[1].close()
-                return
+        self._background.drop(scheduled)
         if scheduled.session is not None:
             self._sessions.remove(scheduled)
             scheduled.session.close()
             scheduled.session = None
+        scheduled.snapshot = None
 
 
 def _session(scheduled: ScheduledSession) -> Session:

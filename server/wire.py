@@ -23,6 +23,7 @@ class Close(IntEnum):
     GOING_AWAY = 1001
     INVALID = 1007
     POLICY = 1008
+    TOO_LARGE = 1009
     INTERNAL = 1011
     TRY_LATER = 1013
     RESUMED_ELSEWHERE = 4001
@@ -53,6 +54,13 @@ class AudioMessage:
 
 
 @dataclass(frozen=True)
+class OrderMessage:
+    """A message with an order to the conversation as JSON, not yet read (`server.orders`)."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True)
 class IgnoredMessage:
     """A message without a meaning in this protocol. It is counted and logged by `kind`."""
 
@@ -64,7 +72,7 @@ class NoEffectMessage:
     """A valid message without effect."""
 
 
-ClientMessage = AudioMessage | IgnoredMessage | NoEffectMessage
+ClientMessage = AudioMessage | OrderMessage | IgnoredMessage | NoEffectMessage
 
 
 class WireProtocol(Protocol):
@@ -77,6 +85,7 @@ class WireProtocol(Protocol):
     audio: str  # format of the audio, as in the metadata
     can_resume: bool  # whether a client may return to its conversation after the connection is lost
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
+    controls: bool  # whether the client may send orders, and gets their answers as metadata
     hears_after_s: float  # seconds from the upgrade until the client can hear, unless it speaks earlier
 
     # Event loop.
@@ -88,7 +97,7 @@ class WireProtocol(Protocol):
         """Tells the client that the conversation listens."""
 
     def metadata(self, content: Mapping[str, Any]) -> Message | None:
-        """Facts for the client: `content["type"]` is queued, session or dropped (docs/protocol.md)."""
+        """Facts for the client: `content["type"]` is queued, session, dropped, done, refused or said (docs/protocol.md)."""
 
     def error(self, reason: str) -> Message | None:
         """Precedes the closing of a connection that cannot be resumed."""

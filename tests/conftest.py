@@ -47,7 +47,9 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "server/test_proxies.py", "server/test_voices.py", "cli/test_voices.py", "cli/test_download.py", "cli/test_push.py",
     "cli/test_read_only.py", "fleet/test_simulation.py", "server/test_fleet.py", "deploy/test_image.py",
     "deploy/test_pod.py", "deploy/test_dashboard.py", "server/test_tracing.py", "server/test_logs.py",
-    "scale/test_replicas.py", "scale/test_changes.py", "scale/test_scale.py",
+    "scale/test_replicas.py", "scale/test_changes.py", "scale/test_scale.py", "server/test_control.py",
+    "server/test_control_hostile.py", "server/test_permission.py", "server/test_client_orders.py",
+    "server/page/test_control.py", "server/page/test_control_appearance.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, above all on a busy machine.

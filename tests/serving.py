@@ -27,7 +27,7 @@ from pplex.server.limits import Limits
 from pplex.server.logs import start_logging
 start_logging()
 limits = Limits(**{limits!r})
-options = ServeOptions(port=0, slots=4, threads=1, device="cpu", limits=limits)
+options = ServeOptions(port=0, slots=4, threads=1, device="cpu", limits=limits, allow_control=True)
 serve(open_bundle(Path(sys.argv[1])), options, lambda address: print(address, flush=True))
 """
 
@@ -89,8 +89,8 @@ def serving(
 ) -> Iterator[Running]:
     """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must still run at the end.
 
-    `limits`: limits without a command line option; the server then has 4 slots and no arguments. `prelude`: Python code
-    that the process runs first.
+    `limits`: limits without a command line option; the server then has 4 slots, allows control, and takes no arguments.
+    `prelude`: Python code that the process runs first.
     """
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [sys.executable, "-c", prelude + MAIN, "serve", str(bundle), "--port", "0", "--device", "cpu", *arguments]

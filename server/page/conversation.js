@@ -3,7 +3,7 @@
 //   connecting -> (queued) -> preparing -> talking <-> lost
 //        \____________________________________\__________\-> ended
 
-import { isLoss, openingQuery, packAudio, resumingQuery, unpack } from "./protocol.js";
+import { isLoss, openingQuery, packAudio, packOrder, resumingQuery, unpack } from "./protocol.js";
 import { BLOCKED, endingOf, LOST, OFFLINE, refusalOf, UNREACHABLE } from "./words.js";
 
 const OPEN_TIMEOUT_MS = 10000;
@@ -15,6 +15,7 @@ const UNSENT_MOST = 48000; // bytes, a second of audio; more would only arrive l
 export class Conversation {
   #on;
   #token;
+  #control;
   #socket = null;
   #abandoned = []; // open sockets that went silent; closing them would end the conversation on the server
   #state = "";
@@ -28,12 +29,13 @@ export class Conversation {
   #serverError = "";
 
   /**
-   * `on` has `state(name, detail)`, `audio(samples)`, `text(piece)`, `session(facts)`, `dropped(frames)` and
-   * `tokenRefused()`. `detail` is a position for `queued`, and a reason to show for `ended`: "" if the user stopped.
+   * `on` has `state(name, detail)`, `audio(samples)`, `text(piece)`, `session(facts)`, `dropped(frames)`,
+   * `answered(content)` for what came of orders, and `tokenRefused()`. `detail` is a position for `queued`, and a reason to show for `ended`: "" if the user stopped.
    */
   constructor(settings, on) {
     this.#on = on;
     this.#token = settings.token;
+    this.#control = settings.control;
     this.#enter("connecting");
     this.#open(openingQuery(settings));
     this.#watch = setInterval(() => this.#look(), 1000);
@@ -43,6 +45,13 @@ export class Conversation {
   send(samples) {
     if (this.#state !== "talking" || this.#socket.bufferedAmount > UNSENT_MOST) return false;
     this.#socket.send(packAudio(samples));
+    return true;
+  }
+
+  /** Orders the agent to do something (docs/protocol.md). Returns false unless the conversation can take it now. */
+  order(content) {
+    if (this.#state !== "talking" || this.#socket.readyState !== WebSocket.OPEN) return false;
+    this.#socket.send(packOrder(content));
     return true;
   }
 
@@ -94,6 +103,7 @@ export class Conversation {
     if (content.type === "queued" && content.position > 0) this.#enter("queued", content.position);
     if (content.type === "queued" && content.position === 0) this.#enter("preparing");
     if (content.type === "dropped") this.#on.dropped(content.frames);
+    if (["done", "refused", "said"].includes(content.type)) this.#on.answered(content);
     if (content.type === "session") this.#on.session((this.#session = content));
   }
 
@@ -154,7 +164,7 @@ export class Conversation {
   #resume() {
     clearTimeout(this.#retry);
     this.#retry = 0;
-    this.#open(resumingQuery(this.#session.resume, this.#token));
+    this.#open(resumingQuery(this.#session.resume, this.#token, this.#control));
   }
 
   #end(reason) {

@@ -1,6 +1,7 @@
 // The page: its form, its button, and the view of a conversation.
 
 import { audioProblem, openAudio } from "./audio.js";
+import { Panel } from "./control.js";
 import { Conversation } from "./conversation.js";
 import { ReplyTimer } from "./latency.js";
 import { PERSONAS } from "./personas.js";
@@ -15,7 +16,12 @@ const FIGURES_MS = 500; // between two updates of the figures
 
 const $ = (id) => document.getElementById(id);
 const transcript = new Transcript($("transcript"), $("spoken"));
+const panel = new Panel(
+  { panel: $("control"), words: $("words"), say: $("say"), hold: $("hold"), answer: $("answer") },
+  (order) => call?.order(order) ?? false,
+);
 let call = null; // the current call
+let mayControl = false; // as the server says, for the token or the cookie of this page
 
 function show(state, detail, trouble = null) {
   document.body.dataset.state = state;
@@ -26,6 +32,7 @@ function show(state, detail, trouble = null) {
   $("status").classList.toggle("wrong", trouble !== null || state === "lost" || (state === "ended" && detail !== ""));
   $("talk").textContent = call ? "Stop" : "Talk";
   $("setup").hidden = call !== null;
+  panel.enable(state === "talking");
 }
 
 /** Microphone, loudspeaker and connection, from the click on Talk to the end. */
@@ -57,13 +64,17 @@ class Call {
       this.#end(error.message || error.name);
       return;
     }
+    const control = await controlOf(settings.token);
+    if (this.#over) return;
+    panel.reset(control);
     this.#updates = setInterval(() => this.#update(), FIGURES_MS);
-    this.#conversation = new Conversation(settings, {
+    this.#conversation = new Conversation({ ...settings, control: control ? "1" : "" }, {
       state: (state, detail) => this.#changed(state, detail),
       audio: (samples) => this.#answered(samples),
       text: (piece) => transcript.add(piece),
       session: (facts) => this.#described(facts),
       dropped: (frames) => this.#lostThere(frames),
+      answered: (content) => panel.answered(content),
       tokenRefused: () => askForToken(true),
     });
     await this.lockScreen();
@@ -71,6 +82,10 @@ class Call {
 
   stop() {
     this.#end("");
+  }
+
+  order(content) {
+    return this.#conversation?.order(content) ?? false;
   }
 
   wake() {
@@ -153,6 +168,7 @@ class Call {
     this.#wakeLock?.release();
     clearInterval(this.#updates);
     transcript.finish();
+    panel.reset(false);
     $("call").hidden = transcript.isEmpty;
     for (const id of ["you", "agent"]) setLevel($(id), 0);
     call = null;
@@ -184,12 +200,25 @@ function start() {
   call.start(settings);
 }
 
+const info = (query = "") => fetch(new URL(`api/info${query}`, document.baseURI), { cache: "no-store" });
+
+/** Whether the server lets this page control the conversation; a token that the user entered may allow it. */
+async function controlOf(token) {
+  if (mayControl || !token) return mayControl;
+  try {
+    return Boolean((await (await info(`?${new URLSearchParams({ token })}`)).json()).control);
+  } catch {
+    return false; // the conversation itself tells the user what is wrong
+  }
+}
+
 /** Fills the form with the server's voices. Returns a problem to show, or null. */
 async function load() {
   try {
-    const response = await fetch(new URL("api/info", document.baseURI), { cache: "no-store" });
+    const response = await info();
     if (!response.ok) return partProblem(response.status);
-    const { voices, takes_prompt: takesPrompt, token_required: needsToken } = await response.json();
+    const { voices, takes_prompt: takesPrompt, token_required: needsToken, control } = await response.json();
+    mayControl = control === true;
     fillVoices(voices);
     if (takesPrompt === false) leaveOutPrompt();
     askForToken(needsToken);

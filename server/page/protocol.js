@@ -7,6 +7,7 @@ export const CHUNK_SAMPLES = 960; // 40 ms, in one message
 
 const KINDS = ["handshake", "audio", "text", "control", "metadata", "error", "ping"];
 const AUDIO = KINDS.indexOf("audio");
+const METADATA = KINDS.indexOf("metadata");
 
 /** Samples of -1 to 1 as an audio message: the kind, then 16 bits each, little-endian. */
 export function packAudio(samples) {
@@ -18,6 +19,9 @@ export function packAudio(samples) {
   });
   return message.buffer;
 }
+
+/** An order to the conversation, such as { type: "hold" }, as a metadata message. */
+export const packOrder = (order) => Uint8Array.of(METADATA, ...new TextEncoder().encode(JSON.stringify(order))).buffer;
 
 /** A message's `kind` by name (or "unknown"), and its `samples`, `text` or `content`. */
 export function unpack(buffer) {
@@ -48,8 +52,8 @@ function contentOf(buffer) {
 /** The query of a new conversation, without empty settings. It asks the server to report the place in the queue. */
 export const openingQuery = (settings) => queryOf({ early_metadata: "1", ...settings });
 
-/** The query that resumes a conversation. */
-export const resumingQuery = (key, token) => queryOf({ resume: key, token });
+/** The query that resumes a conversation; `control`: "1" to send orders again. */
+export const resumingQuery = (key, token, control) => queryOf({ resume: key, token, control });
 
 function queryOf(settings) {
   const query = new URLSearchParams({ audio: "s16" });

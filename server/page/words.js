@@ -21,6 +21,16 @@ export const TROUBLES = {
   deaf: "No loudspeaker was found. Connect headphones or a loudspeaker to hear the agent.",
 };
 
+/** What came of an order to the agent. */
+export const ANSWERS = {
+  queued: () => "The agent says it now.",
+  speaking: () => "The agent is saying it.",
+  done: () => "The agent has said it.",
+  cut: (words) => `The agent stopped after ${words} ${words === 1 ? "word" : "words"}.`,
+  held: () => "The agent stays silent until you press Hold again.",
+  refused: (reason) => `The agent cannot do this. ${clip(reason)}`,
+};
+
 const AGAIN = "then press Talk again";
 const TELL = "tell the person who runs this server";
 

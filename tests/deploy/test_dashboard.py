@@ -15,6 +15,7 @@ import pytest
 from callers import call, run, speech
 from manifests import checked
 from serving import Running, serving
+from steering import done
 
 from pplex.runtime.bundle import Bundle
 from pplex.server.metrics import Metrics
@@ -84,7 +85,7 @@ def prometheus(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with serving(tiny_bundle.folder, folder) as server:
+    with serving(tiny_bundle.folder, folder, "--allow", "control") as server:
         (folder / "prometheus.yaml").write_text(CONFIG.format(port=server.port))
         command = [program, f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
         with (folder / "log").open("w") as log:
@@ -99,11 +100,12 @@ def prometheus(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 async def _use(server: Running, url: str) -> None:
-    """A conversation, a refusal, and input without effect: a counter with a label exists once it has counted."""
+    """An order, a refusal, and input without effect: a counter with a label exists once it has counted."""
     server.wait_for(lambda: _answers(url, "up == 1"), 60)
     server.get("/api/chat?seed=x")
-    async with call(server.url, no_such_parameter="1") as caller:
+    async with call(server.url, control="1", no_such_parameter="1") as caller:
         await (await caller.handshake()).talk(speech(25))
+        await done(caller, "rebuild", facts="The salad is good.")
     server.wait_for(lambda: server.state()["used"] == 0)
     # The last counter to appear. A rate needs two samples.
     server.wait_for(lambda: _answers(url, "rate(pplex_partings_total[1m])"), 30)

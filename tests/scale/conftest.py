@@ -13,8 +13,9 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install
 
 @pytest.fixture(scope="module")
 def scaled(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
-    """Three replicas with two slots each."""
-    with scaling(tiny_bundle.folder, tmp_path_factory.mktemp("scale") / "log", "--replicas", "3") as running:
+    """Three replicas with two slots each, and a token for control."""
+    log = tmp_path_factory.mktemp("scale") / "log"
+    with scaling(tiny_bundle.folder, log, "--replicas", "3", PPLEX_CONTROL_TOKEN="boss") as running:
         yield running
 
 

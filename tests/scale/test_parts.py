@@ -12,7 +12,7 @@ from pplex.scale.follow import Follower
 from pplex.scale.keys import Keys
 from pplex.scale.launch import TooManyError, check_proxy
 from pplex.scale.metrics import merge
-from pplex.scale.options import ReplicaOptions, ScaleOptions
+from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
 from pplex.server.metrics import Metrics
 
 
@@ -64,6 +64,17 @@ def test_options_survive_a_config_file() -> None:
     values = options.to_dict()
     assert values == {"bundle": "/b", "slots": 3, "origins": ["https://example.org"], "limits": {"duration_s": 60.0}}
     assert ReplicaOptions(**values).to_dict() == values
+
+
+def test_control_is_an_option_and_its_tokens_are_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPLEX_CONTROL_TOKEN", "boss chief")
+    server = ReplicaOptions(bundle="/b").of_server("127.0.0.1")
+    assert (server.control_tokens, server.allow_control, server.memory_window) == (("boss", "chief"), False, None)
+    values = ReplicaOptions(bundle="/b", allow_control=True, memory_window=2000).to_dict()
+    assert values == {"bundle": "/b", "allow_control": True, "memory_window": 2000}
+    server = ReplicaOptions(**values).of_server("127.0.0.1")
+    assert (server.allow_control, server.memory_window) == (True, 2000)
+    assert secret_variables((), ("boss", "chief")) == {"PPLEX_CONTROL_TOKEN": "boss chief"}
 
 
 @pytest.mark.parametrize("minutes", [1, 60, 240])

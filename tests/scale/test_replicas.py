@@ -10,6 +10,7 @@ import pytest
 from answers import expected, is_close
 from callers import Caller, ask, call, dial, frame, listen, run, speech
 from scaled import Scaled
+from steering import done, refused
 
 from pplex.runtime.session import Runtime
 from pplex.server.pages import PAGE
@@ -55,6 +56,23 @@ def test_every_slot_of_every_replica_is_used_before_a_client_is_refused(scaled: 
 
 def _status(scaled: Scaled, path: str, method: str) -> int:
     return ask(scaled, path, method=method)[0]
+
+
+def test_a_snapshot_is_continued_on_the_replica_that_has_it(scaled: Scaled) -> None:
+    """The balancer sends the four connections to all replicas; an order above 64 KiB passes it, too."""
+
+    async def visit() -> None:
+        async with call(scaled.url, control="1", token="boss", seed="3") as caller:
+            await (await caller.handshake()).talk(speech(3))
+            assert "70,000" in await refused(caller, b" " * 70_000)
+            key = (await done(caller, "snapshot"))["key"]
+        for _ in range(4):
+            async with call(scaled.url, control="1", token="boss", snapshot=key) as fork:
+                assert (await fork.handshake()).session["seed"] == 3
+                assert fork.session["frame"] == 3
+        assert (await asyncio.to_thread(_status, scaled, f"/api/chat?snapshot={key}", "POST")) == 403
+
+    run(visit())
 
 
 def test_a_lost_client_returns_to_the_replica_that_holds_its_conversation(scaled: Scaled, alone: Runtime) -> None:

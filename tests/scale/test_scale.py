@@ -149,13 +149,16 @@ def test_config_is_for_serve_deploy_and_names_no_token(tmp_path: Path, monkeypat
 
     monkeypatch.setenv("PPLEX_TOKEN", "secret")
     path = tmp_path / "serve.yaml"
+    monkeypatch.setenv("PPLEX_CONTROL_TOKEN", "secret")
     arguments = ["scale", "/models/bundle", "--replicas", "1..8", "--slots", "32", "--max-minutes", "90"]
+    arguments += ["--allow", "control", "--memory-window", "2000"]
     result = CliRunner().invoke(main, [*arguments, "--config", str(path)])
     assert result.exit_code == 0, result.output
     content = yaml.safe_load(path.read_text())
     ServeDeploySchema.model_validate(content)
     (application,) = content["applications"]
     assert application["args"]["bundle"] == "/models/bundle"
+    assert (application["args"]["allow_control"], application["args"]["memory_window"]) == (True, 2000)
     (deployment,) = application["deployments"]
     assert deployment["graceful_shutdown_timeout_s"] > 90 * 60
     assert deployment["max_ongoing_requests"] > 32

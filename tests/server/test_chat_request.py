@@ -94,6 +94,10 @@ def test_seeds_are_parsed() -> None:
         ("audio=mp3", "audio is 'mp3', but must be opus, s16 or f32"),
         ("early_metadata=yes", "early_metadata is 'yes', but must be 0 or 1"),
         ("resume=k&text_prompt=x", "keeps its settings: leave out text_prompt"),
+        ("resume=k&greeting=hello", "keeps its settings: leave out greeting"),
+        ("resume=k&snapshot=j", "keeps its settings: leave out snapshot"),
+        ("snapshot=k&seed=1&greeting=hello&control=1", "A snapshot has its own settings: leave out greeting, seed"),
+        ("control=yes", "control is 'yes', but must be 0 or 1"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_reason(query: str, reason: str) -> None:
@@ -121,7 +125,14 @@ def test_list_of_ignored_names_is_bounded() -> None:
 
 @pytest.mark.parametrize(
     "query, knows_us",
-    [("", False), ("early_metadata=0", False), ("early_metadata=1", True), ("audio=s16", True), ("audio=opus", False)],
+    [
+        ("", False),
+        ("early_metadata=0", False),
+        ("early_metadata=1", True),
+        ("control=1", True),
+        ("audio=s16", True),
+        ("audio=opus", False),
+    ],
 )
 def test_queries_of_reference_clients_are_recognised(query: str, knows_us: bool) -> None:
     assert parse(query).knows_us is knows_us

@@ -4,14 +4,14 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from callers import FRAME, call, run, speech
+from network import network
 from serving import Running, Serve
 
 from pplex.runtime.errors import AudioError, PplexError
@@ -197,41 +197,6 @@ def test_leaving_keeps_the_conversation_and_closing_ends_it(server: Running) -> 
         assert refusal.value.status == 404
 
     run(converse())
-
-
-class Network:
-    """A connection to a server that tests can cut."""
-
-    def __init__(self, port: int):
-        self._port, self._writers = port, list[asyncio.StreamWriter]()
-
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers += writer, back
-        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-        except ConnectionError:
-            pass
-        writer.close()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-
-@asynccontextmanager
-async def network(server: Running) -> AsyncIterator[tuple[str, Network]]:
-    way = Network(server.port)
-    listener = await asyncio.start_server(way.carry, "127.0.0.1", 0)
-    yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", way
-    listener.close()
-    way.cut()
-    await asyncio.sleep(0.05)  # until both ends notice
 
 
 @pytest.mark.parametrize("audio", ["f32", "s16", "opus"])

@@ -23,7 +23,14 @@ def test_origins_and_hosts_are_normalised() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"host": ""}, {"tokens": ("",)}, {"tokens": ("a\n",)}, {"origins": ("friend.example",)}]
+    "wrong",
+    [
+        {"host": ""},
+        {"tokens": ("",)},
+        {"tokens": ("a\n",)},
+        {"control_tokens": ("",)},
+        {"origins": ("friend.example",)},
+    ],
 )
 def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ConfigError):
@@ -38,6 +45,9 @@ def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple
         (["--origin", "friend.example"], "--origin https://friend.example"),
         (["--origin", "https://ok.example", "--origin", "https://friend.example/talk"], "is more than an origin"),
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
+        (["--control-token", "schlüssel"], "an HTTP header cannot carry"),
+        (["--allow", "all"], "'control'"),
+        (["--memory-window", "long"], "'long' is not a memory window"),
     ],
 )
 def test_impossible_options_are_usage_errors(arguments: list[str], words: str, tiny_bundle: Bundle) -> None:
@@ -85,6 +95,8 @@ def test_wrong_arguments_say_what_to_do(tiny_bundle: Bundle, server: Running, tm
         (["--static", str(tmp_path)], "has no index.html"),
         (["--record", "/proc/nowhere"], "cannot be written to"),
         (["--token", ""], "--token is empty"),
+        (["--control-token", ""], "--control-token is empty"),
+        (["--memory-window", "20"], "it must be 64 to 94"),
         ([], "PPLEX_TOKEN is set, but empty"),
     ):
         environment = os.environ if arguments else {**os.environ, "PPLEX_TOKEN": ""}

@@ -36,7 +36,9 @@ def test_a_client_that_leaves_as_its_frame_is_due_does_no_harm() -> None:
     speech = SimpleNamespace(put=replies.append)
     scheduler = Scheduler(lambda: runtime, 0.0, Metrics(), speech, lambda: None, lambda error: None)  # type: ignore[arg-type]
     runtime = scheduler.runtime = SimpleNamespace(  # type: ignore[assignment]
-        stages=SimpleNamespace(seconds={}), step=lambda frames: {session: None for session in frames}
+        stages=SimpleNamespace(seconds={}),
+        memory=SimpleNamespace(rebuilt=0),
+        step=lambda frames: {session: None for session in frames},
     )
     stays, leaves = scheduled(Inbox(FRAME)), scheduled(Leaving(FRAME))
     scheduler._sessions = [stays, leaves]
@@ -51,13 +53,17 @@ class Watched:
     """A runtime that notes the threads which use it."""
 
     def __init__(self) -> None:
-        self.stages = SimpleNamespace(seconds={})
+        self.stages, self.memory = SimpleNamespace(seconds={}), SimpleNamespace(rebuilt=0)
         self.threads = [threading.current_thread().name]
 
-    def begin(self, *_: object) -> Generator[None, None, object]:
+    def begin(self, *_: object, greeting: str | None) -> Generator[None, None, object]:
         self.threads.append(threading.current_thread().name)
         yield
         return object()
+
+    def work(self) -> bool:
+        self.threads.append(threading.current_thread().name)
+        return False
 
     def step(self, frames: dict[object, object]) -> dict[object, None]:
         self.threads.append(threading.current_thread().name)

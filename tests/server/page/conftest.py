@@ -55,7 +55,7 @@ def logic(open_tab: Callable[..., Tab]) -> Callable[[str], Any]:
     modules = "".join(
         f"const {{ {names} }} = await import('/{file}');"
         for file, names in {
-            "protocol.js": "packAudio, unpack, openingQuery, resumingQuery, isLoss",
+            "protocol.js": "packAudio, packOrder, unpack, openingQuery, resumingQuery, isLoss",
             "words.js": "endingOf, refusalOf, microphoneProblem, STATES, TROUBLES",
             "trouble.js": "Trouble",
             "resampler.js": "Resampler",

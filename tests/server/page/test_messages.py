@@ -31,6 +31,12 @@ def test_a_query_omits_empty_values(logic: Callable[[str], Any]) -> None:
         "audio=s16&early_metadata=1&text_prompt=Be+kind+%26+brief."
     )
     assert logic("return resumingQuery('k', 't')") == "audio=s16&resume=k&token=t"
+    assert logic("return resumingQuery('k', '', '1')") == "audio=s16&resume=k&control=1"
+
+
+def test_an_order_is_metadata(logic: Callable[[str], Any]) -> None:
+    kind, *payload = logic("return [...new Uint8Array(packOrder({ type: 'say', text: 'für' }))]")
+    assert (kind, bytes(payload).decode()) == (4, '{"type":"say","text":"für"}')
 
 
 def test_only_a_lost_connection_is_resumed(logic: Callable[[str], Any]) -> None:
