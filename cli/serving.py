@@ -9,21 +9,11 @@ from typing import Any
 import click
 
 from pplex.cli.command import checked, command
-from pplex.cli.options import device_option, json_option, threads_option
-from pplex.runtime.errors import ConfigError
+from pplex.cli.options import device_option, json_option, memory_window_option, threads_option
 from pplex.runtime.files import check_writable, write_files
 from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-
-
-def parse_window(text: str) -> int | None:
-    """The steps of a memory window; None for "off". Raises ConfigError."""
-    if text.strip() == "off":
-        return None
-    if not (text.strip().isascii() and text.strip().isdigit() and len(text) <= 9):
-        raise ConfigError(f"{text!r} is not a memory window. Give a number of steps, such as 2000, or off.")
-    return int(text)
 
 
 @command()
@@ -132,13 +122,7 @@ def parse_window(text: str) -> int | None:
     is_flag=True,
     help="Step all slots in every call: a seed then gives a bit-identical conversation, also beside other clients.",
 )
-@click.option(
-    "--memory-window",
-    metavar="off|STEPS",
-    default="off",
-    callback=checked(parse_window),
-    help="Rebuild the agent's memory before it has this many steps, 12.5 a second, so that it keeps its persona.",
-)
+@memory_window_option()
 @click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
 )
