@@ -111,7 +111,7 @@ class _IdleExecutor:
         pass
 
 
-def _idle_executors(bundle: Bundle, slots: int) -> dict[str, Executor]:
+def _idle_executors(bundle: Bundle, slots: int, spare: int) -> dict[str, Executor]:
     return {name: _IdleExecutor(spec) for name, spec in bundle.specs.items()}
 
 

@@ -255,7 +255,7 @@ class _Yardstick:
 
     def __init__(self, runtime: Runtime):
         executors = runtime.stages.executors
-        self._stages = Stages(runtime.bundle, 1, device=Backend(runtime.stages.device, lambda bundle, slots: executors))
+        self._stages = Stages(runtime.bundle, 1, device=Backend(runtime.stages.device, lambda *given: executors))
         for _ in range(WARM_UP_FRAMES):
             self.run()
 

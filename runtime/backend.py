@@ -27,10 +27,13 @@ REBUILD = "pplex-export build CHECKPOINT --gpu local --out BUNDLE"
 
 @dataclass(frozen=True)
 class Backend:
-    """A device, and the function that loads a bundle's executors for a number of slots on it."""
+    """A device, and the function that loads a bundle's executors on it, for a number of slots and of spare slots.
+
+    Spare slots take memory, but do not step in a batch.
+    """
 
     device: Device
-    load: Callable[[Bundle, int], dict[str, Executor]]
+    load: Callable[[Bundle, int, int], dict[str, Executor]]
 
 
 def choose_backend(bundle: Bundle, device: str | None, threads: int | None) -> Backend:
@@ -97,7 +100,7 @@ def _check_kernels(gpu: FoundGpu) -> None:
 def host_backend(device: HostDevice, threads: int | None, profiles: Path | None = None) -> Backend:
     """Every graph on ONNX Runtime's CPU provider. Times of operators are written to the folder `profiles`."""
 
-    def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
+    def load(bundle: Bundle, slots: int, spare: int) -> dict[str, Executor]:
         kept = prepared_here(bundle.folder, bundle.manifest)
         # The cache belongs to the bundle's own files. A graph that validation has rewritten elsewhere must not use it.
         prepared = {name: one for name, one in kept.items() if bundle.graph_path(name).parent == bundle.folder}
@@ -139,11 +142,11 @@ def prepared_here(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Prepar
     return prepared_graphs(folder, manifest, library_version())
 
 
-def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int], dict[str, Executor]]:
+def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int, int], dict[str, Executor]]:
     """A function that loads every graph with its engine's library."""
 
-    def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
-        plans = _load_plans(bundle, device, slots)
+    def load(bundle: Bundle, slots: int, spare: int) -> dict[str, Executor]:
+        plans = _load_plans(bundle, device, slots, spare)
         scratch = Scratch(device, max([1, *(plan.scratch_nbytes for plan in plans.values())]))
         executors: dict[str, Executor] = {}
         for name, spec in bundle.specs.items():
@@ -167,7 +170,7 @@ def has_wide_matrices(config: ModelConfig) -> bool:
     return all(width % _FUSED_WIDTH == 0 for width in (*widths, config.text_card, config.audio_card))
 
 
-def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, LoadedEngine]:
+def _load_plans(bundle: Bundle, device: CudaDevice, slots: int, spare: int) -> dict[str, LoadedEngine]:
     """The compiled engines by graph. Raises GpuMemoryError if they and all slots do not fit into the GPU's memory."""
     engines, capacity = bundle.manifest["engines"], bundle.config.temporal.capacity
     kinds = {name: entry["kind"] for name, entry in engines.items() if entry["kind"] != ONNXRUNTIME}
@@ -175,13 +178,13 @@ def _load_plans(bundle: Bundle, device: CudaDevice, slots: int) -> dict[str, Loa
     check_engines(engines, device.gpu, {kind: str(module.__version__) for kind, module in modules.items()}, slots)
 
     per_slot = slot_nbytes(bundle.specs.values(), capacity)
-    check_memory(device.free_nbytes(), per_slot, engines_nbytes(bundle.manifest), slots, capacity)
+    check_memory(device.free_nbytes(), per_slot, engines_nbytes(bundle.manifest) + spare * per_slot, slots, capacity)
     plans = {
         name: LoadedEngine(modules[kind], TENSORRT_LIBRARIES[kind], bundle.graph_path(name), bundle.specs[name])
         for name, kind in kinds.items()
     }
     scratch_nbytes = max((plan.scratch_nbytes for plan in plans.values()), default=0)
-    check_memory(device.free_nbytes(), per_slot, scratch_nbytes, slots, capacity)
+    check_memory(device.free_nbytes(), per_slot, scratch_nbytes + spare * per_slot, slots, capacity)
     return plans
 
 

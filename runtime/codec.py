@@ -64,7 +64,7 @@ def _loaded(
     alone = _OneGraph(bundle.folder, manifest, bundle.config, bundle.precision, bundle.voices, graph)
     try:
         backend = choose_backend(alone, device, threads)
-        queue, executor = backend.device, backend.load(alone, 1)[graph]
+        queue, executor = backend.device, backend.load(alone, 1, 0)[graph]
     except EngineError as error:
         raise EngineError(f"This command runs the bundle's {graph}, which cannot run here.\n{error}") from error
     spec = executor.spec

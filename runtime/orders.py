@@ -53,7 +53,7 @@ class Orders(ABC):
         much as leaves room for the same again. To step sessions meanwhile, use `rebuilding`.
         Raises SteeringError, PromptError, AudioError, SlotError; then nothing has changed.
         """
-        for _ in self.rebuilding(persona, facts, voice, keep_seconds):
+        for _ in self.control().rebuild(self.row, persona, facts, voice, keep_seconds, waits=False):
             pass
 
     def rebuilding(
@@ -71,6 +71,30 @@ class Orders(ABC):
 
         The sound goes on without a click, and other words are drawn. Raises SteeringError, SlotError.
         """
-        frames = self.control().rewind(self.row, seconds)
+        return _finished(self._rewind(seconds, waits=False))
+
+    def rewinding(self, seconds: float) -> Generator[None, None, int]:
+        """`rewind` as a generator: it yields between chunks, and all sessions may step meanwhile.
+
+        What this one says meanwhile is forgotten, too.
+        """
+        return self._rewind(seconds, waits=True)
+
+    def _rewind(self, seconds: float, waits: bool) -> Generator[None, None, int]:
+        frames = yield from self.control().rewind(self.row, seconds, waits)
         self.text.reset()
         return frames
+
+    @property
+    def texts(self) -> list[Saying]:
+        """The texts that are said or wait, in their order: a greeting, too, and those of a snapshot."""
+        return self.control().steering.texts(self.row)
+
+
+def _finished(work: Generator[None, None, int]) -> int:
+    """Run a generator to its end; returns its value."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return int(end.value)

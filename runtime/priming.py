@@ -89,14 +89,12 @@ class Primer:
             self._keep(key, _Prefix(self.stages.save(row, prompt.steps), self.ring.save(row), found))
         return found
 
-    def check(self, voice: VoiceName | EncodedVoice, persona: list[int]) -> None:
-        """Raise PromptError if `prime` would. A recording is not checked, because it is not encoded yet."""
+    def check(self, voice: VoiceName | EncodedVoice, persona: list[int]) -> int | None:
+        """The steps of a prompt; None for a recording, which is not encoded yet. Raises PromptError if `prime` would."""
         if isinstance(voice, EncodedVoice):
-            make_prompt(self.config, voice.codes, persona)
-            return
+            return make_prompt(self.config, voice.codes, persona).steps
         voice_key, recording = self._find_voice(voice)
-        if recording is None:
-            make_prompt(self.config, self._recorded(voice_key), persona)
+        return None if recording is not None else make_prompt(self.config, self._recorded(voice_key), persona).steps
 
     def _recorded(self, voice_key: str | None) -> AnyVoice | None:
         return None if voice_key is None else self.bundle.voices[voice_key]

@@ -21,7 +21,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pplex.runtime.arrays import Array, Rows, Tokens
 from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.delays import DelayRing
-from pplex.runtime.errors import PromptError, SlotError, SteeringError
+from pplex.runtime.errors import PplexError, PromptError, SlotError, SteeringError
 from pplex.runtime.frame_log import FrameLog
 from pplex.runtime.priming import PRIMING_STEPS, EncodedVoice, Primer, VoiceName
 from pplex.runtime.stages import Stages
@@ -87,8 +87,9 @@ class Memory:
         self._slots = stages.slots
         self._busy = np.zeros(stages.slots, np.bool_)  # slots that are being rebuilt
         self._epochs = np.zeros(stages.slots, np.int64)  # sessions that a slot has had
+        self._lost = np.zeros(stages.slots, np.bool_)  # slots that the window cannot rebuild
         self.rebuilt = 0  # rebuilds that the window asked for, until now
-        self._waiting: deque[tuple[int, Generator[None, None, None]]] = deque()  # rebuilds that the window asks for
+        self._waiting: deque[tuple[int, Generator[None, None, int]]] = deque()  # rebuilds that the window asks for
 
     # The prompt.
 
@@ -99,74 +100,102 @@ class Memory:
 
     def check(self, agent: Agent) -> None:
         """Raise PromptError if `open` would, for a voice of the bundle or none."""
-        self._primer.check(agent.voice, agent.tokens(self._tokenizer))
+        steps = self._primer.check(agent.voice, agent.tokens(self._tokenizer))
+        if steps is not None:
+            self._check_room(steps)
 
     def _prime(self, row: int, agent: Agent) -> Generator[None, None, Agent]:
         """Prime a slot; returns the agent with its voice encoded: the file of a recording may be gone later."""
         voice = yield from self._primer.prime(row, agent.voice, agent.tokens(self._tokenizer))
-        if self.window and self._kept(int(self._ring.step[row]) - 1) < LEAST_KEPT:
-            raise PromptError(
-                f"The prompt takes {self._ring.step[row] - 1} of the memory window's {self.window} steps, which leaves too "
-                "little for the conversation. Shorten the persona, or choose a longer memory window."
-            )
+        self._check_room(int(self._ring.step[row]) - 1)
         return replace(agent, voice=voice)
+
+    def _check_room(self, prompt_steps: int) -> None:
+        if self.window and self._kept(prompt_steps) < LEAST_KEPT:
+            raise PromptError(
+                f"The prompt takes {prompt_steps} of the memory window's {self.window} steps, which leaves too little for "
+                "the conversation. Shorten the persona, or choose a longer memory window."
+            )
 
     def close(self, row: int) -> None:
         """Forget a slot's conversation."""
         for waiting in [each for each in self._waiting if each[0] == row]:
             self._waiting.remove(waiting)
             waiting[1].close()
-        self._agents[row], self._busy[row] = Agent(), False
+        self._agents[row], self._busy[row], self._lost[row] = Agent(), False, False
         self._epochs[row] += 1
         self.log.reset(row)
 
     # Rebuilds.
 
     def rebuild(
-        self, row: int, change: Mapping[str, Any], keep_s: float | None = None, patient: bool = False
-    ) -> Generator[None, None, None]:
+        self,
+        row: int,
+        change: Mapping[str, Any],
+        keep_s: float | None = None,
+        waits: bool = False,
+        back: int = 0,
+        patient: bool = False,
+    ) -> Generator[None, None, int]:
         """Rebuild a slot's memory behind its prompt, changed by fields of Agent; yields between chunks.
 
         keep_s: seconds of the newest history that stay, by default as much as half the window. The slot's session may step
-        meanwhile: what it says then stays, too. patient: do not refuse a slow engine.
-        Raises PromptError and AudioError for the prompt, SteeringError if the history does not fit, if the slot is being
-        rebuilt, or if the engine is too slow, SlotError if the session was closed; then nothing has changed.
+        meanwhile: what it says then stays, too. waits: yield while another rebuild has the spare slot. back: forget
+        this number of frames, and all that the session steps meanwhile. patient: do not refuse a slow engine.
+        Returns the number of forgotten newest frames. Raises PromptError and AudioError for the prompt, SteeringError if the
+        history does not fit, if the slot is being rebuilt, if no slot is free or if the engine is too slow, SlotError if the
+        session was closed; then nothing has changed.
         """
         agent, epoch = replace(self._agents[row], **change), self._epochs[row]
         agent.tokens(self._tokenizer)
-        if self._busy[row]:
-            raise SteeringError("This session is being rebuilt. Wait until that is done.")
+        self._check_idle(row)
         self._busy[row] = True
-        work = self._rebuild(row, agent, keep_s, patient)
+        work = self._rebuild(row, agent, keep_s, waits, back, patient)
         try:
-            for _ in work:
+            while True:
+                next(work)
                 yield
                 if self._epochs[row] != epoch:
                     raise SlotError("The session was closed while it was rebuilt.")
+        except StopIteration as end:
+            return int(end.value)
         finally:
             work.close()
             if self._epochs[row] == epoch:
                 self._busy[row] = False
 
-    def _rebuild(self, row: int, agent: Agent, keep_s: float | None, patient: bool) -> Generator[None, None, None]:
+    def _check_idle(self, row: int) -> None:
+        if self._busy[row]:
+            raise SteeringError("This session is being rebuilt. Wait until that is done.")
+
+    def _rebuild(
+        self, row: int, agent: Agent, keep_s: float | None, waits: bool, back: int, patient: bool
+    ) -> Generator[None, None, int]:
+        end = (
+            int(self.log.count[row]) - back if back else None
+        )  # of the history that stays; None: now, whenever that is
         while (spare := self._take_spare()) is None:
-            if not self._busy[np.arange(len(self._busy)) != row].any():
+            if not waits or not self._busy[np.arange(len(self._busy)) != row].any():
                 raise SteeringError("A rebuild needs a free slot. Close a session, or load the bundle with more slots.")
             yield
         try:
             agent = yield from self._prime(spare, agent)
             prompt_steps = int(self._ring.step[spare]) - 1
-            yield from self._replay(row, spare, self._start(row, prompt_steps, keep_s), patient)
+            yield from self._replay(row, spare, self._start(row, prompt_steps, keep_s, end), end, patient)
+            forgotten = int(self.log.count[row]) - end if end is not None else 0
+            if forgotten:
+                self._go_back(row, forgotten)
             steps = int(self._ring.step[spare])
             self._stages.kv_cache.copy(spare, row, steps)
             self._ring.renumber(row, steps + 1)
             self._agents[row], self._prompt_steps[row] = agent, prompt_steps
+            return forgotten
         finally:
             self._stages.reset(spare, int(self._ring.step[spare]))
             self._ring.reset(spare)
             self._give_spare(spare)
 
-    def _start(self, row: int, prompt_steps: int, keep_s: float | None) -> int:
+    def _start(self, row: int, prompt_steps: int, keep_s: float | None, end: int | None) -> int:
         """The first frame of the history to keep: after silence, if there is any in its first third."""
         kept = self._kept(prompt_steps)
         if keep_s is not None:
@@ -176,7 +205,7 @@ class Memory:
                 raise SteeringError(
                     f"{keep_s:g} s cannot be kept: the prompt leaves room for 0 to {max(0, most) * self._frame_s:g} s."
                 )
-        end = int(self.log.count[row])
+        end = int(self.log.count[row]) if end is None else end
         start = max(self.log.first(row), end - max(kept, 0))
         quiet = self.log.quiet(row, start, start + kept // 3) if start else np.zeros(0, np.bool_)
         if len(quiet) < QUIET_FRAMES:
@@ -188,10 +217,10 @@ class Memory:
         """The number of frames, rounded; -1 for a number that is none."""
         return round(seconds / self._frame_s) if math.isfinite(seconds) else -1
 
-    def _replay(self, row: int, spare: int, start: int, patient: bool) -> Generator[None, None, None]:
-        """Force the history of slot `row` from frame `start` into slot `spare`, until it has caught up."""
+    def _replay(self, row: int, spare: int, start: int, end: int | None, patient: bool) -> Generator[None, None, None]:
+        """Force the history of slot `row` from frame `start` to `end` into slot `spare`, until it has caught up."""
         done, began = start, int(self.log.count[row])
-        while (left := int(self.log.count[row]) - done) >= PRIMING_STEPS:
+        while (left := (int(self.log.count[row]) if end is None else end) - done) >= PRIMING_STEPS:
             self._force(spare, self.log.frames(row, done, done + PRIMING_STEPS))
             done += PRIMING_STEPS
             yield
@@ -265,8 +294,8 @@ class Memory:
         assert self.window is not None
         steps = self._ring.step[rows] - 1
         for row in rows[steps >= self.window - self._ahead()].tolist():
-            if not self._busy[row] and all(row != waiting for waiting, _ in self._waiting):
-                self._waiting.append((row, self.rebuild(row, {}, patient=True)))
+            if not self._busy[row] and not self._lost[row] and all(row != waiting for waiting, _ in self._waiting):
+                self._waiting.append((row, self.rebuild(row, {}, waits=True, patient=True)))
         for row in rows[steps >= self.window].tolist():  # nobody called `work` in time
             for _ in range(len(self._waiting) * self._chunks):
                 if any(row == waiting for waiting, _ in self._waiting):
@@ -275,19 +304,23 @@ class Memory:
     def work(self) -> bool:
         """Run one chunk of a rebuild that the window asks for. Returns whether more wait."""
         if self._waiting:
+            row, rebuild = self._waiting[0]
             try:
-                next(self._waiting[0][1])
+                next(rebuild)
             except StopIteration:
                 self._waiting.popleft()
                 self.rebuilt += 1
+            except PplexError:  # as long as nothing is amiss, the prompt fits again
+                self._waiting.popleft()
+                self._lost[row] = True
         return bool(self._waiting)
 
     # Back.
 
-    def rewind(self, row: int, seconds: float) -> int:
-        """Forget the newest `seconds` of a slot; returns the number of frames. Raises SteeringError.
+    def rewind(self, row: int, seconds: float, waits: bool = False) -> Generator[None, None, int]:
+        """Forget the newest `seconds` of a slot; returns the number of frames. Yields and `waits` as in `rebuild`.
 
-        The sound goes on: the codec keeps its state, and so does the noise.
+        The sound goes on: the codec keeps its state, and so does the noise. Raises SteeringError.
         """
         late, frames = self._ring.late, self._frames(seconds)
         most = int(self.log.count[row]) - 1 - self.log.first(row)
@@ -296,27 +329,23 @@ class Memory:
                 f"{seconds:g} s cannot be taken back: this session can go back {late * self._frame_s:g} to "
                 f"{most * self._frame_s:g} s."
             )
-        if self._busy[row]:
-            raise SteeringError("This session is being rebuilt. Wait until that is done.")
+        self._check_idle(row)
         steps = int(self._ring.step[row]) - 1
-        undone = self._ring.save(row), self.log.count[row]
-        newest = int(self.log.count[row]) - 1 - frames + late  # the frame after the newest one that stays
-        first = newest + 1 - self._ring.columns - late
-        kept = self.log.frames(row, max(first, self.log.first(row)), newest + 1)
-        missing = self._ring.columns + late - len(kept)
-        self._ring.go_back(row, frames, np.concatenate([np.zeros((missing, kept.shape[1]), np.int64), kept]))
-        self.log.drop(row, frames)
         if steps < self._in_use and steps - frames > self._prompt_steps[row] + late:
+            self._go_back(row, frames)
             self._stages.kv_cache.truncate(row, steps - frames)
             return frames
-        try:  # older entries are overwritten, or from before the last rebuild: compute them again
-            for _ in self.rebuild(row, {}, patient=True):
-                pass
-        except BaseException:
-            self._ring.restore(row, undone[0])
-            self.log.count[row] = undone[1]
-            raise
-        return frames
+        # Older entries are overwritten, or from before the last rebuild: compute them again.
+        return (yield from self.rebuild(row, {}, waits=waits, back=frames, patient=True))
+
+    def _go_back(self, row: int, frames: int) -> None:
+        """Undo the newest frames in the token ring and in the log."""
+        end = int(self.log.count[row]) - frames + self._ring.late  # after the frame that was sampled last
+        length = self._ring.columns + self._ring.late
+        kept = self.log.frames(row, max(end - length, self.log.first(row)), end)
+        earlier = np.zeros((length - len(kept), kept.shape[1]), np.int64)
+        self._ring.go_back(row, frames, np.concatenate([earlier, kept]))
+        self.log.drop(row, frames)
 
     # Saved and restored.
 

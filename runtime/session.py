@@ -343,8 +343,8 @@ class Runtime:
 
     def _take_spare(self) -> int | None:
         """A slot for a rebuild, which no session gets meanwhile."""
-        if self._spares:
-            return self._spares.pop()
+        if self.stages.slots > self.batches[-1]:  # a runtime with a spare slot keeps its other ones for sessions
+            return self._spares.pop() if self._spares else None
         free = [row for row, session in enumerate(self._sessions) if session is None and row not in self._lent]
         if not free:
             return None

@@ -45,7 +45,7 @@ class Stages:
         `spare`: slots after the others, which run alone only.
         """
         backend = device if isinstance(device, Backend) else choose_backend(bundle, device, threads)
-        self.executors = backend.load(bundle, slots)
+        self.executors = backend.load(bundle, slots, spare)
         slots += spare
         self.slots, self.device, self._thread = slots, backend.device, threading.current_thread()
         capacity = bundle.config.temporal.capacity

@@ -50,6 +50,10 @@ class Steering:
             self._forget_idle(row)
         return int(self.next_frame[row])
 
+    def texts(self, row: int) -> list[Saying]:
+        """The texts of a slot that are said or wait."""
+        return list(self._speakers[row].queue) if row in self._speakers else []
+
     def cut(self, row: int) -> None:
         """Drop every text of a slot."""
         if row in self._speakers:

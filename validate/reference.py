@@ -64,7 +64,7 @@ def torch_backend(checkpoint: Checkpoint, config: ModelConfig) -> Backend:
     device = HostDevice()
     modules = {name: weights.load(name, checkpoint, config) for name in FP32}
 
-    def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
+    def load(bundle: Bundle, slots: int, spare: int) -> dict[str, Executor]:
         return {name: TorchExecutor(modules[name], spec, device) for name, spec in bundle.specs.items()}
 
     return Backend(device, load)

@@ -59,8 +59,8 @@ def changed(bundle: Bundle, *graphs: str, **values: Any) -> Bundle:
     return replace(bundle, manifest={**bundle.manifest, "engines": engines})
 
 
-def load(bundle: Bundle, device: QueueDevice, slots: int = 2) -> None:
-    gpu_loader(device)(bundle, slots)  # type: ignore[arg-type]
+def load(bundle: Bundle, device: QueueDevice, slots: int = 2, spare: int = 0) -> None:
+    gpu_loader(device)(bundle, slots, spare)  # type: ignore[arg-type]
 
 
 no_gpu = pytest.mark.skipif(has_gpu(), reason="a GPU answers here")

@@ -64,7 +64,7 @@ def engines(modules: Modules) -> Backend:
     """Executors that run these modules, and the checkpoint's own ones for the other graphs."""
     device = HostDevice()
 
-    def load(bundle: Bundle, slots: int) -> dict[str, Executor]:
+    def load(bundle: Bundle, slots: int, spare: int) -> dict[str, Executor]:
         made = {**float32_modules(), **modules}
         return {name: TorchExecutor(made[name], spec, device) for name, spec in bundle.specs.items()}
 
