@@ -199,14 +199,14 @@ class Memory:
         """The first frame of the history to keep: after silence, if there is any in its first third."""
         kept = self._kept(prompt_steps)
         if keep_s is not None:
-            most = self.limit - prompt_steps - PRIMING_STEPS
+            most = max(0, self.limit - prompt_steps - self._ahead())
             kept = self._frames(keep_s)
             if not 0 <= kept <= most:
                 raise SteeringError(
-                    f"{keep_s:g} s cannot be kept: the prompt leaves room for 0 to {max(0, most) * self._frame_s:g} s."
+                    f"{keep_s:g} s cannot be kept: the prompt leaves room for 0 to {most * self._frame_s:g} s."
                 )
         end = int(self.log.count[row]) if end is None else end
-        start = max(self.log.first(row), end - max(kept, 0))
+        start = max(self.log.first(row), end - kept)
         quiet = self.log.quiet(row, start, start + kept // 3) if start else np.zeros(0, np.bool_)
         if len(quiet) < QUIET_FRAMES:
             return start
@@ -275,9 +275,9 @@ class Memory:
             )
 
     def _ahead(self) -> int:
-        """How many steps before the window's end a rebuild begins: all slots may need one at the same time."""
+        """How many steps before the limit a rebuild begins: all slots may need one at the same time."""
         if self.window is None:
-            return PRIMING_STEPS
+            return min(PRIMING_STEPS, self.limit // 8)
         return min(self._slots * self._chunks, self.window // 4) + 4
 
     @property
@@ -287,7 +287,7 @@ class Memory:
 
     def _kept(self, prompt_steps: int) -> int:
         """Frames of history that a rebuild keeps by default: after it, as many new ones fit."""
-        return (self.limit - prompt_steps - self._ahead()) // 2
+        return max(0, self.limit - prompt_steps - self._ahead()) // 2
 
     def _watch(self, rows: Rows) -> None:
         """Order rebuilds for conversations that near the window's end."""

@@ -21,6 +21,7 @@ from pplex.runtime.bundle import Bundle
 from pplex.runtime.device import HostDevice
 from pplex.runtime.errors import BundleError, EngineError, GpuError, GpuMemoryError, LibraryError, SlotError
 from pplex.runtime.gpus import FoundGpu
+from pplex.runtime.memory import RESERVE, slot_nbytes
 from pplex.runtime.session import Runtime
 
 ADA = FoundGpu("NVIDIA GeForce RTX 4090", 89, 24 * 10**9)
@@ -179,6 +180,14 @@ def test_checks_come_before_anything_is_loaded(compiled: Bundle, device: QueueDe
     with pytest.raises(GpuMemoryError, match="2 slots of 96 steps"):
         load(compiled, device)
     assert device.free == free
+
+
+def test_spare_slots_count_as_memory(compiled: Bundle, device: QueueDevice, library: Any) -> None:
+    per_slot = slot_nbytes(compiled.specs.values(), compiled.config.temporal.capacity)
+    device.free = engines_nbytes(compiled.manifest) + 2 * per_slot + per_slot // 2 + RESERVE
+    load(compiled, device, 2)
+    with pytest.raises(GpuMemoryError, match="so 1 slots fit"):
+        load(compiled, device, 2, spare=1)
 
 
 def test_scratch_memory_counts(compiled: Bundle, device: QueueDevice, library: Any, monkeypatch: Any) -> None:

@@ -337,3 +337,56 @@ def test_a_rewind_stops_what_is_being_said(roomy: Runtime, session: Session) -> 
     talk(session, PCM[0, 20:25])
     session.rewind(1)
     assert saying.state == "cut"
+
+
+def test_a_rewind_behind_a_rebuild_runs_between_frames(roomy: Runtime, session: Session) -> None:
+    """What the session says meanwhile is forgotten, too."""
+    history = talk_codes(session, CODES[0, :250])[:225]
+    session.rebuild(keep_seconds=1)
+    work, stepped = session.rewinding(25 * 0.08), 0
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            assert end.value == 25 + stepped and 2 <= stepped <= 4
+            break
+        session.step_codes(CODES[1, stepped])
+        stepped += 1
+    assert np.array_equal(roomy.memory.log.frames(session.row, 0, 225), history)
+    with forced_again(roomy, "NATF0", PERSONA, history[225 - 188 :], 7) as fresh:
+        for name, array in entries(fresh).items():
+            np.testing.assert_allclose(entries(session)[name][:, : array.shape[1]], array, atol=1e-4)
+    talk_codes(session, CODES[2, :5])
+
+
+def test_a_rebuild_never_takes_a_slot_of_a_runtime_with_a_spare_one(roomy: Runtime, session: Session) -> None:
+    talk(session, PCM[0, :150])
+    with roomy.open(None, "", seed=1) as other:
+        talk(other, PCM[0, :150])
+        first, second = session.rebuilding(), other.rebuilding()
+        next(first)
+        next(second)  # waits
+        with roomy.open(None, "", seed=2) as third, pytest.raises(SteeringError, match="needs a free slot"):
+            third.rebuild()
+        drive(first)
+        drive(second)
+
+
+def test_a_prompt_that_the_window_has_no_room_for_is_found_before_it_is_primed(roomy_bundle: Bundle) -> None:
+    runtime = small_runtime(roomy_bundle, memory_window=120)
+    with pytest.raises(PromptError, match="memory window's 120 steps"):
+        runtime.check_prompt("NATF0", "w " * 40)
+    runtime.check_prompt(None, "")
+
+
+def test_a_window_that_cannot_rebuild_a_session_lets_it_go_on(
+    roomy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = small_runtime(roomy_bundle, 2, memory_window=200, prefix_bytes=0)
+    with runtime.open("NATF0", PERSONA, seed=1) as session, runtime.open("NATM1", PERSONA, seed=2) as other:
+        with monkeypatch.context() as patch:
+            patch.delitem(runtime.bundle.voices, "NATF0")  # type: ignore[arg-type]
+            for frame in CODES[0]:
+                runtime.step_codes({session: frame, other: frame})
+                runtime.work()
+        assert runtime.ring.step[session.row] > 300 and runtime.ring.step[other.row] <= 200

@@ -2,7 +2,6 @@
 
 import gc
 import resource
-import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +13,10 @@ import numpy as np
 import pytest
 from devices import QueueDevice
 from folders import TINY
-from tensorrt_stand_in import stand_in, write_plans
 from ties import assert_same_up_to_a_tie, with_standings
 
 from pplex.runtime import kv_cache
-from pplex.runtime.backend import Backend, gpu_loader, host_backend
+from pplex.runtime.backend import Backend, host_backend
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
 from pplex.runtime.device import Buffer, HostDevice, host_view
@@ -40,24 +38,6 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 Place = Callable[[Bundle], tuple[Bundle, Backend]]
-
-
-@pytest.fixture(params=["onnxruntime", "tensorrt", "tensorrt that cannot be captured"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """A bundle, and a backend for it on a new device."""
-
-    def make(bundle: Bundle) -> tuple[Bundle, Backend]:
-        device = QueueDevice()
-        if request.param == "onnxruntime":
-            return bundle, host_backend(device, threads=1)
-        library = stand_in(bundle, device, capturable=request.param == "tensorrt")
-        monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
-        for path in bundle.folder.iterdir():
-            (tmp_path / path.name).symlink_to(path)
-        manifest = {**bundle.manifest, "engines": write_plans(bundle, tmp_path, slots=4)}
-        return replace(bundle, folder=tmp_path, manifest=manifest), Backend(device, gpu_loader(device))  # type: ignore[arg-type]
-
-    return make
 
 
 def device_of(runtime: Runtime) -> QueueDevice:
