@@ -13,7 +13,7 @@ from pplex.runtime.saying import Saying, When
 from pplex.runtime.stages import Stages
 from pplex.runtime.steering import Steering
 from pplex.runtime.text import Tokenizer
-from pplex.runtime.token_path import TEXT, TokenPath
+from pplex.runtime.token_path import TokenPath
 from pplex.runtime.words import words_of
 
 Saved = tuple[dict[str, Any], dict[str, Array]]  # facts for JSON, and arrays by name
@@ -35,8 +35,8 @@ class Control:
     def begin(self, rows: Rows, forced: Mapping[int, Tokens] | None = None) -> None:
         """Before a step of slots `rows`. forced: by slot, tokens [9] of text and agent for the next frame, -1: free."""
         self.steering.begin(rows)
-        for row, tokens in (forced or {}).items():
-            self._path.force(row, TEXT, np.asarray(tokens))
+        if forced:
+            self._path.force(np.array(list(forced)), np.stack(list(forced.values())))
 
     def finish(self, rows: Rows) -> Tokens:
         """After the step: the frames [n, 17] that it completes."""

@@ -76,10 +76,10 @@ class DelayRing:
         self._flat_tokens[places] = tokens
         self._flat_provided[places] = True
 
-    def decide(self, row: int, first_stream: int, tokens: Tokens) -> None:
-        """`provide` for one slot and streams first_stream, ..., tokens [k]; FREE leaves a stream as it is."""
+    def decide(self, rows: Rows, first_stream: int, tokens: Tokens) -> None:
+        """`provide` for streams first_stream, ..., tokens [n, k]; FREE leaves a stream as it is."""
         decided = tokens != FREE
-        places = self._given[self._now(np.array([row]))[0], first_stream : first_stream + len(tokens)][decided]
+        places = self._given[self._now(rows), first_stream : first_stream + tokens.shape[1]][decided]
         self._flat_tokens[places] = tokens[decided]
         self._flat_provided[places] = True
 

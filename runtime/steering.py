@@ -12,7 +12,7 @@ from pplex.runtime.config import CODEBOOKS, END_OF_PADDING, SILENCE_CODES, Model
 from pplex.runtime.delays import FREE
 from pplex.runtime.saying import Saying, Speaker, Target
 from pplex.runtime.stages import Stages
-from pplex.runtime.token_path import TEXT, TokenPath
+from pplex.runtime.token_path import TokenPath
 
 
 class Steering:
@@ -81,15 +81,17 @@ class Steering:
     def begin(self, rows: Rows) -> None:
         """Before a step of slots `rows`: force and replace what their orders need."""
         self._targets.clear()
-        if not self._speakers:
+        steered = [row for row in rows.tolist() if row in self._speakers] if self._speakers else []
+        if not steered:
             return
-        for row in rows.tolist():
-            if row in self._speakers:
-                speaker = self._speakers[row]
-                target = self._targets[row] = speaker.target(int(self.silent[row]))
-                self._stages.replacement[row] = target.replacement
-                agent = SILENCE_CODES if speaker.holds else (FREE,) * CODEBOOKS
-                self._path.force(row, TEXT, np.array((target.text, *agent)))
+        forced = np.full((len(steered), 1 + CODEBOOKS), FREE, np.int64)
+        for i, row in enumerate(steered):
+            speaker = self._speakers[row]
+            target = self._targets[row] = speaker.target(int(self.silent[row]))
+            self._stages.replacement[row], forced[i, 0] = target.replacement, target.text
+            if speaker.holds:
+                forced[i, 1:] = SILENCE_CODES
+        self._path.force(np.array(steered), forced)
 
     def finish(self, rows: Rows) -> None:
         """After the step: note what was said."""

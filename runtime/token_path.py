@@ -27,9 +27,9 @@ class TokenPath:
         """Store the user's codes [n, 8] of this frame."""
         self.ring.hear(rows, USER, codes)
 
-    def force(self, row: int, first_stream: int, tokens: Tokens) -> None:
-        """Decide tokens of streams first_stream, ... in the frame that the next step samples. FREE: sampled."""
-        self.ring.decide(row, first_stream, tokens)
+    def force(self, rows: Rows, tokens: Tokens) -> None:
+        """Decide tokens [n, 9] of text and agent in the frame that the next step samples. FREE: sampled."""
+        self.ring.decide(rows, TEXT, tokens)
 
     def begin(self, rows: Rows, batch: int) -> None:
         """Set the inputs of a step of slots `rows`: tokens, forced outputs, noise, and the codes that the agent says now.

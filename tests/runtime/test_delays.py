@@ -201,3 +201,58 @@ def test_saved_state_is_a_copy_and_equals_the_live_one(delays: tuple[int, ...]) 
     other.restore(1, saved)
     whole_step(other, [0], [99] * len(delays))  # steps of one row do not change the other row
     assert [whole_step(other, [1], [50 + step] * len(delays)).tolist() for step in range(6)] == live
+
+
+def walked(steps: int, seed: int = 0) -> tuple[DelayRing, list[np.ndarray]]:
+    """A ring of two slots after some steps of slot 1 with random tokens, and the frames that they completed."""
+    ring, chance, row = new_ring(RELEASED.delays, slots=2), np.random.default_rng(seed), np.array([1])
+    frames = []
+    for _ in range(steps):
+        ring.hear(row, 9, chance.integers(0, 100, (1, 8)))
+        frames.append(ring.commit(row, chance.integers(0, 100, (1, 9)))[0])
+    return ring, frames
+
+
+def test_decided_tokens_are_forced_and_free_ones_sampled() -> None:
+    ring, _ = walked(5)
+    decided = np.array([[7, -1, 5, -1, -1, -1, -1, -1, -1]])
+    ring.decide(np.array([1]), 0, decided)
+    now = ring.begin(np.array([1]))[1][0]
+    assert now[0] == 7 and (now[1:9] == -1).all()  # stream 2 is delayed
+    ring.commit(np.array([1]), np.full((1, 9), 50))
+    assert ring.begin(np.array([1]))[1][0, :9].tolist() == [-1, -1, 5, -1, -1, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("step", [2, 5, 40, 41, 42, 43])
+def test_a_renumbered_slot_goes_on_with_the_same_tokens(step: int) -> None:
+    (ring, _), (plain, _) = walked(30), walked(30)
+    ring.renumber(1, step)
+    chance, row = np.random.default_rng(9), np.array([1])
+    for _ in range(10):
+        heard, drawn = chance.integers(0, 100, (1, 8)), chance.integers(0, 100, (1, 9))
+        for each in (ring, plain):
+            each.hear(row, 9, heard)
+        assert np.array_equal(ring.begin(row)[0], plain.begin(row)[0])
+        assert np.array_equal(ring.commit(row, drawn), plain.commit(row, drawn))
+    assert ring.step[1] == step + 10
+
+
+@pytest.mark.parametrize("delays", DELAYS, ids=str)
+@pytest.mark.parametrize("back", [2, 5, 20])
+def test_a_slot_that_goes_back_goes_on_like_one_that_stopped(delays: Sequence[int], back: int) -> None:
+    row, steps = np.array([1]), 30
+
+    def walk(ring: DelayRing, steps: int, seed: int) -> list[np.ndarray]:
+        """Steps in which every token is drawn: their inputs and completed frames."""
+        chance, seen = np.random.default_rng(seed), []
+        for _ in range(steps):
+            seen.append(ring.begin(row)[0])
+            seen.append(ring.commit(row, chance.integers(0, 100, (1, len(delays)))))
+        return seen
+
+    ring, stopped = new_ring(delays, slots=2), new_ring(delays, slots=2)
+    frames = np.concatenate(walk(ring, steps, seed=0)[1::2])
+    walk(stopped, steps - back, seed=0)
+    length, end = ring.columns + ring.late, steps - back + ring.late
+    ring.go_back(1, back, frames[end - length : end])
+    assert all(np.array_equal(*both) for both in zip(walk(ring, 10, 9), walk(stopped, 10, 9), strict=True))
