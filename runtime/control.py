@@ -70,16 +70,18 @@ class Control:
         facts: str | None = None,
         voice: VoiceName = None,
         keep_seconds: float | None = None,
+        wait: bool = True,
     ) -> Generator[None, None, None]:
         """Rebuild a slot's memory, as in `Session.rebuild`; yields between chunks."""
         if persona is not None and not isinstance(persona, str):
             persona = tuple(int(token) for token in persona)
         change = {"persona": persona, "facts": facts, "voice": voice}
         given = {name: value for name, value in change.items() if value is not None}
-        yield from self.memory.rebuild(row, given, keep_seconds)
+        yield from self.memory.rebuild(row, given, keep_seconds, wait=wait)
 
-    def rewind(self, row: int, seconds: float) -> int:
-        frames = self.memory.rewind(row, seconds)
+    def rewind(self, row: int, seconds: float, wait: bool = True) -> Generator[None, None, int]:
+        """Rewind a slot, as in `Session.rewinding`."""
+        frames = yield from self.memory.rewind(row, seconds, wait)
         self.steering.cut(row)
         return frames
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from inspect import GEN_CREATED, getgeneratorstate
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,15 @@ class Agent:
         if self.facts:
             raise SteeringError("Facts can be added to a persona in text only. Give the persona, too: persona=...")
         return list(self.persona)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """An earlier point of a conversation, copied: the log goes on while it is computed again."""
+
+    end: int  # the number of frames
+    columns: Tokens  # the frames for the token ring, as in `DelayRing.go_back`
+    history: Tokens  # the frames to keep
 
 
 class Memory:
@@ -104,12 +114,16 @@ class Memory:
     def _prime(self, row: int, agent: Agent) -> Generator[None, None, Agent]:
         """Prime a slot; returns the agent with its voice encoded: the file of a recording may be gone later."""
         voice = yield from self._primer.prime(row, agent.voice, agent.tokens(self._tokenizer))
-        if self.window and self._kept(int(self._ring.step[row]) - 1) < LEAST_KEPT:
+        self._check_room(int(self._ring.step[row]) - 1)
+        return replace(agent, voice=voice)
+
+    def _check_room(self, prompt_steps: int) -> None:
+        """Raise PromptError if a prompt leaves too little of the memory window."""
+        if self.window and self._kept(prompt_steps) < LEAST_KEPT:
             raise PromptError(
-                f"The prompt takes {self._ring.step[row] - 1} of the memory window's {self.window} steps, which leaves too "
+                f"The prompt takes {prompt_steps} of the memory window's {self.window} steps, which leaves too "
                 "little for the conversation. Shorten the persona, or choose a longer memory window."
             )
-        return replace(agent, voice=voice)
 
     def close(self, row: int) -> None:
         """Forget a slot's conversation."""
@@ -123,12 +137,19 @@ class Memory:
     # Rebuilds.
 
     def rebuild(
-        self, row: int, change: Mapping[str, Any], keep_s: float | None = None, patient: bool = False
+        self,
+        row: int,
+        change: Mapping[str, Any],
+        keep_s: float | None = None,
+        patient: bool = False,
+        wait: bool = True,
+        past: "_Past | None" = None,
     ) -> Generator[None, None, None]:
         """Rebuild a slot's memory behind its prompt, changed by fields of Agent; yields between chunks.
 
         keep_s: seconds of the newest history that stay, by default as much as half the window. The slot's session may step
-        meanwhile: what it says then stays, too. patient: do not refuse a slow engine.
+        meanwhile: what it says then stays, too. patient: do not refuse a slow engine. wait: yield while the spare slot is in
+        use, instead of raising SteeringError. past: go back to it.
         Raises PromptError and AudioError for the prompt, SteeringError if the history does not fit, if the slot is being
         rebuilt, or if the engine is too slow, SlotError if the session was closed; then nothing has changed.
         """
@@ -137,7 +158,10 @@ class Memory:
         if self._busy[row]:
             raise SteeringError("This session is being rebuilt. Wait until that is done.")
         self._busy[row] = True
-        work = self._rebuild(row, agent, keep_s, patient)
+        self._waiting = deque(  # this rebuild takes the place of one that the window asks for and that has not begun
+            each for each in self._waiting if each[0] != row or getgeneratorstate(each[1]) != GEN_CREATED
+        )
+        work = self._rebuild(row, agent, keep_s, patient, wait, past)
         try:
             for _ in work:
                 yield
@@ -148,15 +172,20 @@ class Memory:
             if self._epochs[row] == epoch:
                 self._busy[row] = False
 
-    def _rebuild(self, row: int, agent: Agent, keep_s: float | None, patient: bool) -> Generator[None, None, None]:
-        while (spare := self._take_spare()) is None:
-            if not self._busy[np.arange(len(self._busy)) != row].any():
-                raise SteeringError("A rebuild needs a free slot. Close a session, or load the bundle with more slots.")
-            yield
+    def _rebuild(
+        self, row: int, agent: Agent, keep_s: float | None, patient: bool, wait: bool, past: "_Past | None"
+    ) -> Generator[None, None, None]:
+        spare = yield from self._reserve(row, wait)
         try:
             agent = yield from self._prime(spare, agent)
             prompt_steps = int(self._ring.step[spare]) - 1
-            yield from self._replay(row, spare, self._start(row, prompt_steps, keep_s), patient)
+            if past is None:
+                yield from self._replay(
+                    row, spare, self._start(row, prompt_steps, int(self.log.count[row]), keep_s), patient
+                )
+            else:
+                yield from self._replay_past(spare, past.history)
+                self._go_back(row, past)
             steps = int(self._ring.step[spare])
             self._stages.kv_cache.copy(spare, row, steps)
             self._ring.renumber(row, steps + 1)
@@ -166,8 +195,25 @@ class Memory:
             self._ring.reset(spare)
             self._give_spare(spare)
 
-    def _start(self, row: int, prompt_steps: int, keep_s: float | None) -> int:
-        """The first frame of the history to keep: after silence, if there is any in its first third."""
+    def _reserve(self, row: int, wait: bool) -> Generator[None, None, int]:
+        """The spare slot, or a free one."""
+        left = len(self._waiting) * self._chunks
+        while (spare := self._take_spare()) is None:
+            if not self._busy[np.arange(len(self._busy)) != row].any():
+                raise SteeringError("A rebuild needs a free slot. Close a session, or load the bundle with more slots.")
+            if wait:
+                yield
+            elif left:  # the memory window's own rebuild uses it: finish that
+                left -= 1
+                self.work()
+            else:
+                raise SteeringError(
+                    "Another session is being rebuilt. Finish that first, or wait for it: `rebuilding`."
+                )
+        return spare
+
+    def _start(self, row: int, prompt_steps: int, end: int, keep_s: float | None = None) -> int:
+        """The first frame of the history until frame `end` to keep: after silence, if there is any in its first third."""
         kept = self._kept(prompt_steps)
         if keep_s is not None:
             most = self.limit - prompt_steps - PRIMING_STEPS
@@ -176,7 +222,6 @@ class Memory:
                 raise SteeringError(
                     f"{keep_s:g} s cannot be kept: the prompt leaves room for 0 to {max(0, most) * self._frame_s:g} s."
                 )
-        end = int(self.log.count[row])
         start = max(self.log.first(row), end - max(kept, 0))
         quiet = self.log.quiet(row, start, start + kept // 3) if start else np.zeros(0, np.bool_)
         if len(quiet) < QUIET_FRAMES:
@@ -202,6 +247,14 @@ class Memory:
                     "rebuild a session during a call."
                 )
         self._force(spare, self.log.frames(row, done, done + left), last=True)
+
+    def _replay_past(self, spare: int, history: Tokens) -> Generator[None, None, None]:
+        """Force a history [n, 17] that does not grow into slot `spare`."""
+        while len(history) > PRIMING_STEPS:
+            self._force(spare, history[:PRIMING_STEPS])
+            history = history[PRIMING_STEPS:]
+            yield
+        self._force(spare, history, last=True)
 
     def _force(self, row: int, frames: Tokens, last: bool = False) -> None:
         """Run frames [n, 17] through a slot; `last`: and the step after them, whose tokens are known as well."""
@@ -284,39 +337,57 @@ class Memory:
 
     # Back.
 
-    def rewind(self, row: int, seconds: float) -> int:
+    def rewind(self, row: int, seconds: float, wait: bool = True) -> Generator[None, None, int]:
         """Forget the newest `seconds` of a slot; returns the number of frames. Raises SteeringError.
 
-        The sound goes on: the codec keeps its state, and so does the noise.
+        It yields between chunks if older entries are overwritten, or from before the last rebuild: they are computed again.
+        What the session says meanwhile is forgotten, too. The sound goes on: the codec and the noise keep their state.
         """
-        late, frames = self._ring.late, self._frames(seconds)
-        most = int(self.log.count[row]) - 1 - self.log.first(row)
+        past = self._past(row, seconds)
+        if self._busy[row]:
+            raise SteeringError("This session is being rebuilt. Wait until that is done.")
+        steps, frames = int(self._ring.step[row]) - 1, int(self.log.count[row]) - past.end
+        if steps < self._in_use and steps - frames > self._prompt_steps[row] + self._ring.late:
+            self._go_back(row, past)
+            self._stages.kv_cache.truncate(row, steps - frames)
+            return frames
+        added = int(self.log.count[row])
+        for _ in self.rebuild(row, {}, patient=True, wait=wait, past=past):
+            added = int(self.log.count[row])
+            yield
+        return added - past.end
+
+    def _past(self, row: int, seconds: float) -> "_Past":
+        """What a slot was `seconds` ago. Raises SteeringError."""
+        late, frames, count, first = (
+            self._ring.late,
+            self._frames(seconds),
+            int(self.log.count[row]),
+            self.log.first(row),
+        )
+        most = count - 1 - first
+        if most < late:
+            raise SteeringError(
+                f"{seconds:g} s cannot be taken back: this session has no older frames that it could go to."
+            )
         if not late <= frames <= most:
             raise SteeringError(
                 f"{seconds:g} s cannot be taken back: this session can go back {late * self._frame_s:g} to "
                 f"{most * self._frame_s:g} s."
             )
-        if self._busy[row]:
-            raise SteeringError("This session is being rebuilt. Wait until that is done.")
-        steps = int(self._ring.step[row]) - 1
-        undone = self._ring.save(row), self.log.count[row]
-        newest = int(self.log.count[row]) - 1 - frames + late  # the frame after the newest one that stays
-        first = newest + 1 - self._ring.columns - late
-        kept = self.log.frames(row, max(first, self.log.first(row)), newest + 1)
+        newest = count - 1 - frames + late  # the frame after the newest one that stays
+        kept = self.log.frames(row, max(newest + 1 - self._ring.columns - late, first), newest + 1)
         missing = self._ring.columns + late - len(kept)
-        self._ring.go_back(row, frames, np.concatenate([np.zeros((missing, kept.shape[1]), np.int64), kept]))
+        columns = np.concatenate([np.zeros((missing, kept.shape[1]), np.int64), kept])
+        end = count - frames
+        start = self._start(row, int(self._prompt_steps[row]), end)
+        return _Past(end, columns, self.log.frames(row, start, end))
+
+    def _go_back(self, row: int, past: "_Past") -> None:
+        """Let the token ring and the log of a slot be as they were."""
+        frames = int(self.log.count[row]) - past.end
+        self._ring.go_back(row, frames, past.columns)
         self.log.drop(row, frames)
-        if steps < self._in_use and steps - frames > self._prompt_steps[row] + late:
-            self._stages.kv_cache.truncate(row, steps - frames)
-            return frames
-        try:  # older entries are overwritten, or from before the last rebuild: compute them again
-            for _ in self.rebuild(row, {}, patient=True):
-                pass
-        except BaseException:
-            self._ring.restore(row, undone[0])
-            self.log.count[row] = undone[1]
-            raise
-        return frames
 
     # Saved and restored.
 
@@ -335,10 +406,14 @@ class Memory:
         return facts, {"log_tokens": log["tokens"], "log_quiet": log["quiet"], **codes}
 
     def restore(self, row: int, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        """Write back what `save` gave, into any slot."""
+        """Write back what `save` gave, into any slot. Raises PromptError if the memory window could not rebuild it."""
         voice, persona = facts["voice"], facts["persona"]
         if "voice_codes" in arrays:
             voice = EncodedVoice(voice, arrays["voice_codes"])
-        self._agents[row] = Agent(voice, persona if isinstance(persona, str) else tuple(persona), facts["facts"])
+        agent = Agent(voice, persona if isinstance(persona, str) else tuple(persona), facts["facts"])
+        if self.window is not None:  # it will be rebuilt
+            self.check(agent)
+            self._check_room(facts["prompt_steps"])
+        self._agents[row] = agent
         self._prompt_steps[row] = facts["prompt_steps"]
         self.log.restore(row, {"tokens": arrays["log_tokens"], "quiet": arrays["log_quiet"], "count": facts["frames"]})

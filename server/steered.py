@@ -72,7 +72,7 @@ class Steered:
                 return Followed(_next_frame(session))
             case "rewind":
                 yield
-                frames = session.rewind(**order.arguments)
+                frames = yield from session.rewinding(**order.arguments)
                 return Followed(_next_frame(session), {"frames": frames})
             case "snapshot":
                 return Followed(session.frame, snapshot=session.snapshot())
