@@ -82,7 +82,7 @@ class Control:
     def rewind(self, row: int, seconds: float, wait: bool = True) -> Generator[None, None, int]:
         """Rewind a slot, as in `Session.rewinding`."""
         frames = yield from self.memory.rewind(row, seconds, wait)
-        self.steering.cut(row)
+        self.steering.go_back(row)
         return frames
 
     # Slots.

@@ -353,8 +353,8 @@ class Memory:
             return frames
         added = int(self.log.count[row])
         for _ in self.rebuild(row, {}, patient=True, wait=wait, past=past):
-            added = int(self.log.count[row])
             yield
+            added = int(self.log.count[row])
         return added - past.end
 
     def _past(self, row: int, seconds: float) -> "_Past":

@@ -12,6 +12,7 @@ from ties import assert_same_up_to_a_tie, with_standings
 
 from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import SILENCE_CODES
 from pplex.runtime.errors import PromptError, SlotError, SteeringError
 from pplex.runtime.session import Runtime, Session
 
@@ -337,6 +338,15 @@ def test_a_rewind_stops_what_is_being_said(roomy: Runtime, session: Session) -> 
     talk(session, PCM[0, 20:25])
     session.rewind(1)
     assert saying.state == "cut"
+
+
+def test_a_rewound_hold_stays_silent(roomy: Runtime, session: Session) -> None:
+    talk(session, PCM[0, :20])
+    session.hold()
+    talk(session, PCM[0, 20:40])
+    session.rewind(0.8)
+    held = talk(session, PCM[0, 40:50]).tokens
+    assert (held[:, 0] == roomy.config.text_padding).all() and (held[:, 1:9] == SILENCE_CODES).all()
 
 
 def test_what_was_taken_back_is_not_remembered_again(tiny_bundle: Bundle) -> None:
