@@ -180,9 +180,8 @@ class Memory:
             agent = yield from self._prime(spare, agent)
             prompt_steps = int(self._ring.step[spare]) - 1
             if past is None:
-                yield from self._replay(
-                    row, spare, self._start(row, prompt_steps, int(self.log.count[row]), keep_s), patient
-                )
+                start = self._start(row, prompt_steps, int(self.log.count[row]), keep_s)
+                yield from self._replay(row, spare, start, patient)
             else:
                 yield from self._replay_past(spare, past.history)
                 self._go_back(row, past)
@@ -208,7 +207,7 @@ class Memory:
                 self.work()
             else:
                 raise SteeringError(
-                    "Another session is being rebuilt. Finish that first, or wait for it: `rebuilding`."
+                    "Another session is being rebuilt. Finish that first, or use `rebuilding`, which waits."
                 )
         return spare
 
@@ -223,7 +222,7 @@ class Memory:
                     f"{keep_s:g} s cannot be kept: the prompt leaves room for 0 to {max(0, most) * self._frame_s:g} s."
                 )
         start = max(self.log.first(row), end - max(kept, 0))
-        quiet = self.log.quiet(row, start, start + kept // 3) if start else np.zeros(0, np.bool_)
+        quiet = self.log.quiet(row, start, start + (end - start) // 3) if start else np.zeros(0, np.bool_)
         if len(quiet) < QUIET_FRAMES:
             return start
         found = np.flatnonzero(sliding_window_view(quiet, QUIET_FRAMES).all(axis=-1))
@@ -359,17 +358,11 @@ class Memory:
 
     def _past(self, row: int, seconds: float) -> "_Past":
         """What a slot was `seconds` ago. Raises SteeringError."""
-        late, frames, count, first = (
-            self._ring.late,
-            self._frames(seconds),
-            int(self.log.count[row]),
-            self.log.first(row),
-        )
+        late, frames = self._ring.late, self._frames(seconds)
+        count, first = int(self.log.count[row]), self.log.first(row)
         most = count - 1 - first
         if most < late:
-            raise SteeringError(
-                f"{seconds:g} s cannot be taken back: this session has no older frames that it could go to."
-            )
+            raise SteeringError(f"{seconds:g} s cannot be taken back: this session has no older frames to go to.")
         if not late <= frames <= most:
             raise SteeringError(
                 f"{seconds:g} s cannot be taken back: this session can go back {late * self._frame_s:g} to "

@@ -363,6 +363,19 @@ def test_what_was_taken_back_is_not_remembered_again(tiny_bundle: Bundle) -> Non
         session.rebuild()
 
 
+def test_the_silence_before_a_history_is_not_one_that_was_taken_back(tiny_bundle: Bundle) -> None:
+    runtime = small_runtime(tiny_bundle, 1, spare=True)
+    with runtime.open(None, "", seed=7) as session:
+        talk_codes(session, CODES[0, :300])
+        log = runtime.memory.log
+        session.rewind(90 * 0.08)
+        assert log.count[0] - log.first(0) == 6
+        log._quiet[0, (np.arange(210, 300)) % log.length] = True
+        log._quiet[0, np.arange(log.first(0), 210) % log.length] = False
+        session.rebuild()
+        assert runtime.ring.step[0] == runtime.memory._prompt_steps[0] + 6 + 2
+
+
 def test_a_new_session_has_nothing_to_take_back(session: Session) -> None:
     with pytest.raises(SteeringError, match="no older frames"):
         session.rewind(0.08)
