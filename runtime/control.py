@@ -70,19 +70,19 @@ class Control:
         facts: str | None = None,
         voice: VoiceName = None,
         keep_seconds: float | None = None,
-        waits: bool = True,
+        wait: bool = True,
     ) -> Generator[None, None, None]:
-        """Rebuild a slot's memory, as in `Session.rebuild`; yields between chunks, and while it `waits` for a slot."""
+        """Rebuild a slot's memory, as in `Session.rebuild`; yields between chunks."""
         if persona is not None and not isinstance(persona, str):
             persona = tuple(int(token) for token in persona)
         change = {"persona": persona, "facts": facts, "voice": voice}
         given = {name: value for name, value in change.items() if value is not None}
-        yield from self.memory.rebuild(row, given, keep_seconds, waits)
+        yield from self.memory.rebuild(row, given, keep_seconds, wait=wait)
 
-    def rewind(self, row: int, seconds: float, waits: bool = True) -> Generator[None, None, int]:
-        """Take a slot back, as in `Session.rewind`; yields like `rebuild`. Returns the number of frames."""
-        frames = yield from self.memory.rewind(row, seconds, waits)
-        self.steering.cut(row)
+    def rewind(self, row: int, seconds: float, wait: bool = True) -> Generator[None, None, int]:
+        """Rewind a slot, as in `Session.rewinding`."""
+        frames = yield from self.memory.rewind(row, seconds, wait)
+        self.steering.go_back(row)
         return frames
 
     # Slots.

@@ -21,6 +21,9 @@ class FrameLog:
         self._tokens = np.zeros((slots, length, streams), np.int32)
         self._quiet = np.zeros((slots, length), np.bool_)
         self.count = np.zeros(slots, np.int64)  # frames of each conversation until now
+        self._least = np.zeros(
+            slots, np.int64
+        )  # older frames are overwritten by frames that were dropped, or never came
 
     def add(self, rows: Rows, tokens: Tokens, quiet: npt.NDArray[np.bool_] | bool) -> None:
         """Add a frame [n, 17] to slots `rows`. `quiet` [n]: whether neither speaker made a sound."""
@@ -31,7 +34,7 @@ class FrameLog:
 
     def first(self, row: int) -> int:
         """The oldest frame that a slot still has."""
-        return max(0, int(self.count[row]) - self.length)
+        return max(int(self._least[row]), int(self.count[row]) - self.length)
 
     def frames(self, row: int, start: int, end: int) -> Tokens:
         """Frames start, ..., end - 1 of a slot, [end - start, 17]."""
@@ -44,11 +47,12 @@ class FrameLog:
         return flags
 
     def drop(self, row: int, frames: int) -> None:
-        """Forget the newest frames of a slot."""
+        """Forget the newest frames of a slot. The older ones that they overwrote do not come back."""
+        self._least[row] = self.first(row)
         self.count[row] -= frames
 
     def reset(self, row: int) -> None:
-        self.count[row] = 0
+        self.count[row] = self._least[row] = 0
 
     def save(self, row: int) -> dict[str, Any]:
         """A copy of a slot's frames, oldest first: tokens [n, 17] int32, quiet [n], and the number of all frames."""
@@ -61,7 +65,7 @@ class FrameLog:
         end, kept = int(saved["count"]), len(saved["tokens"])
         entries = np.arange(end - kept, end) % self.length
         self._tokens[row, entries], self._quiet[row, entries] = saved["tokens"], saved["quiet"]
-        self.count[row] = end
+        self.count[row], self._least[row] = end, end - kept
 
 
 def is_quiet(*pcm: Floats) -> npt.NDArray[np.bool_]:

@@ -5,11 +5,14 @@ An order takes effect in the next frame whose text is not sampled yet: 80 ms aft
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 from pplex.runtime.control import Control
 from pplex.runtime.priming import VoiceName
 from pplex.runtime.saying import Saying, When
 from pplex.runtime.text import TextStream
+
+T = TypeVar("T")
 
 
 class Orders(ABC):
@@ -53,8 +56,7 @@ class Orders(ABC):
         much as leaves room for the same again. To step sessions meanwhile, use `rebuilding`.
         Raises SteeringError, PromptError, AudioError, SlotError; then nothing has changed.
         """
-        for _ in self.control().rebuild(self.row, persona, facts, voice, keep_seconds, waits=False):
-            pass
+        _run(self.control().rebuild(self.row, persona, facts, voice, keep_seconds, wait=False))
 
     def rebuilding(
         self,
@@ -69,19 +71,20 @@ class Orders(ABC):
     def rewind(self, seconds: float) -> int:
         """Let the agent forget the newest seconds, what it said and what it heard; returns the number of frames.
 
-        The sound goes on without a click, and other words are drawn. Raises SteeringError, SlotError.
+        The sound goes on without a click, and other words are drawn. To step sessions meanwhile, use `rewinding`.
+        Raises SteeringError, SlotError.
         """
-        return _finished(self._rewind(seconds, waits=False))
+        return _run(self._rewinding(seconds, wait=False))
 
     def rewinding(self, seconds: float) -> Generator[None, None, int]:
-        """`rewind` as a generator: it yields between chunks, and all sessions may step meanwhile.
+        """`rewind` as a generator: it yields between chunks if the memory must be computed again.
 
-        What this one says meanwhile is forgotten, too.
+        All sessions may step meanwhile. What this one says and hears then is forgotten, too.
         """
-        return self._rewind(seconds, waits=True)
+        return self._rewinding(seconds, wait=True)
 
-    def _rewind(self, seconds: float, waits: bool) -> Generator[None, None, int]:
-        frames = yield from self.control().rewind(self.row, seconds, waits)
+    def _rewinding(self, seconds: float, wait: bool) -> Generator[None, None, int]:
+        frames = yield from self.control().rewind(self.row, seconds, wait)
         self.text.reset()
         return frames
 
@@ -91,10 +94,11 @@ class Orders(ABC):
         return self.control().steering.texts(self.row)
 
 
-def _finished(work: Generator[None, None, int]) -> int:
-    """Run a generator to its end; returns its value."""
+def _run(work: Generator[None, None, T]) -> T:
+    """The result of a generator that needs nothing between its chunks."""
     while True:
         try:
             next(work)
         except StopIteration as end:
-            return int(end.value)
+            result: T = end.value
+            return result

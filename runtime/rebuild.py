@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from inspect import GEN_CREATED, getgeneratorstate
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,15 @@ class Agent:
         return list(self.persona)
 
 
+@dataclass(frozen=True)
+class _Past:
+    """An earlier point of a conversation, copied: the log goes on while it is computed again."""
+
+    end: int  # the number of frames
+    columns: Tokens  # the frames for the token ring, as in `DelayRing.go_back`
+    history: Tokens  # the frames to keep
+
+
 class Memory:
     """The log, the prompts and the rebuilds of all slots.
 
@@ -89,7 +99,7 @@ class Memory:
         self._epochs = np.zeros(stages.slots, np.int64)  # sessions that a slot has had
         self._lost = np.zeros(stages.slots, np.bool_)  # slots that the window cannot rebuild
         self.rebuilt = 0  # rebuilds that the window asked for, until now
-        self._waiting: deque[tuple[int, Generator[None, None, int]]] = deque()  # rebuilds that the window asks for
+        self._waiting: deque[tuple[int, Generator[None, None, None]]] = deque()  # rebuilds that the window asks for
 
     # The prompt.
 
@@ -111,10 +121,11 @@ class Memory:
         return replace(agent, voice=voice)
 
     def _check_room(self, prompt_steps: int) -> None:
+        """Raise PromptError if a prompt leaves too little of the memory window."""
         if self.window and self._kept(prompt_steps) < LEAST_KEPT:
             raise PromptError(
-                f"The prompt takes {prompt_steps} of the memory window's {self.window} steps, which leaves too little for "
-                "the conversation. Shorten the persona, or choose a longer memory window."
+                f"The prompt takes {prompt_steps} of the memory window's {self.window} steps, which leaves too "
+                "little for the conversation. Shorten the persona, or choose a longer memory window."
             )
 
     def close(self, row: int) -> None:
@@ -133,70 +144,78 @@ class Memory:
         row: int,
         change: Mapping[str, Any],
         keep_s: float | None = None,
-        waits: bool = False,
-        back: int = 0,
         patient: bool = False,
-    ) -> Generator[None, None, int]:
+        wait: bool = True,
+        past: "_Past | None" = None,
+    ) -> Generator[None, None, None]:
         """Rebuild a slot's memory behind its prompt, changed by fields of Agent; yields between chunks.
 
         keep_s: seconds of the newest history that stay, by default as much as half the window. The slot's session may step
-        meanwhile: what it says then stays, too. waits: yield while another rebuild has the spare slot. back: forget
-        this number of frames, and all that the session steps meanwhile. patient: do not refuse a slow engine.
-        Returns the number of forgotten newest frames. Raises PromptError and AudioError for the prompt, SteeringError if the
-        history does not fit, if the slot is being rebuilt, if no slot is free or if the engine is too slow, SlotError if the
-        session was closed; then nothing has changed.
+        meanwhile: what it says then stays, too. patient: do not refuse a slow engine. wait: yield while the spare slot is in
+        use, instead of raising SteeringError. past: go back to it.
+        Raises PromptError and AudioError for the prompt, SteeringError if the history does not fit, if the slot is being
+        rebuilt, or if the engine is too slow, SlotError if the session was closed; then nothing has changed.
         """
         agent, epoch = replace(self._agents[row], **change), self._epochs[row]
         agent.tokens(self._tokenizer)
-        self._check_idle(row)
+        if self._busy[row]:
+            raise SteeringError("This session is being rebuilt. Wait until that is done.")
         self._busy[row] = True
-        work = self._rebuild(row, agent, keep_s, waits, back, patient)
+        self._waiting = deque(  # this rebuild takes the place of one that the window asks for and that has not begun
+            each for each in self._waiting if each[0] != row or getgeneratorstate(each[1]) != GEN_CREATED
+        )
+        work = self._rebuild(row, agent, keep_s, patient, wait, past)
         try:
-            while True:
-                next(work)
+            for _ in work:
                 yield
                 if self._epochs[row] != epoch:
                     raise SlotError("The session was closed while it was rebuilt.")
-        except StopIteration as end:
-            return int(end.value)
         finally:
             work.close()
             if self._epochs[row] == epoch:
                 self._busy[row] = False
 
-    def _check_idle(self, row: int) -> None:
-        if self._busy[row]:
-            raise SteeringError("This session is being rebuilt. Wait until that is done.")
-
     def _rebuild(
-        self, row: int, agent: Agent, keep_s: float | None, waits: bool, back: int, patient: bool
-    ) -> Generator[None, None, int]:
-        end = (
-            int(self.log.count[row]) - back if back else None
-        )  # of the history that stays; None: now, whenever that is
-        while (spare := self._take_spare()) is None:
-            if not waits or not self._busy[np.arange(len(self._busy)) != row].any():
-                raise SteeringError("A rebuild needs a free slot. Close a session, or load the bundle with more slots.")
-            yield
+        self, row: int, agent: Agent, keep_s: float | None, patient: bool, wait: bool, past: "_Past | None"
+    ) -> Generator[None, None, None]:
+        spare = yield from self._reserve(row, wait)
         try:
             agent = yield from self._prime(spare, agent)
             prompt_steps = int(self._ring.step[spare]) - 1
-            yield from self._replay(row, spare, self._start(row, prompt_steps, keep_s, end), end, patient)
-            forgotten = int(self.log.count[row]) - end if end is not None else 0
-            if forgotten:
-                self._go_back(row, forgotten)
+            if past is None:
+                start = self._start(row, prompt_steps, int(self.log.count[row]), keep_s)
+                yield from self._replay(row, spare, start, patient)
+            else:
+                yield from self._replay_past(spare, past.history)
+                self._go_back(row, past)
             steps = int(self._ring.step[spare])
             self._stages.kv_cache.copy(spare, row, steps)
             self._ring.renumber(row, steps + 1)
             self._agents[row], self._prompt_steps[row] = agent, prompt_steps
-            return forgotten
         finally:
             self._stages.reset(spare, int(self._ring.step[spare]))
             self._ring.reset(spare)
             self._give_spare(spare)
 
-    def _start(self, row: int, prompt_steps: int, keep_s: float | None, end: int | None) -> int:
-        """The first frame of the history to keep: after silence, if there is any in its first third."""
+    def _reserve(self, row: int, wait: bool) -> Generator[None, None, int]:
+        """The spare slot, or a free one."""
+        left = len(self._waiting) * self._chunks
+        while (spare := self._take_spare()) is None:
+            if not self._busy[np.arange(len(self._busy)) != row].any():
+                raise SteeringError("A rebuild needs a free slot. Close a session, or load the bundle with more slots.")
+            if wait:
+                yield
+            elif left:  # the memory window's own rebuild uses it: finish that
+                left -= 1
+                self.work()
+            else:
+                raise SteeringError(
+                    "Another session is being rebuilt. Finish that first, or use `rebuilding`, which waits."
+                )
+        return spare
+
+    def _start(self, row: int, prompt_steps: int, end: int, keep_s: float | None = None) -> int:
+        """The first frame of the history until frame `end` to keep: after silence, if there is any in its first third."""
         kept = self._kept(prompt_steps)
         if keep_s is not None:
             most = max(0, self.limit - prompt_steps - self._ahead())
@@ -205,9 +224,8 @@ class Memory:
                 raise SteeringError(
                     f"{keep_s:g} s cannot be kept: the prompt leaves room for 0 to {most * self._frame_s:g} s."
                 )
-        end = int(self.log.count[row]) if end is None else end
         start = max(self.log.first(row), end - kept)
-        quiet = self.log.quiet(row, start, start + kept // 3) if start else np.zeros(0, np.bool_)
+        quiet = self.log.quiet(row, start, start + (end - start) // 3) if start else np.zeros(0, np.bool_)
         if len(quiet) < QUIET_FRAMES:
             return start
         found = np.flatnonzero(sliding_window_view(quiet, QUIET_FRAMES).all(axis=-1))
@@ -217,10 +235,10 @@ class Memory:
         """The number of frames, rounded; -1 for a number that is none."""
         return round(seconds / self._frame_s) if math.isfinite(seconds) else -1
 
-    def _replay(self, row: int, spare: int, start: int, end: int | None, patient: bool) -> Generator[None, None, None]:
-        """Force the history of slot `row` from frame `start` to `end` into slot `spare`, until it has caught up."""
+    def _replay(self, row: int, spare: int, start: int, patient: bool) -> Generator[None, None, None]:
+        """Force the history of slot `row` from frame `start` into slot `spare`, until it has caught up."""
         done, began = start, int(self.log.count[row])
-        while (left := (int(self.log.count[row]) if end is None else end) - done) >= PRIMING_STEPS:
+        while (left := int(self.log.count[row]) - done) >= PRIMING_STEPS:
             self._force(spare, self.log.frames(row, done, done + PRIMING_STEPS))
             done += PRIMING_STEPS
             yield
@@ -231,6 +249,14 @@ class Memory:
                     "rebuild a session during a call."
                 )
         self._force(spare, self.log.frames(row, done, done + left), last=True)
+
+    def _replay_past(self, spare: int, history: Tokens) -> Generator[None, None, None]:
+        """Force a history [n, 17] that does not grow into slot `spare`."""
+        while len(history) > PRIMING_STEPS:
+            self._force(spare, history[:PRIMING_STEPS])
+            history = history[PRIMING_STEPS:]
+            yield
+        self._force(spare, history, last=True)
 
     def _force(self, row: int, frames: Tokens, last: bool = False) -> None:
         """Run frames [n, 17] through a slot; `last`: and the step after them, whose tokens are known as well."""
@@ -295,7 +321,7 @@ class Memory:
         steps = self._ring.step[rows] - 1
         for row in rows[steps >= self.window - self._ahead()].tolist():
             if not self._busy[row] and not self._lost[row] and all(row != waiting for waiting, _ in self._waiting):
-                self._waiting.append((row, self.rebuild(row, {}, waits=True, patient=True)))
+                self._waiting.append((row, self.rebuild(row, {}, patient=True)))
         for row in rows[steps >= self.window].tolist():  # nobody called `work` in time
             for _ in range(len(self._waiting) * self._chunks):
                 if any(row == waiting for waiting, _ in self._waiting):
@@ -317,34 +343,50 @@ class Memory:
 
     # Back.
 
-    def rewind(self, row: int, seconds: float, waits: bool = False) -> Generator[None, None, int]:
-        """Forget the newest `seconds` of a slot; returns the number of frames. Yields and `waits` as in `rebuild`.
+    def rewind(self, row: int, seconds: float, wait: bool = True) -> Generator[None, None, int]:
+        """Forget the newest `seconds` of a slot; returns the number of frames. Raises SteeringError.
 
-        The sound goes on: the codec keeps its state, and so does the noise. Raises SteeringError.
+        It yields between chunks if older entries are overwritten, or from before the last rebuild: they are computed again.
+        What the session says meanwhile is forgotten, too. The sound goes on: the codec and the noise keep their state.
         """
+        past = self._past(row, seconds)
+        if self._busy[row]:
+            raise SteeringError("This session is being rebuilt. Wait until that is done.")
+        steps, frames = int(self._ring.step[row]) - 1, int(self.log.count[row]) - past.end
+        if steps < self._in_use and steps - frames > self._prompt_steps[row] + self._ring.late:
+            self._go_back(row, past)
+            self._stages.kv_cache.truncate(row, steps - frames)
+            return frames
+        added = int(self.log.count[row])
+        for _ in self.rebuild(row, {}, patient=True, wait=wait, past=past):
+            yield
+            added = int(self.log.count[row])
+        return added - past.end
+
+    def _past(self, row: int, seconds: float) -> "_Past":
+        """What a slot was `seconds` ago. Raises SteeringError."""
         late, frames = self._ring.late, self._frames(seconds)
-        most = int(self.log.count[row]) - 1 - self.log.first(row)
+        count, first = int(self.log.count[row]), self.log.first(row)
+        most = count - 1 - first
+        if most < late:
+            raise SteeringError(f"{seconds:g} s cannot be taken back: this session has no older frames to go to.")
         if not late <= frames <= most:
             raise SteeringError(
                 f"{seconds:g} s cannot be taken back: this session can go back {late * self._frame_s:g} to "
                 f"{most * self._frame_s:g} s."
             )
-        self._check_idle(row)
-        steps = int(self._ring.step[row]) - 1
-        if steps < self._in_use and steps - frames > self._prompt_steps[row] + late:
-            self._go_back(row, frames)
-            self._stages.kv_cache.truncate(row, steps - frames)
-            return frames
-        # Older entries are overwritten, or from before the last rebuild: compute them again.
-        return (yield from self.rebuild(row, {}, waits=waits, back=frames, patient=True))
+        newest = count - 1 - frames + late  # the frame after the newest one that stays
+        kept = self.log.frames(row, max(newest + 1 - self._ring.columns - late, first), newest + 1)
+        missing = self._ring.columns + late - len(kept)
+        columns = np.concatenate([np.zeros((missing, kept.shape[1]), np.int64), kept])
+        end = count - frames
+        start = self._start(row, int(self._prompt_steps[row]), end)
+        return _Past(end, columns, self.log.frames(row, start, end))
 
-    def _go_back(self, row: int, frames: int) -> None:
-        """Undo the newest frames in the token ring and in the log."""
-        end = int(self.log.count[row]) - frames + self._ring.late  # after the frame that was sampled last
-        length = self._ring.columns + self._ring.late
-        kept = self.log.frames(row, max(end - length, self.log.first(row)), end)
-        earlier = np.zeros((length - len(kept), kept.shape[1]), np.int64)
-        self._ring.go_back(row, frames, np.concatenate([earlier, kept]))
+    def _go_back(self, row: int, past: "_Past") -> None:
+        """Let the token ring and the log of a slot be as they were."""
+        frames = int(self.log.count[row]) - past.end
+        self._ring.go_back(row, frames, past.columns)
         self.log.drop(row, frames)
 
     # Saved and restored.
@@ -364,10 +406,13 @@ class Memory:
         return facts, {"log_tokens": log["tokens"], "log_quiet": log["quiet"], **codes}
 
     def restore(self, row: int, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        """Write back what `save` gave, into any slot."""
+        """Write back what `save` gave, into any slot. Raises PromptError if the memory window could not rebuild it."""
         voice, persona = facts["voice"], facts["persona"]
         if "voice_codes" in arrays:
             voice = EncodedVoice(voice, arrays["voice_codes"])
-        self._agents[row] = Agent(voice, persona if isinstance(persona, str) else tuple(persona), facts["facts"])
+        agent = Agent(voice, persona if isinstance(persona, str) else tuple(persona), facts["facts"])
+        if self.window is not None:  # it will be rebuilt
+            self.check(agent)
+        self._agents[row] = agent
         self._prompt_steps[row] = facts["prompt_steps"]
         self.log.restore(row, {"tokens": arrays["log_tokens"], "quiet": arrays["log_quiet"], "count": facts["frames"]})

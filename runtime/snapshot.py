@@ -40,7 +40,11 @@ class Snapshot:
         """
         target = Path(path)
         partial = target.with_name(f".{target.name}.part")
-        metadata = {"format": FORMAT, "bundle": self.bundle, "facts": json.dumps(self.facts, sort_keys=True)}
+        metadata = {
+            "format": FORMAT,
+            "bundle": self.bundle,
+            "facts": json.dumps(self.facts, sort_keys=True, default=_plain),
+        }
         try:
             save_file(dict(self.arrays), partial, {**metadata, "sha256": self._digest(metadata)})
             partial.replace(target)
@@ -65,10 +69,9 @@ class Snapshot:
         if metadata.get("format") != FORMAT or metadata.keys() != {"format", "bundle", "facts", "sha256"}:
             raise SnapshotError(f"{path} is not a snapshot of this version ({FORMAT}). Save the session again.")
         digest = metadata.pop("sha256")
-        snapshot = cls(metadata["bundle"], json.loads(metadata["facts"]), arrays)
-        if digest != snapshot._digest(metadata):
+        if digest != cls(metadata["bundle"], {}, arrays)._digest(metadata):
             raise SnapshotError(f"{path} is damaged: its content does not have its SHA-256. Copy it again.")
-        return snapshot
+        return cls(metadata["bundle"], json.loads(metadata["facts"]), arrays)
 
     def check(self, bundle: Bundle) -> None:
         """Raise SnapshotError unless `bundle` can continue it."""
@@ -84,6 +87,13 @@ class Snapshot:
             found.update(f"{name} {array.dtype} {array.shape}\n".encode())
             found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number, such as a temperature, as JSON has it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be saved.")
 
 
 def graphs_digest(bundle: Bundle) -> str:

@@ -12,7 +12,7 @@ from pplex.runtime.config import CODEBOOKS, END_OF_PADDING, SILENCE_CODES, Model
 from pplex.runtime.delays import FREE
 from pplex.runtime.saying import Saying, Speaker, Target
 from pplex.runtime.stages import Stages
-from pplex.runtime.token_path import TokenPath
+from pplex.runtime.token_path import AGENT, TokenPath
 
 
 class Steering:
@@ -59,6 +59,13 @@ class Steering:
         if row in self._speakers:
             self._speakers[row].cut(int(self.next_frame[row]), queued=True)
             self._forget_idle(row)
+
+    def go_back(self, row: int) -> None:
+        """After a rewind: drop every text. A hold stays, also for the newest frame, whose delayed codes are drawn again."""
+        self.cut(row)
+        self.silent[row] = 0
+        if row in self._speakers and self._speakers[row].holds:
+            self._path.ring.hear(np.array([row]), AGENT, np.array([SILENCE_CODES]))
 
     def reset(self, row: int) -> None:
         """Drop all orders of a slot, which gets another session."""

@@ -31,12 +31,17 @@ def words_of(text: str, tokenizer: Tokenizer) -> Words:
     """The tokens of each word of `text`, in order. Raises SteeringError."""
     if len(text) > MAX_CHARACTERS:
         raise SteeringError(f"The text has {len(text)} characters, but may have {MAX_CHARACTERS}. Say it in parts.")
+    _check_number(sum(any(c.isalnum() for c in part) for part in text.split()))  # spelling many numbers takes long
     spelled = " ".join(spell_numbers(text).split())
     _check_characters(spelled)
     words = [_tokens(word, tokenizer) for word in _joined(spelled.split(" "))]
-    if len(words) > MAX_WORDS:
-        raise SteeringError(f"The text has {len(words)} words, but may have {MAX_WORDS}. Say it in parts.")
+    _check_number(len(words))
     return tuple(words)
+
+
+def _check_number(words: int) -> None:
+    if words > MAX_WORDS:
+        raise SteeringError(f"The text has {words} words, but may have {MAX_WORDS}. Say it in parts.")
 
 
 def spell_numbers(text: str) -> str:

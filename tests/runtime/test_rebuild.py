@@ -1,7 +1,7 @@
 """Rebuilt and rewound sessions: what they remember, what they say next, and what their neighbours notice."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ties import assert_same_up_to_a_tie, with_standings
 
 from pplex.runtime.arrays import Tokens
 from pplex.runtime.bundle import Bundle
+from pplex.runtime.config import SILENCE_CODES
 from pplex.runtime.errors import PromptError, SlotError, SteeringError
 from pplex.runtime.session import Runtime, Session
 
@@ -342,26 +343,6 @@ def test_a_rewind_stops_what_is_being_said(roomy: Runtime, session: Session) -> 
     assert saying.state == "cut"
 
 
-def test_a_rewind_behind_a_rebuild_runs_between_frames(roomy: Runtime, session: Session) -> None:
-    """What the session says meanwhile is forgotten, too."""
-    history = talk_codes(session, CODES[0, :250])[:225]
-    session.rebuild(keep_seconds=1)
-    work, stepped = session.rewinding(25 * 0.08), 0
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            assert end.value == 25 + stepped and 2 <= stepped <= 4
-            break
-        session.step_codes(CODES[1, stepped])
-        stepped += 1
-    assert np.array_equal(roomy.memory.log.frames(session.row, 0, 225), history)
-    with forced_again(roomy, "NATF0", PERSONA, history[225 - 188 :], 7) as fresh:
-        for name, array in entries(fresh).items():
-            np.testing.assert_allclose(entries(session)[name][:, : array.shape[1]], array, atol=1e-4)
-    talk_codes(session, CODES[2, :5])
-
-
 def test_a_rebuild_never_takes_a_slot_of_a_runtime_with_a_spare_one(roomy: Runtime, session: Session) -> None:
     talk(session, PCM[0, :150])
     with roomy.open(None, "", seed=1) as other:
@@ -369,7 +350,10 @@ def test_a_rebuild_never_takes_a_slot_of_a_runtime_with_a_spare_one(roomy: Runti
         first, second = session.rebuilding(), other.rebuilding()
         next(first)
         next(second)  # waits
-        with roomy.open(None, "", seed=2) as third, pytest.raises(SteeringError, match="needs a free slot"):
+        with (
+            roomy.open(None, "", seed=2) as third,
+            pytest.raises(SteeringError, match="Another session is being rebuilt"),
+        ):
             third.rebuild()
         drive(first)
         drive(second)
@@ -393,3 +377,118 @@ def test_a_window_that_cannot_rebuild_a_session_lets_it_go_on(
                 runtime.step_codes({session: frame, other: frame})
                 runtime.work()
         assert runtime.ring.step[session.row] > 300 and runtime.ring.step[other.row] <= 200
+
+
+def test_a_rewound_hold_stays_silent(roomy: Runtime, session: Session) -> None:
+    talk(session, PCM[0, :20])
+    session.hold()
+    talk(session, PCM[0, 20:40])
+    session.rewind(0.8)
+    held = talk(session, PCM[0, 40:50]).tokens
+    assert (held[:, 0] == roomy.config.text_padding).all() and (held[:, 1:9] == SILENCE_CODES).all()
+
+
+def test_what_was_taken_back_is_not_remembered_again(tiny_bundle: Bundle) -> None:
+    """A second rewind and a rebuild use only frames that stayed, not those that overwrote them in the log."""
+    runtime = small_runtime(tiny_bundle, 1, spare=True)
+    with runtime.open(None, "", seed=7) as session:
+        frames = talk_codes(session, CODES[0, :300])
+        assert session.rewind(80 * 0.08) == 80
+        log = runtime.memory.log
+        assert np.array_equal(log.frames(0, log.first(0), 220), frames[log.first(0) : 220])
+        with pytest.raises(SteeringError, match="can go back"):
+            session.rewind((220 - log.first(0)) * 0.08)
+        talk_codes(session, CODES[1, :40])
+        session.rebuild()
+
+
+def test_the_silence_before_a_history_is_not_one_that_was_taken_back(tiny_bundle: Bundle) -> None:
+    runtime = small_runtime(tiny_bundle, 1, spare=True)
+    with runtime.open(None, "", seed=7) as session:
+        talk_codes(session, CODES[0, :300])
+        log = runtime.memory.log
+        session.rewind(90 * 0.08)
+        assert log.count[0] - log.first(0) == 6
+        log._quiet[0, (np.arange(210, 300)) % log.length] = True
+        log._quiet[0, np.arange(log.first(0), 210) % log.length] = False
+        session.rebuild()
+        assert runtime.ring.step[0] == runtime.memory._prompt_steps[0] + 6 + 2
+
+
+def test_a_new_session_has_nothing_to_take_back(session: Session) -> None:
+    with pytest.raises(SteeringError, match="no older frames"):
+        session.rewind(0.08)
+
+
+@pytest.mark.parametrize("order", [lambda each: each.rebuild(), lambda each: each.rewind(5)], ids=["rebuild", "rewind"])
+def test_work_in_one_go_does_not_wait_for_a_rebuild_that_nobody_runs(
+    tiny_bundle: Bundle, order: Callable[[Session], object]
+) -> None:
+    runtime = small_runtime(tiny_bundle, 2, spare=True)
+    with runtime.open(None, "", seed=7) as session, runtime.open(None, "", seed=8) as other:
+        for frame in range(220):
+            runtime.step({session: PCM[0, frame], other: PCM[1, frame]})
+        work = other.rebuilding(voice="NATF0")
+        next(work)
+        with pytest.raises(SteeringError, match="Another session is being rebuilt"):
+            order(session)
+        drive(work)
+
+
+def test_a_rewind_in_chunks_forgets_what_is_said_meanwhile(roomy: Runtime) -> None:
+    """Sessions step between its chunks, and the memory is that of a rewind in one go."""
+    runtime = roomy
+    with runtime.open("NATF0", PERSONA, seed=7) as session, runtime.open("NATM1", "other", seed=8) as neighbour:
+        talk(session, PCM[0, :300])
+        session.rebuild(keep_seconds=1)  # older entries are gone
+        with runtime.open(snapshot=session.snapshot()) as fork:
+            assert fork.rewind(30 * 0.08) == 30
+            work, chunks = session.rewinding(30 * 0.08), 0
+            while True:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    assert end.value == 30 + chunks
+                    break
+                runtime.step({session: PCM[2, chunks], neighbour: PCM[1, chunks]})
+                chunks += 1
+            assert chunks >= 2
+            assert_same(entries(session), entries(fork))
+            row, other = session.row, fork.row
+            ring, step = runtime.ring, int(runtime.ring.step[session.row])
+            assert step == ring.step[other] and runtime.memory.log.count[row] == runtime.memory.log.count[other] == 270
+            for back in (0, 1):  # the columns that are read again
+                column = (step - 1 - back) % ring.columns
+                assert np.array_equal(ring.tokens[row, :, column], ring.tokens[other, :, column])
+
+
+def test_an_order_to_rebuild_takes_the_place_of_the_windows(windowed: Runtime) -> None:
+    """`work` goes on with the others, and the window asks again if the order is given up."""
+    with windowed.open(None, "", seed=1) as session, windowed.open(None, "", seed=2) as other:
+        both = {session: PCM[0, 0], other: PCM[1, 0]}
+        while len(windowed.memory._waiting) < 2:
+            windowed.step(both)
+        windowed.work()  # the first session's has begun, the second one's has not
+        work = other.rebuilding()
+        next(work)
+        while windowed.work():
+            pass
+        drive(work)
+        assert not windowed.memory._busy.any() and not windowed.memory._waiting
+        assert windowed.ring.step[other.row] < WINDOW
+
+
+def test_a_rebuild_in_one_go_finishes_that_of_the_window(windowed: Runtime) -> None:
+    """No slot is free, and the window's rebuild of another session has the spare one."""
+    opened = [windowed.open(None, "", seed=seed) for seed in range(3)]
+    frames = dict(zip(opened, PCM[:3, 0], strict=True))
+    while len(windowed.memory._waiting) < 3:
+        windowed.step(frames)
+    windowed.work()
+    opened[windowed.memory._waiting[-1][0]].rebuild()
+    assert not windowed.memory._busy.any()
+    for _ in range(5):
+        windowed.step(frames)
+        windowed.work()
+    for session in opened:
+        session.close()

@@ -12,7 +12,7 @@ from conversations import FRAMES, PCM, PERSONA, Heard, assert_same, finish, hear
 from safetensors.numpy import load_file, save_file
 
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.errors import AccessError, OutputError, SlotError, SnapshotError
+from pplex.runtime.errors import AccessError, OutputError, PromptError, SlotError, SnapshotError
 from pplex.runtime.sampling import GREEDY, Sampling
 from pplex.runtime.session import Runtime, Session
 from pplex.runtime.snapshot import Snapshot
@@ -169,6 +169,40 @@ def test_a_damaged_file_is_refused(file: Path, damage: Callable[[Path], None]) -
     damage(file)
     with pytest.raises(SnapshotError, match=r"snapshot|damaged"):
         Snapshot.load(file)
+
+
+def test_any_changed_bit_of_the_header_is_refused(file: Path) -> None:
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for at in range(0, end, 7):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(SnapshotError):
+            Snapshot.load(file)
+
+
+def test_settings_that_are_numpy_numbers_are_saved(three: Runtime, tmp_path: Path) -> None:
+    sampling = Sampling(np.float32(0.5), np.int64(9), np.float32(0.5), np.int64(9))
+    with three.open(None, "", seed=np.int64(1), sampling=sampling) as session:
+        session.say("good", gap=np.int64(2))
+        session.snapshot().save(tmp_path / "session")
+    with three.open(snapshot=Snapshot.load(tmp_path / "session")) as session:
+        assert session.sampling == sampling
+
+
+@pytest.mark.parametrize(
+    "persona, voice, message", [(PERSONA, "NATF0", "Unknown voice"), (list(range(4, 84)), None, "takes")]
+)
+def test_a_session_that_the_memory_window_could_not_rebuild_is_refused(
+    roomy_bundle: Bundle, persona: str | list[int], voice: str | None, message: str
+) -> None:
+    with small_runtime(roomy_bundle).open(voice, persona, seed=1) as session:
+        snapshot = session.snapshot()
+    windowed = small_runtime(roomy_bundle, memory_window=100)
+    if voice is not None:
+        windowed.bundle.voices.clear()
+    with pytest.raises(PromptError, match=message):
+        windowed.open(snapshot=snapshot)
+    windowed.open(None, "", seed=1).close()
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path, one: Runtime) -> None:

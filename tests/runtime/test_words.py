@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pplex.runtime.words as words_module
 from pplex.runtime.bundle import TOKENIZER_FILE, Bundle
 from pplex.runtime.errors import SteeringError
 from pplex.runtime.text import RESERVED, TextStream, Tokenizer
@@ -86,6 +87,15 @@ def test_long_text_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(SteeringError, match=f"may have {MAX_WORDS}"):
         words_of("a " * (MAX_WORDS + 1), tokenizer)
     assert len(words_of("a " * MAX_WORDS, tokenizer)) == MAX_WORDS
+
+
+def test_too_many_numbers_are_refused_before_they_are_spelled(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spelling a thousand numbers takes longer than a frame."""
+    monkeypatch.setattr(words_module, "spell_numbers", lambda text: pytest.fail("spelled"))
+    with pytest.raises(SteeringError, match=f"has 1000 words, but may have {MAX_WORDS}"):
+        words_of("7 " * 1000, tokenizer)
 
 
 @given(st.text(max_size=60))
