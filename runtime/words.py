@@ -6,6 +6,7 @@ Numbers are spelled in English. Text that has no certain pronunciation is refuse
 import re
 import unicodedata
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from pplex.runtime.errors import SteeringError
@@ -29,6 +30,8 @@ _MAX_DIGITS = 12
 
 def words_of(text: str, tokenizer: Tokenizer) -> Words:
     """The tokens of each word of `text`, in order. Raises SteeringError."""
+    if not isinstance(text, str):
+        raise SteeringError(f"The text is {text!r}, but must be a string.")
     if len(text) > MAX_CHARACTERS:
         raise SteeringError(f"The text has {len(text)} characters, but may have {MAX_CHARACTERS}. Say it in parts.")
     _check_number(sum(any(c.isalnum() for c in part) for part in text.split()))  # spelling many numbers takes long
@@ -106,8 +109,12 @@ def _money(one: str, several: str, hundredth: str, hundredths: str, whole: int, 
     return " and ".join(parts)
 
 
+_turn = Lock()  # inflect keeps state while it spells; a server spells in two threads
+
+
 def _in_words(number: str) -> str:
-    words: str = _inflect().number_to_words(number, andword="", comma="")
+    with _turn:
+        words: str = _inflect().number_to_words(number, andword="", comma="")
     return words
 
 
