@@ -26,6 +26,7 @@ _NUMBER = re.compile(
     r"(?P<decimals>\.[0-9]+)?(?P<suffix>%|st|nd|rd|th)?(?![\w:/%$\u20ac\u00a3+-]|[.,]\d)"
 )
 _MAX_DIGITS = 12
+_turn = Lock()  # inflect keeps state while it spells, and a server spells in two threads
 
 
 def words_of(text: str, tokenizer: Tokenizer) -> Words:
@@ -107,9 +108,6 @@ def _money(one: str, several: str, hundredth: str, hundredths: str, whole: int, 
     parts = [f"{_in_words(str(whole))} {one if whole == 1 else several}"] if whole or not small else []
     parts += [f"{_in_words(str(small))} {hundredth if small == 1 else hundredths}"] if small else []
     return " and ".join(parts)
-
-
-_turn = Lock()  # inflect keeps state while it spells; a server spells in two threads
 
 
 def _in_words(number: str) -> str:
