@@ -4,6 +4,7 @@ Called by `server.conversation`.
 """
 
 import asyncio
+import math
 
 from pplex.server.connection import Connection
 from pplex.server.hearing import IncomingAudio
@@ -20,10 +21,10 @@ async def feed_silence(connection: Connection, incoming: IncomingAudio, after_s:
         return
     await connection.begun.wait()
     begun_s = now_s()
+    turn = 0  # multiples of 80 ms: a timer may fire a little early, and must not fire twice for one of them
     while True:
-        now = now_s()
-        quiet_s = max(now, max(begun_s, incoming.arrived_s) + after_s)  # the earliest moment for the next frame
-        await asyncio.sleep(quiet_s - now + FRAME_S - quiet_s % FRAME_S)
-        now = now_s()
-        if now - max(begun_s, incoming.arrived_s) >= after_s:
-            incoming.put_silence(now)
+        quiet_s = max(begun_s, incoming.arrived_s) + after_s  # the earliest moment for a frame
+        turn = max(turn + 1, math.ceil(max(quiet_s, now_s()) / FRAME_S))
+        await asyncio.sleep(turn * FRAME_S - now_s())
+        if turn * FRAME_S - max(begun_s, incoming.arrived_s) >= after_s:
+            incoming.put_silence(now_s())
