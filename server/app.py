@@ -403,12 +403,16 @@ class Server:
         finally:
             self._unstarted.discard(connection)
         if asked is None:
-            return connection.ended.result()
+            why = connection.ended.result()
+            if why.cause == "protocol":
+                self._refusals.note(400, why.reason, now_s(), protocol=connection.wire.name)
+            return why
         try:
             self._check_ready()
             self._check_prompt(asked)
             conversation = self._enter(asked, connection.wire)
         except RequestError as error:
+            self._refusals.note(error.status, str(error), now_s(), protocol=connection.wire.name)
             return too_late(error)
         log_as(conversation.id)
         self._hearing.put(connection.wire.prepare)

@@ -11,7 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 from bystander import attacked
-from callers import FRAME, ask, call, raw, run, speech
+from callers import FRAME, ask, call, dial, frame, raw, run, speech
 from live_caller import PATH, LiveCaller, live, pcm16
 from serving import Running, Serve
 
@@ -149,6 +149,34 @@ def test_what_a_client_held_back_while_it_waited_is_dropped_and_does_no_harm(ser
     caller = run(visit())
     assert len(caller.all(AUDIO)) <= 20, "at most the backlog of 4 frames came in addition"
     assert caller.errors == []
+
+
+def test_a_client_may_send_what_it_held_back_in_the_queue(serve: Serve) -> None:
+    """More messages than a client may send otherwise; without having waited they are a flood."""
+
+    async def visit(url: str, waits_s: float) -> tuple[int, LiveCaller]:
+        async with live(url) as caller:
+            callers = [call(url, resume="") for _ in range(4 if waits_s else 0)]
+            for each in callers:
+                await (await each.__aenter__()).handshake()
+            await caller.send("session.start", session={"model": "m"})
+            await asyncio.sleep(waits_s)
+            for each in callers:
+                await each.__aexit__(None, None, None)
+            await caller.until(lambda: caller.all("session.started"), "the start")
+            with suppress(ConnectionError):
+                for _ in range(80):
+                    await caller.append(bytes(960))
+                if waits_s:
+                    await caller.replies(4)
+                    await caller.send("session.close")
+            return await caller.closed(), caller
+
+    with serve(limits={"messages": 40, "messages_per_s": 30, "resume_s": 0.1}) as narrow:
+        code, caller = run(visit(narrow.url, 3.0))
+        assert (code, caller.errors) == (1000, [])
+        narrow.wait_for(lambda: is_free(narrow))
+        assert run(visit(narrow.url, 0.0))[0] in (1006, 1008)
 
 
 def test_mute_lets_the_model_hear_silence(lively: Running) -> None:
@@ -309,6 +337,7 @@ def test_a_wrong_configuration_closes_and_takes_no_slot(server: Running) -> None
             await caller.send("session.start", session={"model": "m", **session})
             return await caller.closed(), caller
 
+    before = server.metric('pplex_refused_total{status="400"}')
     for session, param in (
         ({"audio": {"output": {"voice": "bob"}}}, "session.audio.output.voice"),
         ({"instructions": "a salad and " * 2000}, "session.instructions"),
@@ -317,6 +346,7 @@ def test_a_wrong_configuration_closes_and_takes_no_slot(server: Running) -> None
         code, caller = run(visit(**session))
         assert (code, [param for _, param in caller.errors]) == (1008, [param])
         assert not caller.all("session.closed") and not caller.all("session.started")
+    assert server.metric('pplex_refused_total{status="400"}') == before + 3
     server.wait_for(lambda: is_free(server))
 
 
@@ -445,7 +475,26 @@ async def leaves(server: Running) -> None:
             await caller.send("session.start", session={"model": "m", "instructions": "You enjoy salad."})
 
 
-@pytest.mark.parametrize("attack", [nonsense, large, flood, leaves])
+async def never_reads(server: Running) -> None:
+    """Asks for large answers, in small messages, and does not read them: their number and their bytes are limited."""
+    delegation = {"type": "client", "x": "a" * 60_000}
+    start = json.dumps({"type": "session.start", "session": {"model": "m", "delegation": delegation}})
+    update = json.dumps({"type": "session.update", "session": {}})
+    before = server.metric('pplex_partings_total{cause="slow"}')
+    async with dial(server.port, path=PATH, receive_buffer=4096, then=frame(start.encode(), opcode=1)) as (_, writer):
+        await asyncio.sleep(0.5)
+        with suppress(ConnectionError):
+            for _ in range(150):
+                writer.write(frame(update.encode(), opcode=1))
+                await writer.drain()
+        for _ in range(100):
+            if server.metric('pplex_partings_total{cause="slow"}') > before:
+                return
+            await asyncio.sleep(0.05)
+    raise AssertionError("it was not disconnected")
+
+
+@pytest.mark.parametrize("attack", [nonsense, large, flood, leaves, never_reads])
 def test_bystanders_are_unharmed(target: Running, unharmed: np.ndarray, attack: Any) -> None:
     attacked(target, unharmed, lambda: attack(target))
 
