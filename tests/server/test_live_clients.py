@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from folders import TINY
 from serving import Running, Serve
 
 HERE = Path(__file__).parent
+DOCS = Path(__file__).parents[2] / "docs/apis.md"
 CLIENTS = Path(sys.prefix) / "clients"
 VOICE = TINY / "checkpoint/voices/synthetic.wav"
 KEY = "secret-key"
@@ -59,6 +61,21 @@ def test_openais_client_talks_for_ten_seconds(guarded: Running, tmp_path: Path) 
     assert 0.9 * SENT_S <= len(played) / 24_000 <= SENT_S + 0.5
     assert report["gap_s"] < 2, "0.1 s on a machine that does nothing else"
     guarded.wait_for(lambda: guarded.state()["used"] == 0)
+
+
+@needs_openai
+def test_the_example_in_the_documentation_runs(guarded: Running, tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert code
+    script = code[1].replace("http://localhost:8998", guarded.url).replace("TOKEN", KEY)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(CLIENTS)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "3840 bytes of the agent's voice" in done.stdout, done.stderr
 
 
 @needs_openai
