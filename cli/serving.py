@@ -12,6 +12,7 @@ from pplex.cli.command import checked, command
 from pplex.cli.options import device_option, json_option, memory_window_option, threads_option
 from pplex.runtime.files import check_writable, write_files
 from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
+from pplex.server.options import PROTOCOLS, parse_protocols
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -124,6 +125,19 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @memory_window_option()
 @click.option(
+    "--protocols",
+    default=",".join(PROTOCOLS),
+    callback=checked(parse_protocols),
+    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions.",
+)
+@click.option(
+    "--pause-seconds",
+    "pause_s",
+    type=click.FloatRange(1),
+    default=600,
+    help="As --idle-seconds, for live: its clients send nothing while the microphone is off.",
+)
+@click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
 )
 def serve(
@@ -146,6 +160,7 @@ def serve(
     allowed: tuple[str, ...],
     control_tokens: tuple[str, ...],
     memory_window: int | None,
+    protocols: tuple[str, ...],
     **limits: Any,
 ) -> None:
     """Serve BUNDLE to many clients at once: a web page, and the original server's WebSocket protocol at /api/chat.
@@ -183,6 +198,7 @@ def serve(
         control_tokens,
         "control" in allowed,
         memory_window,
+        protocols,
     )
     opened = open_to_run(bundle, device)
     start_logging()

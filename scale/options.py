@@ -64,6 +64,7 @@ class ReplicaOptions:
             control_tokens=tuple(os.environ.get(CONTROL_TOKENS, "").split()),
             allow_control=self.allow_control,
             memory_window=self.memory_window,
+            protocols=("chat",),  # the others' messages may be larger than a replica's socket takes
         )
 
     def _limits(self) -> Limits:

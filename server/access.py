@@ -19,6 +19,8 @@ from pplex.server.request import RequestError
 # overwrite each other's cookies.
 COOKIE = "pplex_"
 COOKIE_NAME_DIGITS = 8
+KEY_PREFIX = "openai-insecure-api-key."  # of a subprotocol, by which OpenAI's clients in browsers send their key
+API_KEY = "api-key"  # the header of Azure's clients
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -143,7 +145,15 @@ def _has_one(request: web.Request, tokens: tuple[str, ...]) -> bool:
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     given = [bearer.strip()] if scheme.lower() == "bearer" else []
     given += [value for name in CREDENTIALS for value in request.query.getall(name, [])]
+    given += request.headers.getall(API_KEY, [])
+    given += [name.removeprefix(KEY_PREFIX) for name in subprotocols(request) if name.startswith(KEY_PREFIX)]
     return _matches(given, tokens) or _matches(_cookies_of(request), tuple(map(_cookie_of, tokens)))
+
+
+def subprotocols(request: web.Request) -> list[str]:
+    """The names that a WebSocket's client offers. A browser sends OpenAI's key as one of them."""
+    offered = request.headers.getall("Sec-WebSocket-Protocol", [])
+    return [name.strip() for header in offered for name in header.split(",")]
 
 
 def _parts(origin: str) -> SplitResult:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from aiohttp import web
@@ -21,30 +22,34 @@ from pplex.runtime.errors import PplexError, SteeringError
 from pplex.runtime.libraries import load_library
 from pplex.runtime.session import Runtime
 from pplex.server import metrics
-from pplex.server.access import Access
+from pplex.server.access import Access, subprotocols
 from pplex.server.admission import Admission
 from pplex.server.chat_messages import PATH
 from pplex.server.chat_protocol import ChatProtocol
 from pplex.server.chat_request import ChatRequest, parse_query
-from pplex.server.connection import CloseReason, Connection
+from pplex.server.connection import Connection
 from pplex.server.control import ControlContext
 from pplex.server.conversation import ServerContext, ServerConversation, random_key
 from pplex.server.event_loop import loop_factory
 from pplex.server.gate import Gate
-from pplex.server.limits import MAX_MESSAGE, MAX_ORDER_MESSAGE
+from pplex.server.limits import MAX_ORDER_MESSAGE
+from pplex.server.live_protocol import LiveProtocol
+from pplex.server.live_requests import live_terms, model_list, openai_error, refuse_path
 from pplex.server.logs import LOGGER, log_as
 from pplex.server.metrics import Metrics
 from pplex.server.options import ServeOptions
 from pplex.server.pages import Pages
 from pplex.server.refusals import HEADERS, Handler, Refusals
 from pplex.server.request import ConversationRequest, RequestError
+from pplex.server.room import opening, too_late
 from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.snapshots import KeptSnapshot, Snapshots
 from pplex.server.sockets import listen
 from pplex.server.tracing import Tracing
-from pplex.server.wire import Close, WireProtocol
+from pplex.server.wire import Close, CloseReason, WireProtocol
 from pplex.server.worker import Worker
 
+OPENAI_PREFIXES = ("/v1", "/openai/v1")  # of addresses: OpenAI's, and Azure's
 LAG_S = 0.02  # between looks at the event loop
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
 SWITCH_S = 0.001  # until a busy Python thread lets another run. Python's default of 5 ms is as long as a batch waits
@@ -78,6 +83,7 @@ class Server:
             ControlContext(self._scheduler, self._snapshots, bundle.voices, self._limits, self._metrics),
         )
         self._conversations: set[ServerConversation] = set()
+        self._unstarted: set[Connection] = set()  # open sockets without a conversation, which takes a start message
         self._by_key: dict[str, ServerConversation] = {}
         self._is_ready = self._is_draining = False
         self._failure: BaseException | None = None
@@ -188,6 +194,8 @@ class Server:
         going = CloseReason(Close.GOING_AWAY, "The server is shutting down.", "shutdown")
         if self._failure is not None:
             going = CloseReason(Close.INTERNAL, "The model stopped with an error.", "engine")
+        for connection in list(self._unstarted):
+            connection.end(going)
         for conversation in list(self._conversations):
             if not conversation.is_begun:
                 conversation.dismiss(going)
@@ -233,8 +241,14 @@ class Server:
 
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._middleware()])
-        app.router.add_get(PATH, self._chat)
-        app.router.add_post(PATH, self._would_chat)
+        if "chat" in self._options.protocols:
+            app.router.add_get(PATH, self._chat)
+            app.router.add_post(PATH, self._would_chat)
+        if "live" in self._options.protocols:
+            for prefix in OPENAI_PREFIXES:
+                app.router.add_get(f"{prefix}/live/sessions", self._live)
+                app.router.add_get(f"{prefix}/models", self._models)
+                app.router.add_route("*", f"{prefix}/{{path:.*}}", refuse_path)
         app.router.add_get("/api/info", self._info)
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
@@ -271,6 +285,8 @@ class Server:
         facts = {name.lower(): request.headers[name][:200] for name in ("Origin", "Host") if name in request.headers}
         self._refusals.note(error.status, str(error), now_s(), **facts)
         response = web.Response(status=error.status, text=" ".join(f"{error}".split("\n")) + "\n")
+        if "live" in self._options.protocols and request.path.startswith(tuple(f"{each}/" for each in OPENAI_PREFIXES)):
+            response = openai_error(error)
         if error.retry_after_s is not None:
             response.headers["Retry-After"] = str(error.retry_after_s)
         if error.status == 401:
@@ -336,16 +352,7 @@ class Server:
         wire: WireProtocol,
     ) -> web.StreamResponse:
         """Hold a new or a resumed conversation over a WebSocket, in any wire protocol."""
-        ws = web.WebSocketResponse(
-            timeout=2.0,
-            compress=False,
-            autoping=False,  # the connection answers pings itself: aiohttp would not limit or count them
-            max_msg_size=MAX_ORDER_MESSAGE if wire.controls else MAX_MESSAGE,
-            heartbeat=self._limits.heartbeat_s,
-            writer_limit=SEND_BUFFER // 4,
-        )
-        if not ws.can_prepare(request):
-            raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
+        ws = self._socket(request, wire)
         self._tracing.accept(request.headers)
         conversation = resumed or self._enter(asked, wire)
         log_as(conversation.id)
@@ -363,6 +370,73 @@ class Server:
                 conversation.end("lost")  # the connection was lost before the conversation began
         self._metrics.partings.labels(why.cause).inc()
         await connection.hang_up(why)
+        return ws
+
+    async def _live(self, request: web.Request) -> web.StreamResponse:
+        """A conversation over GPT-Live, whose client sends the settings over the open socket."""
+        self._access.check_origin(request)
+        self._access.check_token(request)
+        terms = live_terms(request, self._bundle, self._access.may_control(request), self._limits.duration_s)
+        self._check_ready()
+        self._admission.check_room()
+        if len(self._unstarted) >= self._limits.spare_connections // 2:
+            raise RequestError(503, "Too many connections wait for their start message.", RETRY_AFTER_S)
+        wire = LiveProtocol(terms)
+        ws = self._socket(request, wire)
+        self._tracing.accept(request.headers)
+        try:
+            await ws.prepare(request)
+        except ConnectionError:
+            return web.Response(status=499)  # the client has left
+        transport = _transport(request)
+        on_wait = partial(self._gate.credit, transport)
+        connection = Connection(ws, transport, wire, self._limits, self._metrics, on_wait)
+        await connection.hang_up(await self._start_and_converse(connection))
+        return ws
+
+    async def _start_and_converse(self, connection: Connection) -> CloseReason:
+        """Wait for the start message, which takes a slot, and hold the conversation; returns why the connection ends."""
+        self._unstarted.add(connection)
+        try:
+            asked = await opening(connection, self._limits.start_s)
+        finally:
+            self._unstarted.discard(connection)
+        if asked is None:
+            why = connection.ended.result()
+            if why.cause == "protocol":
+                self._refusals.note(400, why.reason, now_s(), protocol=connection.wire.name)
+            return why
+        try:
+            self._check_ready()
+            self._check_prompt(asked)
+            conversation = self._enter(asked, connection.wire)
+        except RequestError as error:
+            self._refusals.note(error.status, str(error), now_s(), protocol=connection.wire.name)
+            return too_late(error)
+        log_as(conversation.id)
+        self._hearing.put(connection.wire.prepare)
+        why = await conversation.run(connection)
+        self._metrics.partings.labels(why.cause).inc()
+        return why
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        self._access.check_token(request)
+        return web.json_response(model_list(self._bundle))
+
+    def _socket(self, request: web.Request, wire: WireProtocol) -> web.WebSocketResponse:
+        """The WebSocket of a request, before its upgrade. Raises RequestError if the request asks for none."""
+        spoken = ("realtime",) if wire.name != "chat" and "realtime" in subprotocols(request) else ()
+        ws = web.WebSocketResponse(
+            timeout=2.0,
+            protocols=spoken,
+            compress=False,
+            autoping=False,  # the connection answers pings itself: aiohttp would not limit or count them
+            max_msg_size=max(wire.max_message, MAX_ORDER_MESSAGE if wire.controls else 0),
+            heartbeat=self._limits.heartbeat_s,
+            writer_limit=SEND_BUFFER // 4,
+        )
+        if not ws.can_prepare(request):
+            raise RequestError(426, "This is a WebSocket: connect to it with ws:// or wss://.")
         return ws
 
     def _resumable(self, key: str) -> ServerConversation:
@@ -400,12 +474,17 @@ class Server:
             self._admission.enter(),
             self._make_key(),
             self._forget,
-            wire.audio,
+            wire,
             kept.snapshot if kept else None,
         )
         self._conversations.add(conversation)
         self._by_key[conversation.key] = conversation
-        facts: dict[str, object] = {"conversation": conversation.id, "voice": request.voice, "audio": wire.audio}
+        facts: dict[str, object] = {
+            "conversation": conversation.id,
+            "protocol": wire.name,
+            "voice": request.voice,
+            "audio": wire.audio,
+        }
         if wire.controls:
             facts["control"] = True
         if asked.ignored:

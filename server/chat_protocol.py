@@ -11,9 +11,12 @@ from pplex.runtime.arrays import Pcm
 from pplex.server.chat_messages import Kind, pack, pack_metadata, unpack
 from pplex.server.chat_request import ChatRequest
 from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
+from pplex.server.limits import MAX_MESSAGE
 from pplex.server.wire import (
     AudioMessage,
     ClientMessage,
+    Close,
+    CloseReason,
     IgnoredMessage,
     Message,
     NoEffectMessage,
@@ -30,7 +33,9 @@ DECODER_STARTS_S = 1.2
 class ChatProtocol(WireProtocol):
     """See `WireProtocol`."""
 
-    can_resume = True
+    name = "chat"
+    max_message = MAX_MESSAGE
+    can_resume, has_pauses = True, False
 
     def __init__(self, request: ChatRequest):
         self.audio = request.audio
@@ -52,11 +57,13 @@ class ChatProtocol(WireProtocol):
     def handshake(self) -> Message:
         return pack(Kind.HANDSHAKE)
 
-    def metadata(self, content: Mapping[str, Any]) -> Message:
-        return pack_metadata(content)
+    def metadata(self, content: Mapping[str, Any]) -> list[Message]:
+        return [pack_metadata(content)]
 
-    def error(self, reason: str) -> Message:
-        return pack(Kind.ERROR, reason.encode())
+    def farewell(self, why: CloseReason) -> tuple[list[Message], Close]:
+        """An error says why, unless the client has gone, or may return."""
+        is_told = why.code is not None and not why.resumable
+        return [pack(Kind.ERROR, why.reason.encode())] if is_told else [], why.code or Close.INTERNAL
 
     def ping(self) -> Message:
         return pack(Kind.PING)

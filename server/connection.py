@@ -2,26 +2,31 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import assert_never
 
 from aiohttp import WSMsgType, web
 
 from pplex.server.hearing import IncomingAudio
-from pplex.server.limits import MAX_MESSAGE, Bucket, Limits
+from pplex.server.limits import Bucket, Limits
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
+from pplex.server.request import ConversationRequest
 from pplex.server.scheduler import FrameReply, now_s
 from pplex.server.wire import (
     FRAME_S,
+    AnsweredMessage,
     AudioMessage,
+    ClientMessage,
     Close,
+    CloseReason,
+    ClosingMessage,
     IgnoredMessage,
     Message,
     NoEffectMessage,
     OrderMessage,
     ProtocolError,
+    StartMessage,
     WireProtocol,
 )
 
@@ -30,16 +35,7 @@ REASON_BYTES = 120  # a close frame holds 123
 HANG_UP_S = 2.0  # for the close handshake
 
 
-@dataclass(frozen=True)
-class CloseReason:
-    """Why a connection ends: the close code (None if the client has gone), the sentence, and the metric's cause."""
-
-    code: Close | None
-    reason: str
-    cause: str
-    resumable: bool = False
-
-
+ASKED_FOR = CloseReason(Close.NORMAL, "The client asked for the end.", "client")
 NOT_READING = CloseReason(Close.NOT_READING, "The client does not read.", "slow", resumable=True)
 
 
@@ -61,15 +57,18 @@ class Connection:
         wire: WireProtocol,
         limits: Limits,
         metrics: Metrics,
+        on_wait: Callable[[float], None] = lambda seconds: None,
     ):
+        """`on_wait` gets the seconds that a client with pauses had to wait: it may send what it held back."""
+        self._on_wait = on_wait
         self._ws, self._transport, self.wire, self._limits, self._metrics = ws, transport, wire, limits, metrics
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[CloseReason] = self._loop.create_future()
-        self.has_begun = False  # whether the handshake was sent
+        self.begun = asyncio.Event()  # set when the handshake is sent
         self._can_hear = asyncio.Event()  # whether the client's decoder is ready: an estimate
         self._ready_timer = self._loop.call_later(wire.hears_after_s, self._can_hear.set)
         self._outbox: deque[tuple[Message, FrameReply | None]] = deque()
-        self._frames = 0  # of the outbox
+        self._frames = self._waiting_bytes = 0  # of the outbox
         self._filled = asyncio.Event()
         self._ignored = set[str]()  # kinds of messages
         self.conversation = ""  # whose connection it is, for the log
@@ -94,35 +93,62 @@ class Connection:
 
     # In.
 
+    async def start(self) -> ConversationRequest:
+        """Take messages until the client begins a conversation. Raises ConnectionEnd if it leaves before that."""
+        while True:
+            match await self._receive():
+                case StartMessage(request):
+                    return request
+                case AnsweredMessage(answers):
+                    for answer in answers:
+                        await self._send(answer)
+                case ClosingMessage():
+                    raise ConnectionEnd(ASKED_FOR)
+                case IgnoredMessage(kind):
+                    self._ignore(kind)
+                case _:
+                    pass  # nobody listens yet
+
     async def read(self, incoming: IncomingAudio, order: Callable[[bytes], None]) -> None:
         """Take messages until the client leaves. `order` gets those with an order to the conversation."""
         while True:
+            self._take(await self._receive(), incoming, order)
+
+    async def _receive(self) -> ClientMessage:
+        """The client's next message. Raises ConnectionEnd if it has left, or ProtocolError."""
+        while True:
+            await asyncio.sleep(0)  # other clients must not wait for a client with many messages
             message = await self._ws.receive()
             if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
-                self._take(message.data, incoming, order)
-            elif message.type in (WSMsgType.PING, WSMsgType.PONG):
-                self._count_message(len(message.data))
-                if message.type is WSMsgType.PING:
-                    await self._ws.pong(message.data)
-            else:
-                return self.end(self._gone(message.type, self._ws.close_code))
-            await asyncio.sleep(0)  # other clients must not wait for a client with many messages
+                return self._parse(message.data)
+            if message.type not in (WSMsgType.PING, WSMsgType.PONG):
+                raise ConnectionEnd(self._gone(message.type, self._ws.close_code))
+            self._count_message(len(message.data))
+            if message.type is WSMsgType.PING:
+                await self._ws.pong(message.data)
 
-    def _take(self, data: Message, incoming: IncomingAudio, order: Callable[[bytes], None]) -> None:
+    def _parse(self, data: Message) -> ClientMessage:
         self._bytes_in.inc(len(data))
         self._count_message(len(data))
-        message = self.wire.parse(data)
-        if len(data) > MAX_MESSAGE and not isinstance(message, OrderMessage):
-            raise ProtocolError(Close.TOO_LARGE, f"A message above {MAX_MESSAGE:,} bytes.")
+        message, most = self.wire.parse(data), self.wire.max_message
+        if len(data) > most and not isinstance(message, OrderMessage):
+            raise ProtocolError(Close.TOO_LARGE, f"A message above {most:,} bytes.")
+        return message
+
+    def _take(self, message: ClientMessage, incoming: IncomingAudio, order: Callable[[bytes], None]) -> None:
         match message:
             case OrderMessage(payload):
                 order(payload)
+            case AnsweredMessage(answers):
+                self._answer(answers)
+            case ClosingMessage():
+                raise ConnectionEnd(ASKED_FOR)
             case AudioMessage(payload):
                 self._can_hear.set()
                 incoming.put(payload, now_s())
             case IgnoredMessage(kind):
                 self._ignore(kind)
-            case NoEffectMessage():
+            case NoEffectMessage() | StartMessage():  # a protocol answers a second start itself
                 pass
             case other:
                 assert_never(other)
@@ -155,28 +181,38 @@ class Connection:
         """Wait until the handshake may be sent: when the client's decoder is ready, or when the client speaks."""
         await self._can_hear.wait()
 
-    def begin(self) -> None:
-        """Tell the client that the conversation listens."""
-        self.has_begun = True
+    def begin(self, waited_s: float = 0.0) -> None:
+        """Tell the client that the conversation listens. `waited_s`: how long it has waited for that."""
+        if self.wire.has_pauses:  # it may send at once what it has recorded meanwhile
+            self._messages.credit(waited_s)
+            self._bytes.credit(waited_s)
+            self._on_wait(waited_s)
+        self.begun.set()
         self.post(self.wire.handshake())
 
     def tell(self, **content: object) -> None:
         """Send metadata."""
-        self.post(self.wire.metadata(content))
+        for message in self.wire.metadata(content):
+            self.post(message)
 
     def answer(self, content: Mapping[str, object]) -> None:
         """Send metadata that a client can cause. If too much of it waits, the client does not read, and is disconnected."""
+        self._answer(self.wire.metadata(content))
+
+    def _answer(self, messages: Iterable[Message]) -> None:
         if self.ended.done():
             return
-        if len(self._outbox) >= self._limits.answers:
+        if len(self._outbox) >= self._limits.answers or self._waiting_bytes > self._limits.answer_bytes:
             return self.end(NOT_READING)
-        self.tell(**content)
+        for message in messages:
+            self.post(message)
 
     def post(self, message: Message | None, reply: FrameReply | None = None) -> None:
         """Put a message into the outbox. None puts nothing."""
         if message is None:
             return
         self._outbox.append((message, reply))
+        self._waiting_bytes += len(message)
         self._filled.set()
 
     def deliver(self, messages: list[Message], reply: FrameReply) -> None:
@@ -201,6 +237,7 @@ class Connection:
                 message, reply = self._outbox[0]
                 await self._send(message)
                 self._outbox.popleft()
+                self._waiting_bytes -= len(message)
                 self._sent_s = now_s()
                 self._bytes_out.inc(len(message))
                 if reply is not None:
@@ -216,7 +253,7 @@ class Connection:
         Before the handshake only clients that ask for it get a ping: other clients take any first message for the handshake.
         """
         silence_s = now_s() - self._sent_s
-        if silence_s >= PING_S and not self._outbox and (self.has_begun or self.wire.early_metadata):
+        if silence_s >= PING_S and not self._outbox and (self.begun.is_set() or self.wire.early_metadata):
             self.post(self.wire.ping())
             silence_s = 0.0
         self._ping_timer = self._loop.call_later(max(PING_S - silence_s, PING_S / 8), self._ping)
@@ -232,14 +269,14 @@ class Connection:
             self.late_frames += 1
 
     async def hang_up(self, why: CloseReason) -> None:
-        """Close the socket. Before that, send the reason as an error message."""
+        """Close the socket. Before that, say why, if the protocol can."""
+        farewell, code = self.wire.farewell(why)
         try:
             async with asyncio.timeout(HANG_UP_S):
-                error = self.wire.error(why.reason)
-                if error is not None and why.code is not None and not self._ws.closed and not why.resumable:
-                    await self._send(error)
+                for message in farewell if not self._ws.closed else []:
+                    await self._send(message)
                 reason = why.reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
-                await self._ws.close(code=why.code or Close.INTERNAL, message=reason)
+                await self._ws.close(code=code, message=reason)
         except (TimeoutError, ConnectionError):
             pass
         finally:

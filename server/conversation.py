@@ -9,7 +9,7 @@ from pathlib import Path
 from pplex.runtime.errors import PplexError
 from pplex.runtime.snapshot import Snapshot
 from pplex.server.admission import Ticket
-from pplex.server.connection import CloseReason, Connection, ConnectionEnd
+from pplex.server.connection import Connection, ConnectionEnd
 from pplex.server.control import Control, ControlContext
 from pplex.server.hearing import IncomingAudio
 from pplex.server.inbox import Inbox
@@ -19,9 +19,10 @@ from pplex.server.metrics import Metrics
 from pplex.server.recording import Recording
 from pplex.server.request import ConversationRequest, session_facts
 from pplex.server.scheduler import ScheduledSession, Scheduler, now_s
+from pplex.server.silence import feed_silence
 from pplex.server.speech import OutgoingAudio
 from pplex.server.tracing import Tracing
-from pplex.server.wire import FRAME_S, Close, ProtocolError
+from pplex.server.wire import FRAME_S, Close, CloseReason, ProtocolError, WireProtocol
 from pplex.server.worker import Worker
 
 WATCH_S = 0.25  # between looks at the clock
@@ -57,20 +58,20 @@ class ServerConversation:
         ticket: Ticket,
         key: str,
         on_over: Callable[["ServerConversation"], None],
-        audio: str,
+        wire: WireProtocol,
         snapshot: Snapshot | None = None,
     ):
         """`key`: with it a client can resume. `on_over` is called once, when the conversation is over.
 
-        `audio` is the format on the wire, for the trace. `snapshot`: what the conversation continues.
+        `wire` is the protocol of the first connection. `snapshot`: what the conversation continues.
         """
         self.id, self.key = secrets.token_hex(6), key
         self.connection: Connection | None = None
-        self.trace = context.tracing.begin(self.id, audio)
+        self.trace = context.tracing.begin(self.id, wire.audio)
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
         self._ticket, self._on_over = ticket, on_over
         self._loop = asyncio.get_running_loop()
-        self._inbox = Inbox(context.frame_size, context.limits.backlog_frames)
+        self._inbox = Inbox(context.frame_size, context.limits.backlog_frames, never_ahead=wire.has_pauses)
         self._outgoing = OutgoingAudio(self.id, self._inbox)
         self._scheduled = ScheduledSession(self._inbox, request, self._outgoing.answer, snapshot=snapshot)
         self._control = Control(context.control, self._scheduled, self.id, self._answer, self._stop_for_defect)
@@ -108,11 +109,16 @@ class ServerConversation:
         incoming = self._incoming(connection)
 
         def order(payload: bytes) -> None:
-            self._control.take(payload, connection.has_begun)
+            self._control.take(payload, connection.begun.is_set())
 
         tasks = [
-            asyncio.create_task(_guarded(work, connection))
-            for work in (connection.read(incoming, order), connection.write(), self._talk(connection, incoming))
+            asyncio.create_task(guarded(work, connection))
+            for work in (
+                connection.read(incoming, order),
+                connection.write(),
+                self._talk(connection, incoming),
+                feed_silence(connection, incoming, self._limits.silence_after_s),
+            )
         ]
         try:
             return await self._converse(connection)
@@ -211,13 +217,15 @@ class ServerConversation:
         await connection.client_can_hear()
         position = await self._control.position() if connection.wire.controls else None
         await asyncio.sleep(-now_s() % FRAME_S)
-        connection.begin()
+        connection.begin(now_s() - self._admitted_s)
         self._tell_session(connection, resumed, position)
         self._inbox.start()
         self._context.scheduler.wake()
         self._is_begun, incoming.heard_s = True, now_s()
-        (self._metrics.resumed if resumed else self._metrics.conversations).inc()
-        LOGGER.info("conversation resumed" if resumed else "conversation begun", extra={"conversation": self.id})
+        protocol = connection.wire.name
+        (self._metrics.resumed if resumed else self._metrics.conversations.labels(protocol)).inc()
+        facts = {"conversation": self.id, "protocol": protocol}
+        LOGGER.info("conversation resumed" if resumed else "conversation begun", extra=facts)
         await self._watch(connection, incoming)
 
     async def _wait_for_slot(self, connection: Connection) -> None:
@@ -257,12 +265,13 @@ class ServerConversation:
     async def _watch(self, connection: Connection, incoming: IncomingAudio) -> None:
         """Report dropped frames, and end a conversation that is idle or has reached its maximum duration."""
         limits = self._limits
+        idle_s = limits.pause_s if connection.wire.has_pauses else limits.idle_s
         while True:
             await asyncio.sleep(WATCH_S)
             if self._count_dropped():
                 connection.tell(type="dropped", frames=self._dropped)
-            if now_s() - incoming.heard_s > limits.idle_s:
-                raise ConnectionEnd(CloseReason(Close.POLICY, f"No audio for {limits.idle_s:g} s.", "idle"))
+            if now_s() - incoming.heard_s > idle_s:
+                raise ConnectionEnd(CloseReason(Close.POLICY, f"No audio for {idle_s:g} s.", "idle"))
             if now_s() - self._began_s > limits.duration_s:
                 reason = f"A conversation may last {limits.duration_s:g} s."
                 raise ConnectionEnd(CloseReason(Close.POLICY, reason, "duration"))
@@ -275,7 +284,7 @@ class ServerConversation:
         return dropped
 
 
-async def _guarded(work: Coroutine[None, None, None], connection: Connection) -> None:
+async def guarded(work: Coroutine[None, None, None], connection: Connection) -> None:
     """Run a task of a connection, and end the connection when the task ends for any reason."""
     try:
         await work

@@ -26,6 +26,11 @@ class Gate:
         if transport in self._open:
             self._open[transport].pass_by()
 
+    def credit(self, transport: asyncio.BaseTransport, seconds: float) -> None:
+        """A connection may send what it has held back for `seconds`."""
+        if transport in self._open:
+            self._open[transport].bytes.credit(seconds)
+
     def enter(self, transport: asyncio.BaseTransport, visitor: "_Visitor") -> bool:
         if len(self._open) >= self.most:
             self.metrics.cut.labels("full").inc()
@@ -45,7 +50,7 @@ class _Visitor(asyncio.Protocol):
     def __init__(self, gate: Gate):
         self._gate = gate
         self._loop = asyncio.get_running_loop()
-        self._bytes = Bucket(gate.limits.wire_bytes, gate.limits.wire_bytes_per_s, self._loop.time())
+        self.bytes = Bucket(gate.limits.wire_bytes, gate.limits.wire_bytes_per_s, self._loop.time())
         self._behind: asyncio.Protocol | None = None
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -72,7 +77,7 @@ class _Visitor(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._behind is None:
             return
-        if self._bytes.take(len(data), self._loop.time()):
+        if self.bytes.take(len(data), self._loop.time()):
             self._behind.data_received(data)
         else:
             self._cut("flood")

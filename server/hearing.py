@@ -8,6 +8,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
+from pplex.runtime.arrays import Pcm
 from pplex.server.inbox import Inbox
 from pplex.server.limits import Bucket, Limits
 from pplex.server.metrics import Metrics
@@ -39,15 +42,24 @@ class IncomingAudio:
         self._refuse, self._is_admitted = refuse, is_admitted
         self._loop = asyncio.get_running_loop()
         self._samples = Bucket(limits.samples, limits.samples_per_s, now_s())
-        self._payloads: deque[tuple[bytes, float]] = deque()  # the first one is being decoded, or is next
+        # The first one is being decoded, or is next. None: a frame of silence.
+        self._payloads: deque[tuple[bytes | None, float]] = deque()
         self._turns = threading.Lock()  # so that each payload is decoded once
         self._is_closed = False
-        self.heard_s = now_s()  # when audio was last decoded
+        self.heard_s = self.arrived_s = now_s()  # when audio was last decoded, and when it last arrived
 
     # Event loop.
 
     def put(self, payload: bytes, arrived_s: float) -> None:
         """Add a payload to the queue."""
+        self.arrived_s = arrived_s
+        self._put(payload, arrived_s)
+
+    def put_silence(self, now_s: float) -> None:
+        """Add a frame of silence to the queue, in place of a client that sends nothing."""
+        self._put(None, now_s)
+
+    def _put(self, payload: bytes | None, arrived_s: float) -> None:
         with self._turns:
             self._payloads.append((payload, arrived_s))
             is_next = len(self._payloads) == 1
@@ -71,10 +83,12 @@ class IncomingAudio:
             if has_more:
                 self._hearing.put(self._decode_next)
 
-    def _decode(self, payload: bytes, arrived_s: float) -> None:
+    def _decode(self, payload: bytes | None, arrived_s: float) -> None:
         """Decode a payload: at most as much as fits the inbox, and as the time since the last payload allows."""
         if self._is_closed:
             return
+        if payload is None:
+            return self._push(np.zeros(self._inbox.frame_size, np.float32), arrived_s)
         now, bad = now_s(), self._wire.bad_audio
         room = self._inbox.room() if self._is_admitted() else 0
         try:
@@ -90,5 +104,8 @@ class IncomingAudio:
         if not self._is_admitted():
             return
         self._inbox.skip(received.skipped)
-        if self._inbox.push(received.pcm, arrived_s, self._epoch):
+        self._push(received.pcm, arrived_s)
+
+    def _push(self, pcm: Pcm, arrived_s: float) -> None:
+        if self._inbox.push(pcm, arrived_s, self._epoch):
             self._scheduler.wake()

@@ -3,6 +3,7 @@
 The hearing thread fills it, the scheduler reads it, the event loop clears it. Callers pass the time.
 """
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -39,8 +40,14 @@ class Inbox:
     listening yet. It is heard at the same pace.
     """
 
-    def __init__(self, frame_size: int, backlog: int = BACKLOG_FRAMES):
-        self.frame_size, self.backlog = frame_size, backlog
+    def __init__(self, frame_size: int, backlog: int = BACKLOG_FRAMES, never_ahead: bool = False):
+        """never_ahead: for clients that play each reply when it comes, and would stay late after a burst.
+
+        Then audio from before `start` has the limit of the backlog, too. And all frames that were heard since the client's
+        playback was last empty are counted: more than the backlog and one frame ahead of the clock are dropped.
+        """
+        self.frame_size, self.backlog, self._never_ahead = frame_size, backlog, never_ahead
+        self._played_s = -math.inf  # when the client will have played all replies
         self._lock = threading.Lock()
         self._partial: list[Pcm] = []  # samples of a frame that is not yet whole
         self._samples = 0
@@ -54,7 +61,8 @@ class Inbox:
 
     def room(self) -> int:
         """The number of samples that `push` would keep. If it gets more, it drops the oldest."""
-        limit = self.backlog if self._started else max(round(EARLY_S / FRAME_S), self.backlog)
+        is_live = self._started or self._never_ahead
+        limit = self.backlog if is_live else max(round(EARLY_S / FRAME_S), self.backlog)
         return (limit + 1) * self.frame_size - self._samples
 
     def skip(self, samples: int) -> None:
@@ -76,10 +84,16 @@ class Inbox:
                     self._frames.append(Frame(np.concatenate(self._partial), now_s, self.epoch))
                     self._partial, self._samples = [], 0
             whole = len(self._frames) > frames
-            self._drop_oldest()
+            self._drop_oldest(now_s)
             return whole
 
-    def _drop_oldest(self) -> None:
+    def _drop_oldest(self, now_s: float) -> None:
+        if self._never_ahead:
+            ahead = max(0.0, (self._played_s - now_s) / FRAME_S) if self._started else 0.0
+            while self._frames and len(self._frames) > min(self.backlog, self.backlog + 1.5 - ahead):
+                self._frames.popleft()
+                self.dropped += 1
+            return
         if not self._started:
             while len(self._frames) * FRAME_S > EARLY_S:
                 self._frames.popleft()
@@ -93,7 +107,7 @@ class Inbox:
     def start(self) -> None:
         """Begin the conversation: from now on, frames that are too late are dropped."""
         with self._lock:
-            self._early, self._started = len(self._frames), True
+            self._early, self._started = 0 if self._never_ahead else len(self._frames), True
 
     def clear(self) -> None:
         """Discard everything, and accept nothing until `start`, because the client has left."""
@@ -112,6 +126,7 @@ class Inbox:
         with self._lock:
             if not (self._started and self._frames):
                 return None
+            self._played_s = max(self._played_s, self._due_s()) + FRAME_S
             self._next_s = self._due_s() + PACE_S  # from the due time: a late scheduler must not delay later frames
             self._early = max(0, self._early - 1)
             return self._frames.popleft()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pplex.runtime.config import SAMPLE_RATE_HZ
 
 MAX_MESSAGE = 65536  # bytes
+MAX_JSON_MESSAGE = 1 << 20  # bytes, in protocols of JSON
 MAX_ORDER_MESSAGE = 2 << 20  # bytes: an order that is too large is refused, and the conversation goes on
 
 
@@ -23,7 +24,10 @@ class Limits:
     drain_s: float = 30.0
     header_s: float = 10.0  # for a connection's first request
     heartbeat_s: float = 10.0  # between WebSocket pings; half of it for the answer
-    spare_connections: int = 128  # in addition to conversations: pages, metrics
+    spare_connections: int = 128  # in addition to conversations: pages, metrics; half of them before a start message
+    start_s: float = 300.0  # from the upgrade to the start message, in protocols that have one
+    silence_after_s: float = 0.2  # without audio, in protocols with pauses: from then on the model hears silence
+    pause_s: float = 600.0  # as idle_s, in protocols with pauses
 
     # A client that sends ten buffered seconds at once stays within these limits. A client that floods does not.
     messages: float = 1000
@@ -43,6 +47,7 @@ class Limits:
     waiting_orders: int = 8
     order_bytes: int = 32768
     answers: int = 256  # that a client has not read
+    answer_bytes: int = 4 << 20
     snapshots: int = 16  # of all conversations
     snapshot_bytes: int = 4 << 30  # of all snapshots
     snapshot_s: float = 600.0  # until a snapshot is dropped
@@ -56,9 +61,13 @@ class Bucket:
 
     def level(self, now_s: float) -> float:
         """The amount that may be taken now."""
-        self._level = min(self.size, self._level + (now_s - self._at_s) * self.rate)
+        self._level = max(self._level, min(self.size, self._level + (now_s - self._at_s) * self.rate))
         self._at_s = now_s
         return self._level
+
+    def credit(self, seconds: float) -> None:
+        """Add what `seconds` refill, even above the size."""
+        self._level += seconds * self.rate
 
     def take(self, amount: float, now_s: float) -> bool:
         """Take `amount`. Returns False, and takes nothing, if the bucket has less."""

@@ -67,4 +67,7 @@ def start_logging(stream: TextIO | None = None, **facts: str) -> None:
     handler.addFilter(_is_ours)
     handler.addFilter(_name_conversation)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("aiohttp.websocket").setLevel(
+        logging.ERROR
+    )  # its warnings name subprotocols, which may hold a key
     LOGGER.setLevel(logging.INFO)

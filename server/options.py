@@ -12,6 +12,18 @@ from pplex.runtime.files import check_readable, is_file
 from pplex.server.addresses import Network, parse_host, parse_origin, parse_token
 from pplex.server.limits import Limits
 
+PROTOCOLS = ("chat", "live")  # that a server can speak: /api/chat and /v1/live/sessions
+
+
+def parse_protocols(text: str) -> tuple[str, ...]:
+    """Names of protocols, divided by commas. Raises ConfigError."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown or not names:
+        wrong = f"{unknown[0]} is not a protocol" if unknown else "No protocol is named"
+        raise ConfigError(f"{wrong}. Choose from {', '.join(PROTOCOLS)}, divided by commas.")
+    return names
+
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -19,7 +31,7 @@ class ServeOptions:
 
     tokens: a client needs one of them; without tokens everyone may connect. origins: other pages that may connect.
     trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted. control_tokens: they admit a client, too, and
-    let it control its conversation. allow_control: every client may. memory_window: as in Runtime.
+    let it control its conversation. allow_control: every client may. memory_window: as in Runtime. protocols: of PROTOCOLS.
 
     Raises ConfigError for an invalid host, token or origin.
     """
@@ -42,6 +54,7 @@ class ServeOptions:
     control_tokens: tuple[str, ...] = ()
     allow_control: bool = False
     memory_window: int | None = None
+    protocols: tuple[str, ...] = PROTOCOLS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.server.request import ConversationRequest
 
 FRAME_SIZE = 1920  # samples
 FRAME_S = FRAME_SIZE / SAMPLE_RATE_HZ  # 80 ms
@@ -18,13 +19,16 @@ Message = bytes | str  # a binary or a text message of a WebSocket
 
 
 class Close(IntEnum):
-    """Close codes. Never 1000: after it, a known client reconnects at once, a thousand times a second."""
+    """Close codes. 1000 only if the client asked for it: after it, a known client reconnects a thousand times a second."""
 
+    NORMAL = 1000
     GOING_AWAY = 1001
+    UNSUPPORTED = 1003
     INVALID = 1007
     POLICY = 1008
     TOO_LARGE = 1009
     INTERNAL = 1011
+    RESTARTING = 1012
     TRY_LATER = 1013
     RESUMED_ELSEWHERE = 4001
     NOT_READING = 4002
@@ -36,6 +40,16 @@ class ProtocolError(Exception):
     def __init__(self, code: Close, reason: str):
         super().__init__(reason)
         self.code = code
+
+
+@dataclass(frozen=True)
+class CloseReason:
+    """Why a connection ends: the close code (None if the client has gone), the sentence, and the metric's cause."""
+
+    code: Close | None
+    reason: str
+    cause: str
+    resumable: bool = False
 
 
 class Received(NamedTuple):
@@ -72,7 +86,28 @@ class NoEffectMessage:
     """A valid message without effect."""
 
 
-ClientMessage = AudioMessage | OrderMessage | IgnoredMessage | NoEffectMessage
+@dataclass(frozen=True)
+class AnsweredMessage:
+    """A message that the protocol answers by itself."""
+
+    answers: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class StartMessage:
+    """The settings of a conversation, in a protocol whose client sends them over the open WebSocket."""
+
+    request: ConversationRequest
+
+
+@dataclass(frozen=True)
+class ClosingMessage:
+    """The client asks for the end of the conversation, and waits for it."""
+
+
+ClientMessage = (
+    AudioMessage | OrderMessage | IgnoredMessage | NoEffectMessage | AnsweredMessage | StartMessage | ClosingMessage
+)
 
 
 class WireProtocol(Protocol):
@@ -82,6 +117,11 @@ class WireProtocol(Protocol):
     another rate resamples in `decode` and `encode`. `server.limits` bounds the size and the rate of messages.
     """
 
+    name: str  # of the protocol, in metrics and the log
+    max_message: int  # bytes of a message that is not an order
+    has_pauses: (
+        bool  # whether a client may send no audio for a while: the model hears silence, and nothing comes in bursts
+    )
     audio: str  # format of the audio, as in the metadata
     can_resume: bool  # whether a client may return to its conversation after the connection is lost
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
@@ -96,11 +136,11 @@ class WireProtocol(Protocol):
     def handshake(self) -> Message | None:
         """Tells the client that the conversation listens."""
 
-    def metadata(self, content: Mapping[str, Any]) -> Message | None:
+    def metadata(self, content: Mapping[str, Any]) -> list[Message]:
         """Facts for the client: `content["type"]` is queued, session, dropped, done, refused or said (docs/protocol.md)."""
 
-    def error(self, reason: str) -> Message | None:
-        """Precedes the closing of a connection that cannot be resumed."""
+    def farewell(self, why: CloseReason) -> tuple[list[Message], Close]:
+        """The last messages of a connection, and the code to close it with."""
 
     def ping(self) -> Message | None:
         """Sent after a silence of 2 s."""

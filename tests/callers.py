@@ -125,10 +125,10 @@ def speech(frames: int, seed: int = 0) -> np.ndarray:
 # Raw bytes, for clients that do what no WebSocket library does.
 
 
-def upgrade(port: int, query: str = "audio=f32") -> bytes:
+def upgrade(port: int, query: str = "audio=f32", path: str = "/api/chat") -> bytes:
     """The HTTP request that opens a WebSocket."""
     return (
-        f"GET /api/chat?{query} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {path}?{query} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
 
@@ -143,7 +143,11 @@ def frame(payload: bytes, opcode: int = 2, fin: bool = True, masked: bool = True
 
 @asynccontextmanager
 async def dial(
-    port: int, query: str = "audio=f32", then: bytes = b"", receive_buffer: int | None = None
+    port: int,
+    query: str = "audio=f32",
+    then: bytes = b"",
+    receive_buffer: int | None = None,
+    path: str = "/api/chat",
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Send the upgrade request and `then` in one packet; the server's answer has been read."""
     plug = socket.socket()
@@ -153,7 +157,7 @@ async def dial(
     await asyncio.get_running_loop().sock_connect(plug, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=plug, limit=receive_buffer or 1 << 16)
     try:
-        writer.write(upgrade(port, query) + then)
+        writer.write(upgrade(port, query, path) + then)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
         assert b" 101 " in head, head
         yield reader, writer

@@ -49,7 +49,8 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "deploy/test_pod.py", "deploy/test_dashboard.py", "server/test_tracing.py", "server/test_logs.py",
     "scale/test_replicas.py", "scale/test_changes.py", "scale/test_scale.py", "server/test_control.py",
     "server/test_control_hostile.py", "server/test_permission.py", "server/test_client_orders.py",
-    "server/page/test_control.py", "server/page/test_control_appearance.py",
+    "server/page/test_control.py", "server/page/test_control_appearance.py", "server/test_live.py",
+    "server/test_live_clients.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, above all on a busy machine.

@@ -168,3 +168,59 @@ def test_skipped_samples_are_summed_into_frames() -> None:
     for _ in range(5):
         inbox.skip(SIZE // 2)
     assert inbox.dropped == 2
+
+
+# A client that plays each reply when it comes, and would stay late after a burst.
+
+
+def live_inbox(backlog: int = 4) -> Inbox:
+    inbox = Inbox(SIZE, backlog, never_ahead=True)
+    inbox.start()
+    return inbox
+
+
+def test_of_what_a_live_client_held_back_the_newest_frames_are_heard() -> None:
+    inbox = Inbox(SIZE, 4, never_ahead=True)
+    inbox.push(samples(0, 100 * SIZE), 0.0)
+    inbox.start()
+    assert heard(inbox, 10.0) == [96 * SIZE, 97 * SIZE, 98 * SIZE, 99 * SIZE] and inbox.dropped == 96
+    inbox = live_inbox()
+    for frame in range(100):
+        inbox.push(samples(frame * SIZE, SIZE), 0.0)
+    assert heard(inbox, 10.0) == [96 * SIZE, 97 * SIZE, 98 * SIZE, 99 * SIZE]
+
+
+def test_silence_in_place_of_late_audio_does_not_make_a_client_late_for_good() -> None:
+    """Ten times a second of silence is fed while the network stalls, and the second of audio comes after it."""
+    inbox, answered, now_s = live_inbox(), 0, 0.0
+    for _ in range(10):
+        for _ in range(12):  # silence in real time
+            inbox.push(samples(0, SIZE), now_s)
+            answered += len(heard(inbox, now_s))
+            now_s += FRAME_S
+        for _ in range(12):  # the audio of the same time
+            inbox.push(samples(0, SIZE), now_s)
+    answered += len(heard(inbox, now_s + 100))
+    assert 120 <= answered <= 120 + 6
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.5), st.integers(0, 3 * SIZE)), max_size=60))
+def test_replies_are_never_far_ahead_of_the_clients_playback(arrivals: list[tuple[float, int]]) -> None:
+    inbox, now_s, played_s = live_inbox(), 0.0, 0.0
+    for pause_s, count in arrivals:
+        now_s += pause_s
+        while (due_s := inbox.due_s()) is not None and due_s <= now_s:
+            pop(inbox)
+            played_s = max(played_s, due_s) + FRAME_S
+            assert played_s - due_s <= 6 * FRAME_S
+        inbox.push(samples(0, count), now_s)
+
+
+def test_a_live_client_whose_clock_is_fast_loses_a_frame_now_and_then() -> None:
+    inbox, dropped = live_inbox(), 0
+    for frame in range(10_000):
+        now_s = frame * FRAME_S * 0.999
+        inbox.push(samples(frame * SIZE, SIZE), now_s)
+        heard(inbox, now_s)
+    dropped = inbox.dropped
+    assert 0 < dropped <= 10, "what is too much, and no more"

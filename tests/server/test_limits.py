@@ -7,6 +7,8 @@ from contextlib import suppress
 from callers import FRAME_S, Caller, call, dial, frame, run, speech
 from serving import Running, Serve
 
+from pplex.server.limits import Bucket
+
 
 def test_late_audio_is_dropped_reported_and_counted(serve: Serve) -> None:
     async def visit(url: str) -> Caller:
@@ -87,3 +89,10 @@ def test_a_client_that_does_not_read_loses_its_connection_and_later_its_slot(ser
         assert server.state()["used"] == 1, "kept for its client"
         server.wait_for(lambda: server.state()["used"] == 0)
         assert [event["cause"] for event in server.events() if event["event"] == "conversation ended"] == ["forgotten"]
+
+
+def test_a_credit_may_exceed_the_size_and_is_used_up() -> None:
+    bucket = Bucket(10, 5, 0.0)
+    bucket.credit(8)
+    assert bucket.take(50, 0.0) and not bucket.take(1, 0.0)
+    assert bucket.level(100.0) == 10

@@ -18,7 +18,7 @@ def test_metrics_count_a_conversation(serve: Serve) -> None:
         assert server.metric("pplex_frames_total") == 10
         assert server.metric("pplex_batch_size_sum") == 10
         assert server.metric("pplex_slots") == 2
-        assert server.metric("pplex_conversations_total") == 1
+        assert server.metric('pplex_conversations_total{protocol="chat"}') == 1
         assert server.metric('pplex_partings_total{cause="client"}') == 1
         assert server.metric('pplex_refused_total{status="400"}') == 1
         assert server.metric('pplex_bytes_total{direction="in"}') == 10 * (4 * FRAME + 1)
