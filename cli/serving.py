@@ -163,9 +163,10 @@ def serve(
     protocols: tuple[str, ...],
     **limits: Any,
 ) -> None:
-    """Serve BUNDLE to many clients at once: a web page, and the original server's WebSocket protocol at /api/chat.
+    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, and OpenAI's GPT-Live.
 
-    The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md.
+    The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md for
+    /api/chat, and docs/apis.md for /v1/live/sessions.
     """
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads

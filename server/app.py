@@ -391,7 +391,9 @@ class Server:
         transport = _transport(request)
         on_wait = partial(self._gate.credit, transport)
         connection = Connection(ws, transport, wire, self._limits, self._metrics, on_wait)
-        await connection.hang_up(await self._start_and_converse(connection))
+        why = await self._start_and_converse(connection)
+        connection.end(why)  # a refused start has not done so
+        await connection.hang_up(why)
         return ws
 
     async def _start_and_converse(self, connection: Connection) -> CloseReason:

@@ -66,6 +66,10 @@ def test_options_survive_a_config_file() -> None:
     assert ReplicaOptions(**values).to_dict() == values
 
 
+def test_a_replica_speaks_no_protocol_with_larger_messages_than_its_socket_takes() -> None:
+    assert ReplicaOptions(bundle="/b").of_server("127.0.0.1").protocols == ("chat",)
+
+
 def test_control_is_an_option_and_its_tokens_are_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPLEX_CONTROL_TOKEN", "boss chief")
     server = ReplicaOptions(bundle="/b").of_server("127.0.0.1")
