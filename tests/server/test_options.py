@@ -49,7 +49,7 @@ def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple
         (["--allow", "all"], "'control'"),
         (["--protocols", "chat,sip"], "sip is not a protocol. Choose from chat, live"),
         (["--protocols", " ,"], "No protocol is named"),
-        (["--memory-window", "long"], "'long' is not a memory window"),
+        (["--memory-window", "long"], "'long' is neither off nor a number of steps"),
     ],
 )
 def test_impossible_options_are_usage_errors(arguments: list[str], words: str, tiny_bundle: Bundle) -> None:
