@@ -24,7 +24,9 @@ _EXTRAS |= {
     "tensorrt": "tensorrt",
     "cuda": "cuda",
 }
-_EXTRAS |= dict.fromkeys(("numpy", "pyloudnorm", "safetensors", "sentencepiece", "soundfile", "soxr", "tqdm"), "")
+_EXTRAS |= dict.fromkeys(
+    ("inflect", "numpy", "pyloudnorm", "safetensors", "sentencepiece", "soundfile", "soxr", "tqdm"), ""
+)
 _NAMESPACES = ("cuda", "google")  # folders that several packages share; they have no __init__.py
 _SYSTEM = {"soundfile": "If that does not help, the system's libsndfile is missing: apt-get install libsndfile1"}
 
