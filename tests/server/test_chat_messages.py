@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pplex.server.chat_messages import Kind, pack, pack_metadata, unpack
-from pplex.server.wire import Close
+from pplex.server.chat_protocol import ChatProtocol
+from pplex.server.chat_request import ChatRequest
+from pplex.server.wire import ClosingMessage
 
 
 def test_a_handshake_is_one_zero_byte() -> None:
@@ -33,5 +35,7 @@ def test_any_bytes_give_a_message_or_an_unknown_kind(message: bytes) -> None:
         assert bytes([kind]) + payload == message
 
 
-def test_no_close_code_makes_clients_reconnect() -> None:
-    assert 1000 not in list(Close)
+@given(st.binary(max_size=200) | st.text(max_size=200))
+def test_no_message_ends_a_conversation_with_the_code_after_which_clients_reconnect(message: bytes | str) -> None:
+    """Only a client that asks for the end gets 1000, and this protocol has no message that asks for it."""
+    assert not isinstance(ChatProtocol(ChatRequest()).parse(message), ClosingMessage)
