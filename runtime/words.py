@@ -118,6 +118,6 @@ def _in_words(number: str) -> str:
 
 @cache
 def _inflect() -> Any:
-    import inflect  # here: it takes 0.2 s, and most conversations say no number
+    import inflect  # here: it takes 1 to 3 s, and most conversations say no number
 
     return inflect.engine()
