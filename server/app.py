@@ -157,7 +157,7 @@ class Server:
         )
         if options.lets_control:
             with suppress(SteeringError):  # a tokenizer that cannot write it
-                runtime.check_prompt(greeting="1")  # loads the library that spells numbers, which takes 0.2 s
+                runtime.check_prompt(greeting="1")  # loads the library that spells numbers, which takes seconds
         return runtime
 
     def _on_ready(self) -> None:
