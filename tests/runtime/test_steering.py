@@ -64,6 +64,14 @@ def say_all(runtime: Runtime, seeds: range) -> tuple[list[Saying], list[Tokens]]
         return [sayings[session] for session in sessions], [np.stack(tokens) for tokens in said]
 
 
+@pytest.mark.slow
+def test_two_hundred_sentences_are_said_word_for_word_alone(one: Runtime) -> None:
+    for seed in range(SENTENCES):
+        (saying,), (said,) = say_all(one, range(seed, seed + 1))
+        assert words_said(one, saying, said) == f" {sentence(seed)}" and saying.state == "done", seed
+
+
+@pytest.mark.slow
 def test_two_hundred_sentences_are_said_word_for_word_beside_neighbours(eight: Runtime) -> None:
     for first in range(0, SENTENCES, ROUND):
         seeds = range(first, first + ROUND)
