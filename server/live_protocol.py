@@ -86,7 +86,7 @@ class _Append:
 
 
 class LiveProtocol(WireProtocol):
-    """See `WireProtocol`. A client's first message is `session.start`; an open socket alone does not start a conversation."""
+    """See `WireProtocol`. A client's first message is `session.start`; an open socket is not yet a conversation."""
 
     name = "live"
     max_message = MAX_JSON_MESSAGE

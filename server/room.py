@@ -33,7 +33,7 @@ async def opening(connection: Connection, seconds: float) -> ConversationRequest
 
 
 def too_late(error: RequestError) -> CloseReason:
-    """How to refuse a conversation after the upgrade, when an HTTP status is no longer possible."""
+    """How to refuse a conversation after the upgrade, when it is too late for an HTTP status."""
     if error.status == 503:
         return CloseReason(Close.TRY_LATER, str(error), "full")
     return CloseReason(Close.POLICY, str(error), "prompt")
