@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,28 +19,38 @@ from pplex.cli import main
 from pplex.runtime.bundle import Bundle
 
 
-def _processes(marker: str) -> list[str]:
-    """The commands of running processes with `marker` in their command or environment."""
-    found = []
+def _processes(marker: str) -> dict[str, str]:
+    """The commands and environments of running processes with `marker` in one of them."""
+    found = {}
     for path in Path("/proc").iterdir():
         try:
             command, variables = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
         except OSError:
             continue
         if path.name != str(os.getpid()) and marker.encode() in command + variables and command:
-            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+            found[command.replace(b"\0", b" ").decode(errors="replace")] = variables.decode(errors="replace")
     return found
+
+
+def _folder(marker: str) -> Path:
+    """The folder of a running `scale`, as its processes know it. Other tests run the command, too."""
+    tokens = {
+        match[1] for text in _processes(marker).values() if (match := re.search(r"RAY_AUTH_TOKEN_PATH=([^\0]+)", text))
+    }
+    (token,) = tokens
+    return Path(token).parent
 
 
 def test_ctrl_c_lets_conversations_finish_and_leaves_nothing_behind(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """The name of a variable finds every process that the command starts."""
-    marker, before = f"PPLEX_MARKER_{os.getpid()}", set(Path("/tmp").iterdir())
+    marker = f"PPLEX_MARKER_{os.getpid()}"
     process = start(tiny_bundle.folder, tmp_path / "log", "--port", str(free_port()), **{marker: "1"})
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert url, (tmp_path / "log").read_text()
-        (folder,) = {path for path in set(Path("/tmp").iterdir()) - before if path.name.startswith("scale-")}
+        folder = _folder(marker)
+        assert folder.exists()
 
         async def visit() -> int:
             async with call(url) as caller:
@@ -56,7 +67,7 @@ def test_ctrl_c_lets_conversations_finish_and_leaves_nothing_behind(tiny_bundle:
     deadline = time.monotonic() + 10
     while _processes(marker) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert _processes(marker) == []
+    assert not _processes(marker)
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGKILL,)], ids=["twice", "killed"])
@@ -69,6 +80,7 @@ def test_an_impatient_end_leaves_no_process(
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     assert url, (tmp_path / "log").read_text()
+    folder = _folder(marker)
 
     async def visit() -> int:
         async with call(url) as caller:
@@ -83,31 +95,33 @@ def test_an_impatient_end_leaves_no_process(
     deadline = time.monotonic() + 20
     while _processes(marker) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert _processes(marker) == []
+    assert not _processes(marker)
     end(process)
-    for folder in Path("/tmp").glob("scale-*/token"):
-        if numbers == (signal.SIGKILL,) and str(folder.parent) in (tmp_path / "log").read_text():
-            shutil.rmtree(folder.parent)
+    if numbers == (signal.SIGKILL,):
+        shutil.rmtree(folder)
+    assert not folder.exists()
 
 
 def test_a_start_that_is_stopped_or_fails_leaves_nothing_behind(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    before = set(Path("/tmp").glob("scale-*"))
-    process = start(tiny_bundle.folder, tmp_path / "log", "--port", str(free_port()))
+    marker = f"PPLEX_MARKER_{os.getpid()}"
+    process = start(tiny_bundle.folder, tmp_path / "log", "--port", str(free_port()), **{marker: "1"})
     time.sleep(6)  # somewhere in the start of Ray
+    folder = _folder(marker)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 1
+    assert not folder.exists()
     end(process)
     port = str(free_port())
     with subprocess.Popen(
         ["python3", "-m", "http.server", "--bind", "127.0.0.1", port], stderr=subprocess.DEVNULL
     ) as taken:
         time.sleep(1)
-        other = start(tiny_bundle.folder, tmp_path / "log", "--port", port)
+        other = start(tiny_bundle.folder, tmp_path / "log", "--port", port, **{marker: "1"})
         assert other.wait(30) == 1
         end(other)
         assert f"Cannot listen on 127.0.0.1:{port}" in (tmp_path / "log").read_text()
         taken.kill()
-    assert set(Path("/tmp").glob("scale-*")) <= before
+    assert not _processes(marker)
 
 
 def test_serves_without_haproxy_for_a_few_conversations(tiny_bundle: Bundle, tmp_path: Path) -> None:
