@@ -133,6 +133,10 @@ class Server:
         if self._failure is not None:
             raise self._failure
 
+    def make_protocol(self) -> asyncio.Protocol:
+        """The protocol of one more connection, which somebody else accepted on this event loop."""
+        return self._gate()
+
     def metrics_page(self) -> str:
         """The metrics in Prometheus' format."""
         return self._metrics.text().decode()
@@ -270,6 +274,8 @@ class Server:
                     raise
                 response = web.Response(status=404, text="This file does not exist.\n")
             if not response.prepared:
+                if "Upgrade" in request.headers:
+                    response.force_close()  # a balancer may have chosen this server for the conversation alone
                 response.headers.update({**HEADERS, **self._pages.headers(response), **response.headers})
             return response
 
