@@ -1,4 +1,4 @@
-"""Refused requests: answers them in our own words, counts them, and logs a limited number. Called by `server.app`."""
+"""Refused requests: answers them in our own words, counts them, and logs a limited number. Called by `server.app` and `server.answers`."""
 
 import asyncio
 from collections.abc import Callable
