@@ -12,7 +12,7 @@ from pplex.cli.command import checked, command
 from pplex.cli.options import device_option, json_option, memory_window_option, threads_option
 from pplex.runtime.files import check_writable, write_files
 from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
-from pplex.server.options import PROTOCOLS, parse_protocols
+from pplex.server.options import PROTOCOLS, parse_protocols, parse_transcriber
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -138,6 +138,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="As --idle-seconds, for live: its clients send nothing while the microphone is off.",
 )
 @click.option(
+    "--transcribe",
+    "transcriber",
+    metavar="MODEL",
+    callback=checked(parse_transcriber),
+    help="Send users' words to clients of live. MODEL: whisper, another name that faster-whisper knows, or a folder.",
+)
+@click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
 )
 def serve(
@@ -161,6 +168,7 @@ def serve(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    transcriber: str | None,
     **limits: Any,
 ) -> None:
     """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, and OpenAI's GPT-Live.
@@ -173,12 +181,14 @@ def serve(
     from pplex.server.app import serve as run_server
     from pplex.server.limits import Limits
     from pplex.server.logs import start_logging
-    from pplex.server.options import ServeOptions, check_folders
+    from pplex.server.options import ServeOptions, check_folders, check_transcriber
     from pplex.server.tls import folder_context, self_signed_context
 
     if tls_folder is not None and self_signed:
         raise click.UsageError("--ssl and --self-signed both choose a certificate: give only one of them.")
     check_folders(static, recordings, tls_folder)
+    if transcriber is not None:
+        check_transcriber()
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
     options = ServeOptions(
         host,
@@ -200,6 +210,7 @@ def serve(
         "control" in allowed,
         memory_window,
         protocols,
+        transcriber,
     )
     opened = open_to_run(bundle, device)
     start_logging()

@@ -91,6 +91,7 @@ class LiveProtocol(WireProtocol):
     name = "live"
     max_message = MAX_JSON_MESSAGE
     can_resume, has_pauses, early_metadata = False, True, False
+    takes_words = True
     hears_after_s = 0.0
 
     def __init__(self, terms: LiveTerms):
@@ -219,6 +220,8 @@ class LiveProtocol(WireProtocol):
         kind = content["type"]
         if kind == "session":
             return self._started(content)
+        if kind == "heard":
+            return [_words("input", content["text"], content["start_ms"], content["end_ms"])]
         if kind not in ("done", "refused"):
             return []
         append = self._appends.pop(content["id"], None)
@@ -307,8 +310,7 @@ class LiveProtocol(WireProtocol):
         self._frames += 1
         messages = list[Message]()
         if text:
-            times = {"start_ms": start_ms, "end_ms": start_ms + FRAME_MS}
-            messages.append(_event("session.output_transcript.delta", None, delta=text, **times))
+            messages.append(_words("output", text, start_ms, start_ms + FRAME_MS))
         if self._frames % USAGE_FRAMES == 0:
             messages.append(_event("session.usage.updated", None, usage={"seconds": self._seconds}))
         audio = base64.b64encode(self._sender.frame(pcm)).decode()
@@ -351,6 +353,11 @@ def _event(kind: str, client_event_id: str | None, **fields: Any) -> str:
     """A server's event. `client_event_id`: of the command that caused it."""
     cause = {} if client_event_id is None else {"client_event_id": client_event_id}
     return json.dumps({"type": kind, "event_id": f"event_{secrets.token_hex(8)}", **cause, **fields})
+
+
+def _words(side: str, text: str, start_ms: int, end_ms: int) -> str:
+    """Words of the user ("input") or of the agent ("output"), and when they were said."""
+    return _event(f"session.{side}_transcript.delta", None, delta=text, start_ms=start_ms, end_ms=end_ms)
 
 
 def _appended(kind: str, client_event_id: str | None, frame: int) -> str:

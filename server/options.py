@@ -5,14 +5,19 @@ Called by `cli.serving`, `server.app` and `server.sockets`.
 
 import ssl
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-from pplex.runtime.errors import ConfigError
+from pplex.runtime.errors import ConfigError, LibraryError
 from pplex.runtime.files import check_readable, is_file
+from pplex.runtime.libraries import install_command
 from pplex.server.addresses import Network, parse_host, parse_origin, parse_token
 from pplex.server.limits import Limits
 
 PROTOCOLS = ("chat", "live")  # that a server can speak: /api/chat and /v1/live/sessions
+
+DEFAULT_MODEL = "base.en"  # of `--transcribe whisper`
+MODEL_FILES = ("config.json", "model.bin", "tokenizer.json")  # in the folder of a model for `--transcribe`
 
 
 def parse_protocols(text: str) -> tuple[str, ...]:
@@ -25,6 +30,28 @@ def parse_protocols(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_transcriber(name: str) -> str:
+    """The model that `--transcribe` names. Raises ConfigError if the name is empty, or an incomplete folder."""
+    name = name.strip()
+    if not name:
+        raise ConfigError("No model is named. Try --transcribe whisper.")
+    folder = Path(name)
+    missing = [each for each in MODEL_FILES if not (folder / each).is_file()]
+    if folder.is_dir() and missing:
+        raise ConfigError(
+            f"{name} has no {' and no '.join(missing)}. Give a folder with a Whisper model in CTranslate2's format."
+        )
+    return DEFAULT_MODEL if name == "whisper" else name
+
+
+def check_transcriber() -> None:
+    """Look for faster-whisper, without importing it into the server. Raises LibraryError."""
+    if find_spec("faster_whisper") is None:
+        raise LibraryError(
+            f"--transcribe needs faster-whisper, which is not installed: {install_command('faster_whisper')}"
+        )
+
+
 @dataclass(frozen=True)
 class ServeOptions:
     """The options of a server.
@@ -32,6 +59,7 @@ class ServeOptions:
     tokens: a client needs one of them; without tokens everyone may connect. origins: other pages that may connect.
     trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted. control_tokens: they admit a client, too, and
     let it control its conversation. allow_control: every client may. memory_window: as in Runtime. protocols: of PROTOCOLS.
+    transcriber: the model of Whisper that writes down what users say, or None.
 
     Raises ConfigError for an invalid host, token or origin.
     """
@@ -55,6 +83,7 @@ class ServeOptions:
     allow_control: bool = False
     memory_window: int | None = None
     protocols: tuple[str, ...] = PROTOCOLS
+    transcriber: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))

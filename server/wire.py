@@ -127,6 +127,9 @@ class WireProtocol(Protocol):
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
     controls: bool  # whether the client may send orders, and gets their answers as metadata
     hears_after_s: float  # seconds from the upgrade until the client can hear, unless it speaks earlier
+    takes_words: bool = (
+        False  # whether the client gets the user's words now, if the server transcribes: metadata `heard`
+    )
 
     # Event loop.
 
@@ -137,7 +140,10 @@ class WireProtocol(Protocol):
         """Tells the client that the conversation listens."""
 
     def metadata(self, content: Mapping[str, Any]) -> list[Message]:
-        """Facts for the client: `content["type"]` is queued, session, dropped, done, refused or said (docs/protocol.md)."""
+        """Facts for the client: `content["type"]` is queued, session, dropped, done, refused or said (docs/protocol.md).
+
+        With `takes_words` also heard: the user's words, `text` from `start_ms` to `end_ms`.
+        """
 
     def farewell(self, why: CloseReason) -> tuple[list[Message], Close]:
         """The last messages of a connection, and the code to close it with."""
