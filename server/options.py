@@ -31,17 +31,16 @@ def parse_protocols(text: str) -> tuple[str, ...]:
 
 
 def parse_transcriber(name: str) -> str:
-    """The model that `--transcribe` names. Raises ConfigError if the name is empty, or an incomplete folder."""
-    name = name.strip()
-    if not name:
-        raise ConfigError("No model is named. Try --transcribe whisper.")
+    """The model that `--transcribe` names. Raises ConfigError if it is an incomplete folder."""
+    if name == "whisper":
+        return DEFAULT_MODEL
     folder = Path(name)
     missing = [each for each in MODEL_FILES if not (folder / each).is_file()]
     if folder.is_dir() and missing:
         raise ConfigError(
             f"{name} has no {' and no '.join(missing)}. Give a folder with a Whisper model in CTranslate2's format."
         )
-    return DEFAULT_MODEL if name == "whisper" else name
+    return name
 
 
 def check_transcriber() -> None:
