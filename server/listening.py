@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pplex.runtime.arrays import Pcm
 from pplex.server.transcriber import Transcriber
-from pplex.server.utterances import Utterance, UtteranceCutter, milliseconds
+from pplex.server.user_utterances import Utterance, UtteranceCutter, milliseconds
 from pplex.server.whisper import Segment
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.scheduler import now_s
-from pplex.server.utterances import Utterance
+from pplex.server.user_utterances import Utterance
 from pplex.server.whisper import Segment, TranscriberError, UtteranceError, Whisper
 
 WAITING_OF_ONE = 3  # utterances of one conversation

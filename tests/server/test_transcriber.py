@@ -12,7 +12,7 @@ from voice import MODEL, needs_speech, said
 from pplex.server import whisper
 from pplex.server.metrics import Metrics
 from pplex.server.transcriber import WAITING, WAITING_OF_ONE, Transcriber
-from pplex.server.utterances import Utterance
+from pplex.server.user_utterances import Utterance
 from pplex.server.whisper import Segment, TranscriberError
 
 PATIENCE_S = 30

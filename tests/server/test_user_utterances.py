@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pplex.server.utterances import BEFORE, LONGEST, QUIET, SOUGHT, Utterance, UtteranceCutter, milliseconds
+from pplex.server.user_utterances import BEFORE, LONGEST, QUIET, SOUGHT, Utterance, UtteranceCutter, milliseconds
 
 
 def noise(frames: int, level: float, seed: int = 0) -> np.ndarray:
