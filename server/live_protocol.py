@@ -4,7 +4,6 @@ Called by `server.live_room` and by connections. docs/apis.md says what works.
 """
 
 import base64
-import binascii
 import json
 import secrets
 import time
@@ -19,7 +18,7 @@ from pplex.server.foreign_audio import LONGEST_MARK, container_of
 from pplex.server.limits import MAX_JSON_MESSAGE
 from pplex.server.live_session import INVALID, TOO_LONG, LiveError, LiveSession, changed, parse_session
 from pplex.server.request import ConversationRequest
-from pplex.server.sounds import SOUNDS, SoundReceiver, SoundSender
+from pplex.server.sounds import SOUNDS, SoundReceiver, SoundSender, unpacked
 from pplex.server.wire import (
     FRAME_S,
     AnsweredMessage,
@@ -90,7 +89,7 @@ class LiveProtocol(WireProtocol):
 
     name = "live"
     max_message = MAX_JSON_MESSAGE
-    can_resume, has_pauses, early_metadata = False, True, False
+    can_resume, has_pauses, plays_at_once, early_metadata = False, True, True, False
     hears_after_s = 0.0
 
     def __init__(self, terms: LiveTerms):
@@ -168,11 +167,7 @@ class LiveProtocol(WireProtocol):
             if self._is_first("early audio"):
                 raise LiveError("session_not_started", "Audio before session.start is dropped.", "type")
             return NoEffectMessage()
-        given = event.get("audio")
-        try:
-            payload = base64.b64decode(given, validate=True) if type(given) is str else None
-        except (binascii.Error, ValueError):
-            payload = None
+        payload = unpacked(event.get("audio"))
         if payload is None:
             raise LiveError("invalid_audio", "audio must be base64.", "audio")
         container = container_of(payload[:LONGEST_MARK])

@@ -119,9 +119,8 @@ class WireProtocol(Protocol):
 
     name: str  # of the protocol, in metrics and the log
     max_message: int  # bytes of a message that is not an order
-    has_pauses: (
-        bool  # whether a client may send no audio for a while: the model hears silence, and nothing comes in bursts
-    )
+    has_pauses: bool  # whether a client may send no audio for a while: the model hears silence
+    plays_at_once: bool  # whether a client plays each reply when it comes: late audio is not answered in a burst
     audio: str  # format of the audio, as in the metadata
     can_resume: bool  # whether a client may return to its conversation after the connection is lost
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
