@@ -8,16 +8,27 @@ from typing import Any
 
 import click
 
-from pplex.cli.command import checked, command
+from pplex.cli.command import checked, command, from_environment
 from pplex.cli.options import device_option, json_option, memory_window_option, threads_option
+from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import check_writable, write_files
-from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
-from pplex.server.options import PROTOCOLS, parse_protocols
+from pplex.server.addresses import (
+    Network,
+    parse_host,
+    parse_network,
+    parse_origin,
+    parse_public_url,
+    parse_token,
+    parse_url,
+)
+from pplex.server.options import BY_DEFAULT, parse_protocols
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+TWILIO = "PPLEX_TWILIO_AUTH_TOKEN"  # without an option: on a command line, other users could see it
 
 
 @command()
+@click.pass_context
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--slots", type=click.IntRange(1), default=8, help="Conversations at once.")
 @click.option(
@@ -126,9 +137,15 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @memory_window_option()
 @click.option(
     "--protocols",
-    default=",".join(PROTOCOLS),
+    default=",".join(BY_DEFAULT),
     callback=checked(parse_protocols),
-    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions.",
+    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions; twilio: Twilio's "
+    f"telephone calls at /twilio, which need {TWILIO} or --token.",
+)
+@click.option(
+    "--public-url",
+    callback=checked(parse_public_url),
+    help="Address at which Twilio reaches the server, if a proxy changes it, such as https://voice.example.org.",
 )
 @click.option(
     "--pause-seconds",
@@ -141,6 +158,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
 )
 def serve(
+    context: click.Context,
     bundle: Path,
     slots: int,
     host: str,
@@ -161,12 +179,14 @@ def serve(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    public_url: str | None,
     **limits: Any,
 ) -> None:
-    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, and OpenAI's GPT-Live.
+    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, OpenAI's GPT-Live, and
+    telephone calls from Twilio.
 
     The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md for
-    /api/chat, and docs/apis.md for /v1/live/sessions.
+    /api/chat, and docs/apis.md for /v1/live/sessions and /twilio.
     """
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads
@@ -180,27 +200,32 @@ def serve(
         raise click.UsageError("--ssl and --self-signed both choose a certificate: give only one of them.")
     check_folders(static, recordings, tls_folder)
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
-    options = ServeOptions(
-        host,
-        port,
-        slots,
-        tokens,
-        origins,
-        trusted_proxies,
-        static,
-        recordings,
-        log_prompts,
-        tls,
-        threads or max(1, available_threads() - 1),
-        device,
-        Limits(**limits),
-        one_batch_size,
-        otel,
-        control_tokens,
-        "control" in allowed,
-        memory_window,
-        protocols,
-    )
+    try:
+        options = ServeOptions(
+            host,
+            port,
+            slots,
+            tokens,
+            origins,
+            trusted_proxies,
+            static,
+            recordings,
+            log_prompts,
+            tls,
+            threads or max(1, available_threads() - 1),
+            device,
+            Limits(**limits),
+            one_batch_size,
+            otel,
+            control_tokens,
+            "control" in allowed,
+            memory_window,
+            protocols,
+            from_environment(TWILIO, context),
+            public_url,
+        )
+    except ConfigError as error:
+        raise click.UsageError(str(error), context) from error
     opened = open_to_run(bundle, device)
     start_logging()
     if run_server(opened, options, click.echo):

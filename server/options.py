@@ -9,10 +9,11 @@ from pathlib import Path
 
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import check_readable, is_file
-from pplex.server.addresses import Network, parse_host, parse_origin, parse_token
+from pplex.server.addresses import Network, parse_host, parse_origin, parse_public_url, parse_token
 from pplex.server.limits import Limits
 
-PROTOCOLS = ("chat", "live")  # that a server can speak: /api/chat and /v1/live/sessions
+PROTOCOLS = ("chat", "live", "twilio")  # that a server can speak: /api/chat, /v1/live/sessions, /twilio
+BY_DEFAULT = ("chat", "live")
 
 
 def parse_protocols(text: str) -> tuple[str, ...]:
@@ -32,8 +33,9 @@ class ServeOptions:
     tokens: a client needs one of them; without tokens everyone may connect. origins: other pages that may connect.
     trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted. control_tokens: they admit a client, too, and
     let it control its conversation. allow_control: every client may. memory_window: as in Runtime. protocols: of PROTOCOLS.
+    twilio_auth_token: of the account whose signatures are checked. public_url: how Twilio reaches the server.
 
-    Raises ConfigError for an invalid host, token or origin.
+    Raises ConfigError for an invalid host, token, origin or address, and for twilio without a token of any kind.
     """
 
     host: str = "127.0.0.1"
@@ -54,13 +56,30 @@ class ServeOptions:
     control_tokens: tuple[str, ...] = ()
     allow_control: bool = False
     memory_window: int | None = None
-    protocols: tuple[str, ...] = PROTOCOLS
+    protocols: tuple[str, ...] = BY_DEFAULT
+    twilio_auth_token: str | None = None
+    public_url: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))
         object.__setattr__(self, "tokens", tuple(map(parse_token, self.tokens)))
         object.__setattr__(self, "control_tokens", tuple(map(parse_token, self.control_tokens)))
         object.__setattr__(self, "origins", tuple(map(parse_origin, self.origins)))
+        if self.public_url is not None:
+            object.__setattr__(self, "public_url", parse_public_url(self.public_url))
+        self._check_twilio()
+
+    def _check_twilio(self) -> None:
+        given = self.twilio_auth_token
+        if given is not None and not (given.isascii() and given.isalnum()):
+            raise ConfigError(
+                "PPLEX_TWILIO_AUTH_TOKEN must be the auth token of your Twilio account: letters and digits only."
+            )
+        if "twilio" in self.protocols and not (given or self.tokens):
+            raise ConfigError(
+                "The protocol twilio needs a way to see who calls. Set PPLEX_TWILIO_AUTH_TOKEN to the auth token of your "
+                "Twilio account, or give the server a token of its own: --token."
+            )
 
     @property
     def lets_control(self) -> bool:
