@@ -36,10 +36,15 @@ from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.snapshots import Snapshots
 from pplex.server.sockets import listen
 from pplex.server.tracing import Tracing
+from pplex.server.twilio_routes import TwilioRoutes
 from pplex.server.wire import Close, CloseReason
 from pplex.server.worker import Worker
 
-ROUTES: dict[str, type[Routes]] = {"chat": ChatRoutes, "live": LiveRoutes}  # by name in `--protocols`
+ROUTES: dict[str, type[Routes]] = {
+    "chat": ChatRoutes,
+    "live": LiveRoutes,
+    "twilio": TwilioRoutes,
+}  # by name in `--protocols`
 LAG_S = 0.02  # between looks at the event loop
 SWITCH_S = 0.001  # until a busy Python thread lets another run. Python's default of 5 ms is as long as a batch waits
 SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up in this time, slow downloads of files are cut off

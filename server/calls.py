@@ -91,7 +91,8 @@ class Calls:
         """Wait for the start message, which takes a slot, and hold the conversation; returns why the connection ends."""
         self._reception.unstarted.add(connection)
         try:
-            asked = await opening(connection, self._limits.start_s)
+            at_once = connection.wire.starts_at_once
+            asked = await opening(connection, self._limits.header_s if at_once else self._limits.start_s)
         finally:
             self._reception.unstarted.discard(connection)
         if asked is None:

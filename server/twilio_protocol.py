@@ -42,7 +42,7 @@ class TwilioProtocol(WireProtocol):
     max_message = MAX_MESSAGE
     audio = TELEPHONE.label
     can_resume, has_pauses, plays_at_once, early_metadata, controls = False, False, True, False, False
-    hears_after_s = 0.0
+    starts_at_once, hears_after_s = True, 0.0
 
     def __init__(self, terms: TwilioTerms):
         self._terms = terms

@@ -125,6 +125,7 @@ class WireProtocol(Protocol):
     can_resume: bool  # whether a client may return to its conversation after the connection is lost
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
     controls: bool  # whether the client may send orders, and gets their answers as metadata
+    starts_at_once: bool = False  # whether a client sends its start message, if the protocol has one, without waiting
     hears_after_s: float  # seconds from the upgrade until the client can hear, unless it speaks earlier
 
     # Event loop.
