@@ -40,6 +40,8 @@ class Answers:
                     raise
                 response = web.Response(status=404, text="This file does not exist.\n")
             if not response.prepared:
+                if "Upgrade" in request.headers:
+                    response.force_close()  # a balancer may have chosen this server for the conversation alone
                 response.headers.update({**HEADERS, **self._pages.headers(response), **response.headers})
             return response
 

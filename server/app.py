@@ -124,6 +124,10 @@ class Server:
         if self._failure is not None:
             raise self._failure
 
+    def make_protocol(self) -> asyncio.Protocol:
+        """The protocol of one more connection, which somebody else accepted on this event loop."""
+        return self._gate()
+
     def metrics_page(self) -> str:
         """The metrics in Prometheus' format."""
         return self._metrics.text().decode()
