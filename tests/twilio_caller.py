@@ -116,17 +116,23 @@ class TwilioCaller:
 
 @asynccontextmanager
 async def phone(
-    url: str, auth_token: str | None = None, headers: dict[str, str] | None = None, answers_pings: bool = True
+    url: str,
+    auth_token: str | None = None,
+    headers: dict[str, str] | None = None,
+    answers_pings: bool = True,
+    session: aiohttp.ClientSession | None = None,
 ) -> AsyncIterator[TwilioCaller]:
     """Connect as Twilio does; the call has not begun. With an auth token the request is signed."""
     headers = dict(headers or {})
     if auth_token is not None:
         headers[HEADER] = signature_of(f"wss://{url.partition('://')[2]}{PATH}", auth_token).decode()
     async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"{url}{PATH}", headers=headers, autoping=answers_pings, max_msg_size=1 << 20) as ws,
+        session or aiohttp.ClientSession() as dialling,
+        dialling.ws_connect(f"{url}{PATH}", headers=headers, autoping=answers_pings, max_msg_size=1 << 20) as ws,
     ):
-        yield TwilioCaller(ws, f"MZ{id(ws):032x}")
+        caller = TwilioCaller(ws, f"MZ{id(ws):032x}")
+        yield caller
+    caller.drop()  # TLS may still be closing
 
 
 def mu_law(pcm: np.ndarray) -> bytes:
