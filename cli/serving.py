@@ -21,10 +21,9 @@ from pplex.server.addresses import (
     parse_token,
     parse_url,
 )
-from pplex.server.options import BY_DEFAULT, parse_protocols
+from pplex.server.options import BY_DEFAULT, TWILIO_AUTH_TOKEN, parse_protocols
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-TWILIO = "PPLEX_TWILIO_AUTH_TOKEN"  # without an option: on a command line, other users could see it
 
 
 @command()
@@ -140,7 +139,7 @@ TWILIO = "PPLEX_TWILIO_AUTH_TOKEN"  # without an option: on a command line, othe
     default=",".join(BY_DEFAULT),
     callback=checked(parse_protocols),
     help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions; twilio: Twilio's "
-    f"telephone calls at /twilio, which need {TWILIO} or --token.",
+    f"telephone calls at /twilio, which need {TWILIO_AUTH_TOKEN} or --token.",
 )
 @click.option(
     "--public-url",
@@ -221,7 +220,7 @@ def serve(
             "control" in allowed,
             memory_window,
             protocols,
-            from_environment(TWILIO, context),
+            from_environment(TWILIO_AUTH_TOKEN, context),
             public_url,
         )
     except ConfigError as error:

@@ -14,6 +14,7 @@ from pplex.server.limits import Limits
 
 PROTOCOLS = ("chat", "live", "twilio")  # that a server can speak: /api/chat, /v1/live/sessions, /twilio
 BY_DEFAULT = ("chat", "live")
+TWILIO_AUTH_TOKEN = "PPLEX_TWILIO_AUTH_TOKEN"  # a variable without an option: other users could see an option
 
 
 def parse_protocols(text: str) -> tuple[str, ...]:
@@ -24,6 +25,19 @@ def parse_protocols(text: str) -> tuple[str, ...]:
         wrong = f"{unknown[0]} is not a protocol" if unknown else "No protocol is named"
         raise ConfigError(f"{wrong}. Choose from {', '.join(PROTOCOLS)}, divided by commas.")
     return names
+
+
+def check_twilio(protocols: tuple[str, ...], tokens: tuple[str, ...], auth_token: str | None) -> None:
+    """Check that the server can see who calls. Raises ConfigError."""
+    if auth_token is not None and not (auth_token.isascii() and auth_token.isalnum()):
+        raise ConfigError(
+            f"{TWILIO_AUTH_TOKEN} must be the auth token of your Twilio account: letters and digits only."
+        )
+    if "twilio" in protocols and not (auth_token or tokens):
+        raise ConfigError(
+            f"The protocol twilio needs a way to see who calls. Set {TWILIO_AUTH_TOKEN} to the auth token of your "
+            "Twilio account, or give the server a token of its own: --token."
+        )
 
 
 @dataclass(frozen=True)
@@ -67,19 +81,7 @@ class ServeOptions:
         object.__setattr__(self, "origins", tuple(map(parse_origin, self.origins)))
         if self.public_url is not None:
             object.__setattr__(self, "public_url", parse_public_url(self.public_url))
-        self._check_twilio()
-
-    def _check_twilio(self) -> None:
-        given = self.twilio_auth_token
-        if given is not None and not (given.isascii() and given.isalnum()):
-            raise ConfigError(
-                "PPLEX_TWILIO_AUTH_TOKEN must be the auth token of your Twilio account: letters and digits only."
-            )
-        if "twilio" in self.protocols and not (given or self.tokens):
-            raise ConfigError(
-                "The protocol twilio needs a way to see who calls. Set PPLEX_TWILIO_AUTH_TOKEN to the auth token of your "
-                "Twilio account, or give the server a token of its own: --token."
-            )
+        check_twilio(self.protocols, self.tokens, self.twilio_auth_token)
 
     @property
     def lets_control(self) -> bool:

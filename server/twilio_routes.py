@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from pplex.server.options import TWILIO_AUTH_TOKEN
 from pplex.server.request import RequestError
 from pplex.server.routes import RouteContext, Routes
 from pplex.server.twilio_protocol import TwilioProtocol
@@ -51,7 +52,7 @@ class TwilioRoutes(Routes):
         raise RequestError(
             403,
             f"{HEADER} is not the signature of {signed}. Start the server with the address in your TwiML, "
-            "--public-url, and with the primary auth token of your Twilio account, PPLEX_TWILIO_AUTH_TOKEN.",
+            f"--public-url, and with the primary auth token of your Twilio account, {TWILIO_AUTH_TOKEN}.",
         )
 
     def _addresses(self, request: web.Request) -> list[str]:
