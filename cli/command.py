@@ -59,7 +59,7 @@ def _check_filled(context: click.Context, parameter: click.Parameter, given: Map
         from_environment(variable, context)
 
 
-def from_environment(variable: str, context: click.Context) -> str | None:
+def from_environment(variable: str, context: click.Context | None = None) -> str | None:
     """The value of an environment variable, or None. Raises UsageError if it is empty."""
     value = os.environ.get(variable)
     if value is not None and not value.strip():

@@ -40,7 +40,6 @@ def _with_options_of_serve(made: Command) -> Command:
 
 @_with_options_of_serve
 @command()
-@click.pass_context
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--replicas", default="1", callback=checked(parse_replicas), help="Servers: a number, or a range 1..8.")
 @click.option("--slots", type=click.IntRange(1), default=8, help="Conversations at once of each replica.")
@@ -62,7 +61,6 @@ def _with_options_of_serve(made: Command) -> Command:
     "--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Only write Serve's config."
 )
 def scale(
-    context: click.Context,
     bundle: Path,
     replicas: tuple[int, int],
     slots: int,
@@ -115,7 +113,7 @@ def scale(
         public_url=public_url,
         limits=limits,
     )
-    auth_token = from_environment(TWILIO_AUTH_TOKEN, context)
+    auth_token = from_environment(TWILIO_AUTH_TOKEN)
     secrets = secret_variables(tokens, control_tokens, auth_token)
     options = ScaleOptions(replica=replica, least=least, most=most, host=host, port=port)
     if config_file is not None:
@@ -123,7 +121,7 @@ def scale(
     try:
         check_twilio(protocols, tokens, auth_token)
     except ConfigError as error:
-        raise click.UsageError(str(error), context) from error
+        raise click.UsageError(str(error)) from error
     try:
         if address is None:
             open_to_run(bundle, device)

@@ -27,7 +27,6 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @command()
-@click.pass_context
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--slots", type=click.IntRange(1), default=8, help="Conversations at once.")
 @click.option(
@@ -157,7 +156,6 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
 )
 def serve(
-    context: click.Context,
     bundle: Path,
     slots: int,
     host: str,
@@ -220,11 +218,11 @@ def serve(
             "control" in allowed,
             memory_window,
             protocols,
-            from_environment(TWILIO_AUTH_TOKEN, context),
+            from_environment(TWILIO_AUTH_TOKEN),
             public_url,
         )
     except ConfigError as error:
-        raise click.UsageError(str(error), context) from error
+        raise click.UsageError(str(error)) from error
     opened = open_to_run(bundle, device)
     start_logging()
     if run_server(opened, options, click.echo):
