@@ -35,7 +35,7 @@ class ChatProtocol(WireProtocol):
 
     name = "chat"
     max_message = MAX_MESSAGE
-    can_resume, has_pauses, plays_at_once = True, False, False
+    can_resume, has_pauses = True, False
 
     def __init__(self, request: ChatRequest):
         self.audio = request.audio

@@ -89,7 +89,7 @@ class LiveProtocol(WireProtocol):
 
     name = "live"
     max_message = MAX_JSON_MESSAGE
-    can_resume, has_pauses, plays_at_once, early_metadata = False, True, True, False
+    can_resume, has_pauses, early_metadata = False, True, False
     hears_after_s = 0.0
 
     def __init__(self, terms: LiveTerms):

@@ -41,8 +41,9 @@ class TwilioProtocol(WireProtocol):
     name = "twilio"
     max_message = MAX_MESSAGE
     audio = TELEPHONE.label
-    can_resume, has_pauses, plays_at_once, early_metadata, controls = False, False, True, False, False
-    starts_at_once, hears_after_s = True, 0.0
+    can_resume, has_pauses, early_metadata, controls = False, False, False, False
+    plays_at_once, starts_at_once = True, True
+    hears_after_s = 0.0
 
     def __init__(self, terms: TwilioTerms):
         self._terms = terms
@@ -72,7 +73,7 @@ class TwilioProtocol(WireProtocol):
         try:
             self._start = parse_start(event, self._terms)
         except StartError as error:
-            raise ProtocolError(Close.POLICY, str(error)) from error
+            raise ProtocolError(Close.POLICY, str(error), error.cause) from error
         return StartMessage(self._start.request)
 
     def _media(self, media: Any) -> ClientMessage:

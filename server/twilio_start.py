@@ -17,7 +17,11 @@ PERSONA = re.compile(r"persona(?:_([1-9][0-9]{0,3}))?")  # Twilio's parameters a
 
 
 class StartError(Exception):
-    """A start message with a wrong value. The text says which one."""
+    """A start message with a wrong value. The text says which one; the cause is that of the metric."""
+
+    def __init__(self, reason: str, cause: str = "protocol"):
+        super().__init__(reason)
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def _check_token(token: str, terms: TwilioTerms) -> None:
     """Before anything else is checked: a stranger learns nothing about the bundle."""
     if terms.is_token is not None and not terms.is_token(token):
         wrong = "is not a token of this server" if token else "is missing"
-        raise StartError(f"The parameter token {wrong}.")
+        raise StartError(f"The parameter token {wrong}.", "token")
 
 
 def _parameters(given: Any) -> dict[str, str]:
