@@ -5,18 +5,21 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
 import numpy as np
 from callers import FRAME_S, PATIENCE_S
+from serving import Running
 
 from pplex.server.g711 import MU_LAW
 from pplex.server.resampling import Resampler
 from pplex.server.twilio_signature import HEADER, signature_of
 
 PATH = "/twilio"
+AUTH_TOKEN = "0123456789abcdef0123456789abcdef"
+SILENCE = b"\xff"
 PACKET, PACKET_MS = 160, 20  # bytes
 FORMAT = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
 
@@ -143,3 +146,22 @@ def mu_law(pcm: np.ndarray) -> bytes:
 def frames_of(codes: bytes) -> int:
     """How many frames the agent answers."""
     return round(len(codes) / 8000 / FRAME_S)
+
+
+async def attempt(url: str, parameters: dict[str, str], **connect: Any) -> int:
+    """200 for a call, else the HTTP status or the close code of the refusal."""
+    try:
+        async with phone(url, **connect) as caller:
+            await caller.start(parameters)
+            await caller.media(SILENCE * 640)
+            with suppress(AssertionError):
+                await caller.replies(1)
+                return 200
+            return await caller.closed()
+    except aiohttp.WSServerHandshakeError as refused:
+        return refused.status
+
+
+def is_free(server: Running) -> bool:
+    state = server.state()
+    return state["used"] == state["queued"] == 0
