@@ -13,6 +13,7 @@ from pplex.scale.keys import Keys
 from pplex.scale.launch import TooManyError, check_proxy
 from pplex.scale.metrics import merge
 from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
+from pplex.server.load_report import server_side
 from pplex.server.metrics import Metrics
 from pplex.server.options import BY_DEFAULT
 
@@ -44,6 +45,17 @@ def test_merged_metrics_keep_every_sample_with_its_replica() -> None:
     ]  # fmt: skip
     buckets = [one for one in families["pplex_event_loop_lag_seconds"].samples if one.labels.get("le") == "0.02"]
     assert [one.value for one in buckets] == [1, 1]
+
+
+def test_a_load_adds_up_the_counts_of_all_replicas() -> None:
+    first, second = Metrics(), Metrics()
+    before = merge({"a": first.text().decode(), "b": second.text().decode()}).decode()
+    for metrics, late in ((first, 2), (second, 5)):
+        metrics.late_frames.inc(late)
+        metrics.dropped_frames.labels("backlog").inc(late)
+        metrics.loop_lag.observe(0.0015)
+    side = server_side(before, merge({"a": first.text().decode(), "b": second.text().decode()}).decode(), 1.0)
+    assert (side.late_frames, side.dropped_frames, side.event_loop_lag_p99_ms) == (7, {"backlog": 7}, 2.0)
 
 
 def test_logs_are_followed_by_whole_lines_also_of_later_files(tmp_path: Path) -> None:
