@@ -128,14 +128,20 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "--protocols",
     default=",".join(PROTOCOLS),
     callback=checked(parse_protocols),
-    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions.",
+    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions; realtime: OpenAI's "
+    "Realtime API at /v1/realtime.",
 )
 @click.option(
     "--pause-seconds",
     "pause_s",
     type=click.FloatRange(1),
     default=600,
-    help="As --idle-seconds, for live: its clients send nothing while the microphone is off.",
+    help="As --idle-seconds, for live and realtime: their clients send nothing while the microphone is off.",
+)
+@click.option(
+    "--realtime-vad",
+    is_flag=True,
+    help="Tell clients of the Realtime API when their user speaks: they then interrupt the agent at every sound.",
 )
 @click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
@@ -161,12 +167,13 @@ def serve(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    realtime_vad: bool,
     **limits: Any,
 ) -> None:
-    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, and OpenAI's GPT-Live.
+    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, and OpenAI's protocols.
 
     The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md for
-    /api/chat, and docs/apis.md for /v1/live/sessions.
+    /api/chat, and docs/apis.md for /v1/live/sessions and /v1/realtime.
     """
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads
@@ -200,6 +207,7 @@ def serve(
         "control" in allowed,
         memory_window,
         protocols,
+        realtime_vad,
     )
     opened = open_to_run(bundle, device)
     start_logging()

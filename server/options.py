@@ -12,7 +12,7 @@ from pplex.runtime.files import check_readable, is_file
 from pplex.server.addresses import Network, parse_host, parse_origin, parse_token
 from pplex.server.limits import Limits
 
-PROTOCOLS = ("chat", "live")  # that a server can speak: /api/chat and /v1/live/sessions
+PROTOCOLS = ("chat", "live", "realtime")  # that a server can speak: /api/chat, /v1/live/sessions and /v1/realtime
 
 
 def parse_protocols(text: str) -> tuple[str, ...]:
@@ -55,6 +55,7 @@ class ServeOptions:
     allow_control: bool = False
     memory_window: int | None = None
     protocols: tuple[str, ...] = PROTOCOLS
+    realtime_vad: bool = False  # tell clients of the Realtime API when their user begins and stops to speak
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))

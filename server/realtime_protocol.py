@@ -78,7 +78,7 @@ class RealtimeTerms:
     duration_s: float = 3600.0
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
-    check: Callable[[str | None, str, str | None], None] = lambda voice, persona, greeting: None
+    check: Callable[[ConversationRequest], None] = lambda asked: None
 
 
 class RealtimeProtocol(WireProtocol):
@@ -151,13 +151,20 @@ class RealtimeProtocol(WireProtocol):
     def _check(self, session: RealtimeSession, greeting: str | None = None) -> None:
         """Check that the model can take this. Once the conversation starts, it is too late for an error."""
         try:
-            self._terms.check(session.voice, self._persona(session), greeting)
+            self._terms.check(self._request(session, greeting))
         except PplexError as error:
-            raise EventError(TOO_LONG, str(error), "session.instructions") from error
+            param = "response.personaplex.say" if greeting else "session.instructions"
+            raise EventError(INVALID if greeting else TOO_LONG, str(error), param) from error
 
-    def _persona(self, session: RealtimeSession) -> str:
+    def _request(self, session: RealtimeSession, greeting: str | None) -> ConversationRequest:
         texts = [session.instructions, *self._items.persona()]
-        return "\n".join(filter(None, texts)) if self._terms.takes_prompt else ""
+        return ConversationRequest(
+            voice=session.voice,
+            persona="\n".join(filter(None, texts)) if self._terms.takes_prompt else "",
+            seed=self._terms.seed,
+            sampling=self._terms.sampling,
+            greeting=greeting,
+        )
 
     # Items.
 
@@ -269,14 +276,7 @@ class RealtimeProtocol(WireProtocol):
         self.audio = (
             session.hears.label if session.hears == session.says else f"{session.hears.label}/{session.says.label}"
         )
-        request = ConversationRequest(
-            voice=session.voice,
-            persona=self._persona(session),
-            seed=self._terms.seed,
-            sampling=self._terms.sampling,
-            greeting=greeting,
-        )
-        return StartMessage(request, answers)
+        return StartMessage(self._request(session, greeting), answers)
 
     # To the client: event loop.
 

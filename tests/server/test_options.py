@@ -51,7 +51,7 @@ def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
         (["--control-token", "schlüssel"], "an HTTP header cannot carry"),
         (["--allow", "all"], "'control'"),
-        (["--protocols", "chat,sip"], "sip is not a protocol. Choose from chat, live"),
+        (["--protocols", "chat,sip"], "sip is not a protocol. Choose from chat, live, realtime"),
         (["--protocols", " ,"], "No protocol is named"),
         (["--memory-window", "long"], "'long' is neither off nor a number of steps"),
     ],

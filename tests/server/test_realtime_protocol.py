@@ -17,6 +17,7 @@ from pplex.server.openai_settings import MAX_INSTRUCTIONS, VOICES
 from pplex.server.realtime_items import MAX_ITEM, MAX_ITEMS
 from pplex.server.realtime_protocol import ANSWERS, SETTLED_S, UNTOLD_S, RealtimeProtocol, RealtimeTerms
 from pplex.server.realtime_session import MAX_ECHO
+from pplex.server.request import ConversationRequest
 from pplex.server.utterances import PATIENCE_FRAMES, PAUSE_FRAMES
 from pplex.server.wire import (
     AnsweredMessage,
@@ -234,8 +235,8 @@ def test_a_model_without_a_prompt_takes_any_voice_and_no_persona() -> None:
 def test_a_persona_that_the_model_cannot_take_is_refused_before_the_start() -> None:
     """Afterwards the connection would have to be closed, and LiveKit would come back for ever."""
 
-    def check(voice: str | None, persona: str, greeting: str | None) -> None:
-        if len(persona) > 20:
+    def check(asked: ConversationRequest) -> None:
+        if len(asked.persona) > 20:
             raise PplexError("This persona is too long.")
 
     protocol = RealtimeProtocol(RealtimeTerms(voices=TERMS.voices, check=check))
