@@ -72,13 +72,9 @@ class Items:
 def parse_item(given: Any) -> Mapping[str, Any]:
     """An item as it is sent back, with an id. Raises EventError."""
     fields = object_at(given, "item")
-    kind = fields.get("type", "message")
-    if type(kind) is not str or not 0 < len(kind) <= MAX_ID:
-        raise wrong("item.type", "a name, such as message")
-    item_id = fields.get("id")
-    if item_id is not None and (type(item_id) is not str or not 0 < len(item_id) <= MAX_ID):
-        raise wrong("item.id", f"a string of 1 to {MAX_ID} characters")
-    item = {"id": item_id or new_id("item"), "object": "realtime.item", "type": kind, "status": "completed"}
+    kind = _name(fields.get("type", "message"), "item.type")
+    item_id = new_id("item") if fields.get("id") is None else _name(fields["id"], "item.id")
+    item: dict[str, Any] = {"id": item_id, "object": "realtime.item", "type": kind, "status": "completed"}
     item |= {key: fields[key] for key in KEYS if fields.get(key) is not None}
     if kind == "message":
         if item.get("role") not in ROLES:
@@ -86,6 +82,12 @@ def parse_item(given: Any) -> Mapping[str, Any]:
         item["content"] = _content(fields.get("content"))
     check_size(item, MAX_ITEM, "item")
     return item
+
+
+def _name(given: Any, path: str) -> str:
+    if type(given) is not str or not 0 < len(given) <= MAX_ID:
+        raise wrong(path, f"a string of 1 to {MAX_ID} characters")
+    return given
 
 
 def _content(given: Any) -> list[Mapping[str, Any]]:

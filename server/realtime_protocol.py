@@ -40,7 +40,7 @@ from pplex.server.realtime_session import RealtimeSession, changed, new_session
 from pplex.server.request import ConversationRequest
 from pplex.server.sounds import SoundReceiver, SoundSender
 from pplex.server.user_speech import UserSpeech
-from pplex.server.utterances import SOUND_RMS, Utterances
+from pplex.server.utterances import SoundGate, Utterances
 from pplex.server.wire import (
     AnsweredMessage,
     AudioMessage,
@@ -97,7 +97,7 @@ class RealtimeProtocol(WireProtocol):
         self._is_started = False
         self._spoken_s: float | None = None  # when the first audio came
         self._set_s = -np.inf  # when the last setting came
-        self._items, self._utterances = Items(), Utterances()
+        self._items, self._utterances, self._gate = Items(), Utterances(), SoundGate()
         self._response: Response | None = None
         self._says = dict[str, str | None]()  # event_id of each response that asked for words, by order's id
         self._user = UserSpeech() if terms.tells_speech else None
@@ -325,7 +325,7 @@ class RealtimeProtocol(WireProtocol):
     # Speech thread.
 
     def encode(self, pcm: Pcm, text: str) -> Callable[[], list[Message]]:
-        is_voiced = bool(text) or rms(pcm) >= SOUND_RMS
+        is_voiced = self._gate.is_open(pcm) or bool(text)
         audio = base64.b64encode(self._sender.frame(pcm)).decode()
         return partial(self._frame, audio, text, is_voiced)
 
@@ -360,11 +360,6 @@ ANSWERS: Mapping[str, Callable[[RealtimeProtocol, Mapping[str, Any]], list[Messa
     "conversation.item.truncate": RealtimeProtocol._truncate_item,
     "conversation.item.retrieve": RealtimeProtocol._retrieve_item,
 }
-
-
-def rms(pcm: Pcm) -> float:
-    """Loudness of samples [n], 1 for full scale."""
-    return float(np.sqrt(np.mean(np.square(pcm)))) if len(pcm) else 0.0
 
 
 def _item_id(given: Mapping[str, Any]) -> str:

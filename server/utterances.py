@@ -6,14 +6,19 @@ Called by `server.realtime_protocol`.
     utterance            |begins                               ends|
                                no text and no sound for 0.9 s -----'
 
-An utterance that a client asked for begins at once, and ends empty if nothing is said.
+An utterance that a client asked for begins at once. Its silence before the first word belongs to nothing: agents' programs
+would take it for speech, and let their user interrupt it. It ends empty if nothing is said.
 """
 
 from typing import NamedTuple
 
+import numpy as np
+
+from pplex.runtime.arrays import Pcm
 from pplex.server.wire import FRAME_S
 
-SOUND_RMS = 60 / 32_768  # quieter frames are silence: the codec's own noise is below it
+# A frame is sound above three times the quietest frame so far, which is the codec's own noise; within these bounds.
+LEAST_SOUND_RMS, MOST_SOUND_RMS = 60 / 32_768, 300 / 32_768
 PAUSE_FRAMES = round(0.9 / FRAME_S)  # without text and sound: the end of an utterance
 PATIENCE_FRAMES = round(5 / FRAME_S)  # until the agent must have begun to say what it was asked for
 
@@ -24,6 +29,19 @@ class Cut(NamedTuple):
     begins: bool = False
     belongs: bool = False
     ends: bool = False
+
+
+class SoundGate:
+    """Tells the agent's sound from its silence, which is not digital silence."""
+
+    def __init__(self) -> None:
+        self._quietest = np.inf
+
+    def is_open(self, pcm: Pcm) -> bool:
+        """Whether a frame [1920] is sound."""
+        rms = float(np.sqrt(np.mean(np.square(pcm))))
+        self._quietest = min(self._quietest, rms)
+        return rms >= min(max(3 * self._quietest, LEAST_SOUND_RMS), MOST_SOUND_RMS)
 
 
 class Utterances:
@@ -56,4 +74,4 @@ class Utterances:
         self.is_empty &= not is_voiced
         self._waited += 1
         self.is_open = self._waited < PATIENCE_FRAMES if self.is_empty else self._quiet < PAUSE_FRAMES
-        return Cut(begins, True, not self.is_open)
+        return Cut(begins, not self.is_empty, not self.is_open)
