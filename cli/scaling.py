@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OF_SERVE = (  # options that each replica takes as `serve` does
     "tokens", "origins", "static", "queue_s", "batch_wait_s", "backlog_frames", "idle_s", "duration_s", "resume_s",
     "drain_s", "recordings", "log_prompts", "device", "one_batch_size", "allowed", "control_tokens", "memory_window",
-    "protocols", "pause_s",
+    "protocols", "pause_s", "realtime_vad",
 )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def scale(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    realtime_vad: bool,
     drain_s: float,
     **limits: Any,
 ) -> None:
@@ -108,6 +109,7 @@ def scale(
         allow_control="control" in allowed,
         memory_window=memory_window,
         protocols=protocols,
+        realtime_vad=realtime_vad,
         limits=limits,
     )
     secrets = secret_variables(tokens, control_tokens)

@@ -34,6 +34,7 @@ class ReplicaOptions:
     allow_control: bool = False
     memory_window: int | None = None
     protocols: tuple[str, ...] = PROTOCOLS
+    realtime_vad: bool = False
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -66,6 +67,7 @@ class ReplicaOptions:
             allow_control=self.allow_control,
             memory_window=self.memory_window,
             protocols=tuple(self.protocols),
+            realtime_vad=self.realtime_vad,
         )
 
     def _limits(self) -> Limits:
