@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OF_SERVE = (  # options that each replica takes as `serve` does
     "tokens", "origins", "static", "queue_s", "batch_wait_s", "backlog_frames", "idle_s", "duration_s", "resume_s",
     "drain_s", "recordings", "log_prompts", "device", "one_batch_size", "allowed", "control_tokens", "memory_window",
-    "protocols", "pause_s", "public_url",
+    "protocols", "pause_s", "realtime_vad", "public_url",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def scale(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    realtime_vad: bool,
     public_url: str | None,
     drain_s: float,
     **limits: Any,
@@ -110,6 +111,7 @@ def scale(
         allow_control="control" in allowed,
         memory_window=memory_window,
         protocols=protocols,
+        realtime_vad=realtime_vad,
         public_url=public_url,
         limits=limits,
     )

@@ -137,8 +137,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "--protocols",
     default=",".join(BY_DEFAULT),
     callback=checked(parse_protocols),
-    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions; twilio: Twilio's "
-    f"telephone calls at /twilio, which need {TWILIO_AUTH_TOKEN} or --token.",
+    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions; realtime: OpenAI's "
+    f"Realtime API at /v1/realtime; twilio: Twilio's telephone calls at /twilio, which need {TWILIO_AUTH_TOKEN} or --token.",
 )
 @click.option(
     "--public-url",
@@ -150,7 +150,12 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "pause_s",
     type=click.FloatRange(1),
     default=600,
-    help="As --idle-seconds, for live: its clients send nothing while the microphone is off.",
+    help="As --idle-seconds, for live and realtime: their clients send nothing while the microphone is off.",
+)
+@click.option(
+    "--realtime-vad",
+    is_flag=True,
+    help="Tell clients of the Realtime API when their user speaks: they then interrupt the agent at every sound.",
 )
 @click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
@@ -176,14 +181,15 @@ def serve(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    realtime_vad: bool,
     public_url: str | None,
     **limits: Any,
 ) -> None:
-    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, OpenAI's GPT-Live, and
+    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, OpenAI's protocols, and
     telephone calls from Twilio.
 
     The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md for
-    /api/chat, and docs/apis.md for /v1/live/sessions and /twilio.
+    /api/chat, and docs/apis.md for /v1/live/sessions, /v1/realtime and /twilio.
     """
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads
@@ -218,6 +224,7 @@ def serve(
             "control" in allowed,
             memory_window,
             protocols,
+            realtime_vad,
             from_environment(TWILIO_AUTH_TOKEN),
             public_url,
         )

@@ -34,6 +34,7 @@ class ReplicaOptions:
     allow_control: bool = False
     memory_window: int | None = None
     protocols: tuple[str, ...] = BY_DEFAULT
+    realtime_vad: bool = False
     public_url: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
 
@@ -67,6 +68,7 @@ class ReplicaOptions:
             allow_control=self.allow_control,
             memory_window=self.memory_window,
             protocols=tuple(self.protocols),
+            realtime_vad=self.realtime_vad,
             twilio_auth_token=os.environ.get(TWILIO_AUTH_TOKEN),
             public_url=self.public_url,
         )

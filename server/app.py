@@ -29,6 +29,7 @@ from pplex.server.metrics import Metrics
 from pplex.server.openai_http import OpenAiRoutes
 from pplex.server.options import ServeOptions
 from pplex.server.pages import Pages
+from pplex.server.realtime_routes import RealtimeRoutes
 from pplex.server.reception import Reception
 from pplex.server.refusals import Handler, Refusals
 from pplex.server.routes import RouteContext, Routes
@@ -40,11 +41,12 @@ from pplex.server.twilio_routes import TwilioRoutes
 from pplex.server.wire import Close, CloseReason
 from pplex.server.worker import Worker
 
-ROUTES: dict[str, type[Routes]] = {
+ROUTES: dict[str, type[Routes]] = {  # by name in `--protocols`
     "chat": ChatRoutes,
     "live": LiveRoutes,
+    "realtime": RealtimeRoutes,
     "twilio": TwilioRoutes,
-}  # by name in `--protocols`
+}
 LAG_S = 0.02  # between looks at the event loop
 SWITCH_S = 0.001  # until a busy Python thread lets another run. Python's default of 5 ms is as long as a batch waits
 SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up in this time, slow downloads of files are cut off

@@ -12,8 +12,8 @@ from pplex.runtime.files import check_readable, is_file
 from pplex.server.addresses import Network, parse_host, parse_origin, parse_public_url, parse_token
 from pplex.server.limits import Limits
 
-PROTOCOLS = ("chat", "live", "twilio")  # that a server can speak: /api/chat, /v1/live/sessions, /twilio
-BY_DEFAULT = ("chat", "live")
+PROTOCOLS = ("chat", "live", "realtime", "twilio")  # at /api/chat, /v1/live/sessions, /v1/realtime and /twilio
+BY_DEFAULT = ("chat", "live", "realtime")
 TWILIO_AUTH_TOKEN = "PPLEX_TWILIO_AUTH_TOKEN"  # a variable without an option: other users could see an option
 
 
@@ -71,6 +71,7 @@ class ServeOptions:
     allow_control: bool = False
     memory_window: int | None = None
     protocols: tuple[str, ...] = BY_DEFAULT
+    realtime_vad: bool = False  # tell clients of the Realtime API when their user begins and stops to speak
     twilio_auth_token: str | None = None
     public_url: str | None = None
 

@@ -96,7 +96,12 @@ def serving(
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [sys.executable, "-c", prelude + MAIN, "serve", str(bundle), "--port", "0", "--device", "cpu", *arguments]
     if limits is not None:
-        command = [sys.executable, "-c", WITH_LIMITS.format(limits=dict(limits), options=dict(options)), str(bundle)]
+        command = [
+            sys.executable,
+            "-c",
+            prelude + WITH_LIMITS.format(limits=dict(limits), options=dict(options)),
+            str(bundle),
+        ]
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ})
     assert process.stdout is not None

@@ -54,7 +54,7 @@ def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
         (["--control-token", "schlüssel"], "an HTTP header cannot carry"),
         (["--allow", "all"], "'control'"),
-        (["--protocols", "chat,sip"], "sip is not a protocol. Choose from chat, live, twilio"),
+        (["--protocols", "chat,sip"], "sip is not a protocol. Choose from chat, live, realtime, twilio"),
         (["--protocols", "twilio"], "Set PPLEX_TWILIO_AUTH_TOKEN"),
         (["--public-url", "voice.example"], "Give it as clients use it: https://voice.example.org"),
         (["--public-url", "https://voice.example/?x"], "Give it as clients use it: https://voice.example.org"),
