@@ -146,7 +146,7 @@ def test_another_replica_starts_when_three_quarters_of_the_slots_are_used(tiny_b
         async with call(running.url) as first, call(running.url) as second:
             await first.handshake()
             await second.handshake()
-            await asyncio.to_thread(running.wait_for, lambda: len(running.metrics("pplex_slots")) == 2, 90)
+            await asyncio.to_thread(running.wait_for, lambda: running.get("/ready")[0] == 200, 90)
             async with call(running.url) as third:
                 await (await third.handshake()).talk(speech(2))
 
