@@ -14,7 +14,7 @@ from pplex.server.control import Control, ControlContext
 from pplex.server.hearing import IncomingAudio
 from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
-from pplex.server.listening import Listener, Words
+from pplex.server.listening import Listener
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.recording import Recording
@@ -24,6 +24,7 @@ from pplex.server.silence import feed_silence
 from pplex.server.speech import OutgoingAudio
 from pplex.server.tracing import Tracing
 from pplex.server.transcriber import Transcriber
+from pplex.server.user_utterances import Words
 from pplex.server.wire import FRAME_S, Close, CloseReason, ProtocolError, WireProtocol
 from pplex.server.worker import Worker
 
@@ -74,7 +75,7 @@ class ServerConversation:
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
         self._ticket, self._on_over = ticket, on_over
         self._loop = asyncio.get_running_loop()
-        self._inbox = Inbox(context.frame_size, context.limits.backlog_frames, never_ahead=wire.has_pauses)
+        self._inbox = Inbox(context.frame_size, context.limits.backlog_frames, never_ahead=wire.plays_at_once)
         self._outgoing = OutgoingAudio(self.id, self._inbox)
         if context.transcriber is not None:
             self._outgoing.listener = Listener(context.transcriber, self._tell_words)
@@ -166,9 +167,9 @@ class ServerConversation:
     def _stop_for_defect(self) -> None:
         self.dismiss(CloseReason(Close.INTERNAL, "The server has a defect; it was logged.", "defect"))
 
-    def _tell_words(self, words: Words) -> None:
+    def _tell_words(self, words: list[Words]) -> None:
         if self.connection is not None and self.connection.wire.takes_words:
-            self.connection.tell(type="heard", **words._asdict())
+            self.connection.tell(type="heard", words=words)
 
     def _leave(self, connection: Connection) -> None:
         """After the connection's end: wait for its client to return if it may, otherwise end."""

@@ -6,26 +6,17 @@ Made by `server.conversation` for `serve --transcribe`.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 from pplex.runtime.arrays import Pcm
 from pplex.server.transcriber import Transcriber
-from pplex.server.user_utterances import Utterance, UtteranceCutter, milliseconds
+from pplex.server.user_utterances import Utterance, UtteranceCutter, Words, milliseconds
 from pplex.server.whisper import Segment
 
 
-class Words(NamedTuple):
-    """What a user said, with its leading space, and when, on the session's clock."""
-
-    text: str
-    start_ms: int
-    end_ms: int
-
-
 class Listener:
-    """Listens to one user. `tell` is called in the event loop, with words in the order in which they were said."""
+    """Listens to one user. `tell` is called in the event loop with the words of an utterance, for one after the other."""
 
-    def __init__(self, transcriber: Transcriber, tell: Callable[[Words], None]):
+    def __init__(self, transcriber: Transcriber, tell: Callable[[list[Words]], None]):
         self._transcriber, self._tell = transcriber, tell
         self._loop = asyncio.get_running_loop()
         self._cutter = UtteranceCutter()
@@ -41,10 +32,13 @@ class Listener:
 
     def heard(self, utterance: Utterance, segments: list[Segment]) -> None:
         """Pass on the words, from the transcriber's thread."""
-        for segment in segments:
-            times = (milliseconds(utterance, seconds) for seconds in (segment.start_s, segment.end_s))
+        words = [
+            Words(text, milliseconds(utterance, start_s), milliseconds(utterance, end_s))
+            for text, start_s, end_s in segments
+        ]
+        if words:
             with suppress(RuntimeError):  # the loop is closed: the server ends
-                self._loop.call_soon_threadsafe(self._tell, Words(segment.text, *times))
+                self._loop.call_soon_threadsafe(self._tell, words)
 
     def close(self) -> None:
         """The conversation is over: nobody waits for words any more."""

@@ -37,8 +37,8 @@ class OutgoingAudio:
             return
         if self.listener is not None:
             self.listener.hear(reply.frame.pcm, connection.wire.takes_words)
-        messages = connection.wire.encode(reply.reply.pcm, reply.reply.text)
-        self._loop.call_soon_threadsafe(connection.deliver, messages, reply)
+        encoded = connection.wire.encode(reply.reply.pcm, reply.reply.text)
+        self._loop.call_soon_threadsafe(connection.deliver, encoded, reply)
 
     def close(self) -> None:
         """Finish the recording, if the conversation has one."""

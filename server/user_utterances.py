@@ -29,6 +29,14 @@ class Utterance(NamedTuple):
     first: int
 
 
+class Words(NamedTuple):
+    """Words of a user, with their leading space, and when they were said on the session's clock."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+
+
 class _Heard(NamedTuple):
     """A frame with its level."""
 
