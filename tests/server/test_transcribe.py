@@ -1,4 +1,4 @@
-"""Users' words from real voices, a real Whisper model and the real server, with a bare client of GPT-Live."""
+"""Users' words from real voices, a real Whisper model and the real server, with bare clients."""
 
 import asyncio
 import os
@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from callers import call, run, speech
 from live_caller import LiveCaller, live, pcm16
+from realtime_caller import RealtimeCaller, realtime
 from serving import COMMAND, Running, Serve
 from voice import MODEL, needs_speech, said, silence
 
 from pplex.runtime.bundle import Bundle
 
-WORDS = "session.input_transcript.delta"
+WORDS, TRANSCRIPT = "session.input_transcript.delta", "conversation.item.input_audio_transcription.completed"
 PIZZA, MORNING = "I would like a large pizza with mushrooms.", "Call me tomorrow morning at seven o'clock."
 LEAD = 10  # frames of silence before somebody speaks
 OPTION = ("--transcribe", str(MODEL))
@@ -86,6 +87,35 @@ def test_two_users_at_once_get_their_own_words_with_their_times(writing: Running
         assert abs(end_ms - 80 * (LEAD + len(said(sentence)))) < 1200
         assert caller.errors == [] and all(type(event["event_id"]) is str for event in events)
     assert utterances(writing, "heard") >= 2 and writing.metric("pplex_words_seconds_count") >= 2
+
+
+@needs_speech
+def test_clients_of_the_realtime_api_get_words_if_they_ask_for_a_transcription(writing: Running) -> None:
+    async def visit(transcription: object, sentence: str, ended: asyncio.Event) -> RealtimeCaller:
+        async with realtime(writing.url) as caller:
+            await caller.update(instructions="You sell pizza.", audio={"input": {"transcription": transcription}})
+            await caller.talk(chunks(said(sentence)))
+            if transcription is None:
+                await ended.wait()
+            else:
+                await caller.until(lambda: caller.all(TRANSCRIPT), TRANSCRIPT)
+                ended.set()
+                item_id = caller.all(TRANSCRIPT)[0]["item_id"]
+                await caller.ask("conversation.item.retrieve", "conversation.item.retrieved", item_id=item_id)
+            return caller
+
+    async def both() -> list[RealtimeCaller]:
+        ended = asyncio.Event()
+        visits = (visit({"model": "whisper-1"}, PIZZA, ended), visit(None, MORNING, ended))
+        return list(await asyncio.gather(*visits))
+
+    asking, other = run(both())
+    (completed,) = asking.all(TRANSCRIPT)
+    assert "pizza" in completed["transcript"].lower() and completed["usage"]["seconds"] > 1
+    (retrieved,) = asking.all("conversation.item.retrieved")
+    assert retrieved["item"]["content"][0]["transcript"] == completed["transcript"]
+    assert other.all(TRANSCRIPT) == [] and asking.errors == other.errors == []
+    assert not [event for event in other.all("conversation.item.added") if event["item"]["role"] == "user"]
 
 
 @needs_speech
