@@ -162,7 +162,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "transcriber",
     metavar="MODEL",
     callback=checked(parse_transcriber),
-    help="Send users' words to clients of live. MODEL: whisper, another name that faster-whisper knows, or a folder.",
+    help="Send users' words to clients of live and realtime. MODEL: whisper, another name of faster-whisper, or a folder.",
 )
 @click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
@@ -204,14 +204,12 @@ def serve(
     from pplex.server.app import serve as run_server
     from pplex.server.limits import Limits
     from pplex.server.logs import start_logging
-    from pplex.server.options import ServeOptions, check_folders, check_transcriber
+    from pplex.server.options import ServeOptions, check_folders
     from pplex.server.tls import folder_context, self_signed_context
 
     if tls_folder is not None and self_signed:
         raise click.UsageError("--ssl and --self-signed both choose a certificate: give only one of them.")
     check_folders(static, recordings, tls_folder)
-    if transcriber is not None:
-        check_transcriber()
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
     try:
         options = ServeOptions(

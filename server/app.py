@@ -37,7 +37,7 @@ from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.snapshots import Snapshots
 from pplex.server.sockets import listen
 from pplex.server.tracing import Tracing
-from pplex.server.transcriber import Transcriber
+from pplex.server.transcriber import open_transcriber
 from pplex.server.twilio_routes import TwilioRoutes
 from pplex.server.wire import Close, CloseReason
 from pplex.server.worker import Worker
@@ -67,7 +67,7 @@ class Server:
         )
         self._transcriber = None
         if options.transcriber is not None:
-            self._transcriber = Transcriber(options.transcriber, self._metrics)
+            self._transcriber = open_transcriber(options.transcriber, self._metrics)
         self._snapshots = Snapshots(options.limits, self._metrics, make_key)
         self._context = ServerContext(
             self._scheduler,

@@ -5,12 +5,10 @@ Called by `cli.serving`, `server.app` and `server.sockets`.
 
 import ssl
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
-from pplex.runtime.errors import ConfigError, LibraryError
+from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import check_readable, is_file
-from pplex.runtime.libraries import install_command
 from pplex.server.addresses import Network, parse_host, parse_origin, parse_public_url, parse_token
 from pplex.server.limits import Limits
 
@@ -33,7 +31,7 @@ def parse_protocols(text: str) -> tuple[str, ...]:
 
 
 def parse_transcriber(name: str) -> str:
-    """The model that `--transcribe` names. Raises ConfigError if it is an incomplete folder."""
+    """The model that `--transcribe` names; a folder with its whole path. Raises ConfigError if the folder is incomplete."""
     if name == "whisper":
         return DEFAULT_MODEL
     folder = Path(name)
@@ -42,15 +40,7 @@ def parse_transcriber(name: str) -> str:
         raise ConfigError(
             f"{name} has no {' and no '.join(missing)}. Give a folder with a Whisper model in CTranslate2's format."
         )
-    return name
-
-
-def check_transcriber() -> None:
-    """Look for faster-whisper, without importing it into the server. Raises LibraryError."""
-    if find_spec("faster_whisper") is None:
-        raise LibraryError(
-            f"--transcribe needs faster-whisper, which is not installed: {install_command('faster_whisper')}"
-        )
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def check_twilio(protocols: tuple[str, ...], tokens: tuple[str, ...], auth_token: str | None) -> None:

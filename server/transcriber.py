@@ -6,8 +6,11 @@ waits for it: if it falls behind, utterances are dropped.
 
 import threading
 from collections import OrderedDict, deque
+from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
+from pplex.runtime.errors import LibraryError
+from pplex.runtime.libraries import install_command
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.scheduler import now_s
@@ -158,3 +161,11 @@ class Transcriber:
             self._changed.wait_for(lambda: self._is_stopping, self._pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         self._metrics.transcriber_restarts.inc()
+
+
+def open_transcriber(model: str, metrics: Metrics) -> Transcriber:
+    """A transcriber. Looks for faster-whisper, without importing it into the server. Raises LibraryError."""
+    if find_spec("faster_whisper") is None:
+        cure = install_command("faster_whisper")
+        raise LibraryError(f"--transcribe needs faster-whisper, which is not installed: {cure}")
+    return Transcriber(model, metrics)
