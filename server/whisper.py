@@ -15,7 +15,7 @@ from pplex.runtime.ort import available_threads
 from pplex.server.options import DEFAULT_MODEL
 from pplex.server.pcm16 import quantized
 
-MOST_THREADS = 2
+MOST_THREADS = 4  # at most a quarter of the processors: the others step the conversations
 ANSWER_S = 120.0  # for an utterance; a process without an answer is ended
 END_S = 1.0
 
@@ -43,7 +43,7 @@ class Whisper:
         self._model = model
         self._connection, theirs = Pipe()
         number = str(theirs.fileno())
-        threads = str(min(MOST_THREADS, available_threads()))
+        threads = str(max(1, min(MOST_THREADS, available_threads() // 4)))
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pplex.server.whisper_process", number, model, threads],
