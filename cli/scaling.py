@@ -95,7 +95,7 @@ def scale(
     from pplex.runtime.ort import available_threads
     from pplex.scale.launch import TooManyError, run_here, run_there
     from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
-    from pplex.server.options import check_folders, check_twilio
+    from pplex.server.options import check_folders, check_transcriber, check_twilio
 
     least, most = replicas
     check_folders(static, recordings)
@@ -123,6 +123,7 @@ def scale(
     if config_file is not None:
         return _write_config(options, config_file)
     try:
+        check_transcriber(protocols, transcriber)
         check_twilio(protocols, tokens, auth_token)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

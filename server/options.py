@@ -16,6 +16,7 @@ PROTOCOLS = ("chat", "live", "realtime", "twilio")  # at /api/chat, /v1/live/ses
 BY_DEFAULT = ("chat", "live", "realtime")
 TWILIO_AUTH_TOKEN = "PPLEX_TWILIO_AUTH_TOKEN"  # a variable without an option: other users could see an option
 
+WITH_WORDS = ("live", "realtime")  # protocols whose clients get their users' words, with `--transcribe`
 DEFAULT_MODEL = "base.en"  # of `--transcribe whisper`
 MODEL_FILES = ("config.json", "model.bin", "tokenizer.json")  # in the folder of a model for `--transcribe`
 
@@ -41,6 +42,14 @@ def parse_transcriber(name: str) -> str:
             f"{name} has no {' and no '.join(missing)}. Give a folder with a Whisper model in CTranslate2's format."
         )
     return str(folder.absolute()) if folder.is_dir() else name
+
+
+def check_transcriber(protocols: tuple[str, ...], model: str | None) -> None:
+    """Check that some client gets the words. Raises ConfigError."""
+    if model is not None and not set(protocols) & set(WITH_WORDS):
+        raise ConfigError(
+            f"--transcribe is of no use without {' or '.join(WITH_WORDS)}: add one of them to --protocols."
+        )
 
 
 def check_twilio(protocols: tuple[str, ...], tokens: tuple[str, ...], auth_token: str | None) -> None:
@@ -100,6 +109,7 @@ class ServeOptions:
         object.__setattr__(self, "origins", tuple(map(parse_origin, self.origins)))
         if self.public_url is not None:
             object.__setattr__(self, "public_url", parse_public_url(self.public_url))
+        check_transcriber(self.protocols, self.transcriber)
         check_twilio(self.protocols, self.tokens, self.twilio_auth_token)
 
     @property
