@@ -1,0 +1,102 @@
+"""Frameworks for agents, unmodified, each in a whole session against the real server. `make test` installs them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tones
+import turns
+from folders import TINY
+from serving import Running, Serve
+
+from pplex.server.utterances import PAUSE_FRAMES
+
+SCRIPTS = Path(__file__).parent / "agents"
+AGENTS = Path(sys.prefix) / "agents"
+VOICE = TINY / "checkpoint/voices/synthetic.wav"
+KEY = "secret-key"
+UTTERANCE_S = (turns.SPOKEN + PAUSE_FRAMES) * 0.08
+
+pytestmark = pytest.mark.skipif(
+    not (AGENTS / "livekit").is_dir(),
+    reason="frameworks for agents are not installed in .venv/agents: make test does so on x86-64 Linux",
+)
+
+
+@pytest.fixture(scope="module")
+def in_turns(serve: Serve) -> Iterator[Running]:
+    """An agent that speaks for 0.6 s in every 2.1 s."""
+    with serve("--slots", "2", "--token", KEY, prelude=turns.PRELUDE) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def singing(serve: Serve) -> Iterator[Running]:
+    """An agent that is never silent."""
+    with serve("--slots", "2", "--token", KEY, prelude=tones.PRELUDE) as server:
+        yield server
+
+
+def session(server: Running, script: str, protocol: str, seconds: float, key: str = KEY) -> dict[str, Any]:
+    """The report of a framework's session; it had one conversation, and its slot is free again."""
+    name = f'pplex_conversations_total{{protocol="{protocol}"}}'
+    before = server.metric(name)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / f"{script}_agent.py"), protocol, server.url, key, str(seconds)],
+        env={**os.environ, "PYTHONPATH": str(AGENTS), "MICROPHONE": str(VOICE)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert server.metric(name) - before == (key == KEY), "it connected again"
+    server.wait_for(lambda: server.state()["used"] == 0)
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def test_livekit_hears_utterances_and_gets_replies(in_turns: Running) -> None:
+    report = session(in_turns, "livekit", "realtime", 8)
+    assert report["errors"] == []
+    assert len(report["history"]) >= 3 and set(report["history"][:-1]) == {"one two"}, "one message an utterance"
+    assert report["reply"] == ["one two"], "generate_reply got the next utterance"
+    assert report["seconds"] >= 3 * UTTERANCE_S and report["close_s"] < 4, "it waits 5 s for an open response"
+
+
+def test_pipecat_hears_utterances(in_turns: Running) -> None:
+    report = session(in_turns, "pipecat", "realtime", 8)
+    assert report["errors"] == []
+    assert report["history"][:2] == ["one two"] * 2
+    assert report["seconds"] >= 2 * UTTERANCE_S
+    assert {"LLMFullResponseStartFrame", "TTSAudioRawFrame", "TTSTextFrame", "LLMFullResponseEndFrame"} <= set(
+        report["kinds"]
+    )
+
+
+def test_openai_agents_hear_utterances_and_can_type_and_interrupt(in_turns: Running) -> None:
+    report = session(in_turns, "openai", "realtime", 5)
+    already = "conversation_already_has_active_response"  # if the agent speaks while the user types
+    assert all(already in error for error in report["errors"])
+    assert ["user", "Hello"] in report["history"] and report["history"].count(["assistant", "one two"]) >= 2
+    assert report["seconds"] >= 2 * UTTERANCE_S
+    assert {"agent_start", "audio", "audio_end", "agent_end"} <= set(report["kinds"])
+
+
+@pytest.mark.parametrize("script", ["livekit", "pipecat"])
+def test_over_gpt_live_all_audio_comes_back(singing: Running, script: str) -> None:
+    report = session(singing, script, "live", 10)
+    assert report["errors"] == []
+    assert report["seconds"] >= 0.85 * 10, "0.95 on a machine that does nothing else"
+
+
+@pytest.mark.parametrize("protocol", ["live", "realtime"])
+def test_livekit_gives_up_after_a_wrong_key(in_turns: Running, protocol: str) -> None:
+    before = in_turns.metric('pplex_refused_total{status="401"}')
+    report = session(in_turns, "livekit", protocol, 15, key="wrong")
+    assert report["failed"] and report["seconds"] == 0
+    assert in_turns.metric('pplex_refused_total{status="401"}') - before <= 8, "it does not try for ever"
