@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from serving import Running, Serve
 
 from pplex.server.utterances import PAUSE_FRAMES
 
+DOCS = Path(__file__).parents[2] / "docs/apis.md"
 SCRIPTS = Path(__file__).parent / "agents"
 AGENTS = Path(sys.prefix) / "agents"
 VOICE = TINY / "checkpoint/voices/synthetic.wav"
@@ -42,21 +44,28 @@ def singing(serve: Serve) -> Iterator[Running]:
         yield server
 
 
-def session(server: Running, script: str, protocol: str, seconds: float, key: str = KEY) -> dict[str, Any]:
-    """The report of a framework's session; it had one conversation, and its slot is free again."""
-    name = f'pplex_conversations_total{{protocol="{protocol}"}}'
-    before = server.metric(name)
+def script_of(name: str, *arguments: str, given: str = "") -> str:
+    """What a script prints. given: its input."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / f"{script}_agent.py"), protocol, server.url, key, str(seconds)],
+        [sys.executable, str(SCRIPTS / name), *arguments],
         env={**os.environ, "PYTHONPATH": str(AGENTS), "MICROPHONE": str(VOICE)},
         capture_output=True,
+        input=given,
         text=True,
         timeout=90,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def session(server: Running, script: str, protocol: str, seconds: float, key: str = KEY) -> dict[str, Any]:
+    """The report of a framework's session; it had one conversation, and its slot is free again."""
+    name = f'pplex_conversations_total{{protocol="{protocol}"}}'
+    before = server.metric(name)
+    said = script_of(f"{script}_agent.py", protocol, server.url, key, str(seconds))
     assert server.metric(name) - before == (key == KEY), "it connected again"
     server.wait_for(lambda: server.state()["used"] == 0)
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    report: dict[str, Any] = json.loads(said.splitlines()[-1])
     return report
 
 
@@ -100,3 +109,12 @@ def test_livekit_gives_up_after_a_wrong_key(in_turns: Running, protocol: str) ->
     report = session(in_turns, "livekit", protocol, 15, key="wrong")
     assert report["failed"] and report["seconds"] == 0
     assert in_turns.metric('pplex_refused_total{status="401"}') - before <= 8, "it does not try for ever"
+
+
+@pytest.mark.parametrize("framework", ["LiveKit", "Pipecat", "openai-agents"])
+def test_the_examples_in_the_documentation_run(in_turns: Running, framework: str) -> None:
+    code = re.search(rf"```python\n# {framework}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert code
+    example = code[1].replace("localhost:8998", f"127.0.0.1:{in_turns.port}").replace("TOKEN", KEY)
+    assert "one two" in script_of("example.py", framework.lower(), given=example)
+    in_turns.wait_for(lambda: in_turns.state()["used"] == 0)
