@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def in_turns(serve: Serve) -> Iterator[Running]:
     """An agent that speaks for 0.6 s in every 2.1 s."""
-    with serve("--slots", "2", "--token", KEY, prelude=turns.PRELUDE) as server:
+    with serve("--slots", "2", "--token", KEY, "--log-prompts", prelude=turns.PRELUDE) as server:
         yield server
 
 
@@ -69,11 +69,17 @@ def session(server: Running, script: str, protocol: str, seconds: float, key: st
     return report
 
 
+def persona(server: Running) -> str:
+    """The persona of the last conversation: whether it began with all that the framework sets."""
+    return [event["text_prompt"] for event in server.events() if event["event"] == "conversation admitted"][-1]
+
+
 def test_livekit_hears_utterances_and_gets_replies(in_turns: Running) -> None:
     report = session(in_turns, "livekit", "realtime", 8)
     assert report["errors"] == []
     assert len(report["history"]) >= 3 and set(report["history"][:-1]) == {"one two"}, "one message an utterance"
     assert report["reply"] == ["one two"], "generate_reply got the next utterance"
+    assert persona(in_turns) == "You are kind."
     assert report["seconds"] >= 3 * UTTERANCE_S and report["close_s"] < 4, "it waits 5 s for an open response"
 
 
@@ -81,6 +87,7 @@ def test_pipecat_hears_utterances(in_turns: Running) -> None:
     report = session(in_turns, "pipecat", "realtime", 8)
     assert report["errors"] == []
     assert report["history"][:2] == ["one two"] * 2
+    assert persona(in_turns) == "You are kind.", "Pipecat sends the context's other messages as the user's"
     assert report["seconds"] >= 2 * UTTERANCE_S
     assert {"LLMFullResponseStartFrame", "TTSAudioRawFrame", "TTSTextFrame", "LLMFullResponseEndFrame"} <= set(
         report["kinds"]
@@ -94,6 +101,7 @@ def test_openai_agents_hear_utterances_and_can_type_and_interrupt(in_turns: Runn
     assert ["user", "Hello"] in report["history"] and report["history"].count(["assistant", "one two"]) >= 2
     assert report["seconds"] >= 2 * UTTERANCE_S
     assert {"agent_start", "audio", "audio_end", "agent_end"} <= set(report["kinds"])
+    assert persona(in_turns) == "You are kind."
 
 
 @pytest.mark.parametrize("script", ["livekit", "pipecat"])
@@ -117,4 +125,5 @@ def test_the_examples_in_the_documentation_run(in_turns: Running, framework: str
     assert code
     example = code[1].replace("localhost:8998", f"127.0.0.1:{in_turns.port}").replace("TOKEN", KEY)
     assert "one two" in script_of("example.py", framework.lower(), given=example)
+    assert persona(in_turns) == "You are a waiter."
     in_turns.wait_for(lambda: in_turns.state()["used"] == 0)
