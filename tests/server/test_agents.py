@@ -108,7 +108,7 @@ def test_openai_agents_hear_utterances_and_can_type_and_interrupt(in_turns: Runn
 def test_over_gpt_live_all_audio_comes_back(singing: Running, script: str) -> None:
     report = session(singing, script, "live", 10)
     assert report["errors"] == []
-    assert report["seconds"] >= 0.85 * 10, "0.95 on a machine that does nothing else"
+    assert report["seconds"] >= 7, "of 10; 9.5 on a machine that does nothing else"
 
 
 @pytest.mark.parametrize("protocol", ["live", "realtime"])
