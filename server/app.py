@@ -37,6 +37,7 @@ from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.snapshots import Snapshots
 from pplex.server.sockets import listen
 from pplex.server.tracing import Tracing
+from pplex.server.twilio_routes import TwilioRoutes
 from pplex.server.wire import Close, CloseReason
 from pplex.server.worker import Worker
 
@@ -44,6 +45,7 @@ ROUTES: dict[str, type[Routes]] = {  # by name in `--protocols`
     "chat": ChatRoutes,
     "live": LiveRoutes,
     "realtime": RealtimeRoutes,
+    "twilio": TwilioRoutes,
 }
 LAG_S = 0.02  # between looks at the event loop
 SWITCH_S = 0.001  # until a busy Python thread lets another run. Python's default of 5 ms is as long as a batch waits

@@ -91,7 +91,7 @@ class Connection:
 
     def refuse(self, error: ProtocolError) -> None:
         """End the connection because of what the client sent."""
-        self.end(CloseReason(error.code, str(error), "protocol"))
+        self.end(CloseReason(error.code, str(error), error.cause))
 
     # In.
 

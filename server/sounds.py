@@ -3,7 +3,6 @@
 Called by the protocols of JSON. No I/O. Each direction of a connection has its own converter, because it has a state.
 """
 
-import base64
 import binascii
 from dataclasses import dataclass
 
@@ -45,7 +44,7 @@ SOUNDS = (
 def unpacked(text: object) -> bytes | None:
     """The bytes in a value of JSON, which should be base64; None if it is not."""
     try:
-        return base64.b64decode(text, validate=True) if isinstance(text, str) else None
+        return binascii.a2b_base64(text, strict_mode=True) if isinstance(text, str) else None
     except (binascii.Error, ValueError):
         return None
 

@@ -37,11 +37,11 @@ class Close(IntEnum):
 
 
 class ProtocolError(Exception):
-    """A message that breaks the protocol: `code` to close with, and the reason."""
+    """A message that ends the connection: `code` to close with, the reason, and the metric's cause."""
 
-    def __init__(self, code: Close, reason: str):
+    def __init__(self, code: Close, reason: str, cause: str = "protocol"):
         super().__init__(reason)
-        self.code = code
+        self.code, self.cause = code, cause
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,18 @@ class WireProtocol(Protocol):
 
     name: str  # of the protocol, in metrics and the log
     max_message: int  # bytes of a message that is not an order
-    has_pauses: (
-        bool  # whether a client may send no audio for a while: the model hears silence, and nothing comes in bursts
-    )
+    has_pauses: bool  # whether a client may send no audio for a while: the model hears silence
     audio: str  # format of the audio, as in the metadata
     can_resume: bool  # whether a client may return to its conversation after the connection is lost
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
     controls: bool  # whether the client may send orders, and gets their answers as metadata
+    starts_at_once: bool = False  # whether a client sends its start message, if the protocol has one, without waiting
     hears_after_s: float  # seconds from the upgrade until the client can hear, unless it speaks earlier
+
+    @property
+    def plays_at_once(self) -> bool:
+        """Whether a client plays each reply when it comes. Then late audio is not answered in a burst."""
+        return self.has_pauses
 
     # Event loop.
 
