@@ -33,6 +33,7 @@ def main(descriptor: int, model: str, threads: int) -> None:
     threading.Thread(target=_read, args=(connection, utterances), daemon=True).start()
     try:
         whisper = load(model, threads)
+        transcribe(whisper, bytes(2 * SAMPLE_RATE_HZ))  # loads the detector of speech, too
     except Exception as error:
         return connection.send(("error", _described(error)))
     connection.send(("loaded",))
