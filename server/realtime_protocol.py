@@ -278,7 +278,7 @@ class RealtimeProtocol(WireProtocol):
 
     def metadata(self, content: Mapping[str, Any]) -> list[Message]:
         if content["type"] == "heard":
-            return transcript_events(self._items, content["words"])
+            return [*transcript_events(self._items, content["words"])]
         if content["type"] not in ("done", "refused") or content["id"] not in self._says:
             return []
         event_id = self._says.pop(content["id"])

@@ -96,6 +96,8 @@ class Transcriber:
             try:
                 self._run_process()
             except Exception as error:
+                if self._is_stopping:
+                    return
                 if not isinstance(error, TranscriberError):
                     LOGGER.exception("the transcriber failed")
                 if not self._is_loaded:
@@ -155,8 +157,6 @@ class Transcriber:
     def _rest(self, error: Exception) -> None:
         """Wait before the next process: longer each time, until one has transcribed something."""
         with self._changed:
-            if self._is_stopping:
-                return
             LOGGER.warning("the transcriber starts again", extra={"reason": str(error), "in_seconds": self._pause_s})
             self._changed.wait_for(lambda: self._is_stopping, self._pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

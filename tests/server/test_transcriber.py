@@ -132,6 +132,7 @@ def test_a_process_without_an_answer_is_ended_and_another_is_started(
 def test_the_end_does_not_wait_for_work() -> None:
     running = Running()
     running.transcriber.start()
+    running.wait_for(lambda: running.transcriber._whisper)
     began = time.monotonic()
     running.transcriber.stop()  # while the model is loaded
     running.transcriber.wait_until_loaded()
