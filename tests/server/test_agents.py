@@ -1,10 +1,6 @@
 """Frameworks for agents, unmodified, each in a whole session against the real server. `make test` installs them."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +8,12 @@ from typing import Any
 import pytest
 import tones
 import turns
-from folders import TINY
+from agent_sessions import AGENTS, KEY, report_of, script_of
 from serving import Running, Serve
 
 from pplex.server.utterances import PAUSE_FRAMES
 
 DOCS = Path(__file__).parents[2] / "docs/apis.md"
-SCRIPTS = Path(__file__).parent / "agents"
-AGENTS = Path(sys.prefix) / "agents"
-VOICE = TINY / "checkpoint/voices/synthetic.wav"
-KEY = "secret-key"
 UTTERANCE_S = (turns.SPOKEN + PAUSE_FRAMES) * 0.08
 
 pytestmark = pytest.mark.skipif(
@@ -44,28 +36,13 @@ def singing(serve: Serve) -> Iterator[Running]:
         yield server
 
 
-def script_of(name: str, *arguments: str, given: str = "") -> str:
-    """What a script prints. given: its input."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / name), *arguments],
-        env={**os.environ, "PYTHONPATH": str(AGENTS), "MICROPHONE": str(VOICE)},
-        capture_output=True,
-        input=given,
-        text=True,
-        timeout=90,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def session(server: Running, script: str, protocol: str, seconds: float, key: str = KEY) -> dict[str, Any]:
     """The report of a framework's session; it had one conversation, and its slot is free again."""
     name = f'pplex_conversations_total{{protocol="{protocol}"}}'
     before = server.metric(name)
-    said = script_of(f"{script}_agent.py", protocol, server.url, key, str(seconds))
+    report = report_of(server, script, protocol, seconds, key)
     assert server.metric(name) - before == (key == KEY), "it connected again"
     server.wait_for(lambda: server.state()["used"] == 0)
-    report: dict[str, Any] = json.loads(said.splitlines()[-1])
     return report
 
 
