@@ -4,6 +4,7 @@ Called by `cli.serving`, `server.app` and `server.sockets`.
 """
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from pplex.server.limits import Limits
 PROTOCOLS = ("chat", "live")  # that a server can speak: /api/chat and /v1/live/sessions
 
 
-def parse_protocols(text: str) -> tuple[str, ...]:
+def parse_protocols(text: str, known: Sequence[str] = PROTOCOLS) -> tuple[str, ...]:
     """Names of protocols, divided by commas. Raises ConfigError."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in PROTOCOLS]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         wrong = f"{unknown[0]} is not a protocol" if unknown else "No protocol is named"
-        raise ConfigError(f"{wrong}. Choose from {', '.join(PROTOCOLS)}, divided by commas.")
+        raise ConfigError(f"{wrong}. Choose from {', '.join(known)}, divided by commas.")
     return names
 
 

@@ -26,6 +26,10 @@ class Sound:
         """Name and rate, for the log."""
         return f"{self.name.removeprefix('audio/')}-{self.rate_hz // 1000}k"
 
+    @property
+    def sample_bytes(self) -> int:
+        return 1 if self.law else 2
+
     def silence(self, nbytes: int) -> bytes:
         """As many bytes of silence."""
         return bytes([self.law.silence if self.law else 0]) * nbytes
@@ -37,6 +41,7 @@ SOUNDS = (
     Sound("audio/pcmu", 8_000, MU_LAW),
     Sound("audio/pcma", 8_000, A_LAW),
 )
+BY_LABEL = {sound.label: sound for sound in SOUNDS}
 
 
 class SoundReceiver:
