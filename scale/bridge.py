@@ -1,6 +1,7 @@
 """The ASGI application of a replica: passes each request on to a `Server`, its own or another replica's.
 
-Ray Serve speaks ASGI, and our server is aiohttp's. A local connection between them keeps every rule of the server.
+Ray Serve speaks ASGI, and our server is aiohttp's. The server gets the very connection of a WebSocket (`scale.sockets`),
+and other requests over a local connection. So every rule of the server holds.
 Called by `scale.replica`.
 """
 
@@ -15,7 +16,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from yarl import URL
 
-from pplex.scale.tunnel import LOST, Refused, Unreachable, leave, open_tunnel
+from pplex.scale.sockets import PASSAGE, Passage
+from pplex.scale.tunnel import LOST, Refused, leave, open_tunnel
+from pplex.scale.wires import Unreachable
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -41,6 +44,9 @@ class Host(Protocol):
 
     async def end(self) -> None:
         """Let conversations finish, and stop the server."""
+
+    def make_protocol(self) -> asyncio.Protocol:
+        """The protocol of a new connection of its server."""
 
     def find(self, key: str) -> str | None:
         """The address that a resume key names; None if the key is not ours."""
@@ -121,13 +127,19 @@ class Bridge:
     async def _websocket(self, scope: Message, receive: Receive, send: Send) -> None:
         await receive()
         query = scope["query_string"].decode("latin-1")
+        passage: Passage | None = scope.get("extensions", {}).get(PASSAGE)
+        address = self._address(query)
         try:
-            tunnel = await open_tunnel(self._address(query), scope)
+            if passage is None:  # behind Serve's proxy in Python
+                await _converse(await open_tunnel(address, scope), receive, send)
+            elif address == self._host.own:
+                await passage.hand_over(self._host.make_protocol)
+            else:
+                await passage.pass_on(address)
         except Refused as refused:
-            return await _answer(send, refused.status, refused.headers, refused.body, "websocket.http.response")
+            await _answer(send, refused.status, refused.headers, refused.body, "websocket.http.response")
         except Unreachable:
-            return await _answer(send, *self._unreachable(query), "websocket.http.response")
-        await _converse(tunnel, receive, send)
+            await _answer(send, *self._unreachable(query), "websocket.http.response")
 
 
 SKIP = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")

@@ -54,6 +54,7 @@ def own_paths(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_enable_metrics_collection": "0",  # of Ray itself: nobody can read them here
         HOST: "127.0.0.1",
         LOGS: str(folder / "logs"),
         "RAY_AUTH_MODE": "token",

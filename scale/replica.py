@@ -16,7 +16,7 @@ from pplex.scale.bridge import Bridge
 from pplex.scale.keys import Keys
 from pplex.scale.metrics import merge
 from pplex.scale.options import HOST, LOGS, ReplicaOptions
-from pplex.scale.sockets import use_replica_sockets
+from pplex.scale.sockets import use_passages
 from pplex.server.app import SWITCH_S, Server
 from pplex.server.logs import start_logging
 
@@ -38,7 +38,7 @@ class Replica:
         self._server: Server | None = None
         self._draining: asyncio.Task[None] | None = None
         start_logging(_log_file(os.environ.get(LOGS), self.name), replica=self.name)
-        use_replica_sockets()
+        use_passages()
 
     def __serve_build_asgi_app__(self) -> Bridge:
         return Bridge(self)
@@ -59,6 +59,10 @@ class Replica:
         if self._server is not None:
             await self._server.drain()
             await self._server.stop()
+
+    def make_protocol(self) -> asyncio.Protocol:
+        assert self._server is not None
+        return self._server.make_protocol()
 
     def find(self, key: str) -> str | None:
         return self._keys.address(key)

@@ -1,7 +1,8 @@
-"""A WebSocket connection from a bridge to a server, in the client's name. Called by `scale.bridge`."""
+"""A WebSocket connection from a bridge to a server, in the client's name, behind Serve's proxy in Python.
 
-import asyncio
-import socket
+That proxy sends messages instead of bytes. Called by `scale.bridge`.
+"""
+
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,8 +11,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.typing import Subprotocol
 
-CONNECT_S = 3.0  # a replica on a lost machine does not answer
-RECEIVE_BUFFER = 16384  # bytes: replies that a client does not read wait in the server, which has a limit for them
+from pplex.scale.wires import Unreachable, plug
+
 MAX_QUEUE = 1  # messages
 LOST = 1006
 HANDSHAKE = {b"host", b"connection", b"upgrade"}  # and sec-websocket-*: a new handshake has its own
@@ -25,10 +26,6 @@ class Refused(Exception):
         self.status, self.headers, self.body = status, headers, body
 
 
-class Unreachable(Exception):
-    """The server did not accept a connection."""
-
-
 async def open_tunnel(address: str, scope: Any) -> ClientConnection:
     """Connect to the server at `address` (host:port) with an ASGI scope's path, query and headers.
 
@@ -37,11 +34,11 @@ async def open_tunnel(address: str, scope: Any) -> ClientConnection:
     headers = {name: value for name, value in scope["headers"]}
     host = headers.get(b"host", address.encode()).decode("latin-1")
     path = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
-    plug = await _plug(address)
+    connected = await plug(address)
     try:
         return await connect(
             f"ws://{host}{path}",
-            sock=plug,
+            sock=connected,
             additional_headers=[
                 (name.decode("latin-1"), value.decode("latin-1"))
                 for name, value in scope["headers"]
@@ -64,22 +61,6 @@ async def open_tunnel(address: str, scope: Any) -> ClientConnection:
         raise Refused(400, [], b"This request has no valid Host header.\n") from error
     except (OSError, WebSocketException, EOFError) as error:
         raise Unreachable(address) from error
-
-
-async def _plug(address: str) -> socket.socket:
-    """A connected socket. Raises Unreachable."""
-    host, _, port = address.rpartition(":")
-    plug = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        plug.setblocking(False)
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        async with asyncio.timeout(CONNECT_S):
-            await asyncio.get_running_loop().sock_connect(plug, (host.strip("[]"), int(port)))
-    except OSError as error:  # also a timeout
-        plug.close()
-        raise Unreachable(address) from error
-    return plug
 
 
 async def leave(tunnel: ClientConnection, code: int) -> None:

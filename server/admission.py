@@ -1,6 +1,6 @@
 """Event loop: gives slots to clients, and keeps the queue of clients that wait: first come, first served.
 
-Called by `server.app` and `server.conversation`.
+Called by `server.reception` and `server.conversation`.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The wire protocol of `/api/chat` on one connection: kinds and payloads (`chat_messages.py`) around a codec (`formats.py`).
 
-Called by `server.app`.
+Called by `server.chat_routes`.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Parses and checks the query of `/api/chat`: called by `server.app`. Raises RequestError with a reason to show."""
+"""Parses and checks the query of `/api/chat`: called by `server.chat_routes`. Raises RequestError with a reason to show."""
 
 import math
 import secrets

@@ -1,6 +1,6 @@
 """GPT-Live on one connection: OpenAI's protocol of `/v1/live/sessions`, from JSON to audio, text and control. No I/O.
 
-Called by `server.live_room` and by connections. docs/apis.md says what works.
+Called by `server.live_routes` and by connections. docs/apis.md says what works.
 """
 
 import base64

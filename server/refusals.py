@@ -1,4 +1,7 @@
-"""Refused requests: answers them in our own words, counts them, and logs a limited number. Called by `server.app`."""
+"""Refused requests: answers them in our own words, counts them, and logs a limited number.
+
+Called by `server.app`, `server.answers` and `server.calls`.
+"""
 
 import asyncio
 from collections.abc import Callable

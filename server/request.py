@@ -1,4 +1,4 @@
-"""A requested conversation, in the terms of every wire protocol. Called by `server.app`, `server.access` and the parsers."""
+"""A requested conversation, in the terms of every wire protocol. Called by `server.reception` and the parsers."""
 
 from dataclasses import dataclass, field
 

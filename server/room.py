@@ -1,6 +1,6 @@
 """Event loop: the time between an open WebSocket and the message that starts a conversation, in protocols that have one.
 
-Called by `server.app`. Such a socket takes no slot.
+Called by `server.calls`. Such a socket takes no slot.
 """
 
 import asyncio

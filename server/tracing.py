@@ -2,7 +2,7 @@
 
 A conversation has one trace: its time in the queue, its priming, and each of its connections. Frames get no spans, because
 a conversation has 750 a minute: a connection's span has their number, and the number of late ones.
-Called by `server.app` and `server.conversation`.
+Called by `server.app`, `server.calls` and `server.conversation`.
 """
 
 from collections.abc import Iterator, Mapping

@@ -13,13 +13,17 @@ from serving import COMMAND, Running, Serve
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.session import Runtime
-from pplex.server.app import Server
-from pplex.server.options import ServeOptions, check_folders
+from pplex.server.app import ROUTES, Server
+from pplex.server.options import PROTOCOLS, ServeOptions, check_folders
 
 
 def test_origins_and_hosts_are_normalised() -> None:
     options = ServeOptions(host="[::1]", origins=("HTTPS://Friend.example:443/",), tokens=("secret",))
     assert (options.host, options.origins) == ("::1", ("https://friend.example",))
+
+
+def test_every_protocol_of_the_option_has_routes() -> None:
+    assert tuple(ROUTES) == PROTOCOLS
 
 
 @pytest.mark.parametrize(
