@@ -18,6 +18,8 @@ from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.wire import ProtocolError, WireProtocol
 from pplex.server.worker import Worker
 
+NEARLY = 4  # samples that may wait in a decoder: a frame that seems to lack fewer may be whole
+
 
 class IncomingAudio:
     """One connection's audio, from payloads to its conversation's inbox.
@@ -45,19 +47,39 @@ class IncomingAudio:
         # The first one is being decoded, or is next. None: a frame of silence.
         self._payloads: deque[tuple[bytes | None, float]] = deque()
         self._turns = threading.Lock()  # so that each payload is decoded once
+        self._collected, self._samples_collected = list[bytes](), 0  # less than a frame: not yet in the queue
         self._is_closed = False
         self.heard_s = self.arrived_s = now_s()  # when audio was last decoded, and when it last arrived
 
     # Event loop.
 
     def put(self, payload: bytes, arrived_s: float) -> None:
-        """Add a payload to the queue."""
+        """Add a payload to the queue.
+
+        Plain samples wait until they complete a frame: four messages of 20 ms then wake the hearing thread once.
+        """
         self.arrived_s = arrived_s
-        self._put(payload, arrived_s)
+        samples = self._wire.samples_in(payload)
+        if samples is None:
+            self._put_collected(arrived_s)
+            return self._put(payload, arrived_s)
+        if samples:
+            self.heard_s = arrived_s
+            self._collected.append(payload)
+            self._samples_collected += samples
+        waiting = self._inbox.waiting + self._samples_collected  # exact, unless the hearing thread is at work
+        if self._payloads or waiting + NEARLY > self._inbox.frame_size:
+            self._put_collected(arrived_s)
 
     def put_silence(self, now_s: float) -> None:
         """Add a frame of silence to the queue, in place of a client that sends nothing."""
+        self._put_collected(now_s)
         self._put(None, now_s)
+
+    def _put_collected(self, arrived_s: float) -> None:
+        if self._collected:
+            self._put(b"".join(self._collected), arrived_s)
+            self._collected, self._samples_collected = [], 0
 
     def _put(self, payload: bytes | None, arrived_s: float) -> None:
         with self._turns:
@@ -100,10 +122,12 @@ class IncomingAudio:
         if received.is_audio:
             self.heard_s = now
         self._samples.take(len(received.pcm), now)
-        self._metrics.bad_audio.inc(self._wire.bad_audio - bad)
+        if self._wire.bad_audio > bad:
+            self._metrics.bad_audio.inc(self._wire.bad_audio - bad)
         if not self._is_admitted():
             return
-        self._inbox.skip(received.skipped)
+        if received.skipped:
+            self._inbox.skip(received.skipped)
         self._push(received.pcm, arrived_s)
 
     def _push(self, pcm: Pcm, arrived_s: float) -> None:
