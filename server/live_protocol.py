@@ -170,7 +170,7 @@ class LiveProtocol(WireProtocol):
             return NoEffectMessage()
         given = event.get("audio")
         try:
-            payload = base64.b64decode(given, validate=True) if type(given) is str else None
+            payload = binascii.a2b_base64(given, strict_mode=True) if type(given) is str else None
         except (binascii.Error, ValueError):
             payload = None
         if payload is None:
@@ -286,7 +286,7 @@ class LiveProtocol(WireProtocol):
         self._noted.add(what)
         return is_first
 
-    def samples_in(self, payload: bytes) -> int:
+    def samples_in(self, payload: bytes) -> float:
         return self._sound.samples(len(payload))
 
     # Hearing thread.

@@ -30,9 +30,9 @@ class Sound:
     def sample_bytes(self) -> int:
         return 1 if self.law else 2
 
-    def samples(self, nbytes: int) -> int:
-        """How many samples at 24 kHz these bytes become, rounded up."""
-        return -(-nbytes * SAMPLE_RATE_HZ // (self.rate_hz * self.sample_bytes))
+    def samples(self, nbytes: int) -> float:
+        """How many samples at 24 kHz these bytes become."""
+        return nbytes * SAMPLE_RATE_HZ / (self.rate_hz * self.sample_bytes)
 
     def silence(self, nbytes: int) -> bytes:
         """As many bytes of silence."""
