@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from fleet_ray import RayServers
 from fleet_servers import Server, Servers
 
 from pplex.fleet.demand import Arrival
@@ -22,7 +23,7 @@ FRAME_S = 0.08
 class Visits:
     """What all clients share: the servers, the rules of the balancer, the counts, and some times in seconds."""
 
-    servers: Servers
+    servers: Servers | RayServers
     rules: Rules
     tally: Tally
     numbers: random.Random

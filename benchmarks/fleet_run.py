@@ -1,6 +1,7 @@
 """A small fleet of real servers under random arrivals, one of them killed, beside the simulation of the same clients.
 
     python benchmarks/fleet_run.py demo/bundle --out results.json
+    python benchmarks/fleet_run.py demo/bundle --ray --kill 60 --restart 0
 
 Shows how far `pplex-export plan --fleet` can be trusted: docs/fleet.md has the figures. Conversations are seconds long here,
 so that a run takes minutes.
@@ -19,6 +20,7 @@ from statistics import mean
 from typing import Any
 
 from fleet_clients import Visits, arrive
+from fleet_ray import RayServers, running_with_ray
 from fleet_servers import Servers, running
 
 from pplex.fleet.demand import Arrival, Demand
@@ -48,7 +50,7 @@ ROWS = (
 class Setting:
     """What is run. kill_s: when a server is killed, in seconds; restart_s: how much later another one is started.
 
-    seconds: how long clients are counted.
+    seconds: how long clients are counted. ray: by `pplex-export scale`, which restarts a killed server by itself.
     """
 
     replicas: int
@@ -58,6 +60,7 @@ class Setting:
     kill_s: float | None = None
     restart_s: float | None = None
     seed: int = 0
+    ray: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ async def compare(bundle: Path, setting: Setting, log: Path) -> Comparison:
     limits = ["--slots", str(rules.slots), "--queue", str(rules.queue), "--queue-seconds", str(rules.queue_s)]
     # On a busy machine, a goodbye may come too late. Its slot would be kept for a client that has left.
     limits += ["--resume-seconds", "0", "--device", "cpu", "--threads", "1"]
-    async with running(bundle, setting.replicas, limits, log) as servers:
+    start = running_with_ray if setting.ray else running
+    async with start(bundle, setting.replicas, limits, log) as servers:
         visits = Visits(servers, rules, Tally(0.0, setting.seconds), random.Random(setting.seed + 1))
         accident = asyncio.create_task(_accident(servers, setting, visits))
         await arrive(visits, setting.arrivals)
@@ -139,7 +143,7 @@ def waiting_range(replays: Sequence[Outcome]) -> tuple[float, float]:
     return shares[cut], shares[-1 - cut]
 
 
-async def _accident(servers: Servers, setting: Setting, visits: Visits) -> float:
+async def _accident(servers: Servers | RayServers, setting: Setting, visits: Visits) -> float:
     """Kill the oldest server, and start another one later. Returns the seconds from the kill until that one is ready."""
     if setting.kill_s is None:
         return NEVER_S
@@ -167,6 +171,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kill", type=float, help="kill the first server after so many seconds")
     parser.add_argument("--restart", type=float, default=5.0, help="start another one so many seconds later")
     parser.add_argument("--balance", choices=["least", "random"], default="least")
+    parser.add_argument("--ray", action="store_true", help="run `pplex-export scale`, not processes of `serve`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")
     return parser.parse_args(given)
@@ -177,7 +182,7 @@ def main() -> int:
     rules = Rules(asked.slots, asked.queue, asked.queue_seconds, balance=asked.balance, return_s=1.0)
     clients = Demand(asked.arrivals, asked.length).arrivals(random.Random(asked.seed))
     arrivals = tuple(takewhile(lambda one: one.at_s < asked.seconds, clients))
-    setting = Setting(asked.replicas, rules, arrivals, asked.seconds, asked.kill, asked.restart, asked.seed)
+    setting = Setting(asked.replicas, rules, arrivals, asked.seconds, asked.kill, asked.restart, asked.seed, asked.ray)
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(compare(asked.bundle, setting, Path(folder, "servers.log")))
     print(result.to_text())

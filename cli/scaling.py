@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OF_SERVE = (  # options that each replica takes as `serve` does
     "tokens", "origins", "static", "queue_s", "batch_wait_s", "backlog_frames", "idle_s", "duration_s", "resume_s",
     "drain_s", "recordings", "log_prompts", "device", "one_batch_size", "allowed", "control_tokens", "memory_window",
+    "protocols", "pause_s",
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def scale(
     allowed: tuple[str, ...],
     control_tokens: tuple[str, ...],
     memory_window: int | None,
+    protocols: tuple[str, ...],
     drain_s: float,
     **limits: Any,
 ) -> None:
@@ -105,6 +107,7 @@ def scale(
         one_batch_size=one_batch_size,
         allow_control="control" in allowed,
         memory_window=memory_window,
+        protocols=protocols,
         limits=limits,
     )
     secrets = secret_variables(tokens, control_tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pplex.server.addresses import EVERYWHERE
 from pplex.server.limits import Limits
-from pplex.server.options import ServeOptions
+from pplex.server.options import PROTOCOLS, ServeOptions
 
 # Of each node, and therefore variables. Ray's dashboard shows options, so a token is not an option either.
 TOKENS, CONTROL_TOKENS = "PPLEX_TOKEN", "PPLEX_CONTROL_TOKEN"
@@ -33,6 +33,7 @@ class ReplicaOptions:
     one_batch_size: bool = False
     allow_control: bool = False
     memory_window: int | None = None
+    protocols: tuple[str, ...] = PROTOCOLS
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -64,7 +65,7 @@ class ReplicaOptions:
             control_tokens=tuple(os.environ.get(CONTROL_TOKENS, "").split()),
             allow_control=self.allow_control,
             memory_window=self.memory_window,
-            protocols=("chat",),  # the others' messages may be larger than a replica's socket takes
+            protocols=tuple(self.protocols),
         )
 
     def _limits(self) -> Limits:
@@ -72,10 +73,12 @@ class ReplicaOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, as values of JSON."""
-        default = asdict(ReplicaOptions(bundle=""))
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        default["origins"] = []
-        return {name: value for name, value in values.items() if value != default[name]}
+        default = _values(ReplicaOptions(bundle=""))
+        return {name: value for name, value in _values(self).items() if value != default[name]}
+
+
+def _values(options: ReplicaOptions) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
 
 
 def secret_variables(tokens: Iterable[str], control_tokens: Iterable[str]) -> dict[str, str]:

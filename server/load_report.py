@@ -1,7 +1,7 @@
 """The report of a load: makes figures and a table from the times of all sessions. No I/O; called by `server.load`."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -276,13 +276,15 @@ def server_side(before: str, after: str, seconds: float, warm: str | None = None
 
 
 def _samples(text: str) -> dict[Sample, float]:
+    """The samples; those of several replicas (docs/scale.md) are added up."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    found = defaultdict[Sample, float](float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ((name, value) for name, value in sample.labels.items() if name != "replica")
+            found[sample.name, tuple(sorted(labels))] += sample.value
+    return found
 
 
 def _percentile_bound(buckets: Mapping[float, float], share: float = 0.99) -> float | None:

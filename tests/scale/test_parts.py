@@ -14,6 +14,7 @@ from pplex.scale.launch import TooManyError, check_proxy
 from pplex.scale.metrics import merge
 from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
 from pplex.server.metrics import Metrics
+from pplex.server.options import PROTOCOLS
 
 
 def test_a_key_names_an_address_that_only_its_makers_can_read() -> None:
@@ -66,8 +67,11 @@ def test_options_survive_a_config_file() -> None:
     assert ReplicaOptions(**values).to_dict() == values
 
 
-def test_a_replica_speaks_no_protocol_with_larger_messages_than_its_socket_takes() -> None:
-    assert ReplicaOptions(bundle="/b").of_server("127.0.0.1").protocols == ("chat",)
+def test_a_replica_speaks_the_protocols_of_serve_or_those_that_are_named() -> None:
+    assert ReplicaOptions(bundle="/b").of_server("127.0.0.1").protocols == PROTOCOLS
+    values = ReplicaOptions(bundle="/b", protocols=("chat",)).to_dict()
+    assert values == {"bundle": "/b", "protocols": ["chat"]}
+    assert ReplicaOptions(**values).of_server("127.0.0.1").protocols == ("chat",)
 
 
 def test_control_is_an_option_and_its_tokens_are_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

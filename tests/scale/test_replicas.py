@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from answers import expected, is_close
 from callers import Caller, ask, call, dial, frame, listen, run, speech
+from live_caller import live, pcm16
 from scaled import Scaled
 from steering import done, refused
 
@@ -38,6 +39,30 @@ def test_a_seed_gives_the_same_conversation_as_a_runtime(scaled: Scaled, alone: 
     assert text == wanted
 
 
+def test_gpt_live_gives_the_same_conversation_over_any_replica(scaled: Scaled, alone: Runtime) -> None:
+    """Its settings, larger than a message of chat may be, come over the open connection."""
+    user = [pcm16(one) for one in speech(6)]
+
+    async def visit() -> bytes:
+        async with live(scaled.url, seed="5") as caller:
+            await caller.start(
+                model="any",
+                instructions="You enjoy tea.",
+                audio={"output": {"voice": "NATM1"}},
+                input=[{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x" * 90_000}]}],
+            )
+            await caller.talk(user)
+            await caller.replies(6)
+            return caller.audio
+
+    heard = np.frombuffer(run(visit()), "<i2")
+    sent = np.stack([np.frombuffer(one, "<i2") for one in user]) / np.float32(32768)
+    pcm, _ = expected(alone, sent, "NATM1", "You enjoy tea.", 5)
+    assert is_close(heard[: pcm.size] / 32768, pcm.ravel())
+    assert ask(scaled, "/v1/models")[0] == 200
+    assert ask(scaled, "/v1/realtime/calls", method="POST")[0] == 404
+
+
 def test_every_slot_of_every_replica_is_used_before_a_client_is_refused(scaled: Scaled) -> None:
     async def visit() -> None:
         async with AsyncExitStack() as stack:
@@ -65,6 +90,7 @@ def test_a_snapshot_is_continued_on_the_replica_that_has_it(scaled: Scaled) -> N
         async with call(scaled.url, control="1", token="boss", seed="3") as caller:
             await (await caller.handshake()).talk(speech(3))
             assert "70,000" in await refused(caller, b" " * 70_000)
+            assert "200,000" in await refused(caller, b" " * 200_000)
             key = (await done(caller, "snapshot"))["key"]
         for _ in range(4):
             async with call(scaled.url, control="1", token="boss", snapshot=key) as fork:
