@@ -15,13 +15,13 @@ import aiohttp
 from pplex.measure.machine import machine
 from pplex.runtime.audio import read_audio
 from pplex.runtime.synthetic_speech import speech_like
-from pplex.server.client_line import Line, RefusedError, ServerError, server_url
+from pplex.server.client_line import Line, ServerError, server_url
 from pplex.server.event_loop import loop_factory
 from pplex.server.frame_counter import one_sample
 from pplex.server.load_options import choose_formats
 from pplex.server.load_protocols import make_wire
 from pplex.server.load_report import WARM_UP_S, LoadReport, SessionLog, server_side, summarize
-from pplex.server.load_session import Talk, is_refusal, join
+from pplex.server.load_session import Talk, join, refusal
 from pplex.server.load_wire import Asked, LoadWire
 from pplex.server.speakers import Speaker, make_speaker
 from pplex.server.wire import FRAME_S, FRAME_SIZE
@@ -139,13 +139,9 @@ class _Run:
         messages = speakers[index // len(self._load.formats) % len(speakers)].messages(start, serial)
         try:
             line = await self._join(wire, log, join_s)
-        except RefusedError as error:
-            log.refused = f"{error.status} {error.reason}"
         except ServerError as error:
-            if is_refusal(error):
-                log.refused = f"{error.code} {error.reason}"
-            else:
-                log.failed = str(error)
+            log.refused = refusal(error)
+            log.failed = None if log.refused else str(error)
         else:
             crumb = one_sample(audio) if wire.has_pauses else b""
             await Talk(line, wire, log, lambda: self._over).hold(messages, phase_s, crumb)

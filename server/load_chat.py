@@ -14,7 +14,8 @@ class ChatWire(LoadWire):
     """See `LoadWire`."""
 
     name, path = "chat", PATH
-    answers_all, has_pauses, silence_s, token_in_header = True, False, PING_SILENCE_S, True
+    answers_all, has_pauses, closes_after_error = True, False, True
+    silence_s, token_in_header = PING_SILENCE_S, True
 
     def __init__(self, asked: Asked):
         self._asked, self._frames = asked, FrameCounter(asked.audio)

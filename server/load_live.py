@@ -14,7 +14,8 @@ class LiveWire(LoadWire):
     """See `LoadWire`."""
 
     name, path = "live", "/v1/live/sessions"
-    answers_all, has_pauses, silence_s, token_in_header = True, True, SILENCE_S, True
+    answers_all, has_pauses, closes_after_error = True, True, True
+    silence_s, token_in_header = SILENCE_S, True
 
     def __init__(self, asked: Asked):
         self._asked, self._frames = asked, FrameCounter(asked.audio)

@@ -17,7 +17,9 @@ LATE, DROPPED, LAG = "pplex_late_frames_total", "pplex_dropped_frames_total", "p
 NO_LOAD = 0.001  # cores
 NOTES = {  # about the figures, by protocol
     "all": "Latency: from the sending of a frame's last sample to the arrival of its reply.",
-    "live": "live: an unpaired reply answers silence, which the server fed after 200 ms without audio from us.",
+    "live": "live: an unpaired reply answers silence, which the server fed after 200 ms without audio from us. "
+    "Frames that the server dropped are missing: it does not tell us.",
+    "twilio": "twilio: frames that the server dropped are missing: it does not tell us.",
     "realtime": "realtime: audio comes only in responses. It is unpaired, without a latency. Gaps are within a response.",
 }
 THREAD, MEMORY = "pplex_thread_seconds_total", "process_resident_memory_bytes"

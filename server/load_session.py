@@ -10,10 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TypeGuard
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.server.client_line import CLOSE_S, ClosedError, Line, ServerError
+from pplex.server.client_line import CLOSE_S, ClosedError, Line, RefusedError, ServerError
 from pplex.server.load_report import SessionLog
 from pplex.server.load_wire import Complaint, Dropped, LoadWire, Ready, Replied
 from pplex.server.speakers import Message
@@ -21,6 +20,10 @@ from pplex.server.wire import FRAME_SIZE, Close
 
 GRACE_S = 3.0  # wait for the last replies
 CRUMB_S = 0.1  # between samples during this wait, which tell the server that the client has not paused
+
+
+class DeclinedError(ServerError):
+    """The server answered with an error instead of a conversation, and the connection is still open."""
 
 
 async def join(line: Line, wire: LoadWire) -> None:
@@ -33,11 +36,20 @@ async def join(line: Line, wire: LoadWire) -> None:
                 return
             case Complaint(reason):
                 line.complaint = reason
+                if not wire.closes_after_error:
+                    raise DeclinedError(reason, reason)
 
 
-def is_refusal(error: ServerError) -> TypeGuard[ClosedError]:
-    """Whether a connection that ended before the conversation began was refused."""
-    return isinstance(error, ClosedError) and error.code in (Close.TRY_LATER, Close.POLICY)
+def refusal(error: ServerError) -> str | None:
+    """The code and the reason, if an error of `join` or of the connection before it means that the server refused."""
+    match error:
+        case RefusedError(status=code, reason=reason):
+            return f"{code} {reason}"
+        case ClosedError(code=Close.TRY_LATER | Close.POLICY as code, reason=reason):
+            return f"{code} {reason}"
+        case DeclinedError(reason=reason):
+            return reason
+    return None
 
 
 class Talk:
@@ -95,7 +107,7 @@ class Talk:
                 case Dropped(frames):
                     log.dropped = frames
                 case Complaint(reason):
-                    self._line.complaint = reason
+                    self._line.complaint = log.failed = reason
 
     async def _wait_for_replies(self, listening: asyncio.Task[None], crumb: bytes) -> None:
         """Wait for the last replies. Where a pause would be filled, samples that make no frame keep it from being one."""

@@ -22,7 +22,8 @@ class TwilioWire(LoadWire):
     """See `LoadWire`."""
 
     name, path = "twilio", "/twilio"
-    answers_all, has_pauses, silence_s, token_in_header = True, False, SILENCE_S, False
+    answers_all, has_pauses, closes_after_error = True, False, True
+    silence_s, token_in_header = SILENCE_S, False
 
     def __init__(self, asked: Asked):
         self._asked, self._frames = asked, FrameCounter(asked.audio)

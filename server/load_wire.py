@@ -59,13 +59,15 @@ class LoadWire(Protocol):
     """One connection of a client, with the state of its protocol.
 
     answers_all: whether each frame gets exactly one reply, in order. has_pauses: whether the server fills a pause of the
-    client with silence, and answers it. silence_s: without a message until the server counts as lost.
+    client with silence, and answers it. closes_after_error: whether an error before `Ready` ends the connection.
+    silence_s: without a message until the server counts as lost.
     """
 
     name: str
     path: str
     answers_all: bool
     has_pauses: bool
+    closes_after_error: bool
     silence_s: float
     token_in_header: bool  # or in a message
 

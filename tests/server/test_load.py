@@ -215,20 +215,26 @@ def test_a_call_of_twilio_begins_with_a_frame_whose_reply_means_ready() -> None:
     assert [wire.parse(reply), wire.parse(reply)] == [Ready(), Replied(1)]
 
 
-def test_a_realtime_session_is_ready_with_its_first_response() -> None:
+def test_a_realtime_session_is_ready_with_its_first_audio() -> None:
     wire = make_wire("realtime", Asked("pcmu-8k", voice="marin", persona="You are kind."))
-    update, create = map(json.loads, wire.begin())
+    update, create, append = map(json.loads, wire.begin())
     assert (update["type"], create["type"]) == ("session.update", "response.create")
+    assert base64.b64decode(append["audio"]) == b"\xff" * 640
     assert update["session"]["instructions"] == "You are kind."
     assert update["session"]["audio"]["output"] == {"format": {"type": "audio/pcmu"}, "voice": "marin"}
     assert json.loads(wire.audio(b"abc"))["audio"] == base64.b64encode(b"abc").decode()
     delta = base64.b64encode(bytes(640)).decode()
     events = [{"type": kind} for kind in ("session.created", "response.created", "response.output_item.added")]
-    events += [{"type": "response.output_audio.delta", "delta": delta}] * 2
+    events += [{"type": "response.output_audio.delta", "delta": delta}] * 3
     events += [{"type": "response.done"}, {"type": "response.created"}, events[-1]]
     events += [{"type": "error", "error": {"message": "a fault"}}]
     said = [event for given in events if (event := wire.parse(json.dumps(given))) is not None]
     assert said == [Ready(), Replied(1, True), Replied(1), Replied(1, True), Complaint("a fault")]
+    silent = make_wire("realtime", Asked("pcm-24k"))
+    assert [silent.parse(json.dumps({"type": kind})) for kind in ("response.created", "response.done")] == [
+        None,
+        Ready(),
+    ]
 
 
 # The command.
