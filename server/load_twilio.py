@@ -7,6 +7,7 @@ the conversation is primed, and from then on each frame has its reply.
 import base64
 import json
 import secrets
+import textwrap
 from collections.abc import Mapping
 
 from pplex.server.frame_counter import FRAME_BYTES, FrameCounter
@@ -16,6 +17,7 @@ from pplex.server.wire import Message
 
 PACKET_BYTES = 160  # 20 ms
 BYTES_PER_MS = 8
+PERSONA_PIECE = 480  # characters; a parameter may have 500 with its name
 
 
 class TwilioWire(LoadWire):
@@ -39,7 +41,7 @@ class TwilioWire(LoadWire):
         asked = self._asked
         given = {
             "voice": asked.voice,
-            "persona": asked.persona,
+            **_parts(asked.persona),
             "seed": None if asked.seed is None else str(asked.seed),
             "token": asked.token,
         }
@@ -84,3 +86,11 @@ class TwilioWire(LoadWire):
         return json.dumps(
             {"event": name, "sequenceNumber": str(self._messages), "streamSid": self._stream, name: content}
         )
+
+
+def _parts(persona: str | None) -> dict[str, str]:
+    """A persona as parameters of the length that Twilio allows. The server puts a space between them."""
+    if persona is None:
+        return {}
+    pieces = textwrap.wrap(persona, PERSONA_PIECE) or [""]
+    return {"persona" if i == 1 else f"persona_{i}": piece for i, piece in enumerate(pieces, 1)}

@@ -25,6 +25,7 @@ from pplex.server.load_protocols import make_wire
 from pplex.server.load_report import Gaps, LoadReport, SessionLog, Spread, server_side, summarize
 from pplex.server.load_wire import Asked, Complaint, Ready, Replied
 from pplex.server.metrics import Metrics
+from pplex.server.options import PROTOCOLS
 from pplex.server.sounds import BY_LABEL, SoundReceiver, SoundSender
 from pplex.server.speakers import make_speaker
 
@@ -199,11 +200,14 @@ def test_replies_are_counted_in_frames(audio: str) -> None:
 
 
 def test_a_call_of_twilio_begins_with_a_frame_whose_reply_means_ready() -> None:
-    wire = make_wire("twilio", Asked("pcmu-8k", voice="NATM1", seed=7, token="secret"))
+    wire = make_wire("twilio", Asked("pcmu-8k", voice="NATM1", persona="Be kind. " * 80, seed=7, token="secret"))
     messages = [json.loads(message) for message in [*wire.begin(), wire.audio(bytes(160)), *wire.end()]]
     assert [message["event"] for message in messages] == ["connected", "start", *["media"] * 5, "stop"]
     start = messages[1]["start"]
-    assert start["customParameters"] == {"voice": "NATM1", "seed": "7", "token": "secret"}
+    parameters = start["customParameters"]
+    persona = [parameters.pop("persona"), parameters.pop("persona_2")]
+    assert " ".join(persona) == ("Be kind. " * 80).strip() and max(map(len, persona)) < 490
+    assert parameters == {"voice": "NATM1", "seed": "7", "token": "secret"}
     assert start["mediaFormat"] == {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
     media = [message["media"] for message in messages[2:7]]
     assert [(each["chunk"], each["timestamp"]) for each in media] == [(str(i + 1), str(20 * i)) for i in range(5)]
@@ -254,6 +258,11 @@ def patient(serve: Serve) -> Iterator[Running]:
         yield running
 
 
+def served(protocol: str) -> pytest.MarkDecorator:
+    """Skips a test where the server does not speak a protocol."""
+    return pytest.mark.skipif(protocol not in PROTOCOLS, reason=f"pplex-export serve has no protocol {protocol}")
+
+
 def load(url: str, *options: str) -> Result:
     return CliRunner().invoke(main, ["load", url, "--minutes", "0.02", *options])
 
@@ -290,6 +299,33 @@ def test_every_frame_is_answered_over_gpt_live(patient: Running, audio: str) -> 
     frames, latency = figures["frames"], figures["latency"]
     assert frames["sent"] == frames["answered"] > 0 and figures["handshake"]["count"] == 3
     assert latency["warm-up"]["count"] + latency["speech"]["count"] == frames["answered"]
+    patient.wait_for(lambda: patient.state()["used"] == 0)
+
+
+@served("twilio")
+def test_every_frame_of_a_telephone_call_is_answered(serve: Serve) -> None:
+    with serve("--slots", "4", "--protocols", "twilio", "--token", "secret", "--backlog", "25") as server:
+        options = ["--protocol", "twilio", "--sessions", "3", "--seed", "5", "--persona", "You are kind. " * 60]
+        result = load(server.url, *options, "--token", "secret", "--json")
+        assert result.exit_code == 0, result.output
+        figures = json.loads(result.stdout)
+        assert figures["frames"]["sent"] == figures["frames"]["answered"] > 0 and figures["handshake"]["count"] == 3
+        result = load(server.url, *options, "--token", "wrong")
+        assert result.exit_code == 1 and "3 x 1008 The parameter token" in result.stdout
+
+
+@served("realtime")
+@pytest.mark.parametrize("audio", FORMATS["realtime"])
+def test_responses_over_realtime_are_counted(patient: Running, audio: str) -> None:
+    options = ["--protocol", "realtime", "--sessions", "3", "--voice", "marin", "--seed", "5"]
+    result = load(patient.url, *options, "--audio", audio, "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    frames = figures["frames"]
+    assert frames["sent"] > 0 and frames["unpaired"] > 0 == frames["answered"] == frames["missing"]
+    assert figures["handshake"]["count"] == 3 and figures["gaps"]["warm-up"]["largest_ms"] > 0
+    result = load(patient.url, *options, "--voice", "nobody")
+    assert result.exit_code == 1 and "3 x session.audio.output.voice must be" in result.stdout
     patient.wait_for(lambda: patient.state()["used"] == 0)
 
 
