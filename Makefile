@@ -89,6 +89,8 @@ lock:
 		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt
 	for variant in cpu cuda; do $(LOCK) --extra $$variant --extra serve --extra otel --constraints requirements/test.txt \
 		pyproject.toml requirements/image.in --output-file requirements/image-$$variant.txt; done
+	$(LOCK) --extra cuda --extra serve --extra scale --extra otel --constraints requirements/test.txt \
+		pyproject.toml requirements/image.in --output-file requirements/image-ray.txt
 	$(LOCK) --constraints requirements/test.txt requirements/deploy.in --output-file requirements/deploy.txt
 	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
 	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) --constraints requirements/test.txt \

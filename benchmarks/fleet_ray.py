@@ -29,9 +29,13 @@ class RayServers:
         self.ready = [server]
         self._replicas, self._mark = replicas, mark
 
+    def replicas(self) -> list[int]:
+        """The processes of the replicas."""
+        return _replicas(self._mark)
+
     def kill(self, index: int) -> None:
         """kill -9 of a replica."""
-        os.kill(_replicas(self._mark)[index], signal.SIGKILL)
+        os.kill(self.replicas()[index], signal.SIGKILL)
 
     async def start(self) -> float:
         """Wait until Ray Serve has replaced what was killed; returns the seconds that it took."""

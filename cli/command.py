@@ -55,8 +55,16 @@ def _check_filled(context: click.Context, parameter: click.Parameter, given: Map
             name, advice = parameter.opts[0], "Give it a value, or leave it out"
         raise click.UsageError(f"{name} is empty. {advice}. Maybe a shell variable is not set.", context)
     variable = parameter.envvar
-    if isinstance(variable, str) and not texts and variable in os.environ and not os.environ[variable].strip():
+    if isinstance(variable, str) and not texts:
+        from_environment(variable, context)
+
+
+def from_environment(variable: str, context: click.Context | None = None) -> str | None:
+    """The value of an environment variable, or None. Raises UsageError if it is empty."""
+    value = os.environ.get(variable)
+    if value is not None and not value.strip():
         raise click.UsageError(f"{variable} is set, but empty. Give it a value, or unset it.", context)
+    return value
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pplex.cli.command import Command, checked, command
+from pplex.cli.command import Command, checked, command, from_environment
 from pplex.cli.options import MAX_THREADS
 from pplex.cli.serving import serve
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import write_files
 from pplex.server.addresses import parse_host
+from pplex.server.options import TWILIO_AUTH_TOKEN
 
 if TYPE_CHECKING:
     from pplex.scale.options import ScaleOptions
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 OF_SERVE = (  # options that each replica takes as `serve` does
     "tokens", "origins", "static", "queue_s", "batch_wait_s", "backlog_frames", "idle_s", "duration_s", "resume_s",
     "drain_s", "recordings", "log_prompts", "device", "one_batch_size", "allowed", "control_tokens", "memory_window",
-    "protocols", "pause_s",
+    "protocols", "pause_s", "realtime_vad", "public_url",
 )  # fmt: skip
 
 
@@ -79,6 +80,8 @@ def scale(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    realtime_vad: bool,
+    public_url: str | None,
     drain_s: float,
     **limits: Any,
 ) -> None:
@@ -91,7 +94,7 @@ def scale(
     from pplex.runtime.ort import available_threads
     from pplex.scale.launch import TooManyError, run_here, run_there
     from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
-    from pplex.server.options import check_folders
+    from pplex.server.options import check_folders, check_twilio
 
     least, most = replicas
     check_folders(static, recordings)
@@ -108,12 +111,19 @@ def scale(
         allow_control="control" in allowed,
         memory_window=memory_window,
         protocols=protocols,
+        realtime_vad=realtime_vad,
+        public_url=public_url,
         limits=limits,
     )
-    secrets = secret_variables(tokens, control_tokens)
+    auth_token = from_environment(TWILIO_AUTH_TOKEN)
+    secrets = secret_variables(tokens, control_tokens, auth_token)
     options = ScaleOptions(replica=replica, least=least, most=most, host=host, port=port)
     if config_file is not None:
         return _write_config(options, config_file)
+    try:
+        check_twilio(protocols, tokens, auth_token)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     try:
         if address is None:
             open_to_run(bundle, device)

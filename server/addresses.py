@@ -117,6 +117,16 @@ def parse_url(text: str) -> str:
     return url
 
 
+def parse_public_url(text: str) -> str:
+    """The address at which clients reach a server behind a proxy, without a slash at the end. Raises ConfigError."""
+    try:
+        return parse_url(text).rstrip("/").removesuffix("/twilio").rstrip("/")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{text} is not the address of a server. Give it as clients use it: https://voice.example.org"
+        ) from error
+
+
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)

@@ -29,6 +29,7 @@ from pplex.server.metrics import Metrics
 from pplex.server.openai_http import OpenAiRoutes
 from pplex.server.options import ServeOptions
 from pplex.server.pages import Pages
+from pplex.server.realtime_routes import RealtimeRoutes
 from pplex.server.reception import Reception
 from pplex.server.refusals import Handler, Refusals
 from pplex.server.routes import RouteContext, Routes
@@ -36,10 +37,16 @@ from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.snapshots import Snapshots
 from pplex.server.sockets import listen
 from pplex.server.tracing import Tracing
+from pplex.server.twilio_routes import TwilioRoutes
 from pplex.server.wire import Close, CloseReason
 from pplex.server.worker import Worker
 
-ROUTES: dict[str, type[Routes]] = {"chat": ChatRoutes, "live": LiveRoutes}  # by name in `--protocols`
+ROUTES: dict[str, type[Routes]] = {  # by name in `--protocols`
+    "chat": ChatRoutes,
+    "live": LiveRoutes,
+    "realtime": RealtimeRoutes,
+    "twilio": TwilioRoutes,
+}
 LAG_S = 0.02  # between looks at the event loop
 SWITCH_S = 0.001  # until a busy Python thread lets another run. Python's default of 5 ms is as long as a batch waits
 SHUTDOWN_S = 3.0  # for handlers to end: conversations hang up in this time, slow downloads of files are cut off

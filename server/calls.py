@@ -24,6 +24,7 @@ from pplex.server.scheduler import now_s
 from pplex.server.wire import CloseReason, WireProtocol
 
 SEND_BUFFER = 32768  # bytes the kernel keeps for a client: seconds of audio, not minutes
+STATUSES = {"protocol": 400, "token": 401}  # of a refusal after the upgrade, by its cause
 CLIENT_LEFT = 499  # the status of an answer that nobody receives
 
 
@@ -91,13 +92,14 @@ class Calls:
         """Wait for the start message, which takes a slot, and hold the conversation; returns why the connection ends."""
         self._reception.unstarted.add(connection)
         try:
-            asked = await opening(connection, self._limits.start_s)
+            at_once = connection.wire.starts_at_once
+            asked = await opening(connection, self._limits.header_s if at_once else self._limits.start_s)
         finally:
             self._reception.unstarted.discard(connection)
         if asked is None:
             why = connection.ended.result()
-            if why.cause == "protocol":
-                self._note_refusal(connection, 400, why.reason)
+            if why.cause in STATUSES:
+                self._note_refusal(connection, STATUSES[why.cause], why.reason)
             return why
         try:
             self._reception.check(asked)

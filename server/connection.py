@@ -21,6 +21,7 @@ from pplex.server.wire import (
     Close,
     CloseReason,
     ClosingMessage,
+    Encoded,
     IgnoredMessage,
     Message,
     NoEffectMessage,
@@ -30,6 +31,7 @@ from pplex.server.wire import (
     WireProtocol,
 )
 
+LOOK_S = 0.1  # before the start, between looks whether it is overdue
 PING_S = 2.0  # of silence; the official client gives up after 10
 REASON_BYTES = 120  # a close frame holds 123
 HANG_UP_S = 2.0  # for the close handshake
@@ -94,19 +96,20 @@ class Connection:
 
     def refuse(self, error: ProtocolError) -> None:
         """End the connection because of what the client sent."""
-        self.end(CloseReason(error.code, str(error), "protocol"))
+        self.end(CloseReason(error.code, str(error), error.cause))
 
     # In.
 
     async def start(self) -> ConversationRequest:
         """Take messages until the client begins a conversation. Raises ConnectionEnd if it leaves before that."""
+        await self._send_all(self.wire.opened())
         while True:
-            match await self._receive():
-                case StartMessage(request):
+            match self.wire.overdue() or await self._receive_soon():
+                case StartMessage(request, answers):
+                    await self._send_all(answers)
                     return request
                 case AnsweredMessage(answers):
-                    for answer in answers:
-                        await self._send(answer)
+                    await self._send_all(answers)
                 case ClosingMessage():
                     raise ConnectionEnd(ASKED_FOR)
                 case IgnoredMessage(kind):
@@ -118,6 +121,14 @@ class Connection:
         """Take messages until the client leaves. `order` gets those with an order to the conversation."""
         while True:
             self._take(await self._receive(), incoming, order)
+
+    async def _receive_soon(self) -> ClientMessage:
+        """The client's next message; one without effect if none comes at once."""
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await self._receive()
+        except TimeoutError:
+            return NoEffectMessage()
 
     async def _receive(self) -> ClientMessage:
         """The client's next message. Raises ConnectionEnd if it has left, or ProtocolError."""
@@ -147,7 +158,8 @@ class Connection:
             case AudioMessage(payload):
                 self._can_hear.set()
                 incoming.put(payload, now_s())
-            case OrderMessage(payload):
+            case OrderMessage(payload, answers):
+                self._answer(answers)
                 order(payload)
             case AnsweredMessage(answers):
                 self._answer(answers)
@@ -223,10 +235,13 @@ class Connection:
         self._waiting_bytes += len(message)
         self._filled.set()
 
-    def deliver(self, messages: list[Message], reply: FrameReply) -> None:
+    def deliver(self, encoded: Encoded, reply: FrameReply) -> None:
         """Put one frame's messages into the outbox. If it is full, the client does not read, and is disconnected."""
         if self.ended.done():
             return
+        messages = encoded() if callable(encoded) else encoded
+        if not messages:
+            return self._count_reply(reply)
         if self._frames >= self._limits.outbox_frames:
             self._metrics.dropped_frames.labels("outbox").inc(self._frames + 1)
             return self.end(NOT_READING)
@@ -251,6 +266,10 @@ class Connection:
                 if reply is not None:
                     self._frames -= 1
                     self._count_reply(reply)
+
+    async def _send_all(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            await self._send(message)
 
     async def _send(self, message: Message) -> None:
         await (self._ws.send_str(message) if isinstance(message, str) else self._ws.send_bytes(message))

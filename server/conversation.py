@@ -71,7 +71,7 @@ class ServerConversation:
         self._context, self._limits, self._metrics = context, context.limits, context.metrics
         self._ticket, self._on_over = ticket, on_over
         self._loop = asyncio.get_running_loop()
-        self._inbox = Inbox(context.frame_size, context.limits.backlog_frames, never_ahead=wire.has_pauses)
+        self._inbox = Inbox(context.frame_size, context.limits.backlog_frames, never_ahead=wire.plays_at_once)
         self._outgoing = OutgoingAudio(self.id, self._inbox)
         self._scheduled = ScheduledSession(self._inbox, request, self._outgoing.answer, snapshot=snapshot)
         self._control = Control(context.control, self._scheduled, self.id, self._answer, self._stop_for_defect)

@@ -22,7 +22,7 @@ class Limits:
     duration_s: float = 3600.0
     resume_s: float = 30.0
     drain_s: float = 30.0
-    header_s: float = 10.0  # for a connection's first request
+    header_s: float = 10.0  # for a connection's first request; for a start message that a client sends at once
     heartbeat_s: float = 10.0  # between WebSocket pings; half of it for the answer
     spare_connections: int = 128  # in addition to conversations: pages, metrics; half of them before a start message
     start_s: float = 300.0  # from the upgrade to the start message, in protocols that have one

@@ -4,7 +4,6 @@ Called by `server.live_routes` and by connections. docs/apis.md says what works.
 """
 
 import base64
-import binascii
 import json
 import secrets
 import time
@@ -15,9 +14,19 @@ from typing import Any
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.sampling import Sampling
-from pplex.server.foreign_audio import LONGEST_MARK, container_of
 from pplex.server.limits import MAX_JSON_MESSAGE
-from pplex.server.live_session import INVALID, TOO_LONG, LiveError, LiveSession, changed, parse_session
+from pplex.server.live_session import LiveSession, changed, parse_session
+from pplex.server.openai_events import (
+    INVALID,
+    TOO_LONG,
+    EventError,
+    audio_of,
+    decoded,
+    fault_of,
+    id_of,
+    new_id,
+    shown,
+)
 from pplex.server.request import ConversationRequest
 from pplex.server.sounds import SOUNDS, SoundReceiver, SoundSender
 from pplex.server.wire import (
@@ -37,7 +46,6 @@ from pplex.server.wire import (
     WireProtocol,
 )
 
-MAX_ID = 512  # characters of an event_id
 MAX_CONTENT = 32_768  # characters
 FRAME_MS = round(FRAME_S * 1000)
 USAGE_FRAMES = 188  # 15 s
@@ -113,10 +121,10 @@ class LiveProtocol(WireProtocol):
             raise ProtocolError(Close.UNSUPPORTED, "This protocol has text messages only.")
         event_id = None
         try:
-            event = _decoded(message)
-            event_id = _event_id(event)
+            event = decoded(message)
+            event_id = id_of(event)
             return self._take(event["type"], event, event_id)
-        except LiveError as error:
+        except EventError as error:
             return AnsweredMessage((_error(error, event_id),))
 
     def _take(self, kind: str, event: Mapping[str, Any], event_id: str | None) -> ClientMessage:
@@ -127,29 +135,29 @@ class LiveProtocol(WireProtocol):
         if kind == "session.close":
             return ClosingMessage()
         if kind in UNSUPPORTED_EVENTS:
-            raise LiveError("unsupported_event", f"This server does not support {kind}.", "type")
+            raise EventError("unsupported_event", f"This server does not support {kind}.", "type")
         if kind not in EVENTS:
-            raise LiveError("unknown_event", f"Unknown type {_shown(kind)}. Known are {', '.join(EVENTS)}.", "type")
+            raise EventError("unknown_event", f"Unknown type {shown(kind)}. Known are {', '.join(EVENTS)}.", "type")
         self._check_running()
         if kind in APPENDS:
             return self._append(kind, event, event_id)
         if kind == "session.update":
             return self._update(event, event_id)
         if kind in RESPONSES:
-            raise LiveError(INVALID, f"{kind} requires Responses delegation, and this server never delegates.", "type")
+            raise EventError(INVALID, f"{kind} requires Responses delegation, and this server never delegates.", "type")
         self._is_muted = kind == "session.input_audio.mute"
         return AnsweredMessage((_event(f"{kind}d", event_id),))
 
     def _check_running(self) -> None:
         if self._running is None:
-            raise LiveError("session_not_started", "The session has not started: wait for session.started.", "type")
+            raise EventError("session_not_started", "The session has not started: wait for session.started.", "type")
 
     def _start(self, event: Mapping[str, Any], event_id: str | None) -> ClientMessage:
         if self._session is not None:
-            raise LiveError("session_already_started", "The session has started already.", "type")
+            raise EventError("session_already_started", "The session has started already.", "type")
         try:
             session = parse_session(event.get("session"), self._terms.voices, self._terms.takes_prompt)
-        except LiveError as error:
+        except EventError as error:
             self._refused = _error(error, event_id)
             raise ProtocolError(Close.POLICY, error.message) from error
         self._session, self._sound, self._start_id = session, session.sound, event_id
@@ -166,18 +174,9 @@ class LiveProtocol(WireProtocol):
     def _audio(self, event: Mapping[str, Any]) -> ClientMessage:
         if self._session is None:
             if self._is_first("early audio"):
-                raise LiveError("session_not_started", "Audio before session.start is dropped.", "type")
+                raise EventError("session_not_started", "Audio before session.start is dropped.", "type")
             return NoEffectMessage()
-        given = event.get("audio")
-        try:
-            payload = binascii.a2b_base64(given, strict_mode=True) if type(given) is str else None
-        except (binascii.Error, ValueError):
-            payload = None
-        if payload is None:
-            raise LiveError("invalid_audio", "audio must be base64.", "audio")
-        container = container_of(payload[:LONGEST_MARK])
-        if container is not None:
-            raise LiveError("invalid_audio", f"audio is {container}: send samples without a header.", "audio")
+        payload = audio_of(event)
         if not payload:
             return NoEffectMessage()
         return AudioMessage(self._sound.silence(len(payload)) if self._is_muted else payload)
@@ -185,11 +184,11 @@ class LiveProtocol(WireProtocol):
     def _append(self, kind: str, event: Mapping[str, Any], event_id: str | None) -> ClientMessage:
         content, delegation = event.get("content"), event.get("delegation_id")
         if type(content) is not str:
-            raise LiveError(INVALID, "content must be a string.", "content")
+            raise EventError(INVALID, "content must be a string.", "content")
         if len(content) > MAX_CONTENT:
-            raise LiveError(TOO_LONG, f"content may have {MAX_CONTENT:,} characters.", "content")
+            raise EventError(TOO_LONG, f"content may have {MAX_CONTENT:,} characters.", "content")
         if delegation is not None and type(delegation) is not str:
-            raise LiveError(INVALID, "delegation_id must be a string or null.", "delegation_id")
+            raise EventError(INVALID, "delegation_id must be a string or null.", "delegation_id")
         if not self.controls:
             info = self._info_once(
                 "append_without_effect",
@@ -228,7 +227,7 @@ class LiveProtocol(WireProtocol):
             return [_appended(append.kind, append.event_id, content["frame"])]
         if append.content in self._facts:
             self._facts.remove(append.content)
-        return [_error(LiveError(INVALID, content["reason"], "content"), append.event_id)]
+        return [_error(EventError(INVALID, content["reason"], "content"), append.event_id)]
 
     def _started(self, facts: Mapping[str, Any]) -> list[Message]:
         assert self._session is not None
@@ -267,7 +266,7 @@ class LiveProtocol(WireProtocol):
             return [self._closed(reason)] if tells else [], code
         if why.code in (Close.UNSUPPORTED, Close.NOT_READING):
             return [], Close.POLICY if why.code is Close.NOT_READING else why.code
-        return [self._refused or _error(_fault(why))], why.code
+        return [self._refused or _error(fault_of(why))], why.code
 
     def _closed(self, reason: str) -> Message:
         session = self._resolved() if self._session is not None else None
@@ -326,37 +325,10 @@ class LiveProtocol(WireProtocol):
         return round(self._frames * FRAME_S, 2)
 
 
-def _decoded(message: str) -> Mapping[str, Any]:
-    """The event in a message. Raises LiveError."""
-    try:
-        event = _DECODER.decode(message)
-    except RecursionError:
-        raise LiveError("invalid_json", "This JSON is nested too deeply.") from None
-    except ValueError as error:
-        raise LiveError("invalid_json", f"This is not JSON: {error}"[:200]) from error
-    if type(event) is not dict or type(event.get("type")) is not str:
-        raise LiveError("invalid_event", "An event is an object with a type, a string.", "type")
-    return event
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is not a number in JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_number)  # kept: to make one takes longer than to decode 20 ms of audio
-
-
-def _event_id(event: Mapping[str, Any]) -> str | None:
-    event_id = event.get("event_id")
-    if event_id is not None and (type(event_id) is not str or len(event_id) > MAX_ID):
-        raise LiveError(INVALID, f"event_id must be a string of at most {MAX_ID} characters.", "event_id")
-    return event_id
-
-
 def _event(kind: str, client_event_id: str | None, **fields: Any) -> str:
     """A server's event. `client_event_id`: of the command that caused it."""
     cause = {} if client_event_id is None else {"client_event_id": client_event_id}
-    return json.dumps({"type": kind, "event_id": f"event_{secrets.token_hex(8)}", **cause, **fields})
+    return json.dumps({"type": kind, "event_id": new_id("event"), **cause, **fields})
 
 
 def _appended(kind: str, client_event_id: str | None, frame: int) -> str:
@@ -364,28 +336,5 @@ def _appended(kind: str, client_event_id: str | None, frame: int) -> str:
     return _event(f"{kind}ed", client_event_id, start_ms=at_ms, end_ms=at_ms)
 
 
-def _error(error: LiveError, client_event_id: str | None = None) -> str:
-    is_own = error.code in ("server_error", "server_busy")
-    facts = {
-        "type": "server_error" if is_own else "invalid_request_error",
-        "code": error.code,
-        "message": error.message,
-        "param": error.param,
-        "client_event_id": client_event_id,
-    }
-    return _event("error", client_event_id, error=facts)
-
-
-def _fault(why: CloseReason) -> LiveError:
-    """Why a connection ends, as an error."""
-    if why.code is Close.TRY_LATER:
-        return LiveError("server_busy", why.reason)
-    if why.cause == "prompt":
-        return LiveError(TOO_LONG, why.reason, "session.instructions")
-    if why.cause == "protocol":
-        return LiveError("rate_limit_exceeded" if why.code is Close.POLICY else INVALID, why.reason)
-    return LiveError("server_error", why.reason)
-
-
-def _shown(value: str) -> str:
-    return ascii(value if len(value) <= 60 else f"{value[:57]}...")
+def _error(error: EventError, client_event_id: str | None = None) -> str:
+    return _event("error", client_event_id, error={**error.to_dict(), "client_event_id": client_event_id})

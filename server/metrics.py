@@ -74,7 +74,7 @@ class Metrics:
         self.snapshots = gauge("snapshots", "Snapshots that are kept.")
         self.snapshot_bytes = gauge("snapshot_bytes", "Bytes of the snapshots that are kept.")
         self.bytes = counter("bytes", "Bytes of messages, by direction: in, out.", "direction")
-        self.conversations = counter("conversations", "Conversations begun, by protocol: chat, live.", "protocol")
+        self.conversations = counter("conversations", "Conversations begun, by name in --protocols.", "protocol")
         self.resumed = counter("resumed", "Conversations resumed over a new connection.")
         self.refused = counter("refused", "Requests for a conversation that were refused, by HTTP status.", "status")
         self.partings = counter("partings", "Ended connections of conversations, by cause.", "cause")

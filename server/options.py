@@ -10,10 +10,12 @@ from pathlib import Path
 
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import check_readable, is_file
-from pplex.server.addresses import Network, parse_host, parse_origin, parse_token
+from pplex.server.addresses import Network, parse_host, parse_origin, parse_public_url, parse_token
 from pplex.server.limits import Limits
 
-PROTOCOLS = ("chat", "live")  # that a server can speak: /api/chat and /v1/live/sessions
+PROTOCOLS = ("chat", "live", "realtime", "twilio")  # at /api/chat, /v1/live/sessions, /v1/realtime and /twilio
+BY_DEFAULT = ("chat", "live", "realtime")
+TWILIO_AUTH_TOKEN = "PPLEX_TWILIO_AUTH_TOKEN"  # a variable without an option: other users could see an option
 
 
 def parse_protocols(text: str, known: Sequence[str] = PROTOCOLS) -> tuple[str, ...]:
@@ -26,6 +28,19 @@ def parse_protocols(text: str, known: Sequence[str] = PROTOCOLS) -> tuple[str, .
     return names
 
 
+def check_twilio(protocols: tuple[str, ...], tokens: tuple[str, ...], auth_token: str | None) -> None:
+    """Check that the server can see who calls. Raises ConfigError."""
+    if auth_token is not None and not (auth_token.isascii() and auth_token.isalnum()):
+        raise ConfigError(
+            f"{TWILIO_AUTH_TOKEN} must be the auth token of your Twilio account: letters and digits only."
+        )
+    if "twilio" in protocols and not (auth_token or tokens):
+        raise ConfigError(
+            f"The protocol twilio needs a way to see who calls. Set {TWILIO_AUTH_TOKEN} to the auth token of your "
+            "Twilio account, or give the server a token of its own: --token."
+        )
+
+
 @dataclass(frozen=True)
 class ServeOptions:
     """The options of a server.
@@ -33,8 +48,9 @@ class ServeOptions:
     tokens: a client needs one of them; without tokens everyone may connect. origins: other pages that may connect.
     trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted. control_tokens: they admit a client, too, and
     let it control its conversation. allow_control: every client may. memory_window: as in Runtime. protocols: of PROTOCOLS.
+    twilio_auth_token: of the account whose signatures are checked. public_url: how Twilio reaches the server.
 
-    Raises ConfigError for an invalid host, token or origin.
+    Raises ConfigError for an invalid host, token, origin or address, and for twilio without a token of any kind.
     """
 
     host: str = "127.0.0.1"
@@ -55,13 +71,19 @@ class ServeOptions:
     control_tokens: tuple[str, ...] = ()
     allow_control: bool = False
     memory_window: int | None = None
-    protocols: tuple[str, ...] = PROTOCOLS
+    protocols: tuple[str, ...] = BY_DEFAULT
+    realtime_vad: bool = False  # tell clients of the Realtime API when their user begins and stops to speak
+    twilio_auth_token: str | None = None
+    public_url: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))
         object.__setattr__(self, "tokens", tuple(map(parse_token, self.tokens)))
         object.__setattr__(self, "control_tokens", tuple(map(parse_token, self.control_tokens)))
         object.__setattr__(self, "origins", tuple(map(parse_origin, self.origins)))
+        if self.public_url is not None:
+            object.__setattr__(self, "public_url", parse_public_url(self.public_url))
+        check_twilio(self.protocols, self.tokens, self.twilio_auth_token)
 
     @property
     def lets_control(self) -> bool:

@@ -52,8 +52,17 @@ class Reception:
         if asked.snapshot:
             self._kept(asked.snapshot)
         else:
-            self._check_prompt(asked)
+            self.check_prompt(asked)
         self._admission.check_room()
+
+    def check_prompt(self, asked: ConversationRequest) -> None:
+        """Check that the model can take the voice, the persona and the greeting."""
+        runtime = self._context.scheduler.runtime
+        assert runtime is not None
+        try:
+            runtime.check_prompt(asked.voice, asked.persona, asked.greeting)
+        except PplexError as error:
+            raise RequestError(400, str(error)) from error
 
     def check_spare_socket(self) -> None:
         """Check that one more socket may wait for its start message."""
@@ -71,14 +80,6 @@ class Reception:
         if not self.is_ready or self._context.scheduler.runtime is None or self.is_draining:
             state = "shutting down" if self.is_draining else "still loading"
             raise RequestError(503, f"The server is {state}. Try again later.", RETRY_AFTER_S)
-
-    def _check_prompt(self, asked: ConversationRequest) -> None:
-        runtime = self._context.scheduler.runtime
-        assert runtime is not None
-        try:
-            runtime.check_prompt(asked.voice, asked.persona, asked.greeting)
-        except PplexError as error:
-            raise RequestError(400, str(error)) from error
 
     def _kept(self, key: str) -> KeptSnapshot:
         kept = self._snapshots.get(key)

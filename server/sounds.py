@@ -3,6 +3,7 @@
 Called by the protocols of JSON. No I/O. Each direction of a connection has its own converter, because it has a state.
 """
 
+import binascii
 from dataclasses import dataclass
 
 from pplex.runtime.arrays import Pcm
@@ -39,13 +40,22 @@ class Sound:
         return bytes([self.law.silence if self.law else 0]) * nbytes
 
 
+TELEPHONE = Sound("audio/pcmu", 8_000, MU_LAW)
 SOUNDS = (
     Sound("audio/pcm", 24_000),
     Sound("audio/pcm", 16_000),
-    Sound("audio/pcmu", 8_000, MU_LAW),
+    TELEPHONE,
     Sound("audio/pcma", 8_000, A_LAW),
 )
 BY_LABEL = {sound.label: sound for sound in SOUNDS}
+
+
+def unpacked(text: object) -> bytes | None:
+    """The bytes in a value of JSON, which should be base64; None if it is not."""
+    try:
+        return binascii.a2b_base64(text, strict_mode=True) if isinstance(text, str) else None
+    except (binascii.Error, ValueError):
+        return None
 
 
 class SoundReceiver:

@@ -32,8 +32,8 @@ class OutgoingAudio:
             self.recording.write(reply.frame.pcm, reply.reply.pcm)
         if connection is None or reply.frame.epoch != self._inbox.epoch:
             return
-        messages = connection.wire.encode(reply.reply.pcm, reply.reply.text)
-        self._loop.call_soon_threadsafe(connection.deliver, messages, reply)
+        encoded = connection.wire.encode(reply.reply.pcm, reply.reply.text)
+        self._loop.call_soon_threadsafe(connection.deliver, encoded, reply)
 
     def close(self) -> None:
         """Finish the recording, if the conversation has one."""

@@ -4,7 +4,7 @@ Called by connections (event loop), and for audio by the hearing and the speech 
 the protocol of `/api/chat`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +16,8 @@ from pplex.server.request import ConversationRequest
 FRAME_SIZE = 1920  # samples
 FRAME_S = FRAME_SIZE / SAMPLE_RATE_HZ  # 80 ms
 Message = bytes | str  # a binary or a text message of a WebSocket
+# A frame's messages; or what makes them in the event loop, if they depend on what the client sends meanwhile.
+Encoded = list[Message] | Callable[[], list[Message]]
 
 
 class Close(IntEnum):
@@ -35,11 +37,11 @@ class Close(IntEnum):
 
 
 class ProtocolError(Exception):
-    """A message that breaks the protocol: `code` to close with, and the reason."""
+    """A message that ends the connection: `code` to close with, the reason, and the metric's cause."""
 
-    def __init__(self, code: Close, reason: str):
+    def __init__(self, code: Close, reason: str, cause: str = "protocol"):
         super().__init__(reason)
-        self.code = code
+        self.code, self.cause = code, cause
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ class AudioMessage:
 
 @dataclass(frozen=True)
 class OrderMessage:
-    """A message with an order to the conversation as JSON, not yet read (`server.orders`)."""
+    """A message with an order to the conversation as JSON, not yet read (`server.orders`), and the protocol's answers."""
 
     payload: bytes
+    answers: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,10 @@ class AnsweredMessage:
 
 @dataclass(frozen=True)
 class StartMessage:
-    """The settings of a conversation, in a protocol whose client sends them over the open WebSocket."""
+    """The settings of a conversation, in a protocol whose client sends them over the open WebSocket, and the answers."""
 
     request: ConversationRequest
+    answers: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,19 +123,31 @@ class WireProtocol(Protocol):
 
     name: str  # of the protocol, in metrics and the log
     max_message: int  # bytes of a message that is not an order
-    has_pauses: (
-        bool  # whether a client may send no audio for a while: the model hears silence, and nothing comes in bursts
-    )
+    has_pauses: bool  # whether a client may send no audio for a while: the model hears silence
     audio: str  # format of the audio, as in the metadata
     can_resume: bool  # whether a client may return to its conversation after the connection is lost
     early_metadata: bool  # whether metadata and pings may be sent before the handshake
     controls: bool  # whether the client may send orders, and gets their answers as metadata
+    starts_at_once: bool = False  # whether a client sends its start message, if the protocol has one, without waiting
     hears_after_s: float  # seconds from the upgrade until the client can hear, unless it speaks earlier
+
+    @property
+    def plays_at_once(self) -> bool:
+        """Whether a client plays each reply when it comes. Then late audio is not answered in a burst."""
+        return self.has_pauses
 
     # Event loop.
 
     def parse(self, message: Message) -> ClientMessage:
         """Classify a client's message. Raises ProtocolError."""
+
+    def opened(self) -> list[Message]:
+        """Sent just after the upgrade, in a protocol whose settings come over the open WebSocket."""
+        return []
+
+    def overdue(self) -> StartMessage | None:
+        """Starts a conversation whose client expects that without a message for it. Called often before the start."""
+        return None
 
     def handshake(self) -> Message | None:
         """Tells the client that the conversation listens."""
@@ -163,5 +179,5 @@ class WireProtocol(Protocol):
 
     # Speech thread.
 
-    def encode(self, pcm: Pcm, text: str) -> list[Message]:
-        """The messages for one frame [1920] and its text, in order; at least one."""
+    def encode(self, pcm: Pcm, text: str) -> Encoded:
+        """The messages for one frame [1920] and its text, in order."""

@@ -27,7 +27,7 @@ from pplex.server.limits import Limits
 from pplex.server.logs import start_logging
 start_logging()
 limits = Limits(**{limits!r})
-options = ServeOptions(port=0, slots=4, threads=1, device="cpu", limits=limits, allow_control=True)
+options = ServeOptions(port=0, slots=4, threads=1, device="cpu", limits=limits, **{options!r})
 serve(open_bundle(Path(sys.argv[1])), options, lambda address: print(address, flush=True))
 """
 
@@ -85,17 +85,23 @@ def serving(
     *arguments: str,
     ready: bool = True,
     limits: Mapping[str, float] | None = None,
+    options: Mapping[str, Any] = {"allow_control": True},
     prelude: str = "",
 ) -> Iterator[Running]:
     """`pplex-export serve BUNDLE --port 0 ARGUMENTS`; its log is in `folder`. It must still run at the end.
 
-    `limits`: limits without a command line option; the server then has 4 slots, allows control, and takes no arguments.
+    `limits`: limits without a command line option; the server then has 4 slots and `options`, and takes no arguments.
     `prelude`: Python code that the process runs first.
     """
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [sys.executable, "-c", prelude + MAIN, "serve", str(bundle), "--port", "0", "--device", "cpu", *arguments]
     if limits is not None:
-        command = [sys.executable, "-c", WITH_LIMITS.format(limits=dict(limits)), str(bundle)]
+        command = [
+            sys.executable,
+            "-c",
+            prelude + WITH_LIMITS.format(limits=dict(limits), options=dict(options)),
+            str(bundle),
+        ]
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ})
     assert process.stdout is not None

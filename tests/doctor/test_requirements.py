@@ -51,8 +51,20 @@ def test_the_lock_files_are_packaged_and_read() -> None:
 
 def test_a_locked_package_is_found_under_any_spelling() -> None:
     locked = set(locked_versions())
-    asked = {normalized(one.name) for one in requirements() if one.extra in ("", "cpu", "serve", "fleet", "validate")}
-    assert asked <= locked
+    extras = ("", "cpu", "serve", "scale", "fleet", "otel", "validate")
+    assert {normalized(one.name) for one in requirements() if one.extra in extras} <= locked
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda", "ray"])
+def test_the_packages_of_an_image_are_locked_without_torch(variant: str) -> None:
+    """The variants that docs/containers.md names."""
+    assert f"VARIANT={variant}" in (ROOT / "docs/containers.md").read_text() or variant == "cpu"
+    extras = {"cpu": ("cpu",), "cuda": ("cuda",), "ray": ("cuda", "scale")}[variant]
+    lines = (LOCKS / f"image-{variant}.txt").read_text().splitlines()
+    locked = {normalized(line.partition("==")[0]) for line in lines if "==" in line}
+    wanted = {normalized(one.name) for one in requirements() if one.extra in ("", "serve", "otel", *extras)}
+    assert wanted <= locked
+    assert "torch" not in locked
 
 
 def test_every_package_is_listed_and_marked_as_typed() -> None:

@@ -13,8 +13,9 @@ from pplex.scale.keys import Keys
 from pplex.scale.launch import TooManyError, check_proxy
 from pplex.scale.metrics import merge
 from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
+from pplex.server.load_report import server_side
 from pplex.server.metrics import Metrics
-from pplex.server.options import PROTOCOLS
+from pplex.server.options import BY_DEFAULT
 
 
 def test_a_key_names_an_address_that_only_its_makers_can_read() -> None:
@@ -46,6 +47,17 @@ def test_merged_metrics_keep_every_sample_with_its_replica() -> None:
     assert [one.value for one in buckets] == [1, 1]
 
 
+def test_a_load_adds_up_the_counts_of_all_replicas() -> None:
+    first, second = Metrics(), Metrics()
+    before = merge({"a": first.text().decode(), "b": second.text().decode()}).decode()
+    for metrics, late in ((first, 2), (second, 5)):
+        metrics.late_frames.inc(late)
+        metrics.dropped_frames.labels("backlog").inc(late)
+        metrics.loop_lag.observe(0.0015)
+    side = server_side(before, merge({"a": first.text().decode(), "b": second.text().decode()}).decode(), 1.0)
+    assert (side.late_frames, side.dropped_frames, side.event_loop_lag_p99_ms) == (7, {"backlog": 7}, 2.0)
+
+
 def test_logs_are_followed_by_whole_lines_also_of_later_files(tmp_path: Path) -> None:
     stream = io.StringIO()
     (tmp_path / "a.jsonl").write_text("one\nhal")
@@ -68,10 +80,19 @@ def test_options_survive_a_config_file() -> None:
 
 
 def test_a_replica_speaks_the_protocols_of_serve_or_those_that_are_named() -> None:
-    assert ReplicaOptions(bundle="/b").of_server("127.0.0.1").protocols == PROTOCOLS
+    assert ReplicaOptions(bundle="/b").of_server("127.0.0.1").protocols == BY_DEFAULT
     values = ReplicaOptions(bundle="/b", protocols=("chat",)).to_dict()
     assert values == {"bundle": "/b", "protocols": ["chat"]}
     assert ReplicaOptions(**values).of_server("127.0.0.1").protocols == ("chat",)
+
+
+def test_a_replica_takes_telephone_calls_with_the_variable_of_its_auth_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = ReplicaOptions(bundle="/b", protocols=("twilio",), public_url="https://voice.example").to_dict()
+    for name, value in secret_variables((), (), "0123abcd").items():
+        monkeypatch.setenv(name, value)
+    server = ReplicaOptions(**values).of_server("127.0.0.1")
+    assert (server.protocols, server.twilio_auth_token) == (("twilio",), "0123abcd")
+    assert server.public_url == "https://voice.example"
 
 
 def test_control_is_an_option_and_its_tokens_are_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from callers import ask, call, run, speech
 from click.testing import CliRunner
-from scaled import COMMAND, OPTIONS, end, free_port, scaling, start
+from scaled import COMMAND, OPTIONS, Scaled, end, free_port, scaling, start
 
 from pplex.cli import main
 from pplex.runtime.bundle import Bundle
@@ -139,6 +139,19 @@ def test_serves_without_haproxy_for_a_few_conversations(tiny_bundle: Bundle, tmp
         status, text, _ = ask(running, "/api/chat?audio=mp3", method="POST")
         assert (status, text) == (400, "audio is 'mp3', but must be opus, s16 or f32.\n")
         assert running.get("/")[0] == 200
+
+
+def test_another_replica_starts_when_three_quarters_of_the_slots_are_used(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    async def visit(running: Scaled) -> None:
+        async with call(running.url) as first, call(running.url) as second:
+            await first.handshake()
+            await second.handshake()
+            await asyncio.to_thread(running.wait_for, lambda: running.get("/ready")[0] == 200, 90)
+            async with call(running.url) as third:
+                await (await third.handshake()).talk(speech(2))
+
+    with scaling(tiny_bundle.folder, tmp_path / "log", "--replicas", "1..2", "--idle-seconds", "100") as running:
+        run(visit(running), 120)
 
 
 def test_many_conversations_without_haproxy_are_refused_with_the_reason(tiny_bundle: Bundle) -> None:

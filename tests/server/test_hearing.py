@@ -22,8 +22,11 @@ from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
 from pplex.server.live_protocol import LiveProtocol, LiveTerms
 from pplex.server.metrics import Metrics
+from pplex.server.realtime_protocol import RealtimeProtocol, RealtimeTerms
 from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.sounds import BY_LABEL
+from pplex.server.twilio_protocol import TwilioProtocol
+from pplex.server.twilio_start import TwilioTerms
 from pplex.server.wire import WireProtocol
 from pplex.server.worker import Work, Worker
 
@@ -101,6 +104,10 @@ def plain(audio: str) -> WireProtocol:
     """A protocol whose client sends this format."""
     if audio == "s16":
         return ChatProtocol(ChatRequest(audio=audio))
+    if audio == "pcm-24k":
+        return RealtimeProtocol(RealtimeTerms())
+    if audio == "pcmu-8k":
+        return TwilioProtocol(TwilioTerms({}))
     sound, wire = BY_LABEL[audio], LiveProtocol(LiveTerms(takes_prompt=False))
     form = {"type": sound.name, "rate": sound.rate_hz}
     wire.parse(json.dumps({"type": "session.start", "session": {"model": "m", "audio": {"format": form}}}))

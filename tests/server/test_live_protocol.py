@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from live_caller import pcm16
 
 from pplex.server.live_protocol import EVENTS, UNSUPPORTED_EVENTS, LiveProtocol, LiveTerms
-from pplex.server.live_session import MAX_DELEGATION, MAX_INSTRUCTIONS, VOICES
+from pplex.server.live_session import MAX_DELEGATION
+from pplex.server.openai_settings import MAX_INSTRUCTIONS, VOICES
 from pplex.server.sounds import SOUNDS
 from pplex.server.wire import (
     AnsweredMessage,

@@ -34,6 +34,9 @@ def test_every_protocol_of_the_option_has_routes() -> None:
         {"tokens": ("a\n",)},
         {"control_tokens": ("",)},
         {"origins": ("friend.example",)},
+        {"protocols": ("twilio",)},
+        {"protocols": ("chat", "twilio"), "control_tokens": ("secret",)},
+        {"twilio_auth_token": ""},
     ],
 )
 def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple[str, ...]]) -> None:
@@ -51,7 +54,10 @@ def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple
         (["--token", "schlüssel"], "an HTTP header cannot carry"),
         (["--control-token", "schlüssel"], "an HTTP header cannot carry"),
         (["--allow", "all"], "'control'"),
-        (["--protocols", "chat,sip"], "sip is not a protocol. Choose from chat, live"),
+        (["--protocols", "chat,sip"], "sip is not a protocol. Choose from chat, live, realtime, twilio"),
+        (["--protocols", "twilio"], "Set PPLEX_TWILIO_AUTH_TOKEN"),
+        (["--public-url", "voice.example"], "Give it as clients use it: https://voice.example.org"),
+        (["--public-url", "https://voice.example/?x"], "Give it as clients use it: https://voice.example.org"),
         (["--protocols", " ,"], "No protocol is named"),
         (["--memory-window", "long"], "'long' is neither off nor a number of steps"),
     ],
@@ -60,6 +66,19 @@ def test_impossible_options_are_usage_errors(arguments: list[str], words: str, t
     command = [*COMMAND, str(tiny_bundle.folder), "--port", "0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and words in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("value, words", [("", "is set, but empty"), ("a b", "the auth token of your Twilio account")])
+def test_a_wrong_auth_token_is_a_usage_error(value: str, words: str, tiny_bundle: Bundle) -> None:
+    environment = {**os.environ, "PPLEX_TWILIO_AUTH_TOKEN": value}
+    command = [*COMMAND, str(tiny_bundle.folder), "--port", "0", "--protocols", "twilio"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2 and "PPLEX_TWILIO_AUTH_TOKEN" in done.stderr and words in done.stderr
+
+
+def test_a_public_address_may_be_that_of_the_stream() -> None:
+    for given in ("https://voice.example", "https://voice.example/", "https://voice.example/twilio"):
+        assert ServeOptions(public_url=given).public_url == "https://voice.example"
 
 
 def test_an_origin_with_a_slash_is_accepted(serve: Serve) -> None:

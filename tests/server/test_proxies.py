@@ -8,11 +8,14 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
-from callers import run
+from callers import run, speech
 from chromium_tab import chromium_tab
 from folders import TINY
 from proxies import NAME, TRUSTED, Proxy, browser, caddy, needs_caddy, needs_nginx, nginx, refusal, snippet_of, use
 from serving import Running, Serve
+from twilio_caller import mu_law, phone
+
+from pplex.server.twilio_signature import HEADER, signature_of
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,44 @@ def test_a_path_without_its_final_slash_redirects_to_the_page(
 
     with proxy(snippet_of(heading), trusting, tmp_path) as address:
         assert run(visit(address)) == f"{address}/voice/"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "heading", "path", "public_url"),
+    [
+        pytest.param(nginx, "nginx: a name of its own", "", None, marks=needs_nginx),
+        pytest.param(
+            nginx, "nginx: under a path, with another Host", "/voice", f"https://{NAME}/voice", marks=needs_nginx
+        ),
+        pytest.param(caddy, "Caddy: a name of its own", "", None, marks=needs_caddy),
+        pytest.param(caddy, "Caddy: under a path", "/voice", f"wss://{NAME}/voice/twilio", marks=needs_caddy),
+    ],
+)
+def test_twilio_calls_through_a_proxy(
+    serve: Serve, tmp_path: Path, proxy: Proxy, heading: str, path: str, public_url: str | None
+) -> None:
+    """Twilio signs the address that it dialled. It writes no port there: the proxy has the usual one."""
+    auth_token = "0123456789abcdef"
+    signature = signature_of(f"wss://{NAME}{path}/twilio", auth_token).decode()
+
+    async def call_the_agent(address: str) -> None:
+        async with (
+            browser() as session,
+            phone(f"{address}{path}", headers={HEADER: signature}, session=session) as caller,
+        ):
+            await caller.start()
+            await caller.talk(mu_law(speech(6)))
+            await caller.replies(5)
+            await caller.stop()
+            assert await caller.closed() == 1000
+
+    options = {"protocols": ("twilio",), "twilio_auth_token": auth_token, "public_url": public_url}
+    with (
+        serve(limits={"backlog_frames": 25}, options=options) as server,
+        proxy(snippet_of(heading), server, tmp_path) as at,
+    ):
+        run(call_the_agent(at))
+        server.wait_for(lambda: server.state()["used"] == 0)
 
 
 @needs_nginx
