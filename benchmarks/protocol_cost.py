@@ -26,7 +26,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROWS = ("chat:opus", "chat:s16", "live:pcm-24k", "live:pcm-16k", "live:pcmu-8k")
+from pplex.server.options import PROTOCOLS
+
+ROWS = (
+    "chat:s16",
+    "live:pcm-24k",
+    "live:pcm-16k",
+    "live:pcmu-8k",
+    "realtime:pcm-24k",
+    "twilio:pcmu-8k",
+    "chat:opus",
+)
+TOKEN = "yardstick"  # the protocol twilio needs one
 MAIN = "from pplex.cli import main; main()"
 COMMAND = [sys.executable, "-c", MAIN]
 STAND_IN = """
@@ -73,6 +84,7 @@ def served(bundle: Path, slots: int, model: bool) -> Iterator[str]:
     """The address of a server of the bundle."""
     python = [sys.executable, "-c", MAIN if model else STAND_IN + MAIN]
     command = [*python, "serve", str(bundle), "--port", "0", "--slots", str(slots)]
+    command += ["--token", TOKEN, "--protocols", ",".join(PROTOCOLS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().strip()
@@ -88,6 +100,7 @@ def measure(url: str, row: str, sessions: int, seconds: float) -> Figures:
     protocol, audio = row.split(":")
     minutes = (seconds + 2 * WARM_UP_S) / 60
     options = ["--protocol", protocol, "--audio", audio, "--sessions", str(sessions), "--minutes", f"{minutes:.4f}"]
+    options += ["--token", TOKEN]
     began = values(url)
     with subprocess.Popen(
         [*COMMAND, "load", url, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.server.client_line import CLOSE_S, ClosedError, Line, RefusedError, ServerError
+from pplex.server.client_line import CLOSE_S, ClosedError, Line, RefusedError, ServerError, UnreachableError
 from pplex.server.load_report import SessionLog
-from pplex.server.load_wire import Complaint, Dropped, LoadWire, Ready, Replied
+from pplex.server.load_wire import Complaint, Dropped, Event, LoadWire, Ready, Replied
 from pplex.server.speakers import Message
 from pplex.server.wire import FRAME_SIZE, Close
 
@@ -31,13 +31,24 @@ async def join(line: Line, wire: LoadWire) -> None:
     for message in wire.begin():
         await line.send(message)
     while True:
-        match wire.parse(await line.next_message()):
+        match await _next_event(line, wire):
             case Ready():
                 return
             case Complaint(reason):
                 line.complaint = reason
                 if not wire.closes_after_error:
                     raise DeclinedError(reason, reason)
+
+
+async def _next_event(line: Line, wire: LoadWire) -> Event | None:
+    """What the server says next. Raises ServerError, also for what its protocol does not have."""
+    message = await line.next_message()
+    try:
+        return wire.parse(message)
+    except (ValueError, LookupError, TypeError) as error:
+        raise UnreachableError(
+            f"The server sent what is no message of the protocol {wire.name}. Choose another --protocol, or another server."
+        ) from error
 
 
 def refusal(error: ServerError) -> str | None:
@@ -101,7 +112,7 @@ class Talk:
         """Record every reply. Ends when the session has finished and no reply is due."""
         log = self._log
         while not (log.finished and log.deficit <= 0):
-            match self._wire.parse(await self._line.next_message()):
+            match await _next_event(self._line, self._wire):
                 case Replied(frames, begins):
                     log.replied(time.perf_counter(), frames, begins)
                 case Dropped(frames):

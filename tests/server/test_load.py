@@ -242,6 +242,27 @@ def test_a_realtime_session_is_ready_with_its_first_audio() -> None:
 
 # The command.
 
+FOREIGN = """
+import asyncio
+from aiohttp import web
+async def talk(request):
+    ws = web.WebSocketResponse()
+    await ws.prepare(request)
+    await ws.send_str('["hello"]')
+    await ws.receive()
+    return ws
+async def serve():
+    app = web.Application()
+    app.router.add_get("/v1/live/sessions", talk)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    print(site._server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+asyncio.run(serve())
+"""
+
 
 @pytest.fixture(scope="module")
 def small(serve: Serve) -> Iterator[Running]:
@@ -340,6 +361,17 @@ def test_what_gpt_live_refuses_is_reported(server: Running, small: Running) -> N
     result = load(small.url, "--protocol", "live", "--sessions", "3", "--insecure", "--token", "a token")
     assert result.exit_code == 1 and "3 asked, 1 ready, 1 refused, 1 failed" in result.stdout
     assert "no handshake before the load was over" in result.stdout
+
+
+def test_a_server_of_another_kind_is_reported() -> None:
+    """It speaks WebSocket, but not this protocol."""
+    command = [sys.executable, "-c", FOREIGN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = f"ws://127.0.0.1:{process.stdout.readline().strip()}"
+        result = load(url, "--protocol", "live", "--sessions", "2")
+        process.kill()
+    assert result.exit_code == 1 and "2 x The server sent what is no message of the protocol live" in result.stdout
 
 
 def test_protocols_and_formats_that_do_not_fit_are_usage_errors() -> None:
