@@ -97,7 +97,7 @@ class Passage(asyncio.Protocol):
             self._behind.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         self._closed.set()
         if self._behind is not None:
             self._behind.connection_lost(error)
@@ -116,7 +116,7 @@ class Passage(asyncio.Protocol):
             return await self._loop.create_future()  # for ever: at a disconnect, Serve would cancel the request
 
         try:
-            await self._app(scope, receive, self._send)  # type: ignore[arg-type]
+            await self._app(scope, receive, self._send)
         finally:
             if self._behind is None and not self._transport.is_closing():
                 self._respond(500, [], b"The replica failed. Try again.\n")
