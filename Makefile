@@ -28,16 +28,18 @@ BUILT := --no-build-isolation
 
 # ONNX Runtime for GPUs is the same module as for the processor, so it gets a folder of its own, with CUDA's headers:
 # tests/cuda_stand_in runs it without a GPU.
-.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt requirements/clients.txt requirements/package-lock.json requirements/deploy.txt
+.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt requirements/clients.txt requirements/agents.txt requirements/package-lock.json requirements/deploy.txt
 	$(BIN)/pip $(LOCKED) $(BUILT) --requirement requirements/test.txt
 	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/cuda --upgrade --requirement requirements/cuda.txt
 	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/deploy --upgrade --requirement requirements/deploy.txt
 	$(call install_clients,.venv)
 	@touch $@
 
-# Other people's clients, for tests/server/test_real_clients.py, in a folder of their own: we need nothing of what they bring.
+# Other people's clients and frameworks for agents, for tests/server/test_real_clients.py and test_agents.py, in folders of their
+# own: we need nothing of what they bring, and some of it is older than ours.
 define install_clients
 	$(1)/bin/pip $(LOCKED) $(BUILT) --target $(1)/clients --upgrade --requirement requirements/clients.txt
+	$(1)/bin/pip $(LOCKED) $(BUILT) --target $(1)/agents --upgrade --requirement requirements/agents.txt
 	mkdir -p $(1)/clients && cp requirements/package.json requirements/package-lock.json $(1)/clients
 	npm ci --silent --ignore-scripts --prefix $(1)/clients || echo "npm did not install opus-recorder: its test is skipped" >&2
 endef
@@ -95,6 +97,7 @@ lock:
 	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
 	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) --constraints requirements/test.txt \
 		requirements/clients.in --output-file requirements/clients.txt
+	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) requirements/agents.in --output-file requirements/agents.txt
 	npm install --prefix requirements --package-lock-only --omit-lockfile-registry-resolved
 
 export MYPY_CACHE_DIR := $(CURDIR)/.cache/mypy

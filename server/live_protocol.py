@@ -22,9 +22,9 @@ from pplex.server.openai_events import (
     EventError,
     audio_of,
     decoded,
+    event,
     fault_of,
     id_of,
-    new_id,
     shown,
 )
 from pplex.server.request import ConversationRequest
@@ -328,7 +328,7 @@ class LiveProtocol(WireProtocol):
 def _event(kind: str, client_event_id: str | None, **fields: Any) -> str:
     """A server's event. `client_event_id`: of the command that caused it."""
     cause = {} if client_event_id is None else {"client_event_id": client_event_id}
-    return json.dumps({"type": kind, "event_id": new_id("event"), **cause, **fields})
+    return event(kind, **cause, **fields)
 
 
 def _appended(kind: str, client_event_id: str | None, frame: int) -> str:

@@ -94,6 +94,11 @@ def wrong(path: str, must_be: str) -> EventError:
     return EventError(INVALID, f"{path} must be {must_be}.", path)
 
 
+def event(kind: str, **fields: Any) -> str:
+    """A server's event."""
+    return json.dumps({"type": kind, "event_id": new_id("event"), **fields})
+
+
 def new_id(kind: str) -> str:
     """A unique name."""
     return f"{kind}_{secrets.token_hex(8)}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pplex.server.openai_events import MAX_ID, check_size, new_id, object_at, wrong
+from pplex.server.openai_events import MAX_ID, EventError, check_size, event, new_id, object_at, wrong
 from pplex.server.openai_settings import persona_at
 
 MAX_ITEM = 262_144  # characters of JSON: it is sent back
@@ -63,6 +63,33 @@ class Items:
             self._order.remove(item_id)
             del self._sizes[item_id]
 
+    # What clients ask of items, and the events that answer it.
+
+    def commit(self, given: Mapping[str, Any]) -> list[str]:
+        """The user's audio becomes no item: only its id is told."""
+        return [event("input_audio_buffer.committed", item_id=new_id("item"), previous_item_id=self.last)]
+
+    def delete(self, given: Mapping[str, Any]) -> list[str]:
+        """Forget an item. Raises EventError if none is named."""
+        item_id = _item_id(given)
+        self.remove(item_id)
+        return [event("conversation.item.deleted", item_id=item_id)]
+
+    def truncate(self, given: Mapping[str, Any]) -> list[str]:
+        """Acknowledge that the user heard only a part. Raises EventError if no item is named."""
+        numbers = {name: given.get(name) for name in ("content_index", "audio_end_ms")}
+        whole = {name: value if type(value) is int else 0 for name, value in numbers.items()}
+        return [event("conversation.item.truncated", item_id=_item_id(given), **whole)]
+
+    def retrieve(self, given: Mapping[str, Any]) -> list[str]:
+        """Raises EventError for an item that is not known."""
+        item = self.get(given.get("item_id"))
+        if item is None:
+            raise EventError("item_retrieve_invalid_item_id", "This server has no item with this id.", "item_id")
+        return [event("conversation.item.retrieved", item=item)]
+
+    # For the model.
+
     def persona(self) -> list[str]:
         """The texts of system items."""
         system = (self._items[each] for each in self._order if self._items[each].get("role") in OF_PERSONA)
@@ -98,3 +125,10 @@ def _content(given: Any) -> list[Mapping[str, Any]]:
     for place, part in enumerate(given):
         persona_at(part.get("text"), f"item.content[{place}].text")
     return [{key: part[key] for key in PART_KEYS if key in part} for part in given]
+
+
+def _item_id(given: Mapping[str, Any]) -> str:
+    item_id = given.get("item_id")
+    if type(item_id) is not str:
+        raise wrong("item_id", "a string")
+    return item_id

@@ -26,16 +26,16 @@ from pplex.server.openai_events import (
     audio_of,
     check_size,
     decoded,
+    event,
     fault_of,
     id_of,
     new_id,
     object_at,
     shown,
-    wrong,
 )
-from pplex.server.openai_settings import persona_at
-from pplex.server.realtime_items import Items, parse_item
-from pplex.server.realtime_responses import Response, error_event, event
+from pplex.server.openai_settings import MAX_INSTRUCTIONS, persona_at
+from pplex.server.realtime_items import OF_PERSONA, Items, parse_item
+from pplex.server.realtime_responses import Response
 from pplex.server.realtime_session import RealtimeSession, changed, new_session
 from pplex.server.request import ConversationRequest
 from pplex.server.sounds import SoundReceiver, SoundSender
@@ -58,6 +58,7 @@ from pplex.server.wire import (
 
 SETTLED_S = 0.25  # after the last setting until audio starts the conversation: clients send several in a row
 UNTOLD_S = 1.0  # from the first audio until a conversation without instructions starts
+MAX_CHECKS = 200  # of changed personas before the start: each takes milliseconds
 MAX_METADATA = 16_384  # characters of JSON: it is sent back
 CANCELLED = {"type": "cancelled", "reason": "client_cancelled"}
 
@@ -98,6 +99,8 @@ class RealtimeProtocol(WireProtocol):
         self._spoken_s: float | None = None  # when the first audio came
         self._set_s = -np.inf  # when the last setting came
         self._items, self._utterances, self._gate = Items(), Utterances(), SoundGate()
+        self._checked: ConversationRequest | None = None  # the last one that the model can take
+        self._checks = 0
         self._response: Response | None = None
         self._says = dict[str, str | None]()  # event_id of each response that asked for words, by order's id
         self._user = UserSpeech() if terms.tells_speech else None
@@ -113,7 +116,7 @@ class RealtimeProtocol(WireProtocol):
             event_id = id_of(given)
             return self._take(given, event_id)
         except EventError as error:
-            return AnsweredMessage((error_event(error, event_id),))
+            return AnsweredMessage((_error(error, event_id),))
 
     def _take(self, given: Mapping[str, Any], event_id: str | None) -> ClientMessage:
         kind = given["type"]
@@ -150,11 +153,22 @@ class RealtimeProtocol(WireProtocol):
 
     def _check(self, session: RealtimeSession, greeting: str | None = None) -> None:
         """Check that the model can take this. Once the conversation starts, it is too late for an error."""
+        asked, param = (
+            self._request(session, greeting),
+            "response.personaplex.say" if greeting else "session.instructions",
+        )
+        if asked == self._checked:
+            return
+        if len(asked.persona) > MAX_INSTRUCTIONS:
+            raise EventError(TOO_LONG, f"All instructions together may have {MAX_INSTRUCTIONS:,} characters.", param)
+        self._checks += 1
+        if self._checks > MAX_CHECKS:
+            raise EventError("rate_limit_exceeded", f"A persona may change {MAX_CHECKS} times before the start.", param)
         try:
-            self._terms.check(self._request(session, greeting))
+            self._terms.check(asked)
         except PplexError as error:
-            param = "response.personaplex.say" if greeting else "session.instructions"
             raise EventError(INVALID if greeting else TOO_LONG, str(error), param) from error
+        self._checked = asked
 
     def _request(self, session: RealtimeSession, greeting: str | None) -> ConversationRequest:
         texts = [session.instructions, *self._items.persona()]
@@ -171,37 +185,15 @@ class RealtimeProtocol(WireProtocol):
     def _add_item(self, given: Mapping[str, Any]) -> list[Message]:
         item = parse_item(given.get("item"))
         previous = self._items.add(item, given.get("previous_item_id"))
-        if not self._is_started:
+        if not self._is_started and item.get("role") in OF_PERSONA:
             try:
                 self._check(self._session)
             except EventError:
                 self._items.remove(item["id"])
                 raise
-            self._set_s = self._clock()
+        self._set_s = self._clock()
         kinds = ("conversation.item.added", "conversation.item.done")
         return [event(kind, previous_item_id=previous, item=item) for kind in kinds]
-
-    def _delete_item(self, given: Mapping[str, Any]) -> list[Message]:
-        item_id = _item_id(given)
-        self._items.remove(item_id)
-        return [event("conversation.item.deleted", item_id=item_id)]
-
-    def _truncate_item(self, given: Mapping[str, Any]) -> list[Message]:
-        numbers = {name: given.get(name) for name in ("content_index", "audio_end_ms")}
-        whole = {name: value if type(value) is int else 0 for name, value in numbers.items()}
-        return [event("conversation.item.truncated", item_id=_item_id(given), **whole)]
-
-    def _retrieve_item(self, given: Mapping[str, Any]) -> list[Message]:
-        item = self._items.get(given.get("item_id"))
-        if item is None:
-            raise EventError("item_retrieve_invalid_item_id", "This server has no item with this id.", "item_id")
-        return [event("conversation.item.retrieved", item=item)]
-
-    def _commit(self, given: Mapping[str, Any]) -> list[Message]:
-        return [event("input_audio_buffer.committed", item_id=new_id("item"), previous_item_id=self._items.last)]
-
-    def _clear(self, given: Mapping[str, Any]) -> list[Message]:
-        return [event("input_audio_buffer.cleared")]
 
     # Responses.
 
@@ -290,7 +282,7 @@ class RealtimeProtocol(WireProtocol):
         if content["type"] == "done":
             return []
         error = EventError(INVALID, content["reason"], "response.personaplex.say")
-        return [*self._close("failed", {"type": "failed", "error": error.to_dict()}), error_event(error, event_id)]
+        return [*self._close("failed", {"type": "failed", "error": error.to_dict()}), _error(error, event_id)]
 
     def farewell(self, why: CloseReason) -> tuple[list[Message], Close]:
         if why.code is None:
@@ -300,7 +292,7 @@ class RealtimeProtocol(WireProtocol):
         if why.code in (Close.UNSUPPORTED, Close.NOT_READING):
             return [], Close.POLICY if why.code is Close.NOT_READING else why.code
         error = EventError("session_expired", why.reason) if why.cause in ("idle", "duration") else fault_of(why)
-        return [*self._close("incomplete"), error_event(error)], why.code
+        return [*self._close("incomplete"), _error(error)], why.code
 
     def ping(self) -> None:
         return None
@@ -353,20 +345,17 @@ class RealtimeProtocol(WireProtocol):
         return self._session.input_settings["turn_detection"] is not None
 
 
+def _error(error: EventError, client_event_id: str | None = None) -> str:
+    return event("error", error={**error.to_dict(), "event_id": client_event_id})
+
+
 ANSWERS: Mapping[str, Callable[[RealtimeProtocol, Mapping[str, Any]], list[Message]]] = {
     "session.update": RealtimeProtocol._update,
-    "input_audio_buffer.commit": RealtimeProtocol._commit,
-    "input_audio_buffer.clear": RealtimeProtocol._clear,
+    "input_audio_buffer.commit": lambda protocol, given: [*protocol._items.commit(given)],
+    "input_audio_buffer.clear": lambda protocol, given: [event("input_audio_buffer.cleared")],
     "response.cancel": RealtimeProtocol._cancel,
     "conversation.item.create": RealtimeProtocol._add_item,
-    "conversation.item.delete": RealtimeProtocol._delete_item,
-    "conversation.item.truncate": RealtimeProtocol._truncate_item,
-    "conversation.item.retrieve": RealtimeProtocol._retrieve_item,
+    "conversation.item.delete": lambda protocol, given: [*protocol._items.delete(given)],
+    "conversation.item.truncate": lambda protocol, given: [*protocol._items.truncate(given)],
+    "conversation.item.retrieve": lambda protocol, given: [*protocol._items.retrieve(given)],
 }
-
-
-def _item_id(given: Mapping[str, Any]) -> str:
-    item_id = given.get("item_id")
-    if type(item_id) is not str:
-        raise wrong("item_id", "a string")
-    return item_id

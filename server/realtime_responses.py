@@ -7,20 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pplex.server.openai_events import EventError, new_id
+from pplex.server.openai_events import event, new_id
 from pplex.server.realtime_items import Items
 
 PLACE = {"output_index": 0, "content_index": 0}
-
-
-def event(kind: str, **fields: Any) -> str:
-    """A server's event."""
-    return json.dumps({"type": kind, "event_id": new_id("event"), **fields})
-
-
-def error_event(error: EventError, client_event_id: str | None = None) -> str:
-    """An error. client_event_id: of the event that caused it."""
-    return event("error", error={**error.to_dict(), "event_id": client_event_id})
 
 
 class Response:

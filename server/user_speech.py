@@ -8,8 +8,7 @@ from collections import deque
 import numpy as np
 
 from pplex.runtime.arrays import Pcm
-from pplex.server.openai_events import new_id
-from pplex.server.realtime_responses import event
+from pplex.server.openai_events import event, new_id
 from pplex.server.wire import FRAME_S, FRAME_SIZE
 
 LOUD_RMS = 0.01  # 40 dB below full scale

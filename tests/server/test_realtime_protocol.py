@@ -15,7 +15,7 @@ from live_caller import pcm16
 from pplex.runtime.errors import PplexError
 from pplex.server.openai_settings import MAX_INSTRUCTIONS, VOICES
 from pplex.server.realtime_items import MAX_ITEM, MAX_ITEMS
-from pplex.server.realtime_protocol import ANSWERS, SETTLED_S, UNTOLD_S, RealtimeProtocol, RealtimeTerms
+from pplex.server.realtime_protocol import ANSWERS, MAX_CHECKS, SETTLED_S, UNTOLD_S, RealtimeProtocol, RealtimeTerms
 from pplex.server.realtime_session import MAX_ECHO
 from pplex.server.request import ConversationRequest
 from pplex.server.utterances import PATIENCE_FRAMES, PAUSE_FRAMES
@@ -247,6 +247,25 @@ def test_a_persona_that_the_model_cannot_take_is_refused_before_the_start() -> N
     assert error(protocol, "conversation.item.create", item=item) == wrong
     start = send(protocol, "response.create")
     assert isinstance(start, StartMessage) and start.request.persona == "a" * 20
+
+
+def test_a_client_cannot_keep_the_server_busy_with_personas() -> None:
+    checked = list[ConversationRequest]()
+    protocol = RealtimeProtocol(RealtimeTerms(voices=TERMS.voices, check=checked.append))
+    for number in range(MAX_CHECKS):
+        updated(protocol, instructions=f"You are number {number}.")
+    assert error(protocol, "session.update", session={"instructions": "Other."})[0] == "rate_limit_exceeded"
+    for _ in range(20):
+        updated(protocol, tools=[])
+    assert len(checked) == MAX_CHECKS
+    start = send(protocol, "response.create")
+    assert isinstance(start, StartMessage) and start.request == checked[-1]
+
+    several = RealtimeProtocol(TERMS)
+    part = {"type": "input_text", "text": "a" * 20_000}
+    answers(several, "conversation.item.create", item={"role": "system", "content": [part]})
+    wrong = error(several, "conversation.item.create", item={"role": "system", "content": [part]})
+    assert wrong == ("string_above_max_length", "session.instructions")
 
 
 # The start.
