@@ -21,6 +21,7 @@ from pplex.server.addresses import (
     parse_token,
     parse_url,
 )
+from pplex.server.load_options import ALL_FORMATS, FORMATS, choose_formats, parse_load_protocols
 from pplex.server.options import BY_DEFAULT, TWILIO_AUTH_TOKEN, parse_protocols, parse_transcriber
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -263,7 +264,21 @@ def serve(
     type=click.Path(path_type=Path),
     help="Recording to send in a loop; can be repeated.  [default: synthetic speech]",
 )
-@click.option("--audio", type=click.Choice(["opus", "s16", "f32"]), default="opus", help="Audio format on the wire.")
+@click.option(
+    "--protocol",
+    "protocols",
+    default="chat",
+    callback=checked(parse_load_protocols),
+    help=f"{', '.join(FORMATS)}; several, divided by commas: sessions take them in turn.",
+)
+@click.option(
+    "--audio",
+    "audio",
+    type=click.Choice(ALL_FORMATS),
+    multiple=True,
+    help="Audio format on the wire; can be repeated: each protocol takes the first that it has.  "
+    "[default: opus for chat, pcmu-8k for twilio, pcm-24k]",
+)
 @click.option("--voice", help="One of the server's voices.  [default: the server's]")
 @click.option("--persona", "personas", multiple=True, help="Persona; can be repeated: sessions take them in turn.")
 @click.option(
@@ -282,7 +297,8 @@ def load(
     join_seconds: float,
     scatter: bool,
     wavs: tuple[Path, ...],
-    audio: str,
+    protocols: tuple[str, ...],
+    audio: tuple[str, ...],
     voice: str | None,
     personas: tuple[str, ...],
     seed: int | None,
@@ -300,13 +316,17 @@ def load(
 
     if out:
         check_writable(out)
+    try:
+        formats = choose_formats(protocols, audio)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     with names_bar("load") as progress:
         report = run_load(
             Load(
                 url=url,
                 sessions=sessions,
                 minutes=minutes,
-                audio=audio,  # type: ignore[arg-type]
+                formats=formats,
                 wavs=wavs,
                 join_s=join_seconds,
                 scatter=scatter,

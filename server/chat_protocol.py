@@ -10,6 +10,7 @@ from typing import Any
 from pplex.runtime.arrays import Pcm
 from pplex.server.chat_messages import Kind, pack, pack_metadata, unpack
 from pplex.server.chat_request import ChatRequest
+from pplex.server.foreign_audio import LONGEST_MARK
 from pplex.server.formats import Receiver, Sender, make_receiver, make_sender
 from pplex.server.limits import MAX_MESSAGE
 from pplex.server.wire import (
@@ -38,7 +39,7 @@ class ChatProtocol(WireProtocol):
     can_resume, has_pauses = True, False
 
     def __init__(self, request: ChatRequest):
-        self.audio = request.audio
+        self.audio, self._received = request.audio, 0  # bytes of audio
         self.early_metadata, self.controls = request.early_metadata, request.control
         self.hears_after_s = 0.0 if request.knows_us else DECODER_STARTS_S
 
@@ -67,6 +68,13 @@ class ChatProtocol(WireProtocol):
 
     def ping(self) -> Message:
         return pack(Kind.PING)
+
+    def samples_in(self, payload: bytes) -> int | None:
+        """None for what may be refused: the beginning, half a sample, and any other format."""
+        before, self._received = self._received, self._received + len(payload)
+        if self.audio != "s16" or before < LONGEST_MARK or len(payload) % 2:
+            return None
+        return len(payload) // 2
 
     # Hearing thread.
 

@@ -24,15 +24,8 @@ from pplex.runtime.samples import check_samples
 from pplex.server.chat_messages import Kind
 from pplex.server.chat_request import CONTROL
 from pplex.server.client_codec import make_codec
-from pplex.server.client_link import (
-    ClosedError,
-    Link,
-    LostError,
-    OnQueued,
-    RefusedError,
-    ServerError,
-    UnreachableError,
-)
+from pplex.server.client_line import ClosedError, LostError, RefusedError, ServerError, UnreachableError
+from pplex.server.client_link import Link, OnQueued
 from pplex.server.client_orders import OrderedText, Orders, RefusedOrderError, Said, SavedSnapshot
 
 __all__ = [

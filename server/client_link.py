@@ -1,62 +1,16 @@
-"""One WebSocket of the client, and the client's errors. Used by `client.py` and `load.py`."""
+"""One WebSocket of the client over `/api/chat`. Used by `client.py`."""
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from ssl import SSLContext
 from typing import Any, Self
 
-import aiohttp
-from aiohttp import WSMsgType
-from yarl import URL
-
-from pplex.runtime.errors import PplexError
-from pplex.server.addresses import parse_token
 from pplex.server.chat_messages import PATH, Kind, pack, pack_metadata
 from pplex.server.chat_request import EARLY
-from pplex.server.wire import Close
+from pplex.server.client_line import Line, LostError, UnreachableError
 
 OnQueued = Callable[[int], object]
-
-CONNECT_S = 10.0
-UPGRADE_S = 30.0
-SILENCE_S = 10.0  # without a message until the connection counts as lost; the server sends one at least every 2 s
-CLOSE_S = 2.0
-
-
-class ServerError(PplexError):
-    """The server refused a conversation, ended it, or cannot be reached. `reason`: the server's sentence."""
-
-    def __init__(self, message: str, reason: str = ""):
-        super().__init__(message)
-        self.reason = reason
-
-
-class UnreachableError(ServerError):
-    """No server answers at this address, or it is another kind of server."""
-
-
-class RefusedError(ServerError):
-    """Refused before the conversation began: the HTTP `status`, and the seconds to wait if the server sent them."""
-
-    def __init__(self, status: int, reason: str, retry_after_s: float | None):
-        self.status, self.retry_after_s = status, retry_after_s
-        wait = "" if retry_after_s is None else f" Try again in {retry_after_s:g} s."
-        super().__init__(f"The server refused ({status}): {reason}{wait}", reason)
-
-
-class ClosedError(ServerError):
-    """Ended by the server: the close `code` of the WebSocket (docs/protocol.md lists the codes)."""
-
-    def __init__(self, code: int, reason: str):
-        self.code = code
-        super().__init__(f"The server ended the conversation ({code}): {reason or 'without a reason'}", reason)
-
-
-class LostError(ServerError):
-    """The connection was lost. Within `resume_seconds` the conversation can be resumed: connect(url, resume=key)."""
 
 
 @dataclass(frozen=True)
@@ -81,42 +35,15 @@ class Facts:
         return cls(**{**known, "ignored": tuple(known["ignored"])})
 
 
-class Link:
+class Link(Line):
     """One WebSocket: messages of the protocol out and in."""
-
-    def __init__(
-        self, http: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse, transport: asyncio.Transport | None
-    ):
-        self._http, self._socket, self._transport = http, socket, transport
-        self._complaint = ""
 
     @classmethod
     async def open(
         cls, url: str, query: Mapping[str, str], token: str | None = None, ssl: SSLContext | bool = True
     ) -> Self:
         """Raises RefusedError, UnreachableError, and ConfigError for a token that no header can carry."""
-        headers, upgrade = {"Authorization": f"Bearer {parse_token(token)}"} if token else {}, _Upgrade()
-        http = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=UPGRADE_S),
-            middlewares=(upgrade,),
-            headers=headers,
-        )
-        try:
-            target = server_url(url, PATH).with_query({**query, EARLY: "1"})
-            socket = await http.ws_connect(target, ssl=ssl, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S))
-            return cls(http, socket, upgrade.transport)
-        except aiohttp.WSServerHandshakeError as error:
-            await http.close()
-            raise UnreachableError(
-                f"{url} answered {error.status} instead of opening a WebSocket. This is not a pplex-export server. "
-                "Give the address that it prints when it starts."
-            ) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await http.close()
-            raise UnreachableError(_unreachable(url, error)) from error
-        except BaseException:
-            await http.close()
-            raise
+        return await cls.connect(url, PATH, {**query, EARLY: "1"}, token, ssl)
 
     async def handshake(self, on_queued: OnQueued | None = None) -> Facts:
         """Wait until the conversation is primed and listens. Raises ClosedError, LostError, UnreachableError."""
@@ -137,82 +64,18 @@ class Link:
 
     async def receive(self) -> tuple[int, bytes]:
         """The next message: kind, payload. Raises ClosedError if the server closed, LostError if the connection was lost."""
-        try:
-            message = await self._socket.receive(timeout=SILENCE_S)
-        except TimeoutError as error:
-            raise LostError(f"The connection is lost: the server sent nothing for {SILENCE_S:g} s.") from error
-        if message.type is WSMsgType.CLOSE and message.data == Close.NOT_READING:
-            raise LostError("The server closed the connection, because this client did not read in time.")
-        if message.type is WSMsgType.CLOSE:
-            raise ClosedError(message.data, self._complaint or (message.extra or "").strip())
-        if message.type is not WSMsgType.BINARY or not message.data:
+        message = await self.next_message()
+        if isinstance(message, str) or not message:
             raise LostError("The connection to the server is lost.")
-        kind, payload = message.data[0], message.data[1:]
+        kind, payload = message[0], message[1:]
         if kind == Kind.ERROR:
-            self._complaint = payload.decode(errors="replace").strip()
+            self.complaint = payload.decode(errors="replace").strip()
         return kind, payload
 
     async def send_audio(self, payload: bytes) -> None:
         """Raises LostError."""
-        await self._send(pack(Kind.AUDIO, payload))
+        await self.send(pack(Kind.AUDIO, payload))
 
     async def send_metadata(self, content: Mapping[str, Any]) -> None:
         """Raises LostError."""
-        await self._send(pack_metadata(content))
-
-    async def _send(self, message: bytes) -> None:
-        try:
-            await self._socket.send_bytes(message)
-        except (aiohttp.ClientError, OSError) as error:
-            raise LostError("The connection to the server is lost.") from error
-
-    async def close(self) -> None:
-        """End the conversation."""
-        await self._socket.close()
-        await self.abandon()  # aiohttp would leave a TLS transport that is still closing
-
-    async def abandon(self) -> None:
-        """Cut the connection without a close message, so that the conversation can be resumed."""
-        if self._transport is not None:
-            self._transport.abort()
-        await self._socket.close()  # sends nothing: the transport is gone
-        await self._http.close()
-
-
-class _Upgrade:
-    """Keeps two things of an upgrade that aiohttp hides: the reason of a refusal, and the connection's transport."""
-
-    transport: asyncio.Transport | None = None
-
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        response = await handler(request)
-        if response.status < HTTPStatus.BAD_REQUEST:
-            self.transport = response.connection.transport if response.connection else None
-            return response
-        reason = (await response.text(errors="replace")).strip() or response.reason or ""
-        response.close()
-        wait = response.headers.get("Retry-After", "")
-        raise RefusedError(response.status, reason, float(wait) if wait.isdigit() else None)
-
-
-def server_url(url: str, path: str) -> URL:
-    """The URL of `path` on the server at `url`, which may be the WebSocket's. Raises UnreachableError for an invalid URL."""
-    try:
-        target = URL(url)
-    except ValueError as error:
-        raise UnreachableError(f"{url} is not a URL: {error}. Give one such as ws://localhost:8998.") from error
-    if target.scheme not in {"http", "https", "ws", "wss"} or not target.host:
-        raise UnreachableError(f"{url} is not the address of a server. Give one such as ws://localhost:8998.")
-    return target.with_path(target.path.rstrip("/").removesuffix(PATH) + path)
-
-
-def _unreachable(url: str, error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return (
-            f"{url} has a certificate that cannot be verified ({error.certificate_error}).\n"
-            "If it is your own, pass ssl=False, or --insecure on the command line."
-        )
-    reason = str(error) or "no answer in time"
-    return f"{url} cannot be reached: {reason}. Is the server running? pplex-export serve BUNDLE"
+        await self.send(pack_metadata(content))

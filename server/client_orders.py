@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pplex.runtime.errors import PplexError
-from pplex.server.client_link import ServerError
+from pplex.server.client_line import ServerError
 
 
 class RefusedOrderError(ServerError):

@@ -35,6 +35,8 @@ LOOK_S = 0.1  # before the start, between looks whether it is overdue
 PING_S = 2.0  # of silence; the official client gives up after 10
 REASON_BYTES = 120  # a close frame holds 123
 HANG_UP_S = 2.0  # for the close handshake
+TURN_BYTES = 16384  # that one client's messages may have before it is the turn of other clients
+MESSAGE_BYTES = 2048  # that any message counts in addition
 
 
 ASKED_FOR = CloseReason(Close.NORMAL, "The client asked for the end.", "client")
@@ -79,6 +81,8 @@ class Connection:
         self._encode_s, self._total_s = (metrics.frame_seconds.labels(stage) for stage in ("encode", "total"))
         self._sent_s = now = now_s()
         self._ping_timer = self._loop.call_later(PING_S, self._ping)
+        self._received = 0  # bytes that are not yet in the metrics
+        self._turn = 0  # bytes until other clients have their turn
         self._messages = Bucket(limits.messages, limits.messages_per_s, now)
         self._bytes = Bucket(limits.message_bytes, limits.bytes_per_s, now)
 
@@ -86,6 +90,7 @@ class Connection:
         """End the connection, unless it is ending already."""
         if not self.ended.done():
             self.ended.set_result(why)
+            self._count_received()
             self._ping_timer.cancel()
             self._ready_timer.cancel()
 
@@ -128,7 +133,9 @@ class Connection:
     async def _receive(self) -> ClientMessage:
         """The client's next message. Raises ConnectionEnd if it has left, or ProtocolError."""
         while True:
-            await asyncio.sleep(0)  # other clients must not wait for a client with many messages
+            if self._turn <= 0:  # other clients must not wait for a client with many messages
+                self._turn = TURN_BYTES
+                await asyncio.sleep(0)
             message = await self._ws.receive()
             if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
                 return self._parse(message.data)
@@ -139,7 +146,7 @@ class Connection:
                 await self._ws.pong(message.data)
 
     def _parse(self, data: Message) -> ClientMessage:
-        self._bytes_in.inc(len(data))
+        self._received += len(data)
         self._count_message(len(data))
         message, most = self.wire.parse(data), self.wire.max_message
         if len(data) > most and not isinstance(message, OrderMessage):
@@ -148,6 +155,9 @@ class Connection:
 
     def _take(self, message: ClientMessage, incoming: IncomingAudio, order: Callable[[bytes], None]) -> None:
         match message:
+            case AudioMessage(payload):
+                self._can_hear.set()
+                incoming.put(payload, now_s())
             case OrderMessage(payload, answers):
                 self._answer(answers)
                 order(payload)
@@ -155,9 +165,6 @@ class Connection:
                 self._answer(answers)
             case ClosingMessage():
                 raise ConnectionEnd(ASKED_FOR)
-            case AudioMessage(payload):
-                self._can_hear.set()
-                incoming.put(payload, now_s())
             case IgnoredMessage(kind):
                 self._ignore(kind)
             case NoEffectMessage() | StartMessage():  # a protocol answers a second start itself
@@ -167,6 +174,7 @@ class Connection:
 
     def _count_message(self, nbytes: int) -> None:
         now = now_s()
+        self._turn -= nbytes + MESSAGE_BYTES
         if not (self._messages.take(1, now) and self._bytes.take(nbytes, now)):
             raise ProtocolError(Close.POLICY, "More messages than a conversation needs.")
 
@@ -277,8 +285,14 @@ class Connection:
             silence_s = 0.0
         self._ping_timer = self._loop.call_later(max(PING_S - silence_s, PING_S / 8), self._ping)
 
+    def _count_received(self) -> None:
+        """Once a frame, because a metric takes some time."""
+        self._bytes_in.inc(self._received)
+        self._received = 0
+
     def _count_reply(self, reply: FrameReply) -> None:
         now = now_s()
+        self._count_received()
         self._metrics.frames.inc()
         self.frames += 1
         self._encode_s.observe(now - reply.ready_s)

@@ -18,6 +18,9 @@ _CONTAINERS = (
     (0, b".snd", "AU"),
     (0, b"#!AMR", "AMR"),
 )
+_STARTS = frozenset(
+    (at, mark[:4]) for at, mark, _ in _CONTAINERS
+)  # for a quick look: nearly all audio has none of them
 LONGEST_MARK = 8  # bytes from the beginning that are enough for any mark
 _CODECS = {  # of an Ogg stream, by its first packet
     b"OpusHead": "Opus of more than two channels, or of a later version",
@@ -30,6 +33,8 @@ _CODECS = {  # of an Ogg stream, by its first packet
 
 def container_of(beginning: bytes) -> str | None:
     """The name of the container that begins with these bytes; None if it is unknown."""
+    if (0, beginning[:4]) not in _STARTS and (4, beginning[4:8]) not in _STARTS:
+        return None
     return next((name for at, mark, name in _CONTAINERS if beginning.startswith(mark, at)), None)
 
 

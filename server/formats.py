@@ -3,19 +3,20 @@
 Called by `server.chat_protocol`.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.errors import AudioError
 from pplex.runtime.samples import check_samples
 from pplex.server.foreign_audio import LONGEST_MARK, container_of
 from pplex.server.opus import OpusReceiver, OpusSender
-from pplex.server.pcm16 import FULL_SCALE, quantized
+from pplex.server.pcm16 import quantized, scaled
 from pplex.server.wire import Close, ProtocolError, Received
 
-RAW = {"s16": ("<i2", FULL_SCALE), "f32": ("<f4", 1.0)}  # numpy's type, and full scale in this type
+RAW = {"s16": "<i2", "f32": "<f4"}  # numpy's type
 
 
 class Receiver(Protocol):
@@ -41,8 +42,7 @@ class RawReceiver:
     bad = 0  # bad audio is refused instead
 
     def __init__(self, name: str):
-        self.name, (dtype, self._full_scale) = name, RAW[name]
-        self._dtype = np.dtype(dtype)
+        self.name, self._dtype = name, np.dtype(RAW[name])
         self._beginning = b""
 
     def push(self, payload: bytes, limit: int) -> Received:
@@ -63,19 +63,24 @@ class RawReceiver:
             )
         samples = np.frombuffer(payload, self._dtype)
         skipped = max(0, len(samples) - limit)
-        pcm = samples[skipped:].astype(np.float32) / np.float32(self._full_scale)
+        return Received(self._checked(samples[skipped:]), skipped, len(samples) > 0)
+
+    def _checked(self, samples: npt.NDArray[Any]) -> Pcm:
+        if self._dtype.kind == "i":  # any 16 bits are a sample
+            return scaled(samples)
+        pcm = samples.astype(np.float32)
         try:
             check_samples(pcm, "The audio")
         except AudioError as error:
             raise ProtocolError(Close.INVALID, str(error)) from error
-        return Received(pcm, skipped, len(samples) > 0)
+        return pcm
 
 
 class RawSender:
     """Little-endian samples, one message for each frame."""
 
     def __init__(self, name: str):
-        self._dtype = np.dtype(RAW[name][0])
+        self._dtype = np.dtype(RAW[name])
 
     def frame(self, pcm: Pcm) -> list[bytes]:
         samples = np.nan_to_num(np.clip(pcm, -1, 1)) if self._dtype.kind == "f" else quantized(pcm)

@@ -65,6 +65,11 @@ class Inbox:
         limit = self.backlog if is_live else max(round(EARLY_S / FRAME_S), self.backlog)
         return (limit + 1) * self.frame_size - self._samples
 
+    @property
+    def waiting(self) -> int:
+        """Samples of a frame that is not yet whole."""
+        return self._samples
+
     def skip(self, samples: int) -> None:
         """Count samples that were dropped before they could be pushed."""
         frames, self._skipped = divmod(self._skipped + samples, self.frame_size)
@@ -77,7 +82,8 @@ class Inbox:
                 return False
             frames = len(self._frames)
             while len(pcm):
-                head, pcm = np.split(pcm, [self.frame_size - self._samples])
+                missing = self.frame_size - self._samples
+                head, pcm = pcm[:missing], pcm[missing:]
                 self._partial.append(head)
                 self._samples += len(head)
                 if self._samples == self.frame_size:

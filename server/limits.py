@@ -61,8 +61,7 @@ class Bucket:
 
     def level(self, now_s: float) -> float:
         """The amount that may be taken now."""
-        self._level = max(self._level, min(self.size, self._level + (now_s - self._at_s) * self.rate))
-        self._at_s = now_s
+        self.take(0, now_s)
         return self._level
 
     def credit(self, seconds: float) -> None:
@@ -71,7 +70,9 @@ class Bucket:
 
     def take(self, amount: float, now_s: float) -> bool:
         """Take `amount`. Returns False, and takes nothing, if the bucket has less."""
-        if self.level(now_s) < amount:
-            return False
-        self._level -= amount
-        return True
+        level = self._level
+        if level < self.size:
+            level = min(self.size, level + (now_s - self._at_s) * self.rate)
+        self._at_s, enough = now_s, level >= amount
+        self._level = level - amount if enough else level
+        return enough

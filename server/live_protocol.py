@@ -288,6 +288,9 @@ class LiveProtocol(WireProtocol):
         self._noted.add(what)
         return is_first
 
+    def samples_in(self, payload: bytes) -> float:
+        return self._sound.samples(len(payload))
+
     # Hearing thread.
 
     bad_audio = 0  # it is refused instead

@@ -1,19 +1,12 @@
-"""A load test: holds many conversations at once in real time, and records the times of replies. Called by `cli.serving`.
-
-The schedule of a session's messages, and our own delay (`send lag`):
-
-    handshake --- 0 (scatter: 0-80 ms) --- 20 or 40 ms --- 20 or 40 ms --- ...      the schedule, from one clock
-                                     message         message                  `send lag`: the message's delay
-"""
+"""A load test: holds many conversations at once in real time, and records the times of replies. Called by `cli.serving`."""
 
 import asyncio
-import json
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from ssl import SSLContext
 
@@ -21,32 +14,37 @@ import aiohttp
 
 from pplex.measure.machine import machine
 from pplex.runtime.audio import read_audio
-from pplex.runtime.config import SAMPLE_RATE_HZ
 from pplex.runtime.synthetic_speech import speech_like
-from pplex.server.chat_messages import Kind
-from pplex.server.client import AudioFormat
-from pplex.server.client_link import Link, RefusedError, ServerError, server_url
+from pplex.server.client_line import Line, ServerError, server_url
 from pplex.server.event_loop import loop_factory
+from pplex.server.frame_counter import one_sample
+from pplex.server.load_options import choose_formats
+from pplex.server.load_protocols import make_wire
 from pplex.server.load_report import WARM_UP_S, LoadReport, SessionLog, server_side, summarize
-from pplex.server.speakers import FrameCounter, Message, Speaker, make_speaker
+from pplex.server.load_session import Talk, join, refusal
+from pplex.server.load_wire import Asked, LoadWire
+from pplex.server.speakers import Speaker, make_speaker
 from pplex.server.wire import FRAME_S, FRAME_SIZE
 
 SPEECH_FRAMES = 375  # half a minute, if no wav is given
-GRACE_S = 3.0  # wait for the last replies
 METRICS_S = 5.0
 WATCH_S = 0.5
 
 Progress = Callable[[str], object]
+Speakers = Mapping[str, Sequence[Speaker]]  # by format
 
 
 @dataclass(frozen=True)
 class Load:
-    """The load for a server: `sessions` conversations that all speak until `minutes` after the last one joined."""
+    """The load for a server: `sessions` conversations that all speak until `minutes` after the last one joined.
+
+    formats: the protocols, which sessions take in turn, and the audio format of each (`load_options.choose_formats`).
+    """
 
     url: str
     sessions: int = 16
     minutes: float = 2.0
-    audio: AudioFormat = "opus"
+    formats: Mapping[str, str] = field(default_factory=lambda: choose_formats(("chat",), ()))
     wavs: tuple[Path, ...] = ()  # without a recording: `speech_like`
     join_s: float = 0.0
     scatter: bool = False  # each starts a random part of a frame after its handshake, like a real microphone
@@ -63,24 +61,34 @@ def run_load(load: Load, progress: Progress = lambda state: None) -> LoadReport:
     Raises AudioError for an unreadable wav. Refusals and failures are in the report.
     """
     recordings = [read_audio(wav) for wav in load.wavs] or [speech_like(SPEECH_FRAMES, FRAME_SIZE, load.seed or 0)]
-    speakers = [make_speaker(load.audio, pcm) for pcm in recordings]
+    speakers = {audio: [make_speaker(audio, pcm) for pcm in recordings] for audio in load.formats.values()}
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_load(load, speakers, progress))
 
 
-async def _load(load: Load, speakers: Sequence[Speaker], progress: Progress) -> LoadReport:
+async def _load(load: Load, speakers: Speakers, progress: Progress) -> LoadReport:
     return await _Run(load, speakers, progress).run()
 
 
 class _Run:
     """The sessions of one load and their logs."""
 
-    def __init__(self, load: Load, speakers: Sequence[Speaker], progress: Progress):
+    def __init__(self, load: Load, speakers: Speakers, progress: Progress):
         self._load, self._speakers, self._progress = load, speakers, progress
         self._random = random.Random(load.seed)
-        self._logs = [SessionLog() for _ in range(load.sessions)]
+        self._wires = [self._wire(index) for index in range(load.sessions)]
+        self._logs = [SessionLog(wire.name, wire.answers_all, wire.has_pauses) for wire in self._wires]
         self._waiting: set[asyncio.Task[None]] = set()  # sessions without a handshake
         self._over = self._interrupted = False
+
+    def _wire(self, index: int) -> LoadWire:
+        """The protocol of a session. Sessions of one protocol take the personas in turn."""
+        load = self._load
+        turn, place = divmod(index, len(load.formats))
+        protocol, audio = list(load.formats.items())[place]
+        persona = load.personas[turn % len(load.personas)] if load.personas else None
+        seed = None if load.seed is None else load.seed + index
+        return make_wire(protocol, Asked(audio, load.voice, persona, seed, load.token))
 
     async def run(self) -> LoadReport:
         load, loop = self._load, asyncio.get_running_loop()
@@ -101,12 +109,16 @@ class _Run:
                 session.result()
         after, seconds = await self._metrics(), time.perf_counter() - began
         return summarize(
-            f"{load.sessions} sessions, {load.minutes:g} min of {load.audio}, {load.url}",
+            f"{load.sessions} sessions, {load.minutes:g} min of {self._spoken()}, {load.url}",
             self._logs,
             server_side(before, after, seconds, warm) if before and after else None,
             self._interrupted,
             machine(None, "pplex-export", "aiohttp", "av", "numpy"),
         )
+
+    def _spoken(self) -> str:
+        """The protocols and their formats."""
+        return ", ".join(f"{name} {audio}" for name, audio in self._load.formats.items())
 
     def _interrupt(self) -> None:
         self._interrupted = True
@@ -121,95 +133,43 @@ class _Run:
         """One session, from joining to hanging up. Failures are in the log."""
         start, join_s = index / self._load.sessions, self._random.uniform(0, self._load.join_s)
         phase_s, serial = self._random.uniform(0, FRAME_S if self._load.scatter else 0), self._random.getrandbits(32)
-        messages = self._speakers[index % len(self._speakers)].messages(start, serial)
+        wire = self._wires[index]
+        audio = self._load.formats[wire.name]
+        speakers = self._speakers[audio]
+        messages = speakers[index // len(self._load.formats) % len(speakers)].messages(start, serial)
         try:
-            link = await self._join(index, log, join_s)
-        except RefusedError as error:
-            log.refused = f"{error.status} {error.reason}"
+            line = await self._join(wire, log, join_s)
         except ServerError as error:
-            log.failed = str(error)
+            log.refused = refusal(error)
+            log.failed = None if log.refused else str(error)
         else:
-            await self._converse(link, log, messages, phase_s)
+            crumb = one_sample(audio) if wire.has_pauses else b""
+            await Talk(line, wire, log, lambda: self._over).hold(messages, phase_s, crumb)
 
-    async def _join(self, index: int, log: SessionLog, join_s: float) -> Link:
+    async def _join(self, wire: LoadWire, log: SessionLog, join_s: float) -> Line:
         """Connect and wait for the handshake, until the load is over."""
-        task = asyncio.current_task()
+        load, task = self._load, asyncio.current_task()
         assert task is not None
         self._waiting.add(task)
         try:
             await asyncio.sleep(join_s)
             log.asked_s = time.perf_counter()
-            link = await Link.open(self._load.url, self._query(index), self._load.token, self._load.ssl)
+            token = load.token if wire.token_in_header else None
+            line = await Line.connect(load.url, wire.path, wire.query(), token, load.ssl)
+            line.silence_s = wire.silence_s
             try:
-                await link.handshake()
+                await join(line, wire)
             except BaseException:
-                await link.abandon()
+                await line.abandon()
                 raise
             log.ready_s = time.perf_counter()
-            return link
+            return line
         except asyncio.CancelledError:
             if log.asked_s is not None and not self._interrupted:
                 log.failed = "no handshake before the load was over"
             raise
         finally:
             self._waiting.remove(task)
-
-    def _query(self, index: int) -> dict[str, str]:
-        load = self._load
-        query = {
-            "audio": load.audio,
-            "voice_prompt": load.voice,
-            "text_prompt": load.personas[index % len(load.personas)] if load.personas else None,
-            "seed": None if load.seed is None else str(load.seed + index),
-        }
-        return {name: value for name, value in query.items() if value is not None}
-
-    async def _converse(self, link: Link, log: SessionLog, messages: Iterator[Message], phase_s: float) -> None:
-        """Speak until the load is over, and listen until all frames are answered."""
-        listening = asyncio.create_task(self._listen(link, log))
-        try:
-            await self._speak(link, log, messages, phase_s, listening)
-        except ServerError as error:
-            log.failed = str(error)
-        log.finished = True
-        await asyncio.wait({listening}, timeout=GRACE_S if log.failed or log.deficit > 0 else 0)
-        try:
-            if listening.done():
-                listening.result()
-        except ServerError as error:
-            log.failed = str(error)
-        listening.cancel()
-        await link.close()
-
-    async def _speak(
-        self, link: Link, log: SessionLog, messages: Iterator[Message], phase_s: float, listening: asyncio.Task[None]
-    ) -> None:
-        """Send each message at the time when a microphone has recorded its last sample. End with a whole frame."""
-        due_s, samples_sent = time.perf_counter() + phase_s, 0
-        for payload, samples in messages:
-            due_s += samples / SAMPLE_RATE_HZ
-            await asyncio.sleep(due_s - time.perf_counter())
-            if listening.done() or (self._over and samples_sent % FRAME_SIZE == 0):
-                return
-            sent_s = time.perf_counter()
-            await link.send_audio(payload)
-            samples_sent += samples
-            if samples:
-                log.lags_s.append(sent_s - due_s)
-                if samples_sent % FRAME_SIZE == 0:
-                    log.sent_s.append(sent_s)
-
-    async def _listen(self, link: Link, log: SessionLog) -> None:
-        """Record every reply. Ends when the session has finished and no reply is due."""
-        counter = FrameCounter(self._load.audio)
-        while not (log.finished and log.deficit <= 0):
-            kind, payload = await link.receive()
-            if kind == Kind.AUDIO:
-                log.replied(time.perf_counter(), counter.push(payload))
-            elif kind == Kind.METADATA:
-                metadata = json.loads(payload)
-                if metadata.get("type") == "dropped":
-                    log.dropped = metadata["frames"]
 
     async def _watch(self) -> None:
         while True:

@@ -15,6 +15,13 @@ GAP_S = FRAME_S + 0.04  # between two replies; a listener hears a longer gap
 WARM_UP_S = 1.0  # after each handshake; reported separately
 LATE, DROPPED, LAG = "pplex_late_frames_total", "pplex_dropped_frames_total", "pplex_event_loop_lag_seconds_bucket"
 NO_LOAD = 0.001  # cores
+NOTES = {  # about the figures, by protocol
+    "all": "Latency: from the sending of a frame's last sample to the arrival of its reply.",
+    "live": "live: an unpaired reply answers silence, which the server fed after 200 ms without audio from us. "
+    "Frames that the server dropped are missing: it does not tell us.",
+    "twilio": "twilio: frames that the server dropped are missing: it does not tell us.",
+    "realtime": "realtime: audio comes only in responses. It is unpaired, without a latency. Gaps are within a response.",
+}
 THREAD, MEMORY = "pplex_thread_seconds_total", "process_resident_memory_bytes"
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]  # name, labels
@@ -29,28 +36,45 @@ class SessionLog:
                  replied    0   1       2 ...        the n-th reply answers the n-th frame not dropped until then
 
     The server reports drops a moment after they happen. Until then, replies count for older frames and seem too late.
+
+    answers_all: whether each frame has a reply; otherwise no reply has a frame, and there is no latency. has_pauses: whether
+    replies without a frame are no fault: the server has put silence into a pause of the client.
     """
 
+    protocol: str = "chat"
+    answers_all: bool = True
+    has_pauses: bool = False
     asked_s: float | None = None
     ready_s: float | None = None
     sent_s: list[float] = field(default_factory=list)
     replied_s: list[float] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)  # the frame that each reply answers
+    answers: list[int | None] = field(default_factory=list)  # the frame that each reply answers
+    beginnings: set[int] = field(default_factory=set)  # replies after a pause that is no gap
+    answered: int = 0
     lags_s: list[float] = field(default_factory=list)  # delays of our own messages
     dropped: int = 0  # as reported by the server
     refused: str | None = None
     failed: str | None = None
     finished: bool = False  # nothing more will be sent
 
-    def replied(self, now_s: float, frames: int = 1) -> None:
+    def replied(self, now_s: float, frames: int = 1, begins: bool = False) -> None:
+        if begins:
+            self.beginnings.add(len(self.replied_s))
         for _ in range(frames):
-            self.answers.append(len(self.replied_s) + self.dropped)
+            answers = self.answers_all and not (self.has_pauses and self.deficit <= 0)
+            self.answers.append(self.answered + self.dropped if answers else None)
+            self.answered += answers
             self.replied_s.append(now_s)
 
     @property
     def deficit(self) -> int:
         """Frames that were sent but neither answered nor reported as dropped; negative if too many replies came."""
-        return len(self.sent_s) - len(self.replied_s) - self.dropped
+        return len(self.sent_s) - self.answered - self.dropped if self.answers_all else 0
+
+    @property
+    def unpaired(self) -> int:
+        """Replies that belong to none of our frames, without a fault."""
+        return len(self.replied_s) - self.answered
 
     @property
     def warm_s(self) -> float:
@@ -102,14 +126,26 @@ class ServerSide:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The figures of the sessions of one protocol, if a load has several. Names as in LoadReport."""
+
+    sessions: dict[str, int]
+    frames: dict[str, int]
+    gaps: dict[str, Gaps]
+    latency: dict[str, Spread]
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """Figures of a whole load. `to_dict` is the JSON, `to_text` the table."""
 
     title: str
+    protocol: str  # or several, divided by commas
+    parts: dict[str, Part]  # by protocol, if there are several
     sessions: dict[str, int]  # asked, ready, refused, failed
     refused: dict[str, int]  # by reason
     failed: dict[str, int]
-    frames: dict[str, int]  # sent, answered, dropped, missing, surplus
+    frames: dict[str, int]  # sent, answered, dropped, missing, surplus, unpaired
     gaps: dict[str, Gaps]  # warm-up, speech
     latency: dict[str, Spread]
     handshake: Spread
@@ -127,10 +163,11 @@ class LoadReport:
         return {**asdict(self), "passed": self.passed}
 
     def to_text(self) -> str:
-        frames, gaps = self.frames, self.gaps
+        gaps = self.gaps
         rows = {
             "response latency": self.latency["speech"],
             "  first second": self.latency["warm-up"],
+            **{f"  {name}": part.latency["speech"] for name, part in self.parts.items()},
             "handshake": self.handshake,
             "our own send lag": self.send_lag,
         }
@@ -143,14 +180,15 @@ class LoadReport:
             "sessions": _listed(self.sessions),
             "refused": _reasons(self.refused),
             "failed": _reasons(self.failed),
-            "frames": _listed(frames),
+            "frames": _listed(self.frames),
+            **{f"frames of {name}": _listed(part.frames) for name, part in self.parts.items()},
             f"gaps above {1000 * GAP_S:g} ms": f"{gaps['speech'].count}, largest {_ms(gaps['speech'].largest_ms)} ms; "
             f"in the first second {gaps['warm-up'].count}, largest {_ms(gaps['warm-up'].largest_ms)} ms",
             "server's metrics": _server(self.server),
             "measured from": ", ".join(f"{name} {value}" for name, value in self.machine.items()),
         }
         lines += [f"{name}: {value}" for name, value in facts.items() if value]
-        lines += ["Latency: from the sending of a frame's last sample to the arrival of its reply."]
+        lines += [NOTES[name] for name in ("all", *self.protocol.split(",")) if name in NOTES]
         lines += ["The load was ended early. The figures are for the time until then."] if self.interrupted else []
         return "\n".join(lines)
 
@@ -158,42 +196,57 @@ class LoadReport:
 def summarize(
     title: str, logs: Sequence[SessionLog], server: ServerSide | None, interrupted: bool, machine: dict[str, Any]
 ) -> LoadReport:
-    """The figures of all sessions together."""
-    latencies: dict[str, list[float]] = {"speech": [], "warm-up": []}
-    pauses: dict[str, list[float]] = {"speech": [], "warm-up": []}
-    for log in logs:
-        for now_s, frame in zip(log.replied_s, log.answers, strict=True):
-            if frame < len(log.sent_s):
-                sent_s = log.sent_s[frame]
-                latencies["speech" if sent_s >= log.warm_s else "warm-up"].append(now_s - sent_s)
-        for before_s, now_s in pairwise(log.replied_s):
-            pauses["speech" if now_s >= log.warm_s else "warm-up"].append(now_s - before_s)
+    """The figures of all sessions together, and of each protocol."""
+    protocols = tuple(dict.fromkeys(log.protocol for log in logs))
+    parts = {name: _part([log for log in logs if log.protocol == name]) for name in protocols}
     handshakes = [log.ready_s - log.asked_s for log in logs if log.asked_s is not None and log.ready_s is not None]
-    asked = sum(log.asked_s is not None for log in logs)
+    whole = _part(logs)
     return LoadReport(
         title=title,
-        sessions={
-            "asked": asked,
-            "ready": len(handshakes),
-            "refused": sum(log.refused is not None for log in logs),
-            "failed": sum(log.failed is not None for log in logs),
-        },
+        protocol=",".join(protocols),
+        parts=parts if len(parts) > 1 else {},
+        sessions=whole.sessions,
         refused=dict(Counter(log.refused for log in logs if log.refused)),
         failed=dict(Counter(log.failed for log in logs if log.failed)),
-        frames={
-            "sent": sum(len(log.sent_s) for log in logs),
-            "answered": sum(len(log.replied_s) for log in logs),
-            "dropped": sum(log.dropped for log in logs),
-            "missing": sum(max(0, log.deficit) for log in logs),
-            "surplus": sum(max(0, -log.deficit) for log in logs),
-        },
-        gaps={part: Gaps.of(seconds) for part, seconds in pauses.items()},
-        latency={part: Spread.of(seconds) for part, seconds in latencies.items()},
+        frames=whole.frames,
+        gaps=whole.gaps,
+        latency=whole.latency,
         handshake=Spread.of(handshakes),
         send_lag=Spread.of([lag for log in logs for lag in log.lags_s]),
         server=server,
         interrupted=interrupted,
         machine=machine,
+    )
+
+
+def _part(logs: Sequence[SessionLog]) -> Part:
+    latencies: dict[str, list[float]] = {"speech": [], "warm-up": []}
+    pauses: dict[str, list[float]] = {"speech": [], "warm-up": []}
+    for log in logs:
+        for now_s, frame in zip(log.replied_s, log.answers, strict=True):
+            if frame is not None and frame < len(log.sent_s):
+                sent_s = log.sent_s[frame]
+                latencies["speech" if sent_s >= log.warm_s else "warm-up"].append(now_s - sent_s)
+        for reply, (before_s, now_s) in enumerate(pairwise(log.replied_s), 1):
+            if reply not in log.beginnings:
+                pauses["speech" if now_s >= log.warm_s else "warm-up"].append(now_s - before_s)
+    return Part(
+        sessions={
+            "asked": sum(log.asked_s is not None for log in logs),
+            "ready": sum(log.asked_s is not None and log.ready_s is not None for log in logs),
+            "refused": sum(log.refused is not None for log in logs),
+            "failed": sum(log.failed is not None for log in logs),
+        },
+        frames={
+            "sent": sum(len(log.sent_s) for log in logs),
+            "answered": sum(log.answered for log in logs),
+            "dropped": sum(log.dropped for log in logs),
+            "missing": sum(max(0, log.deficit) for log in logs),
+            "surplus": sum(max(0, -log.deficit) for log in logs),
+            "unpaired": sum(log.unpaired for log in logs),
+        },
+        gaps={part: Gaps.of(seconds) for part, seconds in pauses.items()},
+        latency={part: Spread.of(seconds) for part, seconds in latencies.items()},
     )
 
 

@@ -4,6 +4,7 @@ Called by `cli.serving`, `server.app` and `server.sockets`.
 """
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +22,13 @@ DEFAULT_MODEL = "base.en"  # of `--transcribe whisper`
 MODEL_FILES = ("config.json", "model.bin", "tokenizer.json")  # in the folder of a model for `--transcribe`
 
 
-def parse_protocols(text: str) -> tuple[str, ...]:
+def parse_protocols(text: str, known: Sequence[str] = PROTOCOLS) -> tuple[str, ...]:
     """Names of protocols, divided by commas. Raises ConfigError."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in PROTOCOLS]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         wrong = f"{unknown[0]} is not a protocol" if unknown else "No protocol is named"
-        raise ConfigError(f"{wrong}. Choose from {', '.join(PROTOCOLS)}, divided by commas.")
+        raise ConfigError(f"{wrong}. Choose from {', '.join(known)}, divided by commas.")
     return names
 
 

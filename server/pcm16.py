@@ -12,18 +12,24 @@ from pplex.runtime.arrays import Pcm
 from pplex.runtime.samples import FULL_SCALES
 
 FULL_SCALE = float(FULL_SCALES[16])  # the 16-bit value of a sample of 1.0
+_FULL_SCALE, _LOWEST, _HIGHEST = np.float32(FULL_SCALE), np.float32(-1), np.float32(1 - 1 / FULL_SCALE)
 Int16 = npt.NDArray[np.int16]
 
 
 def quantized(pcm: Pcm) -> Int16:
     """Samples [n] rounded to 16 bits. What exceeds full scale is clipped, and NaN becomes silence."""
-    steps = np.rint(np.clip(pcm, -1, 1 - 1 / FULL_SCALE) * np.float32(FULL_SCALE))
-    return np.where(np.isnan(steps), 0, steps).astype(np.int16)
+    steps = np.maximum(pcm, _LOWEST)
+    np.minimum(steps, _HIGHEST, out=steps)
+    steps *= _FULL_SCALE
+    np.rint(steps, out=steps)
+    if np.isnan(steps.sum()):  # one look instead of one for each sample
+        np.nan_to_num(steps, copy=False)
+    return steps.astype(np.int16)
 
 
 def scaled(samples: npt.NDArray[np.signedinteger[Any]]) -> Pcm:
     """Samples of 16 bits, [n], as float32 in [-1, 1)."""
-    return samples.astype(np.float32) / np.float32(FULL_SCALE)
+    return np.multiply(samples, 1 / _FULL_SCALE, dtype=np.float32)
 
 
 class PcmBytes:

@@ -304,6 +304,9 @@ class RealtimeProtocol(WireProtocol):
     def ping(self) -> None:
         return None
 
+    def samples_in(self, payload: bytes) -> float:
+        return self._session.hears.samples(len(payload))
+
     # Hearing thread.
 
     bad_audio = 0  # it is refused instead

@@ -23,6 +23,9 @@ from pplex.runtime.config import SAMPLE_RATE_HZ
 
 _Weights = npt.NDArray[np.float64]
 _PIECE = 1920  # samples resampled at once: bounds memory, and numpy multiplies so few in the calling thread
+_GROUP = (
+    16  # blocks multiplied as one: four times as fast as block by block, and a message of 20 ms has a multiple of them
+)
 
 
 class _Design(NamedTuple):
@@ -60,6 +63,7 @@ class Resampler:
         self.delay_s = design.delay / design.rate_hz
         self._block = design.rate_hz // to_hz  # inputs
         self._weights = _weights(design, from_hz, to_hz)
+        self._group_weights = _group_weights(design, from_hz, to_hz)
         self.reset()
 
     def reset(self) -> None:
@@ -73,12 +77,39 @@ class Resampler:
         if len(pcm) > _PIECE:
             return np.concatenate([self.process(pcm[start : start + _PIECE]) for start in range(0, len(pcm), _PIECE)])
         samples = np.concatenate([self._recent, pcm])  # float64
-        window, step = len(self._weights), self._block
-        blocks = (len(samples) - window) // step + 1
+        step, blocks = self._block, (len(samples) - len(self._weights)) // self._block + 1
+        groups = blocks // _GROUP
+        resampled = _convolved(samples, groups, _GROUP * step, self._group_weights)
+        if rest := blocks % _GROUP:
+            last = _convolved(samples[groups * _GROUP * step :], rest, step, self._weights)
+            resampled = np.concatenate([resampled, last])
         self._recent = samples[blocks * step :]
-        strides = (step * samples.itemsize, samples.itemsize)
-        windows = np.ndarray((blocks, window), samples.dtype, samples, strides=strides)  # overlapping views
-        return (windows @ self._weights).astype(np.float32).ravel()
+        return resampled
+
+
+def _convolved(samples: _Weights, count: int, step: int, weights: _Weights) -> Pcm:
+    """The outputs of `count` windows of the samples, `step` apart."""
+    strides = (step * samples.itemsize, samples.itemsize)
+    windows = np.ndarray((count, len(weights)), samples.dtype, samples, strides=strides)  # overlapping views
+    return (np.ascontiguousarray(windows) @ weights).astype(np.float32).ravel()  # a fast product needs a copy
+
+
+@cache
+def _group_weights(design: _Design, from_hz: int, to_hz: int) -> _Weights:
+    """As `_weights`, for the outputs of a group of blocks:
+
+            outputs of block 0, 1, ...
+    inputs  |w    |
+            |w w  |      w: the weights of one block
+            |  w w|
+            |    w|
+    """
+    weights, step = _weights(design, from_hz, to_hz), design.rate_hz // to_hz
+    window, outputs = weights.shape
+    wide = np.zeros((window + step * (_GROUP - 1), outputs * _GROUP))
+    for block in range(_GROUP):
+        wide[block * step : block * step + window, block * outputs : (block + 1) * outputs] = weights
+    return wide
 
 
 @cache

@@ -27,6 +27,14 @@ class Sound:
         """Name and rate, for the log."""
         return f"{self.name.removeprefix('audio/')}-{self.rate_hz // 1000}k"
 
+    @property
+    def sample_bytes(self) -> int:
+        return 1 if self.law else 2
+
+    def samples(self, nbytes: int) -> float:
+        """How many samples at 24 kHz these bytes become."""
+        return nbytes * SAMPLE_RATE_HZ / (self.rate_hz * self.sample_bytes)
+
     def silence(self, nbytes: int) -> bytes:
         """As many bytes of silence."""
         return bytes([self.law.silence if self.law else 0]) * nbytes
@@ -39,6 +47,7 @@ SOUNDS = (
     TELEPHONE,
     Sound("audio/pcma", 8_000, A_LAW),
 )
+BY_LABEL = {sound.label: sound for sound in SOUNDS}
 
 
 def unpacked(text: object) -> bytes | None:

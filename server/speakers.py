@@ -1,23 +1,22 @@
-"""The audio that the sessions of a load test send, and a counter of the frames in their replies. Called by `server.load`.
+"""The audio that the sessions of a load test send. Called by `server.load`.
 
 A recording is encoded only once; each Opus session only makes pages from its packets.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import frames
-from pplex.runtime.config import SAMPLE_RATE_HZ
+from pplex.server.frame_counter import FRAME_BYTES
+from pplex.server.pcm16 import quantized
+from pplex.server.sounds import BY_LABEL, SoundSender
 from pplex.server.wire import FRAME_SIZE
 
-RAW_SAMPLES = 480  # 20 ms: a message of s16 or f32
+RAW_SAMPLES = 480  # 20 ms: a message of any format but Opus
 PAGE_PACKETS = 2  # a message of Opus, as the original web client sends it
-WIDTH = {"s16": 2, "f32": 4}  # bytes per sample
-OPUS_RATE_HZ = 48_000
 
 Message = tuple[bytes, int]  # the payload, and its number of samples
 
@@ -30,21 +29,29 @@ class Speaker(Protocol):
 
 
 def make_speaker(audio: str, pcm: Pcm) -> Speaker:
-    """The speaker of `pcm` [samples] at 24 kHz, in the protocol's format `audio`."""
+    """The speaker of `pcm` [samples] at 24 kHz, in the format `audio`."""
     return OpusSpeaker(pcm) if audio == "opus" else RawSpeaker(audio, pcm)
 
 
 class RawSpeaker:
+    """Samples or codes without a container, in messages of 20 ms."""
+
     def __init__(self, audio: str, pcm: Pcm):
-        blocks = frames(np.clip(pcm, -1, 1), RAW_SAMPLES)
-        samples = np.rint(blocks * 32767).astype("<i2") if audio == "s16" else blocks.astype("<f4")
-        self._payloads = [block.tobytes() for block in samples]
+        codes = _codes(audio, frames(np.clip(pcm, -1, 1), RAW_SAMPLES).reshape(-1))
+        size = FRAME_BYTES[audio] * RAW_SAMPLES // FRAME_SIZE
+        self._payloads = [codes[start : start + size] for start in range(0, len(codes), size)]
 
     def messages(self, start: float, serial: int) -> Iterator[Message]:
         at = int(start * len(self._payloads))
         while True:
             yield self._payloads[at], RAW_SAMPLES
             at = (at + 1) % len(self._payloads)
+
+
+def _codes(audio: str, pcm: Pcm) -> bytes:
+    if audio in BY_LABEL:
+        return SoundSender(BY_LABEL[audio]).frame(pcm)
+    return (quantized(pcm).astype("<i2") if audio == "s16" else pcm.astype("<f4")).tobytes()
 
 
 class OpusSpeaker:
@@ -66,33 +73,3 @@ class OpusSpeaker:
         while True:
             yield pages.page(self._pairs[at]), self._samples
             at = (at + 1) % len(self._pairs)
-
-
-class FrameCounter:
-    """Counts the whole frames in the payloads of one connection; for Opus, from the headers of its packets."""
-
-    def __init__(self, audio: str):
-        self._samples_in = _opus_samples() if audio == "opus" else partial(_raw_samples, WIDTH[audio])
-        self._samples = 0
-
-    def push(self, payload: bytes) -> int:
-        """The number of frames that `payload` completes."""
-        before = self._samples // FRAME_SIZE
-        self._samples += self._samples_in(payload)
-        return self._samples // FRAME_SIZE - before
-
-
-def _raw_samples(width: int, payload: bytes) -> int:
-    return len(payload) // width
-
-
-def _opus_samples() -> Callable[[bytes], int]:
-    from pplex.server.ogg import OpusHead, PageReader, packet_samples
-
-    reader = PageReader()
-
-    def samples_in(payload: bytes) -> int:
-        packets = (part for part in reader.push(payload) if not isinstance(part, OpusHead))
-        return sum(map(packet_samples, packets)) * SAMPLE_RATE_HZ // OPUS_RATE_HZ
-
-    return samples_in

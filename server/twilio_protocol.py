@@ -104,6 +104,9 @@ class TwilioProtocol(WireProtocol):
     def ping(self) -> None:
         return None
 
+    def samples_in(self, payload: bytes) -> float:
+        return TELEPHONE.samples(len(payload))
+
     # Hearing thread.
 
     bad_audio = 0  # it is ignored, and counted there

@@ -169,6 +169,10 @@ class WireProtocol(Protocol):
     def ping(self) -> Message | None:
         """Sent after a silence of 2 s."""
 
+    def samples_in(self, payload: bytes) -> float | None:
+        """Samples at 24 kHz in a payload of plain samples. None if only `decode` can tell, or may refuse it."""
+        return None
+
     # Hearing thread.
 
     def prepare(self) -> None:

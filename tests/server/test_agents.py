@@ -1,10 +1,6 @@
 """Frameworks for agents, unmodified, each in a whole session against the real server. `make test` installs them."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +11,12 @@ import soundfile
 import tones
 import turns
 import voice
-from folders import TINY
+from agent_sessions import AGENTS, KEY, VOICE, report_of, script_of
 from serving import Running, Serve
 
 from pplex.server.utterances import PAUSE_FRAMES
 
 DOCS = Path(__file__).parents[2] / "docs/apis.md"
-SCRIPTS = Path(__file__).parent / "agents"
-AGENTS = Path(sys.prefix) / "agents"
-VOICE = TINY / "checkpoint/voices/synthetic.wav"
-KEY = "secret-key"
 UTTERANCE_S = (turns.SPOKEN + PAUSE_FRAMES) * 0.08
 
 pytestmark = pytest.mark.skipif(
@@ -54,30 +46,15 @@ def writing(serve: Serve) -> Iterator[Running]:
         yield server
 
 
-def script_of(name: str, *arguments: str, given: str = "", microphone: Path = VOICE) -> str:
-    """What a script prints. given: its input."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / name), *arguments],
-        env={**os.environ, "PYTHONPATH": str(AGENTS), "MICROPHONE": str(microphone)},
-        capture_output=True,
-        input=given,
-        text=True,
-        timeout=90,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def session(
     server: Running, script: str, protocol: str, seconds: float, key: str = KEY, microphone: Path = VOICE
 ) -> dict[str, Any]:
     """The report of a framework's session; it had one conversation, and its slot is free again."""
     name = f'pplex_conversations_total{{protocol="{protocol}"}}'
     before = server.metric(name)
-    said = script_of(f"{script}_agent.py", protocol, server.url, key, str(seconds), microphone=microphone)
+    report = report_of(server, script, protocol, seconds, key, microphone)
     assert server.metric(name) - before == (key == KEY), "it connected again"
     server.wait_for(lambda: server.state()["used"] == 0)
-    report: dict[str, Any] = json.loads(said.splitlines()[-1])
     return report
 
 

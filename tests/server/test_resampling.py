@@ -6,7 +6,7 @@ from math import gcd
 import numpy as np
 import pytest
 import soxr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplex.server.resampling import Resampler
@@ -29,6 +29,7 @@ def spectrum(pcm: np.ndarray, rate_hz: int) -> np.ndarray:
 
 
 @RATES
+@settings(deadline=None)  # a busy machine may pause for longer
 @given(
     lengths=st.lists(st.integers(0, 700), max_size=12),
     tone_hz=st.floats(50, 3_900),
