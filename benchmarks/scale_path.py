@@ -131,7 +131,7 @@ def main() -> int:
     head = ("", "conversations", "p50 ms", "p99 ms", "answered", "not")
     print(aligned([head, *(row.to_cells() for rows in rounds for row in rows)], right=(1, 2, 3, 4, 5)))
     if asked.out:
-        facts = {"machine": machine(None, "pplex-export", "ray", "aiohttp", "onnxruntime")}
+        facts: dict[str, Any] = {"machine": machine(None, "pplex-export", "ray", "aiohttp", "onnxruntime")}
         facts["rounds"] = [[asdict(row) for row in rows] for rows in rounds]
         asked.out.write_text(json.dumps(facts, indent=2) + "\n")
     return 0
