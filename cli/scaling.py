@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OF_SERVE = (  # options that each replica takes as `serve` does
     "tokens", "origins", "static", "queue_s", "batch_wait_s", "backlog_frames", "idle_s", "duration_s", "resume_s",
     "drain_s", "recordings", "log_prompts", "device", "one_batch_size", "allowed", "control_tokens", "memory_window",
-    "protocols", "pause_s", "realtime_vad", "public_url",
+    "protocols", "pause_s", "realtime_vad", "public_url", "transcriber",
 )  # fmt: skip
 
 
@@ -82,6 +82,7 @@ def scale(
     protocols: tuple[str, ...],
     realtime_vad: bool,
     public_url: str | None,
+    transcriber: str | None,
     drain_s: float,
     **limits: Any,
 ) -> None:
@@ -94,7 +95,7 @@ def scale(
     from pplex.runtime.ort import available_threads
     from pplex.scale.launch import TooManyError, run_here, run_there
     from pplex.scale.options import ReplicaOptions, ScaleOptions, secret_variables
-    from pplex.server.options import check_folders, check_twilio
+    from pplex.server.options import check_folders, check_transcriber, check_twilio
 
     least, most = replicas
     check_folders(static, recordings)
@@ -113,6 +114,7 @@ def scale(
         protocols=protocols,
         realtime_vad=realtime_vad,
         public_url=public_url,
+        transcriber=transcriber,
         limits=limits,
     )
     auth_token = from_environment(TWILIO_AUTH_TOKEN)
@@ -121,6 +123,7 @@ def scale(
     if config_file is not None:
         return _write_config(options, config_file)
     try:
+        check_transcriber(protocols, transcriber)
         check_twilio(protocols, tokens, auth_token)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

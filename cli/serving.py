@@ -22,7 +22,7 @@ from pplex.server.addresses import (
     parse_url,
 )
 from pplex.server.load_options import ALL_FORMATS, FORMATS, choose_formats, parse_load_protocols
-from pplex.server.options import BY_DEFAULT, TWILIO_AUTH_TOKEN, parse_protocols
+from pplex.server.options import BY_DEFAULT, TWILIO_AUTH_TOKEN, parse_protocols, parse_transcriber
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -159,6 +159,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Tell clients of the Realtime API when their user speaks: they then interrupt the agent at every sound.",
 )
 @click.option(
+    "--transcribe",
+    "transcriber",
+    metavar="MODEL",
+    callback=checked(parse_transcriber),
+    help="Send users' words to clients of live and realtime. MODEL: whisper, another name of faster-whisper, or a folder.",
+)
+@click.option(
     "--otel", is_flag=True, help="Send a trace of each conversation to OpenTelemetry's collector, see docs/serving.md."
 )
 def serve(
@@ -184,6 +191,7 @@ def serve(
     protocols: tuple[str, ...],
     realtime_vad: bool,
     public_url: str | None,
+    transcriber: str | None,
     **limits: Any,
 ) -> None:
     """Serve BUNDLE to many clients at once: a web page, the original server's WebSocket protocol, OpenAI's protocols, and
@@ -228,6 +236,7 @@ def serve(
             realtime_vad,
             from_environment(TWILIO_AUTH_TOKEN),
             public_url,
+            transcriber,
         )
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

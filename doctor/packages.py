@@ -18,6 +18,7 @@ from pplex.doctor.requirements import (
     parse_name,
     requirements,
 )
+from pplex.runtime.libraries import install_command
 
 TESTED_PYTHON = ((3, 11), (3, 13))
 TESTED_MACHINES = ("x86_64", "aarch64")
@@ -29,6 +30,7 @@ NEEDED_BY: Mapping[str, tuple[str, ...]] = {
     "scale": (),
     "fleet": (),
     "otel": (),
+    "transcribe": (),
     "validate": (),
 }
 FASTER_WITH = ("uvloop",)  # optional
@@ -141,7 +143,8 @@ def _missing(name: str, extra: str, missing: Sequence[Requirement], stops: tuple
     fact = f"Not installed: {', '.join(one.name for one in missing)} ({purpose})."
     target = f"{PACKAGE}[{extra}]" if extra else PACKAGE
     level = WARNING if extra else PROBLEM
-    return Finding(name, level, fact, f"pip install '{target}'", stops)
+    advice = install_command("faster_whisper") if extra == "transcribe" else f"pip install '{target}'"
+    return Finding(name, level, fact, advice, stops)
 
 
 def _sound(name: str, extra: str, sound: Sequence[Requirement]) -> Finding:

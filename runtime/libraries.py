@@ -19,6 +19,7 @@ _EXTRAS |= dict.fromkeys(("ray", "uvicorn", "websockets", "yaml"), "scale")
 _EXTRAS |= {
     "simpy": "fleet",
     "opentelemetry": "otel",
+    "faster_whisper": "transcribe",
     "onnxruntime": "cpu",
     "tensorrt_rtx": "rtx",
     "tensorrt": "tensorrt",
@@ -51,7 +52,7 @@ def library_error(error: BaseException) -> LibraryError | None:
     if _is_missing(error, library):
         if library not in _EXTRAS:
             return None
-        return LibraryError(f"This command needs {library}, which is not installed: {_install(library)}")
+        return LibraryError(f"This command needs {library}, which is not installed: {install_command(library)}")
     return LibraryError(_broken(library, error))
 
 
@@ -106,7 +107,7 @@ def _broken(library: str, error: BaseException | None) -> str:
     else:
         reason = f"{type(error).__name__}: {error}".strip()
     if isinstance(error, ModuleNotFoundError) and _named(error) != library:
-        advice = f"Install what it needs: {_install(library)}"
+        advice = f"Install what it needs: {install_command(library)}"
     else:
         packages = metadata.packages_distributions().get(library, [library])
         advice = f"Install it again: pip install --force-reinstall --no-deps {' '.join(sorted(set(packages)))}"
@@ -115,8 +116,12 @@ def _broken(library: str, error: BaseException | None) -> str:
     )
 
 
-def _install(library: str) -> str:
+def install_command(library: str) -> str:
+    """The command that installs a library, given by the name of its module."""
     extra = _EXTRAS.get(library)
+    if library == "faster_whisper" and "onnxruntime-gpu" in metadata.packages_distributions().get("onnxruntime", ()):
+        # It asks for the package onnxruntime, whose files would replace those of onnxruntime-gpu.
+        return "pip install ctranslate2 tokenizers huggingface_hub && pip install --no-deps faster-whisper"
     if extra is None:
         return f"pip install {library}"
     return f"pip install 'pplex-export[{extra}]'" if extra else "pip install pplex-export"

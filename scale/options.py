@@ -36,6 +36,7 @@ class ReplicaOptions:
     protocols: tuple[str, ...] = BY_DEFAULT
     realtime_vad: bool = False
     public_url: str | None = None
+    transcriber: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -71,6 +72,7 @@ class ReplicaOptions:
             realtime_vad=self.realtime_vad,
             twilio_auth_token=os.environ.get(TWILIO_AUTH_TOKEN),
             public_url=self.public_url,
+            transcriber=self.transcriber,
         )
 
     def _limits(self) -> Limits:

@@ -37,6 +37,7 @@ from pplex.server.scheduler import Scheduler, now_s
 from pplex.server.snapshots import Snapshots
 from pplex.server.sockets import listen
 from pplex.server.tracing import Tracing
+from pplex.server.transcriber import open_transcriber
 from pplex.server.twilio_routes import TwilioRoutes
 from pplex.server.wire import Close, CloseReason
 from pplex.server.worker import Worker
@@ -64,6 +65,9 @@ class Server:
         self._scheduler = Scheduler(
             self._load, options.limits.batch_wait_s, self._metrics, self._speech, self._on_ready, self._on_failed
         )
+        self._transcriber = None
+        if options.transcriber is not None:
+            self._transcriber = open_transcriber(options.transcriber, self._metrics)
         self._snapshots = Snapshots(options.limits, self._metrics, make_key)
         self._context = ServerContext(
             self._scheduler,
@@ -75,6 +79,7 @@ class Server:
             options.recordings,
             self._tracing,
             ControlContext(self._scheduler, self._snapshots, bundle.voices, self._limits, self._metrics),
+            self._transcriber,
         )
         self._changed = asyncio.Event()  # a conversation ended, a signal came, or the scheduler failed
         self._reception = Reception(self._context, options, make_key, self._changed.set)
@@ -114,6 +119,8 @@ class Server:
         self._lag = asyncio.create_task(self._watch_lag())
         for thread in (self._hearing, self._speech, self._scheduler):
             thread.start()
+        if self._transcriber is not None:
+            self._transcriber.start()
         return url
 
     async def wait_until_ready(self) -> None:
@@ -142,6 +149,8 @@ class Server:
 
     def _load(self) -> Runtime:
         options = self._options
+        if self._transcriber is not None:
+            self._transcriber.wait_until_loaded()  # first: a wrong name is found at once, a bundle may take minutes
         batches = [options.slots] if options.one_batch_size else None
         runtime = Runtime(
             self._bundle,
@@ -214,6 +223,8 @@ class Server:
         for thread in (self._hearing, self._scheduler, self._speech):
             if thread.is_running:
                 await asyncio.to_thread(thread.stop)
+        if self._transcriber is not None and self._transcriber.is_running:
+            await asyncio.to_thread(self._transcriber.stop)
         await asyncio.to_thread(self._tracing.close)
         LOGGER.info("stopped")
 

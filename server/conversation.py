@@ -14,6 +14,7 @@ from pplex.server.control import Control, ControlContext
 from pplex.server.hearing import IncomingAudio
 from pplex.server.inbox import Inbox
 from pplex.server.limits import Limits
+from pplex.server.listening import Listener
 from pplex.server.logs import LOGGER
 from pplex.server.metrics import Metrics
 from pplex.server.recording import Recording
@@ -22,6 +23,8 @@ from pplex.server.scheduler import ScheduledSession, Scheduler, now_s
 from pplex.server.silence import feed_silence
 from pplex.server.speech import OutgoingAudio
 from pplex.server.tracing import Tracing
+from pplex.server.transcriber import Transcriber
+from pplex.server.user_utterances import Words
 from pplex.server.wire import FRAME_S, Close, CloseReason, ProtocolError, WireProtocol
 from pplex.server.worker import Worker
 
@@ -41,6 +44,7 @@ class ServerContext:
     recordings: Path | None
     tracing: Tracing
     control: ControlContext
+    transcriber: Transcriber | None = None
 
 
 def random_key() -> str:
@@ -73,6 +77,8 @@ class ServerConversation:
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(context.frame_size, context.limits.backlog_frames, never_ahead=wire.plays_at_once)
         self._outgoing = OutgoingAudio(self.id, self._inbox)
+        if context.transcriber is not None:
+            self._outgoing.listener = Listener(context.transcriber, self._tell_words)
         self._scheduled = ScheduledSession(self._inbox, request, self._outgoing.answer, snapshot=snapshot)
         self._control = Control(context.control, self._scheduled, self.id, self._answer, self._stop_for_defect)
         self._admitted_s = self._began_s = now_s()
@@ -161,6 +167,10 @@ class ServerConversation:
     def _stop_for_defect(self) -> None:
         self.dismiss(CloseReason(Close.INTERNAL, "The server has a defect; it was logged.", "defect"))
 
+    def _tell_words(self, words: list[Words]) -> None:
+        if self.connection is not None and self.connection.wire.takes_words:
+            self.connection.tell(type="heard", words=words)
+
     def _leave(self, connection: Connection) -> None:
         """After the connection's end: wait for its client to return if it may, otherwise end."""
         self.connection = self._outgoing.connection = None
@@ -191,6 +201,8 @@ class ServerConversation:
         self._count_dropped()
         self._context.scheduler.close(self._scheduled)
         self._ticket.release()
+        if self._outgoing.listener is not None:
+            self._outgoing.listener.close()
         if self._outgoing.recording is not None:
             self._context.speech.put(self._outgoing.close)
         self._on_over(self)

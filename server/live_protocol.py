@@ -99,6 +99,7 @@ class LiveProtocol(WireProtocol):
     name = "live"
     max_message = MAX_JSON_MESSAGE
     can_resume, has_pauses, early_metadata = False, True, False
+    takes_words = True
     hears_after_s = 0.0
 
     def __init__(self, terms: LiveTerms):
@@ -218,6 +219,8 @@ class LiveProtocol(WireProtocol):
         kind = content["type"]
         if kind == "session":
             return self._started(content)
+        if kind == "heard":
+            return [_words("input", *words) for words in content["words"]]
         if kind not in ("done", "refused"):
             return []
         append = self._appends.pop(content["id"], None)
@@ -309,8 +312,7 @@ class LiveProtocol(WireProtocol):
         self._frames += 1
         messages = list[Message]()
         if text:
-            times = {"start_ms": start_ms, "end_ms": start_ms + FRAME_MS}
-            messages.append(_event("session.output_transcript.delta", None, delta=text, **times))
+            messages.append(_words("output", text, start_ms, start_ms + FRAME_MS))
         if self._frames % USAGE_FRAMES == 0:
             messages.append(_event("session.usage.updated", None, usage={"seconds": self._seconds}))
         audio = base64.b64encode(self._sender.frame(pcm)).decode()
@@ -329,6 +331,11 @@ def _event(kind: str, client_event_id: str | None, **fields: Any) -> str:
     """A server's event. `client_event_id`: of the command that caused it."""
     cause = {} if client_event_id is None else {"client_event_id": client_event_id}
     return event(kind, **cause, **fields)
+
+
+def _words(side: str, text: str, start_ms: int, end_ms: int) -> str:
+    """Words of the user ("input") or of the agent ("output"), and when they were said."""
+    return _event(f"session.{side}_transcript.delta", None, delta=text, start_ms=start_ms, end_ms=end_ms)
 
 
 def _appended(kind: str, client_event_id: str | None, frame: int) -> str:

@@ -71,6 +71,15 @@ class Metrics:
         self.rebuilds = counter(
             "rebuilds", "Memories that were rebuilt, by cause: order, window (--memory-window).", "cause"
         )
+        self.utterances = counter(
+            "utterances",
+            "Utterances of users, by result: heard, empty (no words in it), dropped (too many waited), failed.",
+            "result",
+        )
+        self.words_seconds = histogram(
+            "words_seconds", "Seconds between the end of an utterance and its words.", PRIMING_S
+        )
+        self.transcriber_restarts = counter("transcriber_restarts", "Times that the transcriber was started again.")
         self.snapshots = gauge("snapshots", "Snapshots that are kept.")
         self.snapshot_bytes = gauge("snapshot_bytes", "Bytes of the snapshots that are kept.")
         self.bytes = counter("bytes", "Bytes of messages, by direction: in, out.", "direction")

@@ -17,6 +17,10 @@ PROTOCOLS = ("chat", "live", "realtime", "twilio")  # at /api/chat, /v1/live/ses
 BY_DEFAULT = ("chat", "live", "realtime")
 TWILIO_AUTH_TOKEN = "PPLEX_TWILIO_AUTH_TOKEN"  # a variable without an option: other users could see an option
 
+WITH_WORDS = ("live", "realtime")  # protocols whose clients get their users' words, with `--transcribe`
+DEFAULT_MODEL = "base.en"  # of `--transcribe whisper`
+MODEL_FILES = ("config.json", "model.bin", "tokenizer.json")  # in the folder of a model for `--transcribe`
+
 
 def parse_protocols(text: str, known: Sequence[str] = PROTOCOLS) -> tuple[str, ...]:
     """Names of protocols, divided by commas. Raises ConfigError."""
@@ -26,6 +30,27 @@ def parse_protocols(text: str, known: Sequence[str] = PROTOCOLS) -> tuple[str, .
         wrong = f"{unknown[0]} is not a protocol" if unknown else "No protocol is named"
         raise ConfigError(f"{wrong}. Choose from {', '.join(known)}, divided by commas.")
     return names
+
+
+def parse_transcriber(name: str) -> str:
+    """The model that `--transcribe` names; a folder with its whole path. Raises ConfigError if the folder is incomplete."""
+    if name == "whisper":
+        return DEFAULT_MODEL
+    folder = Path(name)
+    missing = [each for each in MODEL_FILES if not (folder / each).is_file()]
+    if folder.is_dir() and missing:
+        raise ConfigError(
+            f"{name} has no {' and no '.join(missing)}. Give a folder with a Whisper model in CTranslate2's format."
+        )
+    return str(folder.absolute()) if folder.is_dir() else name
+
+
+def check_transcriber(protocols: tuple[str, ...], model: str | None) -> None:
+    """Check that some client gets the words. Raises ConfigError."""
+    if model is not None and not set(protocols) & set(WITH_WORDS):
+        raise ConfigError(
+            f"--transcribe is of no use without {' or '.join(WITH_WORDS)}: add one of them to --protocols."
+        )
 
 
 def check_twilio(protocols: tuple[str, ...], tokens: tuple[str, ...], auth_token: str | None) -> None:
@@ -49,6 +74,7 @@ class ServeOptions:
     trusted_proxies: their X-Forwarded-Host and X-Forwarded-Proto are trusted. control_tokens: they admit a client, too, and
     let it control its conversation. allow_control: every client may. memory_window: as in Runtime. protocols: of PROTOCOLS.
     twilio_auth_token: of the account whose signatures are checked. public_url: how Twilio reaches the server.
+    transcriber: the model of Whisper that writes down what users say, or None.
 
     Raises ConfigError for an invalid host, token, origin or address, and for twilio without a token of any kind.
     """
@@ -75,6 +101,7 @@ class ServeOptions:
     realtime_vad: bool = False  # tell clients of the Realtime API when their user begins and stops to speak
     twilio_auth_token: str | None = None
     public_url: str | None = None
+    transcriber: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", parse_host(self.host))
@@ -83,6 +110,7 @@ class ServeOptions:
         object.__setattr__(self, "origins", tuple(map(parse_origin, self.origins)))
         if self.public_url is not None:
             object.__setattr__(self, "public_url", parse_public_url(self.public_url))
+        check_transcriber(self.protocols, self.transcriber)
         check_twilio(self.protocols, self.tokens, self.twilio_auth_token)
 
     @property

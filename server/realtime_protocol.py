@@ -37,6 +37,7 @@ from pplex.server.openai_settings import MAX_INSTRUCTIONS, persona_at
 from pplex.server.realtime_items import OF_PERSONA, Items, parse_item
 from pplex.server.realtime_responses import Response
 from pplex.server.realtime_session import RealtimeSession, changed, new_session
+from pplex.server.realtime_transcripts import transcript_events
 from pplex.server.request import ConversationRequest
 from pplex.server.sounds import SoundReceiver, SoundSender
 from pplex.server.user_speech import UserSpeech
@@ -276,6 +277,8 @@ class RealtimeProtocol(WireProtocol):
         return None
 
     def metadata(self, content: Mapping[str, Any]) -> list[Message]:
+        if content["type"] == "heard":
+            return [*transcript_events(self._items, content["words"])]
         if content["type"] not in ("done", "refused") or content["id"] not in self._says:
             return []
         event_id = self._says.pop(content["id"])
@@ -283,6 +286,10 @@ class RealtimeProtocol(WireProtocol):
             return []
         error = EventError(INVALID, content["reason"], "response.personaplex.say")
         return [*self._close("failed", {"type": "failed", "error": error.to_dict()}), _error(error, event_id)]
+
+    @property
+    def takes_words(self) -> bool:
+        return self._session.input_settings["transcription"] is not None
 
     def farewell(self, why: CloseReason) -> tuple[list[Message], Close]:
         if why.code is None:

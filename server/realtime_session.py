@@ -97,7 +97,7 @@ def changed(
     """The settings after `session.update`, which names only what changes. Raises EventError."""
     fields = object_at(given, "session")
     if fields.get("type", "realtime") != "realtime":
-        raise wrong("session.type", "realtime: this server transcribes nothing")
+        raise wrong("session.type", "realtime: this server has no sessions that only transcribe")
     if fields.get("model") is not None:
         session = replace(session, model=_name(fields["model"], "session.model"))
     if "instructions" in fields:

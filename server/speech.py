@@ -1,4 +1,5 @@
-"""Speech thread: encodes what the agent says for a conversation's connection, and records both sides.
+"""Speech thread: encodes what the agent says for a conversation's connection, and records both sides. It also passes on what
+the user says to be transcribed.
 
 The scheduler puts replies in; the event loop sends the messages.
 """
@@ -7,6 +8,7 @@ import asyncio
 
 from pplex.server.connection import Connection
 from pplex.server.inbox import Inbox
+from pplex.server.listening import Listener
 from pplex.server.logs import log_as
 from pplex.server.recording import Recording
 from pplex.server.scheduler import FrameReply
@@ -19,6 +21,7 @@ class OutgoingAudio:
         """`conversation` is the conversation's id, for the log."""
         self.connection: Connection | None = None  # set by the event loop; None while the client is away
         self.recording: Recording | None = None
+        self.listener: Listener | None = None
         self.is_over = False
         self._id, self._inbox, self._loop = conversation, inbox, asyncio.get_running_loop()
 
@@ -32,6 +35,8 @@ class OutgoingAudio:
             self.recording.write(reply.frame.pcm, reply.reply.pcm)
         if connection is None or reply.frame.epoch != self._inbox.epoch:
             return
+        if self.listener is not None:
+            self.listener.hear(reply.frame.pcm, connection.wire.takes_words)
         encoded = connection.wire.encode(reply.reply.pcm, reply.reply.text)
         self._loop.call_soon_threadsafe(connection.deliver, encoded, reply)
 

@@ -136,6 +136,11 @@ class WireProtocol(Protocol):
         """Whether a client plays each reply when it comes. Then late audio is not answered in a burst."""
         return self.has_pauses
 
+    @property
+    def takes_words(self) -> bool:
+        """Whether the client gets its user's words now, if the server transcribes: as metadata `heard`."""
+        return False
+
     # Event loop.
 
     def parse(self, message: Message) -> ClientMessage:
@@ -153,7 +158,10 @@ class WireProtocol(Protocol):
         """Tells the client that the conversation listens."""
 
     def metadata(self, content: Mapping[str, Any]) -> list[Message]:
-        """Facts for the client: `content["type"]` is queued, session, dropped, done, refused or said (docs/protocol.md)."""
+        """Facts for the client: `content["type"]` is queued, session, dropped, done, refused or said (docs/protocol.md).
+
+        With `takes_words` also heard: the `words` in an utterance of the user (`server.user_utterances`).
+        """
 
     def farewell(self, why: CloseReason) -> tuple[list[Message], Close]:
         """The last messages of a connection, and the code to close it with."""

@@ -16,11 +16,11 @@ VOICE = TINY / "checkpoint/voices/synthetic.wav"
 KEY = "secret-key"
 
 
-def script_of(name: str, *arguments: str, given: str = "") -> str:
-    """What a script prints. given: its input."""
+def script_of(name: str, *arguments: str, given: str = "", microphone: Path = VOICE) -> str:
+    """What a script prints. given: its input. microphone: a recording of its user."""
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / name), *arguments],
-        env={**os.environ, "PYTHONPATH": str(AGENTS), "MICROPHONE": str(VOICE)},
+        env={**os.environ, "PYTHONPATH": str(AGENTS), "MICROPHONE": str(microphone)},
         capture_output=True,
         input=given,
         text=True,
@@ -30,8 +30,10 @@ def script_of(name: str, *arguments: str, given: str = "") -> str:
     return done.stdout
 
 
-def report_of(server: Running, framework: str, protocol: str, seconds: float, key: str = KEY) -> dict[str, Any]:
+def report_of(
+    server: Running, framework: str, protocol: str, seconds: float, key: str = KEY, microphone: Path = VOICE
+) -> dict[str, Any]:
     """What came back in a session: of livekit, pipecat or openai, over live or realtime."""
-    said = script_of(f"{framework}_agent.py", protocol, server.url, key, str(seconds))
+    said = script_of(f"{framework}_agent.py", protocol, server.url, key, str(seconds), microphone=microphone)
     report: dict[str, Any] = json.loads(said.splitlines()[-1])
     return report

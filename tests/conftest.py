@@ -53,6 +53,7 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "server/test_live_clients.py", "server/test_realtime.py", "server/test_realtime_clients.py",
     "server/test_agents.py", "server/test_agents_ends.py", "scale/test_page.py", "server/test_all_protocols.py",
     "server/test_twilio.py", "server/test_twilio_clients.py", "server/test_twilio_hostile.py",
+    "server/test_transcribe.py", "server/test_transcriber.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, above all on a busy machine.

@@ -121,8 +121,8 @@ def _answers(url: str, query: str) -> list[Any]:
         return []
 
 
-# Nothing is cut or dropped in the test.
-SILENT = {"dropped: {{reason}}", "cut: {{reason}}"}
+# Nothing is cut, dropped or transcribed in the test.
+SILENT = {"dropped: {{reason}}", "cut: {{reason}}", "utterances: {{result}}"}
 EVERY_QUERY = [
     pytest.param(target["expr"], id=f"{panel['title']}: {target['legendFormat']}")
     for panel in json.loads(DASHBOARD.read_text())["panels"]

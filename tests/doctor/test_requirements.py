@@ -51,7 +51,7 @@ def test_the_lock_files_are_packaged_and_read() -> None:
 
 def test_a_locked_package_is_found_under_any_spelling() -> None:
     locked = set(locked_versions())
-    extras = ("", "cpu", "serve", "scale", "fleet", "otel", "validate")
+    extras = ("", "cpu", "serve", "scale", "fleet", "otel", "transcribe", "validate")
     assert {normalized(one.name) for one in requirements() if one.extra in extras} <= locked
 
 

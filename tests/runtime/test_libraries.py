@@ -10,7 +10,7 @@ import pytest
 from folders import TINY
 
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.libraries import _EXTRAS
+from pplex.runtime.libraries import _EXTRAS, install_command
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cli", "engines", "export", "runtime", "server", "validate")
@@ -155,3 +155,15 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+def test_faster_whisper_is_installed_so_that_onnx_runtime_for_gpus_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert install_command("faster_whisper") == "pip install 'pplex-export[transcribe]'"
+    facts = tmp_path / "onnxruntime_gpu-1.31.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.0\n")
+    (facts / "top_level.txt").write_text("onnxruntime\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert install_command("faster_whisper").endswith("&& pip install --no-deps faster-whisper")

@@ -106,6 +106,13 @@ def test_control_is_an_option_and_its_tokens_are_a_variable(monkeypatch: pytest.
     assert secret_variables((), ("boss", "chief")) == {"PPLEX_CONTROL_TOKEN": "boss chief"}
 
 
+def test_replicas_transcribe_if_asked() -> None:
+    assert ReplicaOptions(bundle="/b").of_server("127.0.0.1").transcriber is None
+    values = ReplicaOptions(bundle="/b", transcriber="base.en").to_dict()
+    assert values == {"bundle": "/b", "transcriber": "base.en"}
+    assert ReplicaOptions(**values).of_server("127.0.0.1").transcriber == "base.en"
+
+
 @pytest.mark.parametrize("minutes", [1, 60, 240])
 def test_nothing_on_the_way_ends_before_the_longest_conversation(minutes: int) -> None:
     replica = ReplicaOptions(bundle="/b", limits={"duration_s": 60.0 * minutes})

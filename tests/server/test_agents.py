@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import tones
 import turns
-from agent_sessions import AGENTS, KEY, report_of, script_of
+import voice
+from agent_sessions import AGENTS, KEY, VOICE, report_of, script_of
 from serving import Running, Serve
 
 from pplex.server.utterances import PAUSE_FRAMES
@@ -36,11 +39,20 @@ def singing(serve: Serve) -> Iterator[Running]:
         yield server
 
 
-def session(server: Running, script: str, protocol: str, seconds: float, key: str = KEY) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def writing(serve: Serve) -> Iterator[Running]:
+    """An agent that speaks in turns, on a server that transcribes its users."""
+    with serve("--slots", "2", "--token", KEY, "--transcribe", str(voice.MODEL), prelude=turns.PRELUDE) as server:
+        yield server
+
+
+def session(
+    server: Running, script: str, protocol: str, seconds: float, key: str = KEY, microphone: Path = VOICE
+) -> dict[str, Any]:
     """The report of a framework's session; it had one conversation, and its slot is free again."""
     name = f'pplex_conversations_total{{protocol="{protocol}"}}'
     before = server.metric(name)
-    report = report_of(server, script, protocol, seconds, key)
+    report = report_of(server, script, protocol, seconds, key, microphone)
     assert server.metric(name) - before == (key == KEY), "it connected again"
     server.wait_for(lambda: server.state()["used"] == 0)
     return report
@@ -86,6 +98,22 @@ def test_over_gpt_live_all_audio_comes_back(singing: Running, script: str) -> No
     report = session(singing, script, "live", 10)
     assert report["errors"] == []
     assert report["seconds"] >= 7, "of 10; 9.5 on a machine that does nothing else"
+
+
+@voice.needs_speech
+@pytest.mark.parametrize(
+    ("script", "protocol"), [("livekit", "live"), ("livekit", "realtime"), ("pipecat", "live"), ("openai", "realtime")]
+)
+def test_a_server_that_transcribes_adds_the_user_to_the_history(
+    writing: Running, tmp_path: Path, script: str, protocol: str
+) -> None:
+    pcm = np.concatenate(
+        [voice.silence(10), voice.said("I would like a large pizza with mushrooms."), voice.silence(130)]
+    )
+    soundfile.write(tmp_path / "user.wav", pcm.ravel(), 24_000)
+    report = session(writing, script, protocol, 12, microphone=tmp_path / "user.wav")
+    history = f"{report['history']} {report.get('user')}".lower()
+    assert "would like" in history and "one two" in history
 
 
 @pytest.mark.parametrize("protocol", ["live", "realtime"])

@@ -35,6 +35,7 @@ def test_every_protocol_of_the_option_has_routes() -> None:
         {"control_tokens": ("",)},
         {"origins": ("friend.example",)},
         {"protocols": ("twilio",)},
+        {"protocols": ("chat",), "transcriber": "base.en"},
         {"protocols": ("chat", "twilio"), "control_tokens": ("secret",)},
         {"twilio_auth_token": ""},
     ],

@@ -68,8 +68,12 @@ async def main(protocol: str, url: str, key: str, seconds: float) -> None:
     await runner.add_workers(worker)
     await asyncio.gather(runner.run(), feed())
     facts = {"seconds": loudspeaker.samples / RATE, "errors": loudspeaker.errors + fatal}
-    said = [message["content"] for message in context.messages if message["role"] == "assistant"]
-    print(json.dumps({**facts, "history": said, "kinds": sorted(loudspeaker.kinds)}))
+    texts = {
+        role: [each["content"] for each in context.messages if each["role"] == role] for role in ("assistant", "user")
+    }
+    print(
+        json.dumps({**facts, "history": texts["assistant"], "user": texts["user"], "kinds": sorted(loudspeaker.kinds)})
+    )
 
 
 asyncio.run(main(*sys.argv[1:4], float(sys.argv[4])))
