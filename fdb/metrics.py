@@ -8,6 +8,17 @@ from pplex.fdb.layout import Task
 
 TOR, LATENCY, FREQUENCY, JSD, ANSWER = "tor", "latency", "frequency", "jsd", "answer"
 BEFORE = "_before_1d40caa"  # after the names of measures whose definition changed with this commit of the benchmark
+LABELS = MappingProxyType(  # of columns, in this order
+    {
+        TOR: "TOR",
+        LATENCY: "latency, s",
+        FREQUENCY: "frequency, /s",
+        JSD: "JSD",
+        ANSWER: "answer, of 5",
+        FREQUENCY + BEFORE: "frequency before 1d40caa",
+        JSD + BEFORE: "JSD before 1d40caa",
+    }
+)
 SHORT = MappingProxyType(
     {
         Task.PAUSE: "pause",
@@ -26,6 +37,10 @@ class Metric:
     unit: str
     what: str
     more: bool
+
+    @property
+    def meaning(self) -> str:
+        return f"{self.what} {'Higher' if self.more else 'Lower'} is better."
 
 
 _OVER_THE_USER = Metric(TOR, "", "Share of the samples in which the agent took over.", False)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pplex.fdb.layout import OUTPUT, WORDS, Sample, Task, samples
 from pplex.fdb.measures import (
@@ -20,10 +20,12 @@ from pplex.fdb.measures import (
 )
 from pplex.fdb.metrics import ANSWER, BEFORE, FREQUENCY, JSD, LATENCY, TOR
 from pplex.fdb.segments import read_recording, rounded_segments
-from pplex.fdb.words import Transcript, first_event, read_event, read_transcript
+from pplex.fdb.words import Transcript, first_event, read_event, read_json, read_transcript
 from pplex.runtime.errors import PplexError, SampleError
-from pplex.runtime.files import is_file
+from pplex.runtime.files import is_file, is_folder
 
+RUN_FILE = "fdb_run.json"
+RUN_FILE = "fdb_run.json"
 TURN_FILE, INTERRUPT_FILE, VERSION_1_5_FILE = "turn_taking.json", "interrupt.json", "metadata.json"
 UNKNOWN_WORDS = "output.json of another program"
 People = Mapping[str, tuple[float, ...]]  # by a sample's id: how people's backchannels are spread over it
@@ -106,6 +108,23 @@ class Score:
     def mean(self, collection: str, key: str) -> Mean:
         """The mean of a measure over the samples that have it."""
         return Mean.of(list(self.values(collection, key).values()))
+
+
+class RunRecord(NamedTuple):
+    """What `fdb run` recorded beside its answers: its settings, and the folder of the data if that is still there."""
+
+    settings: dict[str, Any]
+    data: Path | None
+
+
+def run_record(folder: Path) -> RunRecord:
+    """The record in a folder of answers; empty if another program made them."""
+    try:
+        found = read_json(folder / RUN_FILE)
+        settings, data = dict(found["settings"]), Path(found["notes"]["data"])
+    except (SampleError, LookupError, TypeError, ValueError):
+        return RunRecord({}, None)
+    return RunRecord({f"run: {name}": value for name, value in settings.items()}, data if is_folder(data) else None)
 
 
 def score(
