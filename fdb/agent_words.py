@@ -6,6 +6,7 @@ thing than the benchmark's.
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from pplex.fdb.layout import AGENT_TEXT, Sample
 from pplex.fdb.words import Transcript, Word, read_json
@@ -29,7 +30,7 @@ def words_of(pieces: Sequence[str]) -> Iterable[Word]:
     """Words from the text piece of each frame: one begins where a piece begins with a space."""
     said = [(i, piece) for i, piece in enumerate(pieces) if piece not in RESERVED]
     starts = [at for at, (_, piece) in enumerate(said) if piece.startswith(" ") or at == 0]
-    for start, end in zip(starts, [*starts[1:], len(said)], strict=True):
+    for start, end in pairwise([*starts, len(said)]):
         text = _text(piece for _, piece in said[start:end])
         if text:
             yield Word(text, said[start][0] * FRAME_S, (said[end - 1][0] + 1) * FRAME_S)
