@@ -156,7 +156,7 @@ def _missing(score: Score) -> Iterator[str]:
         yield "JSD is missing: it needs people's backchannels, which a checkout of the benchmark has (--repo)."
     if "interruption" in shorts and ANSWER not in keys:
         yield "The answers to interruptions have no grade: that needs a judge (--judge, --judge-model)."
-    yield "The similarity of voices (SSIM) is not measured."
+    yield "The similarity of voices (SSIM) is not measured. The model card gives 0.650, by WavLM."
     if score.left_out:
         count = ", ".join(f"{name} ({number})" for name, number in score.left_out.items())
         yield f"Left out, because they have no measures here (other folders, and version 1.5): {count}."

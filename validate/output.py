@@ -18,6 +18,7 @@ from pplex.validate.report.schema import REPORT_FILE
 from pplex.validate.validation import SIDES, Validation
 
 SOUNDS_FOLDER = "sounds"
+VALIDATION_SOUNDS = tuple(f"*-{side}.wav" for side in SIDES)
 
 
 def report_files(validation: Validation) -> dict[str, bytes]:
@@ -49,9 +50,7 @@ def check_folder(folder: Path) -> None:
         folder.rmdir()  # `write_folder` makes it again
 
 
-def write_folder(
-    folder: Path, files: Mapping[str, bytes], recordings: Sequence[str] = tuple(f"*-{side}.wav" for side in SIDES)
-) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes], recordings: Sequence[str] = VALIDATION_SOUNDS) -> None:
     """Write files by name in a folder, all or none; removes recordings of an earlier report, which have these names.
 
     Raises OutputError.
