@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pplex.fdb.layout import OUTPUT, WORDS, Sample
+from pplex.fdb.measures import Segment
 from pplex.fdb.segments import Recording, exact_segments, read_recording
 from pplex.fdb.words import Transcript, Word, read_transcript, write_transcript
 from pplex.runtime.arrays import Pcm
@@ -17,6 +18,7 @@ from pplex.runtime.libraries import load_library
 from pplex.validate.speech.detector import VAD_RATE_HZ
 
 _MISSING = "--words whisper needs faster-whisper, which is not installed: pip install faster-whisper"
+PAD_S = 0.03  # of silence, which silero-vad adds on both sides of speech
 REPETITIVE = 2.4  # the text compresses better than this if the model repeats itself: Whisper's own limit
 
 
@@ -66,20 +68,20 @@ class WhisperWords:
     def _words(self, recording: Recording, since_s: float) -> Iterator[Word]:
         since = round(since_s * VAD_RATE_HZ)
         for first, last in exact_segments(recording):
-            if last > since:
-                start = max(first, since)
-                yield from self._in_segment(recording.pcm[start:last], start / VAD_RATE_HZ)
+            start = max(first, since)
+            if start < last:
+                speech = max(first / VAD_RATE_HZ + PAD_S, since_s), last / VAD_RATE_HZ - PAD_S
+                yield from self._said(recording.pcm[start:last], start / VAD_RATE_HZ, speech)
 
-    def _in_segment(self, pcm: Pcm, at_s: float) -> Iterator[Word]:
-        """The words of one stretch of speech [samples] that begins at `at_s`; none is longer than the stretch."""
-        length_s = len(pcm) / VAD_RATE_HZ
+    def _said(self, pcm: Pcm, at_s: float, speech: Segment) -> Iterator[Word]:
+        """The words in pcm [samples], which begins at `at_s`; none is outside of `speech`."""
         found, _ = self._model.transcribe(
             pcm, language="en", temperature=0.0, condition_on_previous_text=False, word_timestamps=True
         )
         for part in found:
             words: list[Any] = part.words if part.compression_ratio < REPETITIVE else []
             for word in words:
-                start_s, end_s = (at_s + min(max(0.0, float(time)), length_s) for time in (word.start, word.end))
+                start_s, end_s = (min(max(speech[0], at_s + float(time)), speech[1]) for time in (word.start, word.end))
                 yield Word(word.word.strip(), start_s, end_s)
 
 
