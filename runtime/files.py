@@ -135,6 +135,16 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         raise _refusal(name, error) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs, and those it is in. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OutputError(f"{folder} is not a folder, or is below a file. Name another folder.") from error
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made: {error.strerror}. Name another folder.") from error
+
+
 def check_distinct(*targets: str) -> None:
     """Raise OutputError if two names are one file: the last one written would overwrite the other."""
     paths = [_real(target) for target in targets if target != STANDARD_STREAM]
