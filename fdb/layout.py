@@ -55,13 +55,21 @@ class Sample:
 
 
 def samples(data: Path) -> list[Sample]:
-    """The samples below a folder, in the order of their names and numbers. Raises ConfigError if there are none."""
-    found = [
-        Sample(folder, str(folder.relative_to(data)), task_of(folder.relative_to(data))) for folder in _folders(data)
-    ]
+    """The samples below a folder, in the order of their names and numbers; it may also be the folder of one task.
+
+    Raises ConfigError if there are none.
+    """
+    names = {folder: _name(folder, data) for folder in _folders(data)}
+    found = [Sample(folder, str(name), task_of(name)) for folder, name in names.items()]
     if not found:
         raise ConfigError(f"{data} has no samples of Full-Duplex-Bench: folders TASK/ID with {INPUT} or {WORDS}.")
     return sorted(found, key=lambda one: (one.collection, _number(one.folder.name)))
+
+
+def _name(folder: Path, data: Path) -> Path:
+    """TASK/ID, also if `data` is the folder of one task."""
+    name = folder.relative_to(data)
+    return name if len(name.parts) > 1 else Path(data.resolve().name) / name
 
 
 def task_of(name: Path) -> Task:
