@@ -5,6 +5,7 @@ Used by all packages.
 
 import errno
 import os
+import re
 import secrets
 import stat
 import sys
@@ -181,6 +182,14 @@ def write_files(contents: Mapping[str, bytes]) -> None:
         for temporary in staged:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed `write_files` left in a folder. No other process may write there."""
+    for path in folder.glob(".*.part"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _takes_a_new_file(path: Path) -> bool:

@@ -12,9 +12,14 @@ from pplex.runtime.files import STANDARD_STREAM, files_below, is_folder
 from pplex.runtime.offline import Outputs
 
 
-def recordings_in(folder: Path) -> list[Path]:
-    """The recordings in a folder and below it, sorted. Raises AccessError."""
-    return [path for path in files_below(folder) if path.suffix.lower() in FORMATS]
+def recordings_in(folder: Path, out: Path) -> list[Path]:
+    """The recordings in a folder and below it, sorted, without those in `out` if that is a folder in it.
+
+    Raises AccessError.
+    """
+    answers = out.resolve() if out.resolve() != folder.resolve() else None
+    found = (path for path in files_below(folder) if path.suffix.lower() in FORMATS)
+    return [path for path in found if answers not in path.resolve().parents]
 
 
 def answers_in(out: Path, sources: Iterable[str], rate_hz: int) -> dict[str, Outputs]:
@@ -42,8 +47,7 @@ def _named(source: str, out: Path) -> list[tuple[Path, Path]]:
         raise AudioError(f"Standard input is one recording: --input-wav {STANDARD_STREAM}")
     if not is_folder(folder):
         return [(folder, Path(folder.stem))]
-    answers = out.resolve() if out.resolve() != folder.resolve() else None
-    found = [path for path in recordings_in(folder) if answers not in path.resolve().parents]
+    found = recordings_in(folder, out)
     if not found:
         raise AudioError(f"{source} holds no recording ({', '.join(FORMATS)}). Name a folder of recordings, or files.")
     return [(path, path.relative_to(folder).with_suffix("")) for path in found]
