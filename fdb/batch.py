@@ -117,7 +117,7 @@ def run_benchmark(
     if lock is None:
         raise ConfigError(f"Another process answers in {out}. Wait for its end, or name another --out.")
     try:
-        record = open_record(out, facts, _notes(bundle, data, settings))
+        record = open_record(out, facts, _notes(bundle, data, asked, settings))
         check_own(record, asked)
         plan = _plan(asked, record, settings)
         record.save(out)
@@ -127,9 +127,12 @@ def run_benchmark(
         os.close(lock)
 
 
-def _notes(bundle: Path, data: Path, settings: RunSettings) -> dict[str, Any]:
-    """What a reader of the record wants to know besides."""
-    return {"bundle": str(bundle.resolve()), "data": str(data.resolve()), "slots": settings.agent.slots}
+def _notes(bundle: Path, data: Path, asked: list[Question], settings: RunSettings) -> dict[str, Any]:
+    """What the score and a reader want to know besides. data: the folder that holds TASK/ID, also if DATA is one task's."""
+    root = data.resolve()
+    if not (root / asked[0].name).parent.is_dir() and (root.parent / asked[0].name).parent.is_dir():
+        root = root.parent
+    return {"bundle": str(bundle.resolve()), "data": str(root), "slots": settings.agent.slots}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A miniature of Full-Duplex-Bench: ten samples in its folders, of version 1.0 and of 1.5. The sentences and the events are ours.
+"""A miniature of Full-Duplex-Bench: ten samples in its folders, of versions 1.0 and 1.5. Sentences and events are ours.
 
 `espeak-ng` speaks them where it is installed. Elsewhere they are sound that is like speech, which is as good for a run.
 By hand: python tests/miniature.py FOLDER

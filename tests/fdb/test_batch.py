@@ -201,6 +201,7 @@ def test_answers_may_lie_beside_the_samples(tiny_bundle: Bundle, data: Path, ans
     for expected in ({"answered": 2, "kept": 0, "failed": 0}, {"answered": 0, "kept": 2, "failed": 0}):
         result = fdb_run(tiny_bundle, beside, tmp_path, "--json")
         assert result.exit_code == 0 and counts(result) == expected
+    assert json.loads((tmp_path / "fdb_run.json").read_text())["notes"]["data"] == str(tmp_path)
     for name in ("icc_backchannel/1/output.wav", "icc_backchannel/2/agent_text.json"):
         assert (tmp_path / name).read_bytes() == (answers / name).read_bytes()
 

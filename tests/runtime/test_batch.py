@@ -69,6 +69,20 @@ def test_a_recording_that_cannot_be_read_is_an_error_of_its_own(runtime: Runtime
     assert isinstance(found["good.wav"], Answer) and len(found["good.wav"].pcm) == len(read_audio(path))
 
 
+def test_a_memory_window_does_not_depend_on_the_other_recordings(roomy_bundle: Bundle) -> None:
+    settings = OfflineSettings("NATF0", PERSONA, 7, memory_window=120, slots=SLOTS)
+    runtime = load(roomy_bundle.folder, settings, threads=1, device="cpu")
+    sound = np.random.default_rng(0).normal(0, 0.1, (4, 150 * 1920)).astype(np.float32)
+    recordings = [Recording(str(i), lambda i=i: sound[i], sound.shape[1], settings) for i in range(4)]  # type: ignore[misc]
+    together = dict(Answers(runtime, recordings))
+    assert runtime.memory.rebuilt > len(recordings)
+    for recording in recordings[:2]:
+        ((_, alone),) = Answers(runtime, [recording])
+        answer = together[recording]
+        assert isinstance(answer, Answer) and isinstance(alone, Answer)
+        assert answer.pieces == alone.pieces and (answer.pcm == alone.pcm).all()
+
+
 def test_slots_are_free_after_an_interruption_and_after_an_error(runtime: Runtime) -> None:
     for _ in range(2 * SLOTS):
         answers = iter(Answers(runtime, sounds()))
