@@ -1,8 +1,9 @@
-"""The command about Full-Duplex-Bench: fdb, with score."""
+"""The command about Full-Duplex-Bench: fdb, with run and score."""
 
 import click
 
 from pplex.cli.command import Group
+from pplex.cli.fdb_run import run
 from pplex.cli.fdb_score import score
 
 
@@ -11,4 +12,5 @@ def fdb() -> None:
     """Full-Duplex-Bench: measure how an agent takes turns, as others publish it."""
 
 
+fdb.add_command(run)
 fdb.add_command(score)

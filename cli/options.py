@@ -1,5 +1,6 @@
 """Options of several commands, each declared once, and the printing of reports."""
 
+import functools
 import json
 import math
 import re
@@ -10,7 +11,9 @@ from typing import Any, Protocol
 import click
 
 from pplex.cli.command import checked
+from pplex.runtime.config import MAX_CANDIDATES
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.sampling import DEFAULT_SAMPLING, GREEDY, Sampling
 
 Option = Callable[[Any], Any]  # a decorator of a command
 
@@ -61,6 +64,32 @@ def _parse_window(context: click.Context, parameter: click.Parameter, value: str
     if not value.isdecimal() or not value.isascii():
         raise click.BadParameter(f"{value!r} is neither off nor a number of steps, such as 2048.")
     return int(value)
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of the sampling, passed to the command as `sampling`."""
+
+    @functools.wraps(command)
+    def with_sampling(
+        *args: Any, greedy: bool, temp_audio: float, temp_text: float, topk_audio: int, topk_text: int, **rest: Any
+    ) -> Any:
+        sampling = GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio)
+        return command(*args, sampling=sampling, **rest)
+
+    usual = DEFAULT_SAMPLING
+    for stream, top_k, temperature in (
+        ("text", usual.text_top_k, usual.text_temperature),
+        ("audio", usual.audio_top_k, usual.audio_temperature),
+    ):
+        help_of_k = f"Sample from this many of the most probable {stream} tokens."
+        kinds = click.IntRange(1, MAX_CANDIDATES)
+        click.option(f"--topk-{stream}", type=kinds, default=top_k, help=help_of_k)(with_sampling)
+        click.option(f"--temp-{stream}", type=float, default=temperature, help=f"Temperature of the {stream} tokens.")(
+            with_sampling
+        )
+    return click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")(
+        with_sampling
+    )
 
 
 def lora_options(command: Any) -> Any:

@@ -36,10 +36,10 @@ def tell(text: str) -> None:
 
 
 @contextmanager
-def frames_bar(total: int) -> Iterator[Callable[[], Any]]:
-    """A bar that counts frames."""
+def frames_bar(total: int) -> Iterator[Callable[..., Any]]:
+    """A bar that counts frames, one or a number of them at a time."""
     with tqdm(desc="run", total=total, unit="frame", mininterval=0.2) as bar:
-        yield lambda: bar.update(1)
+        yield bar.update
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pplex.runtime.errors import ConfigError
 INPUT, CLEAN_INPUT = "input.wav", "clean_input.wav"  # the latter in version 1.5: without what interferes
 OUTPUT, CLEAN_OUTPUT = "output.wav", "clean_output.wav"  # 16 kHz, as long as the input
 AGENT_TEXT, WORDS = "agent_text.json", "output.json"
+CLEAN_AGENT_TEXT = "clean_agent_text.json"
 
 
 class Task(StrEnum):

@@ -19,12 +19,12 @@ from pplex.fdb.measures import (
     takes_over,
 )
 from pplex.fdb.metrics import ANSWER, BEFORE, FREQUENCY, JSD, LATENCY, TOR
+from pplex.fdb.record import RECORD
 from pplex.fdb.segments import read_recording, rounded_segments
 from pplex.fdb.words import Transcript, first_event, read_event, read_json, read_transcript
 from pplex.runtime.errors import PplexError, SampleError
 from pplex.runtime.files import is_file, is_folder
 
-RUN_FILE = "fdb_run.json"
 RUN_FILE = "fdb_run.json"
 TURN_FILE, INTERRUPT_FILE, VERSION_1_5_FILE = "turn_taking.json", "interrupt.json", "metadata.json"
 UNKNOWN_WORDS = "output.json of another program"
@@ -62,8 +62,9 @@ class Scoring:
 
     def event_file(self, sample: Sample, name: str) -> Path:
         """The benchmark's file of a sample, beside the answer or in the data."""
-        beside = sample.folder / name
-        return self.data / sample.name / name if self.data and not is_file(beside) else beside
+        folders = (self.data, self.data.parent) if self.data else ()  # the data may be the folder of one task
+        places = [sample.folder / name, *(folder / sample.name / name for folder in folders)]
+        return next(filter(is_file, places), places[0])
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ class RunRecord(NamedTuple):
 
 
 def run_record(folder: Path) -> RunRecord:
-    """The record in a folder of answers; empty if another program made them."""
+    """The record in a folder of answers, or above the folder of one task; empty if another program made them."""
     try:
-        found = read_json(folder / RUN_FILE)
+        found = read_json(next(filter(is_file, (folder / RECORD, folder.resolve().parent / RECORD)), folder / RECORD))
         settings, data = dict(found["settings"]), Path(found["notes"]["data"])
     except (SampleError, LookupError, TypeError, ValueError):
         return RunRecord({}, None)

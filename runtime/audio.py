@@ -209,24 +209,34 @@ def check_audio_target(target: str | os.PathLike[str]) -> None:
         raise OutputError(f"{target}: the suffix must name the format, one of {', '.join(FORMATS)}.")
 
 
-def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> bytes:
+def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating], rate_hz: int = SAMPLE_RATE_HZ) -> bytes:
     """The bytes of a file with `pcm` [samples] at 24 kHz, clipped to [-1, 1]. The suffix names the format ("-": wav).
 
-    Raises OutputError for an unknown suffix or an unwritable folder, AudioError for samples that cannot be encoded.
+    rate_hz: of the file. It lasts as long as `pcm`, to the nearest sample. Raises OutputError for an unknown suffix or an
+    unwritable folder, AudioError for samples that cannot be encoded.
     """
     check_audio_target(target)
     name = os.fspath(target)
     suffix = ".wav" if name == STANDARD_STREAM else Path(name).suffix.lower()
     if pcm.ndim != 1 or not len(pcm):
         raise AudioError(f"{name}: expected mono samples to write, got an array of shape {list(pcm.shape)}.")
-    clipped = np.clip(pcm, -1, 1).astype(np.float32)
+    clipped = np.clip(_at_rate(pcm, rate_hz), -1, 1).astype(np.float32)
     _check_finite(clipped, f"The audio for {name}", SAMPLE_RATE_HZ)
     container, subtype = FORMATS[suffix]
     data = io.BytesIO()  # in memory: libsndfile does not report what a failing file object raises
-    with soundfile.SoundFile(data, "w", SAMPLE_RATE_HZ, 1, subtype, format=container) as file:
+    with soundfile.SoundFile(data, "w", rate_hz, 1, subtype, format=container) as file:
         for start in range(0, len(clipped), BLOCK):  # libsndfile's Vorbis encoder overflows its stack on long blocks
             file.write(clipped[start : start + BLOCK])
     return data.getvalue()
+
+
+def _at_rate(pcm: npt.NDArray[np.floating], rate_hz: int) -> npt.NDArray[np.floating]:
+    """`pcm` [samples] at 24 kHz, resampled to `rate_hz`."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return pcm
+    count = max(1, round(len(pcm) * rate_hz / SAMPLE_RATE_HZ))
+    resampled = soxr.resample(pcm, SAMPLE_RATE_HZ, rate_hz, quality="HQ")[:count]
+    return np.pad(resampled, (0, count - len(resampled)))
 
 
 def frames(pcm: Pcm, frame_size: int) -> Pcm:
