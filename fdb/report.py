@@ -125,7 +125,7 @@ def _compared(name: str, score: Score, other: Score) -> Section:
     columns = ("measure", "samples of both", OURS, name, "difference", "p")
     notes = (
         f"Only samples that both have count. p is of {TESTS}: how often chance alone would give such a difference.",
-        "One in twenty p of equal agents is below 0.05.",
+        "With two equal agents, one p in twenty is below 0.05.",
     )
     table = Table(f"Ours and {name}", columns, rows)
     question = "Do they differ on the same samples?"

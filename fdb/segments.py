@@ -9,6 +9,7 @@ from pplex.fdb.measures import Segment
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.audio import read_audio
 from pplex.runtime.errors import AudioError, SampleError
+from pplex.runtime.files import is_file
 from pplex.validate.speech.detector import VAD_RATE_HZ, load_silero
 
 
@@ -26,6 +27,8 @@ class Recording:
 
 def read_recording(path: Path) -> Recording:
     """A recording, resampled to 16 kHz if it has another rate. Raises SampleError."""
+    if not is_file(path):
+        raise SampleError(f"{path.name} is missing")
     try:
         pcm = read_audio(path, VAD_RATE_HZ)
         return Recording(pcm, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,17 @@ def test_an_unscored_sample_is_named_and_fails_the_check(agents: Path, tmp_path:
     done = run(agents, "--report", tmp_path / "report")
     assert done.exit_code == 1 and f"{TURN}/7" in done.stdout and "unscored: 1 > 0" in done.stdout
     assert f"{TURN}/7" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_without_limits_there_is_no_verdict(agents: Path, tmp_path: Path) -> None:
+    done = run(agents, "--report", tmp_path / "report")
+    assert "VERDICT" not in done.stdout + (tmp_path / "report" / "report.html").read_text()
+
+
+def test_whisper_that_is_not_installed_is_named(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    done = run(agents, "--words", "whisper")
+    assert done.exit_code == 1 and "pip install faster-whisper" in done.output
 
 
 def test_two_engines_are_paired_by_sample(agents: Path, tmp_path: Path) -> None:
