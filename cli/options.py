@@ -131,6 +131,24 @@ def parse_memory(text: str) -> int:
     return nbytes
 
 
+def parse_limits(example: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, float]]:
+    """A callback for a repeated option of limits, each as NAME=NUMBER, such as `example`."""
+
+    def callback(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+        limits = {}
+        for text in given:
+            name, equals, value = text.partition("=")
+            try:
+                limits[name.strip()] = float(value)
+            except ValueError:
+                equals = ""
+            if not equals or math.isnan(limits[name.strip()]):
+                raise click.BadParameter(f"{text!r} is not NAME=NUMBER, such as {example}.")
+        return limits
+
+    return callback
+
+
 def echo_report(report: Printable, as_json: bool) -> None:
     """Print a report to standard output."""
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())

@@ -43,6 +43,18 @@ def frames_bar(total: int) -> Iterator[Callable[..., Any]]:
 
 
 @contextmanager
+def samples_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that shows the number of finished samples, of all, and the time left."""
+    with tqdm(desc=name, unit="sample", mininterval=0.2) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+@contextmanager
 def names_bar(name: str) -> Iterator[Callable[[str], None]]:
     """A line with the current stage and the time so far."""
     with tqdm(desc=name, bar_format="{desc} {elapsed}", mininterval=0.2) as bar:
