@@ -82,7 +82,12 @@ def run(
         personas=of_tasks(personas, text_prompt, text_prompt_of),
         seeds=of_tasks(dict.fromkeys(Task, SEED), seed, seed_of),
     )
-    report = run_benchmark(bundle, data, out, settings, threads, device, frames_bar)
+    click.echo(f"Reading the recordings in {data}", err=True)
+    try:
+        report = run_benchmark(bundle, data, out, settings, threads, device, frames_bar)
+    except KeyboardInterrupt:
+        click.echo(f"\nComplete answers are in {out}. To go on, give the same command again.", err=True)
+        raise
     echo_report(report, as_json)
     if report.failures:
         raise SystemExit(1)

@@ -97,19 +97,32 @@ def test_every_file_equals_that_of_run(
     assert text.read_bytes() == (answers / name / f"{stem}agent_text.json").read_bytes()
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_files(
-    tiny_bundle: Bundle, data: Path, answers: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    code = "from pplex.cli import main; main()"
-    command = [sys.executable, "-c", code, "fdb", "run", str(tiny_bundle.folder), str(data), "--out", str(out), *AGENT]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(bundle: Bundle, data: Path, out: Path) -> subprocess.Popen[str]:
+    """A process of a run, once it has written three answers."""
+    command = [sys.executable, "-c", "from pplex.cli import main; main()", "fdb", "run", str(bundle.folder), str(data)]
+    process = subprocess.Popen([*command, "--out", str(out), *AGENT], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list(out.rglob("*output.wav"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
+    return process
+
+
+def test_ctrl_c_says_how_to_go_on(tiny_bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    process = start(tiny_bundle, data, tmp_path / "out")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "give the same command again.\n" in said and "Traceback" not in said
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(
+    tiny_bundle: Bundle, data: Path, answers: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(tiny_bundle, data, out)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate(timeout=60)
     done = {path: path.stat().st_mtime_ns for path in out.rglob("*output.wav")}
     assert 3 <= len(done) < RECORDINGS
     part = next(iter(done)).with_name(".0123456789abcdef.part")  # what a killed write leaves
