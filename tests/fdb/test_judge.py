@@ -4,10 +4,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from planted_agents import copied
 
+from pplex.cli import main
 from pplex.fdb.judge import ATTEMPTS, GIVES_UP_AFTER, Judge
 from pplex.runtime.errors import ConfigError, SampleError
 
@@ -112,3 +116,14 @@ def test_nobody_there(judge_with: Any) -> None:
 def test_only_web_addresses_are_judges(url: str) -> None:
     with pytest.raises(ConfigError, match="not the address of a judge"):
         Judge(url, "a-model")
+
+
+def test_the_score_asks_about_takeovers_only_and_reports_the_mean(judge_with: Any, tmp_path: Path) -> None:
+    _, server = judge_with((200, '{"grade": 4}'))
+    folder = copied(tmp_path / "out", "synthetic_user_interruption/1", "synthetic_user_interruption/3")
+    arguments = ["--judge", server.url, "--judge-model", "a-model", "--at-least", "interruption_answer=4.5", "--json"]
+    done = CliRunner().invoke(main, ["fdb", "score", str(folder), *arguments], env={"PPLEX_JUDGE_KEY": "from-outside"})
+    measures = {one["name"]: one for section in json.loads(done.stdout)["sections"] for one in section["measures"]}
+    assert done.exit_code == 1 and measures["synthetic_user_interruption.answer"]["value"] == 4
+    assert [headers["Authorization"] for _, headers, _ in server.requests] == ["Bearer from-outside"]
+    assert "Can we talk about fiction books instead?" in server.requests[0][2]["messages"][1]["content"]
