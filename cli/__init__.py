@@ -1,8 +1,8 @@
 """The `pplex-export` command. Each subcommand parses its options, calls one function of the package and prints the result.
 
 `checkpoints` has synth and build, `talk` run, `voices` voices, `serving` serve and load, `scaling` scale, `validation`
-validate, `benches` bench, `engines` inspect and plan, `hub` push, `doctor` doctor. Heavy imports are inside the commands, so
---help is fast.
+validate, `fdb` fdb, `benches` bench, `engines` inspect and plan, `hub` push, `doctor` doctor. Heavy imports are inside the
+commands, so --help is fast.
 """
 
 import signal
@@ -30,6 +30,7 @@ _MODULES = {
     "load": "serving",
     "scale": "scaling",
     "validate": "validation",
+    "fdb": "fdb",
     "bench": "benches",
     "inspect": "engines",
     "plan": "engines",

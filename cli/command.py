@@ -10,7 +10,7 @@ import click
 
 from pplex.runtime.errors import ConfigError, OutputError
 
-MAY_BE_EMPTY = {"text_prompt", "personas"}  # empty: without a persona
+MAY_BE_EMPTY = {"text_prompt", "text_prompt_of", "personas"}  # empty: without a persona
 
 
 class Command(click.Command):

@@ -1,5 +1,6 @@
 """Options of several commands, each declared once, and the printing of reports."""
 
+import functools
 import json
 import math
 import re
@@ -10,7 +11,9 @@ from typing import Any, Protocol
 import click
 
 from pplex.cli.command import checked
+from pplex.runtime.config import MAX_CANDIDATES
 from pplex.runtime.errors import ConfigError
+from pplex.runtime.sampling import DEFAULT_SAMPLING, GREEDY, Sampling
 
 Option = Callable[[Any], Any]  # a decorator of a command
 
@@ -63,6 +66,32 @@ def _parse_window(context: click.Context, parameter: click.Parameter, value: str
     return int(value)
 
 
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of the sampling, passed to the command as `sampling`."""
+
+    @functools.wraps(command)
+    def with_sampling(
+        *args: Any, greedy: bool, temp_audio: float, temp_text: float, topk_audio: int, topk_text: int, **rest: Any
+    ) -> Any:
+        sampling = GREEDY if greedy else Sampling(temp_text, topk_text, temp_audio, topk_audio)
+        return command(*args, sampling=sampling, **rest)
+
+    usual = DEFAULT_SAMPLING
+    for stream, top_k, temperature in (
+        ("text", usual.text_top_k, usual.text_temperature),
+        ("audio", usual.audio_top_k, usual.audio_temperature),
+    ):
+        help_of_k = f"Sample from this many of the most probable {stream} tokens."
+        kinds = click.IntRange(1, MAX_CANDIDATES)
+        click.option(f"--topk-{stream}", type=kinds, default=top_k, help=help_of_k)(with_sampling)
+        click.option(f"--temp-{stream}", type=float, default=temperature, help=f"Temperature of the {stream} tokens.")(
+            with_sampling
+        )
+    return click.option("--greedy", is_flag=True, help="Take the most probable token instead of sampling.")(
+        with_sampling
+    )
+
+
 def lora_options(command: Any) -> Any:
     """`--lora` and `--lora-scaling`, None by default."""
     scaling = click.option(
@@ -100,6 +129,24 @@ def parse_memory(text: str) -> int:
     if not nbytes:
         raise ConfigError(f"{text!r} is not a size of memory. Give a number and its unit: 8GB, 7.5GiB or 512MB.")
     return nbytes
+
+
+def parse_limits(example: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, float]]:
+    """A callback for a repeated option of limits, each as NAME=NUMBER, such as `example`."""
+
+    def callback(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+        limits = {}
+        for text in given:
+            name, equals, value = text.partition("=")
+            try:
+                limits[name.strip()] = float(value)
+            except ValueError:
+                equals = ""
+            if not equals or math.isnan(limits[name.strip()]):
+                raise click.BadParameter(f"{text!r} is not NAME=NUMBER, such as {example}.")
+        return limits
+
+    return callback
 
 
 def echo_report(report: Printable, as_json: bool) -> None:

@@ -36,10 +36,22 @@ def tell(text: str) -> None:
 
 
 @contextmanager
-def frames_bar(total: int) -> Iterator[Callable[[], Any]]:
-    """A bar that counts frames."""
+def frames_bar(total: int) -> Iterator[Callable[..., Any]]:
+    """A bar that counts frames, one or a number of them at a time."""
     with tqdm(desc="run", total=total, unit="frame", mininterval=0.2) as bar:
-        yield lambda: bar.update(1)
+        yield bar.update
+
+
+@contextmanager
+def samples_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that shows the number of finished samples, of all, and the time left."""
+    with tqdm(desc=name, unit="sample", mininterval=0.2) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 @contextmanager

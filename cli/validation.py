@@ -1,30 +1,16 @@
 """The command that compares a bundle with its checkpoint: validate."""
 
 import json
-import math
 from functools import partial
 from pathlib import Path
 
 import click
 
 from pplex.cli.command import command
-from pplex.cli.options import device_option, echo_report, json_option, lora_options, threads_option
+from pplex.cli.options import device_option, echo_report, json_option, lora_options, parse_limits, threads_option
 
 FOLDER = click.Path(path_type=Path)
 SECTIONS = ("graphs", "drift", "codec", "streaming", "conversation")
-
-
-def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
-    limits = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        try:
-            limits[name.strip()] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals or math.isnan(limits[name.strip()]):
-            raise click.BadParameter(f"{text!r} is not NAME=NUMBER, such as drift.text_kl=0.05.")
-    return limits
 
 
 @command(prints=True)
@@ -48,7 +34,7 @@ def _limits(context: click.Context, parameter: click.Parameter, given: tuple[str
     "--tolerance",
     "limits",
     multiple=True,
-    callback=_limits,
+    callback=parse_limits("drift.text_kl=0.05"),
     help="Another limit for a measure, as NAME=LIMIT; can be repeated.",
 )
 @click.option(

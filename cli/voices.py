@@ -8,7 +8,7 @@ import click
 
 from pplex.cli.command import Group
 from pplex.cli.options import device_option, json_option, threads_option
-from pplex.cli.talk import DEFAULT_PERSONA
+from pplex.runtime.personas import TEACHER
 
 SECONDS, SEED = 5.0, 0
 RESTART = "A server that is running keeps the voices it has loaded: restart it."
@@ -56,7 +56,7 @@ def list_voices(bundle: Path, as_json: bool) -> None:
 @click.option("--reply", is_flag=True, help="Let the model speak, also if the voice is a recording.")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help=f"How long the model speaks.  [default: {SECONDS:g}]")
 @click.option("--seed", type=click.IntRange(min=0), help=f"Seed of what it says.  [default: {SEED}]")
-@click.option("--text-prompt", default=DEFAULT_PERSONA, help="The persona of the model that speaks.")
+@click.option("--text-prompt", default=TEACHER, help="The persona of the model that speaks.")
 @threads_option()
 @device_option()
 def listen(

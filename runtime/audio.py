@@ -34,8 +34,8 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile gives a larger number if the header has n
 NOTED_LOSS_S = 0.05
 
 
-def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
-    """Read a whole wav, flac or ogg as mono: [samples] float32 at 24 kHz. Channels are mixed, and resampled if necessary.
+def read_audio(source: str | os.PathLike[str] | BinaryIO, rate_hz: int = SAMPLE_RATE_HZ) -> Pcm:
+    """Read a whole wav, flac or ogg as mono: [samples] float32 at `rate_hz`. Channels are mixed, and resampled if necessary.
 
     `source` is a path, "-" for standard input, or an open binary file. Recordings joined in one file are read in order.
     Warns (AudioWarning) about a wrong size in the header, channels that cancel out, and damaged parts. Raises AudioError if
@@ -45,7 +45,7 @@ def read_audio(source: str | os.PathLike[str] | BinaryIO) -> Pcm:
     name, data = _read_bytes(source)
     heard, notes = [np.zeros(0, np.float32)], []
     for part in find_parts(data):
-        pcm, found = _read_part(part, name, sum(map(len, heard)) / SAMPLE_RATE_HZ)
+        pcm, found = _read_part(part, name, sum(map(len, heard)) / rate_hz, rate_hz)
         heard.append(pcm)
         notes += [note for note in (part.note, *found) if note]
     pcm = np.concatenate(heard)
@@ -76,15 +76,15 @@ def _read_bytes(source: str | os.PathLike[str] | BinaryIO) -> tuple[str, bytes]:
         raise AudioError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
 
 
-def _read_part(part: Part, name: str, begins_s: float) -> tuple[Pcm, list[str]]:
-    """One recording of a file, [samples] at 24 kHz, and notes for the user. `begins_s`: its start in the file."""
+def _read_part(part: Part, name: str, begins_s: float, rate_hz: int) -> tuple[Pcm, list[str]]:
+    """One recording of a file, [samples] at `rate_hz`, and notes for the user. `begins_s`: its start in the file."""
     decoding = _Decoding(part, name, begins_s)
     pcm, mix = decoding.mean()
     if mix.note:
         pcm = decoding.mixed(mix)
     _check_finite(pcm, name, decoding.rate_hz)
     check_samples(pcm, name)
-    return _resampled(pcm, name, decoding.rate_hz), [mix.note, decoding.loss]
+    return _resampled(pcm, name, decoding.rate_hz, rate_hz), [mix.note, decoding.loss]
 
 
 class _WithoutSeeking(soundfile.SoundFile):
@@ -192,12 +192,12 @@ def _check_finite(pcm: Pcm, name: str, rate_hz: int) -> None:
         )
 
 
-def _resampled(pcm: Pcm, name: str, rate_hz: int) -> Pcm:
-    if rate_hz < MIN_RATE_HZ:
-        raise AudioError(f"{name} is sampled at {rate_hz} Hz: give audio of {MIN_RATE_HZ} Hz or more.")
-    if rate_hz == SAMPLE_RATE_HZ:
+def _resampled(pcm: Pcm, name: str, from_hz: int, to_hz: int) -> Pcm:
+    if from_hz < MIN_RATE_HZ:
+        raise AudioError(f"{name} is sampled at {from_hz} Hz: give audio of {MIN_RATE_HZ} Hz or more.")
+    if from_hz == to_hz:
         return pcm
-    resampled: Pcm = soxr.resample(pcm, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+    resampled: Pcm = soxr.resample(pcm, from_hz, to_hz, quality="HQ")
     return resampled
 
 
@@ -209,24 +209,34 @@ def check_audio_target(target: str | os.PathLike[str]) -> None:
         raise OutputError(f"{target}: the suffix must name the format, one of {', '.join(FORMATS)}.")
 
 
-def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating]) -> bytes:
+def encode_audio(target: str | os.PathLike[str], pcm: npt.NDArray[np.floating], rate_hz: int = SAMPLE_RATE_HZ) -> bytes:
     """The bytes of a file with `pcm` [samples] at 24 kHz, clipped to [-1, 1]. The suffix names the format ("-": wav).
 
-    Raises OutputError for an unknown suffix or an unwritable folder, AudioError for samples that cannot be encoded.
+    rate_hz: of the file. It lasts as long as `pcm`, to the nearest sample. Raises OutputError for an unknown suffix or an
+    unwritable folder, AudioError for samples that cannot be encoded.
     """
     check_audio_target(target)
     name = os.fspath(target)
     suffix = ".wav" if name == STANDARD_STREAM else Path(name).suffix.lower()
     if pcm.ndim != 1 or not len(pcm):
         raise AudioError(f"{name}: expected mono samples to write, got an array of shape {list(pcm.shape)}.")
-    clipped = np.clip(pcm, -1, 1).astype(np.float32)
+    clipped = np.clip(_at_rate(pcm, rate_hz), -1, 1).astype(np.float32)
     _check_finite(clipped, f"The audio for {name}", SAMPLE_RATE_HZ)
     container, subtype = FORMATS[suffix]
     data = io.BytesIO()  # in memory: libsndfile does not report what a failing file object raises
-    with soundfile.SoundFile(data, "w", SAMPLE_RATE_HZ, 1, subtype, format=container) as file:
+    with soundfile.SoundFile(data, "w", rate_hz, 1, subtype, format=container) as file:
         for start in range(0, len(clipped), BLOCK):  # libsndfile's Vorbis encoder overflows its stack on long blocks
             file.write(clipped[start : start + BLOCK])
     return data.getvalue()
+
+
+def _at_rate(pcm: npt.NDArray[np.floating], rate_hz: int) -> npt.NDArray[np.floating]:
+    """`pcm` [samples] at 24 kHz, resampled to `rate_hz`."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return pcm
+    count = max(1, round(len(pcm) * rate_hz / SAMPLE_RATE_HZ))
+    resampled = soxr.resample(pcm, SAMPLE_RATE_HZ, rate_hz, quality="HQ")[:count]
+    return np.pad(resampled, (0, count - len(resampled)))
 
 
 def frames(pcm: Pcm, frame_size: int) -> Pcm:

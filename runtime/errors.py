@@ -79,3 +79,7 @@ class AccessError(PplexError):
 
 class ReportError(PplexError):
     """A validation report that cannot be read or made."""
+
+
+class SampleError(PplexError):
+    """A sample of a benchmark that cannot be run or scored; the others can."""

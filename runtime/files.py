@@ -5,6 +5,7 @@ Used by all packages.
 
 import errno
 import os
+import re
 import secrets
 import stat
 import sys
@@ -135,6 +136,16 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         raise _refusal(name, error) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs, and those it is in. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OutputError(f"{folder} is not a folder, or is below a file. Name another folder.") from error
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made: {error.strerror}. Name another folder.") from error
+
+
 def check_distinct(*targets: str) -> None:
     """Raise OutputError if two names are one file: the last one written would overwrite the other."""
     paths = [_real(target) for target in targets if target != STANDARD_STREAM]
@@ -171,6 +182,14 @@ def write_files(contents: Mapping[str, bytes]) -> None:
         for temporary in staged:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed `write_files` left in a folder. No other process may write there."""
+    for path in folder.glob(".*.part"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _takes_a_new_file(path: Path) -> bool:

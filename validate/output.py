@@ -1,8 +1,11 @@
-"""A report's folder: the files of a validation or a comparison, written together. Called by `cli.validation`."""
+"""A report's folder: the files of a validation or a comparison, written together.
+
+Called by `cli.validation` and `cli.fdb`.
+"""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,14 @@ from pplex.validate.report.schema import REPORT_FILE
 from pplex.validate.validation import SIDES, Validation
 
 SOUNDS_FOLDER = "sounds"
+VALIDATION_SOUNDS = tuple(f"*-{side}.wav" for side in SIDES)
 
 
 def report_files(validation: Validation) -> dict[str, bytes]:
     """Files by name: the data, the page, the comment for a pull request, and the recordings."""
     report = validation.report
     return {
-        REPORT_FILE: _json(report.to_dict()),
+        REPORT_FILE: json_bytes(report.to_dict()),
         "report.html": to_html(report).encode(),
         "report.md": to_markdown(report).encode(),
         **{f"{SOUNDS_FOLDER}/{name}": data for name, data in validation.sounds.items()},
@@ -31,7 +35,7 @@ def report_files(validation: Validation) -> dict[str, bytes]:
 def comparison_files(comparison: Comparison) -> dict[str, bytes]:
     """Files by name, like those of a report."""
     return {
-        "comparison.json": _json(comparison.to_dict()),
+        "comparison.json": json_bytes(comparison.to_dict()),
         "comparison.html": comparison.to_html().encode(),
         "comparison.md": comparison.to_markdown().encode(),
     }
@@ -46,8 +50,8 @@ def check_folder(folder: Path) -> None:
         folder.rmdir()  # `write_folder` makes it again
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by name in a folder, all or none; removes recordings of an earlier report.
+def write_folder(folder: Path, files: Mapping[str, bytes], recordings: Sequence[str] = VALIDATION_SOUNDS) -> None:
+    """Write files by name in a folder, all or none; removes recordings of an earlier report, which have these names.
 
     Raises OutputError.
     """
@@ -55,8 +59,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         _made((folder / name).parent)
     write_files({str(folder / name): data for name, data in files.items()})
     if REPORT_FILE in files:
-        for side in SIDES:
-            for path in (folder / SOUNDS_FOLDER).glob(f"*-{side}.wav"):
+        for names in recordings:
+            for path in (folder / SOUNDS_FOLDER).glob(names):
                 if f"{SOUNDS_FOLDER}/{path.name}" not in files:
                     path.unlink()
 
@@ -68,5 +72,5 @@ def _made(folder: Path) -> None:
         raise OutputError(f"Cannot create the folder {folder}: {error.strerror}. Name another --report.") from error
 
 
-def _json(data: Any) -> bytes:
+def json_bytes(data: Any) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()

@@ -187,7 +187,7 @@ def test_two_outputs_to_the_same_file_are_refused(tiny_bundle: Bundle, speech: P
 
 @pytest.mark.parametrize(
     "command",
-    ["", "synth", "build", "run", "bench", "validate"]
+    ["", "synth", "build", "run", "bench", "validate", "fdb run"]
     + [
         f"bench {name}"
         for name in ("codec", "floor", "frame", "host", "load", "precision", "priming", "scaling", "soak")

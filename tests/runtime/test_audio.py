@@ -252,6 +252,18 @@ class TestWrite:
         assert os.listdir(tmp_path) == ["out.wav"]
 
 
+@pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 48_000])
+@pytest.mark.parametrize("samples", [1, 24_000, 24_001, 50_003])
+def test_audio_of_another_rate_lasts_as_long(rate_hz: int, samples: int) -> None:
+    pcm = (0.3 * np.sin(2 * np.pi * 440 * np.arange(samples) / 24_000)).astype(np.float32)
+    written, rate = soundfile.read(io.BytesIO(encode_audio("x.wav", pcm, rate_hz)))
+    assert rate == rate_hz and len(written) == max(1, round(samples * rate_hz / 24_000))
+    if samples > 24_000:
+        times_s = np.arange(len(written)) / rate_hz
+        middle = slice(rate_hz // 4, -rate_hz // 4)
+        np.testing.assert_allclose(written[middle], 0.3 * np.sin(2 * np.pi * 440 * times_s)[middle], atol=1e-3)
+
+
 def test_standard_input_to_standard_output() -> None:
     copy = (
         "from pplex.runtime.audio import encode_audio, read_audio; from pplex.runtime.files import write_files; "

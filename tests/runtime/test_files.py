@@ -8,7 +8,17 @@ import pytest
 import unprivileged
 
 from pplex.runtime.errors import OutputError
-from pplex.runtime.files import check_distinct, check_writable, files_below, is_file, is_folder, is_there, write_files
+from pplex.runtime.files import (
+    check_distinct,
+    check_writable,
+    files_below,
+    is_file,
+    is_folder,
+    is_there,
+    make_folder,
+    remove_parts,
+    write_files,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -60,6 +70,23 @@ def test_one_file_under_two_names_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="named twice"):
         check_distinct(str(tmp_path / "a"), "-", str(tmp_path / "link"))
     check_distinct(str(tmp_path / "a"), "-", "-", str(tmp_path / "b"), "/dev/null", "/dev/null")
+
+
+def test_a_folder_is_made_with_those_it_is_in(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below", "x" * 300):
+        with pytest.raises(OutputError):
+            make_folder(tmp_path / folder)
+
+
+def test_only_parts_of_killed_writes_are_removed(tmp_path: Path) -> None:
+    for name in (".0123456789abcdef.part", ".mine.part", "x.part", "output.wav"):
+        (tmp_path / name).write_text("")
+    remove_parts(tmp_path)
+    assert names(tmp_path) == [".mine.part", "output.wav", "x.part"]
 
 
 def test_path_checks_answer_for_every_kind_of_path(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A report as one HTML file for light and dark screens, phones and paper. It needs no network and no scripts.
 
-Called by `validate.output` and `validate.report.compare`.
+Called by `validate.output`, `validate.report.compare` and `fdb.output`.
 """
 
 import re
@@ -24,20 +24,20 @@ def to_html(report: Report) -> str:
     return render("report.html", report=report)
 
 
-def render(template: str, **values: Any) -> str:
-    """Render a template of this package. Plots are numbered, so their ids differ."""
+def render(template: str, pages: Path = PAGES, **values: Any) -> str:
+    """Render a template in `pages`, which may extend those of this package. Plots are numbered, so their ids differ."""
     numbers = count(1)
 
     def svg(plot: Plot) -> Markup:
         return Markup(to_svg(plot, f"plot{next(numbers)}"))  # to_svg escapes its text
 
-    return _environment().get_template(template).render(values, svg=svg)
+    return _environment(pages).get_template(template).render(values, svg=svg)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(pages: Path) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(PAGES),
+        loader=FileSystemLoader([pages, PAGES]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,

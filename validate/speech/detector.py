@@ -1,4 +1,8 @@
-"""Voice activity detection by silero-vad's ONNX model. Called by `validate.validation`."""
+"""Voice activity detection by silero-vad's ONNX model. Called by `validate.validation` and `fdb.segments`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import soxr
@@ -14,22 +18,29 @@ MIN_SILENCE_MS = 100
 THRESHOLD = 0.5  # also for ends: silero-vad's default for ends, 0.35, detects them 10 ms later
 
 
+def load_silero() -> Callable[..., list[dict[str, Any]]]:
+    """silero-vad's search for speech in pcm [samples] at 16 kHz, with its model; options are silero-vad's own.
+
+    Raises ModuleNotFoundError if the package is not installed.
+    """
+    threads = torch.get_num_threads()
+    from silero_vad import get_speech_timestamps_sequence, load_silero_vad
+
+    torch.set_num_threads(threads)  # the import of silero_vad sets the process to one thread
+    return partial(get_speech_timestamps_sequence, model=load_silero_vad(sequence=True))
+
+
 class SpeechDetector:
     """silero-vad with its model. Raises ModuleNotFoundError if the package is not installed."""
 
     def __init__(self) -> None:
-        threads = torch.get_num_threads()
-        from silero_vad import get_speech_timestamps_sequence, load_silero_vad
-
-        torch.set_num_threads(threads)  # the import of silero_vad sets the process to one thread
-        self._model, self._find = load_silero_vad(sequence=True), get_speech_timestamps_sequence
+        self._find = load_silero()
 
     def __call__(self, pcm: Pcm) -> list[Segment]:
         """Speech in pcm [samples] at 24 kHz, with bounds accurate to 32 ms; samples that are not finite count as silence."""
         heard = np.nan_to_num(pcm, nan=0, posinf=0, neginf=0)
         found = self._find(
             soxr.resample(heard, SAMPLE_RATE_HZ, VAD_RATE_HZ),
-            self._model,
             threshold=THRESHOLD,
             neg_threshold=THRESHOLD,
             min_speech_duration_ms=MIN_SPEECH_MS,

@@ -1,7 +1,8 @@
 """Metrics of turn-taking: rates and latencies from segments of speech and the user's events.
 
-The terms are those of Full-Duplex-Bench (arXiv 2503.04721). It uses the words from speech recognition to distinguish turns
-from backchannels ("mm-hm"). Here the length of a stretch of speech decides, so validation needs no such model.
+The terms are those of Full-Duplex-Bench (arXiv 2503.04721). Its definitions (`fdb.measures`) use the words from speech
+recognition to distinguish turns from backchannels ("mm-hm"). Here the length of a stretch of speech decides, so validation
+needs no such model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
