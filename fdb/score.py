@@ -25,7 +25,6 @@ from pplex.fdb.words import Transcript, first_event, read_event, read_json, read
 from pplex.runtime.errors import PplexError, SampleError
 from pplex.runtime.files import is_file, is_folder
 
-RUN_FILE = "fdb_run.json"
 TURN_FILE, INTERRUPT_FILE, VERSION_1_5_FILE = "turn_taking.json", "interrupt.json", "metadata.json"
 UNKNOWN_WORDS = "output.json of another program"
 People = Mapping[str, tuple[float, ...]]  # by a sample's id: how people's backchannels are spread over it

@@ -14,10 +14,9 @@ from pplex.fdb.words import Transcript, Word, read_transcript, write_transcript
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.errors import ConfigError, SampleError
 from pplex.runtime.files import is_file
-from pplex.runtime.libraries import load_library
+from pplex.runtime.libraries import install_command, load_library
 from pplex.validate.speech.detector import VAD_RATE_HZ
 
-_MISSING = "--words whisper needs faster-whisper, which is not installed: pip install faster-whisper"
 PAD_S = 0.03  # of silence, which silero-vad adds on both sides of speech
 REPETITIVE = 2.4  # the text compresses better than this if the model repeats itself: Whisper's own limit
 
@@ -29,7 +28,10 @@ class WhisperWords:
     """
 
     def __init__(self, model: str, threads: int | None = None):
-        library = load_library("faster_whisper", _MISSING)
+        library = load_library(
+            "faster_whisper",
+            f"--words whisper needs faster-whisper, which is not installed: {install_command('faster_whisper')}",
+        )
         self.name = f"faster-whisper {_short(model)} within silero-vad's segments"
         try:
             self._model = library.WhisperModel(model, device="cpu", compute_type="auto", cpu_threads=threads or 0)
