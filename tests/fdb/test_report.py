@@ -124,7 +124,7 @@ def test_without_limits_there_is_no_verdict(agents: Path, tmp_path: Path) -> Non
 def test_whisper_that_is_not_installed_is_named(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     done = run(agents, "--words", "whisper")
-    assert done.exit_code == 1 and "pip install faster-whisper" in done.output
+    assert done.exit_code == 1 and "pip install 'pplex-export[transcribe]'" in done.output
 
 
 def test_two_engines_are_paired_by_sample(agents: Path, tmp_path: Path) -> None:

