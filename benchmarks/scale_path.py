@@ -1,11 +1,11 @@
 """What the way through HAProxy and Ray Serve adds to a reply, in one run with `serve`.
 
-    python benchmarks/scale_path.py BUNDLE [--minutes 0.5] [--rounds 3] [--out results.json]
+    python benchmarks/scale_path.py BUNDLE [--minutes 0.5] [--rounds 3] [--beside] [--out results.json]
 
 Each round has two parts. Beside each other on the same three replicas: half of the conversations come through HAProxy, and
 the others directly to the servers in the replicas, so that both have the same batches and the same processors. Then in
-turns: all conversations at three processes of `serve`, and all at three replicas of `scale`. The callers start at random
-parts of a frame.
+turns: all conversations at three processes of `serve`, and all at three replicas of `scale`. --beside leaves the second
+part out. The callers start at random parts of a frame.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from pplex.measure.tables import aligned
 
 REPLICAS, SLOTS = 3, 8
 SERVED = ("--slots", str(SLOTS), "--threads", "1", "--device", "cpu", "--resume-seconds", "0")
+SETTLE_S = 10.0  # after the start of Ray, which works on
 LISTENING = "0A"  # a state in /proc/net/tcp
 
 
@@ -79,21 +80,26 @@ async def _load(url: str, sessions: int, minutes: float) -> dict[str, Any]:
     return dict(json.loads(output))
 
 
-async def one_round(bundle: Path, minutes: float, log: Path) -> list[Row]:
-    """The rows of a round."""
+async def beside(bundle: Path, minutes: float, log: Path) -> list[Row]:
+    """The rows of callers who come both ways at the same time."""
     async with running_with_ray(bundle, REPLICAS, SERVED, log) as fleet:
+        await asyncio.sleep(SETTLE_S)
         through = [fleet.ready[0].url] * REPLICAS
         direct = [_server_of(process) for process in fleet.replicas()]
         half = SLOTS // 2
-        beside = await asyncio.gather(
-            measured("through HAProxy", through, half, minutes), measured("beside it, directly", direct, half, minutes)
-        )
+        ways = (("through HAProxy", through), ("beside it, directly", direct))
+        return await asyncio.gather(*(measured(way, urls, half, minutes) for way, urls in ways))
+
+
+async def in_turns(bundle: Path, minutes: float, log: Path) -> list[Row]:
+    """The rows of `serve` and of `scale`."""
     async with running(bundle, REPLICAS, SERVED, log) as servers:
         urls = [server.url for server in servers.ready]
         alone = await measured("serve, three processes", urls, SLOTS, minutes)
     async with running_with_ray(bundle, REPLICAS, SERVED, log) as fleet:
+        await asyncio.sleep(SETTLE_S)
         scaled = await measured("scale, three replicas", [fleet.ready[0].url] * REPLICAS, SLOTS, minutes)
-    return [*beside, alone, scaled]
+    return [alone, scaled]
 
 
 def _server_of(process: int) -> str:
@@ -123,11 +129,15 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--minutes", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beside", action="store_true", help="leave out the part in turns")
     parser.add_argument("--out", type=Path, help="JSON file")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        rounds = [asyncio.run(one_round(asked.bundle, asked.minutes, log)) for _ in range(asked.rounds)]
+        rounds = []
+        for _ in range(asked.rounds):
+            rounds.append(asyncio.run(beside(asked.bundle, asked.minutes, log)))
+            rounds[-1] += [] if asked.beside else asyncio.run(in_turns(asked.bundle, asked.minutes, log))
     head = ("", "conversations", "p50 ms", "p99 ms", "answered", "not")
     print(aligned([head, *(row.to_cells() for rows in rounds for row in rows)], right=(1, 2, 3, 4, 5)))
     if asked.out:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pplex.cli.command import checked
+from pplex.cli.options import Number
 from pplex.cli.progress import names_bar
 from pplex.runtime.errors import ConfigError
 
@@ -15,18 +16,6 @@ if TYPE_CHECKING:
     from pplex.fleet.plan import FleetQuestion
     from pplex.fleet.report import FleetReport
     from pplex.fleet.slots import SlotCount
-
-LARGEST = 10**9
-
-
-class _Number(click.FloatRange):
-    """A number of at most LARGEST. Not nan, which passes every comparison of a range."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not number <= LARGEST:
-            self.fail(f"{value} is not a number up to {LARGEST:,}.", param, ctx)
-        return number
 
 
 def _parsed(name: str) -> Callable[..., Any]:
@@ -40,7 +29,7 @@ def _parsed(name: str) -> Callable[..., Any]:
     return checked(parse)
 
 
-_POSITIVE, _FROM_0, _SHARE = _Number(0, min_open=True), _Number(0), _parsed("parse_share")
+_POSITIVE, _FROM_0, _SHARE = Number(0, min_open=True), Number(0), _parsed("parse_share")
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {  # by flag; the defaults are those of fleet.rules and fleet.plan
     "--arrivals": {"metavar": "RATE", "callback": _parsed("parse_rate"), "help": "Such as 2/s or 120/min."},
     "--minutes": {"type": _POSITIVE, "help": "Mean length of a conversation."},

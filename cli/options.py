@@ -18,6 +18,7 @@ from pplex.runtime.sampling import DEFAULT_SAMPLING, GREEDY, Sampling
 Option = Callable[[Any], Any]  # a decorator of a command
 
 MAX_THREADS = 256
+LARGEST = 10**9
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
@@ -27,6 +28,18 @@ class Printable(Protocol):
     def to_dict(self) -> Any: ...
 
     def to_text(self) -> str: ...
+
+
+class Number(click.FloatRange):
+    """A number in a range, of at most LARGEST. Not nan, which passes every comparison of a range, and not infinity."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not number <= LARGEST:
+            self.fail(f"{value} is not a number up to {LARGEST:,}.", param, ctx)
+        return number
 
 
 def json_option(text: str = "Print JSON.") -> Option:

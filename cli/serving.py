@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pplex.cli.command import checked, command, from_environment
-from pplex.cli.options import device_option, json_option, memory_window_option, threads_option
+from pplex.cli.options import Number, device_option, json_option, memory_window_option, threads_option
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import check_writable, write_files
 from pplex.server.addresses import (
@@ -81,13 +81,11 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--static", type=FOLDER, help="Folder to serve at / instead of our page.")
 @click.option("--queue", type=click.IntRange(0), default=16, help="Clients that may wait for a slot.")
-@click.option(
-    "--queue-seconds", "queue_s", type=click.FloatRange(0, min_open=True), default=120, help="Longest wait for a slot."
-)
+@click.option("--queue-seconds", "queue_s", type=Number(0, min_open=True), default=120, help="Longest wait for a slot.")
 @click.option(
     "--batch-wait-ms",
     "batch_wait_s",
-    type=click.FloatRange(0, 40),
+    type=Number(0, 40),
     default=10,
     callback=lambda context, parameter, milliseconds: milliseconds / 1000,
     help="How long a frame waits for frames of other clients.",
@@ -102,14 +100,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--idle-seconds",
     "idle_s",
-    type=click.FloatRange(1),
+    type=Number(1),
     default=60,
     help="Disconnect a client that sends no audio for this long.",
 )
 @click.option(
     "--max-minutes",
     "duration_s",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=60,
     callback=lambda context, parameter, minutes: minutes * 60,
     help="Longest conversation.",
@@ -117,13 +115,11 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--resume-seconds",
     "resume_s",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=30,
     help="Time for a lost client to reconnect; 0: never.",
 )
-@click.option(
-    "--drain-seconds", "drain_s", type=click.FloatRange(0), default=30, help="Time to finish after SIGTERM or Ctrl-C."
-)
+@click.option("--drain-seconds", "drain_s", type=Number(0), default=30, help="Time to finish after SIGTERM or Ctrl-C.")
 @click.option("--record", "recordings", type=FOLDER, help="Record both speakers of each conversation in this folder.")
 @click.option("--log-prompts", is_flag=True, help="Write personas to the log.")
 @threads_option("Processor threads of the engine.  [default: all but one]")
@@ -149,7 +145,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--pause-seconds",
     "pause_s",
-    type=click.FloatRange(1),
+    type=Number(1),
     default=600,
     help="As --idle-seconds, for live and realtime: their clients send nothing while the microphone is off.",
 )
@@ -250,10 +246,8 @@ def serve(
 @command(prints=True)
 @click.argument("url", callback=checked(parse_url))
 @click.option("--sessions", type=click.IntRange(1, 4096), default=16, help="Conversations at once.")
-@click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="Minutes of speech after all have joined."
-)
-@click.option("--join-seconds", type=click.FloatRange(0), default=0.0, help="Join at random times within this period.")
+@click.option("--minutes", type=Number(0, min_open=True), default=2.0, help="Minutes of speech after all have joined.")
+@click.option("--join-seconds", type=Number(0), default=0.0, help="Join at random times within this period.")
 @click.option(
     "--scatter", is_flag=True, help="Each session starts to speak 0 to 80 ms after its handshake, not at once."
 )

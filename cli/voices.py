@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pplex.cli.command import Group
-from pplex.cli.options import device_option, json_option, threads_option
+from pplex.cli.options import Number, device_option, json_option, threads_option
 from pplex.runtime.personas import TEACHER
 
 SECONDS, SEED = 5.0, 0
@@ -54,7 +54,7 @@ def list_voices(bundle: Path, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--out", required=True, help="The sample: wav, flac or ogg; - for standard output.")
 @click.option("--reply", is_flag=True, help="Let the model speak, also if the voice is a recording.")
-@click.option("--seconds", type=click.FloatRange(0.1, 60), help=f"How long the model speaks.  [default: {SECONDS:g}]")
+@click.option("--seconds", type=Number(0.1, 60), help=f"How long the model speaks.  [default: {SECONDS:g}]")
 @click.option("--seed", type=click.IntRange(min=0), help=f"Seed of what it says.  [default: {SEED}]")
 @click.option("--text-prompt", default=TEACHER, help="The persona of the model that speaks.")
 @threads_option()

@@ -97,6 +97,11 @@ class Bridge:
         body = await _body(receive)
         query = scope["query_string"].decode("latin-1")
         raw_path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0]
+        if len(body) > BODY_BYTES or not raw_path.startswith("/"):
+            status, reason = (
+                (413, b"This request is too large.\n") if body else (400, b"This is not an address here.\n")
+            )
+            return await _answer(send, status, [PLAIN], reason)
         url = URL(f"http://{self._address(query)}{raw_path}{'?' + query if query else ''}", encoded=True)
         headers = _headers(scope["headers"])
         try:
@@ -109,7 +114,7 @@ class Bridge:
                 async for chunk in answer.content.iter_any():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
-        except aiohttp.ClientConnectorError:
+        except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):
             await _answer(send, *self._unreachable(query))
 
     def _address(self, query: str) -> str:

@@ -7,11 +7,11 @@ Ray has no option for this. Uvicorn takes a name for its class of WebSockets, an
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from uvicorn import config as uvicorn_config
 from uvicorn.server import ServerState
@@ -21,6 +21,7 @@ from pplex.scale.wires import Wire, plug
 Message = dict[str, Any]
 
 PASSAGE = "pplex.passage"  # the extension of an ASGI scope with the connection itself
+KNOWN = frozenset(HTTPStatus)
 HELD_BYTES = 65536  # that a client may send before the server takes it over; above, it must wait
 
 
@@ -131,8 +132,7 @@ class Passage(asyncio.Protocol):
             self._respond(int(status), lines, message.get("body", b""))
 
     def _respond(self, status: int, lines: Iterable[bytes], body: bytes) -> None:
-        with suppress(ValueError):
-            phrase = HTTPStatus(status).phrase
+        phrase = HTTPStatus(status).phrase if status in KNOWN else "Refused"
         head = [f"HTTP/1.1 {status} {phrase}".encode(), *lines, b"content-length: %d" % len(body), b"connection: close"]
         self._transport.write(b"\r\n".join([*head, b"", body]))
         self._transport.close()
@@ -141,11 +141,12 @@ class Passage(asyncio.Protocol):
 def _scope(request: bytes, passage: Passage) -> Message:
     """The scope of ASGI for a request that uvicorn has parsed and written anew."""
     first, *lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
-    target = urlsplit(first.split(b" ")[1].decode("latin-1"))
+    target = re.sub(r"^\w+://[^/?]*", "", first.split(b" ")[1].decode("latin-1"))  # of an absolute address
+    path, _, query = target.partition("?")
     return {
         "type": "websocket",
-        "path": unquote(target.path),
-        "query_string": target.query.encode("latin-1"),
+        "path": unquote(path),
+        "query_string": query.encode("latin-1"),
         "headers": [tuple(line.split(b": ", 1)) for line in lines],
         "extensions": {PASSAGE: passage},
     }

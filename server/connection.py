@@ -303,8 +303,9 @@ class Connection:
 
     async def hang_up(self, why: CloseReason) -> None:
         """Close the socket. Before that, say why, if the protocol can."""
-        farewell, code = self.wire.farewell(why)
+        farewell, code = list[Message](), Close.INTERNAL
         try:
+            farewell, code = self.wire.farewell(why)
             async with asyncio.timeout(HANG_UP_S):
                 for message in farewell if not self._ws.closed else []:
                     await self._send(message)

@@ -39,6 +39,10 @@ class Limits:
     samples: float = 12.0 * SAMPLE_RATE_HZ
     samples_per_s: float = 2.0 * SAMPLE_RATE_HZ  # decoded; audio cannot be faster than real time for long
 
+    # Personas and greetings of all clients: to check one takes the event loop about 1.5 us a character.
+    prompt_characters: float = 65_536
+    prompt_characters_per_s: float = 32_768
+
     # Orders to a running conversation. What a client may do to its memory takes longer than other orders.
     orders: float = 20
     orders_per_s: float = 5

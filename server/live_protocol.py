@@ -14,7 +14,7 @@ from typing import Any
 
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.sampling import Sampling
-from pplex.server.limits import MAX_JSON_MESSAGE
+from pplex.server.limits import MAX_JSON_MESSAGE, Limits
 from pplex.server.live_session import LiveSession, changed, parse_session
 from pplex.server.openai_events import (
     INVALID,
@@ -47,6 +47,7 @@ from pplex.server.wire import (
 )
 
 MAX_CONTENT = 32_768  # characters
+MAX_ORDER = Limits.order_bytes
 FRAME_MS = round(FRAME_S * 1000)
 USAGE_FRAMES = 188  # 15 s
 APPENDS = ("session.instructions.append", "session.thinking.append", "session.commentary.append")
@@ -196,14 +197,22 @@ class LiveProtocol(WireProtocol):
                 "This client may not control its conversation: what it appends has no effect.",
             )
             return AnsweredMessage((_appended(kind, event_id, self._frames), *info))
-        key = secrets.token_hex(8)
+        key, is_said = secrets.token_hex(8), kind == "session.commentary.append"
+        order = {"type": "say", "text": content} if is_said else {"type": "rebuild", "facts": self._with(content)}
+        try:
+            payload = json.dumps({**order, "id": key}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise EventError(INVALID, "content must be text without half a surrogate pair.", "content") from error
+        if len(payload) > MAX_ORDER:  # the conversation would refuse it without its id
+            reason = f"content may have about {MAX_ORDER:,} bytes, with all that was appended before."
+            raise EventError(TOO_LONG, reason, "content")
         self._appends[key] = _Append(kind, event_id, content)
-        if kind == "session.commentary.append":
-            order = {"type": "say", "text": content}
-        else:
+        if not is_said:
             self._facts.append(content)
-            order = {"type": "rebuild", "facts": "\n".join(self._facts)}
-        return OrderMessage(json.dumps({**order, "id": key}).encode())
+        return OrderMessage(payload)
+
+    def _with(self, fact: str) -> str:
+        return "\n".join([*self._facts, fact])
 
     def _update(self, event: Mapping[str, Any], event_id: str | None) -> ClientMessage:
         assert self._session is not None

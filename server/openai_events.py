@@ -15,6 +15,7 @@ from pplex.server.wire import Close, CloseReason
 INVALID, UNSUPPORTED, IMMUTABLE = "invalid_value", "unsupported_parameter", "immutable_parameter"
 TOO_LONG = "string_above_max_length"
 MAX_ID = 512  # characters of an event_id
+MAX_DEPTH = 64  # of objects and lists in each other, in what is sent back
 OWN_FAULTS = ("server_error", "server_busy")
 
 
@@ -82,11 +83,19 @@ def object_at(given: Any, path: str, optional: bool = False) -> Mapping[str, Any
 def check_size(given: Any, most: int, path: str) -> None:
     """Check a value that is sent back, at most `most` characters of JSON. Raises EventError."""
     try:
-        size = len(json.dumps(given, allow_nan=False))
-    except (ValueError, RecursionError) as error:
-        raise wrong(path, "an object with finite numbers, and less deeply nested") from error
+        size = len(json.dumps(given, allow_nan=False)) if _is_flat(given, MAX_DEPTH) else None
+    except ValueError:
+        size = None
+    if size is None:
+        raise wrong(path, f"an object with finite numbers, and nested at most {MAX_DEPTH} times")
     if size > most:
         raise EventError(TOO_LONG, f"{path} may have {most:,} characters of JSON.", path)
+
+
+def _is_flat(given: Any, levels: int) -> bool:
+    """Whether objects and lists are nested at most `levels` times."""
+    inner = given.values() if isinstance(given, Mapping) else given if isinstance(given, list | tuple) else ()
+    return levels > 0 and all(_is_flat(one, levels - 1) for one in inner)
 
 
 def wrong(path: str, must_be: str) -> EventError:

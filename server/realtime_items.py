@@ -5,6 +5,7 @@ Called by `server.realtime_protocol`. The model knows only the texts of system i
 
 import json
 from collections.abc import Mapping
+from itertools import filterfalse
 from typing import Any
 
 from pplex.server.openai_events import MAX_ID, EventError, check_size, event, new_id, object_at, wrong
@@ -48,6 +49,12 @@ class Items:
         self.put(item)
         return before
 
+    def copy(self) -> "Items":
+        """The same items, to try a change."""
+        new = Items()
+        new._items, new._order, new._sizes = dict(self._items), list(self._order), dict(self._sizes)
+        return new
+
     def put(self, item: Mapping[str, Any]) -> None:
         """Change an item that has a place. One that was removed meanwhile stays so."""
         item_id = item["id"]
@@ -55,7 +62,10 @@ class Items:
             return
         self._items[item_id], self._sizes[item_id] = item, len(json.dumps(item))
         while len(self._order) > MAX_ITEMS or sum(self._sizes.values()) > MAX_KEPT:
-            self.remove(self._order[0])
+            self.remove(next(filterfalse(self._is_of_persona, self._order), self._order[0]))
+
+    def _is_of_persona(self, item_id: str) -> bool:
+        return self._items[item_id].get("role") in OF_PERSONA if item_id in self._items else False
 
     def remove(self, item_id: object) -> None:
         """Forget an item, if it is known."""
@@ -92,7 +102,7 @@ class Items:
 
     def persona(self) -> list[str]:
         """The texts of system items."""
-        system = (self._items[each] for each in self._order if self._items[each].get("role") in OF_PERSONA)
+        system = (self._items[each] for each in self._order if self._is_of_persona(each))
         return [text for item in system for part in item.get("content", ()) if (text := part.get("text"))]
 
 
@@ -128,7 +138,4 @@ def _content(given: Any) -> list[Mapping[str, Any]]:
 
 
 def _item_id(given: Mapping[str, Any]) -> str:
-    item_id = given.get("item_id")
-    if type(item_id) is not str:
-        raise wrong("item_id", "a string")
-    return item_id
+    return _name(given.get("item_id"), "item_id")

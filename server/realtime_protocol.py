@@ -38,7 +38,7 @@ from pplex.server.realtime_items import OF_PERSONA, Items, parse_item
 from pplex.server.realtime_responses import Response
 from pplex.server.realtime_session import RealtimeSession, changed, new_session
 from pplex.server.realtime_transcripts import transcript_events
-from pplex.server.request import ConversationRequest
+from pplex.server.request import ConversationRequest, RequestError
 from pplex.server.sounds import SoundReceiver, SoundSender
 from pplex.server.user_speech import UserSpeech
 from pplex.server.utterances import SoundGate, Utterances
@@ -168,7 +168,9 @@ class RealtimeProtocol(WireProtocol):
         try:
             self._terms.check(asked)
         except PplexError as error:
-            raise EventError(INVALID if greeting else TOO_LONG, str(error), param) from error
+            busy = isinstance(error, RequestError) and error.status == 503
+            code = "server_busy" if busy else INVALID if greeting else TOO_LONG
+            raise EventError(code, str(error), param) from error
         self._checked = asked
 
     def _request(self, session: RealtimeSession, greeting: str | None) -> ConversationRequest:
@@ -184,13 +186,15 @@ class RealtimeProtocol(WireProtocol):
     # Items.
 
     def _add_item(self, given: Mapping[str, Any]) -> list[Message]:
-        item = parse_item(given.get("item"))
+        item, before = parse_item(given.get("item")), self._items
+        if not self._is_started:
+            self._items = before.copy()
         previous = self._items.add(item, given.get("previous_item_id"))
         if not self._is_started and item.get("role") in OF_PERSONA:
             try:
                 self._check(self._session)
             except EventError:
-                self._items.remove(item["id"])
+                self._items = before
                 raise
         self._set_s = self._clock()
         kinds = ("conversation.item.added", "conversation.item.done")

@@ -10,9 +10,11 @@ from pplex.runtime.errors import PplexError
 from pplex.server.admission import Admission
 from pplex.server.connection import Connection
 from pplex.server.conversation import ServerContext, ServerConversation
+from pplex.server.limits import Bucket
 from pplex.server.logs import LOGGER
 from pplex.server.options import ServeOptions
 from pplex.server.request import ConversationRequest, RequestError
+from pplex.server.scheduler import now_s
 from pplex.server.snapshots import KeptSnapshot
 from pplex.server.wire import CloseReason, WireProtocol
 
@@ -27,6 +29,8 @@ class Reception:
     ):
         self._context, self._options, self._make_key, self._on_over = context, options, make_key, on_over
         self._metrics, self._snapshots = context.metrics, context.control.snapshots
+        limits = options.limits
+        self._texts = Bucket(limits.prompt_characters, limits.prompt_characters_per_s, now_s())
         self._admission = Admission(options.slots, options.limits.queue, context.metrics)
         self.conversations: set[ServerConversation] = set()
         self._by_key: dict[str, ServerConversation] = {}
@@ -59,6 +63,8 @@ class Reception:
         """Check that the model can take the voice, the persona and the greeting."""
         runtime = self._context.scheduler.runtime
         assert runtime is not None
+        if not self._texts.take(len(asked.persona) + len(asked.greeting or ""), now_s()):
+            raise RequestError(503, "Too many long personas are sent at once. Try again later.", RETRY_AFTER_S)
         try:
             runtime.check_prompt(asked.voice, asked.persona, asked.greeting)
         except PplexError as error:

@@ -155,6 +155,8 @@ class Timeline:
         if begins_ms is None:
             return 0
         expected_ms = begins_ms if self._next_ms is None else self._next_ms
+        if expected_ms - begins_ms > MAX_GAP_MS:  # an earlier timestamp was wrong
+            expected_ms = begins_ms
         self._next_ms = max(expected_ms, begins_ms + lasts_ms)
         gap_ms = round(begins_ms - expected_ms)
         return min(gap_ms, MAX_GAP_MS) if gap_ms >= PACKET_MS else 0

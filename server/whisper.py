@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -74,10 +75,14 @@ class Whisper:
 
     def transcribe(self, frames: Sequence[Pcm]) -> list[Segment]:
         """The words in some frames. Raises UtteranceError, or TranscriberError if the process is of no more use."""
+        late = threading.Timer(ANSWER_S, self.end)  # a process that has stopped does not take it either
+        late.start()
         try:
             self._connection.send_bytes(quantized(np.concatenate(frames)).tobytes())
         except OSError as error:
             raise self._ended() from error
+        finally:
+            late.cancel()
         return [Segment(*one) for one in self._answer(ANSWER_S)]
 
     def end(self) -> None:

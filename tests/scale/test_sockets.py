@@ -87,6 +87,26 @@ def test_every_byte_of_a_client_is_passed_on_also_early_ones(monkeypatch: pytest
     assert rest == early + b"late"
 
 
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [("//[", "//["), ("/%ff?%5B", "/\ufffd"), ("http://replica:80/a%20b?key=1", "/a b"), ("/a?b?c", "/a")],
+)
+def test_any_address_of_a_request_is_passed_on(monkeypatch: pytest.MonkeyPatch, target: str, path: str) -> None:
+    """A request that cannot be read would stay among uvicorn's connections, and its end would wait for it."""
+    paths = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        paths.append(scope["path"])
+        await scope["extensions"][PASSAGE].hand_over(Echo)
+
+    async def visit() -> bytes:
+        async with serving(app, monkeypatch) as port:
+            return await exchange(port, REQUEST.replace(b"/a%20b?key=%C3%A9", target.encode()))
+
+    assert run(visit()).startswith(f"GET {target} HTTP/1.1".encode())
+    assert paths == [path]
+
+
 def test_refusals_are_answers_of_http_that_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the bridge, by Serve itself, and of a server that is gone."""
 
@@ -97,15 +117,17 @@ def test_refusals_are_answers_of_http_that_end_the_connection(monkeypatch: pytes
         if case == "gone":
             with pytest.raises(Unreachable):
                 await scope["extensions"][PASSAGE].pass_on("127.0.0.1:1")
-        await send({"type": f"{kind}.start", "status": 503, "headers": [(b"retry-after", b"5")]})
+        status = 499 if case == "unnamed" else 503
+        await send({"type": f"{kind}.start", "status": status, "headers": [(b"retry-after", b"5")]})
         await send({"type": f"{kind}.body", "body": b"Try again.\n"})
 
     async def visit() -> list[bytes]:
         async with serving(app, monkeypatch) as port:
-            return [await exchange(port, REQUEST) for _ in range(4)]
+            return [await exchange(port, REQUEST) for _ in range(5)]
 
-    cases = iter(("bridge", "serve", "gone", "failed"))
-    *refused, failed = run(visit())
+    cases = iter(("bridge", "serve", "gone", "unnamed", "failed"))
+    *refused, unnamed, failed = run(visit())
+    assert unnamed.startswith(b"HTTP/1.1 499 ")
     for answer in refused:
         assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\n")
         assert b"connection: close" in answer and answer.endswith(b"\r\n\r\nTry again.\n")

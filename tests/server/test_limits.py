@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
+import aiohttp
+import pytest
 from callers import FRAME_S, Caller, call, dial, frame, run, speech
+from live_caller import live
 from serving import Running, Serve
 
 from pplex.server.limits import Bucket
@@ -96,3 +99,24 @@ def test_a_credit_may_exceed_the_size_and_is_used_up() -> None:
     bucket.credit(8)
     assert bucket.take(50, 0.0) and not bucket.take(1, 0.0)
     assert bucket.level(100.0) == 10
+
+
+def test_long_personas_of_many_clients_are_refused_before_they_keep_the_server_busy(serve: Serve) -> None:
+    """Over chat before the upgrade, and over GPT-Live after it; a client with a short persona talks."""
+    limits = {"prompt_characters": 1000.0, "prompt_characters_per_s": 0.001}
+
+    async def visit(url: str) -> None:
+        async with call(url, text_prompt="x" * 600) as caller:
+            await caller.handshake()
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with call(url, text_prompt="x" * 600):
+                pass
+        assert refused.value.status == 503
+        async with live(url) as late:
+            await late.send("session.start", session={"model": "m", "instructions": "x" * 600})
+            assert await late.closed() == 1013
+        async with call(url, text_prompt="Hello") as caller:
+            assert len(await (await caller.handshake()).talk(speech(2))) == 2
+
+    with serve(limits=limits) as server:
+        run(visit(server.url))

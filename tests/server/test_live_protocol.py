@@ -395,10 +395,29 @@ def test_with_permission_a_commentary_is_said_and_instructions_are_facts() -> No
         ({"content": 1}, ("invalid_value", "content")),
         ({"content": "a" * 40_000}, ("string_above_max_length", "content")),
         ({"content": "a", "delegation_id": 1}, ("invalid_value", "delegation_id")),
+        ({"content": "\ud800"}, ("invalid_value", "content")),
     ],
 )
-def test_a_wrong_append_is_refused(fields: dict[str, Any], wrong: tuple[str, str]) -> None:
-    assert error(begun()[0], "session.thinking.append", **fields) == wrong
+@pytest.mark.parametrize("controls", [False, True])
+def test_a_wrong_append_is_refused(fields: dict[str, Any], wrong: tuple[str, str], controls: bool) -> None:
+    if fields == {"content": "\ud800"} and not controls:
+        return  # without the permission nobody reads it
+    terms = LiveTerms(voices=TERMS.voices, controls=controls)
+    assert error(begun(terms)[0], "session.thinking.append", **fields) == wrong
+
+
+@pytest.mark.parametrize("part", ["commentary", "instructions"])
+def test_an_append_that_is_too_large_for_an_order_is_refused_and_kept_by_nobody(part: str) -> None:
+    """The conversation would refuse the order before it reads for whom."""
+    protocol, _ = begun(LiveTerms(voices=TERMS.voices, controls=True))
+    ordered(protocol, "instructions", "No soup.")
+    for _ in range(20):
+        wrong = error(protocol, f"session.{part}.append", content="\u4e2d" * 12_000)
+        assert wrong == ("string_above_max_length", "content")
+    assert ordered(protocol, "instructions", "It is late.")["facts"] == "No soup.\nIt is late."
+    for _ in range(3):
+        ordered(protocol, "thinking", "a" * 10_000)
+    assert error(protocol, "session.thinking.append", content="a" * 10_000)[0] == "string_above_max_length"
 
 
 def test_only_the_delegation_can_be_changed() -> None:

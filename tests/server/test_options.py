@@ -60,6 +60,8 @@ def test_empty_options_do_not_open_the_server_by_accident(wrong: dict[str, tuple
         (["--public-url", "voice.example"], "Give it as clients use it: https://voice.example.org"),
         (["--public-url", "https://voice.example/?x"], "Give it as clients use it: https://voice.example.org"),
         (["--protocols", " ,"], "No protocol is named"),
+        (["--max-minutes", "inf"], "inf is not a number up to 1,000,000,000"),
+        (["--queue-seconds", "nan"], "nan is not a number up to 1,000,000,000"),
         (["--memory-window", "long"], "'long' is neither off nor a number of steps"),
     ],
 )

@@ -346,6 +346,51 @@ def test_system_items_before_the_start_join_the_persona() -> None:
     assert start.request.persona == "You are kind.\nNo soup.\nIt is late."
 
 
+def test_a_long_history_does_not_push_out_the_persona() -> None:
+    protocol = RealtimeProtocol(TERMS)
+    answers(protocol, "conversation.item.create", item=item_of(id="p", role="system"))
+    for number in range(MAX_ITEMS + 10):
+        answers(protocol, "conversation.item.create", item=item_of(id=f"i{number}"))
+    assert error(protocol, "conversation.item.retrieve", item_id="i0")[0] == "item_retrieve_invalid_item_id"
+    start = send(protocol, "response.create")
+    assert isinstance(start, StartMessage) and start.request.persona
+
+
+def test_a_refused_item_leaves_the_one_with_its_id() -> None:
+    def check(asked: ConversationRequest) -> None:
+        if len(asked.persona) > 20:
+            raise PplexError("This persona is too long.")
+
+    protocol = RealtimeProtocol(RealtimeTerms(voices=TERMS.voices, check=check))
+    part = {"type": "input_text", "text": "No soup."}
+    for name in ("a", "b"):
+        answers(protocol, "conversation.item.create", item={"id": name, "role": "system", "content": [part]})
+    long = {"id": "a", "role": "system", "content": [{**part, "text": "x" * 30}]}
+    assert error(protocol, "conversation.item.create", item=long)[0] == "string_above_max_length"
+    (found,) = answers(protocol, "conversation.item.retrieve", item_id="a")
+    assert found["item"]["content"] == [part]
+    start = send(protocol, "response.create")
+    assert isinstance(start, StartMessage) and start.request.persona == "No soup.\nNo soup."
+
+
+@pytest.mark.parametrize("levels", [65, 400, 966, 970, 5000])
+def test_what_is_sent_back_is_not_nested_deeply(levels: int) -> None:
+    """Near the limit of recursion, the answer could not be written."""
+    nested: Any = 1
+    for _ in range(levels if levels < 900 else 0):
+        nested = {"a": nested}
+    text = json.dumps(nested) if levels < 900 else '{"a":' * levels + "1" + "}" * levels
+    for name in ("metadata", "tools"):
+        field = (
+            f'"response.create","response":{{"metadata":{text}}}'
+            if name == "metadata"
+            else (f'"session.update","session":{{"tools":[{text}]}}')
+        )
+        answered = RealtimeProtocol(TERMS).parse(f'{{"type":{field}}}')
+        assert isinstance(answered, AnsweredMessage)
+        assert json.loads(answered.answers[0])["type"] == "error"
+
+
 def test_after_the_start_voice_instructions_and_formats_stay_and_that_is_no_error() -> None:
     protocol = begun(instructions="You are kind.")
     session = updated(
@@ -604,6 +649,7 @@ def test_delete_truncate_and_clear_are_always_answered() -> None:
         assert kinds(answers(protocol, "input_audio_buffer.commit")) == ["input_audio_buffer.committed"]
         for kind in ("conversation.item.delete", "conversation.item.truncate"):
             assert error(protocol, kind) == ("invalid_value", "item_id")
+            assert error(protocol, kind, item_id="é" * 600) == ("invalid_value", "item_id")
 
 
 def test_items_can_be_retrieved_and_what_is_not_there_is_the_error_that_clients_expect() -> None:

@@ -113,14 +113,17 @@ def test_what_waits_of_a_conversation_that_is_over_is_forgotten(running: Running
     assert running.turns == [("busy", 0), ("other", 0)]
 
 
+@pytest.mark.parametrize("frames", [1, 187], ids=["has it", "does not take it"])
 def test_a_process_without_an_answer_is_ended_and_another_is_started(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+    running: Running, monkeypatch: pytest.MonkeyPatch, frames: int
 ) -> None:
+    """15 s of audio do not fit into what the system keeps for a process that has stopped."""
     first = running.pid
     running.put(running.speaker("before"), 0)
     running.wait_for(lambda: running.turns)  # the code is loaded
     monkeypatch.setattr(whisper, "ANSWER_S", 0.3)
-    stopped(running)
+    os.kill(running.pid, signal.SIGSTOP)
+    running.transcriber.put(running.speaker("busy"), Utterance((np.zeros(1920, np.float32),) * frames, 0))
     running.wait_for(lambda: running.count("failed"))
     monkeypatch.setattr(whisper, "ANSWER_S", PATIENCE_S)
     speaker = running.speaker("after")

@@ -224,6 +224,8 @@ def test_a_damaged_packet_becomes_silence() -> None:
         ([None, "500", "520"], [0, 0, 0]),
         (["0", "-9", "1e9", "9" * 5000, "x", "", 1.5, True], [0] * 8),
         ([0, 20, 60], [0, 0, 20]),
+        ([0, 20, 10**15 - 1, 60, 80, 500], [0, 0, MAX_GAP_MS, 0, 0, 400]),  # one was wrong
+        ([9000, 0, 20, 100], [0, 0, 0, 60]),
     ],
 )
 def test_gaps_of_timestamps(timestamps: list[Any], gaps: list[int]) -> None:
