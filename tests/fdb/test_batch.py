@@ -97,9 +97,23 @@ def test_every_file_equals_that_of_run(
     assert text.read_bytes() == (answers / name / f"{stem}agent_text.json").read_bytes()
 
 
+SLOWLY = """
+import time
+from pathlib import Path
+from pplex.runtime.session import Runtime
+step = Runtime.step
+def step_slowly(self, heard):
+    time.sleep(0.5 * (len(list(Path({out!r}).rglob("*output.wav"))) >= 3))
+    return step(self, heard)
+Runtime.step = step_slowly
+from pplex.cli import main
+main()
+"""
+
+
 def start(bundle: Bundle, data: Path, out: Path) -> subprocess.Popen[str]:
-    """A process of a run, once it has written three answers."""
-    command = [sys.executable, "-c", "from pplex.cli import main; main()", "fdb", "run", str(bundle.folder), str(data)]
+    """A process of a run, once it has written three answers. The rest takes longer than a signal."""
+    command = [sys.executable, "-c", SLOWLY.format(out=str(out)), "fdb", "run", str(bundle.folder), str(data)]
     process = subprocess.Popen([*command, "--out", str(out), *AGENT], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list(out.rglob("*output.wav"))) < 3:
