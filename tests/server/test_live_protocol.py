@@ -361,7 +361,7 @@ def test_without_permission_an_append_is_acknowledged_and_its_uselessness_told_o
 
 
 def ordered(protocol: LiveProtocol, part: str, content: str) -> Mapping[str, Any]:
-    message = send(protocol, f"session.{part}.append", content=content, delegation_id=None, event_id=content)
+    message = send(protocol, f"session.{part}.append", content=content, delegation_id=None, event_id=content[:50])
     assert isinstance(message, OrderMessage)
     return json.loads(message.payload)
 
