@@ -1,5 +1,6 @@
 """The command that answers the samples of Full-Duplex-Bench: fdb run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pplex.cli.talk import DEFAULT_VOICE, SLOTS, SLOTS_HELP, chosen_voice
 from pplex.runtime.sampling import Sampling
 
 FOLDER = click.Path(path_type=Path)
-TASKS = "pause", "backchannel", "turn-taking", "interruption", "other"
+TASKS = "pause", "backchannel", "turn-taking", "interruption", "other", "service"  # as in `PERSONAS`
 
 
 @command(prints=True)
@@ -24,7 +25,10 @@ TASKS = "pause", "backchannel", "turn-taking", "interruption", "other"
     "--voice-prompt",
     help=f"A voice of the bundle, an audio file of the voice to imitate, or none.  [default: {DEFAULT_VOICE}, or the first]",
 )
-@click.option("--text-prompt", help="The persona of every task.  [default: that of the task in the reference's README]")
+@click.option(
+    "--text-prompt",
+    help="The persona of every task.  [default: that of the task in the reference's README, of a service the sample's]",
+)
 @click.option(
     "--text-prompt-of",
     type=(click.Choice(TASKS), str),
@@ -61,7 +65,7 @@ def run(
 ) -> None:
     """Answer all samples in DATA with BUNDLE.
 
-    DATA holds Full-Duplex-Bench, version 1.0 or 1.5, one of its folders, or any recordings. --out gets
+    DATA holds Full-Duplex-Bench, version 1.0 or 1.5, one of its folders, ServiceDuplexBench, or any recordings. --out gets
     TASK/ID/output.wav (16 kHz, as long as the input), agent_text.json, and what the score needs. A recording that cannot be
     read is listed at the end.
     """
@@ -71,16 +75,16 @@ def run(
     from pplex.runtime.bundle import open_bundle
     from pplex.runtime.offline import OfflineSettings
 
-    def of_tasks(usual: dict[Task, Any], given: Any, of: tuple[tuple[str, Any], ...]) -> dict[Task, Any]:
-        named = {list(Task)[TASKS.index(name)]: value for name, value in of}
+    def of_tasks(usual: Mapping[Task, Any], given: Any, of: tuple[tuple[str, Any], ...]) -> dict[Task, Any]:
+        named = {list(PERSONAS)[TASKS.index(name)]: value for name, value in of}
         return {task: named.get(task, value if given is None else given) for task, value in usual.items()}
 
     opened = open_bundle(bundle, verify=False)
-    personas = PERSONAS if opened.config.takes_prompt else dict.fromkeys(Task, "")
+    personas = PERSONAS if opened.config.takes_prompt else dict.fromkeys(PERSONAS, "")
     settings = RunSettings(
         OfflineSettings(voice=chosen_voice(opened, voice), sampling=sampling, slots=slots),
         personas=of_tasks(personas, text_prompt, text_prompt_of),
-        seeds=of_tasks(dict.fromkeys(Task, SEED), seed, seed_of),
+        seeds=of_tasks(dict.fromkeys(PERSONAS, SEED), seed, seed_of),
     )
     click.echo(f"Reading the recordings in {data}", err=True)
     try:

@@ -1,6 +1,7 @@
 """The command that scores answers by Full-Duplex-Bench: fdb score. Called by `cli.fdb`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ from pplex.cli.options import echo_report, json_option, parse_limits, threads_op
 
 if TYPE_CHECKING:
     from pplex.fdb.report import Limit
-    from pplex.fdb.score import Score, Scoring
+    from pplex.fdb.score import Score
+    from pplex.fdb.scoring import Scoring
+    from pplex.fdb.similarity import Similarity
 
 FOLDER = click.Path(path_type=Path)
-WHISPER_MODEL = "tiny.en"
+DEFAULT_MODELS = {"whisper": "tiny.en", "parakeet": "nemo-parakeet-tdt-0.6b-v2"}
 
 
 @command(prints=True)
@@ -25,16 +28,31 @@ WHISPER_MODEL = "tiny.en"
 @click.option("--repo", type=FOLDER, help="A checkout of the benchmark, for people's backchannels: JSD needs them.")
 @click.option(
     "--words",
-    type=click.Choice(["whisper", "agent"]),
-    help="whisper: by faster-whisper, written to output.json. agent: the model's own text stream.  "
+    type=click.Choice(["whisper", "parakeet", "agent"]),
+    help="whisper, parakeet: by faster-whisper or by onnx-asr, written to output.json. agent: the model's own text stream.  "
     "[default: the output.json that is there]",
 )
 @click.option(
-    "--words-model", help=f"A Whisper model for faster-whisper: a folder or a name.  [default: {WHISPER_MODEL}]"
+    "--words-model",
+    help=f"The recogniser's model: a folder or a name.  [default: {', '.join(DEFAULT_MODELS.values())}]",
 )
-@click.option("--judge", help="Base URL of an OpenAI-compatible server that grades answers to interruptions.")
+@click.option("--judge", help="Base URL of an OpenAI-compatible server that grades answers.")
 @click.option("--judge-model", help="The model to ask there.")
 @click.option("--judge-key", envvar="PPLEX_JUDGE_KEY", show_envvar=True, help="The judge's key, if it needs one.")
+@click.option(
+    "--similarity",
+    type=click.Choice(["wavlm", "resemblyzer"]),
+    help="Compare the agent's voice in answers to interruptions with the one that it should have. resemblyzer is only a "
+    "smoke test.",
+)
+@click.option(
+    "--similarity-model", type=FOLDER, help="For wavlm: the folder of the model, such as microsoft/wavlm-base-plus-sv."
+)
+@click.option(
+    "--voice",
+    type=FOLDER,
+    help="A recording of the voice that the agent should have.  [default: the recording that fdb run had as its voice]",
+)
 @click.option("--reference", type=FOLDER, help="Answers of the float32 reference to the same samples, scored too.")
 @click.option(
     "--compare", type=FOLDER, help="Answers of another engine to the same samples: tests whether both differ."
@@ -54,7 +72,7 @@ WHISPER_MODEL = "tiny.en"
 @click.option(
     "--report", "report_folder", type=FOLDER, help="Folder for report.html, report.md, report.json and sounds."
 )
-@threads_option("Processor threads of Whisper.  [default: all]")
+@threads_option("Processor threads of the recogniser.  [default: all]")
 @json_option()
 def score(
     out: Path,
@@ -65,6 +83,9 @@ def score(
     judge: str | None,
     judge_model: str | None,
     judge_key: str | None,
+    similarity: str | None,
+    similarity_model: Path | None,
+    voice: Path | None,
     reference: Path | None,
     compare: Path | None,
     at_least: dict[str, float],
@@ -79,29 +100,36 @@ def score(
     """
     if (judge is None) != (judge_model is None):
         raise click.UsageError("A judge needs both --judge URL and --judge-model MODEL.")
-    if words_model and words != "whisper":
-        raise click.UsageError("--words-model is for --words whisper.")
+    if words_model and words not in DEFAULT_MODELS:
+        raise click.UsageError(f"--words-model is for --words {' or '.join(DEFAULT_MODELS)}.")
+    if (similarity == "wavlm") != (similarity_model is not None):
+        raise click.UsageError("--similarity wavlm and --similarity-model FOLDER go together.")
+    if voice and not similarity:
+        raise click.UsageError("--voice is for --similarity.")
     from pplex.fdb.output import RECORDINGS, ScoreReport
-    from pplex.fdb.report import make_report
-    from pplex.fdb.score import run_record
+    from pplex.fdb.report import SIMILARITY, make_report
+    from pplex.fdb.run_record import run_record
     from pplex.fdb.worst import worst
     from pplex.validate.output import check_folder, write_folder
 
     if report_folder:
         check_folder(report_folder)
     folders, run = _named(out, reference, compare), run_record(out)
-    data = data or run.data
-    scoring = _scoring(data, repo, words, words_model, judge, judge_model, judge_key, threads, folders)
+    scoring = replace(
+        _scoring(data or run.data, repo, words, words_model, judge, judge_model, judge_key, threads, folders),
+        similarity=_similarity(similarity, similarity_model, voice or run.voice),
+    )
     scores = {name: _score(folder, scoring) for name, folder in folders.items()}
     ours = scores.pop("")
     settings = {
         "words": words or "output.json as it was",
         "judge": judge_model or "none",
         "people": str(repo or "none"),
+        **({SIMILARITY: scoring.similarity.name, "voice": str(voice or run.voice)} if scoring.similarity else {}),
     }
     settings |= run.settings
     limits = [*_as_limits(at_least, True), *_as_limits(at_most, False)]
-    done = ScoreReport(make_report(ours, settings, scores, limits, threads), tuple(worst(ours, scoring)))
+    done = ScoreReport(make_report(ours, settings, scores, limits, threads), tuple(worst(ours)))
     if report_folder:
         write_folder(report_folder, done.files(), RECORDINGS)
     echo_report(done, as_json)
@@ -133,18 +161,36 @@ def _scoring(
     from pplex.fdb.agent_words import agent_words
     from pplex.fdb.judge import Judge
     from pplex.fdb.layout import samples
+    from pplex.fdb.parakeet import ParakeetWords
     from pplex.fdb.people import read_people
-    from pplex.fdb.score import Scoring, stored_words
+    from pplex.fdb.scoring import Scoring, stored_words
     from pplex.fdb.whisper import WhisperWords
 
+    recognisers = {"whisper": WhisperWords, "parakeet": ParakeetWords}
     found = [one for folder in folders.values() for one in samples(folder)]
     people = read_people(repo) if repo else None
     grader = Judge(judge, judge_model, judge_key) if judge and judge_model else None
-    if words == "whisper":
-        whisper = WhisperWords(words_model or WHISPER_MODEL, threads)
-        whisper.check(found)
-        return Scoring(whisper, data, people, grader)
+    if words in recognisers:
+        recogniser = recognisers[words](words_model or DEFAULT_MODELS[words], threads)
+        recogniser.check(found)
+        return Scoring(recogniser, data, people, grader)
     return Scoring(agent_words if words == "agent" else stored_words, data, people, grader)
+
+
+def _similarity(kind: str | None, model: Path | None, voice: Path | None) -> "Similarity | None":
+    """The comparison of voices, if it is asked for."""
+    from pplex.fdb.similarity import Similarity
+    from pplex.fdb.speakers import Resemblyzer, WavLM
+    from pplex.runtime.errors import ConfigError
+
+    if kind is None:
+        return None
+    if voice is None:
+        raise ConfigError(
+            "--similarity needs a recording of the voice that the agent should have: --voice FILE.\n"
+            "For a voice of the bundle: pplex-export voices listen BUNDLE NAME --out voice.wav"
+        )
+    return Similarity(WavLM(model) if model else Resemblyzer(), voice)
 
 
 def _score(folder: Path, scoring: "Scoring") -> "Score":

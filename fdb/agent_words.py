@@ -8,21 +8,25 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from pplex.fdb.layout import AGENT_TEXT, Sample
+from pplex.fdb.layout import AGENT_TEXT, CLEAN_AGENT_TEXT, CLEAN_OUTPUT, OUTPUT, Sample
+from pplex.fdb.scoring import stored_words
 from pplex.fdb.words import Transcript, Word, read_json
 from pplex.runtime.errors import SampleError
 from pplex.runtime.text import RESERVED
 
 FRAME_S = 0.08
 NAME = "the model's own text stream"
+_TEXTS = {OUTPUT: AGENT_TEXT, CLEAN_OUTPUT: CLEAN_AGENT_TEXT}
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
-def agent_words(sample: Sample, since_s: float) -> Transcript:
-    """The words after `since_s`, with the times of their first and last frame. Raises SampleError."""
-    pieces = read_json(sample.folder / AGENT_TEXT)
+def agent_words(sample: Sample, since_s: float, wav: str = OUTPUT) -> Transcript:
+    """The words after `since_s`, from their first to their last frame; the user's as they are. Raises SampleError."""
+    if wav not in _TEXTS:
+        return stored_words(sample, since_s, wav)
+    pieces = read_json(sample.folder / _TEXTS[wav])
     if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
-        raise SampleError(f"{AGENT_TEXT} is not a list of text pieces")
+        raise SampleError(f"{_TEXTS[wav]} is not a list of text pieces")
     return Transcript(tuple(word for word in words_of(pieces) if word.start_s >= since_s), NAME)
 
 

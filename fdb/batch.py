@@ -5,6 +5,7 @@
 A run that was stopped goes on: complete answers are kept.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,25 +15,28 @@ from typing import Any
 
 from pplex.fdb.layout import Task
 from pplex.fdb.questions import RATE_HZ, Question, questions
-from pplex.fdb.record import Record, check_own, digest_of, is_complete, open_record
+from pplex.fdb.record import VOICE_FILE, Record, check_own, digest_of, is_complete, open_record, recorded_voice
 from pplex.measure.tables import aligned
 from pplex.runtime.batch import Answer, Recording, recorded
 from pplex.runtime.bundle import Bundle, open_bundle
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.errors import AudioError, ConfigError
+from pplex.runtime.errors import AudioError, ConfigError, SampleError
 from pplex.runtime.files import is_file, make_folder, remove_parts, write_files
 from pplex.runtime.locks import take_lock
 from pplex.runtime.offline import FrameBar, OfflineReport, OfflineSettings, answer_all, no_bar
 from pplex.runtime.personas import CONVERSATION, TEACHER
 
 SEED = 42424242  # of the examples in the reference's README
-PERSONAS = {  # by task, as in the reference's README; any other task gets the assistant
+# By task, as in the reference's README; any other task gets the assistant. None: each sample has its own persona.
+PERSONAS: Mapping[Task, str | None] = {
     Task.PAUSE: CONVERSATION,
     Task.BACKCHANNEL: CONVERSATION,
     Task.TURN_TAKING: CONVERSATION,
     Task.INTERRUPTION: TEACHER,
     Task.UNKNOWN: TEACHER,
+    Task.SERVICE: None,
 }
+OF_SAMPLE = "that of each sample"
 _LOCK = ".fdb_run.lock"
 
 
@@ -41,22 +45,35 @@ class RunSettings:
     """The agent of each task. agent: its voice and sampling, and the slots; persona and seed are those of the task."""
 
     agent: OfflineSettings
-    personas: Mapping[Task, str] = field(default_factory=lambda: dict(PERSONAS))
-    seeds: Mapping[Task, int] = field(default_factory=lambda: dict.fromkeys(Task, SEED))
+    personas: Mapping[Task, str | None] = field(default_factory=lambda: dict(PERSONAS))
+    seeds: Mapping[Task, int] = field(default_factory=lambda: dict.fromkeys(PERSONAS, SEED))
 
-    def of(self, task: Task) -> OfflineSettings:
-        return replace(self.agent, persona=self.personas[task], seed=self.seeds[task])
+    def of(self, question: Question) -> OfflineSettings:
+        """The agent of a question. Raises SampleError if its own persona cannot be read."""
+        persona = self.personas[question.task]
+        own = question.persona() if persona is None else persona
+        return replace(self.agent, persona=own, seed=self.seeds[question.task])
+
+    def input_of(self, question: Question, agent: OfflineSettings) -> str:
+        """What the answer depends on besides the settings: the recording, and a persona of its own."""
+        digest = digest_of(question.recording)
+        if self.personas[question.task] is not None:
+            return digest
+        return f"{digest}, persona {hashlib.sha256(agent.persona.encode()).hexdigest()}"
+
+    def voice_file(self, bundle: Bundle) -> Path | None:
+        """The recording of the voice; None if it is a voice of the bundle."""
+        voice = self.agent.voice
+        return Path(voice) if voice is not None and voice not in bundle.voices and is_file(Path(voice)) else None
 
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """All that an answer depends on besides the recording, by name."""
-        voice = self.agent.voice
-        if voice is not None and voice not in bundle.voices and is_file(Path(voice)):
-            voice = f"a recording, {digest_of(Path(voice))}"
+        recording = self.voice_file(bundle)
         return {
             "bundle": bundle.manifest["digest"],
-            "voice": voice,
+            "voice": recorded_voice(recording) if recording else self.agent.voice,
             **{f"sampling: {name}": value for name, value in asdict(self.agent.sampling).items()},
-            **{f"persona of {task}": text for task, text in self.personas.items()},
+            **{f"persona of {task}": OF_SAMPLE if text is None else text for task, text in self.personas.items()},
             **{f"seed of {task}": seed for task, seed in self.seeds.items()},
         }
 
@@ -111,13 +128,14 @@ def run_benchmark(
     for a folder without recordings or answered with other settings, and as `run_offline`.
     """
     asked = questions(data, out)
-    facts = settings.facts(open_bundle(bundle, verify=False))
+    opened = open_bundle(bundle, verify=False)
+    facts = settings.facts(opened)
     make_folder(out)
     lock = take_lock(out / _LOCK)
     if lock is None:
         raise ConfigError(f"Another process answers in {out}. Wait for its end, or name another --out.")
     try:
-        record = open_record(out, facts, _notes(bundle, data, asked, settings))
+        record = open_record(out, facts, _notes(opened, data, asked, settings))
         check_own(record, asked)
         plan = _plan(asked, record, settings)
         record.save(out)
@@ -127,12 +145,14 @@ def run_benchmark(
         os.close(lock)
 
 
-def _notes(bundle: Path, data: Path, asked: list[Question], settings: RunSettings) -> dict[str, Any]:
+def _notes(bundle: Bundle, data: Path, asked: list[Question], settings: RunSettings) -> dict[str, Any]:
     """What the score and a reader want to know besides. data: the folder that holds TASK/ID, also if DATA is one task's."""
     root = data.resolve()
     if not (root / asked[0].name).parent.is_dir() and (root.parent / asked[0].name).parent.is_dir():
         root = root.parent
-    return {"bundle": str(bundle.resolve()), "data": str(root), "slots": settings.agent.slots}
+    notes = {"bundle": str(bundle.folder.resolve()), "data": str(root), "slots": settings.agent.slots}
+    voice = settings.voice_file(bundle)
+    return {**notes, VOICE_FILE: str(voice.resolve())} if voice else notes
 
 
 @dataclass
@@ -164,11 +184,14 @@ def _plan(asked: Iterable[Question], record: Record, settings: RunSettings) -> _
         name = str(question.recording)
         plan.asked[name] = question
         try:
-            recording = recorded(question.recording, settings.of(question.task))
+            recording = _recording(question, settings)
         except AudioError as error:
             plan.failures[name] = str(error)
             continue
-        digest = digest_of(question.recording)
+        except SampleError as error:
+            plan.failures[name] = f"{question.name}: {error}"
+            continue
+        digest = settings.input_of(question, recording.settings)
         is_same = record.recordings.get(question.name) == digest
         record.recordings[question.name] = digest
         if is_same and is_complete(question, round(recording.samples * RATE_HZ / SAMPLE_RATE_HZ)):
@@ -180,13 +203,20 @@ def _plan(asked: Iterable[Question], record: Record, settings: RunSettings) -> _
     return plan
 
 
+def _recording(question: Question, settings: RunSettings) -> Recording:
+    """What is to be answered, and by whom. Raises AudioError or SampleError if the recording or a fact cannot be read."""
+    question.new_facts()  # for its errors: before hours of work for others
+    recording = recorded(question.recording, settings.of(question))
+    return replace(recording, has_own_prompt=settings.personas[question.task] is None)
+
+
 def _make_room(question: Question) -> None:
     """Make the folder of an answer, without files of an earlier one. Raises OutputError if it cannot be written."""
     make_folder(question.folder)
     remove_parts(question.folder)
     for path in question.found:
         path.unlink()
-    question.outputs.check()
+    question.check()
 
 
 def _report(out: Path, plan: _Plan, report: OfflineReport) -> RunReport:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pplex.fdb.metrics import METRICS, TOR, Metric
+from pplex.fdb.metrics import METRICS, YES_OR_NO, Metric
 from pplex.fdb.score import Score
 from pplex.fdb.significance import mcnemar, sign_flips
 
-TESTS = "McNemar's exact test for TOR, a permutation test of the paired differences for the others"
+TESTS = "McNemar's exact test for TOR and classes, a permutation test of the paired differences for the others"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,6 @@ def paired(first: Score, second: Score) -> Iterator[Paired]:
 
 
 def _p(metric: Metric, pairs: list[tuple[float, float]]) -> float:
-    if metric.key == TOR:
+    if metric.key in YES_OR_NO:
         return mcnemar(sum(one > other for one, other in pairs), sum(one < other for one, other in pairs))
     return sign_flips([one - other for one, other in pairs])

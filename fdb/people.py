@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pplex.fdb.score import People
+from pplex.fdb.scoring import People
 from pplex.fdb.words import read_json
 from pplex.runtime.errors import ConfigError, SampleError
 from pplex.runtime.files import files_below, is_folder

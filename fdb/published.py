@@ -1,17 +1,19 @@
-"""What others published for PersonaPlex on Full-Duplex-Bench 1.0. Called by `fdb.report`."""
+"""What others published for PersonaPlex on Full-Duplex-Bench 1.0 and ServiceDuplexBench. Called by `fdb.report`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pplex.fdb.metrics import ANSWER, FREQUENCY, JSD, LATENCY, TOR
+from pplex.fdb.layout import Task
+from pplex.fdb.metrics import ADHERENCE, ANSWER, FREQUENCY, JSD, LATENCY, SSIM, TOR
 
 SYNTHETIC_PAUSE, CANDOR_PAUSE = "synthetic_pause_handling", "candor_pause_handling"
 TURN, BACKCHANNEL, INTERRUPTION = "candor_turn_taking", "icc_backchannel", "synthetic_user_interruption"
+SERVICE = Task.SERVICE  # its folder has no name of its own
 
 
 @dataclass(frozen=True)
 class Published:
-    """A source with its date, and its values by folder and measure."""
+    """A source with its date, and its values by folder (of ServiceDuplexBench: by task) and measure."""
 
     source: str
     date: str
@@ -20,6 +22,10 @@ class Published:
     @property
     def name(self) -> str:
         return f"{self.source}, {self.date}"
+
+    def of(self, collection: str, task: Task) -> Mapping[str, float]:
+        """The values of a folder, by measure; empty if none were published."""
+        return self.values.get(SERVICE if task is Task.SERVICE else collection.rpartition("/")[2], {})
 
 
 PUBLISHED = (
@@ -41,7 +47,8 @@ PUBLISHED = (
             SYNTHETIC_PAUSE: {TOR: 0.606},
             CANDOR_PAUSE: {TOR: 0.606},
             TURN: {TOR: 0.908, LATENCY: 0.170},
-            INTERRUPTION: {TOR: 0.950, LATENCY: 0.240, ANSWER: 4.29},
+            INTERRUPTION: {TOR: 0.950, LATENCY: 0.240, ANSWER: 4.29, SSIM: 0.650},
+            SERVICE: {ADHERENCE: 4.40},
         },
     ),
 )

@@ -1,12 +1,14 @@
 """What a run has to answer: the recordings of a data set, and the place of each answer. Called by `fdb.batch`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pplex.fdb.layout import AGENT_TEXT, CLEAN_AGENT_TEXT, CLEAN_OUTPUT, OUTPUT, WORDS, Sample, Task, samples, task_of
+from pplex.fdb.metadata import METADATA, read_service, task_with_metadata
 from pplex.runtime.audio import FORMATS
-from pplex.runtime.errors import ConfigError
-from pplex.runtime.files import is_file, is_folder
+from pplex.runtime.errors import ConfigError, SampleError
+from pplex.runtime.files import check_writable, is_file, is_folder
 from pplex.runtime.offline import Outputs
 from pplex.runtime.recordings import recordings_in
 
@@ -17,13 +19,21 @@ _ANSWERS = {*_BESIDE, *(name for names in _BESIDE.values() for name in names)}
 
 @dataclass(frozen=True)
 class Question:
-    """A recording to answer. folder: OUT/TASK/ID. facts: the sample's files that the score reads, in the data set."""
+    """A recording to answer. folder: OUT/TASK/ID. facts: the sample's files that the score reads, in the data set.
+
+    role: the file with the agent's persona, if the sample has one of its own.
+    """
 
     name: str  # of the answer: TASK/ID/output.wav
     recording: Path
     task: Task
     folder: Path
     facts: tuple[Path, ...] = ()
+    role: Path | None = None
+
+    def persona(self) -> str:
+        """The persona in `role`. Raises SampleError."""
+        return read_service(self.role).role if self.role else ""
 
     @property
     def collection(self) -> str:
@@ -37,6 +47,12 @@ class Question:
         name = Path(self.name).name
         return Outputs(str(self.folder / name), str(self.folder / _BESIDE[name][0]), RATE_HZ)
 
+    def check(self) -> None:
+        """Raise OutputError if the files of the answer and the facts cannot be written, SampleError as `new_facts`."""
+        self.outputs.check()
+        for name in self.new_facts():
+            check_writable(name)
+
     @property
     def found(self) -> list[Path]:
         """The files of an answer that exist, with the words that a score has found in it."""
@@ -44,8 +60,13 @@ class Question:
         return [path for path in (self.folder / one for one in (name, *_BESIDE[name])) if is_file(path)]
 
     def new_facts(self) -> dict[str, bytes]:
-        """The facts that are missing in `folder` or differ there: their content, by name. Raises OSError."""
-        copies = {self.folder / path.name: path.read_bytes() for path in self.facts}
+        """The facts that are missing in `folder` or differ there: their content, by name. Raises SampleError."""
+        try:
+            copies = {self.folder / path.name: path.read_bytes() for path in self.facts}
+        except OSError as error:
+            raise SampleError(
+                f"{error.filename} cannot be read: {error.strerror}. Check it and its permissions"
+            ) from error
         return {str(to): data for to, data in copies.items() if not is_file(to) or to.read_bytes() != data}
 
 
@@ -75,10 +96,13 @@ def _of_the_benchmark(data: Path, out: Path) -> list[Question]:
 
 def _of_sample(sample: Sample, out: Path) -> list[Question]:
     """The recordings of a sample: of version 1.5 it has two."""
-    folder, facts = out / sample.name, sorted(sample.folder.glob("*.json"))
+    folder, facts = out / sample.name, sorted(filter(is_file, sample.folder.glob("*.json")))
     kept = tuple(path for path in facts if path.name not in _ANSWERS)
-    here = {answer: sample.folder / name for name, answer in sample.inputs.items() if (sample.folder / name).is_file()}
-    return [Question(f"{sample.name}/{name}", path, sample.task, folder, kept) for name, path in here.items()]
+    recordings = {answer: sample.folder / name for name, answer in sample.inputs.items()}
+    here = {answer: path for answer, path in recordings.items() if os.path.lexists(path)}  # a broken link is a fault
+    of_service = task_with_metadata(sample) is Task.SERVICE
+    task, role = (Task.SERVICE, sample.folder / METADATA) if of_service else (sample.task, None)
+    return [Question(f"{sample.name}/{name}", path, task, folder, kept, role) for name, path in here.items()]
 
 
 def _of_any_folder(data: Path, out: Path) -> list[Question]:

@@ -17,6 +17,7 @@ from pplex.runtime.errors import ConfigError
 from pplex.runtime.files import is_file, read_text, write_files
 
 RECORD = "fdb_run.json"
+VOICE_FILE = "voice_file"  # the note of a voice that is a recording
 SCHEMA = 1
 
 
@@ -31,7 +32,7 @@ class Record:
     def save(self, out: Path) -> None:
         """Write it. Raises OutputError."""
         content = {"schema": SCHEMA, "settings": self.settings, "notes": self.notes, "recordings": self.recordings}
-        write_files({str(out / RECORD): (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()})
+        write_files({str(out / RECORD): (json.dumps(content, indent=1) + "\n").encode()})
 
 
 def open_record(out: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> Record:
@@ -76,10 +77,16 @@ def check_own(record: Record, questions: Iterable[Question]) -> None:
 def is_complete(question: Question, samples: int) -> bool:
     """Whether the files of an answer are there, and the audio has `samples` samples."""
     try:
-        has_sound = soundfile.info(question.outputs.wav).frames == samples
+        with open(question.outputs.wav, "rb") as file:  # soundfile takes no name that is not UTF-8
+            has_sound = soundfile.info(file).frames == samples
     except (OSError, soundfile.LibsndfileError):
         return False
     return has_sound and is_file(Path(question.outputs.text))
+
+
+def recorded_voice(path: Path) -> str:
+    """The setting of a voice that is a recording. Raises OSError."""
+    return f"a recording, {digest_of(path)}"
 
 
 def digest_of(path: Path) -> str:

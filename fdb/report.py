@@ -6,17 +6,45 @@ from importlib.metadata import version
 from typing import Any
 
 from pplex.fdb.comparison import TESTS, paired
+from pplex.fdb.layout import OVERLAPS, Task
 from pplex.fdb.measures import Mean
-from pplex.fdb.metrics import ANSWER, JSD, LABELS, METRICS, QUESTIONS, SHORT, Metric, limit_names
+from pplex.fdb.metrics import (
+    ADHERENCE,
+    ANSWER,
+    INTERVALS,
+    JSD,
+    LABELS,
+    METRICS,
+    NATURALNESS,
+    QUESTIONS,
+    SHARE_OF,
+    SHORT,
+    SSIM,
+    Metric,
+    limit_names,
+)
 from pplex.fdb.published import DISAGREEMENT, PUBLISHED
 from pplex.fdb.score import Score
 from pplex.measure.machine import machine
 from pplex.runtime.errors import ConfigError
 from pplex.validate.report.schema import Measure, Report, Section, Table, Tolerance
 
-PACKAGES = ("numpy", "silero-vad", "onnxruntime", "faster-whisper")
+PACKAGES = ("numpy", "silero-vad", "onnxruntime", "faster-whisper", "onnx-asr", "transformers")
 OURS = "ours"
 NOT_HERE = "-"
+BY_JUDGE = (ANSWER, ADHERENCE, NATURALNESS, *SHARE_OF.values())
+BY_GRADES = (Task.INTERRUPTION, Task.SERVICE, *OVERLAPS)
+BENCHMARKS = {
+    "Full-Duplex-Bench 1.0": (Task.PAUSE, Task.BACKCHANNEL, Task.TURN_TAKING, Task.INTERRUPTION),
+    "Full-Duplex-Bench 1.5": OVERLAPS,
+    "ServiceDuplexBench": (Task.SERVICE,),
+}
+SIMILARITY = "similarity"  # the setting with the model that compares voices
+OF_OVERLAPS = (
+    "Of version 1.5, both latencies are means over all intervals of all samples, of which the brackets have the number. "
+    "The rates of words leave out the largest and smallest 5 %. Nothing of version 1.5 was published for PersonaPlex."
+)
+SAME_MODEL = "Figures of another model do not compare; the published one seems to be of WavLM-Large with ECAPA."
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,7 @@ def make_report(
         settings,
         machine(threads, *PACKAGES),
         (
-            _results(score, others),
+            _results(score, others, str(settings.get(SIMILARITY) or "")),
             *_faults(score),
             *(_compared(name, score, other) for name, other in others.items()),
             *(_task(name, score, held) for name in score.collections),
@@ -57,35 +85,41 @@ def make_report(
     )
 
 
-def _results(score: Score, others: Mapping[str, Score]) -> Section:
+def _results(score: Score, others: Mapping[str, Score], compared: str) -> Section:
     question = "How does the agent do on each task?"
-    return Section("results", "Results", question, (), (overview(score, others),), (), _notes(score))
+    return Section("results", "Results", question, (), tuple(overviews(score, others)), (), _notes(score, compared))
 
 
-def overview(score: Score, others: Mapping[str, Score]) -> Table:
+def overviews(score: Score, others: Mapping[str, Score]) -> Iterator[Table]:
+    """A table for each benchmark of which there are samples."""
+    for title, tasks in BENCHMARKS.items():
+        names = [name for name, task in score.collections.items() if task in tasks]
+        if names:
+            yield _overview(title, names, score, others)
+
+
+def _overview(title: str, names: Iterable[str], score: Score, others: Mapping[str, Score]) -> Table:
     """A row for each task, and below it those of others: means with their standard errors."""
     scores = {OURS: score, **others}
-    keys = [
-        key for key in LABELS if any(one.mean(name, key).count for one in scores.values() for name in one.collections)
-    ]
+    keys = [key for key in LABELS if any(one.mean(name, key).count for one in scores.values() for name in names)]
     rows = list[tuple[str | float | int | None, ...]]()
-    for name in score.collections:
+    for name in names:
         for whose, one in scores.items():
-            samples = len(one.values(name, "tor"))
-            rows.append((name, whose, samples, *(_cell(one.mean(name, key), samples) for key in keys)))
+            samples = one.count(name)
+            rows.append((name, whose, samples, *(_cell(one.mean(name, key), key, samples) for key in keys)))
         for published in PUBLISHED:
-            values = published.values.get(name.rpartition("/")[2], {})
+            values = published.of(name, score.collections[name])
             if values:
                 rows.append((name, published.name, None, *(_figure(values.get(key)) for key in keys)))
-    return Table("All tasks", ("task", "whose", "samples", *(LABELS[key] for key in keys)), tuple(rows))
+    return Table(title, ("task", "whose", "samples", *(LABELS[key] for key in keys)), tuple(rows))
 
 
-def _cell(mean: Mean, samples: int) -> str:
-    """Such as: 0.667 ± 0.333 (of 12), if only 12 samples have a value."""
+def _cell(mean: Mean, key: str, samples: int) -> str:
+    """Such as: 0.667 ± 0.333 (of 12), if only 12 samples have a value. Intervals are always counted."""
     if mean.value is None:
         return NOT_HERE
     error = "" if mean.error is None else f" ± {mean.error:.3f}"
-    return f"{mean.value:.3f}{error}{'' if mean.count == samples else f' (of {mean.count})'}"
+    return f"{mean.value:.3f}{error}{'' if mean.count == samples and key not in INTERVALS else f' (of {mean.count})'}"
 
 
 def _figure(value: float | None) -> str:
@@ -105,14 +139,15 @@ def _task(name: str, score: Score, held: Mapping[str, Limit]) -> Section:
 
 
 def _is_measured(name: str, metric: Metric, score: Score) -> bool:
-    """JSD and grades are left out without people's distributions and without a judge."""
-    return not metric.key.startswith((JSD, ANSWER)) or bool(score.values(name, metric.key))
+    """JSD, verdicts and voices are left out without people's distributions, a judge and a comparison of voices."""
+    return not metric.key.startswith((JSD, *BY_JUDGE, SSIM)) or bool(score.values(name, metric.key))
 
 
 def _measure(name: str, metric: Metric, score: Score, held: Mapping[str, Limit]) -> Measure:
     mean = score.mean(name, metric.key)
     error = "" if mean.error is None else f", standard error {mean.error:.3f}"
-    what = f"{metric.meaning} Of {mean.count} sample{'' if mean.count == 1 else 's'}{error}."
+    unit = "interval" if metric.key in INTERVALS else "sample"
+    what = f"{metric.meaning} Of {mean.count} {unit}{'' if mean.count == 1 else 's'}{error}."
     limit = held.get(f"{SHORT[score.collections[name]]}_{metric.key}")
     return Measure(f"{name}.{metric.key}", mean.value, metric.unit, what, limit.tolerance if limit else None)
 
@@ -140,11 +175,14 @@ def _faults(score: Score) -> Iterator[Section]:
         yield Section("faults", "Not scored", "Which samples could not be scored?", (unscored,), (table,))
 
 
-def _notes(score: Score) -> tuple[str, ...]:
+def _notes(score: Score, compared: str) -> tuple[str, ...]:
+    tasks = {*score.collections.values()}
     return (
         f"Words: {_words(score)}.",
         "Figures are means ± one standard error. Of TOR at pauses and backchannels, latency and JSD, less is better.",
-        *DISAGREEMENT,
+        *(DISAGREEMENT if tasks & {*BENCHMARKS["Full-Duplex-Bench 1.0"]} else ()),
+        *((OF_OVERLAPS,) if tasks & {*OVERLAPS} else ()),
+        *((f"SSIM: by {compared}. {SAME_MODEL}",) if compared else ()),
         *_missing(score),
     )
 
@@ -154,12 +192,13 @@ def _missing(score: Score) -> Iterator[str]:
     keys = {key for one in score.samples for key in one.values}
     if "backchannel" in shorts and JSD not in keys:
         yield "JSD is missing: it needs people's backchannels, which a checkout of the benchmark has (--repo)."
-    if "interruption" in shorts and ANSWER not in keys:
-        yield "The answers to interruptions have no grade: that needs a judge (--judge, --judge-model)."
-    yield "The similarity of voices (SSIM) is not measured. The model card gives 0.650, by WavLM."
+    if {*score.collections.values()} & {*BY_GRADES} and not keys & {*BY_JUDGE}:
+        yield "Answers to interruptions and services have no grades, and overlaps no classes: these need a judge (--judge)."
+    if "interruption" in shorts and SSIM not in keys:
+        yield "The similarity of voices (SSIM) is not measured (--similarity). The model card gives 0.650, by WavLM."
     if score.left_out:
         count = ", ".join(f"{name} ({number})" for name, number in score.left_out.items())
-        yield f"Left out, because they have no measures here (other folders, and version 1.5): {count}."
+        yield f"Left out, because they have no measures here (other folders, or metadata.json without known keys): {count}."
 
 
 def _words(score: Score) -> str:

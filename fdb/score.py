@@ -1,80 +1,38 @@
 """Scores the samples of a folder, one by one. A sample that cannot be scored becomes a fault. Called by `cli.fdb`."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
 
-from pplex.fdb.layout import OUTPUT, WORDS, Sample, Task, samples
-from pplex.fdb.measures import (
-    NOTHING_IN_COMMON,
-    Backchannels,
-    Mean,
-    Segment,
-    distance_from_people,
-    frequency,
-    latency,
-    takes_over,
-)
-from pplex.fdb.metrics import ANSWER, BEFORE, FREQUENCY, JSD, LATENCY, TOR
-from pplex.fdb.record import RECORD
-from pplex.fdb.segments import read_recording, rounded_segments
-from pplex.fdb.words import Transcript, first_event, read_event, read_json, read_transcript
-from pplex.runtime.errors import PplexError, SampleError
-from pplex.runtime.files import is_file, is_folder
+from pplex.fdb.layout import Sample, Task, samples, task_of
+from pplex.fdb.measures import Mean
+from pplex.fdb.metadata import task_with_metadata
+from pplex.fdb.metrics import INTERVALS, TAILED
+from pplex.fdb.overlap import without_tails
+from pplex.fdb.run_record import unanswered
+from pplex.fdb.scoring import Scoring
+from pplex.fdb.tasks import MEASURES, since
+from pplex.runtime.errors import PplexError
 
-TURN_FILE, INTERRUPT_FILE, VERSION_1_5_FILE = "turn_taking.json", "interrupt.json", "metadata.json"
 UNKNOWN_WORDS = "output.json of another program"
-People = Mapping[str, tuple[float, ...]]  # by a sample's id: how people's backchannels are spread over it
-
-
-class Grader(Protocol):
-    """Grades an answer from 0 to 5, or raises SampleError."""
-
-    def __call__(self, context: str, interruption: str, answer: str) -> float: ...
-
-
-_Values = Iterator[tuple[str, float]]
-WordSource = Callable[[Sample, float], Transcript]  # the words after a moment in seconds
-
-
-def stored_words(sample: Sample, since_s: float) -> Transcript:
-    """The words in the sample's output.json, all of them: the benchmark has cropped them already. Raises SampleError."""
-    if not is_file(sample.folder / WORDS):
-        raise SampleError(f"{WORDS} is missing: make it with --words whisper, or use --words agent")
-    return read_transcript(sample.folder / WORDS)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How to score: the source of words, people's backchannels, a judge.
-
-    `data`: the folder of the benchmark's data; None if its files are beside the answers.
-    """
-
-    words: WordSource = stored_words
-    data: Path | None = None
-    people: People | None = None
-    judge: Grader | None = None
-
-    def event_file(self, sample: Sample, name: str) -> Path:
-        """The benchmark's file of a sample, beside the answer or in the data."""
-        folders = (self.data, self.data.parent) if self.data else ()  # the data may be the folder of one task
-        places = [sample.folder / name, *(folder / sample.name / name for folder in folders)]
-        return next(filter(is_file, places), places[0])
+UNANSWERED = "fdb run was stopped before it answered this sample: give that command again"
+_AS_IT_IS = Scoring()
 
 
 @dataclass(frozen=True)
 class SampleScore:
-    """The values of one sample by measure; a measure that does not apply is absent. `fault`: why others are missing."""
+    """The values of one sample by measure; a measure that does not apply is absent. `fault`: why others are missing.
+
+    `intervals`: the single values of measures that may have several; their mean is among the values.
+    """
 
     sample: Sample
     values: Mapping[str, float]
     words_by: str = ""
     text: str = ""
     fault: str = ""
+    intervals: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,121 +63,59 @@ class Score:
         of = (one for one in self.samples if one.sample.collection == collection)
         return {one.sample.name: one.values[key] for one in of if key in one.values}
 
+    def count(self, collection: str) -> int:
+        """The samples that were scored, at least in part."""
+        return sum(one.sample.collection == collection and (bool(one.values) or not one.fault) for one in self.samples)
+
     def mean(self, collection: str, key: str) -> Mean:
-        """The mean of a measure over the samples that have it."""
-        return Mean.of(list(self.values(collection, key).values()))
-
-
-class RunRecord(NamedTuple):
-    """What `fdb run` recorded beside its answers: its settings, and the folder of the data if that is still there."""
-
-    settings: dict[str, Any]
-    data: Path | None
-
-
-def run_record(folder: Path) -> RunRecord:
-    """The record in a folder of answers, or above the folder of one task; empty if another program made them."""
-    try:
-        found = read_json(next(filter(is_file, (folder / RECORD, folder.resolve().parent / RECORD)), folder / RECORD))
-        settings, data = dict(found["settings"]), Path(found["notes"]["data"])
-    except (SampleError, LookupError, TypeError, ValueError):
-        return RunRecord({}, None)
-    return RunRecord({f"run: {name}": value for name, value in settings.items()}, data if is_folder(data) else None)
+        """The mean of a measure over the samples that have it, or over the intervals of all samples."""
+        if key in INTERVALS:
+            of = [one for one in self.samples if one.sample.collection == collection]
+            return Mean.of([value for one in of for value in one.intervals.get(key, ())])
+        values = list(self.values(collection, key).values())
+        return Mean.of(without_tails(values) if key in TAILED else values)
 
 
 def score(
-    folder: Path, scoring: Scoring = Scoring(), progress: Callable[[int, int], None] = lambda i, n: None
+    folder: Path, scoring: Scoring = _AS_IT_IS, progress: Callable[[int, int], None] = lambda i, n: None
 ) -> Score:
     """Score every sample below `folder`. `progress` gets the number of finished samples, and of all.
 
     Raises ConfigError if there are no samples.
     """
-    found = samples(folder)
-    kept = [one for one in found if not _is_left_out(one, scoring)]
+    found = samples(folder, scoring.data)
+    missing = _missing(folder, scoring, {one.name for one in found})
+    tasks = (replace(one, task=task_with_metadata(one)) for one in found)
+    kept = [one for one in tasks if one.task is not Task.UNKNOWN]  # others have no measures here
     left_out = Counter(one.collection for one in found) - Counter(one.collection for one in kept)
     scores = []
     for i, sample in enumerate(kept):
         progress(i, len(kept))
         scores.append(_score(sample, scoring))
     progress(len(kept), len(kept))
-    return Score(folder, tuple(scores), dict(left_out))
+    return Score(folder, (*scores, *missing), dict(left_out))
 
 
-def _is_left_out(sample: Sample, scoring: Scoring) -> bool:
-    """Whether it has no measures here: folders without a task, and version 1.5."""
-    return sample.task is Task.UNKNOWN or is_file(scoring.event_file(sample, VERSION_1_5_FILE))
+def _missing(folder: Path, scoring: Scoring, there: Set[str]) -> list[SampleScore]:
+    """A fault for each sample of a stopped run that has no folder yet."""
+    names = [name for name in unanswered(folder) if name not in there]
+    absent = (Sample(folder / name, name, task_of(Path(name)), scoring.data) for name in names)
+    found = [replace(one, task=task_with_metadata(one)) for one in absent]
+    return [SampleScore(one, {}, fault=UNANSWERED) for one in found if one.task is not Task.UNKNOWN]
 
 
 def _score(sample: Sample, scoring: Scoring) -> SampleScore:
     """The sample's values; those that were measured before a fault are kept."""
-    values, heard = dict[str, float](), None
+    found, heard = dict[str, float | tuple[float, ...]](), None
     try:
-        since_s = _since(sample, scoring)
+        since_s = since(sample)
         heard = scoring.words(sample, since_s if sample.task is Task.INTERRUPTION else 0.0)
-        values.update(_MEASURES[sample.task](sample, scoring, heard, since_s))
+        found.update(MEASURES[sample.task](sample, scoring, heard, since_s))
         fault = ""
     except PplexError as error:
         fault = " ".join(str(error).split())
     by, text = (heard.by or UNKNOWN_WORDS, heard.text) if heard else ("", "")
-    return SampleScore(sample, values, by, text, fault)
-
-
-def _since(sample: Sample, scoring: Scoring) -> float:
-    """The end of the user's turn or interruption in seconds, after which the agent should speak; 0 for the other tasks."""
-    name = {Task.TURN_TAKING: TURN_FILE, Task.INTERRUPTION: INTERRUPT_FILE}.get(sample.task)
-    if name is None:
-        return 0.0
-    path = scoring.event_file(sample, name)
-    if not is_file(path):
-        raise SampleError(f"{name} is missing: copy it from the benchmark's data, or name that folder with --data")
-    # turn_taking.json marks the stretch in which the agent should answer, interrupt.json the interruption.
-    return read_event(path)[0 if sample.task is Task.TURN_TAKING else 1]
-
-
-def _pause(sample: Sample, scoring: Scoring, heard: Transcript, since_s: float) -> _Values:
-    yield TOR, float(takes_over(heard.words))
-
-
-def _turn(sample: Sample, scoring: Scoring, heard: Transcript, since_s: float) -> _Values:
-    """Takeover, and latency only with one."""
-    over = takes_over(heard.words)
-    yield TOR, float(over)
-    if over:
-        yield LATENCY, latency(heard.words, since_s)
-
-
-def _interruption(sample: Sample, scoring: Scoring, heard: Transcript, since_s: float) -> _Values:
-    """The same, and the judge's grade of what was said."""
-    yield from _turn(sample, scoring, heard, since_s)
-    if scoring.judge and takes_over(heard.words):
-        asked = first_event(scoring.event_file(sample, INTERRUPT_FILE))
-        yield ANSWER, scoring.judge(str(asked.get("context", "")), str(asked.get("interrupt", "")), heard.text)
-
-
-def _backchannel(sample: Sample, scoring: Scoring, heard: Transcript, since_s: float) -> _Values:
-    recording = read_recording(sample.folder / OUTPUT)
-    found = Backchannels(rounded_segments(recording), heard.words)
-    yield TOR, float(found.takes_over)
-    for suffix, counted in (("", found.heard), (BEFORE, found.since_last_turn)):
-        yield FREQUENCY + suffix, frequency(counted, recording.seconds)
-    if scoring.people is not None:
-        for suffix, counted in (("", found.heard), (BEFORE, found.since_last_turn)):
-            yield JSD + suffix, _distance(counted, recording.seconds, sample.folder.name, scoring.people)
-
-
-def _distance(segments: Sequence[Segment], length_s: float, number: str, people: People) -> float:
-    if not segments:
-        return NOTHING_IN_COMMON
-    if number not in people:
-        raise SampleError(f"people's distribution has no sample {number}, so its JSD is missing")
-    return distance_from_people(segments, length_s, people[number])
-
-
-_MEASURES: Mapping[Task, Callable[[Sample, Scoring, Transcript, float], _Values]] = MappingProxyType(
-    {
-        Task.PAUSE: _pause,
-        Task.BACKCHANNEL: _backchannel,
-        Task.TURN_TAKING: _turn,
-        Task.INTERRUPTION: _interruption,
-    }
-)
+    intervals = {key: value for key, value in found.items() if isinstance(value, tuple)}
+    means = {key: sum(value) / len(value) for key, value in intervals.items() if value}
+    values = {key: value for key, value in found.items() if not isinstance(value, tuple)}
+    return SampleScore(sample, {**means, **values}, by, text, fault, intervals)

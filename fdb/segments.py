@@ -41,6 +41,11 @@ def rounded_segments(recording: Recording) -> tuple[Segment, ...]:
     return tuple((one["start"], one["end"]) for one in _search()(recording.pcm, return_seconds=True))
 
 
+def segments_s(recording: Recording) -> list[Segment]:
+    """Speech, with times in seconds that are not rounded."""
+    return [(start / VAD_RATE_HZ, end / VAD_RATE_HZ) for start, end in exact_segments(recording)]
+
+
 def exact_segments(recording: Recording) -> list[tuple[int, int]]:
     """Speech, as the first sample and the one after the last."""
     return [(one["start"], one["end"]) for one in _search()(recording.pcm)]

@@ -3,17 +3,16 @@
 Whisper alone hears words in silence, and its own filter of silence moves words by up to 0.4 s.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pplex.fdb.layout import OUTPUT, WORDS, Sample
 from pplex.fdb.measures import Segment
-from pplex.fdb.segments import Recording, exact_segments, read_recording
-from pplex.fdb.words import Transcript, Word, read_transcript, write_transcript
+from pplex.fdb.recognition import Recognition
+from pplex.fdb.segments import Recording, exact_segments
+from pplex.fdb.words import Word
 from pplex.runtime.arrays import Pcm
-from pplex.runtime.errors import ConfigError, SampleError
-from pplex.runtime.files import is_file
+from pplex.runtime.errors import ConfigError
 from pplex.runtime.libraries import install_command, load_library
 from pplex.validate.speech.detector import VAD_RATE_HZ
 
@@ -21,8 +20,8 @@ PAD_S = 0.03  # of silence, which silero-vad adds on both sides of speech
 REPETITIVE = 2.4  # the text compresses better than this if the model repeats itself: Whisper's own limit
 
 
-class WhisperWords:
-    """Writes output.json of a sample, unless this model has written it for the same recording.
+class WhisperWords(Recognition):
+    """Words of the stretches of speech.
 
     Raises ConfigError if the model cannot be loaded, LibraryError without faster-whisper.
     """
@@ -32,7 +31,7 @@ class WhisperWords:
             "faster_whisper",
             f"--words whisper needs faster-whisper, which is not installed: {install_command('faster_whisper')}",
         )
-        self.name = f"faster-whisper {_short(model)} within silero-vad's segments"
+        super().__init__(f"faster-whisper {_short(model)} within silero-vad's segments", "Whisper")
         try:
             self._model = library.WhisperModel(model, device="cpu", compute_type="auto", cpu_threads=threads or 0)
         except Exception as error:  # the libraries below raise anything: for a name, a network, a damaged file
@@ -41,33 +40,7 @@ class WhisperWords:
                 "Name a folder with a model for faster-whisper, or one that it can download: tiny.en, small.en."
             ) from error
 
-    def check(self, samples: Iterable[Sample]) -> None:
-        """Raise ConfigError if another program's words would be replaced."""
-        others = [one.name for one in samples if is_file(one.folder / WORDS) and _is_foreign(one.folder / WORDS)]
-        if others:
-            raise ConfigError(
-                f"{len(others)} samples have an {WORDS} that another program made, such as {others[0]}. It is not replaced: "
-                "leave --words out to use these words, or delete the files."
-            )
-
-    def __call__(self, sample: Sample, since_s: float) -> Transcript:
-        """The words after `since_s`. Raises SampleError; OutputError if they cannot be written."""
-        recording, path = read_recording(sample.folder / OUTPUT), sample.folder / WORDS
-        if is_file(path):
-            there = read_transcript(path)
-            if (there.by, there.of) == (self.name, recording.sha256):
-                return there
-            if not there.by:
-                raise SampleError(f"{WORDS} is of another program, and is kept")
-        try:
-            words = tuple(self._words(recording, since_s))
-        except Exception as error:  # of the libraries below
-            raise SampleError(f"Whisper failed on {OUTPUT}: {type(error).__name__}: {error}") from error
-        made = Transcript(words, self.name, recording.sha256)
-        write_transcript(path, made)
-        return made
-
-    def _words(self, recording: Recording, since_s: float) -> Iterator[Word]:
+    def hear(self, recording: Recording, since_s: float) -> Iterator[Word]:
         since = round(since_s * VAD_RATE_HZ)
         for first, last in exact_segments(recording):
             start = max(first, since)
@@ -85,13 +58,6 @@ class WhisperWords:
             for word in words:
                 start_s, end_s = (min(max(speech[0], at_s + float(time)), speech[1]) for time in (word.start, word.end))
                 yield Word(word.word.strip(), start_s, end_s)
-
-
-def _is_foreign(path: Path) -> bool:
-    try:
-        return not read_transcript(path).by
-    except SampleError:
-        return False  # this sample fails by itself
 
 
 def _short(model: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.runtime.errors import SampleError
+from pplex.runtime.errors import AccessError, SampleError
 from pplex.runtime.files import is_file, read_text, write_files
 
 LONGEST_S = 1e6  # a time beyond it is a mistake
@@ -57,7 +57,7 @@ def write_transcript(path: Path, transcript: Transcript) -> None:
 
 def read_event(path: Path) -> tuple[float, float]:
     """Start and end of the first event in turn_taking.json or interrupt.json, in seconds. Raises SampleError."""
-    return _seconds(first_event(path), path.name)
+    return seconds(first_event(path), path.name)
 
 
 def first_event(path: Path) -> dict[str, Any]:
@@ -69,11 +69,13 @@ def first_event(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """The data in a file. Raises SampleError, AccessError."""
-    if not is_file(path):
-        raise SampleError(f"{path.name} is missing")
+    """The data in a file. Raises SampleError."""
     try:
+        if not is_file(path):
+            raise SampleError(f"{path.name} is missing")
         return json.loads(read_text(path))
+    except AccessError as error:
+        raise SampleError(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{path.name} is damaged: {error}") from error
 
@@ -81,12 +83,17 @@ def read_json(path: Path) -> Any:
 def _word(chunk: Any, name: str, number: int) -> Word:
     if not isinstance(chunk, dict) or not isinstance(chunk.get("text"), str):
         raise SampleError(f"{name}: word {number + 1} has no text")
-    text = chunk["text"].encode(errors="replace").decode()  # half of a surrogate pair could not be written anywhere
-    return Word(text, *_seconds(chunk, f"{name}: word {number + 1}"))
+    return Word(whole(chunk["text"]), *seconds(chunk, f"{name}: word {number + 1}"))
 
 
-def _seconds(entry: dict[str, Any], where: str) -> tuple[float, float]:
-    times = entry.get("timestamp")
+def whole(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON can have, but which cannot be written anywhere."""
+    return text.encode(errors="replace").decode()
+
+
+def seconds(entry: dict[str, Any], where: str, key: str = "timestamp") -> tuple[float, float]:
+    """Start and end under a key. Raises SampleError."""
+    times = entry.get(key)
     if not isinstance(times, Sequence) or len(times) != 2 or not all(map(_is_time, times)):
         raise SampleError(f"{where} has no start and end in seconds")
     return float(times[0]), float(times[1])

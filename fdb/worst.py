@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pplex.fdb.layout import INPUT, OUTPUT, Task
-from pplex.fdb.metrics import ANSWER, LATENCY, TOR
-from pplex.fdb.score import SampleScore, Score, Scoring
+from pplex.fdb.layout import INPUT, OUTPUT, OVERLAPS, Task
+from pplex.fdb.metrics import ADHERENCE, ANSWER, LATENCY, RESPONSE, SHARE_OF, STOP, TOR
+from pplex.fdb.rubrics import BEST
+from pplex.fdb.score import SampleScore, Score
 from pplex.fdb.segments import read_recording
 from pplex.runtime.arrays import Pcm
 from pplex.runtime.errors import PplexError
@@ -31,7 +32,7 @@ class Worst:
     wav: bytes | None
 
 
-def worst(score: Score, scoring: Scoring, count: int = 10) -> list[Worst]:
+def worst(score: Score, count: int = 10) -> list[Worst]:
     """The worst samples, the tasks in turns."""
     by_task = [
         sorted(
@@ -41,7 +42,7 @@ def worst(score: Score, scoring: Scoring, count: int = 10) -> list[Worst]:
     ]
     turns = (one for one in chain.from_iterable(zip_longest(*by_task)) if one is not None and one[0][0] > 0)
     chosen = sorted(islice(turns, count), key=lambda one: -one[0][0])
-    return [Worst(one, why, _wav(one, scoring)) for (_, why), one in chosen]
+    return [Worst(one, why, _wav(one)) for (_, why), one in chosen]
 
 
 def badness(one: SampleScore) -> tuple[float, str]:
@@ -55,14 +56,20 @@ def _faults(one: SampleScore) -> Iterator[tuple[float, str]]:
         yield FAILED, "took over while the user " + ("paused" if task is Task.PAUSE else "told something")
     if task in (Task.TURN_TAKING, Task.INTERRUPTION) and values.get(TOR) == 0:
         yield FAILED, "did not take over when the user had finished"
-    if values.get(LATENCY, 0.0) > SLOW_S:
-        yield min(values[LATENCY], FAILED / 2), f"answered after {values[LATENCY]:.2f} s"
-    if values.get(ANSWER, 5.0) < BAD_GRADE:
-        yield 5 - values[ANSWER], f"the judge gave {values[ANSWER]:g} of 5"
+    if task is Task.OVERLAP_INTERRUPTION and values.get(STOP, 0.0) > SLOW_S:
+        yield min(values[STOP], FAILED / 2), f"spoke on for {values[STOP]:.2f} s when it was interrupted"
+    if task in OVERLAPS and values.get(SHARE_OF["RESPOND"]) == (task is not Task.OVERLAP_INTERRUPTION):
+        yield FAILED, "did not answer the interruption" if task is Task.OVERLAP_INTERRUPTION else "answered the event"
+    for key in (LATENCY, RESPONSE):
+        if values.get(key, 0.0) > SLOW_S:
+            yield min(values[key], FAILED / 2), f"answered after {values[key]:.2f} s"
+    for key, what in ((ANSWER, ""), (ADHERENCE, " for task adherence")):
+        if values.get(key, BEST) < BAD_GRADE:
+            yield BEST - values[key], f"the judge gave {values[key]:g} of {BEST}{what}"
 
 
-def _wav(one: SampleScore, scoring: Scoring) -> bytes | None:
-    sides = [_pcm(path) for path in (scoring.event_file(one.sample, INPUT), one.sample.folder / OUTPUT)]
+def _wav(one: SampleScore) -> bytes | None:
+    sides = [_pcm(path) for path in (one.sample.file(INPUT), one.sample.folder / OUTPUT)]
     length = max(map(len, sides))
     if not length:
         return None

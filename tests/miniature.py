@@ -1,4 +1,6 @@
-"""A miniature of Full-Duplex-Bench: ten samples in its folders, of versions 1.0 and 1.5. Sentences and events are ours.
+"""A miniature of Full-Duplex-Bench: ten samples in its folders, of versions 1.0 and 1.5, and one of ServiceDuplexBench.
+
+Sentences, events and the role are ours.
 
 `espeak-ng` speaks them where it is installed. Elsewhere they are sound that is like speech, which is as good for a run.
 By hand: python tests/miniature.py FOLDER
@@ -30,8 +32,10 @@ SAMPLES = {
     "synthetic_user_interruption/1": "Tell me about the moon. Wait, why is it round?",
     "synthetic_user_interruption/2": "How do I bake bread? No, a cake.",
     "background_speech/1": "Could you repeat that?",
+    "service/0": "When do you close today?",
 }
 CLEAN = "background_speech/1"  # of version 1.5: it has the recording without the other speaker, too
+SERVICE, ROLE = "service/0", "You are Ann, a baker. You close at six."
 EVENTS = {"turn_taking": "turn_taking", "pause_handling": "pause", "user_interruption": "interrupt"}
 
 
@@ -45,7 +49,10 @@ def make_miniature(folder: Path) -> Path:
         soundfile.write(sample / "input.wav", np.concatenate([pcm, np.zeros(RATE_HZ // 2)]), RATE_HZ)
         if name == CLEAN:
             soundfile.write(sample / "clean_input.wav", pcm, RATE_HZ)
+            _write(sample / "metadata.json", {"timestamps": [length_s / 2, length_s]})
         _write(sample / "transcription.json", [{"text": text, "timestamp": [0.0, length_s]}])
+        if name == SERVICE:
+            _write(sample / "metadata.json", {"prompt_text": ROLE, "question_text": text})
         for key, event in EVENTS.items():
             if key in name:
                 _write(sample / f"{event}.json", [{"text": text, "timestamp": [length_s, length_s]}])

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import unprivileged
 from click.testing import CliRunner, Result
-from miniature import CLEAN, SAMPLES, make_miniature
+from miniature import CLEAN, ROLE, SAMPLES, SERVICE, make_miniature
 from recorded import write_speech
 
 from pplex.cli import main
@@ -83,6 +84,7 @@ def test_every_sample_is_answered_at_16_khz_as_long_as_its_input(data: Path, ans
         ("synthetic_user_interruption/1", TEACHER, ""),
         (CLEAN, TEACHER, ""),
         (CLEAN, TEACHER, "clean_"),
+        (SERVICE, ROLE, ""),
     ],
 )
 def test_every_file_equals_that_of_run(
@@ -168,6 +170,72 @@ def test_a_bad_recording_is_a_row_at_the_end_and_can_be_repaired(
     assert files(out) == files(answers)
 
 
+def test_what_is_not_a_recording_or_a_fact_stops_no_other_sample(
+    tiny_bundle: Bundle, data: Path, tmp_path: Path
+) -> None:
+    turns, good = tmp_path / "data" / "candor_turn_taking", data / "candor_turn_taking" / "1"
+    for name in ("1", "2", "3", "4", os.fsdecode(b"\xff\xfe")):
+        shutil.copytree(good, turns / name)
+    (turns / "1/notes.json").mkdir()
+    (turns / "1/gone.json").symlink_to("nowhere")
+    os.mkfifo(turns / "1/pipe.json")  # reading it would never end
+    (turns / "2/input.wav").unlink()
+    (turns / "2/input.wav").symlink_to("nowhere")
+    (turns / "3/input.wav").unlink()
+    (turns / "3/input.wav").mkdir()
+    for _ in range(2):
+        result = fdb_run(tiny_bundle, tmp_path / "data", tmp_path / "out", "--json")
+        assert result.exit_code == 1, result.output
+        why = json.loads(result.stdout)["failures"]
+        assert [Path(name).parent.name for name in why] == ["2", "3"]
+        assert all(words in reason for words, reason in zip(("not exist", "a folder"), why.values(), strict=True))
+    assert counts(result) == {"answered": 0, "kept": 3, "failed": 2}
+
+
+def test_bytes_in_a_name_that_are_no_text_can_be_reported(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = tmp_path / "data" / "pause_handling" / os.fsdecode(b"\xff")
+    sample.mkdir(parents=True)
+    (sample / "input.wav").write_bytes(b"")
+    result = fdb_run(tiny_bundle, tmp_path / "data", tmp_path / "out")
+    assert result.exit_code == 1 and "pause_handling/\\udcff/input.wav is empty" in result.stdout
+
+
+def test_folders_behind_links_are_answered_once(tiny_bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "data"
+    shutil.copytree(data / "candor_turn_taking/1", linked / "candor_turn_taking/1")
+    (linked / "candor_turn_taking/2").symlink_to(data / "candor_turn_taking/2")
+    (linked / "icc_backchannel").symlink_to(data / "icc_backchannel")
+    (linked / "latest").symlink_to("candor_turn_taking")
+    (linked / "candor_turn_taking/loop").symlink_to("..")
+    result = fdb_run(tiny_bundle, linked, tmp_path / "out", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["answered"] == {
+        "candor_turn_taking": 2,
+        "icc_backchannel": 2,
+    }
+
+
+@pytest.mark.skipif(unprivileged.why_not() is not None, reason=str(unprivileged.why_not()))
+def test_a_fact_that_may_not_be_read_is_a_row(tiny_bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    turns = Path(shutil.copytree(data / "candor_turn_taking", tmp_path / "data" / "candor_turn_taking"))
+    (turns / "2/turn_taking.json").chmod(0)
+    arguments = ["fdb", "run", tiny_bundle.folder, tmp_path / "data", "--out", tmp_path / "out", "--json", *AGENT]
+    result = unprivileged.run(unprivileged.MAIN, *arguments)
+    report = json.loads(result.stdout)
+    assert result.returncode == 1 and report["answered"] == {"candor_turn_taking": 2}
+    assert "turn_taking.json cannot be read: Permission denied" in report["failures"].popitem()[1]
+
+
+def test_a_place_of_a_fact_that_is_a_folder_is_refused_before_the_work(
+    tiny_bundle: Bundle, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "candor_turn_taking/2/turn_taking.json").mkdir(parents=True)
+    result = fdb_run(tiny_bundle, data, tmp_path)
+    assert result.exit_code == 1 and "turn_taking.json is a folder. Name a file." in result.stderr
+    assert not list(tmp_path.rglob("*.wav"))
+
+
 @pytest.mark.parametrize(
     "options, rows",
     [
@@ -185,6 +253,44 @@ def test_answers_with_other_settings_are_refused(
     assert result.exit_code == 1 and "has answers with other settings:" in result.stderr
     assert all(row in result.stderr for row in rows) and "Name another --out" in result.stderr
     assert files(copied) == before
+
+
+def test_the_role_of_a_service_can_be_replaced(tiny_bundle: Bundle, data: Path, answers: Path, tmp_path: Path) -> None:
+    result = fdb_run(tiny_bundle, data / "service", tmp_path, "--text-prompt-of", "service", TEACHER)
+    assert result.exit_code == 0
+    assert (tmp_path / SERVICE / "output.wav").read_bytes() != (answers / SERVICE / "output.wav").read_bytes()
+    result = fdb_run(tiny_bundle, data / "service", tmp_path)
+    assert f"- persona of service dialogue: {TEACHER!r} there, 'that of each sample' here" in result.stderr
+
+
+def test_a_service_with_another_role_is_answered_again(
+    tiny_bundle: Bundle, data: Path, copied: Path, tmp_path: Path
+) -> None:
+    changed, before = Path(shutil.copytree(data, tmp_path / "data")), (copied / SERVICE / "output.wav").read_bytes()
+    metadata = changed / SERVICE / "metadata.json"
+    metadata.write_text(metadata.read_text().replace("six", "nine"))
+    result = fdb_run(tiny_bundle, changed, copied, "--json")
+    assert result.exit_code == 0 and counts(result) == {"answered": 1, "kept": RECORDINGS - 1, "failed": 0}
+    assert (copied / SERVICE / "output.wav").read_bytes() != before
+
+
+def test_a_service_without_a_role_is_a_row(tiny_bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(data / "service", tmp_path / "data" / "service"))
+    for content in ("{", '{"prompt_text": 5}', '{"question_text": "?"}'):
+        (broken / "0" / "metadata.json").write_text(content)
+        result = fdb_run(tiny_bundle, tmp_path / "data", tmp_path / "out")
+        assert result.exit_code == 1 and "Traceback" not in result.output
+        assert "service/0/output.wav: metadata.json" in result.stdout.splitlines()[-1]
+
+
+def test_a_service_with_a_role_that_does_not_fit_is_a_row(tiny_bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(data / "service", tmp_path / "data" / "service"))
+    shutil.copytree(broken / "0", broken / "1")
+    (broken / "1" / "metadata.json").write_text(json.dumps({"prompt_text": ROLE * 9, "question_text": "?"}))
+    (broken / "0" / "metadata.json").write_text(json.dumps({"prompt_text": "Ann \ud800", "question_text": "?"}))
+    result = fdb_run(tiny_bundle, tmp_path / "data", tmp_path / "out", "--json")
+    assert result.exit_code == 1 and counts(result) == {"answered": 1, "kept": 0, "failed": 1}
+    assert "service/1/input.wav: The prompt takes" in json.loads(result.stdout)["failures"].popitem()[1]
 
 
 def test_another_bundle_is_refused(voiceless_bundle: Bundle, data: Path, copied: Path) -> None:

@@ -1,6 +1,7 @@
 """A miniature of the benchmark, answered by two bundles' settings, scored, reported and compared."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def answers(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> li
     return outs
 
 
-def test_all_samples_of_version_1_0_are_scored_and_compared(answers: list[Path], tmp_path: Path) -> None:
+def test_all_samples_are_scored_and_compared(answers: list[Path], tmp_path: Path) -> None:
     arguments = [
         "fdb",
         "score",
@@ -44,8 +45,8 @@ def test_all_samples_of_version_1_0_are_scored_and_compared(answers: list[Path],
     report = read_report(tmp_path / "report")
     measures = {measure.name: measure.value for measure in report.measures}
     assert {f"{name}.tor" for name in ("candor_pause_handling", "candor_turn_taking", "icc_backchannel")} <= {*measures}
-    assert report.bundle["samples"] == 9 and report.bundle["words"] == "the model's own text stream"
-    assert "background_speech (1)" in done.stdout  # of version 1.5
+    assert report.bundle["samples"] == 11 and report.bundle["words"] == "the model's own text stream"
+    assert "background_speech.rate_after" in measures and "service.adherence" not in measures  # without a judge
     assert any("seed" in name for name in report.settings)
     compared = next(section for section in report.sections if section.key.startswith("compared"))
     assert {row[1] for row in compared.tables[0].rows if str(row[0]).endswith(".tor")} == {1, 2, 3}
@@ -61,3 +62,14 @@ def test_the_users_side_is_found_in_the_data_of_the_run(answers: list[Path], tmp
     assert done.exit_code == 0, done.output
     sound, rate_hz = soundfile.read(tmp_path / "report" / "sounds" / "worst-01.wav")  # [samples, user and agent]
     assert rate_hz == 16_000 and sound.shape[1] == 2 and np.abs(sound).max(axis=0).min() > 0.01
+
+
+def test_samples_that_a_stopped_run_has_not_reached_are_faults(answers: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    shutil.copytree(answers[1], out)
+    for name in ("candor_pause_handling/2", "icc_backchannel/1"):
+        shutil.rmtree(out / name)
+    done = CliRunner().invoke(main, ["fdb", "score", str(out), "--words", "agent"])
+    assert done.exit_code == 1 and done.output.count("fdb run was stopped before it answered this sample") == 2
+    done = CliRunner().invoke(main, ["fdb", "score", str(out / "icc_backchannel"), "--words", "agent"])
+    assert done.output.count("fdb run was stopped") == 1, "the other one is not in this task's folder"

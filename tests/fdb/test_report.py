@@ -12,10 +12,13 @@ import soundfile
 from chromium_tab import CHROMIUM
 from click.testing import CliRunner, Result
 from planted_agents import copied
+from scipy.spatial.distance import jensenshannon
 
 from pplex.cli import main
 from pplex.fdb.comparison import paired
+from pplex.fdb.measures import Backchannels
 from pplex.fdb.score import score
+from pplex.fdb.segments import read_recording, rounded_segments
 from pplex.validate.report.schema import read_report
 
 TURN = "candor_turn_taking"
@@ -141,6 +144,30 @@ def test_two_engines_are_paired_by_sample(agents: Path, tmp_path: Path) -> None:
 def test_the_reference_has_rows_of_its_own(agents: Path, tmp_path: Path) -> None:
     done = run(agents, "--reference", copied(tmp_path / "reference"))
     assert re.search(r"candor_turn_taking +float32 reference +4 +0.750", done.stdout)
+
+
+def test_peoples_backchannels_are_found_in_a_checkout(agents: Path, tmp_path: Path) -> None:
+    """In a folder like the benchmark's repository; the distance is scipy's."""
+    checkout, people = tmp_path / "Full-Duplex-Bench", [0.1, 0.4, 0.2, 0.3]
+    for name in (".git/HEAD", "README.md", "v1_v1.5/README.md", "v1_v1.5/evaluation/evaluate.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("{}")
+    path = checkout / "v1_v1.5" / "evaluation" / "icc_gt_distribution.json"
+    path.write_text(json.dumps({"1": people, "3": people}))
+    done = run(agents, "--repo", checkout, "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["settings"]["people"] == str(checkout) and "JSD is missing" not in done.stdout
+    table = next(one for one in report["sections"] if one["key"] == "icc_backchannel")["tables"][0]
+    found = {row[0]: row[table["columns"].index("JSD")] for row in table["rows"]}
+    for number, jsd in found.items():
+        recording = read_recording(agents / "icc_backchannel" / number / "output.wav")
+        counts = np.full(int(recording.seconds / 0.2) + 1, 1e-10)
+        for start, end in Backchannels(rounded_segments(recording), ()).heard:
+            counts[int(start / 0.2) : int(end / 0.2) + 1] += 1
+        stretched = np.interp(np.linspace(0, 1, len(counts)), np.linspace(0, 1, 4), people)
+        assert jsd == pytest.approx(float(jensenshannon(counts, stretched)), abs=1e-6)
+    assert found.keys() == {"1", "3"}
 
 
 def test_the_settings_of_a_run_are_reported_and_its_data_is_found(agents: Path, tmp_path: Path) -> None:

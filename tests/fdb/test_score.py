@@ -11,7 +11,8 @@ from planted_agents import copied, official, planted
 
 from pplex.fdb.layout import Task
 from pplex.fdb.people import read_people
-from pplex.fdb.score import SampleScore, Score, Scoring, score
+from pplex.fdb.score import SampleScore, Score, score
+from pplex.fdb.scoring import Scoring
 from pplex.runtime.errors import ConfigError
 
 BACKCHANNEL, TURN = "icc_backchannel/3", "candor_turn_taking/5"
@@ -80,7 +81,7 @@ def test_the_benchmarks_files_may_be_in_another_folder(agents: Path, tmp_path: P
     assert one(score(agents, Scoring(data=tmp_path / "data")), TURN).values["latency"] == pytest.approx(0.2)
 
 
-def test_version_1_5_and_other_folders_are_left_out_and_counted(agents: Path) -> None:
+def test_unknown_metadata_and_other_folders_are_left_out_and_counted(agents: Path) -> None:
     (agents / "synthetic_user_interruption" / "3" / "metadata.json").write_text("{}")
     (agents / "mine" / "1").mkdir(parents=True)
     (agents / "mine" / "1" / "output.json").write_text('{"chunks": []}')

@@ -10,7 +10,8 @@ from planted_agents import copied
 
 from pplex.fdb.layout import samples
 from pplex.fdb.measures import takes_over
-from pplex.fdb.score import Scoring, score
+from pplex.fdb.score import score
+from pplex.fdb.scoring import Scoring
 from pplex.fdb.words import read_transcript
 from pplex.runtime.errors import ConfigError
 
@@ -53,7 +54,7 @@ def test_only_what_follows_the_interruption_is_heard(whisper: "WhisperWords", tm
 
 
 def test_another_programs_words_are_kept(whisper: "WhisperWords", tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="2 samples have an output"):
+    with pytest.raises(ConfigError, match="2 samples have words that another"):
         whisper.check(samples(copied(tmp_path / "out", "icc_backchannel/1", "icc_backchannel/3")))
 
 

@@ -8,7 +8,8 @@ from planted_agents import copied
 
 from pplex.fdb.agent_words import agent_words, words_of
 from pplex.fdb.layout import Sample, samples
-from pplex.fdb.score import Scoring, score
+from pplex.fdb.score import score
+from pplex.fdb.scoring import Scoring
 from pplex.fdb.words import read_transcript
 from pplex.runtime.errors import SampleError
 
