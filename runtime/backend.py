@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pplex.kernels import LAYOUT
 from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, Bundle, open_bundle
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.cuda_device import CudaDevice
@@ -13,6 +14,7 @@ from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
 from pplex.runtime.gpus import ONNXRUNTIME, ONNXRUNTIME_SM, FoundGpu
+from pplex.runtime.int4_kernel import int4_kernel
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
 from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
@@ -103,10 +105,11 @@ def host_backend(device: HostDevice, threads: int | None, profiles: Path | None 
     def load(bundle: Bundle, slots: int, spare: int) -> dict[str, Executor]:
         kept = prepared_here(bundle.folder, bundle.manifest)
         # The cache belongs to the bundle's own files. A graph that validation has rewritten elsewhere must not use it.
-        prepared = {name: one for name, one in kept.items() if bundle.graph_path(name).parent == bundle.folder}
+        paths = {name: bundle.graph_path(name, on_processor=True) for name in bundle.specs}
+        prepared = {name: one for name, one in kept.items() if paths[name].parent == bundle.folder}
         return {
             name: OnnxRuntimeExecutor(
-                bundle.graph_path(name),
+                paths[name],
                 spec,
                 device,
                 threads,
@@ -139,7 +142,7 @@ def open_to_run(folder: Path, device: str | Backend | None) -> Bundle:
 
 def prepared_here(folder: Path, manifest: Mapping[str, Any]) -> dict[str, PreparedGraph]:
     """The places of a bundle's optimised graphs, for this processor and the installed ONNX Runtime."""
-    return prepared_graphs(folder, manifest, library_version())
+    return prepared_graphs(folder, manifest, library_version(), LAYOUT if int4_kernel() else None)
 
 
 def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int, int], dict[str, Executor]]:

@@ -16,9 +16,11 @@ from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, GPU, CudaDevice
 from pplex.runtime.device import Buffer, Call, HostDevice
 from pplex.runtime.errors import BundleError, EngineError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
+from pplex.runtime.int4_graph import pack_graph
+from pplex.runtime.int4_kernel import int4_kernel
 from pplex.runtime.libraries import load_library
-from pplex.runtime.mapped import MappedFile
-from pplex.runtime.precision import PRECISIONS, storage_dtype
+from pplex.runtime.mapped import HugePages, MappedFile
+from pplex.runtime.precision import BUILT, storage_dtype
 from pplex.runtime.prepared import PreparedGraph
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: for IO binding, because numpy does not have the type
@@ -52,7 +54,7 @@ class OnnxRuntimeExecutor:
         profiles: Path | None = None,
     ):
         self.spec, self._device = spec, device
-        if PRECISIONS[precision].activations == "bfloat16":
+        if BUILT[precision].activations == "bfloat16":
             raise EngineError(
                 f"{spec.name} is in bf16, which ONNX Runtime cannot compute on the processor. "
                 "Run it on a GPU, or rebuild it: pplex-export build CHECKPOINT --out BUNDLE"
@@ -98,7 +100,7 @@ class OnnxRuntimeCudaExecutor:
         fused_blocks: bool = False,
     ):
         self.spec, self._device = spec, device
-        fused_blocks = fused_blocks and PRECISIONS[precision].block > 0
+        fused_blocks = fused_blocks and BUILT[precision].block > 0
         self._graph_ids = count(1)
         provider = {
             "device_id": str(GPU),
@@ -171,7 +173,7 @@ def _options(precision: str, threads: int | None, profile: Path | None = None) -
     options.add_session_config_entry("session.prepack.enable_parallel", "1")
     # The four graphs take turns: threads of an idle graph must not spin while the next one runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if PRECISIONS[precision].weights.startswith("float8"):
+    if BUILT[precision].weights.startswith("float8"):
         # ONNX Runtime would fuse Q/DQ around a MatMul into an operator without an fp8 kernel.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
@@ -195,33 +197,52 @@ def _prepared_session(path: Path, precision: str, options: Callable[[], Any], pr
     def load() -> Any:
         unchanged = options()
         unchanged.graph_optimization_level = _library().GraphOptimizationLevel.ORT_DISABLE_ALL
-        return _cpu_session(prepared.model, precision, unchanged, prepared.weights)
+        return _cpu_session(prepared.model, precision, unchanged, prepared.weights, prepared.packed)
 
     if prepared.is_there:
         try:
             return load()
         except _UNREADABLE:
             prepared.discard()
-    if prepared.make(partial(_prepare, path, precision, options())):
-        with suppress(*_UNREADABLE):  # another process may have replaced one of the two files
+    if prepared.make(partial(_prepare, path, precision, options, prepared)):
+        with suppress(*_UNREADABLE):  # another process may have replaced one of the files
             return load()
     return None
 
 
-def _cpu_session(path: Path, precision: str, options: Any, weights: Path) -> Any:
-    """A session that maps the file `weights`. It copies only the weights that it packs for the processor."""
+def _cpu_session(path: Path, precision: str, options: Any, weights: Path, packed: Path | None = None) -> Any:
+    """A session that maps the file `weights`. It copies only the weights that it packs for the processor.
+
+    `packed`: weights that our kernel reads as they are.
+    """
     if not weights.is_file():  # small weights are inside the graph's file
         return _session(path, precision, options, CPU_ONLY)
     mapped = MappedFile(weights)
+    held: list[MappedFile | HugePages] = [mapped, HugePages(packed)] if packed else [mapped]
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
-    options.add_external_initializers_from_files_in_memory([mapped.name], [mapped.bytes], [len(mapped.bytes)])
+    options.add_external_initializers_from_files_in_memory(
+        [one.name for one in held], [one.bytes for one in held], [len(one.bytes) for one in held]
+    )
+    kernel = int4_kernel() if packed else None
+    if kernel:
+        options.register_custom_ops_library(os.fspath(kernel.path))
     with mapped.giving_back():
         session = _session(path, precision, options, CPU_ONLY, in_memory=True)
-    session.mapped = mapped  # must live as long as the session
+    session.held = held  # must live as long as the session
     return session
 
 
-def _prepare(path: Path, precision: str, options: Any, model: Path, weights: str) -> None:
+def _prepare(path: Path, precision: str, options: Callable[[], Any], prepared: PreparedGraph, folder: Path) -> None:
+    """Write the files of `prepared` to `folder`: the graph as ONNX Runtime optimises it, and packed for our kernel."""
+    model, weights = folder / prepared.model.name, folder / prepared.weights.name
+    if prepared.packed is None:
+        return _optimise(path, precision, options(), model, weights.name)
+    optimised = folder / "optimised.onnx"
+    _optimise(path, precision, options(), optimised, "optimised.data")
+    pack_graph(optimised, folder / "optimised.data", model, weights.name, prepared.packed.name)
+
+
+def _optimise(path: Path, precision: str, options: Any, model: Path, weights: str) -> None:
     """Write the graph as ONNX Runtime optimises it to `model`, and its weights to the file `weights` beside it."""
     options.optimized_model_filepath = os.fspath(model)
     for key, value in (
@@ -249,7 +270,7 @@ def _session(
         options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(weights))
     # Not fused: ONNX Runtime would turn a matrix product and the next addition into a Gemm. A Gemm cannot use
     # block-quantized weights, and would convert them to floats in every call.
-    disabled = ["MatMulAddFusion"] if PRECISIONS[precision].block else None
+    disabled = ["MatMulAddFusion"] if BUILT[precision].block else None
     try:
         return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
@@ -258,9 +279,7 @@ def _session(
 
 def _binding(session: Any, spec: GraphSpec, tensors: Mapping[str, Buffer], device: str, index: int) -> Any:
     def bind(bind_one: Any, tensor: TensorSpec) -> None:
-        buffer = tensors[tensor.name]
-        dtype = BFLOAT16 if tensor.dtype == "bfloat16" else storage_dtype(tensor.dtype).type
-        bind_one(tensor.name, device, index, dtype, buffer.shape, buffer.address)
+        bind_one(tensor.name, device, index, *_place(tensors[tensor.name]))
 
     binding = session.io_binding()
     for tensor in spec.all_inputs:
@@ -268,4 +287,13 @@ def _binding(session: Any, spec: GraphSpec, tensors: Mapping[str, Buffer], devic
     for tensor in spec.all_outputs:
         if tensor.name in tensors:
             bind(binding.bind_output, tensor)
+    named = {output.name for output in session.get_outputs()}
+    for state in (state for state in spec.state if state.written in named):
+        binding.bind_output(state.written, device, index, *_place(tensors[state.present]))
     return binding
+
+
+def _place(buffer: Buffer) -> tuple[Any, tuple[int, ...], int]:
+    """Type, shape and address of a buffer, for IO binding."""
+    dtype = BFLOAT16 if buffer.dtype == "bfloat16" else storage_dtype(buffer.dtype).type
+    return dtype, buffer.shape, buffer.address

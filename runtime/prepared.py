@@ -1,7 +1,8 @@
 """The graphs as ONNX Runtime optimises them for this processor, cached in the bundle's `caches/`.
 
 ONNX Runtime converts block-quantized weights (int8, int4) into the layout of its own operators. At the released size this
-takes half a minute and doubles the memory. So the optimised graph is cached, and later loads use it.
+takes half a minute and doubles the memory. So the optimised graph is cached, and later loads use it. If our kernel is used
+(`runtime.int4_kernel`), the cached graph has its operators, and a third file with the packed int4 weights.
 
 Called by `runtime.backend`.
 """
@@ -18,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, file_sha256
+from pplex.runtime.bundle import CACHE_SUFFIX, CACHES_FOLDER, file_sha256, processor_file
 from pplex.runtime.errors import BundleError
 from pplex.runtime.files import is_file
-from pplex.runtime.precision import PRECISIONS
+from pplex.runtime.precision import BUILT
 
 GROWTH = 1.5  # largest size of a cache relative to the weights: their scales become float32
+PACKED_GROWTH = 3.0  # the same while weights are packed for our kernel: ONNX Runtime's form is beside the packed one
 FORMAT = "1"  # of the cache; change it when the options change that make or load a cache
 LEFT_SECONDS = 3600.0  # an unfinished folder this old was abandoned
 
@@ -32,7 +34,8 @@ LEFT_SECONDS = 3600.0  # an unfinished folder this old was abandoned
 class PreparedGraph:
     """The place of one optimised graph, for one processor, library version and content.
 
-    `sources`: the graph's files in the bundle with their SHA-256; `nbytes`: their total size.
+    `sources`: the graph's files in the bundle with their SHA-256; `nbytes`: their total size. `for_kernel`: int4 weights are
+    packed for our kernel.
     """
 
     folder: Path
@@ -41,22 +44,33 @@ class PreparedGraph:
     key: str
     sources: Mapping[Path, str]
     nbytes: int
+    for_kernel: bool = False
 
     @property
     def model(self) -> Path:
-        return self.folder / f"{self.graph}.cpu_{self.processor}_{self.key}.onnx{CACHE_SUFFIX}"
+        return self._file("onnx")
 
     @property
     def weights(self) -> Path:
-        return self.folder / f"{self.graph}.cpu_{self.processor}_{self.key}.data{CACHE_SUFFIX}"
+        return self._file("data")
+
+    @property
+    def packed(self) -> Path | None:
+        """The int4 weights as our kernel reads them, in a file of their own; None without the kernel."""
+        return self._file("packed") if self.for_kernel else None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files of the cache. The model gets its name last."""
+        return [path for path in (self.packed, self.weights, self.model) if path]
 
     @property
     def is_there(self) -> bool:
-        """Whether it is cached. The model is complete when both files exist, because it gets its name last."""
-        return os.path.isfile(self.model) and os.path.isfile(self.weights)  # an unreadable file is made again
+        """Whether it is cached. The cache is complete when all files exist, because the model gets its name last."""
+        return all(os.path.isfile(path) for path in self.files)  # an unreadable file is made again
 
-    def make(self, write: Callable[[Path, str], None]) -> bool:
-        """Make it with `write(model, name of the weights' file)`. Returns False, and leaves no files, if writing fails.
+    def make(self, write: Callable[[Path], None]) -> bool:
+        """Make it with `write(folder)`, which writes `files` there. Returns False, and leaves no files, if writing fails.
 
         It removes this processor's caches for other versions of ONNX Runtime or other contents of the graph. If two
         processes write at the same time, the last cache stays.
@@ -64,21 +78,24 @@ class PreparedGraph:
         try:
             self.folder.mkdir(exist_ok=True)
             self._remove_left_overs()
-            if shutil.disk_usage(self.folder).free < GROWTH * self.nbytes:
+            growth = PACKED_GROWTH if self.for_kernel else GROWTH
+            if shutil.disk_usage(self.folder).free < growth * self.nbytes:
                 return False
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{self.graph}.", suffix=".part") as scratch:
-                model, weights = Path(scratch) / self.model.name, Path(scratch) / self.weights.name
-                write(model, weights.name)
-                for path in (weights, model):
-                    with path.open("rb") as file:
+                write(Path(scratch))
+                for path in self.files:
+                    with (Path(scratch) / path.name).open("rb") as file:
                         os.fsync(file.fileno())
                 for old in self.folder.glob(f"{self.graph}.cpu_{self.processor}_*{CACHE_SUFFIX}"):
                     old.unlink(missing_ok=True)
-                weights.replace(self.weights)
-                model.replace(self.model)
+                for path in self.files:
+                    (Path(scratch) / path.name).replace(path)
         except (OSError, BundleError):  # read-only or full disk: each load prepares the graph again
             return False
         return True
+
+    def _file(self, kind: str) -> Path:
+        return self.folder / f"{self.graph}.cpu_{self.processor}_{self.key}.{kind}{CACHE_SUFFIX}"
 
     def _remove_left_overs(self) -> None:
         """Remove folders of processes that were killed while they wrote."""
@@ -88,7 +105,7 @@ class PreparedGraph:
 
     def discard(self) -> None:
         """Remove a damaged cache. Raises BundleError if its sources are damaged too."""
-        for path in (self.model, self.weights):
+        for path in self.files:
             with suppress(OSError):
                 path.unlink()
         changed = [path.name for path, sha256 in self.sources.items() if file_sha256(path) != sha256]
@@ -99,10 +116,13 @@ class PreparedGraph:
             )
 
 
-def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> dict[str, PreparedGraph]:
+def prepared_graphs(
+    folder: Path, manifest: Mapping[str, Any], version: str, layout: str | None = None
+) -> dict[str, PreparedGraph]:
     """The caches of a bundle's graphs with block-quantized weights, for ONNX Runtime `version` on this processor.
 
-    A cache is not used if the graph's file has changed since, even if the manifest is the same.
+    `layout`: of our kernel's packed weights, None without the kernel. A cache is not used if the graph's file has changed
+    since, even if the manifest is the same.
     """
     processor = _digest(_processor())[:8]
 
@@ -112,15 +132,17 @@ def prepared_graphs(folder: Path, manifest: Mapping[str, Any], version: str) -> 
             for name in graph_files(graph)
             if name in manifest["files"] and is_file(folder / name)
         }
-        if len(sources) < 2:  # the weights are inside the graph's file
+        if folder / f"{graph}.data" not in sources:  # the weights are inside the graph's file
             return None
         stats = [path.stat() for path in sources]
-        key = _digest(FORMAT, version, *sources.values(), *(str(stat.st_mtime_ns) for stat in stats))[:16]
+        for_kernel = layout is not None and in_blocks[graph].weights == "int4"
+        form = f"{FORMAT}, packed {layout}" if for_kernel else FORMAT
+        key = _digest(form, version, *sources.values(), *(str(stat.st_mtime_ns) for stat in stats))[:16]
         nbytes = sum(stat.st_size for stat in stats)
-        return PreparedGraph(folder / CACHES_FOLDER, graph, processor, key, sources, nbytes)
+        return PreparedGraph(folder / CACHES_FOLDER, graph, processor, key, sources, nbytes, for_kernel)
 
-    precisions = {graph: PRECISIONS.get(name) for graph, name in manifest["precision"].items()}
-    in_blocks = [graph for graph, precision in precisions.items() if precision and precision.block]
+    precisions = {graph: BUILT.get(name) for graph, name in manifest["precision"].items()}
+    in_blocks = {graph: precision for graph, precision in precisions.items() if precision and precision.block}
     return {graph: found for graph in in_blocks if (found := prepared(graph))}
 
 
@@ -128,9 +150,9 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def graph_files(graph: str) -> tuple[str, str]:
-    """The names of a graph's file and of its weights' file."""
-    return f"{graph}.onnx", f"{graph}.data"
+def graph_files(graph: str) -> tuple[str, str, str]:
+    """The names that a graph's files may have: the graph, its form for processors, and the weights of both."""
+    return f"{graph}.onnx", processor_file(graph), f"{graph}.data"
 
 
 def _processor() -> str:

@@ -1,0 +1,89 @@
+#include "product.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "levels.h"
+
+namespace pplex {
+namespace {
+
+constexpr size_t kChunkBytes = 128 << 10;  // of packed weights that a thread takes at a time, for one row
+constexpr int64_t kSerialRows = 2;         // so few rows are rounded faster than other threads wake up
+
+struct Work {
+  const Matrix& matrix;
+  const Level& level;
+  const uint8_t* packed;
+  const float* x;
+  int64_t rows;
+  float* y;
+  int64_t chunk;  // groups that a thread takes at a time
+  std::vector<Tile> tiles;
+};
+
+// Memory of the rounded rows. Rows of a tile stand block by block, so that a level reads them at fixed distances.
+struct Rounded {
+  std::unique_ptr<int8_t[]> values;
+  std::unique_ptr<float[]> scales;
+  std::unique_ptr<int32_t[]> corrections;
+
+  Rounded(const Matrix& matrix, int64_t rows)
+      : values(new int8_t[size_t(rows * matrix.inputs)]),
+        scales(new float[size_t(rows * matrix.blocks())]),
+        corrections(new int32_t[size_t(rows * matrix.blocks())]) {}
+
+  std::vector<Tile> tiles(const Matrix& matrix, int64_t rows, int height) const {
+    std::vector<Tile> result;
+    for (int64_t row = 0; row < rows; row += height) {
+      const int64_t block = row * matrix.blocks();
+      result.push_back({int(std::min<int64_t>(height, rows - row)), values.get() + row * matrix.inputs,
+                        scales.get() + block, corrections.get() + block});
+    }
+    return result;
+  }
+};
+
+void round_one(void* data, size_t row) {
+  const Work& work = *static_cast<const Work*>(data);
+  const size_t height = size_t(work.level.rows);
+  work.level.round(work.matrix, work.x + row * size_t(work.matrix.inputs), work.tiles[row / height], int(row % height));
+}
+
+void multiply_chunk(void* data, size_t chunk) {
+  const Work& work = *static_cast<const Work*>(data);
+  const Matrix& matrix = work.matrix;
+  const int64_t first = int64_t(chunk) * work.chunk, last = std::min(first + work.chunk, matrix.groups());
+  for (int64_t group = first; group < last; ++group) {
+    const uint8_t* packed = work.packed + size_t(group) * matrix.group_bytes();
+    const int columns = int(std::min<int64_t>(kColumns, matrix.outputs - group * kColumns));
+    float* y = work.y + group * kColumns;
+    for (const Tile& tile : work.tiles) {
+      work.level.multiply(matrix, tile, packed, y, size_t(matrix.outputs), columns);
+      y += tile.rows * matrix.outputs;
+    }
+  }
+}
+
+int64_t groups_at_a_time(const Matrix& matrix, int64_t rows) {
+  return std::max<int64_t>(1, int64_t(kChunkBytes / matrix.group_bytes()) / rows);
+}
+
+void run(const Pool& pool, void (*task)(void*, size_t), size_t count, bool serial, void* data) {
+  if (count > 1 && !serial) return pool.run(pool.context, task, count, data);
+  for (size_t i = 0; i < count; ++i) task(data, i);
+}
+
+}  // namespace
+
+void multiply(const Matrix& matrix, const uint8_t* packed, const float* x, int64_t rows, float* y, const Pool& pool) {
+  if (rows == 0) return;
+  const Level& now = level();  // one level for the whole call
+  const Rounded rounded(matrix, rows);
+  Work work{matrix, now, packed, x, rows, y, groups_at_a_time(matrix, rows), rounded.tiles(matrix, rows, now.rows)};
+  run(pool, round_one, size_t(rows), rows <= kSerialRows, &work);
+  run(pool, multiply_chunk, size_t((matrix.groups() + work.chunk - 1) / work.chunk), false, &work);
+}
+
+}  // namespace pplex

@@ -1,0 +1,138 @@
+"""Products with int4 weights: against exact results, and the same bits with all instructions and numbers of threads."""
+
+import numpy as np
+import pytest
+from int4_products import Product, run, session_of
+from onnx import helper
+
+from pplex.kernels import Kernel
+from pplex.runtime.arrays import Array
+
+SHAPES = [(32, 1, 32), (32, 16, 32), (96, 17, 32), (128, 100, 64), (384, 33, 128), (1024, 48, 32), (256, 700, 32)]
+ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33]
+# Sums of blocks are exact; the blocks are added in float32, whose rounding grows with their number.
+RELATIVE = 1e-5
+
+
+def activations(rows: int, depth: int) -> Array:
+    return np.random.default_rng(rows).standard_normal((rows, depth)).astype(np.float32)
+
+
+def on_every_level(kernel: Kernel, product: Product, x: Array) -> list[Array]:
+    sessions = [product.session(kernel, threads) for threads in (1, 2)]
+    results = []
+    for level in kernel.levels:
+        kernel.use(level)
+        assert kernel.level == level
+        results += [run(session, x) for session in sessions]
+    return results
+
+
+@pytest.mark.parametrize(("depth", "outputs", "block"), SHAPES)
+def test_products_are_right_and_the_same_on_all_levels_and_threads(
+    kernel: Kernel, depth: int, outputs: int, block: int
+) -> None:
+    product = Product(depth, outputs, block)
+    for rows in ROWS:
+        x = activations(rows, depth)
+        first, *others = on_every_level(kernel, product, x)
+        expected = product.of_rounded(x)
+        assert np.abs(first - expected).max() <= RELATIVE * np.abs(expected).max()
+        assert all(np.array_equal(first.view(np.uint32), other.view(np.uint32)) for other in others)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(kernel: Kernel) -> None:
+    product = Product(256, 100, 32)
+    session, x = product.session(kernel), activations(33, 256)
+    together = run(session, x)
+    assert all(np.array_equal(run(session, x[row : row + 1])[0], together[row]) for row in range(33))
+
+
+def test_many_threads_share_a_large_matrix(kernel: Kernel) -> None:
+    product, x = Product(2048, 1500, 32), activations(3, 2048)
+    one, four = (run(product.session(kernel, threads), x) for threads in (1, 4))
+    assert np.array_equal(one, four)
+
+
+def test_it_rounds_like_onnx_runtime(kernel: Kernel) -> None:
+    """Then a bundle drifts as far with our kernel as without."""
+    product, x = Product(1024, 64, 32), activations(8, 1024)
+    ours, exact = run(product.session(kernel), x), x.astype(np.float64) @ product.exact()
+    theirs = run(product.theirs(kernel), x)
+    assert np.square(ours - exact).mean() <= 1.05 * np.square(theirs - exact).mean()
+
+
+@pytest.mark.parametrize("scale", [6e-8, 1e-4, 65504.0 / 8])
+def test_extreme_scales(kernel: Kernel, scale: float) -> None:
+    """From float16's smallest number, which is subnormal, to its largest."""
+    product, x = Product(64, 20, 32, scale=scale), activations(2, 64)
+    product.scales[0] = np.float16(65504.0) if scale > 1 else np.float16(6e-8)
+    expected = product.of_rounded(x)
+    for y in on_every_level(kernel, product, x):
+        assert np.abs(y - expected).max() <= RELATIVE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e20])
+def test_extreme_activations(kernel: Kernel, size: float) -> None:
+    product = Product(64, 20, 32)
+    x = np.float32(size) * activations(2, 64)
+    expected = product.of_rounded(x)
+    first, *others = on_every_level(kernel, product, x)
+    assert np.abs(first - expected).max() <= RELATIVE * np.abs(expected).max()
+    assert all(np.array_equal(first, other) for other in others)
+
+
+def test_one_large_weight_and_activation_fill_the_integers(kernel: Kernel) -> None:
+    """All products of a part have the largest size and one sign: sums in 16 bits must hold them."""
+    product = Product(128, 16, 32)
+    for byte in (0x00, 0xFF):
+        product.values[:] = byte
+        product.scales[:] = 1
+        for x in (np.full((1, 128), 5, np.float32), np.full((1, 128), -5, np.float32)):
+            expected = product.of_rounded(x)
+            assert all(np.allclose(y, expected, rtol=1e-6) for y in on_every_level(kernel, product, x))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_nan_and_the_others_are_not(kernel: Kernel, bad: float) -> None:
+    product, x = Product(128, 20, 32), activations(5, 128)
+    expected = product.of_rounded(x)
+    x[2, 77] = bad
+    for y in on_every_level(kernel, product, x):
+        assert np.isnan(y[2]).all()
+        others = [0, 1, 3, 4]
+        assert np.abs(y[others] - expected[others]).max() <= RELATIVE * np.abs(expected).max()
+
+
+def test_leading_axes_are_kept_and_may_be_empty(kernel: Kernel) -> None:
+    product = Product(64, 20, 32)
+    session, x = product.session(kernel), activations(6, 64)
+    assert np.array_equal(run(session, x.reshape(2, 3, 64)), run(session, x).reshape(2, 3, 20))
+    assert np.array_equal(run(session, x[0]), run(session, x[:1])[0])
+    assert run(session, x[:0]).shape == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"K": 64, "N": 20, "block": 16}, "block 32, 64 or 128"),
+        ({"K": 60, "N": 20, "block": 32}, "block 32, 64 or 128"),
+        ({"K": 64, "N": 60, "block": 32}, "bytes of packed weights"),
+    ],
+)
+def test_wrong_sizes_are_refused_at_load(kernel: Kernel, sizes: dict[str, int], message: str) -> None:
+    node = helper.make_node("MatMulInt4", ["x", "packed"], ["y"], domain="pplex", **sizes)
+    with pytest.raises(Exception, match=message):
+        session_of(node, {"packed": Product(64, 20, 32).packed()}, kernel)
+
+
+def test_a_wrong_input_is_refused(kernel: Kernel) -> None:
+    session = Product(64, 20, 32).session(kernel)
+    with pytest.raises(Exception, match="the last axis of x is not 64 long"):
+        run(session, activations(2, 32))
+
+
+def test_an_unknown_level_is_refused(kernel: Kernel) -> None:
+    with pytest.raises(ValueError, match="portable"):
+        kernel.use("sse2")
+    assert kernel.level == kernel.levels[0]
