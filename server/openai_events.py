@@ -3,6 +3,7 @@
 Called by `live_protocol`, `realtime_protocol` and their parsers.
 """
 
+import itertools
 import json
 import secrets
 from collections.abc import Mapping
@@ -105,12 +106,20 @@ def wrong(path: str, must_be: str) -> EventError:
 
 def event(kind: str, **fields: Any) -> str:
     """A server's event."""
-    return json.dumps({"type": kind, "event_id": new_id("event"), **fields})
+    return json.dumps({"type": kind, "event_id": new_event_id(), **fields})
 
 
 def new_id(kind: str) -> str:
     """A unique name."""
     return f"{kind}_{secrets.token_hex(8)}"
+
+
+_RUN, _EVENTS = secrets.token_hex(4), itertools.count()
+
+
+def new_event_id() -> str:
+    """A unique name of an event. Counted, not drawn: every frame has one, and random bytes need a system call."""
+    return f"event_{_RUN}{next(_EVENTS):08x}"
 
 
 def shown(value: str) -> str:

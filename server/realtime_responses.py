@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pplex.server.openai_events import event, new_id
+from pplex.server.openai_events import event, new_event_id, new_id
 from pplex.server.realtime_items import Items
 
 PLACE = {"output_index": 0, "content_index": 0}
@@ -41,7 +41,7 @@ class Response:
         delta = text if self._transcript else text.lstrip()
         self._transcript += delta
         words = [event("response.output_audio_transcript.delta", **self._ids, delta=delta)] if delta else []
-        return [*words, f'{self._audio_event}, "event_id": "{new_id("event")}", "delta": "{audio}"}}']
+        return [*words, f'{self._audio_event}, "event_id": "{new_event_id()}", "delta": "{audio}"}}']
 
     def closing(self, is_empty: bool, status: str = "completed", details: Mapping[str, Any] | None = None) -> list[str]:
         """The events that close it. is_empty: the agent said nothing. details: of a status that is not completed."""

@@ -112,7 +112,7 @@ class Transcriber:
                 self._whisper = whisper
                 if self._is_stopping:
                     return
-            whisper.wait_until_loaded()
+            whisper.wait_until_loaded(again=self._is_loaded)
             with self._changed:
                 self._is_loaded = True
                 self._changed.notify_all()

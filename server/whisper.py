@@ -18,6 +18,7 @@ from pplex.server.pcm16 import quantized
 
 MOST_THREADS = 4  # at most a quarter of the processors: the others step the conversations
 ANSWER_S = 120.0  # for an utterance; a process without an answer is ended
+RELOAD_S = 300.0  # for a model that was loaded before: nothing has to be downloaded
 END_S = 1.0
 
 
@@ -62,10 +63,10 @@ class Whisper:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_loaded(self) -> None:
-        """Wait for the model, perhaps for its download. Raises TranscriberError."""
+    def wait_until_loaded(self, again: bool) -> None:
+        """Wait for the model, the first time perhaps for its download. Raises TranscriberError."""
         try:
-            self._answer(None)
+            self._answer(RELOAD_S if again else None)
         except UtteranceError as error:
             raise TranscriberError(
                 f"--transcribe {self._model}: the model cannot be loaded: {error}\n"
@@ -98,7 +99,7 @@ class Whisper:
     def _answer(self, seconds: float | None) -> Any:
         try:
             if not self._connection.poll(seconds):
-                raise TranscriberError(f"the transcriber took more than {seconds:g} s for an utterance")
+                raise TranscriberError(f"the transcriber did not answer for {seconds:g} s")
             kind, *values = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._ended() from error

@@ -52,7 +52,7 @@ def session(
     """The report of a framework's session; it had one conversation, and its slot is free again."""
     name = f'pplex_conversations_total{{protocol="{protocol}"}}'
     before = server.metric(name)
-    report = report_of(server, script, protocol, seconds, key, microphone)
+    report = report_of(server, script, protocol, seconds, key, microphone=microphone)
     assert server.metric(name) - before == (key == KEY), "it connected again"
     server.wait_for(lambda: server.state()["used"] == 0)
     return report

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tones
-from agent_sessions import AGENTS, KEY, report_of
+from agent_sessions import AGENTS, DEFECT, KEY, report_of
 from callers import call, run
 from serving import Running, Serve
 
@@ -17,22 +17,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 BOTH = ("livekit", "pipecat")
-DEFECT = """
-from pplex.runtime.session import Runtime
-step = Runtime.step
-def fail_later(self, heard, frames=[]):
-    frames.append(1)
-    if len(frames) > 30:
-        raise RuntimeError("planted")
-    return step(self, heard)
-Runtime.step = fail_later
-"""
 
 
-def sessions(server: Running, protocol: str, seconds: float) -> list[dict[str, Any]]:
+def sessions(server: Running, protocol: str, seconds: float, **user: Any) -> list[dict[str, Any]]:
     """The reports of LiveKit's session and of Pipecat's, which talk at the same time."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda script: report_of(server, script, protocol, seconds), BOTH))
+        return list(pool.map(lambda script: report_of(server, script, protocol, seconds, **user), BOTH))
 
 
 def conversations(server: Running, protocol: str) -> int:
@@ -49,6 +39,18 @@ def test_after_the_longest_duration_livekit_begins_anew_and_pipecat_reports_it(s
         if protocol == "live":
             assert livekit["errors"] == []
         assert 2 < pipecat["seconds"] < 4.5 and "A conversation may last 3.6 s" in pipecat["errors"][0]
+        server.wait_for(lambda: server.state()["used"] == 0)
+
+
+@pytest.mark.parametrize("protocol", ["live", "realtime"])
+def test_without_audio_livekit_begins_anew_and_pipecat_reports_it(serve: Serve, protocol: str) -> None:
+    options = ("--slots", "3", "--token", KEY, "--pause-seconds", "2")
+    with serve(*options, prelude=tones.PRELUDE) as server:
+        livekit, pipecat = sessions(server, protocol, 9, speaks_s=1.5)
+        assert not livekit["failed"], "it connects again, and its microphone stays off"
+        assert 3 <= conversations(server, protocol) <= 6, "Pipecat had one; LiveKit did not reconnect without a pause"
+        assert "No audio for 2 s" in " ".join(pipecat["errors"])
+        assert 2.5 < pipecat["seconds"] < 4.5, "it hears the agent until the end"
         server.wait_for(lambda: server.state()["used"] == 0)
 
 

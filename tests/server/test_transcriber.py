@@ -132,6 +132,20 @@ def test_a_process_without_an_answer_is_ended_and_another_is_started(
     assert "would like" in speaker.texts[0] and running.pid != first
 
 
+def test_a_process_that_does_not_load_is_ended_and_another_is_started(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whisper, "RELOAD_S", 0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.put(running.speaker("lost"), 0)
+    running.wait_for(lambda: running.metrics.registry.get_sample_value("pplex_transcriber_restarts_total") == 2)
+    monkeypatch.setattr(whisper, "RELOAD_S", PATIENCE_S)
+    speaker = running.speaker("after")
+    running.transcriber.put(speaker, Utterance(tuple(said("I would like a large pizza with mushrooms.")), 0))
+    running.wait_for(lambda: speaker.texts)
+    assert "would like" in speaker.texts[0]
+
+
 def test_the_end_does_not_wait_for_work() -> None:
     running = Running()
     running.transcriber.start()

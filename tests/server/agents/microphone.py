@@ -1,4 +1,7 @@
-"""The user of an agent in tests/server/test_agents.py: a recording over and over, in real time."""
+"""The user of an agent in tests/server/test_agents.py: a recording over and over, in real time.
+
+After SPEAKS_S seconds, if that is given, the microphone is off: it sends nothing more, also no silence.
+"""
 
 import asyncio
 import os
@@ -12,13 +15,15 @@ RATE, BLOCK = 24_000, 480  # 20 ms
 
 
 async def speech(seconds: float) -> AsyncIterator[bytes]:
-    """Blocks of 16-bit samples of the recording MICROPHONE."""
+    """Blocks of 16-bit samples of the recording MICROPHONE, for so many seconds."""
     pcm, rate = soundfile.read(os.environ["MICROPHONE"], dtype="float32")
     blocks = round(seconds * RATE / BLOCK)
     samples = np.resize((soxr.resample(pcm, rate, RATE) * 32767).astype("<i2"), blocks * BLOCK)
     loop = asyncio.get_running_loop()
     due = loop.time()
+    speaks_until = due + float(os.environ.get("SPEAKS_S", "inf"))
     for block in samples.reshape(blocks, BLOCK):
         await asyncio.sleep(due - loop.time())
         due += BLOCK / RATE
-        yield block.tobytes()
+        if due < speaks_until:
+            yield block.tobytes()
