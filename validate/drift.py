@@ -128,16 +128,42 @@ def reference_blocks(checkpoint: Checkpoint, config: ModelConfig, codes: Tokens)
     target = torch.from_numpy(codes[1:].clip(min=0))
 
     def logits(start: int) -> Forced:
-        x, tokens = hidden[start : start + BLOCK], target[start : start + BLOCK]
-        noise, ones = even_noise(len(x), config.num_streams), torch.ones(len(x))
         with torch.inference_mode():
-            forced = tokens[:, 1 : 1 + config.depth_steps]
-            _, audio = depth(x, tokens[:, 0], forced, *noise, ones, ones.long())
-            return Forced(x.numpy(), whole.text_logits(x).numpy(), audio.numpy())
+            return _forced(config, depth, whole, hidden[start : start + BLOCK], target[start : start + BLOCK])
 
     threads = available_threads()
     for start in range(0, len(hidden), threads * BLOCK):
         yield from in_threads(logits, range(start, min(start + threads * BLOCK, len(hidden)), BLOCK))
+
+
+def _forced(
+    config: ModelConfig, depth: torch.nn.Module, whole: WholeTemporal, hidden: torch.Tensor, tokens: torch.Tensor
+) -> Forced:
+    """Logits for hidden states [n, dim], with the next tokens [n, 17] forced."""
+    noise, ones = even_noise(len(hidden), config.num_streams), torch.ones(len(hidden))
+    audio = depth(hidden, tokens[:, 0], tokens[:, 1 : 1 + config.depth_steps], *noise, ones, ones.long())[1]
+    return Forced(hidden.numpy(), whole.text_logits(hidden).numpy(), audio.numpy())
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    checkpoint: Checkpoint, config: ModelConfig, codes: Tokens, embedding: torch.Tensor
+) -> tuple[Numbers, Numbers]:
+    """Log-likelihoods of a history's tokens under the reference: of text [T] and audio [T, K]; NaN for no token.
+
+    Step t gets column t of codes [T + 1, 17] plus embedding [T + 1, dim], and its tokens are those of column t + 1.
+    """
+    whole, hidden = reference_hidden(checkpoint, config, codes, embedding[:-1])
+    depth, found = weights.load("depth", checkpoint, config), list[tuple[Numbers, Numbers]]()
+    target = torch.from_numpy(codes[1:].clip(min=0))
+    for start in range(0, len(hidden), BLOCK):
+        x, tokens = hidden[start : start + BLOCK], target[start : start + BLOCK]
+        forced = _forced(config, depth, whole, x, tokens)
+        following = codes[1 + start : 1 + start + len(x)]
+        text, audio = following[:, 0], following[:, 1 : 1 + config.depth_steps]
+        found.append((_likelihoods(log_softmax(forced.text), text), _likelihoods(log_softmax(forced.audio), audio)))
+    of_text, of_audio = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return of_text, of_audio
 
 
 def voice_distance(stages: Stages, checkpoint: Checkpoint, config: ModelConfig, voice: Voice) -> float:
@@ -198,10 +224,15 @@ def _compare_logits(got: Floats, expected: Floats, following: Tokens, top_k: int
     divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
     chosen = _at(log_p, got.argmax(-1))
     same = (log_p.max(-1) - chosen <= TIE).astype(np.float64)
-    known = (following >= 0) & (following < got.shape[-1])
-    token = np.where(known, following, 0)
-    likelihoods = [np.where(known, -_at(log, token), np.nan) for log in (log_p, log_q)]
+    likelihoods = [-_likelihoods(log, following) for log in (log_p, log_q)]
     return divergence, same, _overlap(got, expected, min(top_k, got.shape[-1])), *likelihoods
+
+
+def _likelihoods(log: Numbers, tokens: Tokens) -> Numbers:
+    """The logarithms at the tokens; NaN for -1 and for an initial token, which no logit stands for."""
+    known = (tokens >= 0) & (tokens < log.shape[-1])
+    found: Numbers = np.where(known, _at(log, np.where(known, tokens, 0)), np.nan)
+    return found
 
 
 def _at(values: Numbers, index: Tokens) -> Numbers:

@@ -87,6 +87,7 @@ class Judge:
         self._checkpoint, self._config = checkpoint, config
         self._rounding = specs["temporal"].tolerances["rounding"]
         self._latent = specs["mimi_encode"].tolerances["layer_error"]
+        self.exact = all(spec.exact for spec in specs.values())
 
     def parting(self, ours: TokenTrace, theirs: TokenTrace) -> Parting | None:
         """The first different token in the order of computation; None if all are equal."""

@@ -45,8 +45,8 @@ class RewrittenBundle(Bundle):
             for name, spec in super().specs.items()
         }
 
-    def graph_path(self, graph: str) -> Path:
-        return self.rewritten.get(graph) or super().graph_path(graph)
+    def graph_path(self, graph: str, on_processor: bool = False) -> Path:
+        return self.rewritten.get(graph) or super().graph_path(graph, on_processor)
 
 
 def can_be_probed(bundle: Bundle) -> bool:
@@ -54,11 +54,14 @@ def can_be_probed(bundle: Bundle) -> bool:
     return all(entry["kind"] == ONNXRUNTIME for entry in bundle.manifest["engines"].values())
 
 
-def probe(bundle: Bundle, scratch: Path) -> RewrittenBundle:
-    """The bundle with all layers of its graphs as outputs; the changed graph files are in `scratch`."""
+def probe(bundle: Bundle, scratch: Path, on_processor: bool) -> RewrittenBundle:
+    """The bundle with all layers of its graphs as outputs; the changed graph files are in `scratch`.
+
+    `on_processor`: the forms of the graphs for processors.
+    """
     probes, rewritten = {}, {}
     for graph in GRAPH_NAMES:
-        model = ir.load(bundle.graph_path(graph))
+        model = ir.load(bundle.graph_path(graph, on_processor))
         points = list(_POINTS[graph](model.graph, bundle.config))
         probes[graph] = tuple(_expose(model.graph, name, value) for name, value in points)
         rewritten[graph] = scratch / f"{graph}.probed.onnx"

@@ -16,7 +16,7 @@ from pplex.export.layers import rope
 from pplex.export.temporal import Temporal, TemporalLayer
 from pplex.runtime.backend import Backend
 from pplex.runtime.bundle import Bundle
-from pplex.runtime.config import ModelConfig
+from pplex.runtime.config import LIKE_ACTIVATIONS, ModelConfig
 from pplex.runtime.device import Buffer, Call, HostDevice, host_view
 from pplex.runtime.engine import Executor
 from pplex.runtime.graphs import GraphSpec
@@ -55,8 +55,8 @@ class TorchExecutor:
 
 
 def as_float32(bundle: Bundle) -> Bundle:
-    """The bundle that the reference runs: the same sizes, tokenizer and voices, and every graph in float32."""
-    return replace(bundle, precision=FP32)
+    """The bundle that the reference runs: the same sizes, tokenizer and voices, and every graph and ring in float32."""
+    return replace(bundle, precision=FP32, config=replace(bundle.config, kv_cache=LIKE_ACTIVATIONS))
 
 
 def torch_backend(checkpoint: Checkpoint, config: ModelConfig) -> Backend:

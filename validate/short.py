@@ -1,6 +1,7 @@
 """The short validation at the end of a build: every layer, and the drift over a few seconds. Called by `cli.checkpoints`."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pplex.export.checkpoint import Checkpoint
@@ -33,7 +34,8 @@ def summary(report: Report) -> dict[str, Any]:
         f"{m.name}: {m.value:.3g} at {m.where}" if m.where else f"{m.name}: {m.value:.3g}" for m in report.failures
     ]
     frames = report.settings["frames"]
-    return {"checked": True, "passed": report.passed, "frames": frames, "failures": failures, "measures": kept}
+    graded = {"grade": {**asdict(report.grade), "reasons": [*report.grade.reasons]}} if report.grade else {}
+    return {"checked": True, "passed": report.passed, "frames": frames, "failures": failures, "measures": kept} | graded
 
 
 def not_checked(reason: str) -> dict[str, Any]:

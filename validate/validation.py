@@ -26,10 +26,11 @@ from pplex.runtime.precision import FP32
 from pplex.runtime.session import Runtime
 from pplex.runtime.stages import Stages
 from pplex.runtime.voice_file import Voice, default_voice
+from pplex.validate.grade import grade_of
 from pplex.validate.memory import lacking_memory
 from pplex.validate.parting import Judge
 from pplex.validate.probes import RewrittenBundle, can_be_probed
-from pplex.validate.recording import make_runs, record
+from pplex.validate.recording import Recorded, make_runs, record
 from pplex.validate.reference import as_float32, torch_backend
 from pplex.validate.report.schema import Measure, Report, Section, Tolerance
 from pplex.validate.sections.codec import codec_section, codec_streaming_measures
@@ -43,6 +44,7 @@ from pplex.validate.sections.speed import speed_section
 from pplex.validate.sections.streaming import batch_measures, state_measures
 from pplex.validate.speech.detector import SpeechDetector
 from pplex.validate.speech.scenarios import make_scenarios, recorded_speech, synthetic_speech
+from pplex.validate.surprise import surprise, surprise_measures
 from pplex.validate.widen import widen
 
 FRAMES, BEYOND = 3000, 128  # of the token history, and its least length past the ring's end
@@ -116,6 +118,7 @@ def validate_unchecked(
         settings,
         machine(options.threads, *PACKAGES),
         _with_tolerances(sections, options.tolerances),
+        grade_of(sections),
     )
     return Validation(report, run.sounds)
 
@@ -200,9 +203,22 @@ class _ValidationRun:
         for side, recorded in zip(SIDES, (ours, theirs), strict=True):
             self.sounds |= {_file_name(recording.name, side): recording.to_wav() for recording in recorded.recordings}
         judge = Judge(self.checkpoint, config, self.bundle.specs)
-        yield conversation_section(ours.recordings, theirs.recordings, self.bundle.precision, self.detect, judge)
+        section = conversation_section(ours.recordings, theirs.recordings, self.bundle.precision, self.detect, judge)
+        yield replace(section, measures=(*section.measures, *self._surprise(runtime, ours, theirs, voice, persona)))
         yield health_section(ours.recordings, theirs.recordings, config.frame_size)
         yield speed_section(ours, config.frame_ms, runtime.stages.device.name)
+
+    def _surprise(
+        self, runtime: Runtime, ours: Recorded, theirs: Recorded, voice: str | None, persona: str
+    ) -> tuple[Measure, ...]:
+        """Measures of what both said, if the voice is one of the checkpoint's embeddings."""
+        spoken, tokens = None if voice is None else self.bundle.voices[voice], runtime.tokenizer.encode_persona(persona)
+        if spoken is not None and not isinstance(spoken, Voice):
+            return ()
+        found = (
+            surprise(self.checkpoint, self.bundle.config, spoken, tokens, side.recordings) for side in (ours, theirs)
+        )
+        return surprise_measures(*found)
 
 
 def _prompt(runtime: Runtime) -> tuple[str | None, str]:
@@ -255,11 +271,11 @@ def _check_lora(bundle: Bundle, checkpoint: Checkpoint) -> None:
 def _changed(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[str]:
     """Parts that a build copies from the checkpoint and that differ.
 
-    Builds may change the depth steps and the ring, and `pplex-export voices` removes and adds voices.
+    Builds may change the depth steps and the rings, and `pplex-export voices` removes and adds voices.
     """
     ours, theirs = bundle.config, checkpoint.config
     stack = replace(ours.temporal, capacity=theirs.temporal.capacity)
-    if replace(ours, depth_steps=theirs.depth_steps, temporal=stack) != theirs:
+    if replace(ours, depth_steps=theirs.depth_steps, temporal=stack, kv_cache=theirs.kv_cache) != theirs:
         yield "sizes"
     if file_sha256(bundle.path(TOKENIZER_FILE)) != file_sha256(checkpoint.tokenizer):
         yield "tokenizer"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pplex.validate.report.schema import Measure, Plot, Report, Section, Series, Table, Tolerance
+from pplex.validate.report.schema import Grade, Measure, Plot, Report, Section, Series, Table, Tolerance
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 LAYERS = tuple(
@@ -68,7 +68,13 @@ def hostile(text: str = HOSTILE) -> Report:
     )
     info = {text: text, "name": text, "precision": {text: text}, "engines": {text: {text: [text]}}}
     section = Section(text, text, text, measures, (Table(text, (text,), ((text,), (None,))),), plots, (text,))
-    return Report(text, info, info, info, info, (section,))
+    return Report(text, info, info, info, info, (section,), Grade(text, text, (text, text), heard=False))
+
+
+def graded() -> Report:
+    """The realistic report with a grade."""
+    reasons = ("divergence of audio 0.09 nats", "health.looped_text 0.4 share")
+    return replace(realistic(), grade=Grade("audible", "expect other words", reasons, heard=True))
 
 
 def _graphs(rng: np.random.Generator) -> Section:

@@ -112,6 +112,7 @@ class Comparison:
         """Each report's verdict, and the measures whose verdict changed."""
         lines = [
             f"{letter}: {wording.name_of(report.bundle)}, {wording.report_verdict(report).word}, {wording.headline(report)}"
+            + (f", grade {wording.plain_line(report.grade.word)}" if report.grade else "")
             for letter, report in self.sides
         ]
         return [
@@ -133,7 +134,9 @@ class Comparison:
         """JSON data; infinity and NaN, which JSON lacks, are strings."""
         a, b = self.a.to_dict(), self.b.to_dict()
         head = {
-            letter: {key: side[key] for key in ("passed", "failures", "bundle", "reference", "settings", "machine")}
+            letter: {
+                key: side[key] for key in ("passed", "failures", "grade", "bundle", "reference", "settings", "machine")
+            }
             for letter, side in (("a", a), ("b", b))
         }
         values = [{m["name"]: m["value"] for s in side["sections"] for m in s["measures"]} for side in (a, b)]

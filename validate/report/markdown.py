@@ -17,6 +17,7 @@ def to_markdown(report: Report) -> str:
     others = [measure for measure in report.measures if not measure.tolerance]
     blocks = [
         f"**{verdict.symbol} {verdict.word}**: {prose(wording.headline(report))}",
+        _grade(report),
         _head(report),
         table(HEADERS, map(_row, held)) if held else "",
         folded(f"{len(others)} for information", table(HEADERS[1:3], map(_short_row, others))) if others else "",
@@ -49,6 +50,14 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def folded(summary: str, block: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{block}\n\n</details>"
+
+
+def _grade(report: Report) -> str:
+    if report.grade is None:
+        return ""
+    reasons = wording.grade_reasons(report)
+    more = f" ({prose(reasons)})" if reasons else ""
+    return f"Grade **{prose(report.grade.word)}**: {prose(report.grade.meaning)}{more}"
 
 
 def _head(report: Report) -> str:

@@ -106,8 +106,21 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Grade:
+    """The verdict in the user's words: a word, its meaning, and the figures that decide (none for the best grade).
+
+    heard: whether free conversations were part of it, not only steps with given tokens.
+    """
+
+    word: str
+    meaning: str
+    reasons: tuple[str, ...]
+    heard: bool
+
+
+@dataclass(frozen=True)
 class Report:
-    """All sections, the bundle, the reference and the machine."""
+    """All sections, the bundle, the reference and the machine; no grade if the figures for one are missing."""
 
     made_by: str
     bundle: Mapping[str, Any]  # name, precision (graph -> name), engines (graph -> kind), checkpoint
@@ -115,6 +128,7 @@ class Report:
     settings: Mapping[str, Any]  # frames, recordings, seed, ...
     machine: Mapping[str, Any]
     sections: tuple[Section, ...]
+    grade: Grade | None = None
     schema: int = field(default=SCHEMA)
 
     @property
@@ -148,7 +162,8 @@ class Report:
             sections = tuple(map(_section, _list(data["sections"])))
             _check_unique("section", [section.key for section in sections])
             _check_unique("measure", [measure.name for section in sections for measure in section.measures])
-            return cls(_text(data["made_by"]), bundle, reference, settings, machine, sections)
+            grade = None if data.get("grade") is None else _grade(data["grade"])  # older reports have none
+            return cls(_text(data["made_by"]), bundle, reference, settings, machine, sections, grade)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ReportError(f"This is not a validation report ({type(error).__name__}: {error}).") from error
 
@@ -167,6 +182,10 @@ def read_report(path: Path) -> Report:
         return Report.from_dict(data)
     except ReportError as error:
         raise ReportError(f"{file}: {error}") from error
+
+
+def _grade(data: Mapping[str, Any]) -> Grade:
+    return Grade(_text(data["word"]), _text(data["meaning"]), _texts(data["reasons"]), _flag(data["heard"]))
 
 
 def _section(data: Mapping[str, Any]) -> Section:

@@ -11,11 +11,26 @@ NUMBERS = (2,)  # the column of a section's table that is aligned on the right
 
 
 def to_text(report: Report) -> str:
-    """The verdict, bundle and reference, all measures by section, and at the end one line for each failure."""
+    """The verdict, bundle and reference, all measures by section, and at the end a line for each failure and the grade."""
     verdict = wording.report_verdict(report).word
     failures = "\n".join(f"FAILED {wording.plain_line(m.name)}: {wording.failure(m)}" for m in report.failures)
-    blocks = [f"{verdict}: {wording.headline(report)}", _head(report), *map(_section, report.sections), failures]
+    blocks = [
+        f"{verdict}: {wording.headline(report)}",
+        _head(report),
+        *map(_section, report.sections),
+        failures,
+        _grade(report),
+    ]
     return "\n\n".join(block for block in blocks if block)
+
+
+def _grade(report: Report) -> str:
+    reasons = wording.grade_reasons(report)
+    return (
+        "\n".join(filter(None, (f"Grade: {wording.grade(report)}", f"  {reasons}" if reasons else "")))
+        if report.grade
+        else ""
+    )
 
 
 def _head(report: Report) -> str:

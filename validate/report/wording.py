@@ -112,6 +112,19 @@ def headline(report: Report) -> str:
     return f"within all {count} tolerances" if count else "no measure has a tolerance"
 
 
+def grade(report: Report) -> str:
+    """The grade with its meaning, empty without one."""
+    return f"{plain_line(report.grade.word)}: {plain_line(report.grade.meaning)}" if report.grade else ""
+
+
+def grade_reasons(report: Report) -> str:
+    """The figures that decide the grade, and whether conversations were part of it."""
+    if report.grade is None:
+        return ""
+    heard = "" if report.grade.heard else "by steps with given tokens only, without free conversations"
+    return "; ".join(filter(None, (*map(plain_line, report.grade.reasons), heard)))
+
+
 def failure(measure: Measure) -> str:
     """The reason why a measure failed, such as: 0.95 > 0.001 at layers.1.gating."""
     assert measure.tolerance is not None

@@ -98,14 +98,15 @@ def _self_test(itself: Drift) -> Measure:
 def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
     limits, twin = bundle.specs["temporal"].tolerances, bundle.precision["temporal"]
     # The depth transformer inherits the error of the temporal transformer's hidden state.
-    audio_kl = max(tolerances("depth", name)["audio_kl"] for name in (twin, bundle.precision["depth"]))
+    rings, names = bundle.config.int8_rings, (twin, bundle.precision["depth"])
+    audio_kl = max(tolerances("depth", name, rings)["audio_kl"] for name in names)
     worst = int(found.hidden.argmax())
     yield Measure(
         "drift.hidden",
         float(found.hidden.mean()),
         "",
         "1 - cosine of the hidden states, mean.",
-        Tolerance(limits["hidden"], _HIDDEN[twin == "fp32"]),
+        Tolerance(limits["hidden"], _HIDDEN[bundle.specs["temporal"].exact]),
     )
     yield Measure(
         "drift.hidden_worst",
@@ -141,7 +142,7 @@ def _measures(bundle: Bundle, found: Drift) -> Iterator[Measure]:
 
 
 def _agreement(bundle: Bundle, found: Drift) -> Iterator[Measure]:
-    exact, sampling = all(bundle.precision[graph] == "fp32" for graph in LANGUAGE_GRAPHS), Sampling()
+    exact, sampling = all(bundle.specs[graph].exact for graph in LANGUAGE_GRAPHS), Sampling()
     for name, same, overlap, k in (
         ("text", found.text_same, found.text_overlap, sampling.text_top_k),
         ("audio", found.audio_same, found.audio_overlap, sampling.audio_top_k),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pplex.export.checkpoint import Checkpoint
 from pplex.runtime.arrays import Pcm, Tokens
+from pplex.runtime.backend import Backend, graphs_run_on_processor
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.pipeline import GRAPH_NAMES, LANGUAGE_GRAPHS
 from pplex.runtime.stages import Stages
@@ -29,7 +30,9 @@ _REASONS = {
     "fp8": "over twice the error of a layer whose inputs and weights have 4 significant bits",
     "int8": "over twice the error of a layer with 8-bit weights in blocks of 32 and a residual stream in float16",
     "int4": "over twice the error of a layer with 4-bit weights in blocks of 32",
+    "mixed": "over twice the error of a layer whose weights all have 4 bits",
 }
+_INT8_RINGS = "; and that of rings in int8"
 
 
 def graph_section(
@@ -81,7 +84,7 @@ def trace_layers(
     stack = replace(bundle.config.temporal, capacity=_capacity(bundle))
     short = replace(bundle, config=replace(bundle.config, temporal=stack))
     with tempfile.TemporaryDirectory() as scratch:
-        shown = probe(short, Path(scratch)) if can_be_probed(bundle) else short
+        shown = probe(short, Path(scratch), _on_processor(device)) if can_be_probed(bundle) else short
         stages = Stages(shown, slots=1, threads=threads, device=device, logits=True)
         language = trace_language(stages, codes)
         window = window_measure("graphs.temporal.window", stages, codes, short.config.temporal.capacity)
@@ -96,6 +99,10 @@ def trace_layers(
         "mimi_decode": codec_errors(decoder, "mimi_decode", checkpoint, short.config, spoken),
     }
     return {graph: found[graph] for graph in GRAPH_NAMES}, window
+
+
+def _on_processor(device: Where) -> bool:
+    return device.device.name == "cpu" if isinstance(device, Backend) else graphs_run_on_processor(device)
 
 
 def _capacity(bundle: Bundle) -> int:
@@ -132,7 +139,7 @@ def _layer_measure(graph: str, bundle: Bundle, errors: list[LayerError]) -> Meas
     shown = first or max(errors, key=lambda error: _judged(error))
     what = "Error of the first layer above its tolerance" if first else "Largest error of a layer"
     own = " on its own input, relative to what it adds" if graph in LANGUAGE_GRAPHS else ", relative to its output"
-    reason = _REASONS[bundle.precision[graph]]
+    reason = _REASONS[bundle.precision[graph]] + (_INT8_RINGS if bundle.specs[graph].int8_rings else "")
     if shown.layer.startswith(CODEBOOK) and first is not None:
         limit, reason = 0.0, "the entry must be the nearest, except for ties"
     return Measure(

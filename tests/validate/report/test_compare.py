@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from reports import hostile, other, realistic
+from reports import graded, hostile, other, realistic
 
 from pplex.validate.report.compare import Comparison, Pair, compare
 from pplex.validate.report.schema import Measure, Report, Section, Tolerance
@@ -27,6 +27,12 @@ def test_measures_are_paired_by_name_and_each_appears_once(both: Comparison) -> 
     assert pairs["drift.same_audio"].values == ("0.9412", "0.98")
     assert [v.word for v in pairs["drift.same_audio"].verdicts] == ["FAILED", "passed"]
     assert pairs["drift.text_kl"].ratio == pytest.approx(0.0013 / 0.00021)
+
+
+def test_each_side_has_its_grade() -> None:
+    one, two = compare(graded(), realistic()).summary[:2]
+    assert one.endswith(", grade audible") and "grade" not in two
+    assert compare(graded(), realistic()).to_dict()["a"]["grade"]["word"] == "audible"
 
 
 def test_measures_of_only_one_report_are_marked(both: Comparison) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import HOSTILE, clean, hostile, other, realistic
+from reports import HOSTILE, clean, graded, hostile, other, realistic
 
 from pplex.validate.report.compare import compare
 from pplex.validate.report.html import anchor, to_html
@@ -217,6 +217,13 @@ def test_printing_shows_everything(open_page: Open) -> None:
 def test_a_report_without_tolerances_does_not_pass() -> None:
     html = to_html(replace(realistic(), sections=realistic().sections[-1:]))
     assert "NO VERDICT" in html and "no measure has a tolerance" in html and "PASSED" not in html
+
+
+def test_the_grade_stands_beside_the_verdict_with_its_figures() -> None:
+    html = to_html(graded())
+    verdict = html[html.index('aria-label="Verdict"') :].partition("</section>")[0]
+    assert "Grade <b>audible</b>: expect other words" in verdict and "health.looped_text 0.4 share" in verdict
+    assert "Grade" not in to_html(realistic())
 
 
 @pytest.mark.parametrize("value, shown", [(1.0004e-3, "0.0010004"), (9.99996e-4, "0.000999996"), (1e-3, "0.001")])

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from reports import HOSTILE, clean, hostile, realistic
+from reports import HOSTILE, clean, graded, hostile, realistic
 
 from pplex.validate.report.markdown import code, prose, to_markdown
 
@@ -21,6 +21,14 @@ def test_the_verdict_comes_first_then_failures_then_the_rest() -> None:
     assert verdicts == ["✗ FAILED"] * 4 + ["✓ passed"] * 5
     assert "| ✗ FAILED | `graphs.temporal.layer_error` | **0.95** | ≤ 0.001 | `layers.1.gating` |" in markdown
     assert to_markdown(clean()).startswith("**✓ PASSED**: within all 9 tolerances\n")
+
+
+def test_the_grade_follows_the_verdict() -> None:
+    second = to_markdown(graded()).split("\n\n")[1]
+    assert second == (
+        "Grade **audible**: expect other words (divergence of audio 0.09 nats; health.looped\\_text 0.4 share)"
+    )
+    assert "Grade" not in to_markdown(realistic())
 
 
 def test_measures_for_information_are_folded() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import clean, hostile, other, realistic
+from reports import clean, graded, hostile, other, realistic
 
 from pplex.runtime.errors import ReportError
 from pplex.validate.report.schema import SCHEMA, Measure, Plot, Report, Section, Series, Table, Tolerance, read_report
@@ -35,13 +35,18 @@ def only(*measures: Measure, **parts: Any) -> Report:
     return Report("test", {}, {}, {}, {}, (Section("s", "S", "Is it so?", measures, **parts),))
 
 
-@pytest.mark.parametrize("make", [realistic, clean, other, hostile])
+@pytest.mark.parametrize("make", [realistic, clean, other, hostile, graded])
 def test_a_written_report_reads_back(make: Any) -> None:
     """Compare as data: NaN equals NaN."""
     report = make()
     assert again(report).to_dict() == report.to_dict()
     assert again(report).passed is report.passed is (make is clean)
     assert [m.name for m in again(report).failures] == report.to_dict()["failures"]
+
+
+def test_a_report_of_an_older_version_has_no_grade() -> None:
+    older = {key: value for key, value in graded().to_dict().items() if key != "grade"}
+    assert again(graded()).grade == graded().grade and Report.from_dict(older).grade is None
 
 
 def test_infinity_nan_and_numpy_numbers_read_back() -> None:

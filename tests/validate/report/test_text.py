@@ -1,11 +1,12 @@
 """The report for the terminal, and the wording that all forms share."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import clean, hostile, realistic
+from reports import clean, graded, hostile, realistic
 
 from pplex.validate.report import wording
 from pplex.validate.report.schema import Measure, Tolerance
@@ -21,6 +22,20 @@ def test_failures_are_named_at_the_end_in_one_line_each() -> None:
     ]
     assert to_text(realistic()).startswith("FAILED: outside 4 of 9 tolerances\n")
     assert to_text(clean()).startswith("PASSED: within all 9 tolerances\n") and "FAILED" not in to_text(clean())
+
+
+def test_the_grade_is_the_last_word_with_the_figures_that_decide_it() -> None:
+    assert to_text(graded()).splitlines()[-2:] == [
+        "Grade: audible: expect other words",
+        "  divergence of audio 0.09 nats; health.looped_text 0.4 share",
+    ]
+
+
+def test_a_grade_without_conversations_says_so() -> None:
+    report = graded()
+    assert report.grade is not None
+    unheard = replace(report, grade=replace(report.grade, heard=False))
+    assert to_text(unheard).endswith("; by steps with given tokens only, without free conversations")
 
 
 def test_columns_are_aligned() -> None:
