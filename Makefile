@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := $(patsubst %/py.typed,%,$(sort $(wildcard */py.typed)))
-EXTRAS := export,cpu,rtx,serve,scale,fleet,otel,transcribe,validate,test
+EXTRAS := export,cpu,rtx,serve,scale,fleet,otel,transcribe,parakeet,similarity,validate,test
 NEWEST := .venv-newest
 
 # torch has a line of its own, pinned: a looser request would fetch another build of it, and its file, and so its hash, may
@@ -28,11 +28,12 @@ BUILT := --no-build-isolation
 
 # ONNX Runtime for GPUs is the same module as for the processor, so it gets a folder of its own, with CUDA's headers:
 # tests/cuda_stand_in runs it without a GPU.
-.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt requirements/clients.txt requirements/agents.txt requirements/package-lock.json requirements/deploy.txt requirements/speech.txt
+.venv/test: .venv/demo requirements/test.txt requirements/cuda.txt requirements/clients.txt requirements/agents.txt requirements/package-lock.json requirements/deploy.txt requirements/speech.txt requirements/similarity.txt
 	$(BIN)/pip $(LOCKED) $(BUILT) --requirement requirements/test.txt
 	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/cuda --upgrade --requirement requirements/cuda.txt
 	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/deploy --upgrade --requirement requirements/deploy.txt
 	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/speech --upgrade --requirement requirements/speech.txt
+	$(BIN)/pip $(LOCKED) --only-binary :all: --target .venv/similarity --upgrade --requirement requirements/similarity.txt
 	$(call install_clients,.venv)
 	@touch $@
 
@@ -78,6 +79,7 @@ test-newest:
 	$(NEWEST)/bin/pip install --quiet --no-deps --only-binary :all: --target $(NEWEST)/cuda --requirement requirements/cuda.in
 	$(NEWEST)/bin/pip install --quiet --only-binary :all: --target $(NEWEST)/deploy --requirement requirements/deploy.in
 	$(NEWEST)/bin/pip install --quiet --no-deps --only-binary :all: --target $(NEWEST)/speech --requirement requirements/speech.in
+	$(NEWEST)/bin/pip install --quiet --no-deps --only-binary :all: --target $(NEWEST)/similarity --requirement requirements/similarity.in
 	$(call install_clients,$(NEWEST))
 	$(call run_tests,$(NEWEST)/bin)
 
@@ -88,7 +90,7 @@ lock:
 	$(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet --upgrade uv
 	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra rtx --extra serve --extra scale --extra fleet --extra otel \
-		--extra transcribe --extra validate --extra test pyproject.toml --output-file requirements/test.txt
+		--extra transcribe --extra parakeet --extra similarity --extra validate --extra test pyproject.toml --output-file requirements/test.txt
 	$(LOCK) --no-emit-package torch --extra export --extra cpu --extra serve --extra fleet --extra validate \
 		--constraints requirements/test.txt pyproject.toml --output-file requirements/demo.txt
 	for variant in cpu cuda; do $(LOCK) --extra $$variant --extra serve --extra otel --constraints requirements/test.txt \
@@ -98,6 +100,7 @@ lock:
 	$(LOCK) --constraints requirements/test.txt requirements/deploy.in --output-file requirements/deploy.txt
 	$(LOCK) --no-deps requirements/cuda.in --output-file requirements/cuda.txt
 	$(LOCK) --no-deps requirements/speech.in --output-file requirements/speech.txt
+	$(LOCK) --no-deps requirements/similarity.in --output-file requirements/similarity.txt
 	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) --constraints requirements/test.txt \
 		requirements/clients.in --output-file requirements/clients.txt
 	$(LOCK) $(patsubst %,--no-emit-package %,torch numpy av setuptools) requirements/agents.in --output-file requirements/agents.txt
@@ -113,7 +116,8 @@ lint: .venv/test
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml $(PACKAGES:%=-p pplex.%)
 	PYTHONPATH=.cache/types $(BIN)/lint-imports --cache-dir .cache/imports
 	cd benchmarks && MYPYPATH=../.cache/types:../tests ../$(BIN)/mypy --config-file ../pyproject.toml \
-		fleet_run.py gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py otel_cost.py protocol_cost.py scale_path.py
+		fleet_run.py gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py int4_kernel.py low_bits.py otel_cost.py protocol_cost.py scale_path.py trained.py trained_damage.py
+	cd tests && MYPYPATH=../.cache/types:. ../$(BIN)/mypy --config-file mypy.ini $$(find . -name '*.py' ! -path './server/agents/*')
 
 clean:
 	rm -rf .venv $(NEWEST) .cache demo build *.egg-info

@@ -1,19 +1,20 @@
 """Measures each precision's size, and its drift from float32 on forced conversations, for one checkpoint."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pplex.export.build import BuildOptions, build
+from pplex.export.calibration import DEFAULT_CALIBRATION
 from pplex.export.checkpoint import open_checkpoint
 from pplex.export.conversations import token_history, unheard_pieces
 from pplex.export.source import CheckpointSource
 from pplex.measure.machine import machine
 from pplex.measure.tables import aligned
 from pplex.runtime.bundle import open_bundle
-from pplex.runtime.config import ModelConfig
+from pplex.runtime.config import INT8, LIKE_ACTIVATIONS, ModelConfig
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
 from pplex.runtime.precision import parse_precision
@@ -21,16 +22,39 @@ from pplex.runtime.stages import Stages
 from pplex.validate.drift import DriftSummary, drift, engine_blocks, reference_blocks
 from pplex.validate.widen import widen_bundle
 
-# name -> precision, calibration, and whether the graphs are for engines
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to build: see BuildOptions."""
+
+    precision: str
+    calibration: str | None = None
+    for_engines: bool = False
+    kv_cache: str = LIKE_ACTIVATIONS
+
+    @property
+    def options(self) -> BuildOptions:
+        return BuildOptions(
+            precision=parse_precision(self.precision),
+            calibration=self.calibration,
+            for_engines=self.for_engines,
+            kv_cache=self.kv_cache,
+        )
+
+
 VARIANTS = {
-    "fp16": ("fp16", None, False),
-    "bf16": ("bf16", None, False),
-    "fp8": ("fp8", "default", False),
-    "int8": ("int8", None, False),
-    "int8 in engines": ("int8", None, True),
-    "int4, round to nearest": ("int4", None, False),
-    "int4, AWQ": ("int4", "default", False),
-    "int4, AWQ, in engines": ("int4", "default", True),
+    "fp16": Variant("fp16"),
+    "fp16, rings in int8": Variant("fp16", DEFAULT_CALIBRATION, kv_cache=INT8),
+    "bf16": Variant("bf16"),
+    "fp8": Variant("fp8", DEFAULT_CALIBRATION),
+    "int8": Variant("int8"),
+    "int8, rings in int8": Variant("int8", DEFAULT_CALIBRATION, kv_cache=INT8),
+    "int8 in engines": Variant("int8", for_engines=True),
+    "int4, round to nearest": Variant("int4"),
+    "int4, calibrated": Variant("int4", DEFAULT_CALIBRATION),
+    "int4, calibrated, rings in int8": Variant("int4", DEFAULT_CALIBRATION, kv_cache=INT8),
+    "int4, calibrated, in engines": Variant("int4", DEFAULT_CALIBRATION, for_engines=True),
+    "int4, depth int8": Variant("temporal=int4,depth=int8", DEFAULT_CALIBRATION),
 }
 
 
@@ -54,11 +78,14 @@ class PrecisionReport:
 
 
 def bench_precision(
-    checkpoint: Path, frames: int, progress: Callable[[str], None] = lambda name: None
+    checkpoint: Path,
+    frames: int,
+    names: Sequence[str] = tuple(VARIANTS),
+    progress: Callable[[str], None] = lambda name: None,
 ) -> PrecisionReport:
-    """Build the checkpoint in every precision and force `frames` steps of synthetic speech through each.
+    """Build the checkpoint in the precisions `names` and force `frames` steps of synthetic speech through each.
 
-    The default calibration uses other speech. Raises CheckpointError.
+    The default calibration uses other speech, words and personas. Raises CheckpointError.
     """
     opened = open_checkpoint(checkpoint)
     config = opened.config
@@ -67,19 +94,15 @@ def bench_precision(
 
         def drift_of(name: str) -> DriftSummary:
             progress(name)
-            precision, calibration, for_engines = VARIANTS[name]
-            options = BuildOptions(
-                precision=parse_precision(precision), calibration=calibration, for_engines=for_engines
-            )
-            bundle = open_bundle(
-                build(CheckpointSource(checkpoint, None, None), Path(scratch) / "bundle", options), verify=False
-            )
+            source = CheckpointSource(checkpoint, None, None)
+            built = build(source, Path(scratch) / "bundle", VARIANTS[name].options)
+            bundle = open_bundle(built, verify=False)
             stages = Stages(widen_bundle(bundle), slots=1, logits=True)
             expected = reference_blocks(opened, config, codes)
             return DriftSummary.of(drift(engine_blocks(stages, codes), expected, codes))
 
-        drifts = {name: drift_of(name) for name in VARIANTS}
-    megabytes = {name: _language_mb(config, *variant) for name, variant in VARIANTS.items()}
+        drifts = {name: drift_of(name) for name in names}
+    megabytes = {name: _language_mb(config, VARIANTS[name]) for name in names}
     return PrecisionReport(
         f"precisions of {checkpoint.name}, {len(codes) - 1} forced steps",
         drifts,
@@ -88,8 +111,8 @@ def bench_precision(
     )
 
 
-def _language_mb(config: ModelConfig, precision: str, calibration: str | None, for_engines: bool) -> float:
-    nbytes = weights_nbytes(config, parse_precision(precision), for_engines)
+def _language_mb(config: ModelConfig, variant: Variant) -> float:
+    nbytes = weights_nbytes(config, parse_precision(variant.precision), variant.for_engines)
     return sum(nbytes[graph] for graph in LANGUAGE_GRAPHS) / 1e6
 
 

@@ -170,14 +170,23 @@ def host(bundle: Path, sessions: tuple[int, ...], frames: int, as_json: bool) ->
     default=100,
     help="Frames of speech after the prompt, at most the model's context.",
 )
+@click.option(
+    "--only",
+    metavar="TEXT",
+    multiple=True,
+    help="Only the rows whose name starts with TEXT, such as int4; can be repeated.",
+)
 @json_option()
-def precision(checkpoint: Path, frames: int, as_json: bool) -> None:
+def precision(checkpoint: Path, frames: int, only: tuple[str, ...], as_json: bool) -> None:
     """Compare all precisions of CHECKPOINT: megabytes, and drift from float32 on the same forced steps."""
-    from pplex.bench.precision import bench_precision
+    from pplex.bench.precision import VARIANTS, bench_precision
     from pplex.cli.progress import names_bar
 
+    names = [name for name in VARIANTS if not only or name.startswith(only)]
+    if not names:
+        raise click.UsageError(f"No row starts with {' or '.join(only)}. The rows are: {'; '.join(VARIANTS)}.")
     with names_bar("build") as progress:
-        echo_report(bench_precision(checkpoint, frames, progress), as_json)
+        echo_report(bench_precision(checkpoint, frames, names, progress), as_json)
 
 
 @bench.command(prints=True)

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from pplex.cli.command import command
+from pplex.cli.command import checked, command
 from pplex.cli.engines import engine_options
-from pplex.cli.options import lora_options, memory_option
+from pplex.cli.options import fit_option, kv_cache_option, lora_options, memory_option, parse_budget
 from pplex.runtime.config import CODEBOOKS
 from pplex.runtime.gpus import TENSORRT_RTX, Gpu, parse_gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS, MAX_SLOTS
-from pplex.runtime.precision import AUTO, FP32, PRECISIONS, parse_precision
+from pplex.runtime.precision import AUTO, FP32, MIXED, PRECISIONS, parse_precision
 
 
 @command()
@@ -48,24 +48,32 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
     "--depth-steps",
     type=click.Choice([str(CODEBOOKS), str(2 * CODEBOOKS)]),
     default=str(CODEBOOKS),
-    help="Steps of the depth graph: 8 for the agent's codes; 16 also for the user's, for teacher-forced checks only.",
+    help="Depth steps: 8 for the agent's codes; 16 also for the user's, for teacher-forced checks only.",
 )
 @click.option(
     "--precision",
     default=AUTO,
-    help=f"auto: the most faithful that fits the target; {', '.join(PRECISIONS)} for the language model; or per graph: "
-    "temporal=int4,depth=int8,mimi_decode=fp16.",
+    help=f"auto: the most faithful that fits; {', '.join(PRECISIONS)} for the language model; mixed: measured for each "
+    "matrix; or per graph: temporal=int4,depth=int8.",
+)
+@fit_option()
+@click.option(
+    "--drift-budget",
+    metavar="text=NATS,audio=NATS",
+    callback=checked(parse_budget),
+    help="As --fit, but the smallest bundle of at most this predicted drift.",
 )
 @memory_option("Memory of the target, such as 16GB.  [default: the GPU's; without --gpu this machine's]")
 @click.option(
     "--calibration",
     default="default",
-    help="For fp8, int4, int8 for engines: a folder of recordings, an earlier bundle, default (synthetic speech), or none.",
+    help="To quantize with: a folder of recordings, an earlier bundle, default (synthetic speech) or none.",
 )
 @click.option("--capacity", type=int, help="Context steps, 12.5 a second.  [default: the checkpoint's, 4 minutes]")
+@kv_cache_option
 @click.option(
     "--gpu",
-    help="Compile engines for this GPU: rtx-4090, sm_89, local, ...; pplex-export plan lists names.  [default: none]",
+    help="Compile engines for this GPU: local, or a name of pplex-export plan.  [default: none]",
 )
 @click.option(
     "--slots",
@@ -75,10 +83,10 @@ def synth(out: Path, size: str, seed: int, outliers: bool) -> None:
 @click.option(
     "--for-engines",
     is_flag=True,
-    help="Without --gpu: make the graphs that engines are compiled from, to validate them on the processor.",
+    help="Make the graphs of engines without --gpu, to validate them on the processor.",
 )
 @lora_options
-@click.option("--no-validate", is_flag=True, help="Skip the short validation at the end; the manifest records that.")
+@click.option("--no-validate", is_flag=True, help="Skip the short validation at the end.")
 @engine_options
 def build(
     source: str,
@@ -86,9 +94,12 @@ def build(
     revision: str | None,
     depth_steps: str,
     precision: str,
+    fit: int | None,
+    drift_budget: tuple[float, float] | None,
     memory: int | None,
     calibration: str,
     capacity: int | None,
+    kv_cache: str,
     gpu: str | None,
     slots: int | None,
     for_engines: bool,
@@ -100,13 +111,13 @@ def build(
     """Export SOURCE, a checkpoint's folder or a hub repository such as nvidia/personaplex-7b-v1, to a bundle.
 
     An interrupted build keeps its finished graphs: run the same command to resume. A build ends with a short validation, if
-    the bundle can run here. If it exceeds the tolerances of its precision, the exit code is 1, and the bundle is kept.
+    the bundle can run here. Beyond its precision's tolerances the exit code is 1; the bundle is kept.
     """
     from pplex.cli.progress import build_progress, tell
     from pplex.cli.waiting import ends_at_once
     from pplex.export.build import build as build_bundle
     from pplex.export.build import unchecked
-    from pplex.export.build_plan import Auto, BuildOptions
+    from pplex.export.build_plan import Auto, BuildOptions, Mix
     from pplex.export.early import check_before_download, check_out
     from pplex.export.source import download, find
     from pplex.export.staging import partial_folder
@@ -115,9 +126,13 @@ def build(
     from pplex.validate.short import check_build
 
     _check_gpu_options(gpu, slots, engine_options, for_engines)
-    auto = precision == AUTO
+    _check_mix_options(precision, fit, drift_budget, memory)
+    mixed, memory = precision == MIXED.name or fit is not None or drift_budget is not None, fit or memory
+    auto = mixed or precision == AUTO
     if memory is not None and gpu is None and not auto:
-        raise click.UsageError("--memory is for --precision auto and for --gpu: leave out --memory or --precision.")
+        raise click.UsageError(
+            "--memory is for --precision auto or mixed and for --gpu: leave out --memory or --precision."
+        )
     options = BuildOptions(
         int(depth_steps),
         FP32 if auto else parse_precision(precision),
@@ -129,7 +144,8 @@ def build(
         for_engines,
         lora,
         lora_scaling,
-        Auto(slots, memory) if auto else None,
+        Mix(slots, memory, drift_budget) if mixed else Auto(slots, memory) if auto else None,
+        kv_cache,
     )
     check_out(out)
     with ends_at_once():
@@ -156,6 +172,14 @@ def _target(name: str, memory_nbytes: int | None, engine_options: Any) -> Gpu:
     if engine_options.compiled_for is not None:
         gpu = replace(gpu, kind=TENSORRT_RTX)  # even if TensorRT is the library for this GPU
     return gpu if memory_nbytes is None else replace(gpu, memory_nbytes=memory_nbytes)
+
+
+def _check_mix_options(precision: str, fit: int | None, budget: tuple[float, float] | None, memory: int | None) -> None:
+    """Raises UsageError for options that exclude each other."""
+    if (fit is not None or budget is not None) and precision not in (AUTO, MIXED.name):
+        raise click.UsageError("--fit and --drift-budget choose the form of each matrix: leave out --precision.")
+    if fit is not None and memory is not None:
+        raise click.UsageError("--fit already gives the memory of the target: leave out --memory.")
 
 
 def _check_gpu_options(gpu: str | None, slots: int | None, engine_options: Any, for_engines: bool) -> None:

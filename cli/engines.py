@@ -9,7 +9,7 @@ import click
 
 from pplex.cli.command import command
 from pplex.cli.fleet import Given, fleet_options, report_fleet
-from pplex.cli.options import echo_report, json_option, memory_option
+from pplex.cli.options import echo_report, json_option, kv_cache_option, memory_option
 from pplex.runtime.config import MIN_CAPACITY
 
 
@@ -21,13 +21,12 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--optimization-level",
         type=click.IntRange(0, 5),
-        help="How long TensorRT searches for kernels. Not for TensorRT-RTX.",
+        help="How long TensorRT (not RTX) searches for kernels.",
     )
     @click.option(
         "--compiled-for",
         metavar="own|any|sm_NN",
-        help="Compile with TensorRT-RTX, even if TensorRT is the library for this GPU. own: for the GPU's architecture; "
-        "any: for no fixed architecture; sm_NN: for that architecture (experimental).",
+        help="Use TensorRT-RTX: for the GPU's own architecture, any, or sm_NN.",
     )
     @functools.wraps(command)
     def with_options(
@@ -72,6 +71,7 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     multiple=True,
     help="Steps of context, 80 ms each.",
 )
+@kv_cache_option
 @memory_option("Memory of the GPU, such as 16GB; without --gpu, that of a processor's machine.  [default: each GPU's]")
 @json_option()
 @fleet_options
@@ -80,6 +80,7 @@ def plan(
     gpus: tuple[str, ...],
     precisions: tuple[str, ...],
     capacities: tuple[int, ...],
+    kv_cache: str,
     memory: int | None,
     as_json: bool,
     fleet: Given | None,
@@ -98,6 +99,6 @@ def plan(
         if not report.plan.enough:
             raise SystemExit(1)
     elif memory is not None and not gpus:
-        echo_report(report_processor(source, memory, precisions, capacities), as_json)
+        echo_report(report_processor(source, memory, precisions, capacities, kv_cache), as_json)
     else:
-        echo_report(report_plans(source, gpus, precisions, capacities, memory), as_json)
+        echo_report(report_plans(source, gpus, precisions, capacities, memory, kv_cache), as_json)

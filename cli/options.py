@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import click
 
 from pplex.cli.command import checked
-from pplex.runtime.config import MAX_CANDIDATES
+from pplex.runtime.config import INT8, LIKE_ACTIVATIONS, MAX_CANDIDATES
 from pplex.runtime.errors import ConfigError
 from pplex.runtime.sampling import DEFAULT_SAMPLING, GREEDY, Sampling
 
@@ -19,6 +19,7 @@ Option = Callable[[Any], Any]  # a decorator of a command
 
 MAX_THREADS = 256
 LARGEST = 10**9
+_NATS = r"\d{1,9}(?:\.\d{1,12})?(?:e-?\d{1,2})?"
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
@@ -57,6 +58,16 @@ def device_option(
 ) -> Option:
     """`--device`, None by default: a GPU if there is one."""
     return click.option("--device", type=click.Choice(["cpu", "cuda"]), help=text)
+
+
+def kv_cache_option(command: Any) -> Any:
+    """`--kv-cache`, a name in KV_CACHES."""
+    return click.option(
+        "--kv-cache",
+        type=click.Choice([LIKE_ACTIVATIONS, INT8]),
+        default=LIKE_ACTIVATIONS,
+        help="int8 halves a conversation's memory.",
+    )(command)
 
 
 def memory_window_option() -> Option:
@@ -117,7 +128,7 @@ def lora_options(command: Any) -> Any:
         "--lora",
         type=click.Path(path_type=Path),
         is_eager=True,
-        help="A LoRA adapter of moshi-finetune, merged into the weights: lora.safetensors, or its folder.",
+        help="A LoRA adapter of moshi-finetune to merge: its file or folder.",
     )
     return lora(scaling(command))
 
@@ -133,6 +144,21 @@ def _scaling(context: click.Context, parameter: click.Parameter, value: float | 
 def memory_option(text: str) -> Option:
     """`--memory`, a size such as 16GB, passed in bytes; None by default."""
     return click.option("--memory", metavar="SIZE", callback=checked(parse_memory), help=text)
+
+
+def fit_option() -> Option:
+    """`--fit`, a size such as 8GB, passed in bytes; None by default."""
+    text = "The mix of least drift in this memory, like --precision mixed --memory SIZE."
+    return click.option("--fit", metavar="SIZE", callback=checked(parse_memory), help=text)
+
+
+def parse_budget(text: str) -> tuple[float, float]:
+    """The budget of text and of audio in "text=0.01,audio=0.05". Raises ConfigError."""
+    match = re.fullmatch(rf"text=({_NATS}),audio=({_NATS})", text.replace(" ", ""), re.ASCII)
+    budget = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
+    if not all(0 < one < LARGEST for one in budget):
+        raise ConfigError(f"{text!r} is not a budget of drift. Give both in nats: text=0.01,audio=0.05.")
+    return budget
 
 
 def parse_memory(text: str) -> int:
@@ -163,5 +189,6 @@ def parse_limits(example: str) -> Callable[[click.Context, click.Parameter, tupl
 
 
 def echo_report(report: Printable, as_json: bool) -> None:
-    """Print a report to standard output."""
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+    """Print a report to standard output. A file's name may hold bytes that are not UTF-8: as \\udcff, not as an error."""
+    text = json.dumps(report.to_dict(), indent=2) if as_json else report.to_text()
+    click.echo(text.encode(errors="backslashreplace").decode())

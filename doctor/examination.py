@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pplex.doctor import bundle, checkpoint, engines, machine, packages, serving
+from pplex.doctor import bundle, checkpoint, engines, kernels, machine, packages, serving
 from pplex.doctor.driver import Driver, ask_driver
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Check, Finding, Question, gigabytes, guarded
 from pplex.doctor.probe import Probe, probe
@@ -113,6 +113,8 @@ class Examination:
             yield "cuda", lambda: engines.check_cuda(question, self._ort, self._driver)
         if "build" in aims or not self._needs_onnxruntime:
             yield "tensorrt", lambda: engines.check_tensorrt(question, self._driver, self._libraries)
+        if self._needs_onnxruntime and question.device != "cuda":
+            yield "int4 kernel", lambda: kernels.check_int4_kernel(question, kernels.ask_int4_kernel())
         yield "processors", partial(machine.check_processors, question)
         yield "memory", lambda: machine.check_memory(question, self._sizes, self._bundle)
         yield "gpu memory", self._check_gpu_memory

@@ -16,7 +16,7 @@ from pplex.runtime.bundle import open_bundle
 from pplex.runtime.errors import PplexError
 from pplex.runtime.gpus import ONNXRUNTIME, FoundGpu, Gpu
 from pplex.runtime.parameters import build_nbytes, weights_nbytes
-from pplex.runtime.precision import PRECISIONS, parse_precision
+from pplex.runtime.precision import BUILT, PRECISIONS, parse_precision
 from pplex.runtime.prepared import GROWTH
 from pplex.validate.memory import short_validation_nbytes
 
@@ -69,7 +69,7 @@ def bundle_state(folder: str) -> dict[str, Any]:
     bundle = open_bundle(Path(folder), verify=False)
     engines = bundle.manifest["engines"]
     capacity = bundle.config.temporal.capacity
-    on_processor = ProcessorPlan(bundle.config, bundle.precision, capacity)
+    on_processor = ProcessorPlan(bundle.config, bundle.precision, capacity, forms=bundle.forms)
     return {
         "engines": engines,
         "precision": dict(bundle.precision),
@@ -78,7 +78,7 @@ def bundle_state(folder: str) -> dict[str, Any]:
         "loaded": on_processor.loaded_nbytes,
         "first": on_processor.first_nbytes,
         "on_onnxruntime": [name for name, engine in engines.items() if engine["kind"] == ONNXRUNTIME],
-        "in_bfloat16": [name for name, one in bundle.precision.items() if PRECISIONS[one].activations == "bfloat16"],
+        "in_bfloat16": [name for name, one in bundle.precision.items() if BUILT[one].activations == "bfloat16"],
         "parity": bundle.manifest["parity"],
         "to_cache": _nbytes_to_cache(Path(folder), bundle.manifest),
         "writable": os.access(folder, os.W_OK),

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pplex.engines.library import layers_path
+from pplex.engines.mix_table import mix_table
 from pplex.engines.plan import session_nbytes
 from pplex.measure.tables import markdown, readable
 from pplex.runtime.bundle import Bundle, open_bundle, origin_text, parity_text
 from pplex.runtime.files import is_file, read_text
 from pplex.runtime.gpus import ONNXRUNTIME
+from pplex.runtime.precision import MIXED
 
 Counts = Mapping[str, Mapping[str, int]]
 
@@ -45,23 +47,25 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """All graphs of a bundle, with rings of `capacity` steps.
+    """All graphs of a bundle, with rings of `capacity` steps; `kv_cache` is their dtype, a name in KV_CACHES.
 
     From the manifest: `checkpoint` is what the bundle was made from, `voices` are names, `parity` is the record of the
-    validation, `choice` of what `--precision auto` chose for which target.
+    validation, `choice` of what `--precision auto` or a mix chose for which target. `mix`: the table of a mix, or "".
     verified: the number of files whose SHA-256 was checked; None if none was.
     """
 
     capacity: int
+    kv_cache: str
     graphs: tuple[GraphReport, ...]
     checkpoint: Mapping[str, Any]
     voices: list[str]
     parity: Mapping[str, Any] | None
     choice: Mapping[str, Any] | None
+    mix: str = ""
     verified: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "mix"}  # `choice` has the forms
 
     def to_text(self) -> str:
         """A Markdown table of the graphs, then the layers of each."""
@@ -70,9 +74,11 @@ class BundleReport:
         table = markdown(_HEADERS, [*(_row(report) for report in self.graphs), total])
         files = [f"verified: {self.verified} files, all as they were built"] if self.verified is not None else []
         layers = (_layers_text(report) for report in self.graphs)
+        rings = f"rings of the temporal transformer: {self.kv_cache.replace('-', ' ')}"
         voices = f"voices: {', '.join(self.voices) or 'none'}"
-        origin = f"made from {origin_text({'checkpoint': self.checkpoint})}\n{voices}"
-        return "\n\n".join((table, *files, origin, _choice_text(self.choice), parity_text(self.parity), *layers))
+        origin = f"made from {origin_text({'checkpoint': self.checkpoint})}\n{voices}\n{rings}"
+        parts = (table, *files, origin, _choice_text(self.choice), self.mix, parity_text(self.parity), *layers)
+        return "\n\n".join(part for part in parts if part)
 
 
 _FACTS = ("layers", "weights", "held_nbytes", "scratch_nbytes")
@@ -90,7 +96,8 @@ def report_bundle(folder: Path, verify: bool = False) -> BundleReport:
     graphs = tuple(_graph(bundle, graph, nbytes) for graph, nbytes in sessions.items())
     verified = len(bundle.manifest["files"]) if verify else None
     recorded = {name: bundle.manifest[name] for name in ("checkpoint", "voices", "parity", "choice")}
-    return BundleReport(capacity, graphs, **recorded, verified=verified)
+    mix = mix_table(bundle.config, bundle.forms) if bundle.forms else ""
+    return BundleReport(capacity, bundle.config.kv_cache, graphs, **recorded, mix=mix, verified=verified)
 
 
 def _graph(bundle: Bundle, graph: str, session: int) -> GraphReport:
@@ -131,7 +138,11 @@ def _of_onnx(path: Path) -> dict[str, Any]:
 def _choice_text(choice: Mapping[str, Any] | None) -> str:
     if choice is None:
         return "The precision was named by the user."
-    needed, memory = readable(choice["needed_nbytes"]), readable(choice["memory_nbytes"])
+    needed = readable(choice["needed_nbytes"])
+    if choice["by"] == MIXED.name:
+        drift = ", ".join(f"{stream}={nats:.2g}" for stream, nats in choice["drift"].items())
+        return f"The form of each matrix was chosen for {choice['target']}: {needed}. Predicted drift: {drift} nats."
+    memory = readable(choice["memory_nbytes"])
     return f"--precision auto chose {choice['precision']} for {choice['target']}: {needed} of {memory}."
 
 

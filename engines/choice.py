@@ -3,6 +3,7 @@
 Called by `export.build_plan`, `engines.plan_report` and `doctor.sizes`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from pplex.measure.tables import readable
 from pplex.runtime.cgroup import total_memory
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import BuildError, ConfigError
+from pplex.runtime.forms import NO_FORMS, Forms
 from pplex.runtime.gpus import Gpu
 from pplex.runtime.graphs import DEFAULT_SLOTS
+from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.precision import AUTO, PRECISIONS, parse_precision
 from pplex.runtime.tolerances import tolerances
 
@@ -46,10 +49,16 @@ class Target:
 
     def plan(self, config: ModelConfig, name: str, capacity: int) -> MemoryPlan | ProcessorPlan:
         """The memory of the model in the precision `name`."""
-        precision = parse_precision(name)
+        return self.plan_of(config, parse_precision(name), capacity)
+
+    def plan_of(
+        self, config: ModelConfig, precision: Mapping[str, str], capacity: int, forms: Forms = NO_FORMS
+    ) -> MemoryPlan | ProcessorPlan:
+        """The memory of the model in a precision for each graph. `forms`: those of a mixed precision."""
         if self.gpu is None:
-            return ProcessorPlan(config, precision, capacity, self.for_engines)
-        return plan(config, precision, self.gpu, capacity)
+            return ProcessorPlan(config, precision, capacity, self.for_engines, forms)
+        weights = sum(weights_nbytes(config, precision, compiled=True, forms=forms).values())
+        return plan(config, precision, self.gpu, capacity, weights)
 
 
 def target_of(gpu: Gpu | None, memory_nbytes: int | None = None, for_engines: bool = False) -> Target:
@@ -111,9 +120,9 @@ class Choice:
         less = (self.slots, self.capacity) != self.asked
         lines = (
             f"--precision auto chooses {self.precision} for {title}: it needs {readable(self.needed_nbytes)} of "
-            f"{readable(self.target.memory_nbytes)} for {_conversations(self.slots, self.capacity, frame_ms)}.",
+            f"{readable(self.target.memory_nbytes)} for {conversations_text(self.slots, self.capacity, frame_ms)}.",
             f"  {self.plan.parts}; {readable(RESERVE_NBYTES)} stay free.",
-            f"  No precision has room for {_conversations(*self.asked, frame_ms)}." if less else "",
+            f"  No precision has room for {conversations_text(*self.asked, frame_ms)}." if less else "",
             f"  More faithful: {self._more_faithful}.",
         )
         return "\n".join(line for line in lines if line)
@@ -177,11 +186,12 @@ def _nothing_fits(config: ModelConfig, target: Target, slots: int, capacity: int
         advice = f"Choose {fewer}a smaller --capacity, or a GPU with more memory: pplex-export plan"
     return BuildError(
         f"No precision fits: {target.title} has {readable(target.memory_nbytes)}. The smallest that it runs fast, {name}, "
-        f"needs {readable(needs[name])} for {_conversations(slots, capacity, config.frame_ms)}.\n{advice}"
+        f"needs {readable(needs[name])} for {conversations_text(slots, capacity, config.frame_ms)}.\n{advice}"
     )
 
 
-def _conversations(slots: int, capacity: int, frame_ms: float) -> str:
+def conversations_text(slots: int, capacity: int, frame_ms: float) -> str:
+    """As in: 8 conversations with 3000 steps of context (4:00 minutes)."""
     seconds = round(capacity * frame_ms / 1000)
     count = "1 conversation" if slots == 1 else f"{slots} conversations"
     return f"{count} with {capacity} steps of context ({seconds // 60}:{seconds % 60:02} minutes)"

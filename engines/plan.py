@@ -15,7 +15,7 @@ from pplex.runtime.graphs import MAX_SLOTS, MAX_STEPS, graph_specs
 from pplex.runtime.memory import slot_nbytes
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
-from pplex.runtime.precision import PRECISIONS, storage_dtype
+from pplex.runtime.precision import BUILT, storage_dtype
 
 # An estimate, not a measurement, for the CUDA context, kernels, a desktop and the scratch memory of single steps.
 RESERVE_NBYTES = 1_500_000_000
@@ -38,11 +38,17 @@ class MemoryPlan:
     @property
     def possible(self) -> bool:
         """Whether the GPU supports every graph's precision."""
-        return set(self.precision.values()) <= set(self.gpu.precisions)
+        return all(map(self.gpu.runs, self.precision.values()))
 
     @property
     def session_nbytes(self) -> int:
-        return sum(session_nbytes(self.config, self.precision, self.capacity).values())
+        return sum(session_nbytes(self.config, self.precision, self.capacity).values()) + self._copies_nbytes
+
+    @property
+    def _copies_nbytes(self) -> int:
+        """Of a slot with rings in int8: one layer's rings in the activations' dtype, which attention reads on a GPU."""
+        stack, activations = self.config.temporal, BUILT[self.precision["temporal"]].activations
+        return 2 * self.capacity * stack.dim * storage_dtype(activations).itemsize if self.config.int8_rings else 0
 
     @property
     def scratch_nbytes(self) -> int:
@@ -51,7 +57,7 @@ class MemoryPlan:
         In 16 bits, attention is one kernel that reads copies of both rings. In float32 it is separate kernels, with the
         scores twice and one ring. Measured with TensorRT-RTX: see docs/engines.md.
         """
-        stack, activations = self.config.temporal, PRECISIONS[self.precision["temporal"]].activations
+        stack, activations = self.config.temporal, BUILT[self.precision["temporal"]].activations
         item, rows = storage_dtype(activations).itemsize, _PRIMING_ROWS
         rings = 2 * _PRIMING_SLOTS * stack.dim  # values of k and v for each entry
         scores = rings // 2 + 2 * stack.heads * rows if activations == "float32" else rings

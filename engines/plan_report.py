@@ -14,7 +14,7 @@ from pplex.engines.plan import capacities as all_capacities
 from pplex.measure.tables import markdown, readable
 from pplex.runtime.backend import engines_nbytes
 from pplex.runtime.bundle import is_bundle, open_bundle
-from pplex.runtime.config import RELEASED, ModelConfig
+from pplex.runtime.config import LIKE_ACTIVATIONS, RELEASED, ModelConfig
 from pplex.runtime.config_file import read_config
 from pplex.runtime.errors import BuildError, ConfigError
 from pplex.runtime.files import is_file, is_folder
@@ -84,6 +84,7 @@ def report_plans(
     precisions: Sequence[str] = (),
     capacities: Sequence[int] = (),
     memory_nbytes: int | None = None,
+    kv_cache: str = LIKE_ACTIVATIONS,
 ) -> PlanReport:
     """Plans for a bundle, a checkpoint or, without a source, the released model.
 
@@ -91,7 +92,7 @@ def report_plans(
     ring's full capacity, half and a quarter of it.
     Raises GpuError, ConfigError or BundleError for unknown names, AccessError for unreadable files.
     """
-    model = open_model(source)
+    model = open_model(source, kv_cache)
     config = model.config
     as_built = model.precision is not None and not precisions
     names = ("as built",) if as_built else tuple(precisions) or DEFAULT_PRECISIONS
@@ -134,10 +135,13 @@ def _choice(config: ModelConfig, gpu: Gpu, shorten: bool) -> str:
     return f"{choice.precision}, {choice.slots} slot{'' if choice.slots == 1 else 's'}{steps}"
 
 
-def open_model(source: Path | None) -> Model:
-    """The sizes of a bundle or a checkpoint's folder; without a source, of the released model."""
+def open_model(source: Path | None, kv_cache: str = LIKE_ACTIVATIONS) -> Model:
+    """The sizes of a bundle or a checkpoint's folder; without a source, of the released model.
+
+    `kv_cache`: the rings that a checkpoint would get; a bundle has its own.
+    """
     if source is None:
-        return Model(RELEASED)
+        return Model(replace(RELEASED, kv_cache=kv_cache))
     if is_bundle(source):
         bundle = open_bundle(source, verify=False)
         return Model(bundle.config, bundle.precision, engines_nbytes(bundle.manifest))
@@ -149,7 +153,7 @@ def open_model(source: Path | None) -> Model:
         raise ConfigError(
             f"{source} is neither a bundle nor a checkpoint. Name one of these, or leave it out for the released model."
         )
-    return Model(read_config(source / "config.json").config)
+    return Model(replace(read_config(source / "config.json").config, kv_cache=kv_cache))
 
 
 def _gpu_row(gpu: Gpu, plans: Iterable[Sequence[MemoryPlan]]) -> tuple[str, ...]:

@@ -4,16 +4,17 @@ Called by `engines.choice`, `engines.plan_report` and `doctor.sizes`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from pplex.engines.plan import RESERVE_NBYTES, session_nbytes
 from pplex.measure.tables import readable
 from pplex.runtime.config import ModelConfig
+from pplex.runtime.forms import Forms
 from pplex.runtime.graphs import MAX_SLOTS
 from pplex.runtime.parameters import prepared_nbytes, weights_nbytes
-from pplex.runtime.precision import FP32, PRECISIONS, Precision
+from pplex.runtime.precision import BUILT, FP32, Precision
 
 BASE_NBYTES = 10**8  # Python and its libraries, beside the weights
 # Bytes in memory for a byte of weights, as docs/performance.md measured them. Weights in blocks (int8, int4) and in float32
@@ -26,17 +27,18 @@ BLOCKS, FLOAT32, SIXTEEN_BITS = 1.25, 1.1, 1.4
 class ProcessorPlan:
     """Memory in bytes of a model in a precision per graph, with rings of up to `capacity` steps.
 
-    `compiled`: the graphs that engines are compiled from.
+    `compiled`: the graphs that engines are compiled from. `forms`: those of a mixed precision.
     """
 
     config: ModelConfig
     precision: Mapping[str, str]
     capacity: int
     compiled: bool = False
+    forms: Forms = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Mapping[str, int]:
-        return weights_nbytes(self.config, self.precision, self.compiled)
+        return weights_nbytes(self.config, self.precision, self.compiled, self.forms)
 
     @property
     def weights_nbytes(self) -> int:
@@ -50,15 +52,15 @@ class ProcessorPlan:
     def loaded_nbytes(self) -> int:
         """After a load, without conversations."""
         exact = weights_nbytes(self.config, FP32)
-        named = {graph: PRECISIONS[name] for graph, name in self.precision.items()}
+        named = {graph: BUILT[name] for graph, name in self.precision.items()}
         weights = {graph: exact[graph] if _is_widened(one) else self.weights[graph] for graph, one in named.items()}
         return BASE_NBYTES + sum(int(_ratio(one) * weights[graph]) for graph, one in named.items())
 
     @property
     def first_nbytes(self) -> int:
         """The largest size during the first load. It converts weights in blocks, and holds both forms until it ends."""
-        in_blocks = {graph: name for graph, name in self.precision.items() if PRECISIONS[name].block}
-        converted = prepared_nbytes(self.config, in_blocks, self.compiled)
+        in_blocks = {graph: name for graph, name in self.precision.items() if BUILT[name].block}
+        converted = prepared_nbytes(self.config, in_blocks, self.compiled, self.forms)
         return max(self.loaded_nbytes, BASE_NBYTES + self.weights_nbytes + sum(converted.values()))
 
     def needed_nbytes(self, slots: int) -> int:

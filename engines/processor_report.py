@@ -10,6 +10,7 @@ from pplex.engines.plan import RESERVE_NBYTES
 from pplex.engines.plan_report import open_model, with_capacity
 from pplex.engines.processor import ProcessorPlan
 from pplex.measure.tables import markdown, readable
+from pplex.runtime.config import LIKE_ACTIVATIONS
 from pplex.runtime.errors import BuildError
 from pplex.runtime.precision import parse_precision
 
@@ -50,14 +51,18 @@ class ProcessorReport:
 
 
 def report_processor(
-    source: Path | None, memory_nbytes: int, precisions: Sequence[str] = (), capacities: Sequence[int] = ()
+    source: Path | None,
+    memory_nbytes: int,
+    precisions: Sequence[str] = (),
+    capacities: Sequence[int] = (),
+    kv_cache: str = LIKE_ACTIVATIONS,
 ) -> ProcessorReport:
     """Plans for a bundle, a checkpoint or, without a source, the released model, on a processor with this memory.
 
     Defaults: a bundle's own precisions, or those that run fast on a processor; the model's capacity.
     Raises as `report_plans`.
     """
-    model = open_model(source)
+    model = open_model(source, kv_cache)
     as_built = model.precision is not None and not precisions
     names = ("as built",) if as_built else tuple(precisions) or ON_PROCESSORS
     parsed = [model.precision or {}] if as_built else [parse_precision(name) for name in names]

@@ -9,17 +9,15 @@ is folded into the norm before the matrix, or into the columns of the matrix bef
     norm2 / u    linear_in rows * u, columns of the value half / w    linear_out rows * w
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pplex.export.calibration import Calibration
-from pplex.export.checkpoint import Checkpoint
 from pplex.export.quantize import BITS, to_int
 from pplex.export.storage import Storage
-from pplex.export.weights import ParameterSource
 from pplex.runtime.config import ModelConfig
 
 _EXPONENTS = tuple(i / 10 for i in range(11))
@@ -40,7 +38,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """The parameters of one layer by role; matrices that read the same norm are listed together."""
 
     norm1: str
@@ -52,25 +50,23 @@ class _Layer:
 
 
 class Folding:
-    """Computes the factors that are folded into one graph's layers, reading each matrix once."""
+    """Computes the factors that are folded into one graph's layers. `read` gives a matrix by its name; each is read once."""
 
     def __init__(
         self,
         graph: str,
-        sources: Mapping[str, ParameterSource],
-        checkpoint: Checkpoint,
+        read: Callable[[str], Tensor],
         calibration: Calibration,
         stored: Mapping[str, Storage],
     ):
-        self.graph, self.sources, self.checkpoint = graph, sources, checkpoint
-        self.calibration, self.stored = calibration, stored
+        self.graph, self.read, self.calibration, self.stored = graph, read, calibration, stored
 
     def folds(self, config: ModelConfig) -> dict[str, Fold]:
         """The factors of each parameter, by name."""
-        layers = _temporal_layers(config) if self.graph == "temporal" else _depth_layers(config)
-        return {name: fold for layer in layers for name, fold in self._layer(layer).items()}
+        return {name: fold for layer in layers(self.graph, config) for name, fold in self.layer(layer).items()}
 
-    def _layer(self, layer: _Layer) -> dict[str, Fold]:
+    def layer(self, layer: Layer) -> dict[str, Fold]:
+        """The factors of one layer's parameters."""
         # A depth step attends to the values of earlier steps, so all steps must share t. They share the norms, so also s, u.
         s, t, u = (self._factors(names) for names in (layer.in_proj, layer.out_proj, layer.linear_in))
         result = {layer.norm1: Fold(rows=1 / s), layer.norm2: Fold(rows=1 / u)}
@@ -85,15 +81,25 @@ class Folding:
     def _factors(self, names: Sequence[str]) -> Tensor:
         """Factors [K] for matrices with a common input: size^a, for the exponent a with the smallest output error."""
         squares = [self.calibration.importance(self.graph, name) for name in names]
-        samples = [_some_columns(self.sources[name].read(self.checkpoint)) for name in names]
-        stored = self.stored[names[0]]
         size = torch.stack(squares).mean(0).sqrt()  # [K]
-        candidates = [_balanced(size**exponent) for exponent in _EXPONENTS]
-        errors = [
-            sum(_error(weight, square, factors, stored) for weight, square in zip(samples, squares, strict=True))
-            for factors in candidates
+        rounded = [
+            (_some_columns(self.read(name)), square, self.stored[name])
+            for name, square in zip(names, squares, strict=True)
+            if name in self.stored  # in a mixed precision, a matrix may keep 16 bits
         ]
-        return candidates[errors.index(min(errors))]
+        return best_factors(rounded, size)
+
+
+def best_factors(rounded: Sequence[tuple[Tensor, Tensor, Storage]], size: Tensor) -> Tensor:
+    """Factors [K] for some columns of matrices, each with its mean squares of the input and its storage: `size`^a.
+
+    Without a matrix, all factors are 1.
+    """
+    candidates = [_balanced(size**exponent) for exponent in _EXPONENTS]
+    errors = [
+        sum(_error(weight, square, factors, stored) for weight, square, stored in rounded) for factors in candidates
+    ]
+    return candidates[errors.index(min(errors))]
 
 
 def _error(weight: Tensor, square: Tensor, factors: Tensor, stored: Storage) -> float:
@@ -108,12 +114,17 @@ def _balanced(factors: Tensor) -> Tensor:
 
 
 def _some_columns(weight: Tensor) -> Tensor:
-    return weight[:, :: max(1, weight.shape[1] // _SAMPLED_COLUMNS)].contiguous()
+    return weight[:, :: max(1, weight.shape[1] // _SAMPLED_COLUMNS)].float().contiguous()
 
 
-def _temporal_layers(config: ModelConfig) -> list[_Layer]:
+def layers(graph: str, config: ModelConfig) -> list[Layer]:
+    """The layers of the temporal or depth graph."""
+    return _temporal_layers(config) if graph == "temporal" else _depth_layers(config)
+
+
+def _temporal_layers(config: ModelConfig) -> list[Layer]:
     return [
-        _Layer(
+        Layer(
             f"layers.{i}.norm1.weight",
             (f"layers.{i}.attention.in_proj.weight",),
             (f"layers.{i}.attention.out_proj.weight",),
@@ -125,7 +136,7 @@ def _temporal_layers(config: ModelConfig) -> list[_Layer]:
     ]
 
 
-def _depth_layers(config: ModelConfig) -> list[_Layer]:
+def _depth_layers(config: ModelConfig) -> list[Layer]:
     """All steps share a layer's norms."""
 
     def of_each_step(part: str, i: int) -> tuple[str, ...]:
@@ -133,7 +144,7 @@ def _depth_layers(config: ModelConfig) -> list[_Layer]:
         return tuple(f"steps.{k}.{inside}.{i}{leaf}.weight" for k in range(config.depth_steps))
 
     return [
-        _Layer(
+        Layer(
             f"norm1.{i}.weight",
             of_each_step("in_proj", i),
             of_each_step("out_proj", i),

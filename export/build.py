@@ -28,6 +28,9 @@ from pplex.export.checkpoint import Checkpoint, open_checkpoint
 from pplex.export.exporter import export_graph
 from pplex.export.finite import check_finite
 from pplex.export.lora import Lora
+from pplex.export.memory import return_freed_memory
+from pplex.export.processor_graph import write_processor_graph
+from pplex.export.sensitivity import SENSITIVITY_FILE, Sensitivity, find_sensitivity
 from pplex.export.source import CheckpointSource
 from pplex.export.staging import Steps, may_take, whole_folder
 from pplex.export.voices import find_voices, write_voices
@@ -44,7 +47,9 @@ from pplex.runtime.bundle import (
     is_bundle,
     manifest_bytes,
     open_bundle,
+    processor_file,
 )
+from pplex.runtime.config import INT8
 from pplex.runtime.errors import BuildError
 from pplex.runtime.files import files_below, is_file
 from pplex.runtime.gpus import ONNXRUNTIME, Gpu
@@ -85,6 +90,7 @@ def build(
     not fit it; BuildError or OutputError if a graph or the target cannot be written.
     """
     check_target(out)
+    return_freed_memory()
     lora = None if options.lora is None else Path(options.lora)
     plan = plan_build(open_checkpoint(source.folder, lora, options.lora_scaling), options)
     if unused := plan.checkpoint.layout.unused:
@@ -106,7 +112,13 @@ def build(
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER_FILE)
         progress("check", 0, total)
         check_finite(checkpoint.tensors.values(), lambda nbytes: progress("check", nbytes, total))
-        _make_graphs(plan, voices, steps, progress)
+        calibration = _calibrate(plan, voices, steps, progress)
+        if plan.mixing is not None and calibration is not None:
+            plan = _mix(plan, calibration, voices, steps, progress)
+            assert plan.choice is not None
+            tell(plan.choice.to_text())
+            _check_space(folder, plan)
+        _make_graphs(plan, calibration, steps, progress)
         progress("hash", 0, total)
         manifest = _manifest(folder, source, plan, sorted(voices))
         _write_manifest(folder, manifest)
@@ -136,30 +148,58 @@ def _find_voices(plan: BuildPlan, tell: Callable[[str], None]) -> dict[str, Voic
     return found.voices
 
 
-def _make_graphs(plan: BuildPlan, voices: Mapping[str, Voice], steps: Steps, progress: BuildProgress) -> None:
-    """Calibrate, then export each graph. For a GPU, compile each graph and delete its file: the engine holds the weights."""
-    checkpoint, config, options = plan.checkpoint, plan.config, plan.options
-    folder, precision, capacity = steps.folder, options.precision, config.temporal.capacity
+def _started(plan: BuildPlan, progress: BuildProgress, stage: str) -> Callable[[int], None]:
+    """Show a stage, and return a function that counts its bytes."""
+    progress(stage, 0, plan.progress_nbytes)
+    return lambda nbytes: progress(stage, nbytes, plan.progress_nbytes)
 
-    def start(stage: str) -> Callable[[int], None]:
-        progress(stage, 0, plan.progress_nbytes)
-        return lambda nbytes: progress(stage, nbytes, plan.progress_nbytes)
+
+def _calibrate(
+    plan: BuildPlan, voices: Mapping[str, Voice], steps: Steps, progress: BuildProgress
+) -> Calibration | None:
+    """The calibration, if the precision uses one."""
+    if not plan.calibrated:
+        return None
+    path, given = steps.folder / CALIBRATION_FILE, plan.options.calibration
+    assert given is not None
 
     def calibrate() -> None:
-        assert options.calibration is not None
-        found = find_calibration(options.calibration, checkpoint, config, voices, start("calibrate"))
-        found.save(folder / CALIBRATION_FILE)
+        counted = _started(plan, progress, "calibrate")
+        find_calibration(given, plan.checkpoint, plan.config, voices, counted).save(path)
 
-    calibration = None
-    if plan.calibrated:
-        steps.once("calibration", calibrate)
-        calibration = Calibration.load(folder / CALIBRATION_FILE, config, weights_mark(checkpoint))
+    steps.once("calibration", calibrate)
+    return Calibration.load(path, plan.config, weights_mark(plan.checkpoint))
+
+
+def _mix(
+    plan: BuildPlan, calibration: Calibration, voices: Mapping[str, Voice], steps: Steps, progress: BuildProgress
+) -> BuildPlan:
+    """The plan with the form of each matrix. The measurement is kept: the same forms follow if the build is interrupted."""
+    path, given = steps.folder / SENSITIVITY_FILE, plan.options.calibration
+    assert given is not None
+
+    def measure() -> None:
+        counted = _started(plan, progress, "sensitivity")
+        find_sensitivity(given, plan.checkpoint, plan.config, calibration, voices, counted).save(path)
+
+    steps.once("sensitivity", measure)
+    return plan.mixed(Sensitivity.load(path, plan.config, weights_mark(plan.checkpoint)).of(plan.options.compiled))
+
+
+def _make_graphs(plan: BuildPlan, calibration: Calibration | None, steps: Steps, progress: BuildProgress) -> None:
+    """Export each graph. For a GPU, compile each graph and delete its file: the engine holds the weights."""
+    checkpoint, config, options = plan.checkpoint, plan.config, plan.options
+    folder, precision, capacity = steps.folder, options.precision, config.temporal.capacity
+    start = partial(_started, plan, progress)
     for name, spec in graph_specs(config, precision).items():
         graph, engine = folder / f"{name}.onnx", folder / f"{name}.engine"
         if engine.name not in steps.done:
             given = (name, checkpoint, config, folder, precision, calibration, start(name))
-            export = partial(export_graph, *given, compiled=options.compiled)
+            export = partial(export_graph, *given, compiled=options.compiled, forms=plan.forms)
             steps.once(name, export)
+        if config.kv_cache == INT8 and name == "temporal" and precision[name] != "bf16":  # processors do not run bf16
+            write = partial(write_processor_graph, graph, config.temporal, folder / processor_file(name))
+            steps.once(processor_file(name), write)
         if options.gpu is not None:
             start(f"{name} for sm_{options.gpu.sm}")
             compiled = partial(
@@ -178,7 +218,15 @@ def _identity(plan: BuildPlan) -> str:
         given = Path(options.calibration).resolve()
         files += [given] if is_file(given) else files_below(given)
     library = "" if options.gpu is None else str(open_library(options.gpu))
-    parts = [_made_by(), _made_with(), library, repr(plan.config), repr(options), repr(checkpoint.lora)]
+    parts = [
+        _made_by(),
+        _made_with(),
+        library,
+        repr(plan.config),
+        repr(options),
+        repr(plan.mixing),
+        repr(checkpoint.lora),
+    ]
     parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

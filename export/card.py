@@ -11,7 +11,7 @@ from typing import Any
 from pplex.measure.tables import markdown, readable
 from pplex.runtime.bundle import Bundle, Voice, origin_text, parity_text
 from pplex.runtime.gpus import ONNXRUNTIME
-from pplex.runtime.precision import PRECISIONS
+from pplex.runtime.precision import BUILT
 from pplex.runtime.voice_checks import CONSENT
 
 
@@ -97,7 +97,7 @@ def _metadata(bundle: Bundle, licence: Licence) -> str:
     values: dict[str, Any] = {**licence.metadata, "library_name": "pplex-export", "pipeline_tag": "audio-to-audio"}
     if bundle.manifest["checkpoint"]["repo"]:
         values["base_model"] = bundle.manifest["checkpoint"]["repo"]
-        if any(PRECISIONS[name].weights in _QUANTIZED for name in bundle.precision.values()):
+        if any(BUILT[name].weights in _QUANTIZED for name in bundle.precision.values()):
             values["base_model_relation"] = "quantized"
     kinds = sorted({entry["kind"] for entry in bundle.manifest["engines"].values()})
     values["tags"] = ["speech-to-speech", "full-duplex", *("onnx" if kind == ONNXRUNTIME else kind for kind in kinds)]
@@ -123,7 +123,7 @@ def _engine(entry: Mapping[str, Any]) -> str:
 
 def _figures(parity: Mapping[str, Any]) -> str:
     """The result of the validation at the end of the build, and its figures."""
-    text = f"Compared with its checkpoint, in float32: {parity_text(parity)}."
+    text = f"Compared with its checkpoint, in float32: {' '.join(parity_text(parity).split())}."
     if not parity["checked"]:
         return text
     rows = [(name, f"{one['value']:.3g}", f"{one['limit']:.3g}") for name, one in parity["measures"].items()]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pplex.export import weights
 from pplex.export.checkpoint import Checkpoint
+from pplex.export.dialogues import PERSONAS, dialogue
 from pplex.export.synth_codec import stream_codec
 from pplex.export.threads import in_threads
 from pplex.runtime.arrays import Pcm, Tokens
@@ -27,8 +28,7 @@ from pplex.runtime.text import Tokenizer
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 SPEECH_FRAMES = 96  # of each conversation
-MAX_CONVERSATIONS = 8
-DEFAULT_CONVERSATIONS = 4
+MAX_CONVERSATIONS = 16
 Item = TypeVar("Item")
 
 TEXT_EVERY = 3  # frames: speech has three to four words a second
@@ -64,11 +64,12 @@ class CalibrationSet:
     source: Mapping[str, str]
 
 
-def default_conversations(checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice]) -> CalibrationSet:
-    """The checkpoint's first voices; each answers a different piece of synthetic speech."""
-    pcm = _synthetic(checkpoint.config, SPEECH_FRAMES, range(2 * DEFAULT_CONVERSATIONS))
-    source = {"recordings": "synthetic speech", "voices": ", ".join([*voices][:DEFAULT_CONVERSATIONS])}
-    return _conversations(checkpoint, tokenizer, [*voices.values()], pcm, source)
+def default_conversations(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice], count: int = MAX_CONVERSATIONS
+) -> CalibrationSet:
+    """`count` conversations of synthetic speech: each has another dialogue, and the checkpoint's voices in turn."""
+    pcm = _synthetic(checkpoint.config, SPEECH_FRAMES, range(2 * count))
+    return _conversations(checkpoint, tokenizer, voices, pcm, "synthetic speech")
 
 
 def recorded_conversations(
@@ -83,11 +84,7 @@ def recorded_conversations(
     except AudioError as error:
         raise CalibrationError(f"Cannot calibrate: {error}") from error
     pcm = np.concatenate([chosen, chosen[: len(chosen) % 2]])
-    source = {
-        "recordings": f"{len(chosen)} pieces of {len(paths)} files",
-        "voices": ", ".join([*voices][: len(pcm) // 2]),
-    }
-    return _conversations(checkpoint, tokenizer, [*voices.values()], pcm, source)
+    return _conversations(checkpoint, tokenizer, voices, pcm, f"{len(chosen)} pieces of {len(paths)} files")
 
 
 def recorded_pieces(folder: Path, frame_size: int, count: int) -> tuple[Pcm, list[Path]]:
@@ -128,12 +125,28 @@ def token_history(checkpoint: Checkpoint, pieces: Pcm, frames: int) -> Tokens:
     spoken = np.concatenate(
         [_text(tokenizer, config, rounds * codes.shape[1]), *(_joined(x) for x in (said, heard))], 1
     )
-    return _history(config, None, _persona(config, tokenizer), spoken[:frames]).codes.numpy()
+    return _history(config, None, _persona(config, tokenizer, _PERSONA), spoken[:frames]).codes.numpy()
 
 
 def voice_history(config: ModelConfig, voice: Voice) -> ForcedHistory:
     """The steps of a voice prompt, without a persona. Raises PromptError if it does not fit the ring."""
     return _history(config, voice, (), np.zeros((0, config.num_streams), np.int64))
+
+
+def without_voice(item: ForcedHistory) -> ForcedHistory:
+    """The steps after the voice prompt."""
+    after = ~item.embedding.any(1)
+    return ForcedHistory(item.codes[after], item.embedding[after])
+
+
+def conversation_history(
+    config: ModelConfig, voice: Voice | None, persona: Sequence[int], frames: Tokens
+) -> ForcedHistory:
+    """The steps of a prompt and of the frames [F, 17] of the conversation after it, all of them forced.
+
+    One column more than the model reads: the last step's target. Raises PromptError.
+    """
+    return _history(config, voice, persona, np.concatenate([frames, frames[-1:]]))
 
 
 def _joined(pieces: Tokens) -> Tokens:
@@ -170,28 +183,29 @@ def _pieces(path: Path, frame_size: int) -> list[Pcm]:
 
 
 def _conversations(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    voices: Sequence[Voice],
-    pcm: Pcm,
-    source: Mapping[str, str],
+    checkpoint: Checkpoint, tokenizer: Tokenizer, voices: Mapping[str, Voice], pcm: Pcm, recordings: str
 ) -> CalibrationSet:
     """S conversations from pcm [2 S, F, 1920]: the first S pieces are the user, the others the agent."""
-    config = checkpoint.config  # independent of the bundle's capacity
-    speakers: list[Voice | None] = [*voices] or [None]
-    codes, count = _encoded(checkpoint, config, pcm), len(pcm) // 2
-    persona, text = _persona(config, tokenizer), _text(tokenizer, config, SPEECH_FRAMES)
+    config, count = checkpoint.config, len(pcm) // 2  # independent of the bundle's capacity
+    names = [*voices][:count]
+    dialogues = [dialogue(config, tokenizer, pcm.shape[1], seed) for seed in range(count)]
+    heard = [talk.heard(pcm[count + i], pcm[i]) for i, talk in enumerate(dialogues)]
+    codes = _encoded(checkpoint, config, np.concatenate([np.stack(side) for side in zip(*heard, strict=True)]))
     items = [
         _conversation(
-            config, speakers[i % len(speakers)], persona, np.concatenate([text, codes[count + i], codes[i]], 1)
+            config,
+            voices[names[i % len(names)]] if names else None,
+            _persona(config, tokenizer, PERSONAS[i % len(PERSONAS)]),
+            np.concatenate([talk.text, codes[i], codes[count + i]], 1),
         )
-        for i in range(count)
+        for i, talk in enumerate(dialogues)
     ]
-    return CalibrationSet(items, source)
+    return CalibrationSet(items, {"recordings": recordings, "voices": ", ".join(names)})
 
 
-def _persona(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode_persona(_PERSONA) if config.takes_prompt else []
+def _persona(config: ModelConfig, tokenizer: Tokenizer, persona: str) -> list[int]:
+    """The persona's tokens, at most a quarter of the ring: a small model must have room for speech."""
+    return tokenizer.encode_persona(persona)[: config.temporal.capacity // 4] if config.takes_prompt else []
 
 
 def _text(tokenizer: Tokenizer, config: ModelConfig, frames: int) -> Tokens:

@@ -10,12 +10,16 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplex.export import graph, weights
 from pplex.export.awq import Fold, Folding
 from pplex.export.calibration import Calibration, needs_calibration, uses_awq
 from pplex.export.checkpoint import Checkpoint
+from pplex.export.compensation import compensated
+from pplex.export.int8_rings import ATTENTIONS, ring_scales
+from pplex.export.layers import RingAttention
+from pplex.export.moments import Moments
 from pplex.export.quantize import BITS, FP8_MAX, SCALE_DTYPE, Quantized, pack_int4, to_fp8, to_int
 from pplex.export.storage import (
     IR_TYPES,
@@ -26,6 +30,7 @@ from pplex.export.storage import (
 )
 from pplex.export.temporal import Temporal
 from pplex.runtime.config import ModelConfig
+from pplex.runtime.forms import NO_FORMS, Forms
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import FP32
 
@@ -41,15 +46,18 @@ def export_graph(
     calibration: Calibration | None = None,
     progress: Progress = lambda nbytes: None,
     compiled: bool = False,
+    forms: Forms = NO_FORMS,
 ) -> Path:
     """Trace one graph and write it to `folder` with its weights; returns the ONNX file. `progress` gets the bytes written.
-    `compiled`: the graph is for an engine, not for ONNX Runtime (see `Precision.block_of`).
+    `compiled`: the graph is for an engine, not for ONNX Runtime (see `Precision.form`). `forms`: those of a mixed precision.
 
-    With a calibration, int4 uses AWQ; without, it rounds to nearest. Raises CalibrationError for fp8 without a calibration.
+    With a calibration, int4 uses AWQ and compensation; without, it rounds to nearest. Raises CalibrationError for fp8
+    without a calibration.
     """
     needs_calibration({name: precision[name]}, calibration is not None, compiled)
-    spec, stored = graph_specs(config, precision)[name], storages(name, config, precision, compiled)
+    spec, stored = graph_specs(config, precision)[name], storages(name, config, precision, compiled, forms)
     masked = compiled and name == "temporal"  # the other graphs are the same for engines
+    scales = dict(ring_scales(calibration, config)) if config.int8_rings and name == "temporal" else {}
     model = _traced(spec, config, weights.activations(name, precision), masked).clone()
     for parameter, storage in stored.items():
         dequantize_in_graph(model, parameter, storage)
@@ -58,19 +66,21 @@ def export_graph(
     table = weights.sources(name, config, checkpoint)
     folds: dict[str, Fold] = {}
     if calibration is not None and uses_awq(precision[name], compiled):
-        folds = Folding(name, table, checkpoint, calibration, stored).folds(config)
+        folds = Folding(name, lambda matrix: table[matrix].read(checkpoint), calibration, stored).folds(config)
 
     def tensors() -> Iterator[tuple[str, ir.TensorProtocol]]:
         for parameter, shaped in weights.parameters(name, config, precision).items():
             read = _Reader(table[parameter], checkpoint, folds.get(parameter, Fold()), progress)
             if parameter in stored:
-                importance = calibration.importance(name, parameter) if calibration else None
-                yield from _quantized(parameter, stored[parameter], read, importance)
+                moments = calibration.moments(name, parameter) if calibration else None
+                yield from _quantized(parameter, stored[parameter], read, moments, signed=not compiled)
                 if stored[parameter].dtype == "float8_e4m3fn":
                     assert calibration is not None
                     yield _input_scale(parameter, calibration.largest[f"{name}.{parameter}"])
             else:
                 yield parameter, _plain(parameter, shaped, read)
+        for parameter, scale in scales.items():
+            yield parameter, graph.lazy_weight(parameter, partial(_same, scale), ir.DataType.FLOAT, tuple(scale.shape))
 
     path = folder / f"{name}.onnx"
     graph.save(model, spec, dict(tensors()), path)
@@ -83,7 +93,9 @@ def _traced(spec: GraphSpec, config: ModelConfig, dtype: torch.dtype, masked: bo
 
     `masked`: see `Temporal`.
     """
-    module = partial(Temporal, masked=True) if masked else weights.MODULES[spec.name]
+    module: Callable[..., nn.Module] = weights.MODULES[spec.name]
+    if spec.name == "temporal":
+        module = partial(Temporal, masked=masked, attention=ATTENTIONS.get(config.kv_cache, RingAttention))
     return graph.trace(spec, module, config, dtype)
 
 
@@ -107,17 +119,17 @@ def _plain(name: str, shaped: Tensor, read: _Reader) -> ir.LazyTensor:
 
 
 def _quantized(
-    name: str, storage: Storage, read: _Reader, importance: Tensor | None
+    name: str, storage: Storage, read: _Reader, moments: Moments | None, signed: bool
 ) -> Iterator[tuple[str, ir.LazyTensor]]:
     """A weight's values and its scale. Writing the first computes both, and keeps the other until it is written."""
     found: list[Quantized] = []
-    if importance is not None and read.fold.rows is not None:
-        importance = importance / read.fold.rows.square()
+    if moments is not None and read.fold.rows is not None:
+        moments = moments.divided(read.fold.rows)
 
     def once() -> Quantized:
         if found:
             return found.pop()
-        found.append(_rounded(read(), storage, importance))
+        found.append(rounded(read(), storage, moments, signed))
         return found[0]
 
     def values() -> Tensor:
@@ -136,10 +148,21 @@ def _quantized(
     yield scale_name, graph.lazy_weight(scale_name, scale, scale_type, storage.scale_shape)
 
 
-def _rounded(weight: Tensor, storage: Storage, importance: Tensor | None) -> Quantized:
+def rounded(weight: Tensor, storage: Storage, moments: Moments | None, signed: bool) -> Quantized:
+    """A weight [K, N], already folded, as a graph stores it. `moments`: of its input, if there is a calibration.
+
+    `signed`: int4 may have negative scales. TensorRT's documentation asks for positive ones.
+    """
     if storage.dtype == "float8_e4m3fn":
         return to_fp8(weight)
-    return to_int(weight, BITS[storage.dtype], storage.block, importance)
+    bits, signed = BITS[storage.dtype], signed and storage.dtype == "int4"
+    if moments is None:
+        return to_int(weight, bits, storage.block, signed=signed)
+    return compensated(weight, bits, storage.block, moments, signed)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _input_scale(name: str, largest: float) -> tuple[str, ir.LazyTensor]:

@@ -35,14 +35,34 @@ def exporting() -> bool:
 
 
 class Linear(nn.Module):
-    """x @ weight, weight [inputs, outputs]: the layout of ONNX's MatMul, so the graph needs no transpose."""
+    """x @ weight, weight [inputs, outputs]: the layout of ONNX's MatMul, so the graph needs no transpose.
+
+    A weight with fewer bits than x is converted in each call.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight
+        if self.weight.dtype == x.dtype:
+            return x @ self.weight
+        product: Tensor = _Converted.apply(x, self.weight)
+        return product
+
+
+class _Converted(torch.autograd.Function):
+    """x @ weight, with the weight converted to x's dtype here and again for the gradient of x, and not kept between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return x @ weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.to(gradient.dtype).T, None
 
 
 class RMSNorm(nn.Module):
@@ -267,9 +287,21 @@ class RingAttention(nn.Module):
         # parts of two sizes would read the sizes from the host, which a captured graph must not do.
         q, k, _ = rotate(qkv, cos, sin).chunk(3, 1)
         v = qkv[:, 2 * self.heads :]
-        ring_k, ring_v = self.write(ring_k, k, index), self.write(ring_v, v, index)
-        y = ring_attention(q, ring_k, ring_v, mask, lengths)
+        y, ring_k, ring_v = self.attend((q, k, v), (ring_k, ring_v), index, mask, lengths)
         return self.out_proj(merge_last(y.transpose(1, 2))), ring_k, ring_v
+
+    def attend(
+        self,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        rings: tuple[Tensor, Tensor],
+        index: Tensor,
+        mask: Tensor | None,
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Write k and v [B, H, T, D] into the rings, and read these: y [B, H, T, D], and the rings."""
+        q, k, v = qkv
+        ring_k, ring_v = self.write(rings[0], k, index), self.write(rings[1], v, index)
+        return ring_attention(q, ring_k, ring_v, mask, lengths), ring_k, ring_v
 
 
 TokenNoise = tuple[Tensor, Tensor, Tensor]  # noise of one draw: a table [B, N], offset and stride (see `sample`)

@@ -20,6 +20,8 @@ _TILE = 1 << 16  # weights that a thread works on at a time: they fit its proces
 # The largest weight of a block becomes the largest integer times one of these factors. With 1 no weight is clipped. A larger
 # factor clips the largest weights and gives the others finer steps.
 _FACTORS = (1.0, 7.5 / 7, 8 / 7, 8.6 / 7, 9.3 / 7, 10.2 / 7)
+_SIGNED_FACTORS = (0.88, 0.94, 1.0, 1.06, 1.13, 1.22)  # the largest weight becomes -8 times one of these
+_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,18 @@ def to_fp8(weight: Tensor) -> Quantized:
     return Quantized((weight / scale.float()).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale, 0)
 
 
-def to_int(weight: Tensor, bits: int, block: int, importance: Tensor | None = None) -> Quantized:
+def to_int(weight: Tensor, bits: int, block: int, importance: Tensor | None = None, signed: bool = False) -> Quantized:
     """Signed integers of `bits` bits, in blocks of `block` weights; `block` divides K, or is 0 for a whole column.
 
     Without `importance`, a scale is the block's largest weight over the largest integer (round to nearest). `importance`
     [K] is the mean square of each input channel. With it, each block gets the scale with the least output error: see
-    `_least_error`.
+    `best_scale`.
+
+    `signed`: a scale may be negative. Integers reach one further below zero than above. With a scale of the right sign the
+    largest weight gets the lowest integer, so the steps are up to an eighth finer in 4 bits.
     """
     if not block:
-        column = to_int(weight, bits, len(weight), importance)
+        column = to_int(weight, bits, len(weight), importance, signed)
         return Quantized(column.values, column.scale[0], 0)
     top = (1 << (bits - 1)) - 1
 
@@ -63,10 +68,9 @@ def to_int(weight: Tensor, bits: int, block: int, importance: Tensor | None = No
         rows, columns = tile
         blocks = weight[tile].unflatten(0, (-1, block))  # [k, b, n]
         if importance is None:
-            best = blocks.abs().amax(1) / top
+            stored = _scale(_largest(blocks, top, signed))
         else:
-            best = _least_error(blocks, importance[rows, None].unflatten(0, (-1, block)), top)
-        stored = _scale(best)
+            stored = best_scale(blocks, importance[rows, None].unflatten(0, (-1, block)), bits, signed)
         values[tile] = _divided(blocks, stored.float(), top).flatten(0, 1).to(torch.int8)
         scale[rows.start // block : rows.stop // block, columns] = stored
 
@@ -82,23 +86,33 @@ def pack_int4(values: Tensor) -> Tensor:
     return flat[::2] | (flat[1::2] << 4)
 
 
-def _least_error(blocks: Tensor, importance: Tensor, top: int) -> Tensor:
-    """The scale of each block that gives the least sum(importance * (w - q * scale)^2): [K/b, N] for blocks [K/b, b, N].
+def best_scale(blocks: Tensor, importance: Tensor, bits: int, signed: bool) -> Tensor:
+    """The stored scale of each block with the least sum(importance * (w - q * scale)^2): [k, N] for blocks [k, b, N].
 
     Each factor of _FACTORS gives integers q. For fixed q the best scale is sum(i w q) / sum(i q q), and it reduces
     the error by sum(i w q)^2 / sum(i q q). Here i is the importance and w the weight.
     """
-    largest = blocks.abs().amax(1).clamp(min=1e-12)
+    top = (1 << (bits - 1)) - 1
+    widest = _largest(blocks, top, signed)
     weighted = importance * blocks
-    best, saved = largest / top, torch.full_like(largest, -1.0)
-    for factor in _FACTORS:
-        q = _divided(blocks, largest / (factor * top), top)
+    best, saved = widest, torch.full_like(widest, -1.0)
+    for factor in _SIGNED_FACTORS if signed else _FACTORS:
+        q = _divided(blocks, widest / factor, top)
         product = (weighted * q).sum(1)
         square = (importance * q.square_()).sum(1).clamp(min=1e-30)
         gain = product * product / square
         best = torch.where(gain > saved, product / square, best)
         saved = torch.maximum(gain, saved)
-    return best
+    return _scale(best)
+
+
+def _largest(blocks: Tensor, top: int, signed: bool) -> Tensor:
+    """The smallest scale [k, N] with which no weight of a block [k, b, N] is clipped by more than half a step."""
+    if not signed:
+        return blocks.abs().amax(1).clamp(min=_SMALLEST) / top
+    high, low = blocks.amax(1), -blocks.amin(1)
+    size = torch.maximum(torch.maximum(high, low) / (top + 1), torch.minimum(high, low) / (top + 0.5))
+    return torch.where(high > low, -1.0, 1.0) * size.clamp(min=_SMALLEST)
 
 
 def _divided(blocks: Tensor, scale: Tensor, top: int) -> Tensor:
@@ -107,9 +121,10 @@ def _divided(blocks: Tensor, scale: Tensor, top: int) -> Tensor:
 
 
 def _scale(exact: Tensor) -> Tensor:
-    """The scale as stored: float16 and positive. Quantizing and dequantizing must use this same rounded number."""
-    rounded = exact.clamp(max=torch.finfo(SCALE_DTYPE).max).to(SCALE_DTYPE)
-    return torch.where(rounded > 0, rounded, torch.finfo(SCALE_DTYPE).smallest_normal)
+    """The scale as stored: float16 and not zero. Quantizing and dequantizing must use this same rounded number."""
+    limit = torch.finfo(SCALE_DTYPE).max
+    rounded = exact.clamp(-limit, limit).to(SCALE_DTYPE)
+    return torch.where(rounded != 0, rounded, torch.finfo(SCALE_DTYPE).smallest_normal)
 
 
 def _tiles(weight: Tensor, block: int) -> Iterator[tuple[slice, slice]]:

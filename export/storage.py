@@ -1,6 +1,5 @@
 """The stored form of each weight, and the standard ONNX nodes that dequantize it: called by `export.exporter`."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,9 +7,9 @@ import onnx_ir as ir
 
 from pplex.export import weights
 from pplex.runtime.config import ModelConfig
-from pplex.runtime.precision import PRECISIONS
+from pplex.runtime.forms import FORMS, NO_FORMS, Form, Forms, group_of, role_of
+from pplex.runtime.precision import BUILT
 
-_HEAD = re.compile(r"(text_linear|steps\.\d+\.output)\.weight")  # the matrices that give logits
 IR_TYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "float8_e4m3fn": ir.DataType.FLOAT8E4M3FN}
 _BLOCK_AXIS, _COLUMN_AXIS = 0, 1  # of a weight [K, N]
 
@@ -29,19 +28,26 @@ class Storage:
 
 
 def storages(
-    graph: str, config: ModelConfig, precision: Mapping[str, str], compiled: bool = False
+    graph: str, config: ModelConfig, precision: Mapping[str, str], compiled: bool = False, forms: Forms = NO_FORMS
 ) -> dict[str, Storage]:
     """The quantized weights of a graph by name: matrices that multiply. Tables of embeddings keep 16 bits.
 
-    `compiled`: of a graph that becomes an engine.
+    `compiled`: of a graph that becomes an engine. `forms`: those of a mixed precision.
     """
-    chosen, result = PRECISIONS[precision[graph]], {}
+    chosen, given, result = BUILT[precision[graph]], forms.get(graph, {}), {}
     for name, parameter in weights.parameters(graph, config, precision).items():
-        dtype = chosen.heads if _HEAD.fullmatch(name) else chosen.weights
-        if dtype in IR_TYPES and name.endswith(".weight") and parameter.dim() == 2:
-            rows, columns = parameter.shape
-            result[name] = Storage(dtype, chosen.block_of(dtype, rows, compiled), (rows, columns))
+        if not name.endswith(".weight") or parameter.dim() != 2:
+            continue
+        own = given.get(group_of(name))
+        form = chosen.form(role_of(group_of(name)), compiled) if own is None else FORMS[own]
+        if form.dtype in IR_TYPES:
+            result[name] = stored_as(form, (parameter.shape[0], parameter.shape[1]))
     return result
+
+
+def stored_as(form: Form, shape: tuple[int, int]) -> Storage:
+    """A weight of this shape in a form."""
+    return Storage(form.dtype, form.block_of(shape[0]), shape)
 
 
 def dequantize_in_graph(model: ir.Model, name: str, storage: Storage) -> None:

@@ -1,6 +1,7 @@
-"""A small SentencePiece model for random checkpoints: called by `export.synth`."""
+"""A small SentencePiece model for random checkpoints: called by `export.synth` and by the training of a small model."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
@@ -24,11 +25,11 @@ Thanks, I really appreciate your help. No problem at all, have a great day, and 
 """.splitlines()
 
 
-def write_tokenizer(path: Path, size: int) -> None:
-    """A SentencePiece model trained on TEXT, filled up to `size` pieces with words that encoding never picks."""
+def write_tokenizer(path: Path, size: int, text: Sequence[str] = TEXT) -> None:
+    """A SentencePiece model trained on lines of text, filled up to `size` pieces with words that encoding never picks."""
     trained = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT), model_writer=trained, model_type="bpe", vocab_size=min(size, TRAINED_PIECES),
+        sentence_iterator=iter(text), model_writer=trained, model_type="bpe", vocab_size=min(size, TRAINED_PIECES),
         hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity",
         unk_id=0, bos_id=1, eos_id=2, pad_id=3, num_threads=1, minloglevel=2,
     )  # fmt: skip

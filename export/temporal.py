@@ -42,9 +42,9 @@ def ring_places(
 class TemporalLayer(nn.Module):
     """Pre-norm attention and gated feed-forward, each added to the stream."""
 
-    def __init__(self, stack: TransformerConfig):
+    def __init__(self, stack: TransformerConfig, attention: type[RingAttention] = RingAttention):
         super().__init__()
-        self.norm1, self.attention = RMSNorm(stack.dim), RingAttention(stack)
+        self.norm1, self.attention = RMSNorm(stack.dim), attention(stack)
         self.norm2, self.gating = RMSNorm(stack.dim), SwiGLU(stack.dim, stack.hidden)
 
     def forward(
@@ -56,18 +56,25 @@ class TemporalLayer(nn.Module):
 
 
 class Temporal(nn.Module):
-    """Inputs and outputs as in the `temporal` GraphSpec; `rings` are k and v of each layer, [B, H, C, D] of `dtype`.
+    """Inputs and outputs as in the `temporal` GraphSpec; `rings` are k and v of each layer, [B, H, C, D].
 
     `masked`: an exported graph has a mask, which TensorRT needs. Without it, ONNX Runtime can use flash attention.
+    `attention`: Int8RingAttention for rings in int8.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, masked: bool = False):
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype = torch.float32,
+        masked: bool = False,
+        attention: type[RingAttention] = RingAttention,
+    ):
         super().__init__()
         stack, self.masked = config.temporal, masked
         self.stack, self.audio_rows, self.padding = stack, config.audio_card + 1, config.text_padding
         self.text_emb = nn.Parameter(torch.empty(config.text_card + 1, stack.dim))
         self.audio_emb = nn.Parameter(torch.empty((config.num_streams - 1) * self.audio_rows, stack.dim))
-        self.layers = nn.ModuleList(TemporalLayer(stack) for _ in range(stack.layers))
+        self.layers = nn.ModuleList(TemporalLayer(stack, attention) for _ in range(stack.layers))
         self.out_norm = RMSNorm(stack.dim)
         self.text_linear = Linear(stack.dim, config.text_card)
         self.dtype = store_in(self, dtype)

@@ -17,7 +17,7 @@ from pplex.export.tensor_tables import depth_embedding
 from pplex.runtime.config import CODEBOOKS, ModelConfig
 from pplex.runtime.errors import CheckpointError
 from pplex.runtime.graphs import Seanet, downsample, seanet_decoder, seanet_encoder, upsample
-from pplex.runtime.precision import FP32, PRECISIONS
+from pplex.runtime.precision import BUILT, FP32
 
 MODULES: dict[str, type[nn.Module]] = {
     "mimi_encode": MimiEncoder,
@@ -38,9 +38,10 @@ class ParameterSource:
     make: Callable[..., Tensor]
     part: tuple[int, int] = (0, 1)
 
-    def read(self, checkpoint: Checkpoint) -> Tensor:
-        """The parameter in float32, contiguous."""
-        return self.make(*(checkpoint.read(key, *self.part) for key in self.keys)).to(torch.float32).contiguous()
+    def read(self, checkpoint: Checkpoint, keep_16_bits: bool = False) -> Tensor:
+        """The parameter in float32, contiguous. `keep_16_bits`: in its stored dtype if that has 16 bits."""
+        read = self.make(*(checkpoint.read(key, *self.part) for key in self.keys))
+        return (read if keep_16_bits and read.dtype.itemsize == 2 else read.to(torch.float32)).contiguous()
 
 
 ParameterSources = Iterator[tuple[str, ParameterSource]]
@@ -72,7 +73,7 @@ def parameters(graph: str, config: ModelConfig, precision: Mapping[str, str] = F
 
 def activations(graph: str, precision: Mapping[str, str]) -> torch.dtype:
     """The dtype between the layers of a graph."""
-    dtype: torch.dtype = getattr(torch, PRECISIONS[precision[graph]].activations)
+    dtype: torch.dtype = getattr(torch, BUILT[precision[graph]].activations)
     return dtype
 
 
@@ -87,7 +88,10 @@ def load(graph: str, checkpoint: Checkpoint, config: ModelConfig | None = None) 
 
 
 class PartLoader:
-    """Fills parts of a graph's module that have no data yet, in float32; `progress` gets the bytes read."""
+    """Fills parts of a graph's module that have no data yet; `progress` gets the bytes of float32 weights read.
+
+    keep_16_bits: matrices stay in their stored dtype, see `Linear`; everything else is in float32.
+    """
 
     def __init__(
         self,
@@ -95,9 +99,10 @@ class PartLoader:
         checkpoint: Checkpoint,
         config: ModelConfig,
         progress: Callable[[int], None] = lambda nbytes: None,
+        keep_16_bits: bool = False,
     ):
         self._sources, self._checkpoint = sources(graph, config, checkpoint), checkpoint
-        self._progress = progress
+        self._progress, self._keep_16_bits = progress, keep_16_bits
 
     def __call__(self, module: nn.Module, prefix: str) -> None:
         """Give `module` the graph's parameters whose names start with `prefix`.
@@ -107,9 +112,10 @@ class PartLoader:
         state = {}
         for name, source in self._sources.items():
             if name.startswith(prefix):
-                tensor = source.read(self._checkpoint)
+                is_matrix = name.endswith(".weight") and "norm" not in name
+                tensor = source.read(self._checkpoint, self._keep_16_bits and is_matrix)
                 state[name.removeprefix(prefix) if prefix.endswith(".") else name] = tensor
-                self._progress(tensor.nbytes)
+                self._progress(tensor.numel() * torch.float32.itemsize)
         module.load_state_dict(state, strict=prefix[-1:] in (".", ""), assign=True)
         module.requires_grad_(False)
 

@@ -41,12 +41,16 @@ class OfflineSettings:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a user says: `read` returns it, [samples] at 24 kHz. samples: its length. settings: of the agent who answers."""
+    """What a user says: `read` returns it, [samples] at 24 kHz. samples: its length. settings: of the agent who answers.
+
+    has_own_prompt: if the agent's prompt does not fit the model, only this recording has no answer.
+    """
 
     name: str
     read: Callable[[], Pcm]
     samples: int
     settings: OfflineSettings
+    has_own_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pplex.runtime.arrays import Tokens
 from pplex.runtime.config import ModelConfig
 from pplex.runtime.errors import BundleError, ConfigError, PplexError
 from pplex.runtime.files import check_readable, is_file, read_text
+from pplex.runtime.forms import NO_FORMS, Forms
 from pplex.runtime.graphs import GraphSpec, graph_specs
 from pplex.runtime.precision import check_precision
 from pplex.runtime.voice_file import VOICES_FILE as VOICES_FILE
@@ -38,18 +39,32 @@ class Bundle:
     folder: Path
     manifest: Mapping[str, Any]
     config: ModelConfig
-    precision: Mapping[str, str]  # graph -> name in PRECISIONS
+    precision: Mapping[str, str]  # graph -> name in BUILT
     voices: Mapping[str, Voice | Tokens] = field(repr=False)  # by name, in alphabetical order; Tokens: codes [F, 8]
 
     @property
     def specs(self) -> dict[str, GraphSpec]:
         return graph_specs(self.config, self.precision)
 
+    @property
+    def forms(self) -> Forms:
+        """The form of each group of matrices, if the precision is mixed."""
+        return (self.manifest["choice"] or {}).get("forms", NO_FORMS)
+
     def path(self, name: str) -> Path:
         return self.folder / name
 
-    def graph_path(self, graph: str) -> Path:
+    def graph_path(self, graph: str, on_processor: bool = False) -> Path:
+        """The file of a graph or an engine. `on_processor`: of the graph's form for processors, if it has one."""
+        own = processor_file(graph)
+        if on_processor and own in self.manifest["files"]:
+            return self.folder / own
         return self.folder / self.manifest["engines"][graph]["file"]
+
+
+def processor_file(graph: str) -> str:
+    """The name of a graph's form with operators of ONNX Runtime's CPU provider. Its weights are those of the graph."""
+    return f"{graph}.processor.onnx"
 
 
 def is_bundle(folder: Path) -> bool:
@@ -126,9 +141,16 @@ def parity_text(parity: Mapping[str, Any] | None) -> str:
     """The result of the short validation, as the manifest has it."""
     if parity is None or not parity["checked"]:
         return f"not validated: {parity['reason'] if parity else 'built by a version without validation'}"
+    graded = _grade_text(parity.get("grade"))  # None in bundles of older versions
     if parity["passed"]:
-        return f"validated: every layer, and the drift over {parity['frames']} frames, within tolerance"
-    return "\n  ".join(["NOT the same model within its tolerances:", *parity["failures"]])
+        return f"validated: every layer, and the drift over {parity['frames']} frames, within tolerance{graded}"
+    return "\n  ".join(["NOT the same model within its tolerances:", *parity["failures"]]) + graded
+
+
+def _grade_text(grade: Mapping[str, Any] | None) -> str:
+    if grade is None:
+        return ""
+    return "".join((f"\n  grade: {grade['word']}: {grade['meaning']}", *(f"; {why}" for why in grade["reasons"])))
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

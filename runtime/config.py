@@ -23,6 +23,10 @@ MIN_CAPACITY = 32  # the fewest context steps of the temporal transformer: enoug
 MAX_CANDIDATES = 512  # the largest top-k
 MIN_NOISE = 1 << 16  # draws of noise that each session has: see runtime/noise.py
 
+# What the temporal transformer's rings hold: values of its activations' dtype, or int8 with one scale per channel. TensorRT
+# writes rings of 16 or 32 bits only, so in graphs for engines each float16 holds two int8: see export/int8_rings.py.
+LIKE_ACTIVATIONS, INT8, INT8_PAIRS = KV_CACHES = ("like-activations", "int8", "int8-pairs")
+
 
 def _swiglu_hidden(dim: int, feedforward: int) -> int:
     """Hidden size of a gated block with as many weights as a plain feed-forward block of size `feedforward`."""
@@ -91,6 +95,7 @@ class ModelConfig:
     stored_depth_sets: int  # sets of depth weights, one per step, by config.json; the file may have only CODEBOOKS
     family: str = PERSONAPLEX  # a name in FAMILIES
     depth_steps: int = CODEBOOKS  # steps of the exported depth graph: CODEBOOKS, or all for teacher-forced checks
+    kv_cache: str = LIKE_ACTIVATIONS  # a name in KV_CACHES
 
     @property
     def num_streams(self) -> int:
@@ -101,6 +106,11 @@ class ModelConfig:
     def takes_prompt(self) -> bool:
         """Whether a conversation begins with a prompt: a voice, a persona, silence."""
         return self.family != MOSHI
+
+    @property
+    def int8_rings(self) -> bool:
+        """Whether the rings of the temporal transformer hold int8, one by one or in pairs."""
+        return self.kv_cache != LIKE_ACTIVATIONS
 
     @property
     def max_delay(self) -> int:
@@ -142,8 +152,14 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`; raises ConfigError on unknown or missing keys."""
-        return _from_dict(cls, data)
+        """Inverse of `to_dict`; raises ConfigError on unknown or missing keys.
+
+        Bundles of earlier versions have no `kv_cache`.
+        """
+        config: ModelConfig = _from_dict(cls, {"kv_cache": LIKE_ACTIVATIONS, **data})
+        if config.kv_cache not in KV_CACHES:
+            raise ConfigError(f"unknown kv_cache: {config.kv_cache!r} (known: {', '.join(KV_CACHES)}).")
+        return config
 
     @classmethod
     def from_arguments(cls, lm: Mapping[str, Any], mimi: Mapping[str, Mapping[str, Any]]) -> "ModelConfig":
@@ -336,7 +352,7 @@ def _sizes(config: Any) -> Iterator[tuple[str, Any]]:
             yield from _sizes(value)
         elif isinstance(value, tuple):
             yield from ((field.name, item) for item in value)
-        elif field.name not in ("max_period", "family"):
+        elif field.name not in ("max_period", "family", "kv_cache"):
             yield field.name, value
 
 

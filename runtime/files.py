@@ -9,7 +9,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,6 +61,22 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(Path(parent) / name for parent, _, names in walk for name in names)
 
 
+def folders_below(folder: Path) -> list[Path]:
+    """All folders below a folder, in any order, each once: also those that links lead to. Raises AccessError."""
+    root, seen = os.path.realpath(folder), set[str]()
+
+    def below(parent: Path) -> Iterator[Path]:
+        for path in _entries(parent):
+            real = os.path.realpath(path)
+            if not is_folder(path) or real in seen or (path.is_symlink() and _is_in(real, root)):
+                continue  # a link to what is found anyway could be a circle
+            seen.add(real)
+            yield path
+            yield from below(path)
+
+    return list(below(folder)) if is_folder(folder) else []
+
+
 def read_text(path: Path) -> str:
     """A file's text. Raises AccessError if it may not be read, ValueError if it is not UTF-8."""
     try:
@@ -100,6 +116,17 @@ def _reason(error: OSError, path: Path | None) -> str:
 
 def _advice(error: OSError) -> str:
     return _ADVICE.get(error.errno or 0, "Check its name and the disk.")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise _refused(error, folder) from error
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return Path(folder) in (Path(path), *Path(path).parents)
 
 
 def _look(path: Path) -> os.stat_result | None:

@@ -26,7 +26,7 @@ ONNXRUNTIME_SM: Mapping[str, tuple[int, ...]] = MappingProxyType(
 # The first compute capability that supports a weight format. TensorRT-RTX refuses to compile fp8 below 8.9, and int4 and
 # bf16 below 8.0. It compiles int8 weights for 7.5, but its support matrix says No for 7.5 and Yes from 8.6 on. The matrix
 # has no row for 8.0. In GPUS only the A100 has 8.0, and its library is TensorRT.
-_SINCE_SM = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 80, "int4": 80, "fp8": 89}
+_SINCE_SM = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 80, "int4": 80, "fp8": 89, "mixed": 80}
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,15 @@ class Gpu:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Names of `--precision` that it supports."""
-        return tuple(name for name in PRECISIONS if self.sm >= _SINCE_SM[name])
+        return tuple(name for name in PRECISIONS if self.runs(name))
+
+    def runs(self, name: str) -> bool:
+        """Whether it supports the precision `name`."""
+        return self.sm >= _SINCE_SM[name]
 
     def check_precision(self, precision: Mapping[str, str]) -> None:
         """Raise GpuError if this GPU does not support a graph's precision."""
-        wrong = [f"{graph}={name}" for graph, name in precision.items() if name not in self.precisions]
+        wrong = [f"{graph}={name}" for graph, name in precision.items() if not self.runs(name)]
         if wrong:
             raise GpuError(
                 f"{self.title} (sm_{self.sm}) cannot run {', '.join(wrong)}: it supports {', '.join(self.precisions)}. "

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from pplex.runtime.config import CODEBOOKS, MimiConfig, ModelConfig, TransformerConfig
-from pplex.runtime.precision import FP32, PRECISIONS
+from pplex.runtime.config import CODEBOOKS, INT8, INT8_PAIRS, MimiConfig, ModelConfig, TransformerConfig
+from pplex.runtime.pipeline import LANGUAGE_GRAPHS
+from pplex.runtime.precision import BUILT, FP32
 from pplex.runtime.tolerances import Limits, tolerances
 
 Dim = int | str  # a number, or a symbolic axis: B slots, T steps, C ring capacity
@@ -53,12 +54,18 @@ class StateSpec:
     def present(self) -> str:
         return f"present.{self.name}"
 
+    @property
+    def written(self) -> str:
+        """A ring after the write, before attention reads it: an output of graphs for the processor only."""
+        return f"written.{self.name}"
+
 
 @dataclass(frozen=True)
 class GraphSpec:
     """One graph of a bundle. State follows the inputs (as `past.*`) and the outputs (as `present.*`).
 
-    `precision`: a name in PRECISIONS, for the weights. Graphs with the same activation dtype have the same tensors.
+    `precision`: a name in BUILT, for the weights. Graphs with the same activation dtype have the same tensors.
+    `int8_rings`: whether the temporal transformer's rings are in 8 bits, which changes the results of both language graphs.
     """
 
     name: str
@@ -66,15 +73,21 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     state: tuple[StateSpec, ...] = ()
     precision: str = field(default="fp32", compare=False)
+    int8_rings: bool = field(default=False, compare=False)
 
     @property
     def all_inputs(self) -> tuple[TensorSpec, ...]:
         return self.inputs + tuple(TensorSpec(s.past, s.dtype, s.shape) for s in self.state)
 
     @property
+    def exact(self) -> bool:
+        """Whether its results are those of float32, up to the order of sums."""
+        return self.precision == "fp32" and not self.int8_rings
+
+    @property
     def tolerances(self) -> Limits:
         """The allowed differences from float32, by measure."""
-        return tolerances(self.name, self.precision)
+        return tolerances(self.name, self.precision, self.int8_rings)
 
     @property
     def all_outputs(self) -> tuple[TensorSpec, ...]:
@@ -174,6 +187,13 @@ def _rings(stack: TransformerConfig, capacity: Dim, dtype: str) -> tuple[StateSp
     return tuple(StateSpec(f"{kv}.{i}", dtype, shape, ring=True) for i in range(stack.layers) for kv in "kv")
 
 
+def _temporal_rings(config: ModelConfig, dtype: str) -> tuple[StateSpec, ...]:
+    if config.kv_cache == INT8_PAIRS:
+        pairs = replace(config.temporal, dim=config.temporal.dim // 2)
+        return _rings(pairs, "C", "float16")
+    return _rings(config.temporal, "C", "int8" if config.kv_cache == INT8 else dtype)
+
+
 def codec_ring_length(stack: TransformerConfig) -> int:
     """Entries of a codec's rings: those in use, and up to 7 more, because CUDA kernels read masks in groups of 8."""
     return -(-stack.capacity // 8) * 8
@@ -192,12 +212,13 @@ def _noise(config: ModelConfig) -> tuple[TensorSpec, ...]:
 
 
 def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dict[str, GraphSpec]:
-    """The four graphs by name. `precision`: a name in PRECISIONS for each graph.
+    """The four graphs by name. `precision`: a name in BUILT for each graph.
 
-    The precision decides only the dtype of the state. Inputs and outputs are float32 in every precision.
+    The precision decides only the dtype of the state; `config.kv_cache` that of the temporal transformer's rings. Inputs and
+    outputs are float32 in every precision.
     """
     mimi, text_card, steps = config.mimi, config.text_card, config.depth_steps
-    dtype = {graph: PRECISIONS[name].activations for graph, name in precision.items()}
+    dtype = {graph: BUILT[name].activations for graph, name in precision.items()}
     pcm, codes = (
         TensorSpec("pcm", "float32", ("B", 1, config.frame_size)),
         TensorSpec("codes", "int64", ("B", CODEBOOKS)),
@@ -231,7 +252,7 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
                 TensorSpec("draw", "int64", ("B",)),
                 TensorSpec("text_logits", "float32", ("B", text_card)),
             ),
-            _rings(config.temporal, "C", dtype["temporal"]),
+            _temporal_rings(config, dtype["temporal"]),
         ),
         GraphSpec(
             "depth",
@@ -255,4 +276,9 @@ def graph_specs(config: ModelConfig, precision: Mapping[str, str] = FP32) -> dic
             _codec_state((upsample(mimi), *decoder.convs()), mimi, dtype["mimi_decode"]),
         ),
     )
-    return {spec.name: replace(spec, precision=precision[spec.name]) for spec in specs}
+    return {
+        spec.name: replace(
+            spec, precision=precision[spec.name], int8_rings=config.int8_rings and spec.name in LANGUAGE_GRAPHS
+        )
+        for spec in specs
+    }

@@ -20,6 +20,8 @@ _EXTRAS |= {
     "simpy": "fleet",
     "opentelemetry": "otel",
     "faster_whisper": "transcribe",
+    "transformers": "similarity",
+    "onnx_asr": "parakeet",
     "onnxruntime": "cpu",
     "tensorrt_rtx": "rtx",
     "tensorrt": "tensorrt",
@@ -119,6 +121,8 @@ def _broken(library: str, error: BaseException | None) -> str:
 def install_command(library: str) -> str:
     """The command that installs a library, given by the name of its module."""
     extra = _EXTRAS.get(library)
+    if library == "resemblyzer":  # it asks for packages that need a compiler, or that are part of Python
+        return "pip install librosa webrtcvad-wheels && pip install --no-deps resemblyzer"
     if library == "faster_whisper" and "onnxruntime-gpu" in metadata.packages_distributions().get("onnxruntime", ()):
         # It asks for the package onnxruntime, whose files would replace those of onnxruntime-gpu.
         return "pip install ctranslate2 tokenizers huggingface_hub && pip install --no-deps faster-whisper"

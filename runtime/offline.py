@@ -20,7 +20,7 @@ from pplex.runtime.audio import check_audio_target, encode_audio, read_audio
 from pplex.runtime.batch import Answer, Answers, OfflineSettings, Recording, load, recorded
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.config import SAMPLE_RATE_HZ
-from pplex.runtime.errors import AudioError
+from pplex.runtime.errors import AudioError, PromptError
 from pplex.runtime.files import check_distinct, check_writable, make_folder, write_files
 from pplex.runtime.session import Runtime
 
@@ -148,11 +148,9 @@ def answer_all(
     began = time.perf_counter()
     runtime = load(bundle, settings, threads, device)
     loaded = time.perf_counter()
-    for voice, persona, greeting in {
-        (one.voice, one.persona, one.greeting) for one in (r.settings for r in recordings)
-    }:
-        runtime.check_prompt(voice, persona, greeting)  # before hours of work for others
-    samples, failed = 0, dict(failures or {})
+    refused = _refused(runtime, recordings)  # before hours of work for others
+    recordings = [one for one in recordings if one.name not in refused]
+    samples, failed = 0, {**(failures or {}), **refused}
     with bar(sum(_frames(one.samples, runtime) for one in recordings)) as advance:
         answers = Answers(runtime, recordings, advance)
         for recording, answer in answers:
@@ -162,6 +160,21 @@ def answer_all(
             keep(recording, answer)
             samples += len(answer.pcm)
     return OfflineReport(samples / SAMPLE_RATE_HZ, {"load": loaded - began, **answers.seconds}, failed)
+
+
+def _refused(runtime: Runtime, recordings: Iterable[Recording]) -> dict[str, str]:
+    """Why recordings have no answer whose own prompts do not fit. Raises PromptError for a prompt that others have, too."""
+    prompts, refused = dict[tuple[str | None, str, str | None], list[Recording]](), dict[str, str]()
+    for one in recordings:
+        prompts.setdefault((one.settings.voice, one.settings.persona, one.settings.greeting), []).append(one)
+    for prompt, those in prompts.items():
+        try:
+            runtime.check_prompt(*prompt)
+        except PromptError as error:
+            if not all(one.has_own_prompt for one in those):
+                raise
+            refused |= {one.name: f"{one.name}: {error}" for one in those}
+    return refused
 
 
 def speak(

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import GOLDEN, MOSHI, TINY
+from folders import GOLDEN, MOSHI, TINY, TRAINED
 
 from pplex.export.build import BuildOptions, build
 from pplex.export.source import CheckpointSource
 from pplex.runtime.bundle import Bundle, open_bundle
+from pplex.runtime.config import INT8, LIKE_ACTIVATIONS
 from pplex.runtime.precision import parse_precision
 from pplex.runtime.voice_changes import change_voices
 
@@ -32,8 +34,10 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "validate/sections/test_streaming.py", "validate/test_reference.py", "validate/sections/test_codec.py",
     "export/test_synth.py", "validate/sections/test_conversation.py", "validate/report/test_plots.py",
     "bench/test_floor.py", "benchmarks/test_gpu.py", "export/test_awq.py", "export/test_calibration.py",
-    "validate/test_drift.py", "export/test_source.py", "validate/sections/test_sampling.py", "bench/test_priming.py",
+    "validate/test_drift.py", "export/test_sensitivity.py",
+    "export/test_mixed.py", "export/test_source.py", "validate/sections/test_sampling.py", "bench/test_priming.py",
     "bench/test_torch_backend.py", "validate/speech/test_scenarios.py", "engines/test_bundle_report.py",
+    "validate/test_trained.py", "validate/test_surprise.py",
     "test_skips.py", "validate/test_recording.py", "bench/test_load.py", "bench/test_sweep.py", "cli/test_quiet.py",
     "cli/test_doctor.py", "bench/test_parting.py", "validate/report/test_html.py", "server/test_client.py",
     "server/test_hostile.py", "server/test_hostile_connections.py", "server/test_load.py",
@@ -51,9 +55,11 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "server/test_control_hostile.py", "server/test_permission.py", "server/test_client_orders.py",
     "server/page/test_control.py", "server/page/test_control_appearance.py", "server/test_live.py",
     "server/test_live_clients.py", "server/test_realtime.py", "server/test_realtime_clients.py",
-    "server/test_agents.py", "server/test_agents_ends.py", "scale/test_page.py", "server/test_all_protocols.py",
+    "server/test_agents.py", "server/test_agents_ends.py", "server/test_openai_ends.py", "scale/test_page.py",
+    "server/test_all_protocols.py",
     "server/test_twilio.py", "server/test_twilio_clients.py", "server/test_twilio_hostile.py",
-    "server/test_transcribe.py", "server/test_transcriber.py",
+    "server/test_transcribe.py", "server/test_transcriber.py", "fdb/test_similarity.py", "fdb/test_resemblyzer.py",
+    "export/test_int8_rings.py", "runtime/test_int4_graph.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, above all on a busy machine.
@@ -97,14 +103,17 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
     kept = Path(os.environ[KEPT]) / made_of() if os.environ.get(KEPT) else shared / "bundles"
 
     @cache
-    def make(golden: Path, precision: str = "fp32", for_engines: bool = False) -> Bundle:
-        name = f"{golden.name}-{precision}{'-for-engines' if for_engines else ''}"
+    def make(
+        golden: Path, precision: str = "fp32", for_engines: bool = False, kv_cache: str = LIKE_ACTIVATIONS
+    ) -> Bundle:
+        rings = "" if kv_cache == LIKE_ACTIVATIONS else f"-rings-{kv_cache}"
+        name = f"{golden.name}-{precision}{'-for-engines' if for_engines else ''}{rings}"
         out = (kept if golden.parent == GOLDEN else shared / "bundles") / name
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.with_name(f"{out.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not out.exists():
-                options = BuildOptions(precision=parse_precision(precision), for_engines=for_engines)
+                options = BuildOptions(precision=parse_precision(precision), for_engines=for_engines, kv_cache=kv_cache)
                 build(CheckpointSource(golden / "checkpoint", None, None), out, options)
         return open_bundle(out)
 
@@ -115,6 +124,12 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]
 def tiny_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
     """The bundle of tests/golden/tiny; read only."""
     return bundle_of(TINY)
+
+
+@pytest.fixture(scope="session")
+def int8_rings_bundle(bundle_of: Callable[..., Bundle]) -> Bundle:
+    """The tiny bundle in float32 with rings in int8; read only."""
+    return bundle_of(TINY, kv_cache=INT8)
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +144,19 @@ def roomy_bundle(bundle_of: Callable[..., Bundle], tmp_path_factory: pytest.Temp
     with suppress(OSError):  # another test process has made it
         fresh.rename(golden)
     return bundle_of(golden)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `checkpoint`, the trained small model; read only."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    fresh = tmp_path_factory.mktemp("trained")
+    with tarfile.open(TRAINED / "checkpoint.tar.xz") as archive:
+        archive.extractall(fresh, filter="data")
+    with suppress(OSError):  # another test process has made it
+        fresh.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

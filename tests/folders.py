@@ -7,6 +7,7 @@ GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny"
 MOSHI = GOLDEN / "moshi"
 STEER = GOLDEN / "steer"
+TRAINED = Path(__file__).parent / "trained"  # a trained small model: docs/precision.md, "A trained model"
 CASES = Path(__file__).parent / "cases"  # small inputs that once broke something
 
 

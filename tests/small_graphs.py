@@ -42,9 +42,11 @@ def insert_before(graph: onnx.GraphProto, reader: onnx.NodeProto, *new: onnx.Nod
 def write_mlp(path: Path, weights: str, layers: int = 4) -> int:
     """Write an MLP, relu(x @ w) times `layers`, with square weights in a format; returns their bytes with scales.
 
-    int8 has one scale for each column, "int8 in blocks" and int4 one for each block of 32. Nodes have the exporter's names.
+    int8 has one scale for each column, "int8 in blocks" and int4 one for each block of 32, "int4/64" and "int4/128" one for
+    each of theirs. Several formats, with spaces between them, are for the layers in turn. Nodes have the exporter's names.
     """
-    made = [_layer(i, weights) for i in range(layers)]
+    formats = [weights] if weights == "int8 in blocks" else weights.split()
+    made = [_layer(i, formats[i % len(formats)]) for i in range(layers)]
     steps = [node for of_layer, _ in made for node in of_layer] + [helper.make_node("Identity", [f"x{layers}"], ["y"])]
     return write_graph(path, MLP, steps, [tensor for _, of_layer in made for tensor in of_layer])
 
@@ -85,6 +87,8 @@ def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 def _layer(i: int, weights: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     x, w, used = "x" if i == 0 else f"x{i}", f"w{i}", f"w{i}.float"
+    weights, _, size = weights.partition("/")
+    block = int(size or _BLOCK)
     tensors, before = [_weight(w, weights, i)], []
     if weights == "float16":
         used = w
@@ -98,8 +102,8 @@ def _layer(i: int, weights: str) -> tuple[list[onnx.NodeProto], list[onnx.Tensor
         x = f"{x}.f"
     else:
         in_blocks = weights != "int8"
-        tensors.append(_scale(f"{w}.scale", (DIM // _BLOCK, DIM) if in_blocks else (DIM,), i))
-        axes = {"axis": 0, "block_size": _BLOCK} if in_blocks else {"axis": 1}
+        tensors.append(_scale(f"{w}.scale", (DIM // block, DIM) if in_blocks else (DIM,), i))
+        axes = {"axis": 0, "block_size": block} if in_blocks else {"axis": 1}
         before = [helper.make_node("DequantizeLinear", [w, f"{w}.scale"], [used], name=f"dequantize.{w}", **axes)]
     product = helper.make_node("MatMul", [x, used], [f"product{i}"])
     return [*before, product, helper.make_node("Relu", [f"product{i}"], [f"x{i + 1}"])], tensors

@@ -94,7 +94,7 @@ class TestProcessor:
         assert small.loaded_nbytes == pytest.approx(figures["later loads: peak MB"] * 10**6, rel=0.2)
 
     def test_it_refuses_and_names_the_smallest_need_if_nothing_fits(self) -> None:
-        with pytest.raises(BuildError, match=r"a processor has 8\.0 GB.*int4, needs 12\.7 GB.*\n.*--precision int4$"):
+        with pytest.raises(BuildError, match=r"a processor has 8\.0 GB.*int4, needs 12\.8 GB.*\n.*--precision int4$"):
             on_processor(8 * GB)
 
     def test_this_machine_counts_with_its_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:

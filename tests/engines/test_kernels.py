@@ -1,5 +1,6 @@
 """The kernels of an engine are read from its file, and slow ones are refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from small_graphs import MLP, write_attention, write_mlp
 
 from pplex.engines.compile import compile_engine
 from pplex.engines.kernels import computing_only, kernels
+from pplex.engines.library import layers_path
 from pplex.runtime.errors import BuildError
+from pplex.runtime.forms import FOR_ENGINES
 from pplex.runtime.gpus import parse_gpu
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'pplex-export[rtx]'")
@@ -39,6 +42,20 @@ def test_products_read_quantized_weights_directly(tmp_path: Path, weights: str, 
     products = [kernel for kernel in found if DEQUANTIZE.intersection(kernel.nodes)]
     assert len(products) >= 8, "four layers in each of two profiles"
     assert not computing_only(found, DEQUANTIZE)
+
+
+@pytest.mark.parametrize("sm", [86, 89, 120])
+def test_products_of_a_mix_read_their_weights_directly(tmp_path: Path, sm: int) -> None:
+    """Every form that a mixed precision offers for engines, in one graph."""
+    forms = 2 * list(FOR_ENGINES)
+    nbytes = write_mlp(tmp_path / "mlp.onnx", " ".join(forms), len(forms))
+    compile_engine(tmp_path / "mlp.onnx", MLP, 1, parse_gpu(f"sm_{sm}"), 4, tmp_path / "mlp.engine")
+    found = kernels(tmp_path / "mlp.engine")
+    quantized = {f"dequantize.w{i}" for i, form in enumerate(forms) if form != "float16"}
+    assert all(any(node in kernel.nodes for kernel in found) for node in quantized)
+    assert not computing_only(found, quantized)
+    facts = json.loads(layers_path(tmp_path / "mlp.engine").read_text())
+    assert nbytes <= facts["held_nbytes"] < 1.01 * nbytes, "weights are stored once, as they are"
 
 
 @pytest.mark.parametrize("sm", [86, 89, 120])

@@ -35,7 +35,7 @@ def calibration(checkpoint: Checkpoint) -> Calibration:
 
 def folds_of(graph: str, checkpoint: Checkpoint, calibration: Calibration) -> dict[str, object]:
     table, stored = weights.sources(graph, checkpoint.config, checkpoint), storages(graph, checkpoint.config, INT4)
-    return dict(Folding(graph, table, checkpoint, calibration, stored).folds(checkpoint.config))
+    return dict(Folding(graph, lambda name: table[name].read(checkpoint), calibration, stored).folds(checkpoint.config))
 
 
 def outputs(module: nn.Module, graph: str, checkpoint: Checkpoint) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from folders import TINY
 from safetensors.torch import save
 
-from pplex.export import weights
+from pplex.export import conversations as conversations_module
+from pplex.export import threads, weights
 from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, calibrate, find_calibration, weights_mark
 from pplex.export.checkpoint import VOICES_FILE, Checkpoint, open_checkpoint
@@ -92,7 +93,40 @@ def test_a_saved_calibration_loads_unchanged(checkpoint: Checkpoint, calibration
     assert again.source == calibration.source
     for name, square in calibration.mean_square.items():
         assert torch.equal(again.mean_square[name], square)
+        assert torch.equal(again.directions[name], calibration.directions[name])
         assert again.largest[name] == pytest.approx(calibration.largest[name])
+
+
+def test_directions_hold_what_the_channels_share(checkpoint: Checkpoint, calibration: Calibration) -> None:
+    for name in ("layers.1.attention.out_proj.weight", "text_linear.weight"):
+        moments = calibration.moments("temporal", name)
+        assert 0 < moments.directions.shape[1] <= len(moments.square) // 4
+        shared = moments.directions.square().sum() / moments.square.sum()
+        assert 0.2 < shared < 1 and (moments.own > 0).all()
+
+
+def test_a_calibration_of_an_earlier_version_loads_without_directions(
+    checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
+) -> None:
+    earlier = Calibration(calibration.largest, calibration.mean_square, calibration.source)
+    earlier.save(tmp_path / CALIBRATION_FILE)
+    again = Calibration.load(tmp_path / CALIBRATION_FILE, checkpoint.config, weights_mark(checkpoint))
+    moments = again.moments("temporal", "text_linear.weight")
+    assert moments.directions.shape == (checkpoint.config.temporal.dim, 0)
+    assert torch.equal(moments.square, calibration.mean_square["temporal.text_linear.weight"])
+
+
+def test_the_number_of_threads_changes_no_bit(
+    checkpoint: Checkpoint, voices: dict[str, Voice], calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (threads, conversations_module):
+        monkeypatch.setattr(module, "available_threads", lambda: 3)
+    given = default_conversations(checkpoint, Tokenizer(checkpoint.tokenizer), voices)
+    again = calibrate(checkpoint, checkpoint.config, given, silent)
+    assert again.largest == calibration.largest
+    for name, square in calibration.mean_square.items():
+        assert torch.equal(again.mean_square[name], square)
+        assert torch.equal(again.directions[name], calibration.directions[name])
 
 
 def test_calibration_of_another_model_is_refused(
@@ -116,7 +150,7 @@ def test_calibration_of_another_checkpoint_of_the_same_sizes_is_refused(
 
 def test_an_unused_calibration_is_refused(tmp_path: Path) -> None:
     options = BuildOptions(precision=parse_precision("int8"), calibration=tmp_path)
-    with pytest.raises(CalibrationError, match="Only fp8, int4, and int8 for engines"):
+    with pytest.raises(CalibrationError, match="Only fp8, int4, mixed, and int8 for engines"):
         build(CheckpointSource(TINY / "checkpoint", None, None), tmp_path / "bundle", options)
 
 

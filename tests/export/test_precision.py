@@ -20,7 +20,8 @@ from pplex.export.awq import Folding
 from pplex.export.build import BuildOptions, build
 from pplex.export.calibration import CALIBRATION_FILE, Calibration, weights_mark
 from pplex.export.checkpoint import open_checkpoint
-from pplex.export.quantize import BITS, to_int
+from pplex.export.compensation import compensated
+from pplex.export.quantize import BITS
 from pplex.export.source import CheckpointSource
 from pplex.export.storage import storages
 from pplex.runtime import ort
@@ -132,15 +133,25 @@ def test_graphs_for_engines_have_one_scale_per_column_of_int8(built: Build, prec
     assert found["int8"] > 0 and (found["int4"] > 0) == (precision == "int4")
 
 
+@pytest.mark.parametrize("for_engines", [False, True])
+def test_only_graphs_for_onnx_runtime_have_negative_scales(built: Build, for_engines: bool) -> None:
+    """TensorRT's documentation asks for positive scales."""
+    model = onnx.load(built("int4", for_engines).graph_path("temporal"))
+    scales = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith(".scale")]
+    negative = [scale for scale in scales if (scale < 0).any()]
+    assert all((scale != 0).all() for scale in scales)
+    assert len(negative) == 0 if for_engines else len(scales) > len(negative) > 0  # the head has 8 bits
+
+
 @pytest.mark.parametrize("graph", LANGUAGE_GRAPHS)
 @pytest.mark.parametrize("precision, for_engines", [("int4", False), ("int8", True)])
 def test_files_hold_the_awq_weights(built: Build, precision: str, for_engines: bool, graph: str) -> None:
-    """Norms and matrices in the file equal the checkpoint's after folding, rounded by the importance of their inputs."""
+    """Norms and matrices in the file equal the checkpoint's after folding, rounded by the moments of their inputs."""
     bundle, checkpoint = built(precision, for_engines), open_checkpoint(TINY / "checkpoint")
     config, stored = bundle.config, storages(graph, bundle.config, bundle.precision, for_engines)
     calibration = Calibration.load(bundle.path(CALIBRATION_FILE), config, weights_mark(checkpoint))
     sources = weights.sources(graph, config, checkpoint)
-    folds = Folding(graph, sources, checkpoint, calibration, stored).folds(config)
+    folds = Folding(graph, lambda name: sources[name].read(checkpoint), calibration, stored).folds(config)
     model = onnx.load(bundle.graph_path(graph))
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, fold in folds.items():
@@ -149,8 +160,8 @@ def test_files_hold_the_awq_weights(built: Build, precision: str, for_engines: b
             np.testing.assert_array_equal(held[name], expected.numpy())
             continue
         assert fold.rows is not None
-        importance = calibration.importance(graph, name) / fold.rows.square()
-        rounded = to_int(expected, BITS[precision], stored[name].block, importance)
+        moments, signed = calibration.moments(graph, name).divided(fold.rows), precision == "int4" and not for_engines
+        rounded = compensated(expected, BITS[precision], stored[name].block, moments, signed)
         np.testing.assert_array_equal(held[f"{name}.values"].astype(np.int8), rounded.values.numpy())
         np.testing.assert_array_equal(held[f"{name}.scale"], rounded.scale.numpy())
 

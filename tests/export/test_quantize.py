@@ -28,17 +28,20 @@ def added_error(weight: Tensor, quantized: Quantized, importance: Tensor) -> flo
     bits=st.sampled_from([4, 8]),
     size=st.floats(1e-4, 1e3),
     seed=st.integers(0, 1 << 30),
+    signed=st.booleans(),
 )
-def test_nearest_is_within_half_a_step(rows: int, columns: int, block: int, bits: int, size: float, seed: int) -> None:
+def test_nearest_is_within_half_a_step(
+    rows: int, columns: int, block: int, bits: int, size: float, seed: int, signed: bool
+) -> None:
     weight = size * random(rows * block, columns, seed=seed)
-    quantized = to_int(weight, bits, block)
-    assert quantized.scale.shape == (rows, columns) and (quantized.scale > 0).all()
+    quantized = to_int(weight, bits, block, signed=signed)
+    assert quantized.scale.shape == (rows, columns) and (quantized.scale != 0).all()
+    assert signed or (quantized.scale > 0).all()
     assert -(1 << (bits - 1)) <= int(quantized.values.min()) and int(quantized.values.max()) < 1 << (bits - 1)
-    step = quantized.scale.float().repeat_interleave(block, 0)
-    clipped = 2.0**-25 * (
-        1 << (bits - 1)
-    )  # a float16 scale below 6e-5 is off by up to 2^-25, and the largest value by this
-    assert ((quantized.dequantized() - weight).abs() <= step * 0.51 + clipped).all()
+    step = quantized.scale.float().abs().repeat_interleave(block, 0)
+    # A float16 scale is off by 2^-11 of itself, or by up to 2^-25; the largest value by that times the largest integer.
+    rounding = (step * 2.0**-11 + 2.0**-25) * (1 << (bits - 1))
+    assert ((quantized.dequantized() - weight).abs() <= step * 0.501 + rounding).all()
 
 
 def test_tile_size_does_not_change_the_result() -> None:
@@ -65,6 +68,13 @@ def test_equally_important_weights_also_gain() -> None:
     assert added_error(weight, to_int(weight, 4, 32, even), even) < 0.95 * added_error(
         weight, to_int(weight, 4, 32), even
     )
+
+
+@pytest.mark.parametrize("importance", [None, torch.ones(256)])
+def test_scales_of_both_signs_use_the_lowest_integer(importance: Tensor | None) -> None:
+    weight, even = random(256, 64), torch.ones(256)
+    positive, signed = (to_int(weight, 4, 32, importance, signed) for signed in (False, True))
+    assert added_error(weight, signed, even) < 0.92 * added_error(weight, positive, even)
 
 
 @pytest.mark.parametrize("importance", [None, torch.ones(64)])

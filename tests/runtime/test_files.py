@@ -12,6 +12,7 @@ from pplex.runtime.files import (
     check_distinct,
     check_writable,
     files_below,
+    folders_below,
     is_file,
     is_folder,
     is_there,
@@ -103,6 +104,19 @@ def test_path_checks_answer_for_every_kind_of_path(tmp_path: Path) -> None:
     assert files_below(tmp_path / "none") == files_below(tmp_path / "file") == []
 
 
+def test_folders_behind_links_are_found_once(tmp_path: Path) -> None:
+    data, other = tmp_path / "data", tmp_path / "other"
+    (data / "a/b").mkdir(parents=True)
+    (other / "c").mkdir(parents=True)
+    (data / "link").symlink_to(other)
+    (data / "again").symlink_to(data / "a")
+    (other / "c/back").symlink_to(data)
+    (other / "c/loop").symlink_to(other)
+    found = [str(path.relative_to(data)) for path in folders_below(data)]
+    assert sorted(found) == ["a", "a/b", "link", "link/c"]
+    assert folders_below(tmp_path / "none") == []
+
+
 ASKED = """
 import sys
 from pathlib import Path
@@ -114,6 +128,7 @@ for ask in (
     lambda: files.is_folder(shut / "x"),
     lambda: files.is_there(shut / "x"),
     lambda: files.files_below(shut.parent),
+    lambda: files.folders_below(shut.parent),
     lambda: files.read_text(unreadable),
     lambda: files.check_readable(unreadable, Path("none"), unreadable),
     lambda: files.check_writable(shut / "x"),

@@ -297,3 +297,14 @@ device.capture(device.synchronize)
 def test_the_stand_in_refuses_what_a_capture_forbids() -> None:
     with pytest.raises(AssertionError, match=r"refused cudaStreamSynchronize \(cudaErrorStreamCaptureUnsupported"):
         run_on_stand_in("-c", FORBIDDEN)
+
+
+def test_a_graph_with_rings_in_int8_is_captured(int8_rings_bundle: Bundle) -> None:
+    """It writes them in place, casts each before attention, and has no operator of its own."""
+    counted = json.loads(run_on_stand_in("-m", "cuda_stand_in.launches", int8_rings_bundle.folder, "--json"))
+    found = counted[str(int8_rings_bundle.folder)]
+    assert found["captured"] == dict.fromkeys(GRAPH_NAMES, True) and found["refused"] == []
+    kernels = found["frames"]["1"]["graphs"]["temporal"]["KERNEL"]
+    rings = 2 * int8_rings_bundle.config.temporal.layers
+    assert kernels["_TensorScatterKernel"] == rings
+    assert sum(n for name, n in kernels.items() if "Cast" in name) >= rings

@@ -7,7 +7,7 @@ import pytest
 from pplex.export import weights
 from pplex.runtime.bundle import Bundle
 from pplex.runtime.config import RELEASED
-from pplex.runtime.parameters import Parameters, parameters, weights_nbytes
+from pplex.runtime.parameters import Group, Parameters, parameters, weights_nbytes
 from pplex.runtime.pipeline import GRAPH_NAMES
 from pplex.runtime.precision import PRECISIONS, parse_precision
 
@@ -32,7 +32,12 @@ def test_counts_equal_those_of_the_modules(tiny_bundle: Bundle, graph: str, dept
     ],
 )
 def test_bytes_by_precision(precision: str, nbytes: int) -> None:
-    assert Parameters(((64, 96),), ((64, 7),), plain=10, float32=8).nbytes(PRECISIONS[precision]) == nbytes
+    assert (
+        Parameters((Group("matrix", ((64, 96),)), Group("text_linear", ((64, 7),))), plain=10, float32=8).nbytes(
+            PRECISIONS[precision]
+        )
+        == nbytes
+    )
 
 
 def test_codec_and_language_model_have_separate_precisions() -> None:
