@@ -74,7 +74,8 @@ class EngineBackend:
         self._stages.run_frame(slots)
 
     def floor_ms(self, slots: int, context_steps: int) -> Mapping[str, float]:
-        moved = moved_nbytes(self._bundle.config, self._bundle.precision, slots, context_steps)
+        bundle = self._bundle
+        moved = moved_nbytes(bundle.config, bundle.precision, slots, context_steps, bundle.forms)
         return {graph: 1000 * moved[graph] / self._bandwidth for graph in GRAPH_NAMES}
 
     def kernels(self, calls: Mapping[str, Call]) -> Mapping[str, int]:

@@ -45,7 +45,7 @@ def bench_floor(bundle: Path, steps: int, threads: int | None, torch_layers: int
     timings = {name: Timing.of(scale[name] * np.array(taken)) for name, taken in seconds.items()}
     bandwidth = float(np.median(bandwidths))
     figures: dict[str, Any] = {"steps": steps, "read GB/s": round(bandwidth / 1e9, 1)}
-    for graph, nbytes in step_nbytes(opened.config, opened.precision).items():
+    for graph, nbytes in step_nbytes(opened.config, opened.precision, opened.forms).items():
         floor_ms = 1000 * nbytes / bandwidth
         figures |= {
             f"{graph}: {opened.precision[graph]} weights GB": round(nbytes / 1e9, 3),

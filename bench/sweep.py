@@ -20,6 +20,7 @@ from pplex.runtime.device import Call, buffer_nbytes
 from pplex.runtime.engine import fixed_shape
 from pplex.runtime.errors import GpuMemoryError, OutputError
 from pplex.runtime.files import write_files
+from pplex.runtime.forms import NO_FORMS, Forms
 from pplex.runtime.graphs import graph_specs
 from pplex.runtime.parameters import step_nbytes, weights_nbytes
 
@@ -207,12 +208,14 @@ def _write(report: SweepReport, out: Path | None) -> None:
         write_files({str(out): json.dumps(report.to_dict(), indent=1).encode()})
 
 
-def moved_nbytes(config: ModelConfig, precision: Mapping[str, str], slots: int, context_steps: int) -> dict[str, int]:
+def moved_nbytes(
+    config: ModelConfig, precision: Mapping[str, str], slots: int, context_steps: int, forms: Forms = NO_FORMS
+) -> dict[str, int]:
     """The least bytes that a frame moves, by graph: its weights once, and the KV cache of each of `slots` conversations.
 
     Embeddings do not count, because only single rows are read. Activations do not count, because they stay in caches.
     """
-    weights = weights_nbytes(config, precision) | step_nbytes(config, precision)
+    weights = weights_nbytes(config, precision) | step_nbytes(config, precision, forms)
     steps = {"temporal": context_steps} | dict.fromkeys(
         ("mimi_encode", "mimi_decode"), config.mimi.steps_per_frame * context_steps
     )

@@ -114,7 +114,7 @@ class Examination:
         if "build" in aims or not self._needs_onnxruntime:
             yield "tensorrt", lambda: engines.check_tensorrt(question, self._driver, self._libraries)
         if self._needs_onnxruntime and question.device != "cuda":
-            yield "int4 kernel", lambda: kernels.check_int4_kernel(question, kernels.ask_int4_kernel())
+            yield "kernels", lambda: kernels.check_kernels(question, kernels.ask_kernels())
         yield "processors", partial(machine.check_processors, question)
         yield "memory", lambda: machine.check_memory(question, self._sizes, self._bundle)
         yield "gpu memory", self._check_gpu_memory

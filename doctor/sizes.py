@@ -14,6 +14,7 @@ from pplex.engines.processor import ProcessorPlan
 from pplex.runtime.backend import check_engines, engines_nbytes, prepared_here
 from pplex.runtime.bundle import open_bundle
 from pplex.runtime.errors import PplexError
+from pplex.runtime.forms import NO_FORMS
 from pplex.runtime.gpus import ONNXRUNTIME, FoundGpu, Gpu
 from pplex.runtime.parameters import build_nbytes, weights_nbytes
 from pplex.runtime.precision import BUILT, PRECISIONS, parse_precision
@@ -33,7 +34,7 @@ def model_sizes(source: str | None, precision: str | None, compiled: bool) -> di
             "build": build_nbytes(config, parsed, compiled),
             "loaded": ProcessorPlan(config, parsed, capacity).loaded_nbytes,
             "first": ProcessorPlan(config, parsed, capacity).first_nbytes,
-            "validation": short_validation_nbytes(config, parsed),
+            "validation": short_validation_nbytes(config, parsed, NO_FORMS),
             "sixteen_bits": sum(weights_nbytes(config, parse_precision("fp16")).values()),
         }
         for name in names

@@ -4,9 +4,9 @@ The error of the output y = x W is x E, for the rounding errors E [K, N]. Its me
 (see `export.moments`). Rows are rounded in turn. Before a row is rounded, it takes over what the errors until now would do
 along the common directions V, as far as later rows will not do it better. This is GPTQ (Frantar et al. 2022). There H is a
 full matrix, which must be inverted. Here H = V V^T + diag(d), so a row costs R multiplications a column instead of K, and
-K may be 11,264. With z = sum(V_k E_k) over the rows until now:
+K may be 11,264. With z = sum(V_k E_k) over the rows until now, and c of `Moments.takes`:
 
-    target_i = w_i + c_i z        c_i = (1 + sum(V_j V_j^T / d_j))^-1 V_i / d_i        the sum is over the rows j >= i
+    target_i = w_i + c_i z
 """
 
 import torch
@@ -17,8 +17,6 @@ from pplex.export.quantize import SCALE_DTYPE, Quantized, best_scale, to_int
 from pplex.export.threads import in_threads
 
 _COLUMNS = 2048  # that a thread works on at a time
-_ROWS = 64
-_SMALLEST = 1e-30  # what a channel that is always 0 counts as
 
 
 def compensated(weight: Tensor, bits: int, block: int, moments: Moments, signed: bool = False) -> Quantized:
@@ -30,7 +28,7 @@ def compensated(weight: Tensor, bits: int, block: int, moments: Moments, signed:
         return to_int(weight, bits, block, importance(moments.square), signed)
     values = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(weight.shape[0] // block, weight.shape[1], dtype=SCALE_DTYPE)
-    takes, weights_of = _takes(moments), importance(moments.square)
+    takes, weights_of = moments.takes, importance(moments.square)
 
     def fill(start: int) -> None:
         tile = slice(start, start + _COLUMNS)
@@ -60,21 +58,3 @@ def _rounded(rows: Tensor, target: Tensor, between: Tensor, scale: Tensor, bits:
         if row + 1 < len(target):
             target[row + 1 :].addr_(between[row + 1 :, row], rows[row] - result[row] * scale)
     return result
-
-
-def _takes(moments: Moments) -> Tensor:
-    """c [K, R], from the last rows to the first, _ROWS at a time.
-
-    P is the inverse until a block of rows V [b, R]. From the last row to the first, V P V' + diag(d) = L L' (Cholesky)
-    takes each row's part away from the rows that follow, so c = diag(L)^-1 L^-1 V P.
-    """
-    directions, own = moments.directions.double(), moments.own.double().clamp(min=_SMALLEST)
-    inverse, result = torch.eye(directions.shape[1], dtype=torch.float64), torch.empty_like(directions)
-    for end in range(len(directions), 0, -_ROWS):
-        rows = torch.arange(end - 1, max(end - _ROWS, 0) - 1, -1)
-        known = directions[rows] @ inverse
-        factor = torch.linalg.cholesky(known @ directions[rows].T + own[rows].diag())
-        moved = torch.linalg.solve_triangular(factor, known, upper=False)
-        result[rows] = moved / factor.diagonal()[:, None]
-        inverse -= moved.T @ moved
-    return result.float()

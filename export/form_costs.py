@@ -19,6 +19,7 @@ from pplex.export import weights
 from pplex.export.awq import Fold, Folding, layers
 from pplex.export.calibration import Calibration
 from pplex.export.exporter import rounded
+from pplex.export.moments import Moments
 from pplex.export.probing import STREAMS, Counts, Probed, Use
 from pplex.export.storage import IR_TYPES, Storage, stored_as
 from pplex.export.threads import in_threads
@@ -68,8 +69,11 @@ class Rounding:
             {stream: use.inputs.T @ gradient[:, columns] for stream, gradient in use.of_outputs.items()} for use in uses
         ]
         result: dict[str, dict[str, Cost]] = {kind: {} for kind in KINDS}
+        moments = self._calibration.moments(self._graph, name)
+        moments = moments if fold.rows is None else moments.divided(fold.rows)
+        own = Fold(fold.rows, None if fold.columns is None else fold.columns[columns])
         for form in FORMS.values():
-            error = self._as_stored(name, form, exact, fold, columns) - exact
+            error = self._as_stored(name, form, exact, own, moments) - exact
             drifts = [
                 {
                     stream: float(((error * product).sum(0).square() * scale).sum()) / 2
@@ -86,16 +90,13 @@ class Rounding:
                 result[KINDS[False]][form.name] = _largest(map(added, costs, kernel))
         return result
 
-    def _as_stored(self, name: str, form: Form, exact: Tensor, fold: Fold, columns: Tensor) -> Tensor:
-        """Some columns of a matrix, rounded, without the factors that are folded into them."""
+    def _as_stored(self, name: str, form: Form, exact: Tensor, fold: Fold, moments: Moments) -> Tensor:
+        """Some columns of a matrix, rounded, without the factors that are folded into them. moments: of the folded input."""
         if form.dtype not in IR_TYPES:
             return exact.to(getattr(torch, form.dtype)).float()
-        own = Fold(fold.rows, None if fold.columns is None else fold.columns[columns])
-        moments = self._calibration.moments(self._graph, name)
-        moments = moments if own.rows is None else moments.divided(own.rows)
         signed = form.name in FOR_PROCESSORS
-        stored = rounded(own(exact).contiguous(), self._stored[form.name][name], moments, signed).dequantized()
-        return Fold(*(None if factors is None else 1 / factors for factors in (own.rows, own.columns)))(stored)
+        stored = rounded(fold(exact).contiguous(), self._stored[form.name][name], moments, signed).dequantized()
+        return Fold(*(None if factors is None else 1 / factors for factors in (fold.rows, fold.columns)))(stored)
 
 
 def _kernel_cost(use: Use, block: int, fold: Fold, count: Counts) -> Cost:

@@ -8,6 +8,7 @@ of the rest. So E[x x^T] is kept as R directions and what each channel does on i
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 DIRECTIONS = 64
 _SPARE = 16  # columns beyond DIRECTIONS that make the search for directions exact enough
 _ROUNDS = 3
+_ROWS = 64
 _SMALLEST = 1e-30
 _FLOOR = 0.01  # of the mean square of all channels: a channel silent in calibration may not always be silent
 
@@ -34,6 +36,27 @@ class Moments:
     def own(self) -> Tensor:
         """What each channel does on its own, [K]: positive."""
         return (self.square - self.directions.square().sum(1)).clamp(min=0) + _FLOOR * self.square
+
+    @cached_property
+    def takes(self) -> Tensor:
+        """What each row takes over of the errors along the directions, [K, R] (see `export.compensation`):
+
+            c_i = (1 + sum(V_j V_j^T / d_j))^-1 V_i / d_i        the sum is over the rows j >= i
+
+        From the last rows to the first, _ROWS at a time. P is the inverse until a block of rows V [b, R]. From the last row
+        to the first, V P V' + diag(d) = L L' (Cholesky) takes each row's part away from the rows that follow, so
+        c = diag(L)^-1 L^-1 V P.
+        """
+        directions, own = self.directions.double(), self.own.double().clamp(min=_SMALLEST)
+        inverse, result = torch.eye(directions.shape[1], dtype=torch.float64), torch.empty_like(directions)
+        for end in range(len(directions), 0, -_ROWS):
+            rows = torch.arange(end - 1, max(end - _ROWS, 0) - 1, -1)
+            known = directions[rows] @ inverse
+            factor = torch.linalg.cholesky(known @ directions[rows].T + own[rows].diag())
+            moved = torch.linalg.solve_triangular(factor, known, upper=False)
+            result[rows] = moved / factor.diagonal()[:, None]
+            inverse -= moved.T @ moved
+        return result.float()
 
 
 def importance(square: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pplex.runtime.device import Device, HostDevice
 from pplex.runtime.engine import Executor
 from pplex.runtime.errors import BundleError, EngineError, GpuError, LibraryError, SlotError
 from pplex.runtime.gpus import ONNXRUNTIME, ONNXRUNTIME_SM, FoundGpu
-from pplex.runtime.int4_kernel import int4_kernel
+from pplex.runtime.kernel_choice import chosen_kernel
 from pplex.runtime.memory import check_memory, slot_nbytes
 from pplex.runtime.ort import OnnxRuntimeCudaExecutor, OnnxRuntimeExecutor, has_cuda_provider, library_version
 from pplex.runtime.prepared import PreparedGraph, graph_files, prepared_graphs
@@ -142,7 +142,7 @@ def open_to_run(folder: Path, device: str | Backend | None) -> Bundle:
 
 def prepared_here(folder: Path, manifest: Mapping[str, Any]) -> dict[str, PreparedGraph]:
     """The places of a bundle's optimised graphs, for this processor and the installed ONNX Runtime."""
-    return prepared_graphs(folder, manifest, library_version(), LAYOUT if int4_kernel() else None)
+    return prepared_graphs(folder, manifest, library_version(), LAYOUT if chosen_kernel() else None)
 
 
 def gpu_loader(device: CudaDevice) -> Callable[[Bundle, int, int], dict[str, Executor]]:

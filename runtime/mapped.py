@@ -1,6 +1,6 @@
 """Files of weights in memory: mapped, with pages that are freed while a library copies them, or in large pages.
 
-Called by `runtime.ort` and `runtime.int4_graph`.
+Called by `runtime.ort` and `runtime.kernel_graph`.
 """
 
 import mmap

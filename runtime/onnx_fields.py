@@ -1,32 +1,36 @@
-"""The fields of ONNX models that `runtime.int4_graph` reads and writes. The runtime does not need the package onnx.
+"""The fields of ONNX models that `runtime.kernel_graph` reads and writes. The runtime does not need the package onnx.
 
 Source of the numbers: onnx.proto, github.com/onnx/onnx.
 """
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pplex.kernels import DOMAIN, OPERATOR
+from pplex.kernels import DOMAIN
 from pplex.runtime.protobuf import BYTES, VARINT, Field, fields, integer, message, nested, text
 
-FLOAT32, UINT8 = 1, 2  # of TensorProto.DataType
+FLOAT32, UINT8, FLOAT16 = 1, 2, 10  # of TensorProto.DataType
 _MODEL_GRAPH, _MODEL_OPSET = 7, 8
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
-_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_OUTPUT = 1, 5, 12
 _INPUT, _OUTPUT, _NODE_NAME, _KIND, _ATTRIBUTE, _DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TYPE, _INTEGER = 1, 3, 20, 2
+_ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TYPE, _FLOAT, _INTEGER = 1, 2, 3, 20, 1, 2
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_DTYPE, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_SIZE = 1, 2, 1, 1, 2, 1, 1
 _DIMS, _DTYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14
 _KEY, _VALUE, _IN_A_FILE = 1, 2, 1
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node: its message, and what is read of it. `attributes`: those that are integers."""
+    """A node: its message, and what is read of it. `attributes`: integers, `floats`: floats."""
 
     stored: memoryview
     kind: str
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     attributes: Mapping[str, int]
+    floats: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,34 @@ def initializers(messages: Iterable[memoryview]) -> list[Tensor]:
 def node_of(stored: memoryview) -> Node:
     """The node with this message."""
     parts = list(fields(stored))
-    attributes = dict(found for one in _messages(parts, _ATTRIBUTE) if (found := _integer_attribute(one)))
+    attributes = [list(fields(one)) for one in _messages(parts, _ATTRIBUTE)]
     kind = next(iter(_strings(parts, _KIND)), "")
-    return Node(stored, kind, tuple(_strings(parts, _INPUT)), attributes)
+    names = (tuple(_strings(parts, number)) for number in (_INPUT, _OUTPUT))
+    return Node(stored, kind, *names, _integer_attributes(attributes), _floats(attributes))
 
 
-def our_node(node: Node, packed: str) -> Node:
-    """The kernel's node in place of a MatMulNBits, with the weights `packed`. It keeps name and outputs."""
+def our_node(node: Node, kind: str, inputs: Sequence[str], attributes: Mapping[str, int]) -> Node:
+    """A node of our operator `kind` in place of `node`: it keeps name and outputs."""
     kept = [one for one in fields(node.stored) if one.number in (_OUTPUT, _NODE_NAME)]
-    inputs = (node.inputs[0], packed)
-    sizes = {"K": node.attributes["K"], "N": node.attributes["N"], "block": node.attributes["block_size"]}
-    parts = [*(text(_INPUT, name) for name in inputs), *kept, text(_KIND, OPERATOR), text(_DOMAIN, DOMAIN)]
-    parts += [nested(_ATTRIBUTE, _attribute(name, size)) for name, size in sizes.items()]
-    return Node(memoryview(message(parts)), OPERATOR, inputs, sizes)
+    parts = [*(text(_INPUT, name) for name in inputs), *kept, text(_KIND, kind), text(_DOMAIN, DOMAIN)]
+    parts += [nested(_ATTRIBUTE, _attribute(name, value)) for name, value in attributes.items()]
+    return Node(memoryview(message(parts)), kind, tuple(inputs), node.outputs, attributes, {})
+
+
+def output_types(model: bytes) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Type and shape of each output of a model that is a tensor. An axis whose length is not fixed is 0."""
+    found = dict[str, tuple[int, tuple[int, ...]]]()
+    for stored in _messages(fields(_graph(model)), _GRAPH_OUTPUT):
+        parts = list(fields(stored))
+        for kind in _messages(parts, _VALUE_TYPE):
+            for tensor in _messages(fields(kind), _TYPE_TENSOR):
+                described = list(fields(tensor))
+                dims = [
+                    dim for shape in _messages(described, _TENSOR_SHAPE) for dim in _messages(fields(shape), _SHAPE_DIM)
+                ]
+                sizes = tuple(next(iter(_integers(list(fields(dim)), _DIM_SIZE)), 0) for dim in dims)
+                found[_strings(parts, _VALUE_NAME)[0]] = next(iter(_integers(described, _TENSOR_DTYPE)), 0), sizes
+    return found
 
 
 def external_tensor(name: str, dtype: int, shape: Sequence[int], place: tuple[str, int, int]) -> bytes:
@@ -109,11 +128,26 @@ def _tensor(stored: memoryview) -> Tensor:
     )
 
 
-def _integer_attribute(stored: memoryview) -> tuple[str, int] | None:
-    parts = list(fields(stored))
-    if _integers(parts, _ATTRIBUTE_TYPE) != [_INTEGER]:
-        return None
-    return _strings(parts, _ATTRIBUTE_NAME)[0], next(iter(_integers(parts, _ATTRIBUTE_INTEGER)), 0)
+def _integer_attributes(attributes: Sequence[list[Field]]) -> dict[str, int]:
+    integers = [one for one in attributes if _integers(one, _ATTRIBUTE_TYPE) == [_INTEGER]]
+    return {
+        _strings(one, _ATTRIBUTE_NAME)[0]: _signed(next(iter(_integers(one, _ATTRIBUTE_INTEGER)), 0))
+        for one in integers
+    }
+
+
+def _signed(value: int) -> int:
+    """The integer of 64 bits that a message holds as `value`."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _floats(attributes: Sequence[list[Field]]) -> dict[str, float]:
+    stored = {
+        _strings(one, _ATTRIBUTE_NAME)[0]: next(iter(_messages(one, _ATTRIBUTE_FLOAT)), memoryview(bytes(4)))
+        for one in attributes
+        if _integers(one, _ATTRIBUTE_TYPE) == [_FLOAT]
+    }
+    return {name: struct.unpack("<f", value)[0] for name, value in stored.items()}
 
 
 def _attribute(name: str, value: int) -> bytes:

@@ -16,8 +16,8 @@ from pplex.runtime.cuda_device import ALLOCATION_ALIGNMENT, GPU, CudaDevice
 from pplex.runtime.device import Buffer, Call, HostDevice
 from pplex.runtime.errors import BundleError, EngineError
 from pplex.runtime.graphs import GraphSpec, TensorSpec
-from pplex.runtime.int4_graph import pack_graph
-from pplex.runtime.int4_kernel import int4_kernel
+from pplex.runtime.kernel_choice import chosen_kernel
+from pplex.runtime.kernel_graph import pack_graph
 from pplex.runtime.libraries import load_library
 from pplex.runtime.mapped import HugePages, MappedFile
 from pplex.runtime.precision import BUILT, storage_dtype
@@ -223,7 +223,7 @@ def _cpu_session(path: Path, precision: str, options: Any, weights: Path, packed
     options.add_external_initializers_from_files_in_memory(
         [one.name for one in held], [one.bytes for one in held], [len(one.bytes) for one in held]
     )
-    kernel = int4_kernel() if packed else None
+    kernel = chosen_kernel() if packed else None
     if kernel:
         options.register_custom_ops_library(os.fspath(kernel.path))
     with mapped.giving_back():

@@ -2,7 +2,7 @@
 
 ONNX Runtime converts block-quantized weights (int8, int4) into the layout of its own operators. At the released size this
 takes half a minute and doubles the memory. So the optimised graph is cached, and later loads use it. If our kernel is used
-(`runtime.int4_kernel`), the cached graph has its operators, and a third file with the packed int4 weights.
+(`runtime.kernel_choice`), the cached graph has its operators, and a third file with the packed weights.
 
 Called by `runtime.backend`.
 """
@@ -34,8 +34,8 @@ LEFT_SECONDS = 3600.0  # an unfinished folder this old was abandoned
 class PreparedGraph:
     """The place of one optimised graph, for one processor, library version and content.
 
-    `sources`: the graph's files in the bundle with their SHA-256; `nbytes`: their total size. `for_kernel`: int4 weights are
-    packed for our kernel.
+    `sources`: the graph's files in the bundle with their SHA-256; `nbytes`: their total size. `for_kernel`: weights are
+    packed for our kernels.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class PreparedGraph:
 
     @property
     def packed(self) -> Path | None:
-        """The int4 weights as our kernel reads them, in a file of their own; None without the kernel."""
+        """The weights as our kernels read them, in a file of their own; None without the kernel."""
         return self._file("packed") if self.for_kernel else None
 
     @property
@@ -135,11 +135,10 @@ def prepared_graphs(
         if folder / f"{graph}.data" not in sources:  # the weights are inside the graph's file
             return None
         stats = [path.stat() for path in sources]
-        for_kernel = layout is not None and in_blocks[graph].weights == "int4"
-        form = f"{FORMAT}, packed {layout}" if for_kernel else FORMAT
+        form = FORMAT if layout is None else f"{FORMAT}, packed {layout}"
         key = _digest(form, version, *sources.values(), *(str(stat.st_mtime_ns) for stat in stats))[:16]
         nbytes = sum(stat.st_size for stat in stats)
-        return PreparedGraph(folder / CACHES_FOLDER, graph, processor, key, sources, nbytes, for_kernel)
+        return PreparedGraph(folder / CACHES_FOLDER, graph, processor, key, sources, nbytes, layout is not None)
 
     precisions = {graph: BUILT.get(name) for graph, name in manifest["precision"].items()}
     in_blocks = {graph: precision for graph, precision in precisions.items() if precision and precision.block}

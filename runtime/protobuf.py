@@ -1,4 +1,4 @@
-"""Reads and writes protobuf messages as lists of fields, without knowing their schema. Called by `runtime.int4_graph`.
+"""Reads and writes protobuf messages as lists of fields, without knowing their schema. Called by `runtime.kernel_graph`.
 
 The runtime changes graphs, but must not need the package onnx. Fields that are not changed keep their bytes.
 Source: protobuf.dev/programming-guides/encoding.

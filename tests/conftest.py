@@ -59,7 +59,7 @@ SLOW = (  # `make check` skips these files, and tests marked slow; the slowest f
     "server/test_all_protocols.py",
     "server/test_twilio.py", "server/test_twilio_clients.py", "server/test_twilio_hostile.py",
     "server/test_transcribe.py", "server/test_transcriber.py", "fdb/test_similarity.py", "fdb/test_resemblyzer.py",
-    "export/test_int8_rings.py", "runtime/test_int4_graph.py",
+    "export/test_int8_rings.py", "runtime/test_kernel_graph.py",
 )  # fmt: skip
 
 # Small convolutions on several threads mostly wait for each other, above all on a busy machine.

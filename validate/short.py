@@ -46,4 +46,4 @@ def _lacking(bundle: Bundle) -> str | None:
     """The reason if this machine cannot load the bundle's graphs; None if it can."""
     if any(entry["kind"] != ONNXRUNTIME for entry in bundle.manifest["engines"].values()):
         return None  # engines need GPU memory, which loading checks
-    return lacking_memory(short_validation_nbytes(bundle.config, bundle.precision))
+    return lacking_memory(short_validation_nbytes(bundle.config, bundle.precision, bundle.forms))

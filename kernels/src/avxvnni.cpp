@@ -6,7 +6,7 @@
 #include "rounding.h"
 #include "targets.h"
 
-PPLEX_BEGIN_TARGET("avx2,f16c,avxvnni")
+PPLEX_BEGIN_TARGET("avx2,fma,f16c,avxvnni")
 
 namespace pplex {
 namespace {
@@ -18,21 +18,26 @@ static inline __m256i add_dots(__m256i sum, const __m256i* weights, const int8_t
   return sum;
 }
 
+static inline __m256i add_wide_dots(__m256i sum, const __m256i* weights, const int8_t* x) { return add_dots(sum, weights, x); }
+
 }  // namespace
 }  // namespace pplex
 
 #include "avx256.h"
+#include "lanes_avx256.h"
+
+#include "attention_head.h"
 
 PPLEX_END_TARGET
 
 namespace pplex {
 namespace {
 
-bool runs_here() { return __builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("f16c"); }
+bool runs_here() { return __builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 
-const Level kAvxVnni = {"avxvnni", 4, runs_here, round, multiply};
+const Level kAvxVnni = {"avxvnni", kRows, 1, runs_here, round, multiply, attend, attend_steps};
 
 }  // namespace pplex
 #endif

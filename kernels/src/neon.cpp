@@ -9,30 +9,39 @@
 
 PPLEX_BEGIN_TARGET("arch=armv8.2-a+dotprod")
 
+#include "lanes_neon.h"
+
+#include "attention_head.h"
+
 namespace pplex {
 namespace {
 
+constexpr int kRows = 4;
 constexpr int kQuarter = 4;  // columns of a register
 
-// The sums over one part: weights of all columns, 4 * 4 registers of 4 columns and 4 weights each.
-template <int Rows, int Parts>
-static inline void add_part(const uint8_t* part, const int8_t* x, int32x4_t (*sums)[4]) {
-  for (int j = 0; j < 4; ++j)
+static inline int8x16_t four_of(const int8_t* x) {
+  int32_t four;
+  memcpy(&four, x, 4);
+  return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+
+// Adds the products of a part: lines of 4 registers with 4 columns and 4 weights each. stride: from a row's part to the next's.
+template <int Bits, int Rows>
+static inline void add_part(const uint8_t* part, const int8_t* x, int stride, int32x4_t (*sums)[4]) {
+  for (int j = 0; j < lines_of(Bits); ++j)
     for (int q = 0; q < 4; ++q) {
-      const uint8x16_t bytes = vld1q_u8(part + 64 * j + 16 * q);
-      const int8x16_t first = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
+      const uint8x16_t bytes = vld1q_u8(part + kLine * j + 16 * q);
+      // 8 bits: the weight itself, because the instruction multiplies signed numbers.
+      const uint8x16_t first = Bits == 8 ? veorq_u8(bytes, vdupq_n_u8(128)) : vandq_u8(bytes, vdupq_n_u8(15));
+      for (int r = 0; r < Rows; ++r)
+        sums[r][q] = vdotq_s32(sums[r][q], vreinterpretq_s8_u8(first), four_of(x + r * stride + 4 * j));
+      if (Bits == 8) continue;
       const int8x16_t second = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
-      for (int r = 0; r < Rows; ++r) {
-        int32_t four, other;
-        memcpy(&four, x + r * Parts * kPart + 4 * j, 4);
-        memcpy(&other, x + r * Parts * kPart + 16 + 4 * j, 4);
-        sums[r][q] = vdotq_s32(sums[r][q], first, vreinterpretq_s8_s32(vdupq_n_s32(four)));
-        sums[r][q] = vdotq_s32(sums[r][q], second, vreinterpretq_s8_s32(vdupq_n_s32(other)));
-      }
+      for (int r = 0; r < Rows; ++r) sums[r][q] = vdotq_s32(sums[r][q], second, four_of(x + r * stride + 16 + 4 * j));
     }
 }
 
-template <int Rows, int Parts>
+template <int Bits, int Rows, int Parts>
 void multiply_blocks(const Matrix& matrix, const Tile& tile, const uint8_t* group, float* y, size_t stride, int columns) {
   const int64_t blocks = matrix.blocks();
   float32x4_t totals[Rows][4];
@@ -41,9 +50,9 @@ void multiply_blocks(const Matrix& matrix, const Tile& tile, const uint8_t* grou
   for (int64_t b = 0; b < blocks; ++b) {
     int32x4_t sums[Rows][4];
     for (int r = 0; r < Rows; ++r)
-      for (int32x4_t& sum : sums[r]) sum = vdupq_n_s32(tile.corrections[b * Rows + r]);
-    for (int p = 0; p < Parts; ++p, group += kPartBytes)
-      add_part<Rows, Parts>(group, tile.values + (b * Rows * Parts + p) * kPart, sums);
+      for (int32x4_t& sum : sums[r]) sum = vdupq_n_s32(Bits == 8 ? 0 : tile.corrections[b * Rows + r]);
+    for (int p = 0; p < Parts; ++p, group += part_bytes(Bits))
+      add_part<Bits, Rows>(group, tile.values + (b * Rows * Parts + p) * kPart, Parts * kPart, sums);
     for (int q = 0; q < 4; ++q) {
       uint16_t stored[kQuarter];
       memcpy(stored, group + 8 * q, sizeof stored);
@@ -62,28 +71,10 @@ void multiply_blocks(const Matrix& matrix, const Tile& tile, const uint8_t* grou
   }
 }
 
-template <int Parts>
-void multiply_tile(const Matrix& matrix, const Tile& tile, const uint8_t* group, float* y, size_t stride, int columns) {
-  switch (tile.rows) {
-    case 1: return multiply_blocks<1, Parts>(matrix, tile, group, y, stride, columns);
-    case 2: return multiply_blocks<2, Parts>(matrix, tile, group, y, stride, columns);
-    case 3: return multiply_blocks<3, Parts>(matrix, tile, group, y, stride, columns);
-    default: return multiply_blocks<4, Parts>(matrix, tile, group, y, stride, columns);
-  }
-}
-
-void multiply(const Matrix& matrix, const Tile& tile, const uint8_t* group, float* y, size_t stride, int columns) {
-  switch (matrix.block) {
-    case 32: return multiply_tile<1>(matrix, tile, group, y, stride, columns);
-    case 64: return multiply_tile<2>(matrix, tile, group, y, stride, columns);
-    default: return multiply_tile<4>(matrix, tile, group, y, stride, columns);
-  }
-}
-
-void round(const Matrix& matrix, const float* x, const Tile& tile, int row) { round_row(matrix, x, tile, row); }
-
 }  // namespace
 }  // namespace pplex
+
+#include "multiply.h"
 
 PPLEX_END_TARGET
 
@@ -94,7 +85,7 @@ bool runs_here() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 
 }  // namespace
 
-const Level kNeonDot = {"neondot", 4, runs_here, round, multiply};
+const Level kNeonDot = {"neondot", kRows, 1, runs_here, round, multiply, attend, attend_steps};
 
 }  // namespace pplex
 #endif

@@ -19,7 +19,8 @@ struct Work {
   const float* x;
   int64_t rows;
   float* y;
-  int64_t chunk;  // groups that a thread takes at a time
+  int64_t chunk;   // groups that a thread takes at a time
+  int64_t groups;  // of these that are multiplied at once
   std::vector<Tile> tiles;
 };
 
@@ -55,9 +56,10 @@ void multiply_chunk(void* data, size_t chunk) {
   const Work& work = *static_cast<const Work*>(data);
   const Matrix& matrix = work.matrix;
   const int64_t first = int64_t(chunk) * work.chunk, last = std::min(first + work.chunk, matrix.groups());
-  for (int64_t group = first; group < last; ++group) {
+  for (int64_t group = first; group < last; group += work.groups) {
     const uint8_t* packed = work.packed + size_t(group) * matrix.group_bytes();
-    const int columns = int(std::min<int64_t>(kColumns, matrix.outputs - group * kColumns));
+    const int64_t end = std::min(matrix.outputs, std::min(group + work.groups, last) * kColumns);
+    const int columns = int(end - group * kColumns);
     float* y = work.y + group * kColumns;
     for (const Tile& tile : work.tiles) {
       work.level.multiply(matrix, tile, packed, y, size_t(matrix.outputs), columns);
@@ -81,7 +83,9 @@ void multiply(const Matrix& matrix, const uint8_t* packed, const float* x, int64
   if (rows == 0) return;
   const Level& now = level();  // one level for the whole call
   const Rounded rounded(matrix, rows);
-  Work work{matrix, now, packed, x, rows, y, groups_at_a_time(matrix, rows), rounded.tiles(matrix, rows, now.rows)};
+  const int64_t groups = rows > 1 ? now.groups : 1;  // one row reads one stream
+  const int64_t chunk = (groups_at_a_time(matrix, rows) + groups - 1) / groups * groups;
+  Work work{matrix, now, packed, x, rows, y, chunk, groups, rounded.tiles(matrix, rows, now.rows)};
   run(pool, round_one, size_t(rows), rows <= kSerialRows, &work);
   run(pool, multiply_chunk, size_t((matrix.groups() + work.chunk - 1) / work.chunk), false, &work);
 }

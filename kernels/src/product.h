@@ -2,14 +2,9 @@
 #pragma once
 
 #include "layout.h"
+#include "pool.h"
 
 namespace pplex {
-
-// Runs task(data, i) for each i below `count`, on any threads, and returns when all are done.
-struct Pool {
-  void* context;
-  void (*run)(void* context, void (*task)(void* data, size_t i), size_t count, void* data);
-};
 
 // y = x times the matrix. x: [rows, inputs], y: [rows, outputs]. `packed`: matrix.groups() * matrix.group_bytes() bytes.
 // Threads get different columns, so their number changes no bit. Throws std::bad_alloc.

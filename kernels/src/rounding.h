@@ -40,8 +40,8 @@ static inline __attribute__((always_inline)) int32_t round_values(const float* x
 }
 
 // A block with NaN or infinity gets a scale of NaN: the whole row of the product is then NaN.
-static inline __attribute__((always_inline)) void round_block(const float* x, int block, int8_t* values, float* scale,
-                                                              int32_t* correction) {
+static inline __attribute__((always_inline)) void round_block(const float* x, int block, int32_t offset, int8_t* values,
+                                                              float* scale, int32_t* correction) {
   const uint32_t bits = largest_bits(x, block);
   float largest;
   memcpy(&largest, &bits, sizeof largest);
@@ -52,17 +52,18 @@ static inline __attribute__((always_inline)) void round_block(const float* x, in
     return;
   }
   *scale = largest / kTop;
-  *correction = -kOffset * round_values(x, block, kTop / largest, values);
+  *correction = -offset * round_values(x, block, kTop / largest, values);
 }
 
 static inline __attribute__((always_inline)) void round_row(const Matrix& matrix, const float* x, const Tile& tile, int row) {
+  const int32_t offset = matrix.offset();
   for (int64_t b = 0; b < matrix.blocks(); ++b) {
     const int64_t at = b * tile.rows + row;
     int8_t* values = tile.values + at * matrix.block;
     switch (matrix.block) {  // constants, so that the loops unroll
-      case 32: round_block(x + b * 32, 32, values, tile.scales + at, tile.corrections + at); break;
-      case 64: round_block(x + b * 64, 64, values, tile.scales + at, tile.corrections + at); break;
-      default: round_block(x + b * 128, 128, values, tile.scales + at, tile.corrections + at);
+      case 32: round_block(x + b * 32, 32, offset, values, tile.scales + at, tile.corrections + at); break;
+      case 64: round_block(x + b * 64, 64, offset, values, tile.scales + at, tile.corrections + at); break;
+      default: round_block(x + b * 128, 128, offset, values, tile.scales + at, tile.corrections + at);
     }
   }
 }

@@ -22,7 +22,7 @@ from pplex.runtime.errors import GpuMemoryError, OutputError
 from pplex.runtime.memory import RESERVE, WORKSPACE, fitting_slots
 from pplex.runtime.parameters import weights_nbytes
 from pplex.runtime.pipeline import GRAPH_NAMES
-from pplex.runtime.precision import parse_precision
+from pplex.runtime.precision import FP32, parse_precision
 
 FRAMES = 20
 
@@ -155,6 +155,13 @@ def test_a_frame_reads_weights_once_and_rings_once_per_session() -> None:
     assert full["depth"] == empty["depth"]
     assert full["temporal"] - empty["temporal"] == 3 * 2 * 32 * 4096 * 3000 * 2  # k and v, layers, width, ring, bytes
     assert full["mimi_encode"] - empty["mimi_encode"] == 3 * 2 * 8 * 512 * 256 * 4
+
+
+def test_a_mix_counts_its_own_forms() -> None:
+    precision = {**FP32, "temporal": "mixed", "depth": "mixed"}
+    forms = {"temporal": {"layers.3.attention.out_proj": "int8/32"}}
+    usual, mixed = moved_nbytes(RELEASED, precision, 1, 0), moved_nbytes(RELEASED, precision, 1, 0, forms)
+    assert mixed["temporal"] - usual["temporal"] == 4096 * 4096 // 2 and mixed["depth"] == usual["depth"]
 
 
 def test_slots_fit_beside_the_weights() -> None:

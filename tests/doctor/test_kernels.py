@@ -1,30 +1,30 @@
-"""What the doctor says about our kernel for int4."""
+"""What the doctor says about our kernels."""
 
 import pytest
 
 from pplex import kernels
 from pplex.doctor.findings import OK, PROBLEM, WARNING, Question
-from pplex.doctor.kernels import ask_int4_kernel, check_int4_kernel
+from pplex.doctor.kernels import ask_kernels, check_kernels
 from pplex.doctor.probe import Probe
-from pplex.runtime.int4_kernel import NOT_COMPILED, OFF, VARIABLE
+from pplex.runtime.kernel_choice import NOT_COMPILED, OFF, VARIABLE
 
 
 def finding(answer: Probe) -> tuple[str, str, str, tuple[str, ...]]:
-    (found,) = check_int4_kernel(Question(), answer)
+    (found,) = check_kernels(Question(), answer)
     return found.level, found.fact, found.advice or "", found.stops
 
 
 @pytest.mark.skipif(kernels.compiled() is None, reason="our kernels were not compiled: apt-get install g++")
 def test_a_working_kernel_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "portable")
-    level, fact, _, _ = finding(ask_int4_kernel())
-    assert level == OK and fact.endswith("use our kernel, with portable instructions.")
+    level, fact, _, _ = finding(ask_kernels())
+    assert level == OK and fact.endswith("use our kernels, with portable instructions.")
 
 
 def test_a_kernel_that_is_turned_off_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, OFF)
-    level, fact, _, _ = finding(ask_int4_kernel())
-    assert level == OK and "PPLEX_INT4_KERNEL is off. Bundles in int4 run on ONNX Runtime's own kernel" in fact
+    level, fact, _, _ = finding(ask_kernels())
+    assert level == OK and "PPLEX_KERNELS is off. Bundles in int8 and int4 run on ONNX Runtime's own kernels" in fact
 
 
 def test_a_missing_kernel_is_a_warning_with_the_cure() -> None:
@@ -36,7 +36,7 @@ def test_a_missing_kernel_is_a_warning_with_the_cure() -> None:
 
 def test_a_wrong_choice_stops_run_and_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "mmx")
-    level, fact, advice, stops = finding(ask_int4_kernel())
+    level, fact, advice, stops = finding(ask_kernels())
     assert level == PROBLEM and "mmx" in fact and "Unset" in advice and stops == ("run", "serve")
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,25 @@ def test_freed_matrices_return_to_the_system() -> None:
         pytest.skip("this C library has no mallopt")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 300, "MB; 400 are freed"
+
+
+FAULTS = """
+import resource, torch
+from pplex.export.memory import return_freed_memory
+return_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(1 << 24)  # 64 MB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_new_matrices_get_large_pages() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[never]" in setting.read_text():
+        pytest.skip("this system has no transparent large pages")
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 5 * 16384 / 4, "page faults; with pages of 4 KB each matrix has 16,384"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,7 +6,7 @@ import pytest
 
 from pplex import kernels
 from pplex.kernels import Kernel
-from pplex.runtime.int4_kernel import AUTO
+from pplex.runtime.kernel_choice import AUTO
 
 
 @pytest.fixture

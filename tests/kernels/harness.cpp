@@ -1,19 +1,22 @@
-// Multiplies matrices of many sizes on every level with two threads, for a run under sanitizers. Every buffer ends where the data
-// end. Prints the number of products; exits with 1 if two levels differ.
+// Products and attentions of many sizes on every level with two threads, for a run under sanitizers. Every buffer ends where the
+// data end. Prints how many there were; exits with 1 if two levels differ.
 #include <string.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "levels.h"
 #include "product.h"
 
 namespace {
 
 using pplex::Matrix;
+using pplex::Rings;
 
 uint32_t state = 1;
 
@@ -44,6 +47,13 @@ std::vector<float> product(const Matrix& matrix, const uint8_t* packed, const st
   return std::vector<float>(y.get(), y.get() + rows * matrix.outputs);
 }
 
+// Numbers in float16 between 0.5 and 1, of both signs.
+std::unique_ptr<uint16_t[]> halves(int64_t size) {
+  std::unique_ptr<uint16_t[]> made(new uint16_t[size_t(size)]);
+  for (int64_t i = 0; i < size; ++i) made[size_t(i)] = uint16_t(0x3800u | (next() >> 16 & 0x83ffu));
+  return made;
+}
+
 std::vector<std::string> names() {
   std::vector<std::string> found(1);
   for (const char* c = pplex::level_names(); *c; ++c)
@@ -54,28 +64,62 @@ std::vector<std::string> names() {
   return found;
 }
 
-}  // namespace
+// Calls compute() on every level; exits if the results differ.
+template <typename T, typename Compute>
+int on_every_level(const std::string& what, Compute compute) {
+  std::vector<T> first;
+  int levels = 0;
+  for (const std::string& name : names()) {
+    if (!pplex::use_level(name.c_str())) std::exit(1);
+    const std::vector<T> y = compute();
+    if (first.empty()) first = y;
+    if (memcmp(first.data(), y.data(), y.size() * sizeof(T))) {
+      std::printf("%s differs: %s\n", name.c_str(), what.c_str());
+      std::exit(1);
+    }
+    ++levels;
+  }
+  return levels;
+}
 
-int main() {
-  int products = 0;
+int products() {
+  int done = 0;
   for (int64_t block : {32, 64, 128})
     for (int64_t outputs : {1, 15, 16, 17, 40, 333})
       for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 19}) {
-        const Matrix matrix{block * (1 + int64_t(next() >> 29)), outputs, block};
+        const int64_t bits = (outputs + rows) % 2 ? 4 : 8;
+        const Matrix matrix{block * (1 + int64_t(next() >> 29)), outputs, block, bits};
         const auto packed = weights(matrix);
         std::vector<float> x(size_t(rows * matrix.inputs));
         for (float& one : x) one = float(int32_t(next())) * 1e-9f;
-        std::vector<float> first;
-        for (const std::string& name : names()) {
-          if (!pplex::use_level(name.c_str())) return 1;
-          const std::vector<float> y = product(matrix, packed.get(), x, rows);
-          if (first.empty()) first = y;
-          if (memcmp(first.data(), y.data(), y.size() * sizeof(float))) {
-            std::printf("%s differs: %d x %d, %d rows\n", name.c_str(), int(matrix.inputs), int(outputs), int(rows));
-            return 1;
-          }
-          ++products;
-        }
+        const std::string what = std::to_string(matrix.inputs) + " x " + std::to_string(outputs) + ", rows " + std::to_string(rows);
+        done += on_every_level<float>(what, [&] { return product(matrix, packed.get(), x, rows); });
       }
-  std::printf("%d products\n", products);
+  return done;
+}
+
+int attentions() {
+  int done = 0;
+  for (int64_t width : {16, 32, 64, 128})
+    for (int64_t steps : {1, 2, 5})
+      for (int64_t entries : {1, 16, 33, 512, 1030}) {
+        const Rings rings{2, 3, steps, entries, width};
+        const int64_t queries = rings.slots * rings.heads * steps * width, stored = rings.slots * rings.heads * entries * width;
+        const auto q = halves(queries), k = halves(stored), v = halves(stored);
+        const int64_t lengths[] = {entries, entries / 2};
+        const std::string what = std::to_string(entries) + " entries of " + std::to_string(width) + ", steps " + std::to_string(steps);
+        done += on_every_level<uint16_t>(what, [&] {
+          const std::unique_ptr<uint16_t[]> y(new uint16_t[size_t(queries)]);
+          pplex::attend(rings, q.get(), k.get(), v.get(), lengths, y.get(), {nullptr, in_two_threads});
+          return std::vector<uint16_t>(y.get(), y.get() + queries);
+        });
+      }
+  return done;
+}
+
+}  // namespace
+
+int main() {
+  const int multiplied = products();
+  std::printf("%d products, %d attentions\n", multiplied, attentions());
 }

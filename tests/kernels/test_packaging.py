@@ -37,6 +37,6 @@ def test_the_package_has_the_library_and_its_sources(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed: apt-get install g++")
     names = wheel_names(tmp_path, os.environ["PATH"])
-    assert [name for name in names if name.endswith(".so")] == ["pplex/kernels/libint4.abi3.so"]
+    assert [name for name in names if name.endswith(".so")] == ["pplex/kernels/libkernels.abi3.so"]
     sources = {f"pplex/kernels/src/{path.name}" for path in (ROOT / "kernels" / "src").iterdir()}
     assert sources <= names

@@ -15,7 +15,10 @@ ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 def harness(compiler: str, flags: list[str], out: Path) -> None:
     """Compile it. Skips the test if the compiler lacks the flags' libraries."""
-    parts = [SOURCES / f"{name}.cpp" for name in ("avx2", "avx512", "avxvnni", "levels", "neon", "portable", "product")]
+    parts = [
+        SOURCES / f"{name}.cpp"
+        for name in ("attention", "avx2", "avx512", "avxvnni", "levels", "neon", "portable", "product")
+    ]
     command = [compiler, *FLAGS, *flags, f"-I{SOURCES}", *map(str, [HARNESS, *parts]), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     if "cannot find" in done.stderr:
@@ -38,7 +41,7 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizers: str) -> None:
     # Addresses at random places can collide with what ThreadSanitizer reserves.
     fixed = [needed("setarch", "util-linux"), "-R"] if sanitizers == "thread" else []
     done = subprocess.run([*fixed, tmp_path / "harness"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.endswith(" products\n"), done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.endswith(" attentions\n"), done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -47,4 +50,4 @@ def test_arm_gives_the_same_bits(tmp_path: Path) -> None:
     harness(needed(ARM_COMPILER, "g++-aarch64-linux-gnu"), ["-static"], tmp_path / "harness")
     environment = os.environ | {"QEMU_CPU": "max"}
     done = subprocess.run([emulator, tmp_path / "harness"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and done.stdout == "360 products\n", done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout == "360 products, 120 attentions\n", done.stdout + done.stderr

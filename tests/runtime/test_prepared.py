@@ -2,7 +2,7 @@
 
 The tiny model caches its temporal graph, which has its own weights file; the depth graph is too small for one. These tests
 use ONNX Runtime's own operators, so that a graph with a cache and one without give the same tokens; our kernel's caches are
-tested in test_int4_graph.py.
+tested in test_kernel_graph.py.
 """
 
 import os
@@ -22,7 +22,7 @@ from pplex.runtime import prepared
 from pplex.runtime.backend import open_to_run, prepared_here
 from pplex.runtime.bundle import Bundle, is_bundle, open_bundle
 from pplex.runtime.errors import BundleError
-from pplex.runtime.int4_kernel import OFF, VARIABLE
+from pplex.runtime.kernel_choice import OFF, VARIABLE
 from pplex.runtime.precision import parse_precision
 from pplex.runtime.prepared import PreparedGraph
 from pplex.runtime.session import Runtime

@@ -1,14 +1,15 @@
-"""Products with int4 weights: against exact results, and the same bits with all instructions and numbers of threads."""
+"""Products with weights in blocks: against exact results, and the same bits with all instructions and numbers of threads."""
 
 import numpy as np
 import pytest
-from int4_products import Product, run, session_of
+from block_products import Product, run, session_of
 from onnx import helper
 
 from pplex.kernels import Kernel
 from pplex.runtime.arrays import Array
 
 SHAPES = [(32, 1, 32), (32, 16, 32), (96, 17, 32), (128, 100, 64), (384, 33, 128), (1024, 48, 32), (256, 700, 32)]
+BITS = [4, 8]
 ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33]
 # Sums of blocks are exact; the blocks are added in float32, whose rounding grows with their number.
 RELATIVE = 1e-5
@@ -28,11 +29,12 @@ def on_every_level(kernel: Kernel, product: Product, x: Array) -> list[Array]:
     return results
 
 
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("depth", "outputs", "block"), SHAPES)
 def test_products_are_right_and_the_same_on_all_levels_and_threads(
-    kernel: Kernel, depth: int, outputs: int, block: int
+    kernel: Kernel, depth: int, outputs: int, block: int, bits: int
 ) -> None:
-    product = Product(depth, outputs, block)
+    product = Product(depth, outputs, block, bits)
     for rows in ROWS:
         x = activations(rows, depth)
         first, *others = on_every_level(kernel, product, x)
@@ -41,8 +43,9 @@ def test_products_are_right_and_the_same_on_all_levels_and_threads(
         assert all(np.array_equal(first.view(np.uint32), other.view(np.uint32)) for other in others)
 
 
-def test_a_row_does_not_depend_on_its_neighbours(kernel: Kernel) -> None:
-    product = Product(256, 100, 32)
+@pytest.mark.parametrize("bits", BITS)
+def test_a_row_does_not_depend_on_its_neighbours(kernel: Kernel, bits: int) -> None:
+    product = Product(256, 100, 32, bits)
     session, x = product.session(kernel), activations(33, 256)
     together = run(session, x)
     assert all(np.array_equal(run(session, x[row : row + 1])[0], together[row]) for row in range(33))
@@ -54,18 +57,20 @@ def test_many_threads_share_a_large_matrix(kernel: Kernel) -> None:
     assert np.array_equal(one, four)
 
 
-def test_it_rounds_like_onnx_runtime(kernel: Kernel) -> None:
+@pytest.mark.parametrize("bits", BITS)
+def test_it_rounds_like_onnx_runtime(kernel: Kernel, bits: int) -> None:
     """Then a bundle drifts as far with our kernel as without."""
-    product, x = Product(1024, 64, 32), activations(8, 1024)
+    product, x = Product(1024, 64, 32, bits), activations(8, 1024)
     ours, exact = run(product.session(kernel), x), x.astype(np.float64) @ product.exact()
     theirs = run(product.theirs(kernel), x)
     assert np.square(ours - exact).mean() <= 1.05 * np.square(theirs - exact).mean()
 
 
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("scale", [6e-8, 1e-4, 65504.0 / 8])
-def test_extreme_scales(kernel: Kernel, scale: float) -> None:
+def test_extreme_scales(kernel: Kernel, scale: float, bits: int) -> None:
     """From float16's smallest number, which is subnormal, to its largest."""
-    product, x = Product(64, 20, 32, scale=scale), activations(2, 64)
+    product, x = Product(64, 20, 32, bits, scale=scale), activations(2, 64)
     product.scales[0] = np.float16(65504.0) if scale > 1 else np.float16(6e-8)
     expected = product.of_rounded(x)
     for y in on_every_level(kernel, product, x):
@@ -82,9 +87,10 @@ def test_extreme_activations(kernel: Kernel, size: float) -> None:
     assert all(np.array_equal(first, other) for other in others)
 
 
-def test_one_large_weight_and_activation_fill_the_integers(kernel: Kernel) -> None:
+@pytest.mark.parametrize("bits", BITS)
+def test_one_large_weight_and_activation_fill_the_integers(kernel: Kernel, bits: int) -> None:
     """All products of a part have the largest size and one sign: sums in 16 bits must hold them."""
-    product = Product(128, 16, 32)
+    product = Product(128, 16, 32, bits)
     for byte in (0x00, 0xFF):
         product.values[:] = byte
         product.scales[:] = 1
@@ -115,13 +121,15 @@ def test_leading_axes_are_kept_and_may_be_empty(kernel: Kernel) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"K": 64, "N": 20, "block": 16}, "block 32, 64 or 128"),
-        ({"K": 60, "N": 20, "block": 32}, "block 32, 64 or 128"),
-        ({"K": 64, "N": 60, "block": 32}, "bytes of packed weights"),
+        ({"K": 64, "N": 20, "block": 16, "bits": 4}, "block 32, 64 or 128"),
+        ({"K": 60, "N": 20, "block": 32, "bits": 4}, "block 32, 64 or 128"),
+        ({"K": 64, "N": 20, "block": 32, "bits": 5}, "bits 4 or 8"),
+        ({"K": 64, "N": 60, "block": 32, "bits": 4}, "bytes of packed weights"),
+        ({"K": 64, "N": 20, "block": 32, "bits": 8}, "bytes of packed weights"),
     ],
 )
 def test_wrong_sizes_are_refused_at_load(kernel: Kernel, sizes: dict[str, int], message: str) -> None:
-    node = helper.make_node("MatMulInt4", ["x", "packed"], ["y"], domain="pplex", **sizes)
+    node = helper.make_node("MatMulPacked", ["x", "packed"], ["y"], domain="pplex", **sizes)
     with pytest.raises(Exception, match=message):
         session_of(node, {"packed": Product(64, 20, 32).packed()}, kernel)
 

@@ -1,4 +1,4 @@
-"""Whether products with int4 weights on the processor use our kernel (`pplex.kernels`) or ONNX Runtime's.
+"""Whether bundles in int8 and int4 on a processor use our kernels (`pplex.kernels`) or ONNX Runtime's.
 
 Called by `runtime.prepared`, `runtime.ort`, `inspect` and the doctor.
 """
@@ -10,30 +10,30 @@ from pplex import kernels
 from pplex.kernels import Kernel
 from pplex.runtime.errors import EngineError
 
-VARIABLE = "PPLEX_INT4_KERNEL"
+VARIABLE = "PPLEX_KERNELS"
 AUTO, OFF = "auto", "off"
 NOT_COMPILED = (
-    "It was not compiled, because pip found no C++ compiler. "
+    "They were not compiled, because pip found no C++ compiler. "
     "Install one (apt-get install g++), and then pplex-export again."
 )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel, or None and the reason why ONNX Runtime's is used. `wanted`: the user did not turn it off."""
+    """Our kernels, or None and the reason why ONNX Runtime's is used. `wanted`: the user did not turn them off."""
 
     kernel: Kernel | None
     reason: str | None = None
     wanted: bool = True
 
 
-def int4_kernel() -> Kernel | None:
-    """The kernel that products with int4 weights use; None for ONNX Runtime's. Raises EngineError like `choice`."""
+def chosen_kernel() -> Kernel | None:
+    """Our kernels; None for ONNX Runtime's. Raises EngineError like `choice`."""
     return choice().kernel
 
 
 def choice() -> Choice:
-    """Choose the kernel, by the environment variable PPLEX_INT4_KERNEL: auto, off, or a level of instructions.
+    """Choose the kernels, by the environment variable PPLEX_KERNELS: auto, off, or a level of instructions.
 
     Raises EngineError for any other value.
     """
@@ -46,7 +46,7 @@ def choice() -> Choice:
     try:
         kernel = kernels.load(path)
     except OSError as error:
-        return _without(wanted, f"It cannot be loaded ({error}). Install pplex-export again on this machine.")
+        return _without(wanted, f"They cannot be loaded ({error}). Install pplex-export again on this machine.")
     try:
         kernel.use(wanted)
     except ValueError as error:
@@ -56,5 +56,5 @@ def choice() -> Choice:
 
 def _without(wanted: str, reason: str) -> Choice:
     if wanted != AUTO:
-        raise EngineError(f"{VARIABLE} is {wanted!r}, but our kernel for int4 is missing. {reason}")
+        raise EngineError(f"{VARIABLE} is {wanted!r}, but our kernels are missing. {reason}")
     return Choice(None, reason)

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from pplex import kernels
-from pplex.runtime import int4_kernel
 from pplex.runtime.errors import EngineError
-from pplex.runtime.int4_kernel import AUTO, OFF, VARIABLE, choice
+from pplex.runtime.kernel_choice import AUTO, OFF, VARIABLE, Choice, choice
 
 compiled = pytest.mark.skipif(kernels.compiled() is None, reason="our kernels were not compiled: apt-get install g++")
 
@@ -26,13 +25,13 @@ def test_the_fastest_level_is_used_or_the_chosen_one(monkeypatch: pytest.MonkeyP
 @compiled
 def test_a_level_that_this_processor_lacks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "mmx")
-    with pytest.raises(EngineError, match=r"PPLEX_INT4_KERNEL: .*'mmx': choose one of .*portable. Or auto, or off"):
+    with pytest.raises(EngineError, match=r"PPLEX_KERNELS: .*'mmx': choose one of .*portable. Or auto, or off"):
         choice()
 
 
 def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, OFF)
-    assert choice() == int4_kernel.Choice(None, "PPLEX_INT4_KERNEL is off.", wanted=False)
+    assert choice() == Choice(None, "PPLEX_KERNELS is off.", wanted=False)
 
 
 def test_without_a_compiled_library_onnx_runtime_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +40,13 @@ def test_without_a_compiled_library_onnx_runtime_is_used(monkeypatch: pytest.Mon
     found = choice()
     assert found.kernel is None and found.wanted and "no C++ compiler" in str(found.reason)
     monkeypatch.setenv(VARIABLE, "portable")
-    with pytest.raises(EngineError, match="is missing"):
+    with pytest.raises(EngineError, match="are missing"):
         choice()
 
 
 def test_a_library_for_another_system_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    (tmp_path / "libint4.so").write_bytes(b"for another processor")
-    monkeypatch.setattr(kernels, "compiled", lambda: tmp_path / "libint4.so")
+    (tmp_path / "libkernels.so").write_bytes(b"for another processor")
+    monkeypatch.setattr(kernels, "compiled", lambda: tmp_path / "libkernels.so")
     found = choice()
     assert found.kernel is None and "cannot be loaded" in str(found.reason)

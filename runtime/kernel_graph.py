@@ -1,9 +1,11 @@
-"""Rewrites an optimised graph for our kernel: MatMulNBits with 4 bits becomes pplex::MatMulInt4, with packed weights.
+"""Rewrites an optimised graph for our kernels. Products with 4 or 8 bits get packed weights:
 
-    x, values, scales -> MatMulNBits -> y         as ONNX Runtime optimises the graph
-    x, packed         -> MatMulInt4  -> y         as the kernel reads it: the packed weights are in a file of their own
+    x, values, scales -> MatMulNBits  -> y      as ONNX Runtime optimises the graph
+    x, packed         -> MatMulPacked -> y      as our kernel reads it: the packed weights are in a file of their own
 
-The packed matrices stand in the order in which a step reads them. Called by `runtime.ort`.
+For attention see `runtime.kernel_attention`. The packed matrices stand in the order in which a step reads them.
+
+Called by `runtime.ort`.
 """
 
 from collections.abc import Mapping
@@ -12,9 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pplex.kernels import BLOCKS, DOMAIN
+from pplex.kernels import BITS, BLOCKS, DOMAIN, PRODUCT
 from pplex.runtime.arrays import Array
-from pplex.runtime.int4_packing import packed, packed_shape
+from pplex.runtime.kernel_attention import with_our_attention
+from pplex.runtime.kernel_packing import packed, packed_shape
 from pplex.runtime.mapped import MappedFile
 from pplex.runtime.onnx_fields import (
     FLOAT32,
@@ -27,6 +30,7 @@ from pplex.runtime.onnx_fields import (
     model_with,
     node_of,
     our_node,
+    output_types,
 )
 
 _ALIGNMENT = 64  # bytes, of a tensor in a file: a line of the processor's cache
@@ -53,7 +57,7 @@ class _Rewritten:
     def __init__(self, model: bytes, weights: MappedFile):
         self._source, self._weights = model, weights
         nodes, tensors = graph_parts(model)
-        self._nodes = [node_of(node) for node in nodes]
+        self._nodes = with_our_attention([node_of(node) for node in nodes], output_types(model))
         self._tensors = {tensor.name: tensor for tensor in initializers(tensors)}
         self._new = dict[str, bytes]()
         self._replaced = set[str]()
@@ -63,12 +67,13 @@ class _Rewritten:
         for place, node in enumerate(self._nodes):
             if not _is_ours(node, self._tensors):
                 continue
-            _, values, scales = node.inputs
+            x, values, scales = node.inputs
             half = self._half_scales(node)
             if half is None:
                 continue
             new = f"{values}.packed"
-            self._nodes[place] = our_node(node, new)
+            sizes = {key: node.attributes[key] for key in ("K", "N", "bits")} | {"block": node.attributes["block_size"]}
+            self._nodes[place] = our_node(node, PRODUCT, (x, new), sizes)
             self._new[new] = self._write_packed(file, name, new, node, half)
             self._replaced |= {values, scales}
 
@@ -99,9 +104,9 @@ class _Rewritten:
         """Write the packed matrix of a product; returns its initializer, which has the name `new`."""
         values = self._array(node.inputs[1], np.dtype(np.uint8)).reshape(*scales.shape, -1)
         offset = _aligned(file)
-        for piece in packed(values, scales):
+        for piece in packed(values, scales, node.attributes["bits"]):
             file.write(piece.data)
-        shape = packed_shape(len(scales), scales.shape[1], node.attributes["block_size"])
+        shape = packed_shape(len(scales), scales.shape[1], node.attributes["block_size"], node.attributes["bits"])
         return external_tensor(new, UINT8, shape, (name, offset, file.tell() - offset))
 
     def _array(self, name: str, dtype: "np.dtype[np.generic]") -> Array:
@@ -114,9 +119,9 @@ class _Rewritten:
 
 
 def _is_ours(node: Node, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the kernel can compute a node: 4 bits, whole blocks, no zero points, all weights constant."""
+    """Whether the kernel can compute a node: 4 or 8 bits, whole blocks, no zero points, all weights constant."""
     sizes = node.attributes
-    if node.kind != "MatMulNBits" or len(node.inputs) != 3 or sizes["bits"] != 4:
+    if node.kind != "MatMulNBits" or len(node.inputs) != 3 or sizes["bits"] not in BITS:
         return False
     if sizes["block_size"] not in BLOCKS or sizes["K"] % sizes["block_size"]:
         return False

@@ -1,6 +1,6 @@
 """Times steps of a bundle in int4 with our kernel and with ONNX Runtime's, in turns.
 
-    python benchmarks/int4_kernel.py BUNDLE [OUT.json]
+    python benchmarks/kernels.py BUNDLE [OUT.json]
 
 For each number of threads and of slots: medians of RUNS steps of both language graphs, and the time to read their weights
 once, at the bandwidth that as many threads read between the steps.
@@ -20,7 +20,7 @@ import numpy as np
 from pplex.bench.bandwidth import Bandwidth
 from pplex.measure.machine import machine
 from pplex.runtime.backend import open_to_run
-from pplex.runtime.int4_kernel import AUTO, OFF, VARIABLE, int4_kernel
+from pplex.runtime.kernel_choice import AUTO, OFF, VARIABLE, chosen_kernel
 from pplex.runtime.ort import available_threads
 from pplex.runtime.parameters import step_nbytes
 from pplex.runtime.pipeline import LANGUAGE_GRAPHS
@@ -38,9 +38,9 @@ def main() -> None:
         links = {kind: _links(bundle, Path(folder) / kind) for kind in KINDS}
         results = [one for threads in range(1, available_threads() + 1) for one in measured(links, threads)]
     os.environ[VARIABLE] = AUTO
-    kernel = int4_kernel()
+    kernel = chosen_kernel()
     report = {
-        "command": f"python benchmarks/int4_kernel.py {bundle.name}",
+        "command": f"python benchmarks/kernels.py {bundle.name}",
         "machine": machine(None, "onnxruntime"),
         "instructions": kernel.level if kernel else None,
         "rows": results,
@@ -56,7 +56,7 @@ def measured(bundles: dict[str, Path], threads: int) -> list[dict[str, Any]]:
     opened = open_to_run(bundles["kernel"], "cpu")
     for slots in SLOTS:
         times, read = _in_turns(stages, slots, bandwidth)
-        for graph, nbytes in step_nbytes(opened.config, opened.precision).items():
+        for graph, nbytes in step_nbytes(opened.config, opened.precision, opened.forms).items():
             row = {"graph": graph, "threads": threads, "slots": slots, "read GB/s": round(read / 1e9, 1)}
             row["floor ms"] = round(1000 * nbytes / read, 2)
             for kind in KINDS:

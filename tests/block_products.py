@@ -1,4 +1,4 @@
-"""Products with int4 weights for tests: random weights as ONNX Runtime stores them, sessions of a product, exact results."""
+"""Products with weights in blocks for tests: random weights as ONNX Runtime stores them, sessions, exact results."""
 
 from typing import Any
 
@@ -8,27 +8,28 @@ from onnx import helper, numpy_helper
 
 from pplex.kernels import Kernel
 from pplex.runtime.arrays import Array
-from pplex.runtime.int4_packing import packed
+from pplex.runtime.kernel_packing import packed
 
 TOP = 127  # activations are rounded to int8 with the largest of a block as 127
 SMALLEST = 1e-30  # blocks without a larger number count as 0
 
 
 class Product:
-    """A matrix [depth, outputs] of int4 weights in blocks, with random scales of both signs."""
+    """A matrix [depth, outputs] of weights with 4 or 8 bits in blocks, with random scales of both signs."""
 
-    def __init__(self, depth: int, outputs: int, block: int, scale: float = 0.01, seed: int = 0):
+    def __init__(self, depth: int, outputs: int, block: int, bits: int = 4, scale: float = 0.01, seed: int = 0):
         random = np.random.default_rng(seed)
-        self.depth, self.outputs, self.block = depth, outputs, block
-        self.values = random.integers(0, 256, (outputs, depth // block, block // 2), np.uint8)
+        self.depth, self.outputs, self.block, self.bits = depth, outputs, block, bits
+        self.values = random.integers(0, 256, (outputs, depth // block, block * bits // 8), np.uint8)
         self.scales = (scale * random.standard_normal((outputs, depth // block))).astype(np.float16)
 
     def packed(self) -> Array:
-        return np.concatenate(list(packed(self.values, self.scales)))
+        return np.concatenate(list(packed(self.values, self.scales, self.bits)))
 
     def exact(self) -> Array:
         """The weights, [depth, outputs] float64."""
-        weights = np.stack([self.values & 15, self.values >> 4], -1).reshape(self.outputs, -1, self.block) - 8.0
+        halves = np.stack([self.values & 15, self.values >> 4], -1).reshape(self.outputs, -1, self.block)
+        weights = halves - 8.0 if self.bits == 4 else self.values - 128.0
         return (weights * self.scales[..., None].astype(np.float64)).reshape(self.outputs, -1).T
 
     def of_rounded(self, x: Array) -> Array:
@@ -41,13 +42,13 @@ class Product:
 
     def session(self, kernel: Kernel, threads: int = 1) -> Any:
         """The product as a session of ONNX Runtime with our operator; its input x is [rows, depth]."""
-        sizes = {"K": self.depth, "N": self.outputs, "block": self.block}
-        node = helper.make_node("MatMulInt4", ["x", "packed"], ["y"], domain="pplex", **sizes)
+        sizes = {"K": self.depth, "N": self.outputs, "block": self.block, "bits": self.bits}
+        node = helper.make_node("MatMulPacked", ["x", "packed"], ["y"], domain="pplex", **sizes)
         return session_of(node, {"packed": self.packed()}, kernel, threads)
 
     def theirs(self, kernel: Kernel) -> Any:
         """The same with ONNX Runtime's operator."""
-        sizes = {"K": self.depth, "N": self.outputs, "block_size": self.block, "bits": 4, "accuracy_level": 4}
+        sizes = {"K": self.depth, "N": self.outputs, "block_size": self.block, "bits": self.bits, "accuracy_level": 4}
         node = helper.make_node("MatMulNBits", ["x", "values", "scales"], ["y"], domain="com.microsoft", **sizes)
         scales = self.scales.astype(np.float32).ravel()
         return session_of(node, {"values": self.values, "scales": scales}, kernel)
