@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pplex.kernels import RINGS, STEPS, WIDTHS
-from pplex.runtime.onnx_fields import FLOAT16, FLOAT32, Node, our_node
+from pplex.runtime.onnx_fields import FLOAT16, FLOAT32, Node, our_node, without_unused
 
 Types = Mapping[str, tuple[int, tuple[int, ...]]]  # of a graph's outputs: type and shape
 
@@ -62,7 +62,7 @@ class _Steps:
                 ours[id(cast)] = our_node(cast, STEPS, steps, {"heads": node.attributes["q_num_heads"]})
                 gone.add(id(node))
         kept = [ours.get(id(node), node) for node in self._nodes if id(node) not in gone]
-        return _without_unused(kept, outputs) if ours else kept
+        return without_unused(kept, _SPLITTING, outputs) if ours else kept
 
     def _is_plain(self, node: Node, outputs: Types) -> bool:
         """Whether a node attends to everything, for one operator only."""
@@ -101,13 +101,3 @@ def _splits_in_three(node: Node) -> bool:
 
 def _casts(node: Node, dtype: int) -> bool:
     return node.kind == "Cast" and node.attributes.get("to") == dtype
-
-
-def _without_unused(nodes: Sequence[Node], outputs: Types) -> list[Node]:
-    """The nodes without those of _SPLITTING whose results nobody uses any more."""
-    while True:
-        used = {name for node in nodes for name in node.inputs} | set(outputs)
-        kept = [node for node in nodes if node.kind not in _SPLITTING or used.intersection(node.outputs)]
-        if len(kept) == len(nodes):
-            return kept
-        nodes = kept

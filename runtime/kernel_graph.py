@@ -3,7 +3,8 @@
     x, values, scales -> MatMulNBits  -> y      as ONNX Runtime optimises the graph
     x, packed         -> MatMulPacked -> y      as our kernel reads it: the packed weights are in a file of their own
 
-For attention see `runtime.kernel_attention`. The packed matrices stand in the order in which a step reads them.
+For what surrounds a product see `runtime.kernel_products`, for attention `runtime.kernel_attention`. The packed matrices
+stand in the order in which a step reads them.
 
 Called by `runtime.ort`.
 """
@@ -18,6 +19,7 @@ from pplex.kernels import BITS, BLOCKS, DOMAIN, PRODUCT
 from pplex.runtime.arrays import Array
 from pplex.runtime.kernel_attention import with_our_attention
 from pplex.runtime.kernel_packing import packed, packed_shape
+from pplex.runtime.kernel_products import with_surroundings
 from pplex.runtime.mapped import MappedFile
 from pplex.runtime.onnx_fields import (
     FLOAT32,
@@ -57,7 +59,8 @@ class _Rewritten:
     def __init__(self, model: bytes, weights: MappedFile):
         self._source, self._weights = model, weights
         nodes, tensors = graph_parts(model)
-        self._nodes = with_our_attention([node_of(node) for node in nodes], output_types(model))
+        self._outputs = output_types(model)
+        self._nodes = with_our_attention([node_of(node) for node in nodes], self._outputs)
         self._tensors = {tensor.name: tensor for tensor in initializers(tensors)}
         self._new = dict[str, bytes]()
         self._replaced = set[str]()
@@ -76,6 +79,7 @@ class _Rewritten:
             self._nodes[place] = our_node(node, PRODUCT, (x, new), sizes)
             self._new[new] = self._write_packed(file, name, new, node, half)
             self._replaced |= {values, scales}
+        self._nodes = with_surroundings(self._nodes, tuple(self._outputs), self._tensors)
 
     def copy_others(self, file: BinaryIO, name: str) -> None:
         """Copy to `file`, which has the name `name`, the other weights in the order in which nodes use them."""

@@ -4,11 +4,12 @@ Source of the numbers: onnx.proto, github.com/onnx/onnx.
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pplex.kernels import DOMAIN
-from pplex.runtime.protobuf import BYTES, VARINT, Field, fields, integer, message, nested, text
+from pplex.runtime.protobuf import BYTES, FIXED32, VARINT, Field, fields, integer, message, nested, text
 
 FLOAT32, UINT8, FLOAT16 = 1, 2, 10  # of TensorProto.DataType
 _MODEL_GRAPH, _MODEL_OPSET = 7, 8
@@ -65,12 +66,29 @@ def node_of(stored: memoryview) -> Node:
     return Node(stored, kind, *names, _integer_attributes(attributes), _floats(attributes))
 
 
-def our_node(node: Node, kind: str, inputs: Sequence[str], attributes: Mapping[str, int]) -> Node:
+def our_node(
+    node: Node,
+    kind: str,
+    inputs: Sequence[str],
+    attributes: Mapping[str, int],
+    floats: Mapping[str, float] = MappingProxyType({}),
+) -> Node:
     """A node of our operator `kind` in place of `node`: it keeps name and outputs."""
     kept = [one for one in fields(node.stored) if one.number in (_OUTPUT, _NODE_NAME)]
     parts = [*(text(_INPUT, name) for name in inputs), *kept, text(_KIND, kind), text(_DOMAIN, DOMAIN)]
     parts += [nested(_ATTRIBUTE, _attribute(name, value)) for name, value in attributes.items()]
-    return Node(memoryview(message(parts)), kind, tuple(inputs), node.outputs, attributes, {})
+    parts += [nested(_ATTRIBUTE, _float_attribute(name, value)) for name, value in floats.items()]
+    return Node(memoryview(message(parts)), kind, tuple(inputs), node.outputs, attributes, floats)
+
+
+def without_unused(nodes: Sequence[Node], kinds: Collection[str], outputs: Iterable[str]) -> list[Node]:
+    """The nodes without those of `kinds` whose results neither a node nor the graph's `outputs` use."""
+    while True:
+        used = {name for node in nodes for name in node.inputs} | set(outputs)
+        kept = [node for node in nodes if node.kind not in kinds or used.intersection(node.outputs)]
+        if len(kept) == len(nodes):
+            return kept
+        nodes = kept
 
 
 def output_types(model: bytes) -> dict[str, tuple[int, tuple[int, ...]]]:
@@ -154,6 +172,11 @@ def _attribute(name: str, value: int) -> bytes:
     return message(
         [text(_ATTRIBUTE_NAME, name), integer(_ATTRIBUTE_INTEGER, value), integer(_ATTRIBUTE_TYPE, _INTEGER)]
     )
+
+
+def _float_attribute(name: str, value: float) -> bytes:
+    stored = Field(_ATTRIBUTE_FLOAT, FIXED32, memoryview(struct.pack("<f", value)))
+    return message([text(_ATTRIBUTE_NAME, name), stored, integer(_ATTRIBUTE_TYPE, _FLOAT)])
 
 
 def _messages(parts: Iterable[Field], number: int) -> list[memoryview]:

@@ -11,6 +11,7 @@ from pplex.runtime.arrays import Array
 from pplex.runtime.kernel_packing import packed
 
 TOP = 127  # activations are rounded to int8 with the largest of a block as 127
+EPSILON = 1e-8  # of an RMSNorm
 SMALLEST = 1e-30  # blocks without a larger number count as 0
 
 
@@ -42,9 +43,27 @@ class Product:
 
     def session(self, kernel: Kernel, threads: int = 1) -> Any:
         """The product as a session of ONNX Runtime with our operator; its input x is [rows, depth]."""
-        sizes = {"K": self.depth, "N": self.outputs, "block": self.block, "bits": self.bits}
-        node = helper.make_node("MatMulPacked", ["x", "packed"], ["y"], domain="pplex", **sizes)
-        return session_of(node, {"packed": self.packed()}, kernel, threads)
+        return session_of(self.node(), {"packed": self.packed()}, kernel, threads)
+
+    def surrounded(
+        self,
+        kernel: Kernel,
+        norm: Array | None = None,
+        gated: bool = False,
+        added: Array | None = None,
+        threads: int = 1,
+    ) -> Any:
+        """The same with an RMSNorm or a gate before it and an addition after it."""
+        constants = {"packed": self.packed()}
+        constants |= {name: array for name, array in (("norm", norm), ("added", added)) if array is not None}
+        inputs = ["x", "packed", *(name if name in constants else "" for name in ("norm", "added"))]
+        return session_of(self.node(*inputs, gated=int(gated), epsilon=EPSILON), constants, kernel, threads)
+
+    def node(self, *inputs: str, **attributes: Any) -> Any:
+        """The node; without `inputs` of x and the packed weights alone."""
+        sizes = {"K": self.depth, "N": self.outputs, "block": self.block, "bits": self.bits, "gated": 0, "epsilon": 0.0}
+        names = inputs or ("x", "packed")
+        return helper.make_node("MatMulPacked", names, ["y"], domain="pplex", **sizes | attributes)
 
     def theirs(self, kernel: Kernel) -> Any:
         """The same with ONNX Runtime's operator."""

@@ -37,7 +37,10 @@ static inline __m256i add_wide_dots(__m256i sum, const __m256i* weights, const i
 #include "avx256.h"
 #include "lanes_avx256.h"
 
+#include "exponential.h"
+
 #include "attention_head.h"
+#include "prologue.h"
 
 PPLEX_END_TARGET
 
@@ -48,7 +51,7 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-const Level kAvx2 = {"avx2", kRows, 1, runs_here, round, multiply, attend, attend_steps};
+const Level kAvx2 = {"avx2", kRows, 1, runs_here, prepare, round, multiply, attend, attend_steps};
 
 }  // namespace pplex
 #endif

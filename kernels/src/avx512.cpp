@@ -14,7 +14,10 @@ PPLEX_BEGIN_TARGET("avx512f,fma,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")
 
 #include "lanes_avx512.h"
 
+#include "exponential.h"
+
 #include "attention_head.h"
+#include "prologue.h"
 
 namespace pplex {
 namespace {
@@ -116,7 +119,7 @@ bool runs_here() {
 
 }  // namespace
 
-const Level kAvx512Vnni = {"avx512vnni", kRows, kGroups, runs_here, round, multiply, attend, attend_steps};
+const Level kAvx512Vnni = {"avx512vnni", kRows, kGroups, runs_here, prepare, round, multiply, attend, attend_steps};
 
 }  // namespace pplex
 #endif

@@ -26,7 +26,10 @@ static inline __m256i add_wide_dots(__m256i sum, const __m256i* weights, const i
 #include "avx256.h"
 #include "lanes_avx256.h"
 
+#include "exponential.h"
+
 #include "attention_head.h"
+#include "prologue.h"
 
 PPLEX_END_TARGET
 
@@ -37,7 +40,7 @@ bool runs_here() { return __builtin_cpu_supports("avxvnni") && __builtin_cpu_sup
 
 }  // namespace
 
-const Level kAvxVnni = {"avxvnni", kRows, 1, runs_here, round, multiply, attend, attend_steps};
+const Level kAvxVnni = {"avxvnni", kRows, 1, runs_here, prepare, round, multiply, attend, attend_steps};
 
 }  // namespace pplex
 #endif

@@ -26,6 +26,7 @@ struct Lanes {
 
 static inline Lanes plus(Lanes a, Lanes b) { return {_mm512_add_ps(a.value, b.value)}; }
 static inline Lanes times(Lanes a, Lanes b) { return {_mm512_mul_ps(a.value, b.value)}; }
+static inline Lanes over(Lanes a, Lanes b) { return {_mm512_div_ps(a.value, b.value)}; }
 static inline Lanes fused(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
 static inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.value, b.value)}; }
 static inline Lanes times_power(Lanes y, Lanes shifted) {

@@ -41,6 +41,10 @@ static inline Lanes times(Lanes a, const Lanes& b) {
   for (int i = 0; i < 4; ++i) a.four[i] = vmulq_f32(a.four[i], b.four[i]);
   return a;
 }
+static inline Lanes over(Lanes a, const Lanes& b) {
+  for (int i = 0; i < 4; ++i) a.four[i] = vdivq_f32(a.four[i], b.four[i]);
+  return a;
+}
 static inline Lanes fused(const Lanes& a, const Lanes& b, Lanes c) {
   for (int i = 0; i < 4; ++i) c.four[i] = vfmaq_f32(c.four[i], a.four[i], b.four[i]);
   return c;

@@ -41,6 +41,10 @@ static inline Lanes times(Lanes a, const Lanes& b) {
   for (int i = 0; i < 16; ++i) a.each[i] *= b.each[i];
   return a;
 }
+static inline Lanes over(Lanes a, const Lanes& b) {
+  for (int i = 0; i < 16; ++i) a.each[i] /= b.each[i];
+  return a;
+}
 static inline Lanes fused(const Lanes& a, const Lanes& b, Lanes c) {
   for (int i = 0; i < 16; ++i) c.each[i] = __builtin_fmaf(a.each[i], b.each[i], c.each[i]);
   return c;

@@ -53,12 +53,25 @@ struct Tile {
   int32_t* corrections;  // [blocks, rows]: the sum of the values times -matrix.offset()
 };
 
+// What a product does with each row of K numbers before it is rounded: nothing, RMSNorm, or the gate of SwiGLU, which makes K
+// numbers of 2 K.
+struct Prologue {
+  const float* norm = nullptr;  // [K]: its weights
+  float epsilon = 0.0f;
+  bool gated = false;
+
+  bool any() const { return norm || gated; }
+  int64_t width(int64_t inputs) const { return gated ? 2 * inputs : inputs; }
+};
+
 // One level of instructions. All levels give the same bits: sums of a block are integers, and the blocks are added in order.
 struct Level {
   const char* name;
   int rows;    // of a tile that this level multiplies at once
   int groups;  // that it multiplies the tile with at once, at most
   bool (*runs_here)();
+  // Apply a prologue to a row: y [size], a multiple of 16.
+  void (*prepare)(const Prologue& prologue, const float* x, int64_t size, float* y);
   // Round row `row` of the tile: x has matrix.inputs numbers.
   void (*round)(const Matrix& matrix, const float* x, const Tile& tile, int row);
   // Multiply the tile with `columns` columns, which are in up to `groups` groups from `group` on.

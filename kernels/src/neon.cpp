@@ -11,7 +11,10 @@ PPLEX_BEGIN_TARGET("arch=armv8.2-a+dotprod")
 
 #include "lanes_neon.h"
 
+#include "exponential.h"
+
 #include "attention_head.h"
+#include "prologue.h"
 
 namespace pplex {
 namespace {
@@ -85,7 +88,7 @@ bool runs_here() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 
 }  // namespace
 
-const Level kNeonDot = {"neondot", kRows, 1, runs_here, round, multiply, attend, attend_steps};
+const Level kNeonDot = {"neondot", kRows, 1, runs_here, prepare, round, multiply, attend, attend_steps};
 
 }  // namespace pplex
 #endif

@@ -22,7 +22,7 @@ struct CustomOp;
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
 enum ElementType { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt64 = 7, kFloat16 = 10 };
-enum Characteristic { kRequired = 0, kVariadic = 2 };
+enum Characteristic { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType { kDefaultMemory = 0 };
 
 // OrtApi: a table of functions. The values are places in it.
@@ -36,6 +36,7 @@ enum Entry : size_t {
   kGetDimensions = 62,
   kGetTensorShapeElementCount = 64,
   kGetTensorTypeAndShape = 65,
+  kKernelInfoGetAttributeFloat = 85,
   kKernelInfoGetAttributeInt64 = 86,
   kKernelContextGetInputCount = 88,
   kKernelContextGetInput = 90,

@@ -60,6 +60,18 @@ ort::Status* input(const ort::Api& api, const ort::KernelContext* context, size_
   return data_of(api, value, data);
 }
 
+// The same of an input that may be missing: data is then nullptr.
+template <typename T>
+ort::Status* optional_input(const ort::Api& api, const ort::KernelContext* context, size_t index,
+                            std::vector<int64_t>* shape, const T** data) {
+  size_t count = 0;
+  if (ort::Status* failure = api.call(ort::kKernelContextGetInputCount, context, &count)) return failure;
+  if (index >= count) return nullptr;
+  const ort::Value* value = nullptr;
+  if (ort::Status* failure = api.call(ort::kKernelContextGetInput, context, index, &value)) return failure;
+  return value ? input(api, context, index, shape, data) : nullptr;
+}
+
 // Numbers of an operator's only output, which gets this shape.
 template <typename T>
 ort::Status* output(const ort::Api& api, ort::KernelContext* context, const std::vector<int64_t>& shape, T** data) {

@@ -5,7 +5,10 @@
 
 #include "lanes_portable.h"
 
+#include "exponential.h"
+
 #include "attention_head.h"
+#include "prologue.h"
 
 namespace pplex {
 namespace {
@@ -51,6 +54,6 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const Level kPortable = {"portable", kMostRows, 1, runs_here, round, multiply, attend, attend_steps};
+const Level kPortable = {"portable", kMostRows, 1, runs_here, prepare, round, multiply, attend, attend_steps};
 
 }  // namespace pplex

@@ -16,8 +16,8 @@ struct Work {
   const Matrix& matrix;
   const Level& level;
   const uint8_t* packed;
-  const float* x;
-  int64_t rows;
+  const Rows& rows;
+  float* prepared;  // [rows, K]: after the prologue; nullptr without one
   float* y;
   int64_t chunk;   // groups that a thread takes at a time
   int64_t groups;  // of these that are multiplied at once
@@ -48,8 +48,20 @@ struct Rounded {
 
 void round_one(void* data, size_t row) {
   const Work& work = *static_cast<const Work*>(data);
-  const size_t height = size_t(work.level.rows);
-  work.level.round(work.matrix, work.x + row * size_t(work.matrix.inputs), work.tiles[row / height], int(row % height));
+  const size_t height = size_t(work.level.rows), inputs = size_t(work.matrix.inputs);
+  const Prologue& prologue = work.rows.prologue;
+  const float* x = work.rows.x + row * size_t(prologue.width(work.matrix.inputs));
+  if (work.prepared) {
+    float* prepared = work.prepared + row * inputs;
+    work.level.prepare(prologue, x, work.matrix.inputs, prepared);
+    x = prepared;
+  }
+  work.level.round(work.matrix, x, work.tiles[row / height], int(row % height));
+}
+
+void add(const float* added, int64_t rows, int64_t stride, int columns, float* y) {
+  for (int64_t row = 0; row < rows; ++row, added += stride, y += stride)
+    for (int c = 0; c < columns; ++c) y[c] += added[c];
 }
 
 void multiply_chunk(void* data, size_t chunk) {
@@ -65,6 +77,9 @@ void multiply_chunk(void* data, size_t chunk) {
       work.level.multiply(matrix, tile, packed, y, size_t(matrix.outputs), columns);
       y += tile.rows * matrix.outputs;
     }
+    const int64_t first_column = group * kColumns;
+    if (work.rows.added)
+      add(work.rows.added + first_column, work.rows.count, matrix.outputs, columns, work.y + first_column);
   }
 }
 
@@ -79,14 +94,15 @@ void run(const Pool& pool, void (*task)(void*, size_t), size_t count, bool seria
 
 }  // namespace
 
-void multiply(const Matrix& matrix, const uint8_t* packed, const float* x, int64_t rows, float* y, const Pool& pool) {
-  if (rows == 0) return;
+void multiply(const Matrix& matrix, const uint8_t* packed, const Rows& rows, float* y, const Pool& pool) {
+  if (rows.count == 0) return;
   const Level& now = level();  // one level for the whole call
-  const Rounded rounded(matrix, rows);
-  const int64_t groups = rows > 1 ? now.groups : 1;  // one row reads one stream
-  const int64_t chunk = (groups_at_a_time(matrix, rows) + groups - 1) / groups * groups;
-  Work work{matrix, now, packed, x, rows, y, chunk, groups, rounded.tiles(matrix, rows, now.rows)};
-  run(pool, round_one, size_t(rows), rows <= kSerialRows, &work);
+  const Rounded rounded(matrix, rows.count);
+  const std::unique_ptr<float[]> prepared(rows.prologue.any() ? new float[size_t(rows.count * matrix.inputs)] : nullptr);
+  const int64_t groups = rows.count > 1 ? now.groups : 1;  // one row reads one stream
+  const int64_t chunk = (groups_at_a_time(matrix, rows.count) + groups - 1) / groups * groups;
+  Work work{matrix, now, packed, rows, prepared.get(), y, chunk, groups, rounded.tiles(matrix, rows.count, now.rows)};
+  run(pool, round_one, size_t(rows.count), rows.count <= kSerialRows, &work);
   run(pool, multiply_chunk, size_t((matrix.groups() + work.chunk - 1) / work.chunk), false, &work);
 }
 

@@ -1,6 +1,9 @@
 // The operator pplex::MatMulPacked of ONNX Runtime.
 //
-//   x [..., K] float32, packed weights uint8 (constant, layout.h) -> [..., N] float32;  attributes K, N, block, bits
+//   x [..., K] float32, packed weights uint8 (constant, layout.h) -> y [..., N] float32;  attributes K, N, block, bits
+//
+// Optional, and all in float32: the weights [K] of an RMSNorm of x, with the attribute epsilon; a tensor that is added to y, of
+// its shape; with the attribute gated 1, x is [..., 2 K], and SwiGLU's gate makes [..., K] of it.
 #include <exception>
 
 #include "operators.h"
@@ -16,6 +19,8 @@ struct Kernel {
   Api api;
   Matrix matrix;
   const uint8_t* packed;
+  float epsilon;
+  bool gated;
 };
 
 // The kernel keeps the weights' address: ONNX Runtime keeps constants where they are.
@@ -36,12 +41,14 @@ ort::Status* find_weights(const ort::KernelInfo* info, Kernel* kernel) {
 }
 
 ort::Status* create(const ort::CustomOp*, const void* const* table, const ort::KernelInfo* info, void** made) {
-  Kernel kernel{{table}, {}, nullptr};
+  Kernel kernel{{table}, {}, nullptr, 0.0f, false};
   ort::Status* failure = nullptr;
   kernel.matrix.inputs = attribute(kernel.api, info, "K", &failure);
   kernel.matrix.outputs = attribute(kernel.api, info, "N", &failure);
   kernel.matrix.block = attribute(kernel.api, info, "block", &failure);
   kernel.matrix.bits = attribute(kernel.api, info, "bits", &failure);
+  kernel.gated = attribute(kernel.api, info, "gated", &failure) != 0;
+  if (!failure) failure = kernel.api.call(ort::kKernelInfoGetAttributeFloat, info, "epsilon", &kernel.epsilon);
   if (failure) return failure;
   if (!kernel.matrix.valid())
     return failed(kernel.api, "MatMulPacked: K and N must be positive, bits 4 or 8, and block 32, 64 or 128 and a divisor of K.");
@@ -54,17 +61,23 @@ ort::Status* compute(void* data, ort::KernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(data);
   const Api& api = kernel.api;
   try {
-    std::vector<int64_t> shape;
-    const float* x = nullptr;
-    if (auto* failure = input(api, context, 0, &shape, &x)) return failure;
-    if (shape.empty() || shape.back() != kernel.matrix.inputs)
-      return failed(api, "MatMulPacked: the last axis of x is not " + std::to_string(kernel.matrix.inputs) + " long.");
-    const int64_t rows = size_of(shape) / kernel.matrix.inputs;
+    std::vector<int64_t> shape, norm_shape, added_shape;
+    Rows rows{nullptr, 0, {nullptr, kernel.epsilon, kernel.gated}, nullptr};
+    if (auto* failure = input(api, context, 0, &shape, &rows.x)) return failure;
+    if (auto* failure = optional_input(api, context, 2, &norm_shape, &rows.prologue.norm)) return failure;
+    if (auto* failure = optional_input(api, context, 3, &added_shape, &rows.added)) return failure;
+    const int64_t width = rows.prologue.width(kernel.matrix.inputs);
+    if (shape.empty() || shape.back() != width)
+      return failed(api, "MatMulPacked: the last axis of x is not " + std::to_string(width) + " long.");
+    rows.count = size_of(shape) / width;
     shape.back() = kernel.matrix.outputs;
+    if (rows.prologue.norm && (kernel.gated || norm_shape != std::vector<int64_t>{kernel.matrix.inputs}))
+      return failed(api, "MatMulPacked: the norm's weights are not [K], or x is gated, too.");
+    if (rows.added && added_shape != shape) return failed(api, "MatMulPacked: what is added does not have y's shape.");
     float* y = nullptr;
     if (auto* failure = output(api, context, shape, &y)) return failure;
     SessionThreads threads{api, context};
-    multiply(kernel.matrix, kernel.packed, x, rows, y, threads.pool());
+    multiply(kernel.matrix, kernel.packed, rows, y, threads.pool());
     return threads.failure;
   } catch (const std::exception& error) {
     return failed(api, std::string("MatMulPacked: ") + error.what());
@@ -74,8 +87,9 @@ ort::Status* compute(void* data, ort::KernelContext* context) {
 ort::CustomOp described() {
   ort::CustomOp op = processor_operator();
   op.name = [](const ort::CustomOp*) { return "MatMulPacked"; };
-  op.input_type = [](const ort::CustomOp*, size_t i) { return i ? ort::kUint8 : ort::kFloat; };
-  op.input_count = [](const ort::CustomOp*) { return size_t(2); };
+  op.input_type = [](const ort::CustomOp*, size_t i) { return i == 1 ? ort::kUint8 : ort::kFloat; };
+  op.input_count = [](const ort::CustomOp*) { return size_t(4); };
+  op.input_characteristic = [](const ort::CustomOp*, size_t i) { return i < 2 ? ort::kRequired : ort::kOptional; };
   op.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.create = create;

@@ -41,10 +41,16 @@ std::unique_ptr<uint8_t[]> weights(const Matrix& matrix) {
   return packed;
 }
 
-std::vector<float> product(const Matrix& matrix, const uint8_t* packed, const std::vector<float>& x, int64_t rows) {
-  std::unique_ptr<float[]> y(new float[size_t(rows * matrix.outputs)]);
-  pplex::multiply(matrix, packed, x.data(), rows, y.get(), {nullptr, in_two_threads});
-  return std::vector<float>(y.get(), y.get() + rows * matrix.outputs);
+std::vector<float> product(const Matrix& matrix, const uint8_t* packed, const pplex::Rows& rows) {
+  std::unique_ptr<float[]> y(new float[size_t(rows.count * matrix.outputs)]);
+  pplex::multiply(matrix, packed, rows, y.get(), {nullptr, in_two_threads});
+  return std::vector<float>(y.get(), y.get() + rows.count * matrix.outputs);
+}
+
+std::unique_ptr<float[]> floats(int64_t size) {
+  std::unique_ptr<float[]> made(new float[size_t(size)]);
+  for (int64_t i = 0; i < size; ++i) made[size_t(i)] = float(int32_t(next())) * 1e-9f;
+  return made;
 }
 
 // Numbers in float16 between 0.5 and 1, of both signs.
@@ -90,10 +96,12 @@ int products() {
         const int64_t bits = (outputs + rows) % 2 ? 4 : 8;
         const Matrix matrix{block * (1 + int64_t(next() >> 29)), outputs, block, bits};
         const auto packed = weights(matrix);
-        std::vector<float> x(size_t(rows * matrix.inputs));
-        for (float& one : x) one = float(int32_t(next())) * 1e-9f;
+        const auto norm = floats(matrix.inputs), added = floats(rows * outputs);
+        const bool normed = rows % 3 == 0, gated = rows % 3 == 1;
+        const pplex::Prologue prologue{normed ? norm.get() : nullptr, 1e-8f, gated};
+        const auto x = floats(rows * prologue.width(matrix.inputs));
         const std::string what = std::to_string(matrix.inputs) + " x " + std::to_string(outputs) + ", rows " + std::to_string(rows);
-        done += on_every_level<float>(what, [&] { return product(matrix, packed.get(), x, rows); });
+        done += on_every_level<float>(what, [&] { return product(matrix, packed.get(), {x.get(), rows, prologue, outputs % 2 ? added.get() : nullptr}); });
       }
   return done;
 }

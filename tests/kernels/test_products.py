@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from block_products import Product, run, session_of
-from onnx import helper
+from block_products import EPSILON, TOP, Product, run, session_of
 
 from pplex.kernels import Kernel
 from pplex.runtime.arrays import Array
@@ -129,15 +128,76 @@ def test_leading_axes_are_kept_and_may_be_empty(kernel: Kernel) -> None:
     ],
 )
 def test_wrong_sizes_are_refused_at_load(kernel: Kernel, sizes: dict[str, int], message: str) -> None:
-    node = helper.make_node("MatMulPacked", ["x", "packed"], ["y"], domain="pplex", **sizes)
+    product = Product(64, 20, 32)
     with pytest.raises(Exception, match=message):
-        session_of(node, {"packed": Product(64, 20, 32).packed()}, kernel)
+        session_of(product.node(**sizes), {"packed": product.packed()}, kernel)
 
 
 def test_a_wrong_input_is_refused(kernel: Kernel) -> None:
     session = Product(64, 20, 32).session(kernel)
     with pytest.raises(Exception, match="the last axis of x is not 64 long"):
         run(session, activations(2, 32))
+
+
+def normed(x: Array, norm: Array) -> Array:
+    wide = x.astype(np.float64)
+    return (wide / np.sqrt(np.square(wide).mean(-1, keepdims=True) + EPSILON) * norm).astype(np.float32)
+
+
+def gate(x: Array) -> Array:
+    a, b = np.split(x.astype(np.float64), 2, axis=-1)
+    return (a / (1 + np.exp(-a)) * b).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize("surroundings", ["norm", "gate", "sum", "norm and sum", "gate and sum"])
+def test_what_surrounds_a_product(kernel: Kernel, rows: int, surroundings: str) -> None:
+    """An activation at the middle between two of 255 integers may be rounded to either."""
+    product, random = Product(256, 100, 32), np.random.default_rng(rows)
+    gated = "gate" in surroundings
+    x = 3 * activations(rows, 512 if gated else 256)
+    norm = random.uniform(0.5, 1.5, 256).astype(np.float32) if "norm" in surroundings else None
+    added = 10 * activations(rows, 100) if "sum" in surroundings else None
+    prepared = gate(x) if gated else x if norm is None else normed(x, norm)
+    expected = product.of_rounded(prepared) + (0 if added is None else added)
+    sessions, results = [product.surrounded(kernel, norm, gated, added, threads) for threads in (1, 2)], list[Array]()
+    for level in kernel.levels:
+        kernel.use(level)
+        results += [run(session, x) for session in sessions]
+    largest_step = np.abs(prepared).max() / TOP * np.abs(product.exact()).max()
+    assert np.abs(results[0] - expected).max() <= largest_step + RELATIVE * np.abs(expected).max()
+    assert np.square(results[0] - expected).mean() <= 1e-4 * np.square(expected).mean()
+    assert all(np.array_equal(results[0].view(np.uint32), other.view(np.uint32)) for other in results)
+
+
+def test_a_gate_of_large_numbers(kernel: Kernel) -> None:
+    product = Product(64, 20, 32)
+    x = np.concatenate([np.tile(np.float32([-1e30, -100, -0.0, 0.0, 100, 1e10, 2, -2]), 8), np.ones(64, np.float32)])[
+        None
+    ]
+    session = product.surrounded(kernel, gated=True)
+    expected = product.of_rounded(np.maximum(x[:, :64], 0))  # 1e10 rounds the small ones to 0
+    for level in kernel.levels:
+        kernel.use(level)
+        assert np.abs(run(session, x) - expected).max() <= RELATIVE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("norm", "added", "gated", "message"),
+    [
+        (np.ones(32), None, False, "the norm's weights"),
+        (np.ones(64), None, True, "the norm's weights"),
+        (None, np.ones(20), False, "does not have y's shape"),
+        (None, None, True, "is not 128 long"),
+    ],
+)
+def test_wrong_surroundings_are_refused(
+    kernel: Kernel, norm: Array | None, added: Array | None, gated: bool, message: str
+) -> None:
+    arrays = [None if array is None else array.astype(np.float32) for array in (norm, added)]
+    session = Product(64, 20, 32).surrounded(kernel, arrays[0], gated, arrays[1])
+    with pytest.raises(Exception, match=message):
+        run(session, activations(1, 128 if gated and norm is not None else 64))
 
 
 def test_an_unknown_level_is_refused(kernel: Kernel) -> None:
