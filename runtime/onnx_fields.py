@@ -62,8 +62,8 @@ def node_of(stored: memoryview) -> Node:
     parts = list(fields(stored))
     attributes = [list(fields(one)) for one in _messages(parts, _ATTRIBUTE)]
     kind = next(iter(_strings(parts, _KIND)), "")
-    names = (tuple(_strings(parts, number)) for number in (_INPUT, _OUTPUT))
-    return Node(stored, kind, *names, _integer_attributes(attributes), _floats(attributes))
+    inputs, outputs = (tuple(_strings(parts, number)) for number in (_INPUT, _OUTPUT))
+    return Node(stored, kind, inputs, outputs, _integer_attributes(attributes), _floats(attributes))
 
 
 def our_node(
