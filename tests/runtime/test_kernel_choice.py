@@ -1,4 +1,4 @@
-"""Which kernel multiplies int4 weights, and what the user is told."""
+"""Which kernels a bundle uses on a processor, and what the user is told."""
 
 from pathlib import Path
 
