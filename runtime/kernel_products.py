@@ -95,7 +95,7 @@ def _splits_in_two(node: Node) -> bool:
 
 
 def _product(place: Node, product: Node, source: _Source, added: str) -> Node:
-    """The product in the place of `place`."""
+    """The product, with the name and outputs of the node `place`."""
     inputs = [source.x, product.inputs[1], source.norm, added]
     while not inputs[-1]:
         inputs.pop()

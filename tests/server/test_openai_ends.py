@@ -72,7 +72,7 @@ def test_a_shutdown(serve: Serve) -> None:
         server.process.terminate()
         live, realtime, agents = reports.result()
         assert (live["last"]["reason"], live["code"]) == ("remote_hangup", 1012), "worth another try"
-        assert realtime["last"]["type"] != "error" and realtime["code"] is None, "1001 is no error"
+        assert realtime["last"]["type"] != "error" and realtime["code"] is None, "closed with 1001, without an error"
         assert agents["errors"] == []
 
 
