@@ -5,10 +5,11 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from ssl import SSLContext
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import WSMsgType
+from aiohttp.connector import Connection
 from yarl import URL
 
 from pplex.runtime.errors import PplexError
@@ -70,27 +71,26 @@ class Line:
         cls, url: str, path: str, query: Mapping[str, str], token: str | None = None, ssl: SSLContext | bool = True
     ) -> Self:
         """Raises RefusedError, UnreachableError, and ConfigError for a token that no header can carry."""
-        headers, upgrade = {"Authorization": f"Bearer {parse_token(token)}"} if token else {}, _Upgrade()
+        headers, connector = {"Authorization": f"Bearer {parse_token(token)}"} if token else {}, _Connector()
         http = aiohttp.ClientSession(
+            connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=UPGRADE_S),
-            middlewares=(upgrade,),
+            middlewares=(_reason_of_a_refusal,),
             headers=headers,
         )
         try:
             target = server_url(url, path).with_query(query)
             socket = await http.ws_connect(target, ssl=ssl, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S))
-            return cls(http, socket, upgrade.transport)
-        except aiohttp.WSServerHandshakeError as error:
-            await http.close()
-            raise UnreachableError(
-                f"{url} answered {error.status} instead of opening a WebSocket. This is not a pplex-export server. "
-                "Give the address that it prints when it starts."
-            ) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await http.close()
-            raise UnreachableError(_unreachable(url, error)) from error
-        except BaseException:
-            await http.close()
+            return cls(http, socket, connector.transport)
+        except BaseException as error:
+            await _cut(connector.transport, http)
+            if isinstance(error, aiohttp.WSServerHandshakeError):
+                raise UnreachableError(
+                    f"{url} answered {error.status} instead of opening a WebSocket. This is not a pplex-export server. "
+                    "Give the address that it prints when it starts."
+                ) from error
+            if isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
+                raise UnreachableError(_unreachable(url, error)) from error
             raise
 
     async def next_message(self) -> Message:
@@ -118,32 +118,45 @@ class Line:
     async def close(self) -> None:
         """End the conversation."""
         await self._socket.close()
-        await self.abandon()  # aiohttp would leave a TLS transport that is still closing
+        await self.abandon()
 
     async def abandon(self) -> None:
         """Cut the connection without a close message, so that the conversation can be resumed."""
         if self._transport is not None:
             self._transport.abort()
         await self._socket.close()  # sends nothing: the transport is gone
-        await self._http.close()
+        await _cut(self._transport, self._http)
 
 
-class _Upgrade:
-    """Keeps two things of an upgrade that aiohttp hides: the reason of a refusal, and the connection's transport."""
+async def _cut(transport: asyncio.Transport | None, http: aiohttp.ClientSession) -> None:
+    """Close the session and its connection. aiohttp alone would leave the transport closing, beyond the end of the loop."""
+    if transport is not None:
+        transport.abort()
+    await http.close()
+    await asyncio.sleep(0)  # the transport closes its socket in the loop's next round
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps the transport of its last connection, which aiohttp hides."""
 
     transport: asyncio.Transport | None = None
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        response = await handler(request)
-        if response.status < HTTPStatus.BAD_REQUEST:
-            self.transport = response.connection.transport if response.connection else None
-            return response
-        reason = _sentence((await response.text(errors="replace")).strip()) or response.reason or ""
-        response.close()
-        wait = response.headers.get("Retry-After", "")
-        raise RefusedError(response.status, reason, float(wait) if wait.isdigit() else None)
+    async def connect(self, *args: Any, **settings: Any) -> Connection:
+        connection = await super().connect(*args, **settings)
+        self.transport = connection.transport
+        return connection
+
+
+async def _reason_of_a_refusal(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Raises RefusedError for a response of at least 400: aiohttp would not read its body."""
+    response = await handler(request)
+    if response.status < HTTPStatus.BAD_REQUEST:
+        return response
+    reason = _sentence((await response.text(errors="replace")).strip()) or response.reason or ""
+    wait = response.headers.get("Retry-After", "")
+    raise RefusedError(response.status, reason, float(wait) if wait.isascii() and wait.isdigit() else None)
 
 
 def _sentence(body: str) -> str:

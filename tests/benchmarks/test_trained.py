@@ -1,11 +1,14 @@
 """The corpus of the trained small model: tokens stand where the runtime puts them."""
 
 import numpy as np
+import torch
+from trained_codec import Codec
 from trained_codes import Numbers
 from trained_corpus import shifted
 from trained_dialogues import aligned
 from trained_sizes import CONFIG
 
+from pplex.export import layers, mimi
 from pplex.runtime.config import CODEBOOKS, SILENCE_CODES, SINE_CODES
 from pplex.runtime.delays import DelayRing
 
@@ -49,3 +52,10 @@ def test_a_word_starts_in_its_frame_after_a_frame_that_ends_the_padding() -> Non
 
 def test_a_word_that_does_not_fit_is_left_out() -> None:
     assert aligned([(0.3, "cut")], 4, lambda word: [5, 6], PADDING).tolist() == [PADDING] * 4
+
+
+def test_training_a_codec_leaves_the_exported_function_as_it_is() -> None:
+    pcm = torch.randn(1, 2, CONFIG.frame_size)
+    sound, _, codes = Codec(CONFIG)(pcm)
+    assert (sound.shape, codes.shape) == (pcm.shape, (1, 2, CODEBOOKS))
+    assert mimi.elu is layers.elu

@@ -131,6 +131,17 @@ def test_a_refusal_has_the_status_and_the_servers_reason(server: Running, strict
     assert refusal.value.status == 401
 
 
+@pytest.mark.parametrize("settings", [{"token": "another"}, {"token": TOKEN, "voice": "Nobody"}])
+def test_a_refusal_leaves_no_socket_open(strict: Running, settings: dict[str, str]) -> None:
+    async def refused() -> None:
+        before = sum(file.is_socket() for file in Path("/proc/self/fd").iterdir())
+        with pytest.raises(RefusedError):
+            await attempt(strict.url, ssl=False, **settings)
+        assert sum(file.is_socket() for file in Path("/proc/self/fd").iterdir()) == before
+
+    run(refused())
+
+
 def test_an_untrusted_certificate_is_named(strict: Running) -> None:
     with pytest.raises(UnreachableError, match=r"certificate.*\n.*ssl=False"):
         run(attempt(strict.url.replace("https", "wss"), token=TOKEN))
