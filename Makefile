@@ -116,7 +116,7 @@ lint: .venv/test
 	cd .cache/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml $(PACKAGES:%=-p pplex.%)
 	PYTHONPATH=.cache/types $(BIN)/lint-imports --cache-dir .cache/imports
 	cd benchmarks && MYPYPATH=../.cache/types:../tests ../$(BIN)/mypy --config-file ../pyproject.toml \
-		fleet_run.py gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py kernels.py low_bits.py otel_cost.py protocol_cost.py scale_path.py trained.py trained_damage.py
+		fleet_run.py gpu.py gpu_pairs.py gpu_probes.py gpu_stand_in.py gpu_wheels.py kernels.py low_bits.py otel_cost.py peers.py protocol_cost.py scale_path.py trained.py trained_damage.py
 	cd tests && MYPYPATH=../.cache/types:. ../$(BIN)/mypy --config-file mypy.ini $$(find . -name '*.py' ! -path './server/agents/*')
 
 clean:
