@@ -9,7 +9,9 @@
 namespace pplex {
 namespace {
 
-constexpr size_t kChunkBytes = 128 << 10;  // of packed weights that a thread takes at a time, for one row
+constexpr size_t kMostBytes = 128 << 10;  // of packed weights that a thread takes at a time, for one row
+constexpr size_t kLeastBytes = 32 << 10;
+constexpr size_t kChunks = 64;  // of a small matrix, so that many threads end together
 constexpr int64_t kSerialRows = 2;         // so few rows are rounded faster than other threads wake up
 
 struct Work {
@@ -84,7 +86,8 @@ void multiply_chunk(void* data, size_t chunk) {
 }
 
 int64_t groups_at_a_time(const Matrix& matrix, int64_t rows) {
-  return std::max<int64_t>(1, int64_t(kChunkBytes / matrix.group_bytes()) / rows);
+  const size_t bytes = std::clamp(size_t(matrix.groups()) * matrix.group_bytes() / kChunks, kLeastBytes, kMostBytes);
+  return std::max<int64_t>(1, int64_t(bytes / matrix.group_bytes()) / rows);
 }
 
 void run(const Pool& pool, void (*task)(void*, size_t), size_t count, bool serial, void* data) {
