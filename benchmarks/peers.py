@@ -203,7 +203,7 @@ def _run(session: Any, x: Array) -> Array:
 
 
 def measured(chains: dict[str, Chain], threads: int) -> list[dict[str, Any]]:
-    """One row for each number of rows: medians in milliseconds, and how often each is slower than ours."""
+    """One row for each number of rows: medians in milliseconds, and how many times as long as ours each takes."""
     bandwidth, rows = Bandwidth(threads), list[dict[str, Any]]()
     for count in ROWS:
         x = np.random.default_rng(count).standard_normal((count, SIZE), np.float32)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from http import HTTPStatus
 from ssl import SSLContext
 from typing import Any, Self
@@ -59,10 +60,8 @@ class LostError(ServerError):
 class Line:
     """One WebSocket: messages out and in."""
 
-    def __init__(
-        self, http: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse, transport: asyncio.Transport | None
-    ):
-        self._http, self._socket, self._transport = http, socket, transport
+    def __init__(self, http: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse, connector: "_Connector"):
+        self._http, self._socket, self._connector = http, socket, connector
         self.complaint = ""  # what the server has said about its reason to close, if it says so in a message
         self.silence_s = SILENCE_S
 
@@ -79,19 +78,19 @@ class Line:
             headers=headers,
         )
         try:
-            target = server_url(url, path).with_query(query)
-            socket = await http.ws_connect(target, ssl=ssl, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S))
-            return cls(http, socket, connector.transport)
-        except BaseException as error:
-            await _cut(connector.transport, http)
-            if isinstance(error, aiohttp.WSServerHandshakeError):
-                raise UnreachableError(
-                    f"{url} answered {error.status} instead of opening a WebSocket. This is not a pplex-export server. "
-                    "Give the address that it prints when it starts."
-                ) from error
-            if isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
-                raise UnreachableError(_unreachable(url, error)) from error
-            raise
+            async with AsyncExitStack() as failure:
+                failure.push_async_callback(_cut, connector, http)
+                target = server_url(url, path).with_query(query)
+                socket = await http.ws_connect(target, ssl=ssl, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S))
+                failure.pop_all()
+            return cls(http, socket, connector)
+        except aiohttp.WSServerHandshakeError as error:
+            raise UnreachableError(
+                f"{url} answered {error.status} instead of opening a WebSocket. This is not a pplex-export server. "
+                "Give the address that it prints when it starts."
+            ) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(_unreachable(url, error)) from error
 
     async def next_message(self) -> Message:
         """The server's next message. Raises ClosedError if the server closed, LostError if the connection was lost."""
@@ -122,29 +121,32 @@ class Line:
 
     async def abandon(self) -> None:
         """Cut the connection without a close message, so that the conversation can be resumed."""
-        if self._transport is not None:
-            self._transport.abort()
-        await self._socket.close()  # sends nothing: the transport is gone
-        await _cut(self._transport, self._http)
-
-
-async def _cut(transport: asyncio.Transport | None, http: aiohttp.ClientSession) -> None:
-    """Close the session and its connection. aiohttp alone would leave the transport closing, beyond the end of the loop."""
-    if transport is not None:
-        transport.abort()
-    await http.close()
-    await asyncio.sleep(0)  # the transport closes its socket in the loop's next round
+        self._connector.abort()
+        await self._socket.close()  # sends nothing: the connection is gone
+        await _cut(self._connector, self._http)
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Keeps the transport of its last connection, which aiohttp hides."""
+    """Keeps its last connection, which aiohttp forgets while a TLS connection is still closing."""
 
-    transport: asyncio.Transport | None = None
+    _last: asyncio.Transport | None = None
 
     async def connect(self, *args: Any, **settings: Any) -> Connection:
         connection = await super().connect(*args, **settings)
-        self.transport = connection.transport
+        self._last = connection.transport
         return connection
+
+    def abort(self) -> None:
+        """Cut the connection at once, whatever is still to be sent."""
+        if self._last is not None:
+            self._last.abort()
+
+
+async def _cut(connector: _Connector, http: aiohttp.ClientSession) -> None:
+    """Close the session and its connection, before the loop can end."""
+    connector.abort()
+    await http.close()
+    await asyncio.sleep(0)  # the connection closes its socket in the loop's next round
 
 
 async def _reason_of_a_refusal(

@@ -9,10 +9,10 @@
 namespace pplex {
 namespace {
 
-constexpr size_t kMostBytes = 128 << 10;  // of packed weights that a thread takes at a time, for one row
-constexpr size_t kLeastBytes = 32 << 10;
-constexpr size_t kChunks = 64;  // of a small matrix, so that many threads end together
-constexpr int64_t kSerialRows = 2;         // so few rows are rounded faster than other threads wake up
+// Packed weights that a thread takes at a time, for one row: a kChunks-th of a matrix, so that many threads end together.
+constexpr size_t kLeastBytes = 32 << 10, kMostBytes = 128 << 10;
+constexpr size_t kChunks = 64;
+constexpr int64_t kSerialRows = 2;  // so few rows are rounded faster than other threads wake up
 
 struct Work {
   const Matrix& matrix;
